@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Function identifiers.
+//!
+//! Calls that Gunyah has keep its number and meaning; Escrow's own begin at
+//! `n = 0x100` of the vendor-specific hypervisor range. The comment of each
+//! call lists its arguments (`x1`…) and its results after `→` (`x1`…; `x0` is
+//! the error everywhere).
+//!
+//! A call that takes a list (`list`, `count`) reads `count` (1 to
+//! [`LIST_MAX`](crate::LIST_MAX)) entries of [`MemEntry`](crate::MemEntry)
+//! from `list`, a page-aligned address in memory that the caller owns; the
+//! list may run on over adjacent pages. Such a call happens for all of its
+//! entries or for none. On an error that concerns one entry, `x1` is that
+//! entry's index in the list, and `x2` a detail that the error explains.
+
+/// Fast call, 64-bit convention, owner "vendor specific hypervisor service".
+const VENDOR_HYP_64: u32 = 0xC600_0000;
+
+const fn vendor(n: u32) -> u32 {
+    VENDOR_HYP_64 | 0x8000 | n
+}
+
+/// SMCCC version of the calling convention itself. → (in `x0`) 0x10002
+pub const SMCCC_VERSION: u32 = 0x8000_0000;
+/// SMCCC architecture features. `x1`: function identifier
+pub const SMCCC_ARCH_FEATURES: u32 = 0x8000_0001;
+/// The UID of the vendor-hypervisor service: `x0`–`x3`, no error number.
+pub const VENDOR_HYP_UID: u32 = 0x8600_FF01;
+
+/// The UID that [`VENDOR_HYP_UID`] answers, as `w0`–`w3`.
+///
+/// It is Gunyah's (19bd54bd-0b37-571b-946f-609b54539de6), because that is how
+/// guests written for Gunyah find the calls that Escrow shares with it. Who
+/// answers is in [`HYP_IDENTIFY`]'s variant.
+pub const UID: [u32; 4] = [0xbd54_bd19, 0x1b57_370b, 0x9b60_6f94, 0xe69d_5354];
+
+/// Identifies the hypervisor.
+/// → (in `x0`) API information, see [`IDENTIFY_INFO`]; `x1`–`x3`: 0
+pub const HYP_IDENTIFY: u32 = vendor(0x00);
+/// What [`HYP_IDENTIFY`] answers in `x0`: API version 1 (bits 13:0), 64-bit
+/// (bit 15), variant (bits 63:56) `'E'` for Escrow.
+pub const IDENTIFY_INFO: u64 = (b'E' as u64) << 56 | 1 << 15 | 1;
+
+/// Runs a vCPU until something needs its host. See [`crate::run`].
+/// vCPU handle, three words of resume data, 0 → state, three words of data
+pub const VCPU_RUN: u32 = vendor(0x65);
+/// Made by a guest: changes what the owner of lent memory may do with it.
+/// 0, guest address, size (bytes, both page-aligned), `MODIFY_*` flags
+pub const MODIFY_PAGES: u32 = vendor(0x69);
+
+/// [`MODIFY_PAGES`]: the owner may take the pages back whenever it likes.
+pub const MODIFY_UNLOCK: u64 = 1 << 0;
+/// [`MODIFY_PAGES`]: the pages are zeroed before they are unlocked. Without
+/// it, the owner finds what the guest left in them.
+pub const MODIFY_SANITIZE: u64 = 1 << 1;
+/// [`MODIFY_PAGES`]: the pages' cache lines are cleaned to memory.
+pub const MODIFY_FLUSH: u64 = 1 << 2;
+
+/// Creates a VM out of donated pages. list, count → VM handle
+///
+/// The pages become the VM's metadata: stage-2 tables and vCPUs. At least
+/// one is needed, for the root table. They are donated under the rule of
+/// [`MEM_LEND`]'s reports; guest addresses and rights must be zero, orders
+/// [`ORDER_PAGE`](crate::ORDER_PAGE).
+pub const VM_CREATE: u32 = vendor(0x100);
+/// Declares or withdraws a range of guest addresses as memory.
+/// VM handle, `CONFIGURE_*` key, guest address, size (bytes, page-aligned)
+///
+/// A guest access to declared memory that is not there ends in
+/// [`run::PAGE_FAULT`](crate::run::PAGE_FAULT), which shows the host an address and nothing else;
+/// elsewhere it is an MMIO access, decoded for emulation.
+pub const VM_CONFIGURE: u32 = vendor(0x101);
+/// Donates more metadata pages to a VM. VM handle, list, count
+pub const VM_TOP_UP: u32 = vendor(0x102);
+/// Allows a VM's vCPUs to run. VM handle
+pub const VM_START: u32 = vendor(0x103);
+/// Ends a VM. VM handle
+///
+/// Its handles are dead at once. Its pages, lent and donated, stay out of
+/// reach until [`MEM_RECLAIM`] brings each home. [`Error::Busy`](crate::Error::Busy) while a vCPU is
+/// inside `VCPU_RUN` on another CPU: none can enter again, so interrupt that
+/// CPU and call again.
+pub const VM_DESTROY: u32 = vendor(0x104);
+/// Counts of a VM. VM handle → state (0 created, 1 started, 2 ending), pages
+/// reachable by the guest (lent and shared), metadata pages, those of them free
+pub const VM_INFO: u32 = vendor(0x105);
+
+/// Key of [`VM_CONFIGURE`]: declare a range as memory.
+pub const CONFIGURE_MEMORY_ADD: u64 = 1;
+/// Key of [`VM_CONFIGURE`]: withdraw a range, or a part of one.
+pub const CONFIGURE_MEMORY_REMOVE: u64 = 2;
+
+/// Creates a vCPU in one of the VM's free metadata pages.
+/// VM handle, index (0 to 31) → vCPU handle
+pub const VCPU_CREATE: u32 = vendor(0x110);
+/// Sets a register that the vCPU starts with.
+/// vCPU handle, `set << 8 | index` (sets: 0 X0–X30, 1 PC, 2 SP), value
+///
+/// Only before the VM is started.
+pub const VCPU_SET_REGISTER: u32 = vendor(0x111);
+
+/// Owner: opens pages to a VM as well. VM handle, list, count
+pub const MEM_SHARE: u32 = vendor(0x120);
+/// Owner: takes shared pages from their borrower. list, count
+///
+/// All entries of one call name pages shared with one VM.
+pub const MEM_UNSHARE: u32 = vendor(0x121);
+/// Owner: gives pages to a VM and loses sight of them. VM handle, list, count
+///
+/// Each entry carries the owner's report of who uses the folio. The first
+/// entry, in list order, with an excess or an accessible count refuses the
+/// call: [`Error::Excess`](crate::Error::Excess) or
+/// [`Error::Accessible`](crate::Error::Accessible), with the number in `x2`.
+pub const MEM_LEND: u32 = vendor(0x122);
+/// Owner: takes pages home. list, count
+///
+/// A lent page whose borrower unlocked it or is dead; a shared or a metadata
+/// page of a dead VM. All entries of one call are of one VM. Pages come home
+/// zeroed, unless their borrower lives and unlocked them with their contents.
+pub const MEM_RECLAIM: u32 = vendor(0x123);
+
+/// A counter of the ledger. `INFO_*` selector, for `INFO_PAGES` a
+/// [`FrameState`](crate::FrameState) → value
+pub const LEDGER_INFO: u32 = vendor(0x130);
+/// The state of a frame that the caller owns. physical address →
+/// [`FrameState`](crate::FrameState)
+///
+/// [`Error::NotOwner`](crate::Error::NotOwner) for any other.
+pub const FRAME_INFO: u32 = vendor(0x131);
+
+/// Selector of [`LEDGER_INFO`]: 4 KiB pages in a state.
+pub const INFO_PAGES: u64 = 0;
+/// Selector of [`LEDGER_INFO`]: VMs that exist, the host not counted; one
+/// that is destroyed counts until its last page is home.
+pub const INFO_VMS: u64 = 1;
+/// Selector of [`LEDGER_INFO`]: CPUs that Escrow runs on.
+pub const INFO_CPUS: u64 = 2;
+/// Selector of [`LEDGER_INFO`]: Escrow's version, `major << 32 | minor << 16 | patch`.
+pub const INFO_VERSION: u64 = 3;

@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! What [`call::VCPU_RUN`](crate::call::VCPU_RUN) answers: a state in `x1` and
+//! data in `x2`–`x4`, and the resume data that the next call brings along.
+//!
+//! States below 0x100 are Gunyah's.
+
+/// A physical interrupt, or another reason that is the host's own, ended the
+/// run. Call again.
+pub const READY: u64 = 0;
+/// The guest waits for an interrupt. data 0: 0; data 1: 0; data 2: the counter
+/// value (`CNTVCT_EL0` of the host) at which its timer fires, all ones if none is armed.
+pub const EXPECTS_WAKEUP: u64 = 1;
+/// The vCPU is switched off (PSCI CPU_OFF, or never switched on).
+pub const POWERED_OFF: u64 = 2;
+/// The guest reads MMIO. data 0: guest address; data 1: size in bytes (1, 2,
+/// 4 or 8). Resume data 0: the value read; resume data 1: an `ACTION_*`.
+pub const MMIO_READ: u64 = 4;
+/// The guest writes MMIO. data 0: guest address; data 1: size in bytes;
+/// data 2: the value. Resume data 1: an `ACTION_*`.
+pub const MMIO_WRITE: u64 = 5;
+/// The guest touched declared memory that is not there, or not with the
+/// rights it needs. data 0: guest address; data 1: size of the missing piece
+/// (bytes); data 2: bit 0 set for a write, bit 1 for an instruction fetch.
+/// Resume data 1: an `ACTION_*`, where `ACTION_EMULATE` counts as a retry.
+pub const PAGE_FAULT: u64 = 7;
+/// The guest is down. data 0: 0 switched off, 1 reset asked for.
+pub const SYSTEM_DOWN: u64 = 0x100;
+/// The guest did what cannot be emulated, for instance MMIO by an instruction without a
+/// syndrome. data 0: `ESR_EL2`; data 1: guest address. Resume data 1:
+/// `ACTION_FAULT` injects an abort into the guest, `ACTION_RETRY` runs the
+/// instruction again.
+pub const FAULT: u64 = 0x101;
+
+/// Resume action: done, with the value in resume data 0 for a read.
+pub const ACTION_EMULATE: u64 = 0;
+/// Resume action: run the instruction again.
+pub const ACTION_RETRY: u64 = 1;
+/// Resume action: inject a synchronous external abort into the guest.
+pub const ACTION_FAULT: u64 = 2;
+
+/// [`PAGE_FAULT`]'s data 2: the access is a write.
+pub const FAULT_WRITE: u64 = 1 << 0;
+/// [`PAGE_FAULT`]'s data 2: the access is an instruction fetch.
+pub const FAULT_EXECUTE: u64 = 1 << 1;
