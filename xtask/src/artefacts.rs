@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Where the results of a build are.
+//!
+//! `cargo xtask test` hands these paths to the test programs in the
+//! environment, one variable for each field of [`Artefacts`]; a test reads
+//! them back with [`Artefacts::from_env`].
+
+use std::env;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+macro_rules! artefacts {
+    ($($(#[$doc:meta])* $field:ident = $variable:literal;)*) => {
+        /// The files that boots are made of.
+        #[derive(Clone, Debug, PartialEq, Eq)]
+        pub struct Artefacts {
+            $($(#[$doc])* #[doc = concat!("\n\nIn the environment: `", $variable, "`.")] pub $field: PathBuf,)*
+        }
+
+        impl Artefacts {
+            /// Reads the paths that `cargo xtask test` left in the environment.
+            ///
+            /// # Errors
+            /// A variable is missing: the program was not started by
+            /// `cargo xtask test`.
+            pub fn from_env() -> Result<Self> {
+                let path = |variable: &str| {
+                    env::var_os(variable)
+                        .map(PathBuf::from)
+                        .with_context(|| format!("{variable} is not set: run this by `cargo xtask test`"))
+                };
+                Ok(Self { $($field: path($variable)?,)* })
+            }
+
+            /// The environment variables that [`from_env`](Self::from_env) reads.
+            #[must_use]
+            pub fn to_env(&self) -> Vec<(&'static str, OsString)> {
+                vec![$(($variable, self.$field.clone().into_os_string()),)*]
+            }
+        }
+    };
+}
+
+artefacts! {
+    /// Escrow as a flat arm64 `Image`.
+    image = "ESCROW_IMG";
+    /// Escrow as ELF with its symbols, for gdb and for booting by ELF.
+    elf = "ESCROW_ELF";
+    /// Folder of the bare-metal payloads, one `NAME.img` each.
+    payloads = "ESCROW_PAYLOADS";
+    /// The host's kernel: a stock Debian arm64 `Image`.
+    host_kernel = "ESCROW_HOST_KERNEL";
+    /// Folder of the host kernel's own modules (`lib/modules/RELEASE`).
+    host_modules = "ESCROW_HOST_MODULES";
+    /// The host's initramfs, with the shim and the `escrow` program in it.
+    initramfs = "ESCROW_INITRAMFS";
+    /// The shim.
+    module = "ESCROW_MODULE";
+    /// The `escrow` program, static, for arm64 Linux.
+    vmm = "ESCROW_VMM";
+    /// A kernel for guests: a Debian cloud arm64 `Image`.
+    guest_kernel = "ESCROW_GUEST_KERNEL";
+    /// Busybox, static, for arm64 Linux.
+    busybox = "ESCROW_BUSYBOX";
+    /// `qemu-system-aarch64`.
+    qemu = "ESCROW_QEMU";
+}
+
+/// What a build leaves in the workspace's `target` folder.
+#[derive(Clone, Debug)]
+pub struct BuildPaths {
+    root: PathBuf,
+}
+
+impl BuildPaths {
+    /// The artefacts of the workspace whose target folder is `target`.
+    #[must_use]
+    pub fn new(target: impl Into<PathBuf>) -> Self {
+        Self { root: target.into() }
+    }
+
+    /// The target folder itself.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Escrow as ELF, with symbols.
+    #[must_use]
+    pub fn elf(&self) -> PathBuf {
+        self.root.join("escrow.elf")
+    }
+
+    /// Escrow as a flat arm64 `Image`.
+    #[must_use]
+    pub fn image(&self) -> PathBuf {
+        self.root.join("escrow.img")
+    }
+
+    /// Folder of the payloads' images.
+    #[must_use]
+    pub fn payloads(&self) -> PathBuf {
+        self.root.join("payloads")
+    }
+
+    /// Folder of what runs on the host.
+    #[must_use]
+    pub fn host(&self) -> PathBuf {
+        self.root.join("host")
+    }
+
+    /// The `escrow` program.
+    #[must_use]
+    pub fn vmm(&self) -> PathBuf {
+        self.host().join("escrow")
+    }
+
+    /// The shim.
+    #[must_use]
+    pub fn module(&self) -> PathBuf {
+        self.host().join("escrow.ko")
+    }
+
+    /// The host's initramfs.
+    #[must_use]
+    pub fn initramfs(&self) -> PathBuf {
+        self.host().join("initramfs.cpio.gz")
+    }
+
+    /// Where Kbuild works, so that the source tree stays clean.
+    #[must_use]
+    pub fn module_build(&self) -> PathBuf {
+        self.root.join("module-build")
+    }
+
+    /// The serial log of the last batch run.
+    #[must_use]
+    pub fn batch_log(&self) -> PathBuf {
+        self.root.join("batch.log")
+    }
+}
