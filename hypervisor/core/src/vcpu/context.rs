@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The register state of a vCPU.
+//!
+//! The layout is `repr(C)` because the world switch reads and writes it from
+//! assembly; it asserts the offsets that it uses.
+
+use spin::mutex::TicketMutex;
+
+use super::resume::Pending;
+
+/// A vCPU in the page that was donated for it. Whoever runs the vCPU holds the
+/// lock for as long as the guest is inside.
+pub type VcpuCell = TicketMutex<Vcpu>;
+
+/// The general registers, and where the guest is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct GeneralRegisters {
+    /// X0 to X30.
+    pub x: [u64; 31],
+    /// The address of the guest's next instruction.
+    pub pc: u64,
+    /// The guest's PSTATE, in the layout of `SPSR_EL2`.
+    pub pstate: u64,
+}
+
+impl GeneralRegisters {
+    /// Reads general register `n` of an instruction; 31 is XZR.
+    pub fn read(&self, n: usize) -> u64 {
+        self.x.get(n).copied().unwrap_or(0)
+    }
+
+    /// Writes general register `n` of an instruction; 31 is XZR.
+    pub fn write(&mut self, n: usize, value: u64) {
+        if let Some(register) = self.x.get_mut(n) {
+            *register = value;
+        }
+    }
+}
+
+/// What EL1 and EL0 own of the system registers, other than the timer's.
+///
+/// The pointer-authentication keys are low and high halves of IA, IB, DA, DB
+/// and GA in this order; unused where the CPU has none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+#[allow(missing_docs)] // The names are the architecture's.
+pub struct El1Registers {
+    pub sctlr: u64,
+    pub cpacr: u64,
+    pub ttbr0: u64,
+    pub ttbr1: u64,
+    pub tcr: u64,
+    pub mair: u64,
+    pub amair: u64,
+    pub vbar: u64,
+    pub elr: u64,
+    pub spsr: u64,
+    pub esr: u64,
+    pub far: u64,
+    pub afsr0: u64,
+    pub afsr1: u64,
+    pub par: u64,
+    pub contextidr: u64,
+    pub tpidr_el0: u64,
+    pub tpidrro_el0: u64,
+    pub tpidr_el1: u64,
+    pub sp_el0: u64,
+    pub sp_el1: u64,
+    pub cntkctl: u64,
+    pub csselr: u64,
+    pub mdscr: u64,
+    pub keys: [u64; 10],
+}
+
+/// The virtual timer of a vCPU.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct TimerRegisters {
+    /// `CNTV_CTL_EL0`: bit 0 enable, bit 1 masked, bit 2 the condition was met
+    /// when the guest was left.
+    pub ctl: u64,
+    /// `CNTV_CVAL_EL0`.
+    pub cval: u64,
+    /// `CNTVOFF_EL2`: what the guest's counter is behind the physical one.
+    pub offset: u64,
+}
+
+impl TimerRegisters {
+    const ENABLE: u64 = 1 << 0;
+    const IMASK: u64 = 1 << 1;
+    const ISTATUS: u64 = 1 << 2;
+
+    /// Whether the timer was asserting its interrupt when the guest was left.
+    pub const fn is_pending(&self) -> bool {
+        self.ctl & (Self::ENABLE | Self::IMASK | Self::ISTATUS) == Self::ENABLE | Self::ISTATUS
+    }
+
+    /// When the timer fires, as a value of the physical counter; `None` if it
+    /// is off or masked.
+    pub const fn deadline(&self) -> Option<u64> {
+        if self.ctl & (Self::ENABLE | Self::IMASK) == Self::ENABLE {
+            Some(self.cval.wrapping_add(self.offset))
+        } else {
+            None
+        }
+    }
+}
+
+/// The SIMD and floating-point registers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[repr(C, align(16))]
+pub struct FpRegisters {
+    /// V0 to V31.
+    pub v: [u128; 32],
+    /// `FPSR`.
+    pub fpsr: u64,
+    /// `FPCR`.
+    pub fpcr: u64,
+}
+
+impl Default for FpRegisters {
+    fn default() -> Self {
+        Self { v: [0; 32], fpsr: 0, fpcr: 0 }
+    }
+}
+
+/// `SCTLR_EL1` of a vCPU that starts: MMU and caches off, little-endian, and
+/// the bits set that are RES1 without the feature that gives them a meaning
+/// (LSMAOE, nTLSMD, SPAN, EIS, TSCXT, EOS).
+pub const SCTLR_EL1_RESET: u64 = 0x30d0_0800;
+
+/// PSTATE of a vCPU that starts: EL1 with its own stack pointer, D, A, I and F
+/// masked.
+pub const PSTATE_RESET: u64 = 0x3c5;
+
+/// A virtual CPU.
+#[derive(Clone, Debug)]
+#[repr(C)]
+pub struct Vcpu {
+    /// General registers; first, for the world switch.
+    pub regs: GeneralRegisters,
+    /// System registers.
+    pub el1: El1Registers,
+    /// `VMPIDR_EL2`: who the guest thinks this CPU is.
+    pub vmpidr: u64,
+    /// The virtual timer.
+    pub timer: TimerRegisters,
+    /// SIMD and floating point.
+    pub fp: FpRegisters,
+    /// What the host has yet to answer.
+    pub(super) pending: Pending,
+}
+
+const _: () = assert!(size_of::<VcpuCell>() <= escrow_abi::PAGE_SIZE as usize);
+
+impl Vcpu {
+    /// A vCPU as it comes out of reset, with its index in the VM as affinity.
+    pub fn new(index: u8) -> Vcpu {
+        // Bit 31 is RES1, bit 30 (U) clear: one of several. Level 0 holds 16
+        // CPUs at the most, for what a GICv3's SGI target list can address.
+        let affinity = (index as u64 & 0xf) | (index as u64 >> 4) << 8;
+        Vcpu {
+            regs: GeneralRegisters { pstate: PSTATE_RESET, ..Default::default() },
+            el1: El1Registers { sctlr: SCTLR_EL1_RESET, ..Default::default() },
+            vmpidr: 1 << 31 | affinity,
+            timer: TimerRegisters::default(),
+            fp: FpRegisters::default(),
+            pending: Pending::None,
+        }
+    }
+}
