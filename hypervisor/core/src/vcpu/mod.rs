@@ -9,7 +9,5 @@
 mod context;
 mod resume;
 
-pub use context::{
-    El1Registers, FpRegisters, GeneralRegisters, TimerRegisters, Vcpu, VcpuCell,
-};
+pub use context::{El1Registers, FpRegisters, GeneralRegisters, TimerRegisters, Vcpu, VcpuCell};
 pub use resume::Pending;
