@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Set-up: everything that a build and a boot need and the repository does
+//! not hold. What is there already is only looked at, which takes a moment.
+
+mod components;
+mod debian;
+mod rust;
+mod system;
+
+use std::path::{Path, PathBuf};
+use std::{env, fs};
+
+use anyhow::{Context, Result, anyhow, bail};
+
+pub use components::{GuestKernel, HostKernel};
+pub use rust::{BareMetal, SOFTFLOAT, STATIC_LINUX};
+
+use crate::say;
+
+/// What set-up may do.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// Look for newer versions of what is in the cache.
+    pub refresh: bool,
+    /// Leave the system's packages alone, also where they could be installed.
+    pub no_install: bool,
+}
+
+/// The user's folder for what was fetched.
+#[derive(Clone, Debug)]
+pub struct Cache(PathBuf);
+
+impl Cache {
+    /// `$XDG_CACHE_HOME/escrow`, or `~/.cache/escrow`.
+    pub fn open() -> Result<Self> {
+        let base = match env::var_os("XDG_CACHE_HOME").filter(|path| !path.is_empty()) {
+            Some(base) => PathBuf::from(base),
+            None => env::home_dir()
+                .context("neither XDG_CACHE_HOME nor HOME says where the cache folder is")?
+                .join(".cache"),
+        };
+        // Make's include paths are among what is made of this one.
+        let base = std::path::absolute(base)?;
+        Ok(Self(base.join("escrow")))
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    fn create(&self) -> Result<()> {
+        fs::create_dir_all(&self.0)
+            .with_context(|| format!("cannot create the cache folder {}", self.0.display()))
+    }
+}
+
+/// A thing that set-up provides, or why it could not.
+type Provided<T> = Result<T, String>;
+
+/// What is there to work with.
+#[derive(Debug)]
+pub struct Setup {
+    qemu: Provided<PathBuf>,
+    cross_compiler: Provided<()>,
+    kernel_tools: Provided<()>,
+    bare_metal: Provided<BareMetal>,
+    host_kernel: Provided<HostKernel>,
+    guest_kernel: Provided<GuestKernel>,
+    busybox: Provided<PathBuf>,
+}
+
+impl Setup {
+    /// Looks for every part, and gets those that are missing, as far as this
+    /// machine and this user allow.
+    pub fn ensure(options: Options) -> Result<Self> {
+        let cache = Cache::open()?;
+        cache.create()?;
+        let _lock = components::lock(&cache)?;
+        let missing = system::install_missing(&cache, options);
+        let mut parts = components::Store::new(&cache, options.refresh);
+        Ok(Self {
+            qemu: system::qemu().map_err(|why| format!("{why}; {missing}")),
+            cross_compiler: missing.without(system::Use::CrossCompiler),
+            kernel_tools: missing.without(system::Use::Kbuild),
+            bare_metal: provided(rust::provide(&mut parts)),
+            host_kernel: provided(parts.host_kernel()),
+            guest_kernel: provided(parts.guest_kernel()),
+            busybox: provided(parts.busybox()),
+        })
+    }
+
+    /// What is missing, a line each.
+    pub fn problems(&self) -> Vec<String> {
+        fn problem<T>(what: &str, part: &Provided<T>) -> Option<String> {
+            Some(format!("{what}: {}", part.as_ref().err()?))
+        }
+        let problems = [
+            problem("QEMU", &self.qemu),
+            problem("arm64 cross compiler", &self.cross_compiler),
+            problem("tools for the kernel's build", &self.kernel_tools),
+            problem("Rust for bare metal", &self.bare_metal),
+            problem("host kernel", &self.host_kernel),
+            problem("guest kernel", &self.guest_kernel),
+            problem("busybox", &self.busybox),
+        ];
+        problems.into_iter().flatten().collect()
+    }
+
+    pub fn qemu(&self) -> Result<&Path> {
+        need(&self.qemu).map(PathBuf::as_path)
+    }
+
+    /// Succeeds when arm64 programs and modules can be compiled and linked.
+    pub fn cross_compiler(&self) -> Result<()> {
+        need(&self.cross_compiler).copied()
+    }
+
+    /// Succeeds when kernel modules can be built.
+    pub fn kernel_tools(&self) -> Result<()> {
+        need(&self.kernel_tools).copied()
+    }
+
+    pub fn bare_metal(&self) -> Result<&BareMetal> {
+        need(&self.bare_metal)
+    }
+
+    pub fn host_kernel(&self) -> Result<&HostKernel> {
+        need(&self.host_kernel)
+    }
+
+    pub fn guest_kernel(&self) -> Result<&GuestKernel> {
+        need(&self.guest_kernel)
+    }
+
+    pub fn busybox(&self) -> Result<&Path> {
+        need(&self.busybox).map(PathBuf::as_path)
+    }
+
+    /// Says what there is: `cargo xtask setup`'s answer.
+    pub fn report(&self) -> Result<()> {
+        let there = [
+            self.qemu().map(|p| ("QEMU", p.display().to_string())),
+            self.bare_metal().map(|b| ("Rust for bare metal", b.to_string())),
+            self.host_kernel().map(|k| ("host kernel", k.to_string())),
+            self.guest_kernel().map(|k| ("guest kernel", k.to_string())),
+            self.busybox().map(|p| ("busybox", p.display().to_string())),
+        ];
+        for (what, how) in there.into_iter().flatten() {
+            say!("{what}: {how}");
+        }
+        let problems = self.problems();
+        if problems.is_empty() {
+            return Ok(());
+        }
+        for problem in &problems {
+            say!("MISSING {problem}");
+        }
+        bail!("set-up is not complete: {} missing", problems.len())
+    }
+}
+
+fn provided<T>(part: Result<T>) -> Provided<T> {
+    part.map_err(|error| format!("{error:#}"))
+}
+
+fn need<T>(part: &Provided<T>) -> Result<&T> {
+    part.as_ref().map_err(|why| anyhow!("{why}"))
+}

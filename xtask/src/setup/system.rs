@@ -1,0 +1,208 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Programs that come with the system: looked for, and installed on Debian.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use xtask::qemu::OLDEST;
+
+use super::debian::{Apt, Os};
+use super::{Cache, Options, Provided};
+use crate::say;
+use crate::shell::{Step, find_program, output_of};
+
+const QEMU: &str = "qemu-system-aarch64";
+
+/// What a tool is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Use {
+    Qemu,
+    CrossCompiler,
+    Kbuild,
+}
+
+enum Test {
+    Program(&'static str),
+    File(&'static str),
+    Qemu,
+}
+
+struct Tool {
+    test: Test,
+    /// Debian's package with it.
+    package: &'static str,
+    purpose: Use,
+}
+
+const fn tool(purpose: Use, test: Test, package: &'static str) -> Tool {
+    Tool { test, package, purpose }
+}
+
+#[cfg(target_arch = "aarch64")]
+const STATIC_LIBC: Tool =
+    tool(Use::CrossCompiler, Test::File("/usr/lib/aarch64-linux-gnu/libc.a"), "libc6-dev");
+#[cfg(not(target_arch = "aarch64"))]
+const STATIC_LIBC: Tool = tool(
+    Use::CrossCompiler,
+    Test::File("/usr/aarch64-linux-gnu/lib/libc.a"),
+    "libc6-dev-arm64-cross",
+);
+
+const TOOLS: &[Tool] = &[
+    tool(Use::Qemu, Test::Qemu, "qemu-system-arm"),
+    tool(Use::CrossCompiler, Test::Program("aarch64-linux-gnu-gcc"), "gcc-aarch64-linux-gnu"),
+    STATIC_LIBC,
+    tool(Use::Kbuild, Test::Program("make"), "make"),
+    tool(Use::Kbuild, Test::Program("pahole"), "dwarves"),
+    tool(Use::Kbuild, Test::Program("modinfo"), "kmod"),
+];
+
+impl Tool {
+    fn is_there(&self) -> bool {
+        match self.test {
+            Test::Program(name) => find_program(name).is_some(),
+            Test::File(path) => Path::new(path).exists(),
+            Test::Qemu => qemu().is_ok(),
+        }
+    }
+}
+
+/// Tools that are not there, and how to get them.
+pub struct Missing {
+    tools: Vec<&'static Tool>,
+    remedy: String,
+}
+
+impl Missing {
+    /// Fails when a tool for `purpose` is missing.
+    pub fn without(&self, purpose: Use) -> Provided<()> {
+        if self.tools.iter().any(|tool| tool.purpose == purpose) {
+            Err(self.to_string())
+        } else {
+            Ok(())
+        }
+    }
+}
+
+impl fmt::Display for Missing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for tool in &self.tools {
+            match tool.test {
+                Test::Program(name) => write!(f, "{name}, ")?,
+                Test::File(path) => write!(f, "{path}, ")?,
+                Test::Qemu => write!(f, "{QEMU} {}.{} or newer, ", OLDEST.0, OLDEST.1)?,
+            }
+        }
+        f.write_str(&self.remedy)
+    }
+}
+
+/// The QEMU to use.
+pub fn qemu() -> Provided<PathBuf> {
+    let found = || -> Result<PathBuf> {
+        let path = find_program(QEMU).with_context(|| format!("there is no {QEMU}"))?;
+        let text = output_of(Command::new(&path).arg("--version"))?;
+        let version = parse_version(&text).with_context(|| format!("what version is {text:?}?"))?;
+        if version < OLDEST {
+            bail!(
+                "{} is version {}.{}, and {}.{} is the oldest that will do",
+                path.display(),
+                version.0,
+                version.1,
+                OLDEST.0,
+                OLDEST.1
+            );
+        }
+        Ok(path)
+    };
+    found().map_err(|error| format!("{error:#}"))
+}
+
+/// `QEMU emulator version 10.0.2 (…)` → (10, 0)
+fn parse_version(text: &str) -> Option<(u32, u32)> {
+    let mut numbers = text.split("version ").nth(1)?.split(['.', ' ', '(', '\n']);
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+/// Installs the tools that are missing where that is possible, and tells which
+/// are still missing.
+pub fn install_missing(cache: &Cache, options: Options) -> Missing {
+    let tools = missing_tools();
+    if tools.is_empty() {
+        return Missing { tools, remedy: String::new() };
+    }
+    let remedy = match install(cache, options, &tools) {
+        Ok(()) => "which Debian's packages were expected to bring".to_owned(),
+        Err(error) => {
+            say!("cannot install all that is missing: {error:#}");
+            format!("{error:#}")
+        }
+    };
+    Missing { tools: missing_tools(), remedy }
+}
+
+fn missing_tools() -> Vec<&'static Tool> {
+    TOOLS.iter().filter(|tool| !tool.is_there()).collect()
+}
+
+fn install(cache: &Cache, options: Options, tools: &[&Tool]) -> Result<()> {
+    let os = Os::detect();
+    let names: Vec<_> = tools.iter().map(|tool| tool.package).collect();
+    if !os.is_debian() {
+        bail!(
+            "on {}, install what Debian has in the package(s) {}",
+            if os.name.is_empty() { "this system" } else { &os.name },
+            names.join(" ")
+        );
+    }
+    let apt = Apt::of_system(&cache.path().join("apt-system"), &os)?;
+    apt.update()?;
+    let packages = with_suites(&apt, &os, tools)?;
+    let packages: Vec<_> = packages.iter().map(String::as_str).collect();
+    if options.no_install || !rustix::process::geteuid().is_root() {
+        bail!("as root, run: {}", apt.install_line(&packages));
+    }
+    let step = Step::start(format!("installing {}", names.join(" ")));
+    apt.install(&packages)?;
+    step.done();
+    Ok(())
+}
+
+/// The packages as apt arguments: QEMU comes from backports where the
+/// release's own is too old.
+fn with_suites(apt: &Apt, os: &Os, tools: &[&Tool]) -> Result<Vec<String>> {
+    let with_suite = |tool: &&Tool| {
+        let name = tool.package;
+        let own_will_do = match tool.test {
+            Test::Qemu => debian_version(&apt.candidate(name)?.version) >= Some(OLDEST),
+            Test::Program(_) | Test::File(_) => true,
+        };
+        Ok(if own_will_do { name.to_owned() } else { format!("{name}/{}-backports", os.codename) })
+    };
+    tools.iter().map(with_suite).collect()
+}
+
+/// `1:10.0.2+ds-2` → (10, 0)
+fn debian_version(version: &str) -> Option<(u32, u32)> {
+    let upstream = version.split_once(':').map_or(version, |(_, rest)| rest);
+    let mut numbers = upstream.split(['.', '+', '-', '~']);
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions() {
+        let text = "QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2)\nCopyright";
+        assert_eq!(parse_version(text), Some((10, 0)));
+        assert_eq!(parse_version("QEMU emulator version 9.1\n"), Some((9, 1)));
+        assert_eq!(parse_version("nonsense"), None);
+        assert_eq!(debian_version("1:7.2+dfsg-7+deb12u18"), Some((7, 2)));
+        assert!(debian_version("1:10.0.2+ds-2~bpo12+1") >= Some(OLDEST));
+    }
+}
