@@ -1,0 +1,294 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Nodes, and what their properties mean.
+
+use arrayvec::ArrayVec;
+
+use super::{Cursor, Fdt, MAX_DEPTH, Property, Token, word};
+use crate::range::Range;
+
+/// A node of a tree.
+#[derive(Clone, Copy)]
+pub struct Node<'a> {
+    fdt: Fdt<'a>,
+    name: &'a [u8],
+    /// Where its properties begin.
+    body: usize,
+}
+
+/// How many words an address and a size take in the `reg` of a node's
+/// children.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cells {
+    /// `#address-cells`
+    pub address: u32,
+    /// `#size-cells`
+    pub size: u32,
+}
+
+impl Default for Cells {
+    /// What the specification says for a node that does not say.
+    fn default() -> Self {
+        Cells { address: 2, size: 1 }
+    }
+}
+
+impl Cells {
+    /// Bytes of one address and its size.
+    pub const fn stride(&self) -> usize {
+        (self.address as usize).saturating_add(self.size as usize).saturating_mul(4)
+    }
+
+    /// Address and size of each entry of a `reg`. Nothing if an address or a
+    /// size does not fit into 64 bits by its form.
+    pub fn entries<'v>(&self, value: &'v [u8]) -> impl Iterator<Item = (u64, u64)> + use<'v> {
+        let cells = *self;
+        let readable = cells.address <= 2 && cells.size <= 2 && cells.stride() > 0;
+        let value = if readable { value } else { &[] };
+        value.chunks_exact(if readable { cells.stride() } else { 1 }).map_while(move |entry| {
+            let (address, size) = entry.split_at_checked(cells.address as usize * 4)?;
+            Some((number(address)?, number(size)?))
+        })
+    }
+}
+
+/// A big-endian number of 0, 1 or 2 words.
+fn number(cells: &[u8]) -> Option<u64> {
+    match cells.len() {
+        0 => Some(0),
+        4 => word(cells, 0).map(u64::from),
+        8 => super::double_word(cells, 0),
+        _ => None,
+    }
+}
+
+/// The strings of a list such as `compatible`.
+pub fn strings(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+    value.split(|&byte| byte == 0).filter(|string| !string.is_empty())
+}
+
+impl<'a> Node<'a> {
+    pub(super) fn root(fdt: Fdt<'a>) -> Self {
+        let mut cursor = Cursor::new(fdt, 0);
+        // A checked tree begins with its root.
+        let _ = cursor.advance();
+        Node { fdt, name: b"", body: cursor.offset() }
+    }
+
+    /// The name, with the unit address.
+    pub fn name(&self) -> &'a [u8] {
+        self.name
+    }
+
+    /// Whether `name` names this node; the unit address may be left out.
+    pub fn is_named(&self, name: &[u8]) -> bool {
+        match self.name.strip_prefix(name) {
+            Some(rest) => rest.is_empty() || (rest[0] == b'@' && !name.contains(&b'@')),
+            None => false,
+        }
+    }
+
+    /// The properties, in order.
+    pub fn properties(&self) -> Properties<'a> {
+        Properties { cursor: self.contents() }
+    }
+
+    /// The value of a property.
+    pub fn property(&self, name: &[u8]) -> Option<&'a [u8]> {
+        self.properties().find(|property| property.name == name).map(|property| property.value)
+    }
+
+    /// The value of a property that is one word.
+    pub fn word(&self, name: &[u8]) -> Option<u32> {
+        let value = self.property(name)?;
+        if value.len() == 4 { word(value, 0) } else { None }
+    }
+
+    /// The first string of a property.
+    pub fn string(&self, name: &[u8]) -> Option<&'a [u8]> {
+        self.property(name)?.split(|&byte| byte == 0).next()
+    }
+
+    /// Whether `compatible` lists `name`.
+    pub fn is_compatible(&self, name: &[u8]) -> bool {
+        self.property(b"compatible").is_some_and(|value| strings(value).any(|s| s == name))
+    }
+
+    /// Whether the node's `status` allows its use.
+    pub fn is_available(&self) -> bool {
+        matches!(self.string(b"status"), None | Some(b"okay" | b"ok"))
+    }
+
+    /// The form of the `reg` of this node's children.
+    pub fn cells(&self) -> Cells {
+        let default = Cells::default();
+        Cells {
+            address: self.word(b"#address-cells").unwrap_or(default.address),
+            size: self.word(b"#size-cells").unwrap_or(default.size),
+        }
+    }
+
+    /// What is inside the node, up to its end.
+    pub fn contents(&self) -> Cursor<'a> {
+        Cursor::new(self.fdt, self.body)
+    }
+
+    /// The nodes right below.
+    pub fn children(&self) -> Children<'a> {
+        Children { cursor: self.contents(), fdt: self.fdt }
+    }
+
+    /// The first node right below with this name; the unit address may be
+    /// left out.
+    pub fn child(&self, name: &[u8]) -> Option<Node<'a>> {
+        self.children().find(|child| child.is_named(name))
+    }
+}
+
+/// See [`Node::properties`].
+pub struct Properties<'a> {
+    cursor: Cursor<'a>,
+}
+
+impl<'a> Iterator for Properties<'a> {
+    type Item = Property<'a>;
+
+    fn next(&mut self) -> Option<Property<'a>> {
+        // The cursor stays where the properties end.
+        let mut cursor = self.cursor;
+        match cursor.advance() {
+            Ok(Token::Property(property)) => {
+                self.cursor = cursor;
+                Some(property)
+            }
+            _ => None,
+        }
+    }
+}
+
+/// See [`Node::children`].
+pub struct Children<'a> {
+    cursor: Cursor<'a>,
+    fdt: Fdt<'a>,
+}
+
+impl<'a> Iterator for Children<'a> {
+    type Item = Node<'a>;
+
+    fn next(&mut self) -> Option<Node<'a>> {
+        loop {
+            let mut cursor = self.cursor;
+            match cursor.advance() {
+                Ok(Token::BeginNode(name)) => {
+                    let node = Node { fdt: self.fdt, name, body: cursor.offset() };
+                    cursor.leave_node();
+                    self.cursor = cursor;
+                    return Some(node);
+                }
+                Ok(Token::Property(_)) => self.cursor = cursor,
+                _ => return None,
+            }
+        }
+    }
+}
+
+/// A node with the nodes above it: what it takes to say where in the physical
+/// address space its registers are.
+pub struct Ancestry<'a> {
+    /// From the root down to the node itself.
+    nodes: ArrayVec<Node<'a>, MAX_DEPTH>,
+}
+
+impl<'a> Ancestry<'a> {
+    /// Walks the whole tree in order, and stops at the first node for which
+    /// `wanted` says so.
+    pub fn search(fdt: &Fdt<'a>, mut wanted: impl FnMut(&Node<'a>) -> bool) -> Option<Self> {
+        let mut cursor = Cursor::start(*fdt);
+        let mut nodes = ArrayVec::new();
+        loop {
+            match cursor.advance() {
+                Ok(Token::BeginNode(name)) => {
+                    let node = Node { fdt: *fdt, name, body: cursor.offset() };
+                    nodes.try_push(node).ok()?;
+                    if wanted(&node) {
+                        return Some(Ancestry { nodes });
+                    }
+                }
+                Ok(Token::EndNode) => drop(nodes.pop()),
+                Ok(Token::Property(_)) => {}
+                Ok(Token::End) | Err(_) => return None,
+            }
+        }
+    }
+
+    /// The node at a path from the root, or at an alias. Unit addresses may be
+    /// left out.
+    pub fn at_path(fdt: &Fdt<'a>, path: &[u8]) -> Option<Self> {
+        if !path.starts_with(b"/") {
+            let target = fdt.root().child(b"aliases")?.string(path)?;
+            // An alias of an alias is not a thing, and could be a loop.
+            return if target.starts_with(b"/") { Self::at_path(fdt, target) } else { None };
+        }
+        let mut nodes: ArrayVec<Node<'a>, MAX_DEPTH> = ArrayVec::new();
+        let mut node = fdt.root();
+        nodes.try_push(node).ok()?;
+        for name in path.split(|&byte| byte == b'/').filter(|name| !name.is_empty()) {
+            node = node.child(name)?;
+            nodes.try_push(node).ok()?;
+        }
+        Some(Ancestry { nodes })
+    }
+
+    /// The node.
+    pub fn node(&self) -> Option<Node<'a>> {
+        self.nodes.last().copied()
+    }
+
+    /// Whether the node and all the buses above it are available.
+    pub fn is_available(&self) -> bool {
+        self.nodes.iter().all(Node::is_available)
+    }
+
+    /// The physical addresses of the node's `reg` entry with this index.
+    /// `None` if there is none, if it is empty, or if a bus above has no
+    /// translation for it.
+    pub fn registers(&self, index: usize) -> Option<Range> {
+        let (node, above) = self.nodes.split_last()?;
+        let (parent, buses) = above.split_last()?;
+        let (address, size) = parent.cells().entries(node.property(b"reg")?).nth(index)?;
+        let mut range = Range::with_size(address, size).filter(|range| !range.is_empty())?;
+        let mut bus = *parent;
+        for upper in buses.iter().rev() {
+            range = translate(&bus, upper, range)?;
+            bus = *upper;
+        }
+        Some(range)
+    }
+}
+
+/// Addresses of `bus` as addresses of the bus above, by its `ranges`.
+fn translate(bus: &Node<'_>, upper: &Node<'_>, range: Range) -> Option<Range> {
+    let ranges = bus.property(b"ranges")?;
+    if ranges.is_empty() {
+        return Some(range);
+    }
+    let (inner, outer) = (bus.cells(), upper.cells());
+    if inner.address > 2 || inner.size > 2 || outer.address > 2 {
+        return None;
+    }
+    let [inner_end, outer_end] =
+        [inner.address as usize * 4, (inner.address + outer.address) as usize * 4];
+    let stride = outer_end + inner.size as usize * 4;
+    if stride == 0 {
+        return None;
+    }
+    ranges.chunks_exact(stride).find_map(|entry| {
+        let from = number(entry.get(..inner_end)?)?;
+        let to = number(entry.get(inner_end..outer_end)?)?;
+        let window = Range::with_size(from, number(entry.get(outer_end..)?)?)?;
+        if !window.contains(&range) {
+            return None;
+        }
+        Range::with_size(to.checked_add(range.start - from)?, range.size())
+    })
+}

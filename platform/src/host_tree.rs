@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The device tree that the host gets: the board's, without Escrow's memory
+//! and the boot modules, with what the host has to know of its own start.
+
+use crate::board::{is_memory, is_module};
+use crate::fdt::{Cells, Cursor, Fdt, FdtWriter, Node, Token, WriteError};
+use crate::range::{Range, RangeSet};
+
+/// What the tree gets at the most on top of what it has, in bytes, command
+/// line not counted.
+const GROWTH: usize = 8 << 10;
+/// Pieces that one memory node is cut into.
+const MAX_PIECES: usize = 64;
+
+/// What differs for the host.
+pub struct Changes<'a> {
+    /// Escrow's memory: image and working memory.
+    pub escrow: &'a [Range],
+    /// The host's initial RAM disk.
+    pub ramdisk: Option<Range>,
+    /// The host's command line, without a NUL.
+    pub arguments: &'a [u8],
+}
+
+impl Changes<'_> {
+    /// A buffer of this size, in bytes, holds the changed tree, unless memory
+    /// is cut into very many pieces.
+    pub fn size_bound(&self, fdt: &Fdt<'_>) -> usize {
+        fdt.content_size() + self.arguments.len() + GROWTH
+    }
+
+    /// Writes the changed tree into `out`; returns how long it is, in bytes.
+    ///
+    /// # Errors
+    ///
+    /// [`WriteError::NoRoom`]
+    pub fn write(&self, fdt: Fdt<'_>, out: &mut [u8]) -> Result<usize, WriteError> {
+        let mut writer = FdtWriter::new(out, fdt)?;
+        self.root(&fdt.root(), &mut writer)?;
+        writer.finish()
+    }
+
+    fn root<'a>(&self, root: &Node<'a>, w: &mut FdtWriter<'_, 'a>) -> Result<(), WriteError> {
+        let cells = root.cells();
+        let (mut chosen, mut reserved) = (false, false);
+        w.begin_node(b"")?;
+        for property in root.properties() {
+            w.copy_property(&property)?;
+        }
+        for child in root.children() {
+            if is_memory(&child) {
+                self.memory(&child, cells, w)?;
+            } else if child.is_named(b"chosen") {
+                self.chosen(Some(&child), w)?;
+                chosen = true;
+            } else if child.is_named(b"reserved-memory") {
+                self.reserved_memory(&child, w)?;
+                reserved = true;
+            } else if !child.is_named(b"hypervisor") {
+                copy(&child, w)?;
+            }
+        }
+        if !chosen {
+            self.chosen(None, w)?;
+        }
+        if !reserved {
+            w.begin_node(b"reserved-memory")?;
+            w.property_words(b"#address-cells", [cells.address])?;
+            w.property_words(b"#size-cells", [cells.size])?;
+            w.property(b"ranges", &[])?;
+            self.escrow(cells, w)?;
+            w.end_node()?;
+        }
+        w.begin_node(b"hypervisor")?;
+        w.property(b"compatible", &[b"escrow,hypervisor\0"])?;
+        w.end_node()?;
+        w.end_node()
+    }
+
+    /// A memory node without what is Escrow's; none if nothing is left.
+    fn memory<'a>(
+        &self,
+        node: &Node<'a>,
+        cells: Cells,
+        w: &mut FdtWriter<'_, 'a>,
+    ) -> Result<(), WriteError> {
+        let no_room = |_| WriteError::NoRoom;
+        let mut left = RangeSet::<MAX_PIECES>::new();
+        for (base, size) in cells.entries(node.property(b"reg").unwrap_or(&[])) {
+            if let Some(range) = Range::with_size(base, size) {
+                left.insert(range).map_err(no_room)?;
+            }
+        }
+        for range in self.escrow {
+            left.remove(*range).map_err(no_room)?;
+        }
+        if left.as_slice().is_empty() {
+            return Ok(());
+        }
+        w.begin_node(node.name())?;
+        for property in node.properties() {
+            if property.name == b"reg" {
+                let pieces = left.iter().flat_map(|range| reg(cells, *range));
+                w.property_words(b"reg", pieces)?;
+            } else {
+                w.copy_property(&property)?;
+            }
+        }
+        copy_children(node, w)?;
+        w.end_node()
+    }
+
+    fn chosen<'a>(
+        &self,
+        node: Option<&Node<'a>>,
+        w: &mut FdtWriter<'_, 'a>,
+    ) -> Result<(), WriteError> {
+        const OURS: [&[u8]; 3] = [b"bootargs", b"linux,initrd-start", b"linux,initrd-end"];
+        w.begin_node(b"chosen")?;
+        if !self.arguments.is_empty() {
+            w.property(b"bootargs", &[self.arguments, b"\0"])?;
+        }
+        if let Some(ramdisk) = self.ramdisk {
+            w.property(b"linux,initrd-start", &[&ramdisk.start.to_be_bytes()])?;
+            w.property(b"linux,initrd-end", &[&ramdisk.end.to_be_bytes()])?;
+        }
+        if let Some(node) = node {
+            for property in node.properties().filter(|p| !OURS.contains(&p.name)) {
+                w.copy_property(&property)?;
+            }
+            for child in node.children().filter(|child| !is_module(child)) {
+                copy(&child, w)?;
+            }
+        }
+        w.end_node()
+    }
+
+    fn reserved_memory<'a>(
+        &self,
+        node: &Node<'a>,
+        w: &mut FdtWriter<'_, 'a>,
+    ) -> Result<(), WriteError> {
+        w.begin_node(node.name())?;
+        for property in node.properties() {
+            w.copy_property(&property)?;
+        }
+        copy_children(node, w)?;
+        self.escrow(node.cells(), w)?;
+        w.end_node()
+    }
+
+    /// Escrow's memory is out of the memory nodes; this is for the host's
+    /// users, who see it in /proc/device-tree, and for kernels that take
+    /// memory from elsewhere.
+    fn escrow(&self, cells: Cells, w: &mut FdtWriter<'_, '_>) -> Result<(), WriteError> {
+        for range in self.escrow {
+            let mut name = *b"escrow@0000000000000000";
+            let digits = hex(range.start, &mut name[7..]);
+            let used = 7 + digits;
+            w.begin_node(name.get(..used).unwrap_or(b"escrow"))?;
+            w.property_words(b"reg", reg(cells, *range))?;
+            w.property(b"no-map", &[])?;
+            w.end_node()?;
+        }
+        Ok(())
+    }
+}
+
+/// A range as words of a `reg`.
+fn reg(cells: Cells, range: Range) -> impl Iterator<Item = u32> {
+    let words = |value: u64, count: u32| {
+        (0..count).rev().map(move |word| value.checked_shr(word * 32).unwrap_or(0) as u32)
+    };
+    words(range.start, cells.address).chain(words(range.size(), cells.size))
+}
+
+/// Writes `value` without leading zeros; returns the number of digits.
+fn hex(value: u64, out: &mut [u8]) -> usize {
+    let digits = (64 - value.leading_zeros()).div_ceil(4).max(1) as usize;
+    for (slot, digit) in out.iter_mut().zip((0..digits).rev()) {
+        *slot = b"0123456789abcdef"[(value >> (digit * 4) & 0xf) as usize];
+    }
+    digits
+}
+
+/// Copies a node and all below it.
+fn copy<'a>(node: &Node<'a>, w: &mut FdtWriter<'_, 'a>) -> Result<(), WriteError> {
+    w.begin_node(node.name())?;
+    let mut depth = 1usize;
+    let mut cursor: Cursor<'a> = node.contents();
+    while depth > 0 {
+        match cursor.advance() {
+            Ok(Token::BeginNode(name)) => {
+                w.begin_node(name)?;
+                depth += 1;
+            }
+            Ok(Token::Property(property)) => w.copy_property(&property)?,
+            Ok(Token::EndNode) => {
+                w.end_node()?;
+                depth -= 1;
+            }
+            // Cannot be in a tree that was checked.
+            Ok(Token::End) | Err(_) => break,
+        }
+    }
+    Ok(())
+}
+
+fn copy_children<'a>(node: &Node<'a>, w: &mut FdtWriter<'_, 'a>) -> Result<(), WriteError> {
+    node.children().try_for_each(|child| copy(&child, w))
+}
+
+#[cfg(test)]
+mod tests;
