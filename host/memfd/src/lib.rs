@@ -1,1 +1,47 @@
-//! placeholder
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The bookkeeping of a guest memory, free of any kernel.
+//!
+//! A host gives a folio away only when it can show that nobody in the host
+//! still uses it. Three counters show it:
+//!
+//! | counter | counts | kept by |
+//! | --- | --- | --- |
+//! | `refcount` | all references to the folio | the kernel ([`References`]) |
+//! | `safe` | those whose holders know that the folio may leave at any time | [`Folio`] |
+//! | `accessible` | kernel users that need to read or write the folio | [`Folio`] |
+//!
+//! A folio is lent only with `accessible` at zero and with its reference count
+//! frozen at `safe`: comparing and blocking are one atomic step, so nobody can
+//! take a reference in between. It stays frozen until it is home again.
+//!
+//! The life of a folio:
+//!
+//! ```text
+//!            populate            begin_lend           lent
+//!    Hole ─────────────► Present ──────────► Lending ──────► Lent
+//!     ▲                  ▲ │ ▲ ▲               │              │ begin_take_back
+//!     └──────────────────┘ │ │ └───────────────┘              ▼
+//!          remove          │ │   lend_cancelled           TakingBack ──► Quarantined
+//!                          │ └───────────────────────────────┘ ▲   kept       │
+//!             begin_share  │             taken_back            │◄─────────────┘
+//!                          ▼       shared      begin_take_back │
+//!                       Sharing ──────────► Shared ────────────┘
+//! ```
+//!
+//! The kernel's side makes every transition with the folio locked; readers
+//! and [`Folio::access`] may come at any time.
+
+#![no_std]
+#![forbid(unsafe_code)]
+
+mod counts;
+mod folio;
+mod refusal;
+mod retry;
+mod sync;
+
+pub use counts::Counts;
+pub use folio::{Borrower, Folio, How, References, Report, State};
+pub use refusal::Refusal;
+pub use retry::{Pause, Retry, Sleeper};

@@ -1,0 +1,379 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+use crate::sync::{AtomicU32, AtomicU64, Ordering};
+use crate::{Counts, Refusal, Retry, Sleeper};
+
+/// Where a folio of a guest memory is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u32)]
+pub enum State {
+    /// Nowhere: no memory has been allocated.
+    Hole = 0,
+    /// In the host, which alone reaches it.
+    Present = 1,
+    /// Frozen, or about to be, on its way to a guest.
+    Lending = 2,
+    /// With a guest, which alone reaches it. Frozen.
+    Lent = 3,
+    /// On its way to be reached by a guest as well.
+    Sharing = 4,
+    /// Reached by the host and by a guest.
+    Shared = 5,
+    /// The hypervisor is being asked for it.
+    TakingBack = 6,
+    /// Should be home, but the hypervisor keeps it: out of use until it does
+    /// not. Reached only from states in which a guest had it.
+    Quarantined = 7,
+}
+
+impl State {
+    const ALL: [State; 8] = [
+        State::Hole,
+        State::Present,
+        State::Lending,
+        State::Lent,
+        State::Sharing,
+        State::Shared,
+        State::TakingBack,
+        State::Quarantined,
+    ];
+
+    fn from_number(number: u32) -> State {
+        // Only `as u32` of a `State` is ever stored; the last one is the
+        // answer that lets nobody at the folio.
+        Self::ALL.get(number as usize).copied().unwrap_or(State::Quarantined)
+    }
+}
+
+/// The way in which a guest has a folio.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u32)]
+pub enum How {
+    /// Lent: the host does not reach it.
+    Lent = 0,
+    /// Shared: both reach it.
+    Shared = 1,
+}
+
+/// Who has a folio.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Borrower {
+    /// The VM's handle.
+    pub vm: u64,
+    /// The guest address, or 0 for metadata of the VM.
+    pub guest: u64,
+}
+
+/// What the hypervisor is told about a folio's users.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// All references, as counted when they were frozen.
+    pub refcount: u32,
+    /// Those of holders that agree.
+    pub safe: u32,
+    /// Kernel users that need to reach the folio.
+    pub accessible: u32,
+}
+
+/// A folio's reference count, which is the kernel's.
+pub trait References {
+    /// Blocks the count if it is `at`: from then on, nobody gets a reference.
+    /// One atomic step.
+    ///
+    /// # Errors
+    /// The count as it is, if it is another.
+    fn freeze(&self, at: u32) -> Result<(), u32>;
+
+    /// Ends a freeze. The count is `to` again.
+    fn unfreeze(&self, to: u32);
+
+    /// Whether the memory behind the folio is known to be broken.
+    fn is_poisoned(&self) -> bool;
+}
+
+/// What is kept about one folio. All-zero bytes are a valid value: a hole.
+///
+/// Transitions out of a state that the folio is not in are refused and change
+/// nothing, so that a mistake of the caller's stays visible and harmless.
+#[derive(Debug, Default)]
+#[repr(C)]
+pub struct Folio {
+    state: AtomicU32,
+    safe: AtomicU32,
+    accessible: AtomicU32,
+    /// What the reference count was frozen at, 0 if it is not.
+    frozen: AtomicU32,
+    vm: AtomicU64,
+    guest: AtomicU64,
+}
+
+const _: () = assert!(cfg!(loom) || size_of::<Folio>() == 32);
+
+impl Folio {
+    /// Where the folio is.
+    pub fn state(&self) -> State {
+        State::from_number(self.state.load(Ordering::SeqCst))
+    }
+
+    /// Who has the folio, and how, if it is in a state in which a guest may
+    /// have it.
+    pub fn borrower(&self) -> Option<(How, Borrower)> {
+        match self.state() {
+            State::Hole | State::Present | State::Lending | State::Sharing => None,
+            State::Lent | State::Shared | State::TakingBack | State::Quarantined => Some((
+                self.how(),
+                Borrower {
+                    vm: self.vm.load(Ordering::Relaxed),
+                    guest: self.guest.load(Ordering::Relaxed),
+                },
+            )),
+        }
+    }
+
+    /// Whether the host may map the folio: it is there and not frozen.
+    pub fn is_reachable(&self) -> bool {
+        matches!(self.state(), State::Present | State::Shared)
+    }
+
+    /// Memory has been allocated and zeroed, and the memory itself holds its
+    /// one reference, which is a safe one.
+    ///
+    /// # Errors
+    /// The state, if it is not [`State::Hole`].
+    pub fn populate(&self, counts: &Counts) -> Result<(), State> {
+        self.step(State::Hole, State::Present)?;
+        self.safe.store(1, Ordering::Relaxed);
+        counts.moved(State::Hole, State::Present);
+        Ok(())
+    }
+
+    /// The folio leaves the memory; the caller drops its reference. Whoever
+    /// else holds one keeps the folio alive for itself.
+    ///
+    /// # Errors
+    /// The state, if it is not [`State::Present`].
+    pub fn remove(&self, counts: &Counts) -> Result<(), State> {
+        self.step(State::Present, State::Hole)?;
+        counts.moved(State::Present, State::Hole);
+        Ok(())
+    }
+
+    /// Freezes the folio for lending. Its user mappings are gone and nobody
+    /// can make new ones until the transition is over.
+    ///
+    /// # Errors
+    /// A [`Refusal`], after bounded patience with those that may pass
+    /// ([`Retry`]); the folio is then as it was.
+    pub fn begin_lend(
+        &self,
+        refs: &impl References,
+        sleeper: &impl Sleeper,
+    ) -> Result<Report, Refusal> {
+        self.step(State::Present, State::Lending).map_err(|state| self.why_not(state))?;
+        let mut retry = Retry::new();
+        loop {
+            let refusal = match self.freeze(refs) {
+                Ok(report) => return Ok(report),
+                Err(refusal) => refusal,
+            };
+            let go_on = retry.after(&refusal).is_some_and(|pause| sleeper.pause(pause));
+            if !go_on {
+                self.settle(State::Present);
+                return Err(refusal);
+            }
+        }
+    }
+
+    fn freeze(&self, refs: &impl References) -> Result<Report, Refusal> {
+        if refs.is_poisoned() {
+            return Err(Refusal::Poisoned);
+        }
+        // SeqCst on the state before and on this: see `access`.
+        let accessible = self.accessible.load(Ordering::SeqCst);
+        if accessible != 0 {
+            return Err(Refusal::Accessible(accessible));
+        }
+        let safe = self.safe.load(Ordering::Relaxed);
+        refs.freeze(safe)
+            .map_err(|refcount| Refusal::Excess(i64::from(refcount) - i64::from(safe)))?;
+        self.frozen.store(safe, Ordering::Relaxed);
+        Ok(Report { refcount: safe, safe, accessible })
+    }
+
+    /// The hypervisor has taken the folio.
+    ///
+    /// # Errors
+    /// The state, if it is not [`State::Lending`].
+    pub fn lent(&self, to: Borrower, counts: &Counts) -> Result<(), State> {
+        self.expect(State::Lending)?;
+        self.give(to, State::Lent, counts);
+        Ok(())
+    }
+
+    /// The hypervisor has refused the folio, or was not asked.
+    ///
+    /// # Errors
+    /// The state, if it is not [`State::Lending`].
+    pub fn lend_cancelled(&self, refs: &impl References) -> Result<(), State> {
+        self.expect(State::Lending)?;
+        self.thaw(refs);
+        self.settle(State::Present);
+        Ok(())
+    }
+
+    /// Prepares the folio for sharing: a guest's reach is one more user that
+    /// needs the folio to stay.
+    ///
+    /// # Errors
+    /// A [`Refusal`]; the folio is then as it was.
+    pub fn begin_share(&self, refs: &impl References) -> Result<(), Refusal> {
+        self.step(State::Present, State::Sharing).map_err(|state| self.why_not(state))?;
+        if refs.is_poisoned() {
+            self.settle(State::Present);
+            return Err(Refusal::Poisoned);
+        }
+        self.accessible.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// The hypervisor has opened the folio to the guest.
+    ///
+    /// # Errors
+    /// The state, if it is not [`State::Sharing`].
+    pub fn shared(&self, with: Borrower, counts: &Counts) -> Result<(), State> {
+        self.expect(State::Sharing)?;
+        self.give(with, State::Shared, counts);
+        Ok(())
+    }
+
+    /// The hypervisor has refused to share the folio, or was not asked.
+    ///
+    /// # Errors
+    /// The state, if it is not [`State::Sharing`].
+    pub fn share_cancelled(&self) -> Result<(), State> {
+        self.expect(State::Sharing)?;
+        self.accessible.fetch_sub(1, Ordering::SeqCst);
+        self.settle(State::Present);
+        Ok(())
+    }
+
+    /// The hypervisor is about to be asked for the folio.
+    ///
+    /// # Errors
+    /// The state, if no guest has the folio.
+    pub fn begin_take_back(&self, counts: &Counts) -> Result<How, State> {
+        for from in [State::Lent, State::Shared, State::Quarantined] {
+            if self.step(from, State::TakingBack).is_ok() {
+                counts.moved(from, State::TakingBack);
+                return Ok(self.how());
+            }
+        }
+        Err(self.state())
+    }
+
+    /// The hypervisor has given the folio back.
+    ///
+    /// # Errors
+    /// The state, if it is not [`State::TakingBack`].
+    pub fn taken_back(&self, refs: &impl References, counts: &Counts) -> Result<(), State> {
+        self.expect(State::TakingBack)?;
+        match self.how() {
+            How::Lent => self.thaw(refs),
+            How::Shared => {
+                self.accessible.fetch_sub(1, Ordering::SeqCst);
+            }
+        }
+        self.settle(State::Present);
+        counts.moved(State::TakingBack, State::Present);
+        Ok(())
+    }
+
+    /// The hypervisor has kept the folio. With `quarantine` it should not
+    /// have: its borrower is, or is about to be, dead.
+    ///
+    /// # Errors
+    /// The state, if it is not [`State::TakingBack`].
+    pub fn kept(&self, quarantine: bool, counts: &Counts) -> Result<(), State> {
+        self.expect(State::TakingBack)?;
+        let to = match (quarantine, self.how()) {
+            (true, _) => State::Quarantined,
+            (false, How::Lent) => State::Lent,
+            (false, How::Shared) => State::Shared,
+        };
+        self.settle(to);
+        counts.moved(State::TakingBack, to);
+        Ok(())
+    }
+
+    /// A kernel user is about to read or write the folio, and needs it to
+    /// stay until [`end_access`](Self::end_access).
+    ///
+    /// Needs no lock: it counts itself first and looks at the state then,
+    /// while a lender changes the state first and looks at the count then.
+    /// With sequential consistency at least one of them sees the other.
+    ///
+    /// # Errors
+    /// The state, if the host does not reach the folio.
+    pub fn access(&self) -> Result<(), State> {
+        self.accessible.fetch_add(1, Ordering::SeqCst);
+        match self.state() {
+            State::Present | State::Sharing | State::Shared => Ok(()),
+            state => {
+                self.accessible.fetch_sub(1, Ordering::SeqCst);
+                Err(state)
+            }
+        }
+    }
+
+    /// Ends what a successful [`access`](Self::access) began.
+    pub fn end_access(&self) {
+        self.accessible.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    fn how(&self) -> How {
+        if self.frozen.load(Ordering::Relaxed) != 0 { How::Lent } else { How::Shared }
+    }
+
+    fn why_not(&self, state: State) -> Refusal {
+        match (state, self.borrower()) {
+            (State::Lent | State::Shared, Some((how, borrower))) => Refusal::Away(how, borrower),
+            (state, _) => Refusal::State(state),
+        }
+    }
+
+    fn thaw(&self, refs: &impl References) {
+        let count = self.frozen.swap(0, Ordering::Relaxed);
+        if count != 0 {
+            refs.unfreeze(count);
+        }
+    }
+
+    fn give(&self, to: Borrower, state: State, counts: &Counts) {
+        self.vm.store(to.vm, Ordering::Relaxed);
+        self.guest.store(to.guest, Ordering::Relaxed);
+        self.settle(state);
+        counts.moved(State::Present, state);
+    }
+
+    fn step(&self, from: State, to: State) -> Result<(), State> {
+        self.state
+            .compare_exchange(from as u32, to as u32, Ordering::SeqCst, Ordering::SeqCst)
+            .map(drop)
+            .map_err(State::from_number)
+    }
+
+    fn expect(&self, state: State) -> Result<(), State> {
+        match self.state() {
+            now if now == state => Ok(()),
+            now => Err(now),
+        }
+    }
+
+    /// Ends a transition that this caller began, so nobody else can be in it.
+    fn settle(&self, to: State) {
+        self.state.store(to as u32, Ordering::SeqCst);
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests;

@@ -1,0 +1,290 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+extern crate std;
+
+use core::cell::{Cell, RefCell};
+use std::vec::Vec;
+
+use super::*;
+use crate::Pause;
+
+/// A reference count that others can hold references in.
+struct Count {
+    count: Cell<u32>,
+    poisoned: Cell<bool>,
+}
+
+impl Count {
+    fn new(count: u32) -> Self {
+        Count { count: Cell::new(count), poisoned: Cell::new(false) }
+    }
+
+    /// What the kernel's `folio_try_get` does.
+    fn try_get(&self) -> bool {
+        let count = self.count.get();
+        if count != 0 {
+            self.count.set(count + 1);
+        }
+        count != 0
+    }
+}
+
+impl References for Count {
+    fn freeze(&self, at: u32) -> Result<(), u32> {
+        if self.count.get() != at {
+            return Err(self.count.get());
+        }
+        self.count.set(0);
+        Ok(())
+    }
+
+    fn unfreeze(&self, to: u32) {
+        assert_eq!(self.count.get(), 0, "somebody got a reference to a frozen folio");
+        self.count.set(to);
+    }
+
+    fn is_poisoned(&self) -> bool {
+        self.poisoned.get()
+    }
+}
+
+/// Does something at each pause, and stops being patient after `limit`.
+struct During<F: Fn(usize)> {
+    action: F,
+    pauses: RefCell<Vec<Pause>>,
+    limit: usize,
+}
+
+impl<F: Fn(usize)> During<F> {
+    fn new(action: F) -> Self {
+        During { action, pauses: RefCell::new(Vec::new()), limit: usize::MAX }
+    }
+}
+
+impl<F: Fn(usize)> Sleeper for During<F> {
+    fn pause(&self, pause: Pause) -> bool {
+        let mut pauses = self.pauses.borrow_mut();
+        pauses.push(pause);
+        (self.action)(pauses.len());
+        pauses.len() < self.limit
+    }
+}
+
+const GUEST: Borrower = Borrower { vm: 0x0100_0001, guest: 0x8000_0000 };
+
+fn present() -> (Folio, Counts) {
+    let (folio, counts) = (Folio::default(), Counts::default());
+    folio.populate(&counts).unwrap();
+    (folio, counts)
+}
+
+fn lent(refs: &Count) -> (Folio, Counts) {
+    let (folio, counts) = present();
+    folio.begin_lend(refs, &During::new(|_| ())).unwrap();
+    folio.lent(GUEST, &counts).unwrap();
+    (folio, counts)
+}
+
+#[test]
+fn a_lent_folio_is_frozen_and_comes_home_with_its_count() {
+    let refs = Count::new(1);
+    let (folio, counts) = present();
+    let report = folio.begin_lend(&refs, &During::new(|_| ())).unwrap();
+    assert_eq!(report, Report { refcount: 1, safe: 1, accessible: 0 });
+    assert_eq!(folio.state(), State::Lending);
+    assert!(!refs.try_get(), "frozen from the first step on");
+    folio.lent(GUEST, &counts).unwrap();
+    assert_eq!(folio.borrower(), Some((How::Lent, GUEST)));
+    assert!(!folio.is_reachable());
+    assert_eq!((counts.present(), counts.lent()), (0, 1));
+
+    assert_eq!(folio.begin_take_back(&counts), Ok(How::Lent));
+    assert!(!refs.try_get());
+    folio.taken_back(&refs, &counts).unwrap();
+    assert_eq!(refs.count.get(), 1);
+    assert_eq!(folio.borrower(), None);
+    assert_eq!((counts.present(), counts.lent()), (1, 0));
+    folio.remove(&counts).unwrap();
+    assert_eq!(counts.present(), 0);
+}
+
+#[test]
+fn an_excess_is_named_and_changes_nothing() {
+    let refs = Count::new(1 + 1024);
+    let (folio, counts) = present();
+    let sleeper = During::new(|_| ());
+    assert_eq!(folio.begin_lend(&refs, &sleeper), Err(Refusal::Excess(1024)));
+    assert!(!sleeper.pauses.borrow().is_empty(), "it was waited for");
+    assert_eq!(folio.state(), State::Present);
+    assert_eq!(refs.count.get(), 1025);
+    assert_eq!((counts.present(), counts.lent()), (1, 0));
+}
+
+#[test]
+fn a_passing_reference_is_waited_for() {
+    let refs = Count::new(2);
+    let (folio, _) = present();
+    let sleeper = During::new(|pause| {
+        if pause == 3 {
+            refs.count.set(1);
+        }
+    });
+    assert!(folio.begin_lend(&refs, &sleeper).is_ok());
+    assert_eq!(sleeper.pauses.borrow().len(), 3);
+}
+
+#[test]
+fn patience_ends_when_the_task_is_killed() {
+    let refs = Count::new(2);
+    let (folio, _) = present();
+    let mut sleeper = During::new(|_| ());
+    sleeper.limit = 2;
+    assert_eq!(folio.begin_lend(&refs, &sleeper), Err(Refusal::Excess(1)));
+    assert_eq!(sleeper.pauses.borrow().len(), 2);
+}
+
+#[test]
+fn fewer_references_than_safe_ones_refuse_too() {
+    let refs = Count::new(0);
+    let (folio, _) = present();
+    assert_eq!(folio.begin_lend(&refs, &During::new(|_| ())), Err(Refusal::Excess(-1)));
+}
+
+#[test]
+fn an_accessible_folio_is_not_lent() {
+    let refs = Count::new(1);
+    let (folio, _) = present();
+    folio.access().unwrap();
+    assert_eq!(folio.begin_lend(&refs, &During::new(|_| ())), Err(Refusal::Accessible(1)));
+    assert_eq!(refs.count.get(), 1);
+    folio.end_access();
+    assert!(folio.begin_lend(&refs, &During::new(|_| ())).is_ok());
+    assert_eq!(folio.access(), Err(State::Lending), "and a lent one is not accessed");
+    folio.lend_cancelled(&refs).unwrap();
+    assert_eq!(refs.count.get(), 1);
+    assert!(folio.access().is_ok());
+}
+
+#[test]
+fn a_broken_folio_does_not_leave() {
+    let refs = Count::new(1);
+    refs.poisoned.set(true);
+    let (folio, _) = present();
+    let sleeper = During::new(|_| ());
+    assert_eq!(folio.begin_lend(&refs, &sleeper), Err(Refusal::Poisoned));
+    assert!(sleeper.pauses.borrow().is_empty(), "no waiting for what does not pass");
+    assert_eq!(folio.begin_share(&refs), Err(Refusal::Poisoned));
+    assert_eq!(folio.state(), State::Present);
+}
+
+#[test]
+fn a_shared_folio_stays_reachable_and_is_not_lent() {
+    let refs = Count::new(7);
+    let (folio, counts) = present();
+    folio.begin_share(&refs).unwrap();
+    folio.shared(GUEST, &counts).unwrap();
+    assert!(folio.is_reachable() && refs.try_get());
+    assert_eq!((counts.present(), counts.shared()), (0, 1));
+    assert_eq!(
+        folio.begin_lend(&refs, &During::new(|_| ())),
+        Err(Refusal::Away(How::Shared, GUEST))
+    );
+    assert_eq!(folio.begin_take_back(&counts), Ok(How::Shared));
+    folio.taken_back(&refs, &counts).unwrap();
+    assert_eq!(refs.count.get(), 8, "nothing was frozen, nothing is thawed");
+    assert_eq!(
+        folio.begin_lend(&refs, &During::new(|_| ())),
+        Err(Refusal::Excess(7)),
+        "the guest's reach does not count any more"
+    );
+}
+
+#[test]
+fn a_cancelled_share_leaves_no_user_behind() {
+    let refs = Count::new(1);
+    let (folio, _) = present();
+    folio.begin_share(&refs).unwrap();
+    folio.share_cancelled().unwrap();
+    assert!(folio.begin_lend(&refs, &During::new(|_| ())).is_ok());
+}
+
+#[test]
+fn a_second_lend_names_the_first_borrower() {
+    let refs = Count::new(1);
+    let (folio, _) = lent(&refs);
+    assert_eq!(folio.begin_lend(&refs, &During::new(|_| ())), Err(Refusal::Away(How::Lent, GUEST)));
+    assert_eq!(folio.begin_share(&refs), Err(Refusal::Away(How::Lent, GUEST)));
+}
+
+#[test]
+fn what_the_hypervisor_keeps_stays_frozen() {
+    let refs = Count::new(1);
+    let (folio, counts) = lent(&refs);
+    folio.begin_take_back(&counts).unwrap();
+    folio.kept(false, &counts).unwrap();
+    assert_eq!(folio.borrower(), Some((How::Lent, GUEST)));
+    assert_eq!(counts.lent(), 1);
+
+    folio.begin_take_back(&counts).unwrap();
+    folio.kept(true, &counts).unwrap();
+    assert_eq!(folio.state(), State::Quarantined);
+    assert_eq!((counts.lent(), counts.quarantined()), (0, 1));
+    assert!(!refs.try_get() && !folio.is_reachable());
+    assert_eq!(folio.remove(&counts), Err(State::Quarantined), "never freed");
+
+    assert_eq!(folio.begin_take_back(&counts), Ok(How::Lent), "but asked for again");
+    folio.taken_back(&refs, &counts).unwrap();
+    assert_eq!(refs.count.get(), 1);
+    assert_eq!((counts.present(), counts.quarantined()), (1, 0));
+}
+
+/// Every method from every state: it either is the one that belongs there, or
+/// it is refused and the folio is as it was.
+#[test]
+fn transitions_out_of_turn_change_nothing() {
+    for state in State::ALL {
+        let belongs: &[usize] = match state {
+            State::Hole => &[0],
+            State::Present => &[1, 2, 3],
+            State::Lending => &[4, 5],
+            State::Sharing => &[6, 7],
+            State::Lent | State::Shared | State::Quarantined => &[8],
+            State::TakingBack => &[9, 10],
+        };
+        for method in 0..=10 {
+            let (refs, folio, counts) = (Count::new(1), Folio::default(), Counts::default());
+            folio.safe.store(1, Ordering::Relaxed);
+            folio.state.store(state as u32, Ordering::Relaxed);
+            // States in which the real folio is frozen.
+            if matches!(state, State::Lending | State::Lent | State::Quarantined) {
+                refs.freeze(1).unwrap();
+                folio.frozen.store(1, Ordering::Relaxed);
+            }
+            // Numbers that a transition subtracts from were added to before.
+            folio.accessible.store(u32::from(state == State::Sharing), Ordering::Relaxed);
+            if state == State::TakingBack {
+                folio.accessible.store(1, Ordering::Relaxed);
+            }
+            counts.moved(State::Hole, state);
+            let frozen = refs.count.get() == 0;
+            let done = match method {
+                0 => folio.populate(&counts).is_ok(),
+                1 => folio.remove(&counts).is_ok(),
+                2 => folio.begin_lend(&refs, &During::new(|_| ())).is_ok(),
+                3 => folio.begin_share(&refs).is_ok(),
+                4 => folio.lent(GUEST, &counts).is_ok(),
+                5 => folio.lend_cancelled(&refs).is_ok(),
+                6 => folio.shared(GUEST, &counts).is_ok(),
+                7 => folio.share_cancelled().is_ok(),
+                8 => folio.begin_take_back(&counts).is_ok(),
+                9 => folio.taken_back(&refs, &counts).is_ok(),
+                _ => folio.kept(true, &counts).is_ok(),
+            };
+            assert_eq!(done, belongs.contains(&method), "{state:?}, method {method}");
+            if !done {
+                assert_eq!(folio.state(), state, "method {method}");
+                assert_eq!(refs.count.get() == 0, frozen, "{state:?}, method {method}");
+            }
+        }
+    }
+}
