@@ -120,8 +120,8 @@ pub const MEM_LEND: u32 = vendor(0x122);
 /// zeroed, unless their borrower lives and unlocked them with their contents.
 pub const MEM_RECLAIM: u32 = vendor(0x123);
 
-/// A counter of the ledger. `INFO_*` selector, for `INFO_PAGES` a
-/// [`FrameState`](crate::FrameState) → value
+/// A counter of the ledger. `INFO_*` selector, a
+/// [`FrameState`](crate::FrameState) for `INFO_PAGES` and 0 for the others → value
 pub const LEDGER_INFO: u32 = vendor(0x130);
 /// The state of a frame that the caller owns. physical address →
 /// [`FrameState`](crate::FrameState)

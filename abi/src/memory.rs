@@ -11,6 +11,12 @@ pub const ORDER_BLOCK: u32 = 9;
 /// Entries that one call takes at the most.
 pub const LIST_MAX: usize = 512;
 
+/// Bytes that one `MEM_RECLAIM` or `MEM_UNSHARE` takes at the most: what it
+/// zeroes, it zeroes before it returns.
+pub const RECLAIM_MAX: u64 = 64 << 20;
+/// Bytes that one `MODIFY_PAGES` of a guest covers at the most.
+pub const MODIFY_MAX: u64 = 64 << 20;
+
 /// What a guest may do with a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Rights(u8);

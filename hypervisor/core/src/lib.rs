@@ -1,1 +1,21 @@
-//! placeholder
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The machine-independent half of Escrow.
+//!
+//! Who holds which page ([`ledger`]), how that shows in the stage-2 tables
+//! ([`stage2`]), the VMs and their vCPUs ([`vm`], [`vcpu`]), and the calls that
+//! change any of it ([`hypervisor`]). Nothing here knows a register, a barrier
+//! or a board: what is needed of the machine comes in through
+//! [`machine::Machine`], so `cargo test` runs all of it on the build machine.
+
+#![cfg_attr(not(test), no_std)]
+#![forbid(unsafe_code)]
+
+pub mod addr;
+pub mod hypervisor;
+pub mod ledger;
+pub mod machine;
+pub mod psci;
+pub mod stage2;
+pub mod vcpu;
+pub mod vm;

@@ -7,7 +7,10 @@
 //! stores it, reads the syndrome registers, and calls in here.
 
 mod context;
+mod exception;
 mod resume;
+pub mod syndrome;
 
 pub use context::{El1Registers, FpRegisters, GeneralRegisters, TimerRegisters, Vcpu, VcpuCell};
+pub use exception::{Entry, Exception, PstateFeatures};
 pub use resume::Pending;

@@ -1,0 +1,236 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The hypervisor: the ledger, the host's map and the guests, and the calls
+//! that change them.
+
+mod calls;
+mod list;
+mod memory;
+mod unlock;
+mod vms;
+
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use escrow_abi::Error;
+
+use crate::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE, PhysAddr, PhysRange};
+use crate::ledger::{BlockCell, Ledger, RamError, RamMap, Record};
+use crate::machine::Machine;
+use crate::stage2::{Geometry, HostMap, HostMapError, MmioMap, Stage2Context, Stage2Features};
+use crate::vm::{MAX_VMS, Run, Slot};
+pub use list::Scratch;
+
+/// Guests see at most this many bits of address, so that one page is the root
+/// of their tables.
+const GUEST_ADDRESS_BITS: u8 = 39;
+
+/// What the hypervisor is built from.
+pub struct Setup<'a> {
+    /// RAM of the machine.
+    pub ram: &'a [PhysRange],
+    /// Escrow's own RAM, in whole 2 MiB blocks.
+    pub escrow: &'a [PhysRange],
+    /// RAM that stays the host's: firmware or devices use it.
+    pub pinned: &'a [PhysRange],
+    /// Zeroed cells, [`Sizes::blocks`] of them.
+    pub blocks: &'static [BlockCell],
+    /// Words with any contents, [`Sizes::frames`] of them.
+    pub frames: &'static [AtomicU64],
+    /// Pages with any contents, one for each block, for the host's level-3 tables.
+    pub level3: PhysAddr,
+    /// `pages(n)`: `n` adjacent zeroed pages, aligned to their size rounded up to a
+    /// power of two. At most [`Sizes::pages`] in all.
+    pub pages: &'a mut dyn FnMut(usize) -> Option<PhysAddr>,
+    /// What the CPUs' stage 2 can do.
+    pub features: Stage2Features,
+}
+
+/// How much memory [`Setup`] wants for a machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// Cells of 16 bytes in `blocks`.
+    pub blocks: usize,
+    /// Words of 8 bytes in `frames`.
+    pub frames: usize,
+    /// Pages from `level3`.
+    pub level3: usize,
+    /// Pages from `pages`, at the most.
+    pub pages: usize,
+}
+
+impl Sizes {
+    /// For a machine with this RAM.
+    pub fn of(ram: &[PhysRange]) -> Result<Sizes, SetupError> {
+        let blocks = RamMap::new(ram).map_err(SetupError::Ram)?.blocks();
+        Ok(Sizes {
+            blocks,
+            frames: blocks * 512,
+            level3: blocks,
+            pages: HostMap::pages_needed(blocks),
+        })
+    }
+}
+
+/// Why the hypervisor cannot be set up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SetupError {
+    /// The RAM cannot be described.
+    Ram(RamError),
+    /// `blocks` or `frames` is too short.
+    LedgerTooSmall,
+    /// One of Escrow's ranges is no RAM or not in whole blocks.
+    BadEscrowRange,
+    /// The host's tables cannot be built.
+    Map(HostMapError),
+}
+
+/// Escrow's state. One for the machine.
+pub struct Hypervisor<M: Machine> {
+    /// The machine.
+    pub machine: M,
+    ledger: Ledger,
+    host: HostMap,
+    features: Stage2Features,
+    guest_geometry: Geometry,
+    /// Slot 0 is never used: its number is the host's.
+    slots: [Slot; MAX_VMS],
+    cpus: AtomicU32,
+}
+
+/// What to do after a call of the host.
+pub enum HostCall<'a> {
+    /// Return to the host with `x0`–`x4`.
+    Return([u64; 5]),
+    /// Run a vCPU; what it ends with goes to the host.
+    Run(Run<'a>),
+}
+
+/// What to do after a stage-2 fault of the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HostAbort {
+    /// The access is allowed now: make it again.
+    Retry,
+    /// The host has nothing there: hand it a fault that it can recover from.
+    Inject,
+}
+
+/// Why a call is refused, with the entry and the detail that go with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Why.
+    pub error: Error,
+    /// The list entry that it is about, or 0.
+    pub index: u64,
+    /// What the error says in `x2`, or 0.
+    pub detail: u64,
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Refusal {
+        Refusal { error, index: 0, detail: 0 }
+    }
+}
+
+impl<M: Machine> Hypervisor<M> {
+    /// Sets the hypervisor up: all RAM is the host's, but for Escrow's own.
+    pub fn new(machine: M, setup: Setup<'_>) -> Result<Hypervisor<M>, SetupError> {
+        let map = RamMap::new(setup.ram).map_err(SetupError::Ram)?;
+        let ledger = Ledger::new(map, setup.ram, setup.blocks, setup.frames)
+            .ok_or(SetupError::LedgerTooSmall)?;
+        for range in setup.pinned {
+            pin(&ledger, range);
+        }
+        for range in setup.escrow {
+            if !range.base.is_aligned(BLOCK_SIZE) || range.size % BLOCK_SIZE != 0 {
+                return Err(SetupError::BadEscrowRange);
+            }
+            for at in (range.base.0..range.end()).step_by(BLOCK_SIZE as usize) {
+                let block = ledger.ram().locate(PhysAddr(at)).ok_or(SetupError::BadEscrowRange)?;
+                ledger.set_block(block, Record::HYPERVISOR);
+            }
+        }
+        let host = HostMap::new(&machine, &ledger, &setup.features, setup.level3, setup.pages)
+            .map_err(SetupError::Map)?;
+        let bits = setup.features.pa_bits.min(GUEST_ADDRESS_BITS);
+        Ok(Hypervisor {
+            machine,
+            ledger,
+            host,
+            features: setup.features,
+            guest_geometry: Geometry::new(bits),
+            slots: [const { Slot::new() }; MAX_VMS],
+            cpus: AtomicU32::new(0),
+        })
+    }
+
+    /// The registers that select the host's address space.
+    pub fn host_context(&self) -> &Stage2Context {
+        self.host.context()
+    }
+
+    /// The ledger, to look at.
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// The host's map, to look at.
+    pub fn host_map(&self) -> &HostMap {
+        &self.host
+    }
+
+    /// Notes that one more CPU runs under Escrow.
+    pub fn cpu_started(&self) {
+        self.cpus.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Notes that one CPU less does.
+    pub fn cpu_stopped(&self) {
+        self.cpus.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Decides about a stage-2 translation, access-flag or permission fault of the
+    /// host at an address.
+    pub fn host_abort(&self, at: Ipa) -> HostAbort {
+        let at = at.identity();
+        let Some(block) = self.ledger.ram().locate(at) else {
+            return match self.host.map_mmio(&self.machine, at.identity()) {
+                MmioMap::Mapped => HostAbort::Retry,
+                MmioMap::Refused => HostAbort::Inject,
+            };
+        };
+        // Whoever splits or merges the block holds its lock, so what is seen
+        // here is not half-way.
+        self.ledger.lock(block);
+        let record = self.ledger.get_in(block, at);
+        self.ledger.unlock(block);
+        if record.owner_reaches() || record == Record::NO_RAM {
+            HostAbort::Retry
+        } else {
+            HostAbort::Inject
+        }
+    }
+}
+
+/// Pins all RAM of a range, in whole blocks where it can.
+fn pin(ledger: &Ledger, range: &PhysRange) {
+    let mut at = range.base.align_down(PAGE_SIZE);
+    while at.0 < range.end() {
+        let block = ledger.ram().locate(at);
+        let whole = at.is_aligned(BLOCK_SIZE) && range.end() - at.0 >= BLOCK_SIZE;
+        match block {
+            Some(block) if whole && ledger.whole_block(block) == Some(Record::HOME) => {
+                ledger.set_block(block, Record::PINNED);
+                at = at.add(BLOCK_SIZE);
+                continue;
+            }
+            Some(block) if ledger.get_in(block, at) == Record::HOME => {
+                ledger.set_in(block, at, Record::PINNED);
+            }
+            _ => {}
+        }
+        at = at.add(PAGE_SIZE);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,262 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! VMs and vCPUs: made, put together, started, ended.
+
+use escrow_abi::{Error, FrameState, Handle, HandleKind, call, run};
+use spin::mutex::TicketMutexGuard;
+
+use super::list::{ListKind, Scratch};
+use super::{HostCall, Hypervisor, Refusal};
+use crate::addr::PAGE_SIZE;
+use crate::ledger::VmId;
+use crate::machine::Machine;
+use crate::stage2::{GuestMap, Stage2Context};
+use crate::vcpu::{Vcpu, VcpuCell};
+use crate::vm::{Life, MAX_VCPUS, Run, Slot, Vm, vm_handle};
+
+const _: () = assert!(size_of::<VcpuCell>() as u64 <= PAGE_SIZE, "a vCPU fits a page");
+
+impl<M: Machine> Hypervisor<M> {
+    /// The slot that a handle names, whatever has become of its VM.
+    fn slot(&self, handle: u64, kind: HandleKind) -> Result<(Handle, &Slot), Error> {
+        let handle = Handle::from_register(handle).ok_or(Error::HandleNull)?;
+        if handle.kind != kind {
+            return Err(Error::HandleType);
+        }
+        // Slot 0 is the host's number and holds no VM.
+        match self.slots.get(handle.slot as usize) {
+            Some(slot) if handle.slot != 0 => Ok((handle, slot)),
+            _ => Err(Error::HandleNull),
+        }
+    }
+
+    /// Locks the VM that a handle names, if its handles are valid.
+    fn lock_named(
+        &self,
+        handle: u64,
+        kind: HandleKind,
+    ) -> Result<(Handle, &Slot, TicketMutexGuard<'_, Vm>), Error> {
+        let (handle, slot) = self.slot(handle, kind)?;
+        let vm = slot.lock();
+        if vm.generation != handle.generation || !vm.is_alive() {
+            return Err(Error::HandleRevoked);
+        }
+        Ok((handle, slot, vm))
+    }
+
+    /// Locks a VM that is created or started.
+    pub(super) fn lock_live_vm(
+        &self,
+        handle: u64,
+    ) -> Result<(VmId, TicketMutexGuard<'_, Vm>), Error> {
+        let (handle, _, vm) = self.lock_named(handle, HandleKind::Vm)?;
+        if vm.life == Life::Ending {
+            return Err(Error::HandleRevoked);
+        }
+        Ok((VmId::new(handle.slot), vm))
+    }
+
+    pub(super) fn vm_create(
+        &self,
+        scratch: &mut Scratch,
+        list: u64,
+        count: u64,
+    ) -> Result<u64, Refusal> {
+        self.read_list(scratch, list, count, ListKind::DonateWithReport)?;
+        let mut free = self.slots.iter().enumerate().skip(1).filter_map(|(n, slot)| {
+            let vm = slot.lock();
+            let usable = vm.life == Life::Free && vm.generation < Handle::GENERATION_MAX;
+            usable.then_some((n, slot, vm))
+        });
+        let (number, slot, mut vm) = free.next().ok_or(Error::TableFull)?;
+        let id = VmId::new(number as u16);
+        self.donate(&mut scratch.items, id, &mut vm)?;
+        // The list has at least one page.
+        let root = vm.pool.pop(&self.machine).ok_or(Error::NoMemory)?;
+        let context = Stage2Context {
+            vttbr: (number as u64) << 48 | root.0,
+            vtcr: self.guest_geometry.vtcr(&self.features),
+        };
+        vm.map = Some(GuestMap::new(self.guest_geometry, root, context));
+        vm.ranges.clear();
+        vm.generation += 1;
+        vm.life = Life::Created;
+        slot.open(&context);
+        Ok(vm_handle(number, vm.generation).to_register())
+    }
+
+    pub(super) fn vm_top_up(
+        &self,
+        scratch: &mut Scratch,
+        vm: u64,
+        list: u64,
+        count: u64,
+    ) -> Result<(), Refusal> {
+        self.read_list(scratch, list, count, ListKind::DonateWithReport)?;
+        let (id, mut vm) = self.lock_live_vm(vm)?;
+        self.donate(&mut scratch.items, id, &mut vm)
+    }
+
+    pub(super) fn vm_configure(
+        &self,
+        vm: u64,
+        key: u64,
+        base: u64,
+        size: u64,
+    ) -> Result<(), Refusal> {
+        let (_, mut vm) = self.lock_live_vm(vm)?;
+        if !base.is_multiple_of(PAGE_SIZE) || !size.is_multiple_of(PAGE_SIZE) {
+            return Err(Error::Misaligned.into());
+        }
+        if size == 0 {
+            return Err(Error::InvalidSize.into());
+        }
+        let end = base.checked_add(size).filter(|&end| end <= self.guest_geometry.end());
+        let end = end.ok_or(Error::AddressOverflow)?;
+        match key {
+            call::CONFIGURE_MEMORY_ADD => vm.ranges.add(base, end)?,
+            call::CONFIGURE_MEMORY_REMOVE => vm.ranges.remove(base, end)?,
+            _ => return Err(Error::InvalidArgument.into()),
+        }
+        Ok(())
+    }
+
+    pub(super) fn vm_start(&self, vm: u64) -> Result<(), Refusal> {
+        let (handle, slot, mut vm) = self.lock_named(vm, HandleKind::Vm)?;
+        if vm.life != Life::Created || slot.vcpus() == 0 {
+            return Err(Error::Denied.into());
+        }
+        vm.life = Life::Started;
+        slot.allow_runs(handle.generation);
+        Ok(())
+    }
+
+    pub(super) fn vm_destroy(&self, vm: u64) -> Result<(), Refusal> {
+        let (_, slot, mut vm) = self.lock_named(vm, HandleKind::Vm)?;
+        vm.life = Life::Ending;
+        if !slot.stop_runs() {
+            return Err(Error::Busy.into());
+        }
+        // No CPU is inside the guest and none can enter: what TLBs hold of it
+        // goes once, for all its pages and for the next VM with its VMID.
+        if let Some(map) = vm.map.take() {
+            self.machine.invalidate_all(map.context());
+        }
+        // The tables and vCPUs are plain metadata pages from here on.
+        vm.pool = crate::stage2::PagePool::new();
+        vm.life = Life::Dead;
+        vm.free_if_empty();
+        Ok(())
+    }
+
+    pub(super) fn vm_info(&self, vm: u64) -> Result<[u64; 4], Refusal> {
+        let (_, _, vm) = self.lock_named(vm, HandleKind::Vm)?;
+        let state = match vm.life {
+            Life::Created => 0,
+            Life::Started => 1,
+            Life::Free | Life::Ending | Life::Dead => 2,
+        };
+        Ok([state, vm.borrowed, vm.metadata, vm.pool.len()])
+    }
+
+    pub(super) fn vcpu_create(&self, vm: u64, index: u64) -> Result<u64, Refusal> {
+        if index >= MAX_VCPUS as u64 {
+            return Err(Error::InvalidArgument.into());
+        }
+        let (handle, slot, mut vm) = self.lock_named(vm, HandleKind::Vm)?;
+        if vm.life != Life::Created || slot.vcpu(index as u8).is_some() {
+            return Err(Error::Denied.into());
+        }
+        let Some(page) = vm.pool.pop(&self.machine) else {
+            return Err(Refusal { error: Error::NoMemory, index: 0, detail: 1 });
+        };
+        self.machine.place_vcpu(page, Vcpu::new(index as u8));
+        slot.set_vcpu(index as u8, page);
+        let vcpu = Handle { kind: HandleKind::Vcpu, vcpu: index as u8, ..handle };
+        Ok(vcpu.to_register())
+    }
+
+    pub(super) fn vcpu_set_register(
+        &self,
+        vcpu: u64,
+        register: u64,
+        value: u64,
+    ) -> Result<(), Refusal> {
+        let (handle, slot, vm) = self.lock_named(vcpu, HandleKind::Vcpu)?;
+        if vm.life != Life::Created {
+            return Err(Error::Denied.into());
+        }
+        let page = slot.vcpu(handle.vcpu).ok_or(Error::HandleRevoked)?;
+        // Nobody else holds it: the VM's lock is held and it never ran.
+        let mut cell = self.machine.vcpu(page).lock();
+        let ok = match (register >> 8, register & 0xff) {
+            (0, n) if n < 31 => {
+                cell.regs.x[n as usize] = value;
+                true
+            }
+            (1, 0) => {
+                cell.regs.pc = value;
+                true
+            }
+            (2, 0) => {
+                cell.el1.sp_el0 = value;
+                true
+            }
+            (2, 1) => {
+                cell.el1.sp_el1 = value;
+                true
+            }
+            _ => false,
+        };
+        if ok { Ok(()) } else { Err(Error::InvalidArgument.into()) }
+    }
+
+    /// Begins a run. Takes no lock but the vCPU's own.
+    pub(super) fn vcpu_run(&self, args: &[u64; 8]) -> Result<HostCall<'_>, Refusal> {
+        let [_, vcpu, resume0, resume1, resume2, reserved, ..] = *args;
+        if reserved != 0 {
+            return Err(Error::InvalidArgument.into());
+        }
+        let (handle, slot) = self.slot(vcpu, HandleKind::Vcpu)?;
+        let Some(entered) = slot.enter(handle.generation) else {
+            // Slow path: say why.
+            let (_, _, vm) = self.lock_named(vcpu, HandleKind::Vcpu)?;
+            let ended = vm.life == Life::Ending;
+            return Err(if ended { Error::HandleRevoked } else { Error::Denied }.into());
+        };
+        let page = slot.vcpu(handle.vcpu).ok_or(Error::HandleRevoked)?;
+        if let Some(reason) = slot.down() {
+            return Ok(HostCall::Return([0, run::SYSTEM_DOWN, reason, 0, 0]));
+        }
+        let cell = self.machine.vcpu(page).try_lock().ok_or(Error::Busy)?;
+        let vtcr = self.guest_geometry.vtcr(&self.features);
+        let mut run = Run::new(cell, entered, VmId::new(handle.slot), vtcr);
+        run.resume([resume0, resume1, resume2])?;
+        Ok(HostCall::Run(run))
+    }
+
+    pub(super) fn ledger_info(&self, selector: u64, detail: u64) -> Result<u64, Refusal> {
+        let value = match selector {
+            call::INFO_PAGES => {
+                let state = FrameState::from_number(detail).ok_or(Error::InvalidArgument)?;
+                return Ok(self.ledger.pages(state));
+            }
+            call::INFO_VMS => {
+                let exists = |slot: &&Slot| slot.lock().life != Life::Free;
+                self.slots.iter().skip(1).filter(exists).count() as u64
+            }
+            call::INFO_CPUS => self.cpus.load(core::sync::atomic::Ordering::Relaxed) as u64,
+            call::INFO_VERSION => version(),
+            _ => return Err(Error::InvalidArgument.into()),
+        };
+        if detail == 0 { Ok(value) } else { Err(Error::InvalidArgument.into()) }
+    }
+}
+
+/// The package version, as [`call::INFO_VERSION`] says it.
+fn version() -> u64 {
+    let part = |text: &str| text.parse::<u16>().unwrap_or(0) as u64;
+    part(env!("CARGO_PKG_VERSION_MAJOR")) << 32
+        | part(env!("CARGO_PKG_VERSION_MINOR")) << 16
+        | part(env!("CARGO_PKG_VERSION_PATCH"))
+}

@@ -1,0 +1,208 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The record of a frame: its state, its owner, its borrower, and where the
+//! borrower sees it, in one 64-bit word.
+
+use core::fmt;
+
+use escrow_abi::FrameState;
+
+use crate::addr::{Ipa, PAGE_SIZE};
+
+/// A VM in the ledger. 0 is the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct VmId(u16);
+
+impl VmId {
+    /// The host.
+    pub const HOST: VmId = VmId(0);
+    /// The largest number.
+    pub const MAX: u16 = (1 << 12) - 1;
+
+    /// The VM with this number; the number is cut to 12 bits.
+    pub const fn new(number: u16) -> VmId {
+        VmId(number & Self::MAX)
+    }
+
+    /// The number.
+    pub const fn get(self) -> u16 {
+        self.0
+    }
+}
+
+/// What the ledger knows of a frame.
+///
+/// | bits | meaning |
+/// | --- | --- |
+/// | 63:60 | kind: a [`FrameState`], [`Record::NO_RAM`] or a split block |
+/// | 59:48 | owner |
+/// | 47:36 | borrower; for metadata the VM that it serves |
+/// | 35:0 | the borrower's address of it, in pages |
+///
+/// All zeros is a frame that is the host's alone, so zeroed memory is the
+/// ledger of a machine whose RAM is the host's.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Record(u64);
+
+const KIND_SHIFT: u32 = 60;
+const OWNER_SHIFT: u32 = 48;
+const BORROWER_SHIFT: u32 = 36;
+const GUEST_MASK: u64 = (1 << BORROWER_SHIFT) - 1;
+const KIND_NO_RAM: u64 = 0xE;
+const KIND_SPLIT: u64 = 0xF;
+
+impl Record {
+    /// The host's alone: where every frame of the host begins and ends.
+    pub const HOME: Record = Record(0);
+    /// Not RAM: the rest of a block at the edge of a RAM range.
+    pub const NO_RAM: Record = Record(KIND_NO_RAM << KIND_SHIFT);
+    /// Escrow's own.
+    pub const HYPERVISOR: Record = Record((FrameState::Hypervisor as u64) << KIND_SHIFT);
+    /// The host's, and kept where it is.
+    pub const PINNED: Record = Record((FrameState::Pinned as u64) << KIND_SHIFT);
+
+    /// A frame that `owner` lets `borrower` use.
+    pub const fn borrowed(state: FrameState, owner: VmId, borrower: VmId, guest: Ipa) -> Record {
+        Record(
+            (state as u64) << KIND_SHIFT
+                | (owner.0 as u64) << OWNER_SHIFT
+                | (borrower.0 as u64) << BORROWER_SHIFT
+                | guest.0 / PAGE_SIZE & GUEST_MASK,
+        )
+    }
+
+    /// The record of a block whose frames have records of their own, `away`
+    /// of which (0 to 512) are not [`Record::HOME`].
+    pub(super) const fn split(away: u64) -> Record {
+        Record(KIND_SPLIT << KIND_SHIFT | away)
+    }
+
+    /// How many frames of a split block are away; `None` for other records.
+    pub(super) const fn split_away(self) -> Option<u64> {
+        if self.0 >> KIND_SHIFT == KIND_SPLIT { Some(self.0 & GUEST_MASK) } else { None }
+    }
+
+    pub(super) const fn from_bits(bits: u64) -> Record {
+        Record(bits)
+    }
+
+    pub(super) const fn bits(self) -> u64 {
+        self.0
+    }
+
+    /// The state; `None` for what is not RAM.
+    pub const fn state(self) -> Option<FrameState> {
+        FrameState::from_number(self.0 >> KIND_SHIFT)
+    }
+
+    /// Whether the state is this one.
+    pub const fn is(self, state: FrameState) -> bool {
+        self.0 >> KIND_SHIFT == state as u64
+    }
+
+    /// Who owns the frame.
+    pub const fn owner(self) -> VmId {
+        VmId::new((self.0 >> OWNER_SHIFT) as u16)
+    }
+
+    /// Who borrows it. Meaningless for states without a borrower.
+    pub const fn borrower(self) -> VmId {
+        VmId::new((self.0 >> BORROWER_SHIFT) as u16)
+    }
+
+    /// Where the borrower sees it.
+    pub const fn guest(self) -> Ipa {
+        Ipa((self.0 & GUEST_MASK) * PAGE_SIZE)
+    }
+
+    /// The same record in another state.
+    pub const fn with_state(self, state: FrameState) -> Record {
+        Record(self.0 & !(0xF << KIND_SHIFT) | (state as u64) << KIND_SHIFT)
+    }
+
+    /// The record of the frame `pages` further on in the same block.
+    pub(super) const fn nth(self, pages: u64) -> Record {
+        if self.has_guest_address() { Record(self.0 + pages) } else { self }
+    }
+
+    /// Whether the owner's address space holds the frame.
+    pub const fn owner_reaches(self) -> bool {
+        matches!(self.state(), Some(FrameState::Owned | FrameState::Shared | FrameState::Pinned))
+    }
+
+    const fn has_guest_address(self) -> bool {
+        matches!(
+            self.state(),
+            Some(
+                FrameState::Shared
+                    | FrameState::Lent
+                    | FrameState::UnlockedZeroed
+                    | FrameState::UnlockedContents
+            )
+        )
+    }
+}
+
+impl fmt::Debug for Record {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.state(), self.split_away()) {
+            (Some(state), _) => write!(
+                f,
+                "{state:?}(owner {}, borrower {}, at {})",
+                self.owner().0,
+                self.borrower().0,
+                self.guest()
+            ),
+            (None, Some(away)) => write!(f, "Split({away} away)"),
+            (None, None) => f.write_str("NoRam"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_come_back() {
+        let record = Record::borrowed(
+            FrameState::Lent,
+            VmId::new(0xabc),
+            VmId::new(7),
+            Ipa(0xffff_ffff_f000),
+        );
+        assert!(record.is(FrameState::Lent));
+        assert_eq!(record.owner(), VmId::new(0xabc));
+        assert_eq!(record.borrower(), VmId::new(7));
+        assert_eq!(record.guest(), Ipa(0xffff_ffff_f000));
+        let unlocked = record.with_state(FrameState::UnlockedContents);
+        assert!(unlocked.is(FrameState::UnlockedContents));
+        assert_eq!(unlocked.with_state(FrameState::Lent), record);
+    }
+
+    #[test]
+    fn zero_is_home() {
+        assert!(Record::from_bits(0).is(FrameState::Owned));
+        assert_eq!(Record::from_bits(0).owner(), VmId::HOST);
+        assert!(Record::HOME.owner_reaches());
+    }
+
+    #[test]
+    fn only_owned_shared_and_pinned_are_reached_by_the_owner() {
+        for state in FrameState::ALL {
+            let record = Record::borrowed(state, VmId::HOST, VmId::new(1), Ipa(0));
+            let reached =
+                matches!(state, FrameState::Owned | FrameState::Shared | FrameState::Pinned);
+            assert_eq!(record.owner_reaches(), reached, "{state:?}");
+        }
+        assert!(!Record::NO_RAM.owner_reaches());
+        assert!(!Record::split(3).owner_reaches());
+    }
+
+    #[test]
+    fn nth_counts_guest_pages_only_where_there_are_any() {
+        let lent = Record::borrowed(FrameState::Lent, VmId::HOST, VmId::new(1), Ipa(0x20_0000));
+        assert_eq!(lent.nth(3).guest(), Ipa(0x20_3000));
+        assert_eq!(Record::HOME.nth(3), Record::HOME);
+    }
+}

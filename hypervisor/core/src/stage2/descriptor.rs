@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Stage-2 descriptors of the 4 KiB granule (DDI 0487, D8.3).
+
+use escrow_abi::Rights;
+
+use super::Stage2Features;
+use crate::addr::PhysAddr;
+
+/// A descriptor of a table at level 0 to 3.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Descriptor(pub u64);
+
+const VALID: u64 = 1 << 0;
+/// Table at levels 0 to 2, page at level 3; clear for a block.
+const TABLE_OR_PAGE: u64 = 1 << 1;
+const READ: u64 = 1 << 6;
+const WRITE: u64 = 1 << 7;
+const INNER_SHAREABLE: u64 = 0b11 << 8;
+const ACCESS_FLAG: u64 = 1 << 10;
+/// XN[1:0] = 0b10: not executable at EL1 and EL0. Bit 53 is RES0 without
+/// FEAT_XNX, where bit 54 alone says the same.
+const EXECUTE_NEVER: u64 = 1 << 54;
+const ADDRESS: u64 = 0x0000_ffff_ffff_f000;
+
+/// The attribute bits of a block or page descriptor.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Attributes(u64);
+
+impl Attributes {
+    /// RAM of the host: all rights; the host's stage 1 says how it is cached.
+    pub const HOST_RAM: Attributes =
+        Attributes(READ | WRITE | INNER_SHAREABLE | ACCESS_FLAG | 0b1111 << 2);
+
+    /// MMIO of the host: Device-nGnRE at the most, never executed.
+    pub const HOST_MMIO: Attributes =
+        Attributes(READ | WRITE | ACCESS_FLAG | 0b0001 << 2 | EXECUTE_NEVER);
+
+    /// RAM of a guest. With FEAT_S2FWB always cacheable, whatever its stage 1
+    /// says (DDI 0487, D8.6.6 "Stage 2 memory region type and Cacheability
+    /// attributes when FEAT_S2FWB is enabled").
+    pub const fn guest_ram(rights: Rights, features: &Stage2Features) -> Attributes {
+        let memory = if features.force_write_back { 0b0110 } else { 0b1111 };
+        let mut bits = INNER_SHAREABLE | ACCESS_FLAG | memory << 2;
+        if rights.read() {
+            bits |= READ;
+        }
+        if rights.write() {
+            bits |= WRITE;
+        }
+        if !rights.execute() {
+            bits |= EXECUTE_NEVER;
+        }
+        Attributes(bits)
+    }
+}
+
+impl Descriptor {
+    /// Nothing there.
+    pub const INVALID: Descriptor = Descriptor(0);
+
+    /// The next level's table.
+    pub const fn table(at: PhysAddr) -> Descriptor {
+        Descriptor(at.0 & ADDRESS | TABLE_OR_PAGE | VALID)
+    }
+
+    /// A block, at level 1 or 2.
+    pub const fn block(at: PhysAddr, attributes: Attributes) -> Descriptor {
+        Descriptor(at.0 & ADDRESS | attributes.0 | VALID)
+    }
+
+    /// A page, at level 3.
+    pub const fn page(at: PhysAddr, attributes: Attributes) -> Descriptor {
+        Descriptor(at.0 & ADDRESS | attributes.0 | TABLE_OR_PAGE | VALID)
+    }
+
+    /// Whether there is anything.
+    pub const fn is_valid(self) -> bool {
+        self.0 & VALID != 0
+    }
+
+    /// Whether it leads to a table, at a level below 3.
+    pub const fn is_table(self) -> bool {
+        self.0 & (TABLE_OR_PAGE | VALID) == TABLE_OR_PAGE | VALID
+    }
+
+    /// The table or memory that it leads to.
+    pub const fn address(self) -> PhysAddr {
+        PhysAddr(self.0 & ADDRESS)
+    }
+
+    /// What a block or page descriptor lets its VM do.
+    pub const fn rights(self) -> Option<Rights> {
+        let bits = (self.0 & READ != 0) as u64
+            | ((self.0 & WRITE != 0) as u64) << 1
+            | ((self.0 & EXECUTE_NEVER == 0) as u64) << 2;
+        Rights::from_bits(bits)
+    }
+
+    /// The attributes of a block or page descriptor.
+    pub const fn attributes(self) -> Attributes {
+        Attributes(self.0 & !(ADDRESS | TABLE_OR_PAGE | VALID))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rights_come_back() {
+        for force_write_back in [false, true] {
+            let features = Stage2Features { pa_bits: 40, force_write_back, vmid16: false };
+            for bits in 0..8 {
+                let rights = Rights::from_bits(bits).unwrap();
+                let attributes = Attributes::guest_ram(rights, &features);
+                let page = Descriptor::page(PhysAddr(0x1234_5000), attributes);
+                assert_eq!(page.rights(), Some(rights));
+                assert_eq!(page.address(), PhysAddr(0x1234_5000));
+                assert_eq!(page.attributes(), attributes);
+            }
+        }
+    }
+
+    #[test]
+    fn kinds_are_told_apart() {
+        let block = Descriptor::block(PhysAddr(0x4000_0000), Attributes::HOST_RAM);
+        assert!(block.is_valid() && !block.is_table());
+        assert!(Descriptor::table(PhysAddr(0x1000)).is_table());
+        assert!(!Descriptor::INVALID.is_valid());
+    }
+}

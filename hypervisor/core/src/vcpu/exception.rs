@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Taking an exception to EL1 in a VM's place: what the CPU would do
+//! (DDI 0487, J1.1.2 `AArch64.TakeException`), for a guest's registers in
+//! memory as for the host's in the CPU.
+
+use super::syndrome::{Ec, IL, abort};
+
+/// A synchronous exception to be taken at EL1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exception {
+    /// What `ESR_EL1` will say.
+    pub esr: u64,
+    /// What `FAR_EL1` will say; `None` leaves it alone.
+    pub far: Option<u64>,
+}
+
+/// Where EL1 goes on when it takes an exception.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The vector.
+    pub pc: u64,
+    /// PSTATE there, in the layout of `SPSR_EL2`.
+    pub pstate: u64,
+}
+
+/// Bits of PSTATE as `SPSR_ELx` lays them out for AArch64.
+pub(super) mod pstate {
+    pub const M: u64 = 0xf;
+    pub const EL0T: u64 = 0x0;
+    pub const EL1T: u64 = 0x4;
+    pub const EL1H: u64 = 0x5;
+    pub const AARCH32: u64 = 1 << 4;
+    pub const DAIF: u64 = 0xf << 6;
+    pub const SSBS: u64 = 1 << 12;
+    pub const ALLINT: u64 = 1 << 13;
+    pub const SS: u64 = 1 << 21;
+    pub const PAN: u64 = 1 << 22;
+    pub const DIT: u64 = 1 << 24;
+    pub const DIT_AARCH32: u64 = 1 << 21;
+    pub const TCO: u64 = 1 << 25;
+    pub const NZCV: u64 = 0xf << 28;
+}
+
+/// Bits of `SCTLR_EL1`.
+mod sctlr {
+    pub const SPAN: u64 = 1 << 23;
+    pub const DSSBS: u64 = 1 << 44;
+    pub const SPINTMASK: u64 = 1 << 62;
+}
+
+/// What an EL1 has that shows in PSTATE when it takes an exception.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PstateFeatures {
+    /// FEAT_MTE: PSTATE.TCO.
+    pub mte: bool,
+    /// FEAT_NMI: PSTATE.ALLINT.
+    pub nmi: bool,
+}
+
+impl Entry {
+    /// Where EL1 goes from `interrupted` (a PSTATE), given its `SCTLR_EL1` and
+    /// `VBAR_EL1`.
+    pub const fn new(interrupted: u64, sctlr: u64, vbar: u64, features: PstateFeatures) -> Entry {
+        let from32 = interrupted & pstate::AARCH32 != 0;
+        let offset = if from32 {
+            0x600
+        } else {
+            match interrupted & pstate::M {
+                pstate::EL0T => 0x400,
+                pstate::EL1T => 0x000,
+                _ => 0x200,
+            }
+        };
+        let mut next = pstate::EL1H | pstate::DAIF | interrupted & (pstate::NZCV | pstate::PAN);
+        let dit = if from32 { pstate::DIT_AARCH32 } else { pstate::DIT };
+        if interrupted & dit != 0 {
+            next |= pstate::DIT;
+        }
+        if sctlr & sctlr::SPAN == 0 {
+            next |= pstate::PAN;
+        }
+        if sctlr & sctlr::DSSBS != 0 {
+            next |= pstate::SSBS;
+        }
+        if features.mte {
+            next |= pstate::TCO;
+        }
+        if features.nmi && sctlr & sctlr::SPINTMASK == 0 {
+            next |= pstate::ALLINT;
+        }
+        Entry { pc: (vbar & !0x7ff).wrapping_add(offset), pstate: next }
+    }
+}
+
+/// Whether a PSTATE is one of EL0.
+const fn is_el0(pstate: u64) -> bool {
+    pstate & pstate::AARCH32 != 0 || pstate & pstate::M == pstate::EL0T
+}
+
+impl Exception {
+    /// An undefined instruction.
+    pub const UNDEFINED: Exception = Exception { esr: IL, far: None };
+
+    /// The exception that tells EL1 of an abort with syndrome `esr` (of
+    /// `ESR_EL2`, exception class included) that it met in state `pstate`, as
+    /// a synchronous external abort.
+    pub const fn external_abort(esr: u64, far: u64, interrupted: u64) -> Exception {
+        let status = if esr & abort::S1PTW != 0 {
+            // On a table walk: the level of the table, as stage 2 reports it.
+            abort::EXTERNAL_ON_WALK | esr & 0x3
+        } else {
+            abort::EXTERNAL
+        };
+        Self::with_status(esr, far, interrupted, status)
+    }
+
+    /// The exception that tells a Linux host of an access to memory that it
+    /// does not have.
+    ///
+    /// A data access gets an alignment fault: of all that the architecture
+    /// has, it is the one that Linux neither retries for ever (translation,
+    /// permission) nor dies of without asking its exception tables (external
+    /// abort). An instruction fetch and a table walk have no exception tables
+    /// to ask; they get an external abort.
+    pub const fn for_host(esr: u64, far: u64, interrupted: u64) -> Exception {
+        let data = matches!(Ec::of(esr), Ec::DATA_ABORT_LOWER);
+        if data && esr & abort::S1PTW == 0 {
+            Self::with_status(esr, far, interrupted, abort::ALIGNMENT)
+        } else {
+            Self::external_abort(esr, far, interrupted)
+        }
+    }
+
+    const fn with_status(esr: u64, far: u64, interrupted: u64, status: u64) -> Exception {
+        let data = matches!(Ec::of(esr), Ec::DATA_ABORT_LOWER);
+        let ec = match (data, is_el0(interrupted)) {
+            (true, true) => Ec::DATA_ABORT_LOWER,
+            (true, false) => Ec::DATA_ABORT_SAME,
+            (false, true) => Ec::INSTRUCTION_ABORT_LOWER,
+            (false, false) => Ec::INSTRUCTION_ABORT_SAME,
+        };
+        // What of the syndrome is EL1's business as well. ISV and what it
+        // covers are not: EL1 sees them in stage-2 aborts only.
+        let kept = if data { IL | abort::WNR | abort::CM | abort::FNV } else { IL | abort::FNV };
+        Exception { esr: ec.bits() | esr & kept | status, far: Some(far) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SPAN: u64 = sctlr::SPAN;
+    const NONE: PstateFeatures = PstateFeatures { mte: false, nmi: false };
+
+    #[test]
+    fn vectors_by_where_from() {
+        let vector = |from| Entry::new(from, SPAN, 0xffff_0000_0800_0800, NONE).pc & 0x7ff;
+        assert_eq!(vector(pstate::EL0T), 0x400);
+        assert_eq!(vector(pstate::EL1T), 0x000);
+        assert_eq!(vector(pstate::EL1H), 0x200);
+        assert_eq!(vector(pstate::AARCH32), 0x600);
+        assert_eq!(
+            Entry::new(pstate::EL0T, SPAN, 0xffff_0000_0800_0800, NONE).pc,
+            0xffff_0000_0800_0c00
+        );
+    }
+
+    #[test]
+    fn pstate_as_the_cpu_would_have_it() {
+        // Flags and PAN stay, step and BTYPE go, interrupts are masked.
+        let from = pstate::NZCV | pstate::SS | 0x3 << 10 | pstate::DIT | pstate::SSBS;
+        let entry = Entry::new(from, SPAN, 0, NONE);
+        assert_eq!(entry.pstate, pstate::NZCV | pstate::DIT | pstate::DAIF | pstate::EL1H);
+        // SCTLR_EL1.SPAN clear sets PAN, DSSBS sets SSBS.
+        let entry = Entry::new(pstate::EL1H, sctlr::DSSBS, 0, NONE);
+        assert_eq!(entry.pstate, pstate::PAN | pstate::SSBS | pstate::DAIF | pstate::EL1H);
+        let all = PstateFeatures { mte: true, nmi: true };
+        let entry = Entry::new(0, SPAN, 0, all);
+        assert_eq!(entry.pstate, pstate::TCO | pstate::ALLINT | pstate::DAIF | pstate::EL1H);
+        // AArch32 keeps DIT where AArch64 has SS.
+        let entry = Entry::new(pstate::AARCH32 | pstate::DIT_AARCH32, SPAN, 0, NONE);
+        assert_eq!(entry.pstate, pstate::DIT | pstate::DAIF | pstate::EL1H);
+    }
+
+    #[test]
+    fn the_host_hears_of_data_aborts_as_alignment_faults() {
+        // A store from EL0 with a valid syndrome, translation fault level 3.
+        let esr = Ec::DATA_ABORT_LOWER.bits() | IL | 1 << 24 | abort::WNR | 0x7;
+        let exception = Exception::for_host(esr, 0x1234, pstate::EL0T);
+        assert_eq!(exception.esr, 0x24 << 26 | IL | abort::WNR | 0x21);
+        assert_eq!(exception.far, Some(0x1234));
+        let exception = Exception::for_host(esr & !abort::WNR, 0x1234, pstate::EL1H);
+        assert_eq!(exception.esr, 0x25 << 26 | IL | 0x21);
+        // From AArch32 EL0.
+        let exception = Exception::for_host(esr, 0, pstate::AARCH32 | 0x10);
+        assert_eq!(exception.esr >> 26, 0x24);
+    }
+
+    #[test]
+    fn fetches_and_walks_of_the_host_end_in_external_aborts() {
+        let fetch = Ec::INSTRUCTION_ABORT_LOWER.bits() | IL | 0x7;
+        assert_eq!(Exception::for_host(fetch, 8, pstate::EL0T).esr, 0x20 << 26 | IL | 0x10);
+        assert_eq!(Exception::for_host(fetch, 8, pstate::EL1H).esr, 0x21 << 26 | IL | 0x10);
+        let walk = Ec::DATA_ABORT_LOWER.bits() | IL | abort::S1PTW | 0x6;
+        assert_eq!(Exception::for_host(walk, 8, pstate::EL1H).esr, 0x25 << 26 | IL | 0x16);
+    }
+}
