@@ -53,7 +53,7 @@ impl Session {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command
             .spawn()
-            .with_context(|| format!("cannot start {}", command.get_program().display()))?;
+            .with_context(|| format!("cannot start {}", command.get_program().to_string_lossy()))?;
         let (stdout, mut stderr) =
             child.stdout.take().zip(child.stderr.take()).context("QEMU has no output")?;
         let (sender, lines) = channel();

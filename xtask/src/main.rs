@@ -2,8 +2,15 @@
 
 //! `cargo xtask`: set-up, build, run and test of Escrow.
 
+mod build;
+mod clean;
+mod lint;
+mod run;
 mod setup;
 mod shell;
+mod test;
+
+use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -22,6 +29,26 @@ struct Cli {
 enum Task {
     /// Get everything that builds and boots need
     Setup(SetupArgs),
+    /// Build the hypervisor, the payloads and what the host runs
+    Build(BuildArgs),
+    /// Boot Debian under Escrow, run the demo, and leave you at a shell
+    Run(run::Args),
+    /// Run the tests
+    Test(test::Args),
+    /// Remove what was built
+    Clean(clean::Args),
+    /// Print the environment of cargo calls for the bare-metal targets
+    ///
+    /// For use in a shell: eval "$(cargo xtask env)", and then for example
+    /// cargo build -p escrow-boot with the arguments that the comment names.
+    Env,
+}
+
+#[derive(clap::Args)]
+struct BuildArgs {
+    /// Only this part
+    #[arg(long, value_name = "PART")]
+    only: Option<build::What>,
 }
 
 #[derive(clap::Args)]
@@ -34,11 +61,29 @@ struct SetupArgs {
     no_install: bool,
 }
 
-fn main() -> Result<()> {
+fn main() -> Result<ExitCode> {
     match Cli::parse().command {
         Task::Setup(args) => {
-            Setup::ensure(setup::Options { refresh: args.refresh, no_install: args.no_install })?
-                .report()
+            let options = setup::Options { refresh: args.refresh, no_install: args.no_install };
+            Setup::ensure(options)?.report()?;
+        }
+        Task::Build(args) => {
+            let setup = Setup::ensure(Default::default())?;
+            build::build(&build::Workspace::find()?, &setup, args.only)?;
+        }
+        Task::Run(args) => return run::run(&args),
+        Task::Test(args) => return test::test(&args),
+        Task::Clean(args) => clean::clean(&args)?,
+        Task::Env => {
+            let setup = Setup::ensure(Default::default())?;
+            let bare_metal = setup.bare_metal()?;
+            for (name, value) in bare_metal.environment() {
+                println!("export {name}='{}'", value.display());
+            }
+            for target in [setup::SOFTFLOAT, setup::STATIC_LINUX] {
+                println!("# {}", bare_metal.arguments(target).join(" "));
+            }
         }
     }
+    Ok(ExitCode::SUCCESS)
 }

@@ -120,7 +120,7 @@ pub fn write_if_changed(path: &Path, contents: &[u8]) -> Result<bool> {
 }
 
 fn name(command: &Command) -> String {
-    command.get_program().display().to_string()
+    command.get_program().to_string_lossy().into_owned()
 }
 
 fn line(command: &Command) -> String {

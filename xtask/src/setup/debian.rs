@@ -94,7 +94,7 @@ impl Apt {
         status: &Path,
         architectures: &[&str],
     ) -> Result<Self> {
-        let this = Self { configuration: folder.join("apt.conf"), lists: folder.join("lists") };
+        let this = Self { configuration: folder.join("apt.conf") };
         for sub in ["lists/partial", "cache/archives/partial", "sources"] {
             let path = folder.join(sub);
             fs::create_dir_all(&path)

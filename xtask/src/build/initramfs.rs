@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The host's user space: busybox, the module, the `escrow` program.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use xtask::initramfs::Archive;
+
+use super::Workspace;
+use crate::setup::Setup;
+use crate::shell::{run_quietly, write_if_changed};
+
+/// Folders of the archive; a parent stands before its children.
+const FOLDERS: &[&str] =
+    &["bin", "dev", "etc", "lib", "lib/modules", "proc", "root", "run", "sys", "tmp"];
+
+pub fn build(workspace: &Workspace, setup: &Setup) -> Result<()> {
+    let paths = workspace.paths();
+    let sources = workspace.root().join("host/initramfs");
+    let mut archive = Archive::new();
+    for folder in FOLDERS {
+        archive.directory(folder)?;
+    }
+    // The kernel opens it before anybody has mounted devtmpfs.
+    archive.character_device("dev/console", 5, 1)?;
+    archive.file("bin/busybox", 0o755, &read(setup.busybox()?)?)?;
+    archive.symlink("bin/sh", "busybox")?;
+    archive.file("bin/escrow", 0o755, &stripped(&paths.vmm(), "--strip-all")?)?;
+    archive.file("lib/modules/escrow.ko", 0o644, &stripped(&paths.module(), "--strip-debug")?)?;
+    archive.file("init", 0o755, &read(&sources.join("init"))?)?;
+    archive.file("etc/profile", 0o644, &read(&sources.join("profile"))?)?;
+    let bytes = archive.finish()?;
+    write_if_changed(&paths.initramfs(), &bytes)?;
+    Ok(())
+}
+
+/// A file without what only a debugger reads.
+fn stripped(path: &Path, how: &str) -> Result<Vec<u8>> {
+    let bare = path.with_extension("stripped");
+    let mut strip = Command::new("aarch64-linux-gnu-strip");
+    run_quietly(strip.arg(how).arg("-o").args([&bare, path]))?;
+    let bytes = read(&bare)?;
+    fs::remove_file(&bare)?;
+    Ok(bytes)
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+}

@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Building: the hypervisor, the payloads, and what runs on the host.
+
+mod cargo;
+mod image;
+mod initramfs;
+mod module;
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+use xtask::artefacts::{Artefacts, BuildPaths};
+
+pub use cargo::{command as cargo_command, plain as plain_cargo};
+pub use module::FLAGS as MODULE_FLAGS;
+
+use cargo::Kind;
+
+use crate::setup::{SOFTFLOAT, STATIC_LINUX, Setup};
+use crate::shell::write_if_changed;
+
+/// What can be built on its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum What {
+    /// Escrow itself: target/escrow.elf and target/escrow.img
+    Hypervisor,
+    /// The bare-metal test programs: target/payloads/*.img
+    Payloads,
+    /// What the host runs: the escrow program, the module, the initramfs
+    Host,
+}
+
+/// The work tree and its target folder.
+#[derive(Debug)]
+pub struct Workspace {
+    root: PathBuf,
+    paths: BuildPaths,
+}
+
+impl Workspace {
+    /// The work tree that this program belongs to.
+    pub fn find() -> Result<Self> {
+        // Cargo sets the variable when it runs the program.
+        let manifest = env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
+        let manifest = manifest.unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+        let root = manifest.parent().context("xtask is not in a work tree")?;
+        let target = match env::var_os("CARGO_TARGET_DIR") {
+            Some(folder) => std::path::absolute(folder)?,
+            None => root.join("target"),
+        };
+        Ok(Self { root: root.to_owned(), paths: BuildPaths::new(target) })
+    }
+
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub fn paths(&self) -> &BuildPaths {
+        &self.paths
+    }
+
+    /// Everything that a boot is made of, built or set up.
+    pub fn artefacts(&self, setup: &Setup) -> Result<Artefacts> {
+        let kernel = setup.host_kernel()?;
+        Ok(Artefacts {
+            image: self.paths.image(),
+            elf: self.paths.elf(),
+            payloads: self.paths.payloads(),
+            host_kernel: kernel.image.clone(),
+            host_modules: kernel.modules.clone(),
+            initramfs: self.paths.initramfs(),
+            module: self.paths.module(),
+            vmm: self.paths.vmm(),
+            guest_kernel: setup.guest_kernel()?.image.clone(),
+            busybox: setup.busybox()?.to_owned(),
+            qemu: setup.qemu()?.to_owned(),
+        })
+    }
+}
+
+/// Builds what `only` names, or everything.
+pub fn build(workspace: &Workspace, setup: &Setup, only: Option<What>) -> Result<()> {
+    let wanted = |what| only.is_none_or(|only| only == what);
+    if wanted(What::Hypervisor) {
+        hypervisor(workspace, setup).context("the hypervisor does not build")?;
+    }
+    if wanted(What::Payloads) {
+        payloads(workspace, setup).context("the payloads do not build")?;
+    }
+    if wanted(What::Host) {
+        vmm(workspace, setup).context("the escrow program does not build")?;
+        module::build(workspace, setup).context("the module does not build")?;
+        initramfs::build(workspace, setup).context("the initramfs cannot be made")?;
+    }
+    Ok(())
+}
+
+fn hypervisor(workspace: &Workspace, setup: &Setup) -> Result<()> {
+    let built = cargo::Build::new("escrow-boot", SOFTFLOAT).run(workspace, setup)?;
+    let elf = cargo::only(&built, Kind::Program, "escrow-boot")?;
+    let elf = fs::read(elf).with_context(|| format!("cannot read {}", elf.display()))?;
+    write_if_changed(&workspace.paths.elf(), &elf)?;
+    write_if_changed(&workspace.paths.image(), &image::flatten(&elf)?)?;
+    Ok(())
+}
+
+fn payloads(workspace: &Workspace, setup: &Setup) -> Result<()> {
+    let built = cargo::Build::new("escrow-payloads", SOFTFLOAT).run(workspace, setup)?;
+    let folder = workspace.paths.payloads();
+    let mut names = Vec::new();
+    for program in built.iter().filter(|built| built.kind == Kind::Program) {
+        let elf = fs::read(&program.path)?;
+        let flat = image::flatten(&elf).with_context(|| program.name.clone())?;
+        write_if_changed(&folder.join(format!("{}.img", program.name)), &flat)?;
+        write_if_changed(&folder.join(format!("{}.elf", program.name)), &elf)?;
+        names.push(program.name.clone());
+    }
+    // A payload that is gone must not be tested any more.
+    for entry in fs::read_dir(&folder)? {
+        let path = entry?.path();
+        let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
+        if !stem.is_some_and(|stem| names.contains(&stem)) {
+            fs::remove_file(&path)?;
+        }
+    }
+    Ok(())
+}
+
+fn vmm(workspace: &Workspace, setup: &Setup) -> Result<()> {
+    setup.cross_compiler()?;
+    let built = cargo::Build::new("escrow-vmm", STATIC_LINUX).run(workspace, setup)?;
+    let program = cargo::only(&built, Kind::Program, "escrow")?;
+    let program =
+        fs::read(program).with_context(|| format!("cannot read {}", program.display()))?;
+    write_if_changed(&workspace.paths.vmm(), &program)?;
+    Ok(())
+}

@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The shim: Rust first, prelinked to one object file; then the kernel's own
+//! build, on copies of the C files, so that the source tree stays clean.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use object::read::archive::ArchiveFile;
+use object::{Object as _, ObjectSymbol as _};
+
+use super::Workspace;
+use super::cargo::{Build, Kind, only};
+use crate::setup::{HostKernel, SOFTFLOAT, Setup};
+use crate::shell::{Step, find_program, run_quietly, write_if_changed};
+
+const NAME: &str = "escrow";
+/// What Kbuild files call the Rust half.
+const RUST_OBJECT: &str = "escrow_rust.o";
+/// C may call the functions of the Rust half whose names begin like this;
+/// what they do not need is left out.
+const ENTRY_PREFIX: &str = "escrow_";
+const LINKER: &str = "aarch64-linux-gnu-ld";
+
+/// A module is loaded at any distance from the kernel, and relocated by a
+/// loader that knows no GOT.
+pub const FLAGS: &[&str] =
+    &["-Crelocation-model=static", "-Ccode-model=large", "-Cforce-frame-pointers=yes"];
+
+pub fn build(workspace: &Workspace, setup: &Setup) -> Result<()> {
+    setup.cross_compiler()?;
+    setup.kernel_tools()?;
+    let kernel = setup.host_kernel()?;
+    let built = Build::new("escrow-module", SOFTFLOAT).flags(FLAGS).run(workspace, setup)?;
+    let library = only(&built, Kind::StaticLibrary, "escrow_module")?;
+    let work = workspace.paths().module_build();
+
+    let mut changed = stage(&workspace.root().join("host/module"), &work)?;
+    changed |= prelink(library, &work)?;
+    // Another kernel is another module.
+    changed |= write_if_changed(&work.join("kernel"), kernel.to_string().as_bytes())?;
+    let result = work.join(format!("{NAME}.ko"));
+    if changed || !result.exists() {
+        kbuild(&work, kernel)?;
+    }
+    let module = fs::read(&result).with_context(|| format!("cannot read {}", result.display()))?;
+    write_if_changed(&workspace.paths().module(), &module)?;
+    Ok(())
+}
+
+/// Copies the files that Kbuild reads, and removes the copies of those that
+/// are gone. Whether anything changed.
+fn stage(source: &Path, work: &Path) -> Result<bool> {
+    let mut changed = false;
+    let mut staged = BTreeSet::new();
+    for path in sources(source)? {
+        let place = work.join(path.strip_prefix(source)?);
+        changed |= write_if_changed(&place, &fs::read(&path)?)?;
+        staged.insert(place);
+    }
+    if work.exists() {
+        for stale in sources(work)?.iter().filter(|path| !staged.contains(*path)) {
+            // Kbuild leaves generated C files beside the others.
+            if !stale.to_string_lossy().ends_with(".mod.c") {
+                fs::remove_file(stale)?;
+                changed = true;
+            }
+        }
+    }
+    Ok(changed)
+}
+
+fn sources(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in
+        fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?
+    {
+        let path = entry?.path();
+        if path.is_dir() {
+            found.extend(sources(&path)?);
+        } else if path.file_name().is_some_and(|name| name == "Kbuild")
+            || path.extension().is_some_and(|e| e == "c" || e == "h" || e == "S")
+        {
+            found.push(path);
+        }
+    }
+    Ok(found)
+}
+
+/// Links the Rust half to one object that has no more than C can reach.
+/// Whether it changed.
+fn prelink(library: &Path, work: &Path) -> Result<bool> {
+    let entries = entries(library)?;
+    if entries.is_empty() {
+        bail!("{} defines no function {ENTRY_PREFIX}…: nothing for C to call", library.display());
+    }
+    let object = work.join("escrow_rust.new");
+    let mut command = Command::new(LINKER);
+    command.args(["-r", "--gc-sections", "-o"]).arg(&object);
+    for entry in &entries {
+        command.args(["-u", entry]);
+    }
+    run_quietly(command.arg(library))?;
+    let changed = write_if_changed(&work.join(RUST_OBJECT), &fs::read(&object)?)?;
+    fs::remove_file(&object)?;
+    // Kbuild wants to know how each object was made.
+    write_if_changed(&work.join(format!(".{RUST_OBJECT}.cmd")), b"")?;
+    Ok(changed)
+}
+
+/// The functions that a static library offers to C.
+fn entries(library: &Path) -> Result<BTreeSet<String>> {
+    let bytes = fs::read(library).with_context(|| format!("cannot read {}", library.display()))?;
+    let archive = ArchiveFile::parse(&*bytes).context("not a static library")?;
+    let mut names = BTreeSet::new();
+    for member in archive.members() {
+        let data = member?.data(&*bytes)?;
+        // Not all members are objects: rustc adds its metadata.
+        let Ok(object) = object::File::parse(data) else {
+            continue;
+        };
+        let symbols = object.symbols().filter(|s| s.is_global() && s.is_definition());
+        let ours = symbols.filter_map(|s| Some(s.name().ok()?.to_owned()));
+        names.extend(ours.filter(|name| name.starts_with(ENTRY_PREFIX)));
+    }
+    Ok(names)
+}
+
+fn kbuild(work: &Path, kernel: &HostKernel) -> Result<()> {
+    let step = Step::start("building the module");
+    let mut command = Command::new("make");
+    command
+        .arg("-C")
+        .arg(fs::canonicalize(&kernel.headers)?)
+        .arg(format!("M={}", work.display()))
+        .args(["ARCH=arm64", "CROSS_COMPILE=aarch64-linux-gnu-"])
+        // The module builds without a warning, or it does not build.
+        .arg("KCFLAGS=-Werror")
+        .args(compiler(kernel)?)
+        .arg("modules")
+        // A make that runs us must not steer this one.
+        .env_remove("MAKEFLAGS")
+        .env_remove("MAKELEVEL");
+    let output = run_quietly(&mut command)?;
+    // make itself and modpost warn, too.
+    let warnings = String::from_utf8_lossy(&output.stderr);
+    let mut warnings = warnings.lines().filter(|line| !is_known_remark(line));
+    if let Some(warning) = warnings.next() {
+        bail!("the kernel's build warns: {warning}");
+    }
+    step.done();
+    Ok(())
+}
+
+/// What every out-of-tree build of this kernel says.
+fn is_known_remark(line: &str) -> bool {
+    line.trim().is_empty()
+        || line.contains("the compiler differs from the one used to build the kernel")
+        || line.trim_start().starts_with("The kernel was built by:")
+        || line.trim_start().starts_with("You are using:")
+        || line.contains("Skipping BTF generation")
+}
+
+/// The headers name the compiler that the kernel was built with; another
+/// version does where that one is not installed.
+fn compiler(kernel: &HostKernel) -> Result<Option<String>> {
+    let variables = fs::read_to_string(kernel.headers.join(".kernelvariables")).unwrap_or_default();
+    let word = variables.split_whitespace().find(|word| word.contains("gcc-"));
+    let wanted = word.map(|word| word.replace("$(CROSS_COMPILE)", "aarch64-linux-gnu-"));
+    let there = wanted.is_some_and(|name| find_program(&name).is_some());
+    Ok((!there).then(|| "CC=aarch64-linux-gnu-gcc".to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn staging_follows_the_sources() {
+        let folder = tempfile::tempdir().unwrap();
+        let (source, work) = (folder.path().join("source"), folder.path().join("work"));
+        fs::create_dir_all(source.join("src")).unwrap();
+        fs::write(source.join("Kbuild"), "obj-m := escrow.o").unwrap();
+        fs::write(source.join("a.c"), "int a;").unwrap();
+        fs::write(source.join("src/lib.rs"), "").unwrap();
+        assert!(stage(&source, &work).unwrap());
+        assert!(!stage(&source, &work).unwrap(), "nothing changed");
+        assert!(!work.join("src/lib.rs").exists());
+
+        fs::write(work.join("escrow.mod.c"), "generated").unwrap();
+        fs::rename(source.join("a.c"), source.join("b.c")).unwrap();
+        assert!(stage(&source, &work).unwrap());
+        assert!(work.join("b.c").exists() && !work.join("a.c").exists());
+        assert!(work.join("escrow.mod.c").exists());
+    }
+}

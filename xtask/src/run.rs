@@ -1,0 +1,289 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Booting Debian under Escrow: at the terminal, or in batch.
+
+use std::fs::File;
+use std::io::{self, IsTerminal as _, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
+use xtask::console::{Event, Session};
+use xtask::layout::MIB;
+use xtask::qemu::{Console, Machine};
+
+use crate::build::{self, Workspace};
+use crate::say;
+use crate::setup::Setup;
+
+/// What every host gets: the UART for its console, and the end of the run
+/// when it panics.
+const BOOTARGS: &str = "console=ttyAMA0 quiet panic=-1";
+/// What Linux prints last before it asks PSCI for power-off.
+const POWER_DOWN: &str = "reboot: Power down";
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Without a terminal: run the demo, power off; exit status 0 only if
+    /// every step held
+    #[arg(long)]
+    batch: bool,
+    /// Number of CPUs
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
+    smp: u32,
+    /// RAM, in MiB or with a unit: 512M, 2G
+    #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = parse_mib)]
+    mem: u64,
+    /// CPU type, as QEMU names it: cortex-a53, cortex-a72, cortex-a76, neoverse-n1, max …
+    #[arg(long, value_name = "TYPE", default_value = "max")]
+    cpu: String,
+    /// The host's kernel, an arm64 Image, in place of Debian's
+    #[arg(long, value_name = "FILE")]
+    kernel: Option<PathBuf>,
+    /// The host's initramfs, in place of the built one
+    #[arg(long, value_name = "FILE")]
+    initrd: Option<PathBuf>,
+    /// More words for the host kernel's command line
+    #[arg(long, value_name = "WORDS", allow_hyphen_values = true)]
+    append: Option<String>,
+    /// Wait for gdb on this TCP port before the first instruction
+    #[arg(long, value_name = "PORT", num_args = 0..=1, default_missing_value = "1234")]
+    gdb: Option<u16>,
+    /// What Escrow itself prints
+    #[arg(long, value_name = "LEVEL")]
+    log_level: Option<LogLevel>,
+    /// Build, and print QEMU's command line instead of running it
+    #[arg(long)]
+    dry_run: bool,
+    /// Boot the same host without Escrow, at EL1
+    #[arg(long)]
+    no_escrow: bool,
+    /// For --batch: how long the run may take, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 180)]
+    time_limit: u64,
+    /// More arguments for QEMU
+    #[arg(last = true, value_name = "QEMU ARGUMENTS")]
+    qemu: Vec<std::ffi::OsString>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LogLevel {
+    Off,
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+/// Boots, and says how it went.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let workspace = Workspace::find()?;
+    let setup = Setup::ensure(Default::default())?;
+    setup.qemu()?;
+    build::build(&workspace, &setup, None)?;
+    let machine = machine(args, &workspace, &setup)?;
+    if args.dry_run {
+        println!("{}", machine.shell_line());
+        return Ok(ExitCode::SUCCESS);
+    }
+    if args.batch {
+        let log = workspace.paths().batch_log();
+        let log = File::create(&log).with_context(|| format!("cannot create {}", log.display()))?;
+        return batch(&machine, log, Duration::from_secs(args.time_limit));
+    }
+    interactive(args, &machine, &workspace)
+}
+
+fn machine(args: &Args, workspace: &Workspace, setup: &Setup) -> Result<Machine> {
+    let artefacts = workspace.artefacts(setup)?;
+    let kernel = args.kernel.as_ref().unwrap_or(&artefacts.host_kernel);
+    let initrd = args.initrd.as_ref().unwrap_or(&artefacts.initramfs);
+    for file in [kernel, initrd] {
+        if !file.is_file() {
+            bail!("there is no file {}", file.display());
+        }
+    }
+    let mode = match (args.batch, args.no_escrow) {
+        (true, _) => "demo-batch",
+        (false, false) => "demo-shell",
+        // Without Escrow there is nothing for the demo to show.
+        (false, true) => "shell",
+    };
+    let mut bootargs = format!("{BOOTARGS} escrow.init={mode}");
+    if let Some(words) = &args.append {
+        bootargs.push(' ');
+        bootargs.push_str(words);
+    }
+
+    let mut machine = if args.no_escrow {
+        let mut machine = Machine::new(artefacts.qemu, kernel);
+        machine.el2 = false;
+        machine.initrd = Some(initrd.clone());
+        machine.append = bootargs;
+        machine.memory_mib = args.mem;
+        machine
+    } else {
+        let mut machine = Machine::new(artefacts.qemu, artefacts.image);
+        machine.memory_mib = args.mem;
+        machine.load_host(kernel, Some(initrd), &bootargs)?;
+        if let Some(level) = args.log_level {
+            let level = level.to_possible_value().context("a level has no name")?;
+            machine.append = format!("loglevel={}", level.get_name());
+        }
+        machine
+    };
+    machine.smp = args.smp;
+    machine.cpu.clone_from(&args.cpu);
+    machine.gdb = args.gdb;
+    machine.reboot = !args.batch;
+    machine.console = if args.batch { Console::Pipe } else { Console::Terminal };
+    machine.extra.clone_from(&args.qemu);
+    Ok(machine)
+}
+
+fn interactive(args: &Args, machine: &Machine, workspace: &Workspace) -> Result<ExitCode> {
+    if let Some(port) = args.gdb {
+        say!(
+            "waiting for gdb: gdb-multiarch -ex 'target remote :{port}' {}",
+            workspace.paths().elf().display()
+        );
+    }
+    say!("starting QEMU; Ctrl-A X ends it, Ctrl-A C is its monitor");
+    let stdin = io::stdin();
+    // QEMU makes the terminal raw, and gives it back only if it ends in peace.
+    let terminal = stdin.is_terminal().then(|| tcgetattr(&stdin).ok()).flatten();
+    let status = machine.command().status().context("cannot start QEMU");
+    if let Some(terminal) = terminal {
+        tcsetattr(&stdin, OptionalActions::Now, &terminal)?;
+    }
+    let status = status?;
+    if !status.success() {
+        bail!("QEMU failed ({status})");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What a batch run's console has told so far.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Verdict {
+    /// Steps passed and failed, of the last line that counts them.
+    demo: Option<(u32, u32)>,
+    powered_off: bool,
+}
+
+impl Verdict {
+    fn read(&mut self, line: &str) {
+        if let Some(counts) = parse_counts(line) {
+            self.demo = Some(counts);
+        }
+        self.powered_off |= line.contains(POWER_DOWN);
+    }
+
+    /// Why the run is no success, if it is none.
+    fn complaint(&self) -> Option<&'static str> {
+        match self.demo {
+            None => Some("the demo did not come to its end"),
+            Some((0, 0)) => Some("the demo tried nothing"),
+            Some((_, 1..)) => Some("steps of the demo failed"),
+            Some(_) if !self.powered_off => Some("the host did not power off"),
+            Some(_) => None,
+        }
+    }
+}
+
+/// `demo: N passed, M failed`
+fn parse_counts(line: &str) -> Option<(u32, u32)> {
+    let counts = line.trim().strip_prefix("demo: ")?;
+    let (passed, failed) = counts.split_once(" passed, ")?;
+    Some((passed.parse().ok()?, failed.strip_suffix(" failed")?.parse().ok()?))
+}
+
+fn batch(machine: &Machine, mut log: File, limit: Duration) -> Result<ExitCode> {
+    let mut session = Session::start(machine.command())?;
+    let deadline = Instant::now() + limit;
+    let mut verdict = Verdict::default();
+    let in_time = loop {
+        match session.next(deadline) {
+            Event::Line(line) => {
+                verdict.read(&line);
+                writeln!(log, "{line}")?;
+                println!("{line}");
+            }
+            Event::End => break true,
+            Event::TimeUp => break false,
+        }
+    };
+    let ending = session.finish()?;
+    if !ending.errors.is_empty() {
+        say!("QEMU says: {}", ending.errors);
+    }
+    let complaint = match () {
+        () if !in_time => Some("time is up"),
+        () if !ending.status.success() => Some("QEMU failed"),
+        () => verdict.complaint(),
+    };
+    let (passed, mut failed) = verdict.demo.unwrap_or_default();
+    if let Some(complaint) = complaint {
+        say!("{complaint}");
+        // What went wrong beside the demo's steps counts as one more.
+        failed = failed.max(1);
+    }
+    println!("demo: {passed} passed, {failed} failed");
+    io::stdout().flush()?;
+    Ok(if complaint.is_none() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// RAM sizes as QEMU takes them, in MiB.
+fn parse_mib(text: &str) -> Result<u64> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let number: u64 = digits.parse().with_context(|| format!("{text} is no size"))?;
+    let mib = match text[digits.len()..].to_ascii_uppercase().as_str() {
+        "" | "M" | "MB" | "MIB" => Some(number),
+        "G" | "GB" | "GIB" => number.checked_mul(1024),
+        unit => bail!("{unit} is no unit of memory: M or G"),
+    };
+    mib.filter(|mib| (1..u64::MAX / MIB).contains(mib))
+        .with_context(|| format!("{text} is out of range"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn verdict(lines: &[&str]) -> Verdict {
+        let mut verdict = Verdict::default();
+        lines.iter().for_each(|line| verdict.read(line));
+        verdict
+    }
+
+    #[test]
+    fn only_a_whole_success_is_one() {
+        let off = "[    3.1] reboot: Power down";
+        let good = verdict(&["demo: 9 passed, 0 failed\r", off]);
+        assert_eq!(good.complaint(), None);
+        for bad in [
+            &["demo: 8 passed, 1 failed", off][..],
+            &["demo: 0 passed, 0 failed", off],
+            &["demo: 9 passed, 0 failed"],
+            &["demo: 9 passed, 0 failed", "demo: 0 passed, 9 failed", off],
+            &["xdemo: 9 passed, 0 failed", off],
+            &[off],
+        ] {
+            assert!(verdict(bad).complaint().is_some(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn sizes() {
+        assert_eq!(parse_mib("512").unwrap(), 512);
+        assert_eq!(parse_mib("512M").unwrap(), 512);
+        assert_eq!(parse_mib("2g").unwrap(), 2048);
+        for bad in ["", "G", "0", "1T", "99999999999999999999", "18446744073709551615G"] {
+            assert!(parse_mib(bad).is_err(), "{bad}");
+        }
+    }
+}

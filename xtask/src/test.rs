@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The test levels, one after the other, each with its count.
+
+use std::fmt;
+use std::io::{BufRead as _, BufReader};
+use std::ops::AddAssign;
+use std::process::{Command, ExitCode, Stdio};
+
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+
+use crate::build::{self, Workspace};
+use crate::lint;
+use crate::say;
+use crate::setup::Setup;
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// The level to run; all if none is named
+    level: Option<Level>,
+    /// Arguments for the test programs: a filter, --nocapture …
+    #[arg(last = true, value_name = "TEST ARGUMENTS")]
+    test: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Level {
+    /// Format and clippy, for every target
+    Lint,
+    /// Every crate that runs on the build machine
+    Unit,
+    /// Bare-metal programs in the host's place, under QEMU
+    Payload,
+    /// Boots of every sort of machine, and of bad input, under QEMU
+    Boot,
+    /// Debian as the host, the module, the demo, under QEMU
+    System,
+}
+
+/// How many tests did what.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Count {
+    pub passed: u64,
+    pub failed: u64,
+}
+
+impl Count {
+    /// Whether this is the count of a success: a run of no test is none.
+    pub fn is_success(self) -> bool {
+        self.failed == 0 && self.passed > 0
+    }
+}
+
+impl AddAssign for Count {
+    fn add_assign(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+    }
+}
+
+impl fmt::Display for Count {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} passed, {} failed", self.passed, self.failed)
+    }
+}
+
+/// Runs one level, or all.
+pub fn test(args: &Args) -> Result<ExitCode> {
+    let workspace = Workspace::find()?;
+    let setup = Setup::ensure(Default::default())?;
+    let levels = match &args.level {
+        Some(level) => std::slice::from_ref(level),
+        None => Level::value_variants(),
+    };
+    let mut total = Count::default();
+    let mut success = true;
+    for &level in levels {
+        say!("test level {}", level.name());
+        let count = level.run(&workspace, &setup, &args.test).unwrap_or_else(|error| {
+            say!("{}: {error:#}", level.name());
+            Count { passed: 0, failed: 1 }
+        });
+        if count.passed + count.failed == 0 {
+            say!("{}: no test ran", level.name());
+        }
+        println!("{}: {count}", level.name());
+        success &= count.is_success();
+        total += count;
+    }
+    println!("{total}");
+    Ok(if success { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+impl Level {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Lint => "lint",
+            Self::Unit => "unit",
+            Self::Payload => "payload",
+            Self::Boot => "boot",
+            Self::System => "system",
+        }
+    }
+
+    fn run(self, workspace: &Workspace, setup: &Setup, arguments: &[String]) -> Result<Count> {
+        match self {
+            Self::Lint => lint::lint(workspace, setup),
+            Self::Unit => {
+                let mut command = build::plain_cargo(workspace, "test");
+                command.arg("--no-fail-fast").arg("--").args(arguments);
+                let mut count = run_tests(&mut command)?;
+                let mut command = build::plain_cargo(workspace, "test");
+                command.args(["--no-fail-fast", "--package=escrow-tests", "--lib", "--"]);
+                count += run_tests(command.args(arguments))?;
+                Ok(count)
+            }
+            Self::Payload | Self::Boot | Self::System => {
+                build::build(workspace, setup, None)?;
+                let mut command = build::plain_cargo(workspace, "test");
+                command.args(["--no-fail-fast", "--package=escrow-tests", "--test", self.name()]);
+                command.arg("--").args(arguments);
+                command.envs(workspace.artefacts(setup)?.to_env());
+                run_tests(&mut command)
+            }
+        }
+    }
+}
+
+/// Runs `cargo test`, shows what it says, and adds up its results.
+fn run_tests(command: &mut Command) -> Result<Count> {
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cannot start cargo")?;
+    let output = child.stdout.take().context("cargo has no output")?;
+    let mut count = Count::default();
+    for line in BufReader::new(output).split(b'\n') {
+        let line = line?;
+        let line = String::from_utf8_lossy(&line);
+        println!("{line}");
+        count += parse_result(&line).unwrap_or_default();
+    }
+    let status = child.wait()?;
+    if !status.success() && count.failed == 0 {
+        // It did not compile, or a test program died without a result.
+        say!("cargo test failed ({status})");
+        count.failed = 1;
+    }
+    Ok(count)
+}
+
+/// `test result: ok. 5 passed; 0 failed; 0 ignored; …`
+fn parse_result(line: &str) -> Option<Count> {
+    let (_, counts) = line.strip_prefix("test result: ")?.split_once(". ")?;
+    let number = |what: &str| {
+        let counts = counts.split("; ");
+        let mut of = counts.filter_map(|part| part.strip_suffix(what)?.trim().parse().ok());
+        of.next()
+    };
+    Some(Count { passed: number("passed")?, failed: number("failed")? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_of_libtest() {
+        let line = "test result: FAILED. 12 passed; 3 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.02s";
+        let expected = Count { passed: 12, failed: 3 };
+        assert_eq!(parse_result(line), Some(expected));
+        assert_eq!(parse_result("test a::b ... ok"), None);
+    }
+
+    #[test]
+    fn an_empty_run_is_no_success() {
+        let count = |passed, failed| Count { passed, failed };
+        assert!(count(1, 0).is_success());
+        assert!(!count(0, 0).is_success());
+        assert!(!count(9, 1).is_success());
+    }
+
+    #[test]
+    fn a_program_that_dies_is_a_failure() {
+        let script = |text: &str| {
+            let mut command = Command::new("sh");
+            command.args(["-c", text]);
+            run_tests(&mut command).unwrap()
+        };
+        let ok = "echo 'test result: ok. 2 passed; 0 failed; 0 ignored'";
+        assert!(script(ok).is_success());
+        let died = script(&format!("{ok}; exit 101"));
+        assert_eq!((died.passed, died.failed), (2, 1));
+    }
+}
