@@ -7,6 +7,8 @@ use core::fmt;
 
 /// An `Image` begins at a multiple of this, plus its text offset, in bytes.
 pub const ALIGNMENT: u64 = 2 << 20;
+/// How much of a file is looked at, in bytes.
+pub const HEAD_SIZE: u64 = 64 << 10;
 /// Bytes of the header.
 const HEADER_SIZE: usize = 64;
 
@@ -61,16 +63,17 @@ pub struct KernelImage {
 }
 
 impl KernelImage {
-    /// Reads the header, and checks that the file is whole.
+    /// Reads the header of a file of `size` bytes, and checks that the file is
+    /// whole. `head` is how it begins: all of it, or [`HEAD_SIZE`] bytes.
     ///
     /// # Errors
     ///
     /// See [`ImageError`].
-    pub fn parse(file: &[u8]) -> Result<Self, ImageError> {
-        if let Some(what) = foreign(file) {
+    pub fn parse(head: &[u8], size: u64) -> Result<Self, ImageError> {
+        if let Some(what) = foreign(head) {
             return Err(ImageError::Foreign(what));
         }
-        let header = file.get(..HEADER_SIZE).ok_or(ImageError::Truncated(HEADER_SIZE as u64))?;
+        let header = head.get(..HEADER_SIZE).ok_or(ImageError::Truncated(HEADER_SIZE as u64))?;
         if header.get(56..60) != Some(b"ARM\x64") {
             return Err(ImageError::Foreign("something unknown"));
         }
@@ -85,15 +88,15 @@ impl KernelImage {
         if text_offset >= ALIGNMENT || text_offset % 4096 != 0 {
             return Err(ImageError::BadOffset(text_offset));
         }
-        if let Some(size) = size_by_sections(file)
-            && size > file.len() as u64
+        if let Some(whole) = size_by_sections(head)
+            && whole > size
         {
-            return Err(ImageError::Truncated(size));
+            return Err(ImageError::Truncated(whole));
         }
         Ok(KernelImage {
             text_offset,
             // A file may carry more than it declares; none of it may be lost.
-            memory_size: memory_size.max(file.len() as u64),
+            memory_size: memory_size.max(size),
             page_size: match flags >> 1 & 3 {
                 1 => Some(4 << 10),
                 2 => Some(16 << 10),
@@ -106,7 +109,7 @@ impl KernelImage {
 }
 
 /// Files that people take for an `Image`.
-fn foreign(file: &[u8]) -> Option<&'static str> {
+fn foreign(head: &[u8]) -> Option<&'static str> {
     const KNOWN: [(usize, &[u8], &str); 8] = [
         (4, b"zimg", "a compressed EFI image (vmlinuz.efi)"),
         (0, b"\x1f\x8b", "a gzip file (Image.gz)"),
@@ -117,21 +120,21 @@ fn foreign(file: &[u8]) -> Option<&'static str> {
         (0, b"\xd0\x0d\xfe\xed", "a device tree or FIT image"),
         (0x202, b"HdrS", "an x86 kernel (bzImage)"),
     ];
-    let matches = |at: usize, magic: &[u8]| file.get(at..).is_some_and(|f| f.starts_with(magic));
+    let matches = |at: usize, magic: &[u8]| head.get(at..).is_some_and(|rest| rest.starts_with(magic));
     KNOWN.iter().find(|(at, magic, _)| matches(*at, magic)).map(|(_, _, what)| *what)
 }
 
 /// How long the file is by its PE/COFF section table, which kernels with an
 /// EFI stub have; the header itself only says how much memory they need.
-fn size_by_sections(file: &[u8]) -> Option<u64> {
+fn size_by_sections(head: &[u8]) -> Option<u64> {
     const COFF_HEADER: usize = 24;
     const SECTION: usize = 40;
-    let pe = int(file, 60)? as usize;
-    if pe == 0 || !file.starts_with(b"MZ") {
+    let pe = int(head, 60)? as usize;
+    if pe == 0 || !head.starts_with(b"MZ") {
         return None;
     }
     // From here on, what is not there is cut off.
-    let Some(header) = file.get(pe..).and_then(|rest| rest.get(..COFF_HEADER)) else {
+    let Some(header) = head.get(pe..).and_then(|rest| rest.get(..COFF_HEADER)) else {
         return Some((pe as u64).saturating_add(COFF_HEADER as u64));
     };
     if !header.starts_with(b"PE\0\0") {
@@ -141,7 +144,7 @@ fn size_by_sections(file: &[u8]) -> Option<u64> {
     let table = pe + COFF_HEADER + optional;
     let table_end = table + sections * SECTION;
     let mut size = table_end as u64;
-    for section in file.get(table..table_end).unwrap_or(&[]).chunks_exact(SECTION) {
+    for section in head.get(table..table_end).unwrap_or(&[]).chunks_exact(SECTION) {
         size = size.max(u64::from(int(section, 16)?) + u64::from(int(section, 20)?));
     }
     Some(size)

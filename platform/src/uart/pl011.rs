@@ -38,6 +38,10 @@ pub struct Pl011 {
     registers: &'static Registers,
 }
 
+// SAFETY: a UART may be written to from any CPU; who shares a value among
+// several at once has to lock it, as the registers' cells are not `Sync`.
+unsafe impl Send for Pl011 {}
+
 impl Pl011 {
     /// Takes the UART at an address.
     ///

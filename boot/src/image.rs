@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Escrow's own image in memory, as the linker script divides it.
+
+use core::ptr::NonNull;
+
+use escrow_platform::range::Range;
+
+use crate::mmu::{PAGE, Table};
+
+/// Tables for the map before working memory is found: image, device tree and
+/// console, each with its own level 1, 2 and 3 tables at the worst, and the root.
+const EARLY_TABLES: usize = 16;
+
+#[repr(C, align(4096))]
+struct EarlyTables(core::cell::UnsafeCell<[Table; EARLY_TABLES]>);
+
+// SAFETY: only the boot CPU gets at it, through `early_tables`, once.
+unsafe impl Sync for EarlyTables {}
+
+#[unsafe(link_section = ".noinit")]
+static TABLES: EarlyTables = EarlyTables(core::cell::UnsafeCell::new([[0; 512]; EARLY_TABLES]));
+
+macro_rules! symbol {
+    ($name:ident) => {{
+        unsafe extern "C" {
+            static $name: u8;
+        }
+        (&raw const $name).addr() as u64
+    }};
+}
+
+/// All of the image.
+pub fn whole() -> Range {
+    Range::new(symbol!(__image_start), symbol!(__image_end))
+}
+
+/// Code.
+pub fn text() -> Range {
+    Range::new(symbol!(__image_start), symbol!(__text_end))
+}
+
+/// Constants, those that were relocated too.
+pub fn rodata() -> Range {
+    Range::new(symbol!(__rodata_start), symbol!(__rodata_end))
+}
+
+/// Variables.
+pub fn data() -> Range {
+    Range::new(symbol!(__data_start), symbol!(__data_end))
+}
+
+/// The boot CPU's stack. The page below it is not mapped.
+pub fn stack() -> Range {
+    Range::new(symbol!(__stack_bottom), symbol!(__stack_top))
+}
+
+/// The memory between the image's end and the end of its last 2 MiB block
+/// is mapped with the rest of RAM; this page and the guard page are not.
+pub fn guard() -> Range {
+    let stack = stack();
+    Range::new(stack.start - PAGE, stack.start)
+}
+
+/// Tables for the first map, and how many.
+pub fn early_tables() -> (NonNull<Table>, usize) {
+    (NonNull::from(&TABLES).cast(), EARLY_TABLES)
+}
