@@ -7,6 +7,7 @@
 
 use spin::mutex::TicketMutex;
 
+use super::exception::{Entry, Exception, PstateFeatures};
 use super::resume::Pending;
 
 /// A vCPU in the page that was donated for it. Whoever runs the vCPU holds the
@@ -131,6 +132,9 @@ impl Default for FpRegisters {
 /// (LSMAOE, nTLSMD, SPAN, EIS, TSCXT, EOS).
 pub const SCTLR_EL1_RESET: u64 = 0x30d0_0800;
 
+/// `SCTLR_EL1.EE`: data accesses of EL1 are big-endian.
+pub(super) const SCTLR_EE: u64 = 1 << 25;
+
 /// PSTATE of a vCPU that starts: EL1 with its own stack pointer, D, A, I and F
 /// masked.
 pub const PSTATE_RESET: u64 = 0x3c5;
@@ -169,5 +173,32 @@ impl Vcpu {
             fp: FpRegisters::default(),
             pending: Pending::None,
         }
+    }
+
+    /// Goes on behind the 32-bit instruction that the guest is at, which was
+    /// carried out for it.
+    pub fn skip_instruction(&mut self) {
+        self.regs.pc = self.regs.pc.wrapping_add(4);
+        // The instruction is over, and with it a single step and what BTYPE
+        // said of it; IT does not exist in AArch64.
+        self.regs.pstate &= !(1 << 21 | 0x3 << 10);
+    }
+
+    /// Makes the guest take an exception. [`Self::el1`] must be up to date.
+    ///
+    /// Guests are offered neither MTE nor NMI, so their PSTATE has no bits of
+    /// them.
+    pub fn inject(&mut self, exception: Exception) {
+        let interrupted = self.regs.pstate;
+        self.el1.esr = exception.esr;
+        if let Some(far) = exception.far {
+            self.el1.far = far;
+        }
+        self.el1.elr = self.regs.pc;
+        self.el1.spsr = interrupted;
+        let entry =
+            Entry::new(interrupted, self.el1.sctlr, self.el1.vbar, PstateFeatures::default());
+        self.regs.pc = entry.pc;
+        self.regs.pstate = entry.pstate;
     }
 }

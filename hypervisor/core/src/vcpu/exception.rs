@@ -34,7 +34,6 @@ pub(super) mod pstate {
     pub const DAIF: u64 = 0xf << 6;
     pub const SSBS: u64 = 1 << 12;
     pub const ALLINT: u64 = 1 << 13;
-    pub const SS: u64 = 1 << 21;
     pub const PAN: u64 = 1 << 22;
     pub const DIT: u64 = 1 << 24;
     pub const DIT_AARCH32: u64 = 1 << 21;
@@ -170,7 +169,7 @@ mod tests {
     #[test]
     fn pstate_as_the_cpu_would_have_it() {
         // Flags and PAN stay, step and BTYPE go, interrupts are masked.
-        let from = pstate::NZCV | pstate::SS | 0x3 << 10 | pstate::DIT | pstate::SSBS;
+        let from = pstate::NZCV | 1 << 21 | 0x3 << 10 | pstate::DIT | pstate::SSBS;
         let entry = Entry::new(from, SPAN, 0, NONE);
         assert_eq!(entry.pstate, pstate::NZCV | pstate::DIT | pstate::DAIF | pstate::EL1H);
         // SCTLR_EL1.SPAN clear sets PAN, DSSBS sets SSBS.

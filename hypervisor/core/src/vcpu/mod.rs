@@ -11,6 +11,9 @@ mod exception;
 mod resume;
 pub mod syndrome;
 
-pub use context::{El1Registers, FpRegisters, GeneralRegisters, TimerRegisters, Vcpu, VcpuCell};
+pub use context::{
+    El1Registers, FpRegisters, GeneralRegisters, PSTATE_RESET, SCTLR_EL1_RESET, TimerRegisters,
+    Vcpu, VcpuCell,
+};
 pub use exception::{Entry, Exception, PstateFeatures};
 pub use resume::Pending;

@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The host: how it is entered, and what it traps for.
+
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use escrow_abi::psci::NOT_SUPPORTED;
+use escrow_core::addr::Ipa;
+use escrow_core::hypervisor::{HostAbort, HostCall};
+use escrow_core::psci::{FirmwareCall, PsciCall};
+use escrow_core::vcpu::syndrome::{Ec, abort};
+use escrow_core::vcpu::{Entry, Exception, PstateFeatures};
+
+use crate::machine::{Installed, installed};
+use crate::percpu::PerCpu;
+use crate::smc::smc;
+use crate::sysreg::*;
+
+/// The host's registers that vectors.S keeps on the stack.
+#[repr(C)]
+pub(crate) struct HostFrame {
+    /// X0 to X18.
+    pub x: [u64; 19],
+    pub x30: u64,
+}
+
+const _: () = assert!(size_of::<HostFrame>() == 160);
+
+/// The firmware behind EL2, and who reaches it: the boot code.
+pub trait Firmware: Sync {
+    /// Answers a PSCI call that the host made on `cpu`, the calling CPU; the
+    /// answer goes to the host's `x0`.
+    ///
+    /// Calls that succeed by not returning (`CpuOff`, `SystemOff`, …) do not
+    /// return.
+    fn psci(&self, cpu: &PerCpu, call: PsciCall) -> u64;
+}
+
+/// Answers an `HVC #0` of the host: the hot path.
+///
+/// # Safety
+///
+/// Called from the vector with the frame that it pushed.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn escrow_host_hvc(frame: &mut HostFrame) {
+    let Some(Installed { hypervisor, .. }) = installed() else {
+        frame.x[0] = NOT_SUPPORTED;
+        return;
+    };
+    // SAFETY: `init_cpu` ran before the host did, and at EL2 nothing else on
+    // this CPU has a reference to its data while an exception is handled.
+    let cpu = unsafe { &mut *PerCpu::current() };
+    let args = frame.x.first_chunk::<8>().expect("19 is more than 8");
+    let answer = match hypervisor.host_call(&mut cpu.scratch, args) {
+        HostCall::Return(answer) => answer,
+        HostCall::Run(run) => crate::world::run(cpu, hypervisor, run),
+    };
+    frame.x[..5].copy_from_slice(&answer);
+}
+
+/// Handles any other synchronous exception of the host.
+///
+/// # Safety
+///
+/// As for [`escrow_host_hvc`].
+#[unsafe(no_mangle)]
+unsafe extern "C" fn escrow_host_sync(frame: &mut HostFrame) {
+    let esr = ESR_EL2::read();
+    match Ec::of(esr) {
+        // An HVC with another immediate than 0 is nobody's.
+        Ec::HVC64 => frame.x[0] = NOT_SUPPORTED,
+        Ec::SMC64 => host_smc(frame, esr),
+        Ec::DATA_ABORT_LOWER | Ec::INSTRUCTION_ABORT_LOWER => host_abort(esr),
+        _ => {
+            report("trapped instruction", esr);
+            inject(Exception::UNDEFINED);
+        }
+    }
+}
+
+/// Answers an interrupt or SError that was taken to EL2 from the host, which
+/// `HCR_EL2` routes none of: it is noted, and the host goes on.
+///
+/// # Safety
+///
+/// As for [`escrow_host_hvc`].
+#[unsafe(no_mangle)]
+unsafe extern "C" fn escrow_host_unexpected(_frame: &mut HostFrame, kind: u64) {
+    let what = match kind {
+        1 => "IRQ",
+        2 => "FIQ",
+        _ => "SError",
+    };
+    report(what, ESR_EL2::read());
+}
+
+/// An `SMC`: PSCI goes to the boot code, some of the rest to the firmware.
+fn host_smc(frame: &mut HostFrame, esr: u64) {
+    // A trapped SMC has not been executed (DDI 0487, D1.3.5.3 "Traps to EL2
+    // of EL1 execution of SMC instructions"): the return address is its own.
+    ELR_EL2::write(ELR_EL2::read().wrapping_add(4));
+    let args = frame.x.first_chunk::<4>().expect("19 is more than 4");
+    if esr & 0xffff != 0 {
+        frame.x[0] = NOT_SUPPORTED;
+        return;
+    }
+    match FirmwareCall::decode(args) {
+        FirmwareCall::Psci(call) => {
+            frame.x[0] = match installed() {
+                // SAFETY: as in `escrow_host_hvc`.
+                Some(Installed { firmware, .. }) => {
+                    firmware.psci(unsafe { &*PerCpu::current() }, call)
+                }
+                None => NOT_SUPPORTED,
+            };
+        }
+        FirmwareCall::Forward => {
+            let args = *frame.x.first_chunk::<8>().expect("19 is more than 8");
+            // SAFETY: the filter lets only calls through that pass numbers.
+            let answer = unsafe { smc(args) };
+            frame.x[..4].copy_from_slice(&answer);
+        }
+        FirmwareCall::Refuse => frame.x[0] = NOT_SUPPORTED,
+    }
+}
+
+/// A stage-2 abort: the host touched what is not mapped for it.
+fn host_abort(esr: u64) {
+    let far = FAR_EL2::read();
+    let retry = match (abort::kind(esr), installed()) {
+        // HPFAR_EL2 is valid for these, and for permission faults only on a
+        // table walk (DDI 0487, D24.2.55); the host's stage 2 has no entries
+        // that allow some accesses and forbid others.
+        (abort::Kind::Translation, Some(Installed { hypervisor, .. })) => {
+            let at = Ipa((HPFAR_EL2::read() & 0x0000_0fff_ffff_fff0) << 8 | far & 0xfff);
+            hypervisor.host_abort(at) == HostAbort::Retry
+        }
+        _ => false,
+    };
+    if !retry {
+        inject(Exception::for_host(esr, far, SPSR_EL2::read()));
+    }
+}
+
+/// Makes the host, whose registers are in the CPU, take an exception.
+fn inject(exception: Exception) {
+    // SAFETY: as in `escrow_host_hvc`.
+    let features = unsafe { &(*PerCpu::current()).features };
+    let interrupted = SPSR_EL2::read();
+    let at = ELR_EL2::read();
+    let pstate = PstateFeatures { mte: features.mte2, nmi: features.nmi };
+    let entry = Entry::new(interrupted, SCTLR_EL1::read(), VBAR_EL1::read(), pstate);
+    ESR_EL1::write(exception.esr);
+    if let Some(far) = exception.far {
+        FAR_EL1::write(far);
+    }
+    ELR_EL1::write(at);
+    SPSR_EL1::write(interrupted);
+    ELR_EL2::write(entry.pc);
+    SPSR_EL2::write(entry.pstate);
+}
+
+/// Logs what the host should not have been able to cause, a few times: the
+/// log is slow, and the host could do this all day.
+#[cold]
+fn report(what: &str, esr: u64) {
+    static BUDGET: AtomicU32 = AtomicU32::new(16);
+    let take = |left: u32| left.checked_sub(1);
+    if let Ok(left) = BUDGET.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take) {
+        log::warn!(
+            "host: unexpected {what}: ESR {esr:#x}, PC {:#x}, FAR {:#x}{}",
+            ELR_EL2::read(),
+            FAR_EL2::read(),
+            if left == 1 { "; not reported any more" } else { "" },
+        );
+    }
+}

@@ -1,0 +1,254 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! What `escrow-core` needs from the machine: memory that EL2 reaches under
+//! its own physical address, and TLB and cache upkeep.
+
+use core::arch::asm;
+use core::ptr;
+use core::sync::atomic::{AtomicPtr, Ordering};
+
+use aarch64_cpu::asm::barrier;
+use escrow_abi::{BLOCK_SIZE, MemEntry, PAGE_SIZE};
+use escrow_core::addr::{Ipa, PhysAddr};
+use escrow_core::hypervisor::Hypervisor;
+use escrow_core::machine::{Machine, Table};
+use escrow_core::stage2::Stage2Context;
+use escrow_core::vcpu::{Vcpu, VcpuCell};
+
+use crate::features::Features;
+use crate::host::Firmware;
+use crate::percpu::PerCpu;
+use crate::sysreg::{VTCR_EL2, VTTBR_EL2};
+
+/// What the exception handlers work on.
+pub struct Installed {
+    /// The hypervisor.
+    pub hypervisor: &'static Hypervisor<Hardware>,
+    /// The firmware, through the boot code.
+    pub firmware: &'static dyn Firmware,
+}
+
+static INSTALLED: AtomicPtr<Installed> = AtomicPtr::new(ptr::null_mut());
+
+/// Gives the exception handlers what they work on. To be called before the
+/// host is entered on any CPU.
+pub fn install(installed: &'static Installed) {
+    INSTALLED.store(ptr::from_ref(installed).cast_mut(), Ordering::Release);
+}
+
+/// What was installed.
+#[inline(always)]
+pub(crate) fn installed() -> Option<&'static Installed> {
+    // SAFETY: null, or what `install` was given, which is never written to.
+    unsafe { INSTALLED.load(Ordering::Acquire).as_ref() }
+}
+
+/// The CPU's memory system.
+#[derive(Clone, Debug)]
+pub struct Hardware {
+    /// Bytes that `DC ZVA` zeroes at a time; 0 if it must not be used.
+    zva_block: u64,
+    /// Smallest data cache line, in bytes.
+    line: u64,
+    /// FEAT_S2FWB, on all CPUs.
+    force_write_back: bool,
+    /// Data need not be cleaned for instruction fetches (`CTR_EL0.IDC`).
+    fetch_sees_data: bool,
+    /// Instruction caches need not be invalidated (`CTR_EL0.DIC`).
+    fetch_sees_writes: bool,
+    /// FEAT_TLBIRANGE.
+    tlb_ranges: bool,
+}
+
+impl Hardware {
+    /// The machine whose CPUs have `features`, the least of what each has.
+    pub fn new(features: &Features) -> Hardware {
+        Hardware {
+            zva_block: features.zva_block.into(),
+            line: features.cache_line.into(),
+            force_write_back: features.stage2.force_write_back,
+            fetch_sees_data: features.idc,
+            fetch_sees_writes: features.dic,
+            tlb_ranges: features.tlb_ranges,
+        }
+    }
+
+    fn clean_and_invalidate(&self, at: PhysAddr, size: u64) {
+        let mut line = at.0 & !(self.line - 1);
+        while line < at.0 + size {
+            // SAFETY: cleaning and invalidating loses no data; all of RAM is
+            // mapped at EL2.
+            unsafe { asm!("dc civac, {}", in(reg) line, options(nostack, preserves_flags)) };
+            line += self.line;
+        }
+        // Complete for all observers (DDI 0487, D7.5.9.8 "Ordering and
+        // completion of data and instruction cache instructions").
+        barrier::dsb(barrier::SY);
+    }
+}
+
+/// Points `VTTBR_EL2` and `VTCR_EL2` at a VM, for TLB maintenance under its
+/// VMID.
+#[inline]
+fn select(context: &Stage2Context) {
+    if VTTBR_EL2::read() != context.vttbr {
+        VTCR_EL2::write(context.vtcr);
+        VTTBR_EL2::write(context.vttbr);
+        // TLB maintenance uses the VMID that is in force (DDI 0487, D8.17.5.1):
+        // the write has to be.
+        barrier::isb(barrier::SY);
+    }
+}
+
+/// Points them back at the VM that the calling CPU belongs to at the moment.
+#[inline]
+fn deselect() {
+    // SAFETY: TPIDR_EL2 is zero, while booting, or points to this CPU's data.
+    // Only this field is read, which the exception's handler does not change
+    // while core is at work.
+    let home = unsafe {
+        let cpu = PerCpu::current();
+        if cpu.is_null() {
+            return;
+        }
+        ptr::read(&raw const (*cpu).stage2)
+    };
+    select(&home);
+}
+
+macro_rules! tlbi {
+    ($operation:literal $(, $argument:expr)?) => {
+        // SAFETY: removes cached translations only, of EL1&0.
+        unsafe {
+            asm!(
+                concat!($operation, $(tlbi!(@ $argument),)?),
+                $(in(reg) $argument,)?
+                options(nostack, preserves_flags),
+            )
+        }
+    };
+    (@ $argument:expr) => { ", {}" };
+}
+
+impl Machine for Hardware {
+    #[inline]
+    fn table(&self, page: PhysAddr) -> &Table {
+        // SAFETY: core names pages that it holds as tables and that are
+        // accessed as atomics only; RAM is mapped at EL2 under its own address.
+        unsafe { &*(page.0 as *const Table) }
+    }
+
+    fn place_vcpu(&self, page: PhysAddr, vcpu: Vcpu) {
+        // SAFETY: the page is Escrow's, was not in use, and a cell fits (it is
+        // asserted where `VcpuCell` is defined).
+        unsafe { ptr::write(page.0 as *mut VcpuCell, VcpuCell::new(vcpu)) };
+    }
+
+    #[inline]
+    fn vcpu(&self, page: PhysAddr) -> &VcpuCell {
+        // SAFETY: core asks for pages only that `place_vcpu` filled and that
+        // are still the VM's; the lock in the cell orders what follows.
+        unsafe { &*(page.0 as *const VcpuCell) }
+    }
+
+    #[inline]
+    fn read_entry(&self, at: PhysAddr) -> MemEntry {
+        let entry = at.0 as *const MemEntry;
+        // SAFETY: core has checked that the entry lies in RAM and is aligned.
+        // A VM may write to it meanwhile, so each field is read once, by a
+        // volatile access; any value is valid.
+        unsafe {
+            MemEntry {
+                frame: ptr::read_volatile(&raw const (*entry).frame),
+                guest: ptr::read_volatile(&raw const (*entry).guest),
+                refcount: ptr::read_volatile(&raw const (*entry).refcount),
+                safe: ptr::read_volatile(&raw const (*entry).safe),
+                accessible: ptr::read_volatile(&raw const (*entry).accessible),
+                reserved: ptr::read_volatile(&raw const (*entry).reserved),
+            }
+        }
+    }
+
+    fn zero(&self, at: PhysAddr, size: u64) {
+        if self.zva_block != 0 && at.is_aligned(self.zva_block) && size % self.zva_block == 0 {
+            let mut block = at.0;
+            while block < at.0 + size {
+                // SAFETY: core has memory zeroed only that nobody has a claim
+                // to; it is Normal memory at EL2, as `DC ZVA` needs.
+                unsafe { asm!("dc zva, {}", in(reg) block, options(nostack, preserves_flags)) };
+                block += self.zva_block;
+            }
+        } else {
+            // SAFETY: as above.
+            unsafe { ptr::write_bytes(at.0 as *mut u8, 0, size as usize) };
+        }
+        if self.force_write_back {
+            // Seen by the CPU that is given the memory next, before it is.
+            barrier::dsb(barrier::ISH);
+        } else {
+            self.clean_and_invalidate(at, size);
+        }
+    }
+
+    fn clean_to_poc(&self, at: PhysAddr, size: u64) {
+        if !self.force_write_back || !self.fetch_sees_data {
+            self.clean_and_invalidate(at, size);
+        }
+        if !self.fetch_sees_writes {
+            // What was written may be instructions to its next user (DDI 0487,
+            // B2.7.4.2 "Synchronization and coherency issues between data and
+            // instruction accesses").
+            // SAFETY: invalidating instruction caches loses nothing.
+            unsafe { asm!("ic ialluis", options(nostack, preserves_flags)) };
+            barrier::dsb(barrier::ISH);
+        }
+    }
+
+    #[inline]
+    fn publish(&self) {
+        // A table walker is an observer of its own (DDI 0487, D8.2.6 "Ordering
+        // of memory accesses from translation table walks"): after this it
+        // sees the new descriptors.
+        barrier::dsb(barrier::ISHST);
+    }
+
+    fn invalidate_range(&self, context: &Stage2Context, base: Ipa, size: u64) {
+        // The invalid descriptors are visible before the entries go, or a
+        // walk could bring them back (DDI 0487, D8.16.1, step 2).
+        barrier::dsb(barrier::ISHST);
+        select(context);
+        let page = base.0 >> 12;
+        if size == PAGE_SIZE {
+            tlbi!("tlbi ipas2e1is", page);
+        } else if self.tlb_ranges && size == BLOCK_SIZE {
+            // RIPAS2E1IS: TG 4 KiB (bits 47:46 = 1), (NUM 7 + 1) * 2^(5 *
+            // SCALE 1 + 1) pages.
+            let operand = page | 1 << 46 | 1 << 44 | 7 << 39;
+            tlbi!("sys #4, c8, c0, #2", operand);
+        } else {
+            // There may have been pages where now is a block, so one address
+            // does not stand for all.
+            tlbi!("tlbi vmalls12e1is");
+        }
+    }
+
+    fn invalidate_finish(&self, context: &Stage2Context) {
+        // Stage-2 entries are gone before the combined ones go, which could be
+        // made of them again (DDI 0487, D8.17.6.1).
+        barrier::dsb(barrier::ISH);
+        select(context);
+        tlbi!("tlbi vmalle1is");
+        barrier::dsb(barrier::ISH);
+        barrier::isb(barrier::SY);
+        deselect();
+    }
+
+    fn invalidate_all(&self, context: &Stage2Context) {
+        barrier::dsb(barrier::ISHST);
+        select(context);
+        tlbi!("tlbi vmalls12e1is");
+        barrier::dsb(barrier::ISH);
+        barrier::isb(barrier::SY);
+        deselect();
+    }
+}

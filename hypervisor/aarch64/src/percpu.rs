@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! What EL2 keeps for each CPU. `TPIDR_EL2` points to it.
+
+use core::mem::{MaybeUninit, offset_of};
+use core::ptr::{self, NonNull};
+
+use escrow_core::hypervisor::Scratch;
+use escrow_core::stage2::Stage2Context;
+use escrow_core::vcpu::{El1Registers, TimerRegisters, Vcpu};
+
+use crate::controls::Controls;
+use crate::features::Features;
+use crate::fp::HostVectors;
+use crate::sysreg::TPIDR_EL2;
+
+/// Bytes of stack for reporting a fault at EL2, whose own stack may be what
+/// is broken.
+pub(crate) const FAULT_STACK_SIZE: usize = 8192;
+
+#[repr(C, align(16))]
+pub(crate) struct FaultStack([MaybeUninit<u8>; FAULT_STACK_SIZE]);
+
+/// The data of one CPU. Only that CPU touches it once it has been started.
+#[repr(C, align(64))]
+pub struct PerCpu {
+    /// Top of the EL2 stack, 16-byte aligned.
+    stack_top: u64,
+    /// The vCPU whose registers the CPU holds while a guest runs.
+    pub(crate) vcpu: *mut Vcpu,
+    /// Number of the CPU, counted from 0 in the order of the device tree.
+    index: u32,
+    /// `MPIDR_EL1`.
+    mpidr: u64,
+    pub(crate) features: Features,
+    pub(crate) host_controls: Controls,
+    pub(crate) guest_controls: Controls,
+    pub(crate) host_stage2: Stage2Context,
+    /// The stage 2 in force: the host's, or a guest's while it is run.
+    pub(crate) stage2: Stage2Context,
+    pub(crate) host_el1: El1Registers,
+    pub(crate) host_timer: TimerRegisters,
+    /// The last vCPU that ran here, by the address of its page and its VMID
+    /// (in `VTTBR_EL2`).
+    pub(crate) last_vcpu: (usize, u64),
+    pub(crate) scratch: Scratch,
+    pub(crate) host_vectors: MaybeUninit<HostVectors>,
+    pub(crate) fault_stack: FaultStack,
+}
+
+pub(crate) const VCPU_OFFSET: usize = offset_of!(PerCpu, vcpu);
+pub(crate) const FAULT_STACK_TOP: usize = offset_of!(PerCpu, fault_stack) + FAULT_STACK_SIZE;
+const _: () = assert!(FAULT_STACK_TOP % 16 == 0 && FAULT_STACK_TOP < 1 << 24);
+
+impl PerCpu {
+    /// Sets up the data of a CPU in its place.
+    ///
+    /// `index` counts CPUs from 0; `mpidr` is the CPU's affinity as its
+    /// `MPIDR_EL1` reads; `stack_top` is the upper end of its EL2 stack.
+    /// Another CPU may do this, before it starts the CPU.
+    ///
+    /// # Safety
+    ///
+    /// `place` is valid for writes, aligned, and from now on used for nothing
+    /// else. `stack_top` is the 16-byte aligned upper end of writable memory
+    /// that nothing else uses while the CPU runs.
+    pub unsafe fn place(
+        place: NonNull<PerCpu>,
+        index: u32,
+        mpidr: u64,
+        stack_top: u64,
+        features: Features,
+    ) {
+        let place = place.as_ptr();
+        macro_rules! init {
+            ($($field:ident: $value:expr,)*) => {
+                // SAFETY: the caller grants `place`. Fields are written one by
+                // one so that the large buffers are neither copied nor touched.
+                unsafe { $( ptr::write(&raw mut (*place).$field, $value); )* }
+            };
+        }
+        init! {
+            stack_top: stack_top,
+            vcpu: ptr::null_mut(),
+            index: index,
+            mpidr: mpidr,
+            features: features,
+            host_controls: Controls::default(),
+            guest_controls: Controls::default(),
+            host_stage2: Stage2Context::default(),
+            stage2: Stage2Context::default(),
+            host_el1: El1Registers::default(),
+            host_timer: TimerRegisters::default(),
+            last_vcpu: (0, 0),
+            scratch: Scratch::new(),
+        }
+    }
+
+    /// Number of the CPU, counted from 0 in the order of the device tree.
+    pub fn index(&self) -> u32 {
+        self.index
+    }
+
+    /// The CPU's affinity, as its `MPIDR_EL1` reads.
+    pub fn mpidr(&self) -> u64 {
+        self.mpidr
+    }
+
+    /// Top of the CPU's EL2 stack.
+    pub fn stack_top(&self) -> u64 {
+        self.stack_top
+    }
+
+    /// The data of the calling CPU; null before [`init_cpu`](crate::init_cpu).
+    #[inline(always)]
+    pub(crate) fn current() -> *mut PerCpu {
+        TPIDR_EL2::read() as usize as *mut PerCpu
+    }
+}
+
+/// Number of the calling CPU; `None` before [`init_cpu`](crate::init_cpu).
+pub fn cpu_index() -> Option<u32> {
+    // SAFETY: TPIDR_EL2 is zero or points to this CPU's data, whose index never changes.
+    unsafe { PerCpu::current().as_ref() }.map(|cpu| cpu.index)
+}

@@ -1,0 +1,274 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+// Exception vectors at EL2: one table while the host runs, one while a guest
+// runs, so that no exception has to find out which of them it came from. EL2
+// itself runs with D, A, I and F masked and takes no exception but by a bug,
+// which ends in escrow_el2_fault.
+
+// A frame of what a function call may clobber (AAPCS64, 6.1.1): x0 to x18 and
+// x30. The rest of the host's registers is kept by the Rust code that is
+// called. Layout: host.rs, HostFrame.
+.macro push_host_frame
+    sub     sp, sp, #160
+    stp     x0, x1, [sp, #0]
+    stp     x2, x3, [sp, #16]
+    stp     x4, x5, [sp, #32]
+    stp     x6, x7, [sp, #48]
+    stp     x8, x9, [sp, #64]
+    stp     x10, x11, [sp, #80]
+    stp     x12, x13, [sp, #96]
+    stp     x14, x15, [sp, #112]
+    stp     x16, x17, [sp, #128]
+    stp     x18, x30, [sp, #144]
+.endm
+
+.macro pop_host_frame_and_return
+    ldp     x18, x30, [sp, #144]
+    ldp     x16, x17, [sp, #128]
+    ldp     x14, x15, [sp, #112]
+    ldp     x12, x13, [sp, #96]
+    ldp     x10, x11, [sp, #80]
+    ldp     x8, x9, [sp, #64]
+    ldp     x6, x7, [sp, #48]
+    ldp     x4, x5, [sp, #32]
+    ldp     x2, x3, [sp, #16]
+    ldp     x0, x1, [sp, #0]
+    add     sp, sp, #160
+    eret
+.endm
+
+// No instruction is to be executed speculatively past an ERET.
+.macro speculation_barrier
+    dsb     nsh
+    isb
+.endm
+
+.macro vector
+    .balign 0x80
+.endm
+
+// An exception that EL2 took from itself. kind: 0 synchronous, 1 IRQ, 2 FIQ,
+// 3 SError. The EL2 stack may be what is broken, so the report has one of its
+// own, and the registers that it needs to get there go to EL1's thread
+// registers: that EL1 will not run again on this CPU.
+.macro el2_fault kind
+    vector
+    msr     tpidr_el0, x0
+    msr     tpidr_el1, x1
+    mov     x1, #\kind
+    b       el2_fault_common
+.endm
+
+.macro host_vector kind
+    vector
+    push_host_frame
+    mov     x0, sp
+    mov     x1, #\kind
+    b       host_other
+.endm
+
+.macro guest_vector kind
+    vector
+    stp     x0, x1, [sp, #-16]!
+    mov     x1, #\kind
+    b       guest_exit
+.endm
+
+    .section .text.escrow_vectors, "ax"
+
+    .balign 0x800
+    .global escrow_host_vectors
+escrow_host_vectors:
+    // From EL2 with SP_EL0: never used.
+    el2_fault 0
+    el2_fault 1
+    el2_fault 2
+    el2_fault 3
+    // From EL2 with SP_EL2.
+    el2_fault 0
+    el2_fault 1
+    el2_fault 2
+    el2_fault 3
+    // From the host, AArch64. An HVC #0 and nothing else has the syndrome
+    // EC 0x16, IL 1, imm16 0. This is the hot path; it fills its slot.
+    vector
+    push_host_frame
+    mrs     x1, esr_el2
+    mov     w2, #0x5a000000
+    mov     x0, sp
+    cmp     x1, x2
+    b.ne    host_sync
+    bl      escrow_host_hvc
+    b       host_return
+    host_vector 1
+    host_vector 2
+    host_vector 3
+    // From the host, AArch32 (at EL0).
+    vector
+    push_host_frame
+    mov     x0, sp
+    b       host_sync
+    host_vector 1
+    host_vector 2
+    host_vector 3
+
+host_sync:
+    bl      escrow_host_sync
+host_return:
+    pop_host_frame_and_return
+    speculation_barrier
+
+host_other:
+    bl      escrow_host_unexpected
+    b       host_return
+
+    .balign 0x800
+    .global escrow_guest_vectors
+escrow_guest_vectors:
+    el2_fault 0
+    el2_fault 1
+    el2_fault 2
+    el2_fault 3
+    el2_fault 0
+    el2_fault 1
+    el2_fault 2
+    el2_fault 3
+    guest_vector 0
+    guest_vector 1
+    guest_vector 1
+    guest_vector 3
+    guest_vector 0
+    guest_vector 1
+    guest_vector 1
+    guest_vector 3
+
+// extern "C" fn escrow_enter_guest(regs: *mut GeneralRegisters) -> u64
+//
+// Loads the general registers and enters the guest; returns with them stored,
+// once an exception has ended its run: 0 synchronous, 1 interrupt, 3 SError.
+// PerCpu.vcpu must point to the same registers.
+    .global escrow_enter_guest
+escrow_enter_guest:
+    stp     x29, x30, [sp, #-96]!
+    mov     x29, sp
+    stp     x19, x20, [sp, #16]
+    stp     x21, x22, [sp, #32]
+    stp     x23, x24, [sp, #48]
+    stp     x25, x26, [sp, #64]
+    stp     x27, x28, [sp, #80]
+    ldp     x30, x1, [x0, #240]
+    ldr     x2, [x0, #256]
+    msr     elr_el2, x1
+    msr     spsr_el2, x2
+    ldp     x2, x3, [x0, #16]
+    ldp     x4, x5, [x0, #32]
+    ldp     x6, x7, [x0, #48]
+    ldp     x8, x9, [x0, #64]
+    ldp     x10, x11, [x0, #80]
+    ldp     x12, x13, [x0, #96]
+    ldp     x14, x15, [x0, #112]
+    ldp     x16, x17, [x0, #128]
+    ldp     x18, x19, [x0, #144]
+    ldp     x20, x21, [x0, #160]
+    ldp     x22, x23, [x0, #176]
+    ldp     x24, x25, [x0, #192]
+    ldp     x26, x27, [x0, #208]
+    ldp     x28, x29, [x0, #224]
+    ldp     x0, x1, [x0]
+    eret
+    speculation_barrier
+
+// x0, x1: on the stack; x1: kind of exit.
+guest_exit:
+    mrs     x0, tpidr_el2
+    ldr     x0, [x0, #{vcpu}]
+    stp     x2, x3, [x0, #16]
+    stp     x4, x5, [x0, #32]
+    stp     x6, x7, [x0, #48]
+    stp     x8, x9, [x0, #64]
+    stp     x10, x11, [x0, #80]
+    stp     x12, x13, [x0, #96]
+    stp     x14, x15, [x0, #112]
+    stp     x16, x17, [x0, #128]
+    stp     x18, x19, [x0, #144]
+    stp     x20, x21, [x0, #160]
+    stp     x22, x23, [x0, #176]
+    stp     x24, x25, [x0, #192]
+    stp     x26, x27, [x0, #208]
+    stp     x28, x29, [x0, #224]
+    ldp     x2, x3, [sp], #16
+    stp     x2, x3, [x0]
+    mrs     x4, elr_el2
+    mrs     x5, spsr_el2
+    stp     x30, x4, [x0, #240]
+    str     x5, [x0, #256]
+    mov     x0, x1
+    ldp     x19, x20, [sp, #16]
+    ldp     x21, x22, [sp, #32]
+    ldp     x23, x24, [sp, #48]
+    ldp     x25, x26, [sp, #64]
+    ldp     x27, x28, [sp, #80]
+    ldp     x29, x30, [sp], #96
+    ret
+
+// x1: kind; x0 and x1 are in TPIDR_EL0 and TPIDR_EL1.
+el2_fault_common:
+    mrs     x0, tpidr_el2
+    cbz     x0, 1f                      // before init_cpu: no other stack
+    add     x0, x0, #({fault_stack_top} & 0xfff)
+    add     x0, x0, #({fault_stack_top} & 0xfff000)
+    sub     x0, sp, x0                  // give up if the report itself faults
+    neg     x0, x0
+    cmp     x0, #{fault_stack_size}
+    b.ls    3f
+    mrs     x0, tpidr_el2
+    add     x0, x0, #({fault_stack_top} & 0xfff)
+    add     x0, x0, #({fault_stack_top} & 0xfff000)
+    b       2f
+1:  mov     x0, sp
+2:  // FaultFrame: x0 to x30, SP, kind.
+    sub     x0, x0, #272
+    stp     x2, x3, [x0, #16]
+    stp     x4, x5, [x0, #32]
+    stp     x6, x7, [x0, #48]
+    stp     x8, x9, [x0, #64]
+    stp     x10, x11, [x0, #80]
+    stp     x12, x13, [x0, #96]
+    stp     x14, x15, [x0, #112]
+    stp     x16, x17, [x0, #128]
+    stp     x18, x19, [x0, #144]
+    stp     x20, x21, [x0, #160]
+    stp     x22, x23, [x0, #176]
+    stp     x24, x25, [x0, #192]
+    stp     x26, x27, [x0, #208]
+    stp     x28, x29, [x0, #224]
+    mov     x2, sp
+    stp     x30, x2, [x0, #240]
+    str     x1, [x0, #256]
+    mrs     x2, tpidr_el0
+    mrs     x3, tpidr_el1
+    stp     x2, x3, [x0]
+    mov     sp, x0
+    bl      escrow_el2_fault
+3:  wfe
+    b       3b
+
+// extern "C" fn escrow_enter_host(entry, x0, x1, x2, x3, spsr, sp) -> !
+//
+// Leaves EL2 for the host's first instruction, with nothing of EL2's in a
+// register.
+    .global escrow_enter_host
+escrow_enter_host:
+    mov     sp, x6
+    msr     elr_el2, x0
+    msr     spsr_el2, x5
+    mov     x0, x1
+    mov     x1, x2
+    mov     x2, x3
+    mov     x3, x4
+    mov     x4, xzr
+    .irp    n, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30
+    mov     x\n, xzr
+    .endr
+    eret
+    speculation_barrier
