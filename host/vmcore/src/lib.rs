@@ -1,8 +1,24 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
 //! The shim's decisions about VMs, bindings and exits, free of any kernel.
+//!
+//! The kernel's side asks and does; this crate answers. What it asks with
+//! comes from user space ([`uapi`]) or from Escrow ([`hypercall`]), and none
+//! of it is believed before it has been checked here.
 
 #![no_std]
 #![forbid(unsafe_code)]
 
+extern crate alloc;
+
+pub mod args;
+pub mod binding;
+mod errno;
+pub mod exit;
+pub mod hypercall;
+pub mod metadata;
 pub mod uapi;
+pub mod vcpus;
+pub mod vm;
+
+pub use errno::Errno;

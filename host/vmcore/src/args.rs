@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! What user space asks for, checked.
+
+use core::ops::Range;
+
+use escrow_abi::{PAGE_SIZE, Rights};
+
+use crate::Errno;
+use crate::binding::Give;
+use crate::uapi;
+
+/// vCPUs of one VM at the most.
+pub const VCPUS_MAX: u32 = 32;
+
+/// A checked [`uapi::VM_MAP_MEM`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MapRequest {
+    /// Bind guest addresses to a part of a memory.
+    Bind {
+        /// Guest addresses.
+        guest: Range<u64>,
+        /// Where in the memory the first of them is, in bytes.
+        offset: u64,
+        /// How the guest gets the pages.
+        give: Give,
+        /// What the guest may do with them.
+        rights: Rights,
+    },
+    /// Take guest addresses out of the guest.
+    Unbind {
+        /// Guest addresses.
+        guest: Range<u64>,
+        /// Where in the memory the first of them is, in bytes.
+        offset: u64,
+    },
+}
+
+const RIGHTS_FLAGS: u32 = uapi::MAP_READ | uapi::MAP_WRITE | uapi::MAP_EXEC;
+
+/// Checks a [`uapi::VM_MAP_MEM`].
+///
+/// # Errors
+/// `Invalid` for unknown or contradicting flags and for what is not
+/// page-aligned or empty, `Overflow` for a range that wraps.
+pub fn map_mem(args: &uapi::MapMem) -> Result<MapRequest, Errno> {
+    let guest = page_range(args.guest_addr, args.size)?;
+    // Offsets of files are signed.
+    let file = page_range(args.offset, args.size)?;
+    if file.end > i64::MAX as u64 {
+        return Err(Errno::Overflow);
+    }
+    let offset = args.offset;
+    if args.flags & uapi::MAP_UNMAP != 0 {
+        if args.flags & !(uapi::MAP_UNMAP | RIGHTS_FLAGS) != 0 {
+            return Err(Errno::Invalid);
+        }
+        return Ok(MapRequest::Unbind { guest, offset });
+    }
+    let give = match args.flags & !RIGHTS_FLAGS {
+        0 | uapi::MAP_FORCE_LEND => Give::Lend,
+        uapi::MAP_FORCE_SHARE => Give::Share,
+        _ => return Err(Errno::Invalid),
+    };
+    // Bits 4 to 6 are read, write and execute, as in `Rights`.
+    let rights = Rights::from_bits(u64::from((args.flags & RIGHTS_FLAGS) >> 4));
+    let rights = rights.filter(|rights| rights.read()).ok_or(Errno::Invalid)?;
+    Ok(MapRequest::Bind { guest, offset, give, rights })
+}
+
+/// Checks a [`uapi::CREATE_GUEST_MEM`]. → whether the descriptor is to be
+/// closed on exec
+///
+/// # Errors
+/// `Invalid` for unknown flags, reserved fields that are not zero, and a size
+/// that is 0, not page-aligned, or no size of a file.
+pub fn create_mem(args: &uapi::CreateMem) -> Result<bool, Errno> {
+    let known = uapi::MEM_CLOEXEC | uapi::MEM_ALLOW_HUGEPAGE;
+    if args.flags & !known != 0
+        || args.reserved != [0; 6]
+        || args.size == 0
+        || args.size % PAGE_SIZE != 0
+        || args.size > i64::MAX as u64
+    {
+        return Err(Errno::Invalid);
+    }
+    Ok(args.flags & uapi::MEM_CLOEXEC != 0)
+}
+
+/// Checks the description of a function, which must be a vCPU's, and its
+/// argument. → the vCPU's number
+///
+/// # Errors
+/// `Unsupported` for another function, `Invalid` for an argument that is none
+/// of a vCPU.
+pub fn vcpu_function(desc: &uapi::FunctionDesc, arg: &uapi::VcpuArg) -> Result<u32, Errno> {
+    if desc.kind != uapi::FUNCTION_VCPU {
+        return Err(Errno::Unsupported);
+    }
+    if desc.arg_size as usize != size_of::<uapi::VcpuArg>() || arg.id >= VCPUS_MAX {
+        return Err(Errno::Invalid);
+    }
+    Ok(arg.id)
+}
+
+/// A page-aligned, not empty range that does not wrap.
+fn page_range(start: u64, size: u64) -> Result<Range<u64>, Errno> {
+    if size == 0 || start % PAGE_SIZE != 0 || size % PAGE_SIZE != 0 {
+        return Err(Errno::Invalid);
+    }
+    let end = start.checked_add(size).ok_or(Errno::Overflow)?;
+    Ok(start..end)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MAP: uapi::MapMem = uapi::MapMem {
+        guest_addr: 0x8000_0000,
+        flags: uapi::MAP_READ,
+        guest_mem_fd: 3,
+        offset: 0x1000,
+        size: 0x2000,
+    };
+
+    #[test]
+    fn the_default_is_to_lend() {
+        let lend = MapRequest::Bind {
+            guest: 0x8000_0000..0x8000_2000,
+            offset: 0x1000,
+            give: Give::Lend,
+            rights: Rights::READ,
+        };
+        assert_eq!(map_mem(&MAP), Ok(lend.clone()));
+        let flags = uapi::MAP_READ | uapi::MAP_FORCE_LEND;
+        assert_eq!(map_mem(&uapi::MapMem { flags, ..MAP }), Ok(lend));
+    }
+
+    #[test]
+    fn flags_become_rights() {
+        let flags = uapi::MAP_READ | uapi::MAP_WRITE | uapi::MAP_EXEC | uapi::MAP_FORCE_SHARE;
+        let request = map_mem(&uapi::MapMem { flags, ..MAP });
+        assert!(matches!(
+            request,
+            Ok(MapRequest::Bind { give: Give::Share, rights: Rights::ALL, .. })
+        ));
+        let flags = uapi::MAP_READ | uapi::MAP_EXEC;
+        let request = map_mem(&uapi::MapMem { flags, ..MAP });
+        assert!(matches!(request, Ok(MapRequest::Bind { rights: Rights::READ_EXECUTE, .. })));
+    }
+
+    #[test]
+    fn bad_bindings_are_refused() {
+        for flags in [0, uapi::MAP_WRITE, uapi::MAP_EXEC, 3 | uapi::MAP_READ, 0x80 | uapi::MAP_READ]
+        {
+            assert_eq!(map_mem(&uapi::MapMem { flags, ..MAP }), Err(Errno::Invalid), "{flags:#x}");
+        }
+        for bad in [
+            uapi::MapMem { guest_addr: 0x8000_0800, ..MAP },
+            uapi::MapMem { offset: 1, ..MAP },
+            uapi::MapMem { size: 0, ..MAP },
+            uapi::MapMem { size: 0x1001, ..MAP },
+            uapi::MapMem { flags: uapi::MAP_UNMAP | uapi::MAP_FORCE_SHARE, ..MAP },
+        ] {
+            assert_eq!(map_mem(&bad), Err(Errno::Invalid), "{bad:x?}");
+        }
+        for bad in [
+            uapi::MapMem { guest_addr: 0u64.wrapping_sub(0x1000), ..MAP },
+            uapi::MapMem { offset: 0u64.wrapping_sub(0x1000), ..MAP },
+            uapi::MapMem { offset: i64::MAX as u64 & !0xfff, ..MAP },
+        ] {
+            assert_eq!(map_mem(&bad), Err(Errno::Overflow), "{bad:x?}");
+        }
+    }
+
+    #[test]
+    fn reserved_fields_of_a_memory_are_zero() {
+        let good = uapi::CreateMem { flags: uapi::MEM_CLOEXEC, size: 0x1000, reserved: [0; 6] };
+        assert_eq!(create_mem(&good), Ok(true));
+        assert_eq!(
+            create_mem(&uapi::CreateMem { flags: uapi::MEM_ALLOW_HUGEPAGE, ..good }),
+            Ok(false)
+        );
+        for bad in [
+            uapi::CreateMem { flags: 4, ..good },
+            uapi::CreateMem { size: 0, ..good },
+            uapi::CreateMem { size: 0x1800, ..good },
+            uapi::CreateMem { size: 1 << 63, ..good },
+            uapi::CreateMem { reserved: [0, 0, 0, 0, 0, 1], ..good },
+        ] {
+            assert_eq!(create_mem(&bad), Err(Errno::Invalid), "{bad:x?}");
+        }
+    }
+
+    #[test]
+    fn only_vcpus_with_a_number_in_range() {
+        let desc = uapi::FunctionDesc { kind: uapi::FUNCTION_VCPU, arg_size: 4, arg: 0 };
+        assert_eq!(vcpu_function(&desc, &uapi::VcpuArg { id: 31 }), Ok(31));
+        assert_eq!(vcpu_function(&desc, &uapi::VcpuArg { id: 32 }), Err(Errno::Invalid));
+        let short = uapi::FunctionDesc { arg_size: 2, ..desc };
+        assert_eq!(vcpu_function(&short, &uapi::VcpuArg { id: 0 }), Err(Errno::Invalid));
+        let irqfd = uapi::FunctionDesc { kind: 2, ..desc };
+        assert_eq!(vcpu_function(&irqfd, &uapi::VcpuArg { id: 0 }), Err(Errno::Unsupported));
+    }
+}

@@ -1,0 +1,259 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Which guest addresses stand for which part of which memory.
+
+use alloc::vec::Vec;
+use core::ops::Range;
+
+use escrow_abi::{Rights, run};
+
+use crate::Errno;
+
+/// How a guest gets the pages of a binding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Give {
+    /// The host loses sight of them.
+    Lend,
+    /// Both reach them.
+    Share,
+}
+
+/// One run of guest addresses. `M` names a memory; a clone keeps it alive.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Binding<M> {
+    /// Guest addresses, page-aligned.
+    pub guest: Range<u64>,
+    /// The memory.
+    pub memory: M,
+    /// Where in the memory the first of them is, in bytes.
+    pub offset: u64,
+    /// How the guest gets the pages.
+    pub give: Give,
+    /// What the guest may do with them.
+    pub rights: Rights,
+}
+
+impl<M> Binding<M> {
+    /// Where in the memory a guest address of this binding is.
+    pub fn offset_of(&self, guest: u64) -> u64 {
+        self.offset + (guest - self.guest.start)
+    }
+
+    /// Whether the guest may make that access (`FAULT_*` bits of a page
+    /// fault).
+    pub fn allows(&self, access: u64) -> bool {
+        (access & run::FAULT_WRITE == 0 || self.rights.write())
+            && (access & run::FAULT_EXECUTE == 0 || self.rights.execute())
+    }
+}
+
+/// The bindings of one VM. They do not overlap.
+#[derive(Debug)]
+pub struct Bindings<M> {
+    /// Sorted by guest address.
+    list: Vec<Binding<M>>,
+}
+
+impl<M> Default for Bindings<M> {
+    fn default() -> Self {
+        Bindings { list: Vec::new() }
+    }
+}
+
+impl<M: Clone + PartialEq> Bindings<M> {
+    /// All of them, by guest address.
+    pub fn iter(&self) -> impl Iterator<Item = &Binding<M>> {
+        self.list.iter()
+    }
+
+    /// The binding at this place of the sorted list.
+    pub fn get(&self, index: usize) -> Option<&Binding<M>> {
+        self.list.get(index)
+    }
+
+    /// The one that covers a guest address.
+    pub fn find(&self, guest: u64) -> Option<&Binding<M>> {
+        let after = self.list.partition_point(|binding| binding.guest.start <= guest);
+        let binding = self.list.get(after.checked_sub(1)?)?;
+        binding.guest.contains(&guest).then_some(binding)
+    }
+
+    /// Makes sure that the next [`insert`](Self::insert) or
+    /// [`remove`](Self::remove) needs no memory.
+    ///
+    /// # Errors
+    /// `NoMemory`
+    pub fn reserve(&mut self) -> Result<(), Errno> {
+        self.list.try_reserve(1).map_err(|_| Errno::NoMemory)
+    }
+
+    /// Adds a binding.
+    ///
+    /// # Errors
+    /// `Exists` if it overlaps another one, `NoMemory`.
+    pub fn insert(&mut self, binding: Binding<M>) -> Result<(), Errno> {
+        let at = self.list.partition_point(|other| other.guest.end <= binding.guest.start);
+        if self.list.get(at).is_some_and(|other| other.guest.start < binding.guest.end) {
+            return Err(Errno::Exists);
+        }
+        self.reserve()?;
+        self.list.insert(at, binding);
+        Ok(())
+    }
+
+    /// Checks that each address of the range is bound to that part of that
+    /// memory.
+    ///
+    /// # Errors
+    /// `NotFound`
+    pub fn check(&self, guest: &Range<u64>, memory: &M, offset: u64) -> Result<(), Errno> {
+        let mut at = guest.start;
+        while at < guest.end {
+            let binding = self.find(at).ok_or(Errno::NotFound)?;
+            if binding.memory != *memory || binding.offset_of(at) != offset + (at - guest.start) {
+                return Err(Errno::NotFound);
+            }
+            at = binding.guest.end;
+        }
+        Ok(())
+    }
+
+    /// Takes a range out. What is left of a binding at its edges stays.
+    ///
+    /// # Errors
+    /// `NoMemory`, not after [`reserve`](Self::reserve); nothing has changed.
+    pub fn remove(&mut self, guest: &Range<u64>) -> Result<(), Errno> {
+        self.reserve()?;
+        let mut at = self.list.partition_point(|binding| binding.guest.end <= guest.start);
+        while let Some(binding) = self.list.get_mut(at) {
+            if binding.guest.start >= guest.end {
+                break;
+            }
+            let old = binding.guest.clone();
+            let rest_offset = binding.offset.saturating_add(guest.end.saturating_sub(old.start));
+            match (old.start < guest.start, guest.end < old.end) {
+                (false, false) => {
+                    self.list.remove(at);
+                    continue;
+                }
+                (true, false) => binding.guest.end = guest.start,
+                (false, true) => {
+                    binding.guest.start = guest.end;
+                    binding.offset = rest_offset;
+                }
+                (true, true) => {
+                    let mut rest = binding.clone();
+                    rest.guest.start = guest.end;
+                    rest.offset = rest_offset;
+                    binding.guest.end = guest.start;
+                    self.list.insert(at + 1, rest);
+                }
+            }
+            at += 1;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+
+    use std::collections::BTreeMap;
+    use std::vec;
+
+    use super::*;
+
+    fn binding(guest: Range<u64>, memory: char, offset: u64) -> Binding<char> {
+        Binding { guest, memory, offset, give: Give::Lend, rights: Rights::READ_WRITE }
+    }
+
+    #[test]
+    fn overlaps_are_refused() {
+        let mut bindings = Bindings::default();
+        bindings.insert(binding(0x4000..0x8000, 'a', 0)).unwrap();
+        for overlapping in
+            [0x4000..0x8000, 0x3000..0x5000, 0x7000..0x9000, 0x5000..0x6000, 0x1000..0xf000]
+        {
+            assert_eq!(bindings.insert(binding(overlapping, 'b', 0)), Err(Errno::Exists));
+        }
+        bindings.insert(binding(0x8000..0x9000, 'b', 0)).unwrap();
+        bindings.insert(binding(0x3000..0x4000, 'c', 0)).unwrap();
+        assert_eq!(bindings.find(0x7fff).unwrap().memory, 'a');
+        assert_eq!(bindings.find(0x8000).unwrap().memory, 'b');
+        assert_eq!(bindings.find(0x3000).unwrap().memory, 'c');
+        assert_eq!(bindings.find(0x2fff), None);
+        assert_eq!(bindings.find(0x9000), None);
+    }
+
+    #[test]
+    fn what_is_around_a_removed_part_stays_where_it_was() {
+        let mut bindings = Bindings::default();
+        bindings.insert(binding(0x4000..0x8000, 'a', 0x10000)).unwrap();
+        bindings.remove(&(0x5000..0x6000)).unwrap();
+        let left = bindings.list.clone();
+        assert_eq!(
+            left,
+            vec![binding(0x4000..0x5000, 'a', 0x10000), binding(0x6000..0x8000, 'a', 0x12000)]
+        );
+        bindings.insert(binding(0x5000..0x6000, 'b', 0)).unwrap();
+    }
+
+    #[test]
+    fn a_check_wants_every_page_at_its_offset() {
+        let mut bindings = Bindings::default();
+        bindings.insert(binding(0x4000..0x6000, 'a', 0)).unwrap();
+        bindings.insert(binding(0x6000..0x8000, 'a', 0x2000)).unwrap();
+        bindings.insert(binding(0x9000..0xa000, 'a', 0x5000)).unwrap();
+        assert_eq!(bindings.check(&(0x4000..0x8000), &'a', 0), Ok(()));
+        assert_eq!(bindings.check(&(0x5000..0x7000), &'a', 0x1000), Ok(()));
+        assert_eq!(bindings.check(&(0x5000..0x7000), &'a', 0), Err(Errno::NotFound));
+        assert_eq!(bindings.check(&(0x5000..0x7000), &'b', 0x1000), Err(Errno::NotFound));
+        assert_eq!(bindings.check(&(0x4000..0xa000), &'a', 0), Err(Errno::NotFound));
+    }
+
+    #[test]
+    fn accesses_need_their_rights() {
+        let read_only = Binding { rights: Rights::READ, ..binding(0..0x1000, 'a', 0) };
+        assert!(read_only.allows(0));
+        assert!(!read_only.allows(run::FAULT_WRITE));
+        assert!(!read_only.allows(run::FAULT_EXECUTE));
+        let code = Binding { rights: Rights::READ_EXECUTE, ..read_only };
+        assert!(code.allows(run::FAULT_EXECUTE) && !code.allows(run::FAULT_WRITE));
+    }
+
+    /// Against a map with an entry for each page.
+    #[test]
+    fn random_histories_agree_with_a_page_by_page_model() {
+        let mut seed = 0x2545_f491_4f6c_dd1du64;
+        let mut random = |below: u64| {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            seed % below
+        };
+        let (mut bindings, mut model) = (Bindings::default(), BTreeMap::new());
+        for round in 0..4000u64 {
+            let (start, pages) = (random(64), 1 + random(8));
+            let range = start << 12..(start + pages) << 12;
+            if random(2) == 0 {
+                let free = (start..start + pages).all(|page| !model.contains_key(&page));
+                let result = bindings.insert(binding(range, 'a', round << 20));
+                assert_eq!(result.is_ok(), free);
+                if free {
+                    model.extend(
+                        (0..pages).map(|page| (start + page, (round << 20) + (page << 12))),
+                    );
+                }
+            } else {
+                bindings.remove(&range).unwrap();
+                model.retain(|page, _| !range.contains(&(page << 12)));
+            }
+            for page in 0..80 {
+                let found = bindings.find(page << 12).map(|found| found.offset_of(page << 12));
+                assert_eq!(found, model.get(&page).copied(), "round {round}, page {page}");
+            }
+            assert!(bindings.list.windows(2).all(|pair| pair[0].guest.end <= pair[1].guest.start));
+        }
+    }
+}

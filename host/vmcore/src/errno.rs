@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+use core::fmt;
+
+use escrow_abi::Error;
+
+/// An error as Linux numbers it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(i32)]
+pub enum Errno {
+    /// EPERM: not allowed in the object's state.
+    NotPermitted = 1,
+    /// ENOENT: nothing is there.
+    NotFound = 2,
+    /// EIO: the hypervisor said something that makes no sense.
+    Io = 5,
+    /// EAGAIN: somebody uses it at the moment.
+    Again = 11,
+    /// ENOMEM
+    NoMemory = 12,
+    /// EACCES: the binding does not allow that access.
+    Access = 13,
+    /// EBUSY: a guest has it and keeps it.
+    Busy = 16,
+    /// EEXIST: there is one already.
+    Exists = 17,
+    /// ENODEV: the object is gone.
+    NoDevice = 19,
+    /// EINVAL
+    Invalid = 22,
+    /// ENOSPC: no room for another one.
+    NoSpace = 28,
+    /// EOVERFLOW: runs past the end of its space.
+    Overflow = 75,
+    /// EOPNOTSUPP
+    Unsupported = 95,
+    /// EHWPOISON: the memory is broken.
+    Poisoned = 133,
+}
+
+impl Errno {
+    /// As a system call returns it: negative.
+    pub const fn to_return(self) -> i32 {
+        -(self as i32)
+    }
+}
+
+impl From<Error> for Errno {
+    fn from(error: Error) -> Errno {
+        match error {
+            Error::Unimplemented => Errno::Unsupported,
+            Error::Retry | Error::Excess | Error::Accessible => Errno::Again,
+            Error::InvalidArgument
+            | Error::InvalidSize
+            | Error::Misaligned
+            | Error::InvalidAddress
+            | Error::Overlap
+            | Error::MixedVms => Errno::Invalid,
+            Error::NoMemory => Errno::NoMemory,
+            Error::AddressOverflow => Errno::Overflow,
+            Error::Denied => Errno::NotPermitted,
+            Error::Busy | Error::NotOwner | Error::WrongState | Error::Pinned | Error::Locked => {
+                Errno::Busy
+            }
+            Error::HandleNull | Error::HandleRevoked | Error::HandleType => Errno::NoDevice,
+            Error::TableFull => Errno::NoSpace,
+            Error::GuestMapped => Errno::Exists,
+        }
+    }
+}
+
+impl fmt::Display for Errno {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self:?} ({})", self.to_return())
+    }
+}
+
+impl core::error::Error for Errno {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_told_to_try_again_may() {
+        for &error in Error::ALL {
+            let transient = matches!(error, Error::Retry | Error::Excess | Error::Accessible);
+            assert_eq!(Errno::from(error) == Errno::Again, transient, "{error:?}");
+        }
+    }
+}

@@ -1,0 +1,334 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The calls that the shim makes to Escrow.
+
+use escrow_abi::{Error, Handle, HandleKind, call};
+
+use crate::Errno;
+
+/// Whoever executes `hvc #0`.
+pub trait Hypervisor {
+    /// `x0` to `x7` in, `x0` to `x4` out.
+    fn call(&mut self, args: [u64; 8]) -> [u64; 5];
+}
+
+/// Whoever can donate metadata pages to the VM that a call is about.
+pub trait Donor {
+    /// Donates at least so many pages.
+    ///
+    /// # Errors
+    /// Why it could not; the call that asked fails with it.
+    fn donate(&mut self, pages: u64) -> Result<(), Errno>;
+}
+
+/// A list of folios in the caller's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct List {
+    /// Physical address of the first [`escrow_abi::MemEntry`].
+    pub address: u64,
+    /// How many there are.
+    pub count: u32,
+}
+
+/// A call that Escrow has refused. Nothing has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// Why; `None` for a number that is no error of the interface.
+    pub error: Option<Error>,
+    /// `x1`: the index of the entry at fault, where the error concerns one.
+    pub index: u64,
+    /// `x2`: a detail that the error explains.
+    pub detail: u64,
+}
+
+impl From<Refused> for Errno {
+    fn from(refused: Refused) -> Errno {
+        refused.error.map_or(Errno::Io, Errno::from)
+    }
+}
+
+/// How often a call is repeated after a donation. One is the rule; a second
+/// can be needed when another call took the pages.
+const MAX_DONATIONS: u32 = 8;
+
+fn call(hv: &mut impl Hypervisor, function: u32, args: &[u64]) -> Result<[u64; 4], Refused> {
+    let mut registers = [0; 8];
+    registers[0] = u64::from(function);
+    for (register, arg) in registers[1..].iter_mut().zip(args) {
+        *register = *arg;
+    }
+    let [x0, x1, x2, x3, x4] = hv.call(registers);
+    if x0 == 0 {
+        return Ok([x1, x2, x3, x4]);
+    }
+    Err(Refused { error: Error::from_register(x0), index: x1, detail: x2 })
+}
+
+/// As [`call`], and donates what the VM lacks.
+fn call_with_donor(
+    hv: &mut impl Hypervisor,
+    donor: &mut impl Donor,
+    function: u32,
+    args: &[u64],
+) -> Result<[u64; 4], CallError> {
+    let mut donations = 0;
+    loop {
+        let refused = match call(hv, function, args) {
+            Ok(results) => return Ok(results),
+            Err(refused) => refused,
+        };
+        if refused.error != Some(Error::NoMemory) || donations == MAX_DONATIONS {
+            return Err(CallError::Refused(refused));
+        }
+        donations += 1;
+        donor.donate(refused.detail.max(1)).map_err(CallError::Donor)?;
+    }
+}
+
+/// Why a call that may need donations failed. Beyond the donations, nothing
+/// has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CallError {
+    /// Escrow has refused it.
+    Refused(Refused),
+    /// The pages that it needs could not be donated.
+    Donor(Errno),
+}
+
+impl From<CallError> for Errno {
+    fn from(error: CallError) -> Errno {
+        match error {
+            CallError::Refused(refused) => refused.into(),
+            CallError::Donor(errno) => errno,
+        }
+    }
+}
+
+/// Whether the one who answers is Escrow, with an interface that this shim
+/// speaks.
+pub fn identify(hv: &mut impl Hypervisor) -> bool {
+    let mut registers = [0; 8];
+    registers[0] = u64::from(call::VENDOR_HYP_UID);
+    let uid = hv.call(registers);
+    if !call::UID.iter().zip(uid).all(|(&want, got)| u64::from(want) == got) {
+        return false;
+    }
+    registers[0] = u64::from(call::HYP_IDENTIFY);
+    hv.call(registers)[0] == call::IDENTIFY_INFO
+}
+
+/// Creates a VM out of the pages in `list`. → its handle
+pub fn vm_create(hv: &mut impl Hypervisor, list: List) -> Result<u64, Refused> {
+    let [handle, ..] = call(hv, call::VM_CREATE, &[list.address, list.count.into()])?;
+    checked_handle(handle, HandleKind::Vm)
+}
+
+/// Donates the pages in `list` to the VM.
+pub fn vm_top_up(hv: &mut impl Hypervisor, vm: u64, list: List) -> Result<(), Refused> {
+    call(hv, call::VM_TOP_UP, &[vm, list.address, list.count.into()]).map(drop)
+}
+
+/// Declares guest addresses as memory, or withdraws them.
+pub fn vm_configure(
+    hv: &mut impl Hypervisor,
+    donor: &mut impl Donor,
+    vm: u64,
+    add: bool,
+    guest: u64,
+    size: u64,
+) -> Result<(), CallError> {
+    let key = if add { call::CONFIGURE_MEMORY_ADD } else { call::CONFIGURE_MEMORY_REMOVE };
+    call_with_donor(hv, donor, call::VM_CONFIGURE, &[vm, key, guest, size]).map(drop)
+}
+
+/// Allows the VM's vCPUs to run.
+pub fn vm_start(
+    hv: &mut impl Hypervisor,
+    donor: &mut impl Donor,
+    vm: u64,
+) -> Result<(), CallError> {
+    call_with_donor(hv, donor, call::VM_START, &[vm]).map(drop)
+}
+
+/// Ends the VM. Its handle being dead already counts as success.
+pub fn vm_destroy(hv: &mut impl Hypervisor, vm: u64) -> Result<(), Refused> {
+    match call(hv, call::VM_DESTROY, &[vm]) {
+        Ok(_) => Ok(()),
+        Err(Refused { error: Some(Error::HandleRevoked), .. }) => Ok(()),
+        Err(refused) => Err(refused),
+    }
+}
+
+/// Creates a vCPU. → its handle
+pub fn vcpu_create(
+    hv: &mut impl Hypervisor,
+    donor: &mut impl Donor,
+    vm: u64,
+    index: u32,
+) -> Result<u64, CallError> {
+    let [handle, ..] = call_with_donor(hv, donor, call::VCPU_CREATE, &[vm, index.into()])?;
+    checked_handle(handle, HandleKind::Vcpu).map_err(CallError::Refused)
+}
+
+/// Sets a register that the vCPU starts with; `register` is `set << 8 | index`.
+pub fn vcpu_set_register(
+    hv: &mut impl Hypervisor,
+    vcpu: u64,
+    register: u32,
+    value: u64,
+) -> Result<(), Refused> {
+    call(hv, call::VCPU_SET_REGISTER, &[vcpu, register.into(), value]).map(drop)
+}
+
+/// Gives the pages in `list` to the VM.
+pub fn mem_lend(
+    hv: &mut impl Hypervisor,
+    donor: &mut impl Donor,
+    vm: u64,
+    list: List,
+) -> Result<(), CallError> {
+    call_with_donor(hv, donor, call::MEM_LEND, &[vm, list.address, list.count.into()]).map(drop)
+}
+
+/// Opens the pages in `list` to the VM as well.
+pub fn mem_share(
+    hv: &mut impl Hypervisor,
+    donor: &mut impl Donor,
+    vm: u64,
+    list: List,
+) -> Result<(), CallError> {
+    call_with_donor(hv, donor, call::MEM_SHARE, &[vm, list.address, list.count.into()]).map(drop)
+}
+
+/// Takes shared pages of one living VM from it.
+pub fn mem_unshare(hv: &mut impl Hypervisor, list: List) -> Result<(), Refused> {
+    call(hv, call::MEM_UNSHARE, &[list.address, list.count.into()]).map(drop)
+}
+
+/// Takes pages of one VM home.
+pub fn mem_reclaim(hv: &mut impl Hypervisor, list: List) -> Result<(), Refused> {
+    call(hv, call::MEM_RECLAIM, &[list.address, list.count.into()]).map(drop)
+}
+
+/// Reads a counter of Escrow's.
+pub fn ledger_info(hv: &mut impl Hypervisor, selector: u64, which: u64) -> Result<u64, Refused> {
+    call(hv, call::LEDGER_INFO, &[selector, which]).map(|[value, ..]| value)
+}
+
+fn checked_handle(register: u64, kind: HandleKind) -> Result<u64, Refused> {
+    match Handle::from_register(register) {
+        Some(handle) if handle.kind == kind => Ok(register),
+        _ => Err(Refused { error: None, index: register, detail: 0 }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+
+    use std::vec;
+    use std::vec::Vec;
+
+    use super::*;
+
+    /// Answers from a script and keeps what it was asked.
+    struct Script {
+        answers: Vec<[u64; 5]>,
+        asked: Vec<[u64; 8]>,
+    }
+
+    impl Script {
+        fn new(answers: &[[u64; 5]]) -> Self {
+            Script { answers: answers.iter().rev().copied().collect(), asked: Vec::new() }
+        }
+    }
+
+    impl Hypervisor for Script {
+        fn call(&mut self, args: [u64; 8]) -> [u64; 5] {
+            self.asked.push(args);
+            self.answers.pop().expect("one call too many")
+        }
+    }
+
+    struct Purse {
+        left: u64,
+        given: Vec<u64>,
+    }
+
+    impl Donor for Purse {
+        fn donate(&mut self, pages: u64) -> Result<(), Errno> {
+            self.left = self.left.checked_sub(pages).ok_or(Errno::NoMemory)?;
+            self.given.push(pages);
+            Ok(())
+        }
+    }
+
+    const NO_MEMORY: u64 = Error::NoMemory.to_register();
+    const VM: u64 = 1 << 24 | 1 << 20;
+    const LIST: List = List { address: 0x4000, count: 2 };
+
+    #[test]
+    fn arguments_are_where_the_interface_wants_them() {
+        let mut hv = Script::new(&[[0; 5]]);
+        let mut purse = Purse { left: 0, given: vec![] };
+        mem_lend(&mut hv, &mut purse, VM, LIST).unwrap();
+        assert_eq!(hv.asked, [[u64::from(call::MEM_LEND), VM, 0x4000, 2, 0, 0, 0, 0]]);
+    }
+
+    #[test]
+    fn what_a_vm_lacks_is_donated_and_the_call_repeated() {
+        let mut hv = Script::new(&[[NO_MEMORY, 0, 3, 0, 0], [0; 5]]);
+        let mut purse = Purse { left: 3, given: vec![] };
+        mem_share(&mut hv, &mut purse, VM, LIST).unwrap();
+        assert_eq!(purse.given, [3]);
+        assert_eq!(hv.asked[0], hv.asked[1]);
+    }
+
+    #[test]
+    fn a_donor_without_pages_fails_the_call() {
+        let mut hv = Script::new(&[[NO_MEMORY, 0, 3, 0, 0]]);
+        let mut purse = Purse { left: 2, given: vec![] };
+        let error = mem_lend(&mut hv, &mut purse, VM, LIST).unwrap_err();
+        assert_eq!(error, CallError::Donor(Errno::NoMemory));
+    }
+
+    #[test]
+    fn a_bottomless_vm_is_not_fed_for_ever() {
+        let mut hv = Script::new(&[[NO_MEMORY, 0, 1, 0, 0]; 100]);
+        let mut purse = Purse { left: 1000, given: vec![] };
+        let error = mem_lend(&mut hv, &mut purse, VM, LIST).unwrap_err();
+        assert_eq!(Errno::from(error), Errno::NoMemory);
+        assert_eq!(purse.given.len() as u32, MAX_DONATIONS);
+    }
+
+    #[test]
+    fn refusals_keep_index_and_detail() {
+        let mut hv = Script::new(&[[Error::Excess.to_register(), 7, 1, 0, 0]]);
+        let refused = mem_reclaim(&mut hv, LIST).unwrap_err();
+        assert_eq!((refused.index, refused.detail), (7, 1));
+        assert_eq!(Errno::from(refused), Errno::Again);
+    }
+
+    #[test]
+    fn nonsense_is_no_handle_and_no_error() {
+        let mut hv = Script::new(&[[0, 0, 0, 0, 0], [0x1234, 0, 0, 0, 0]]);
+        assert_eq!(Errno::from(vm_create(&mut hv, LIST).unwrap_err()), Errno::Io);
+        assert_eq!(Errno::from(vm_create(&mut hv, LIST).unwrap_err()), Errno::Io);
+    }
+
+    #[test]
+    fn a_dead_vm_is_as_good_as_destroyed() {
+        let mut hv = Script::new(&[[Error::HandleRevoked.to_register(), 0, 0, 0, 0]]);
+        assert_eq!(vm_destroy(&mut hv, VM), Ok(()));
+    }
+
+    #[test]
+    fn only_escrow_is_identified() {
+        let uid = call::UID.map(u64::from);
+        let uid = [uid[0], uid[1], uid[2], uid[3], 0];
+        assert!(identify(&mut Script::new(&[uid, [call::IDENTIFY_INFO, 0, 0, 0, 0]])));
+        // Gunyah has the same UID and another variant.
+        assert!(!identify(&mut Script::new(&[uid, [0x4800_0000_0000_8001, 0, 0, 0, 0]])));
+        assert!(!identify(&mut Script::new(&[[u64::MAX, 0, 0, 0, 0]])));
+    }
+}

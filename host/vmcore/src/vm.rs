@@ -1,0 +1,320 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! One VM: what it is configured with, and whether it can start.
+
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use escrow_abi::{BLOCK_SIZE, PAGE_SIZE, Rights};
+
+use crate::Errno;
+use crate::binding::{Binding, Bindings};
+use crate::exit::Exit;
+use crate::uapi;
+use crate::vcpus::Vcpus;
+
+const X_REGISTERS: usize = 31;
+const SP_REGISTERS: usize = 2;
+
+/// A VM as its program has put it together. `M` names a memory.
+///
+/// The caller serialises the changes; [`down`](Self::down) and
+/// [`status`](Self::status) may come at any time.
+#[derive(Debug)]
+pub struct Vm<M> {
+    /// Escrow's name for it.
+    handle: u64,
+    /// Its memory.
+    pub bindings: Bindings<M>,
+    /// Its vCPUs.
+    pub vcpus: Vcpus,
+    dtb: Option<uapi::DtbConfig>,
+    x: [Option<u64>; X_REGISTERS],
+    pc: Option<u64>,
+    sp: [Option<u64>; SP_REGISTERS],
+    started: bool,
+    /// `EXIT_TYPE_* + 1` once the guest is down, 0 before.
+    down: AtomicU32,
+}
+
+/// The memory that must be with the guest before its first instruction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StartRange<M> {
+    /// Guest address, page-aligned.
+    pub guest: u64,
+    /// How many pages, at most 512.
+    pub pages: u32,
+    /// The binding that holds all of them.
+    pub binding: Binding<M>,
+}
+
+/// What a start needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Start<M> {
+    /// Nothing: it runs.
+    Running,
+    /// This memory has to be brought in, the registers set, and Escrow told.
+    From(StartRange<M>),
+}
+
+impl<M: Clone + PartialEq> Vm<M> {
+    /// A VM without anything.
+    pub fn new(handle: u64) -> Self {
+        Vm {
+            handle,
+            bindings: Bindings::default(),
+            vcpus: Vcpus::default(),
+            dtb: None,
+            x: [None; X_REGISTERS],
+            pc: None,
+            sp: [None; SP_REGISTERS],
+            started: false,
+            down: AtomicU32::new(0),
+        }
+    }
+
+    /// Escrow's name for the VM.
+    pub fn handle(&self) -> u64 {
+        self.handle
+    }
+
+    /// Whether the VM has been started.
+    pub fn is_started(&self) -> bool {
+        self.started
+    }
+
+    /// Sets where the device tree is.
+    ///
+    /// # Errors
+    /// `Busy` after the start; `Invalid` for a range that is empty or larger
+    /// than the 2 MiB of the boot protocol, `Overflow` for one that wraps.
+    pub fn set_dtb(&mut self, config: uapi::DtbConfig) -> Result<(), Errno> {
+        if self.started {
+            return Err(Errno::Busy);
+        }
+        if config.size == 0 || config.size > BLOCK_SIZE {
+            return Err(Errno::Invalid);
+        }
+        let end = config.guest_phys_addr.checked_add(config.size).ok_or(Errno::Overflow)?;
+        end.checked_next_multiple_of(PAGE_SIZE).ok_or(Errno::Overflow)?;
+        self.dtb = Some(config);
+        Ok(())
+    }
+
+    /// Sets a register that the boot vCPU starts with.
+    ///
+    /// # Errors
+    /// `Busy` after the start, `Invalid` for a register that does not exist
+    /// or a reserved field that is not zero.
+    pub fn set_boot_context(&mut self, context: uapi::BootContext) -> Result<(), Errno> {
+        if self.started {
+            return Err(Errno::Busy);
+        }
+        let index = (context.reg & 0xff) as usize;
+        let register = match context.reg >> 8 {
+            uapi::REG_SET_X => self.x.get_mut(index),
+            uapi::REG_SET_PC => (index == 0).then_some(&mut self.pc),
+            uapi::REG_SET_SP => self.sp.get_mut(index),
+            _ => None,
+        };
+        let register = register.filter(|_| context.reserved == 0).ok_or(Errno::Invalid)?;
+        *register = Some(context.value);
+        Ok(())
+    }
+
+    /// Whether the VM can start, and with what. Changes nothing.
+    ///
+    /// # Errors
+    /// `Invalid` without a vCPU, with more of them than the host has CPUs, or
+    /// if the guest may not use the memory that it starts from as its boot
+    /// needs; `NotFound` if that memory is not bound, in one piece.
+    pub fn check_start(&self, host_cpus: u32) -> Result<Start<M>, Errno> {
+        if self.started {
+            return Ok(Start::Running);
+        }
+        if self.vcpus.count() == 0 || self.vcpus.count() > host_cpus {
+            return Err(Errno::Invalid);
+        }
+        let (start, size, rights) = match self.dtb {
+            Some(dtb) => (dtb.guest_phys_addr, dtb.size, Rights::ALL),
+            None => (self.boot_pc().ok_or(Errno::NotFound)?, 1, Rights::READ_EXECUTE),
+        };
+        let binding = self.bindings.find(start).ok_or(Errno::NotFound)?;
+        // Neither sum overflows: `set_dtb` has seen to it, and a binding's
+        // last page is below the end of the space.
+        let guest = start & !(PAGE_SIZE - 1);
+        let end = (start + size).next_multiple_of(PAGE_SIZE);
+        if binding.guest.end < end {
+            return Err(Errno::NotFound);
+        }
+        if binding.rights.bits() & rights.bits() != rights.bits() {
+            return Err(Errno::Invalid);
+        }
+        let pages = u32::try_from((end - guest) / PAGE_SIZE).map_err(|_| Errno::Invalid)?;
+        Ok(Start::From(StartRange { guest, pages, binding: binding.clone() }))
+    }
+
+    /// The VM runs.
+    pub fn started(&mut self) {
+        self.started = true;
+    }
+
+    /// The registers that the boot vCPU starts with, as `set << 8 | index`
+    /// and value: those that were set, the device tree's address in X0, and
+    /// the start of memory as PC where nothing else was said.
+    pub fn boot_registers(&self) -> impl Iterator<Item = (u32, u64)> {
+        let x = self.x.iter().enumerate().map(|(index, value)| {
+            let dtb = self.dtb.filter(|_| index == 0).map(|dtb| dtb.guest_phys_addr);
+            (uapi::boot_register(uapi::REG_SET_X, index as u32), value.or(dtb))
+        });
+        let sp =
+            self.sp.iter().enumerate().map(|(index, value)| {
+                (uapi::boot_register(uapi::REG_SET_SP, index as u32), *value)
+            });
+        let pc = (uapi::boot_register(uapi::REG_SET_PC, 0), self.boot_pc());
+        x.chain(sp).chain([pc]).filter_map(|(register, value)| Some((register, value?)))
+    }
+
+    fn boot_pc(&self) -> Option<u64> {
+        self.pc.or_else(|| self.bindings.get(0).map(|first| first.guest.start))
+    }
+
+    /// The guest is down, for that `EXIT_TYPE_*`. The first reason stays.
+    pub fn down(&self, kind: u16) {
+        let _ = self.down.compare_exchange(
+            0,
+            u32::from(kind) + 1,
+            Ordering::Relaxed,
+            Ordering::Relaxed,
+        );
+    }
+
+    /// What the vCPUs' programs are told once the guest is down.
+    pub fn status(&self) -> Option<Exit> {
+        let kind = u16::try_from(self.down.load(Ordering::Relaxed).checked_sub(1)?).ok()?;
+        let status = match kind {
+            uapi::EXIT_TYPE_HYPERVISOR_ERROR => uapi::STATUS_CRASHED,
+            _ => uapi::STATUS_EXITED,
+        };
+        Some(Exit::status(status, kind))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+
+    use std::vec::Vec;
+
+    use super::*;
+    use crate::binding::Give;
+
+    const RAM: u64 = 0x8000_0000;
+
+    fn bound(rights: Rights) -> Vm<char> {
+        let mut vm = Vm::new(1);
+        vm.vcpus.add(0, || Ok(10)).unwrap();
+        vm.bindings
+            .insert(Binding {
+                guest: RAM..RAM + 0x40_0000,
+                memory: 'a',
+                offset: 0,
+                give: Give::Lend,
+                rights,
+            })
+            .unwrap();
+        vm
+    }
+
+    fn range(start: Result<Start<char>, Errno>) -> (u64, u32) {
+        match start {
+            Ok(Start::From(range)) => (range.guest, range.pages),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn context(reg: u32, value: u64) -> uapi::BootContext {
+        uapi::BootContext { reg, reserved: 0, value }
+    }
+
+    #[test]
+    fn without_a_device_tree_the_first_page_of_code_is_needed() {
+        let mut vm = bound(Rights::READ_EXECUTE);
+        assert_eq!(range(vm.check_start(1)), (RAM, 1));
+        vm.set_boot_context(context(uapi::boot_register(uapi::REG_SET_PC, 0), RAM + 0x1234))
+            .unwrap();
+        assert_eq!(range(vm.check_start(1)), (RAM + 0x1000, 1));
+        vm.set_boot_context(context(uapi::boot_register(uapi::REG_SET_PC, 0), 0x6000)).unwrap();
+        assert_eq!(vm.check_start(1), Err(Errno::NotFound));
+        assert_eq!(bound(Rights::READ_WRITE).check_start(1), Err(Errno::Invalid));
+    }
+
+    #[test]
+    fn a_device_tree_must_be_bound_like_ordinary_memory() {
+        let dtb = |start, size| uapi::DtbConfig { guest_phys_addr: start, size };
+        let mut vm = bound(Rights::ALL);
+        vm.set_dtb(dtb(RAM + 0x1800, 0x1000)).unwrap();
+        assert_eq!(range(vm.check_start(1)), (RAM + 0x1000, 2));
+        vm.set_dtb(dtb(RAM + 0x20_0000, BLOCK_SIZE)).unwrap();
+        assert_eq!(range(vm.check_start(1)), (RAM + 0x20_0000, 512));
+        vm.set_dtb(dtb(RAM + 0x20_1000, BLOCK_SIZE)).unwrap();
+        assert_eq!(vm.check_start(1), Err(Errno::NotFound));
+        vm.set_dtb(dtb(RAM - 0x1000, 0x1000)).unwrap();
+        assert_eq!(vm.check_start(1), Err(Errno::NotFound));
+        assert_eq!(vm.set_dtb(dtb(RAM, 0)), Err(Errno::Invalid));
+        assert_eq!(vm.set_dtb(dtb(RAM, BLOCK_SIZE + 1)), Err(Errno::Invalid));
+        assert_eq!(vm.set_dtb(dtb(u64::MAX - 1, 2)), Err(Errno::Overflow));
+        assert_eq!(vm.set_dtb(dtb(u64::MAX - 2, 2)), Err(Errno::Overflow));
+
+        let mut vm = bound(Rights::READ_WRITE);
+        vm.set_dtb(dtb(RAM, 0x1000)).unwrap();
+        assert_eq!(vm.check_start(1), Err(Errno::Invalid));
+    }
+
+    #[test]
+    fn a_start_needs_vcpus_but_not_more_than_cpus() {
+        let mut vm = bound(Rights::ALL);
+        vm.vcpus.add(5, || Ok(11)).unwrap();
+        assert_eq!(vm.check_start(1), Err(Errno::Invalid));
+        assert!(vm.check_start(2).is_ok());
+        vm.vcpus.remove(0).unwrap();
+        vm.vcpus.remove(5).unwrap();
+        assert_eq!(vm.check_start(2), Err(Errno::Invalid));
+    }
+
+    #[test]
+    fn a_started_vm_starts_again_and_is_not_changed() {
+        let mut vm = bound(Rights::ALL);
+        vm.started();
+        assert_eq!(vm.check_start(0), Ok(Start::Running));
+        assert_eq!(vm.set_boot_context(context(0, 1)), Err(Errno::Busy));
+        let dtb = uapi::DtbConfig { guest_phys_addr: RAM, size: 1 };
+        assert_eq!(vm.set_dtb(dtb), Err(Errno::Busy));
+    }
+
+    #[test]
+    fn registers_have_their_defaults() {
+        let mut vm = bound(Rights::ALL);
+        let all = |vm: &Vm<char>| vm.boot_registers().collect::<Vec<_>>();
+        assert_eq!(all(&vm), [(0x100, RAM)]);
+        vm.set_dtb(uapi::DtbConfig { guest_phys_addr: RAM + 0x1000, size: 8 }).unwrap();
+        assert_eq!(all(&vm), [(0, RAM + 0x1000), (0x100, RAM)]);
+        for (reg, value) in [(0, 7), (30, 8), (0x100, 9), (0x200, 10), (0x201, 11)] {
+            vm.set_boot_context(context(reg, value)).unwrap();
+        }
+        assert_eq!(all(&vm), [(0, 7), (30, 8), (0x200, 10), (0x201, 11), (0x100, 9)]);
+        for reg in [31, 0x101, 0x202, 0x300, u32::MAX] {
+            assert_eq!(vm.set_boot_context(context(reg, 0)), Err(Errno::Invalid), "{reg:#x}");
+        }
+        let reserved = uapi::BootContext { reserved: 1, ..context(0, 0) };
+        assert_eq!(vm.set_boot_context(reserved), Err(Errno::Invalid));
+    }
+
+    #[test]
+    fn the_first_end_is_the_one_that_is_told() {
+        let vm = bound(Rights::ALL);
+        assert_eq!(vm.status(), None);
+        vm.down(uapi::EXIT_TYPE_RESET);
+        vm.down(uapi::EXIT_TYPE_POWER_OFF);
+        assert_eq!(vm.status(), Some(Exit::status(uapi::STATUS_EXITED, uapi::EXIT_TYPE_RESET)));
+    }
+}
