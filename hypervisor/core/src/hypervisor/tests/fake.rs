@@ -1,0 +1,265 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! A machine of fake memory, and the hypervisor on top of it as its host sees
+//! it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use escrow_abi::{Error, FrameState, MemEntry, Rights, call};
+
+use crate::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE, PhysAddr, PhysRange};
+use crate::hypervisor::{HostCall, Hypervisor, Scratch, Setup, Sizes};
+use crate::ledger::BlockCell;
+use crate::machine::{Machine, Table};
+use crate::stage2::{Stage2Context, Stage2Features};
+use crate::vcpu::{Vcpu, VcpuCell};
+use crate::vm::Run;
+
+/// Memory in which every page exists as soon as somebody looks at it.
+#[derive(Default)]
+pub struct Fake {
+    pages: Mutex<BTreeMap<u64, &'static Table>>,
+    vcpus: Mutex<BTreeMap<u64, &'static VcpuCell>>,
+    /// `(vttbr, address)` of what was invalidated and not yet waited for.
+    begun: Mutex<Vec<(u64, Ipa)>>,
+    /// `(vttbr, address)` of all invalidations that are complete.
+    pub invalidated: Mutex<BTreeSet<(u64, Ipa)>>,
+    /// Address spaces that were invalidated as a whole.
+    pub flushed: Mutex<BTreeSet<u64>>,
+}
+
+impl Machine for Fake {
+    fn table(&self, page: PhysAddr) -> &Table {
+        assert!(page.is_aligned(PAGE_SIZE), "{page:?}");
+        let mut pages = self.pages.lock().unwrap();
+        pages
+            .entry(page.0)
+            .or_insert_with(|| Box::leak(Box::new([const { AtomicU64::new(0) }; 512])))
+    }
+
+    fn place_vcpu(&self, page: PhysAddr, vcpu: Vcpu) {
+        self.table(page)[0].store(0x7563_7076, Ordering::Relaxed);
+        let cell = Box::leak(Box::new(VcpuCell::new(vcpu)));
+        self.vcpus.lock().unwrap().insert(page.0, cell);
+    }
+
+    fn vcpu(&self, page: PhysAddr) -> &VcpuCell {
+        self.vcpus.lock().unwrap()[&page.0]
+    }
+
+    fn read_entry(&self, at: PhysAddr) -> MemEntry {
+        let table = self.table(at.align_down(PAGE_SIZE));
+        let word = |n: usize| table[(at.0 % PAGE_SIZE) as usize / 8 + n].load(Ordering::Relaxed);
+        MemEntry {
+            frame: word(0),
+            guest: word(1),
+            refcount: word(2) as u32,
+            safe: (word(2) >> 32) as u32,
+            accessible: word(3) as u32,
+            reserved: (word(3) >> 32) as u32,
+        }
+    }
+
+    fn zero(&self, at: PhysAddr, size: u64) {
+        let pages = self.pages.lock().unwrap();
+        for (_, page) in pages.range(at.0..at.0 + size) {
+            page.iter().for_each(|word| word.store(0, Ordering::Relaxed));
+        }
+    }
+
+    fn clean_to_poc(&self, _: PhysAddr, _: u64) {}
+
+    fn publish(&self) {}
+
+    fn invalidate_range(&self, context: &Stage2Context, base: Ipa, _: u64) {
+        self.begun.lock().unwrap().push((context.vttbr, base));
+    }
+
+    fn invalidate_finish(&self, _: &Stage2Context) {
+        self.invalidated.lock().unwrap().extend(self.begun.lock().unwrap().drain(..));
+    }
+
+    fn invalidate_all(&self, context: &Stage2Context) {
+        self.flushed.lock().unwrap().insert(context.vttbr);
+    }
+}
+
+impl Fake {
+    /// Fills a page with something that is not zero.
+    pub fn scribble(&self, at: u64) {
+        self.table(PhysAddr(at)).iter().for_each(|word| word.store(0x5ec2e7, Ordering::Relaxed));
+    }
+
+    /// Whether a page is all zeros.
+    pub fn is_zero(&self, at: u64) -> bool {
+        self.table(PhysAddr(at)).iter().all(|word| word.load(Ordering::Relaxed) == 0)
+    }
+}
+
+/// A few blocks, then a whole GiB.
+pub const RAM: PhysRange = PhysRange::new(0x7f00_0000, 0x4160_0000);
+/// Escrow's own: the two blocks after the first.
+pub const ESCROW: PhysRange = PhysRange::new(0x7f20_0000, 2 * BLOCK_SIZE);
+/// Firmware's.
+pub const PINNED: PhysRange = PhysRange::new(0x7f80_1000, 0x2000);
+/// Where the host's lists are.
+const LIST: u64 = 0x7fa0_0000;
+/// Where the host takes the pages from that it donates.
+const METADATA: u64 = 0x7fb0_0000;
+/// Host memory for the tests, in a GiB that is all the host's.
+pub const FREE: u64 = 0x8000_0000;
+
+/// The host's side of the tests.
+pub struct Host {
+    pub escrow: Hypervisor<Fake>,
+    scratch: Scratch,
+    metadata: u64,
+}
+
+/// An error with its index and detail.
+pub type Refused = (Error, u64, u64);
+
+impl Host {
+    pub fn new() -> Host {
+        let ram = [RAM];
+        let sizes = Sizes::of(&ram).unwrap();
+        let blocks = Vec::leak((0..sizes.blocks).map(|_| BlockCell::default()).collect());
+        let frames = Vec::leak((0..sizes.frames).map(|_| AtomicU64::new(!0)).collect());
+        // Escrow's tables are outside of RAM here; a bug shows as a stray one.
+        let mut next = 0x10_0000_0000;
+        let mut left = sizes.pages;
+        let mut pages = |count: usize| {
+            left = left.checked_sub(count)?;
+            next = u64::next_multiple_of(next, count.next_power_of_two() as u64 * PAGE_SIZE);
+            let page = next;
+            next += count as u64 * PAGE_SIZE;
+            Some(PhysAddr(page))
+        };
+        let setup = Setup {
+            ram: &ram,
+            escrow: &[ESCROW],
+            pinned: &[PINNED],
+            blocks,
+            frames,
+            level3: PhysAddr(0x20_0000_0000),
+            pages: &mut pages,
+            features: Stage2Features { pa_bits: 40, force_write_back: false, vmid16: false },
+        };
+        let escrow = Hypervisor::new(Fake::default(), setup).unwrap();
+        Host { escrow, scratch: Scratch::new(), metadata: METADATA }
+    }
+
+    /// A call without a list.
+    pub fn call(&mut self, function: u32, args: &[u64]) -> Result<[u64; 4], Refused> {
+        let mut registers = [0; 8];
+        registers[0] = function as u64;
+        registers[1..=args.len()].copy_from_slice(args);
+        match self.escrow.host_call(&mut self.scratch, &registers) {
+            HostCall::Return([0, x1, x2, x3, x4]) => Ok([x1, x2, x3, x4]),
+            HostCall::Return([x0, x1, x2, ..]) => Err((Error::from_register(x0).unwrap(), x1, x2)),
+            HostCall::Run(_) => panic!("a run"),
+        }
+    }
+
+    /// Writes a list into the host's memory; returns its arguments.
+    pub fn list(&mut self, entries: &[MemEntry]) -> [u64; 2] {
+        for (n, entry) in entries.iter().enumerate() {
+            let at = LIST + n as u64 * 32;
+            let table = self.escrow.machine.table(PhysAddr(at).align_down(PAGE_SIZE));
+            let first = (at % PAGE_SIZE) as usize / 8;
+            let words = [
+                entry.frame,
+                entry.guest,
+                entry.refcount as u64 | (entry.safe as u64) << 32,
+                entry.accessible as u64 | (entry.reserved as u64) << 32,
+            ];
+            for (n, word) in words.into_iter().enumerate() {
+                table[first + n].store(word, Ordering::Relaxed);
+            }
+        }
+        [LIST, entries.len() as u64]
+    }
+
+    pub fn give(&mut self, function: u32, vm: u64, entries: &[MemEntry]) -> Result<(), Refused> {
+        let [list, count] = self.list(entries);
+        self.call(function, &[vm, list, count]).map(drop)
+    }
+
+    pub fn lend(&mut self, vm: u64, entries: &[MemEntry]) -> Result<(), Refused> {
+        self.give(call::MEM_LEND, vm, entries)
+    }
+
+    pub fn share(&mut self, vm: u64, entries: &[MemEntry]) -> Result<(), Refused> {
+        self.give(call::MEM_SHARE, vm, entries)
+    }
+
+    pub fn take(&mut self, function: u32, frames: &[(u64, u32)]) -> Result<(), Refused> {
+        let entries: Vec<_> =
+            frames.iter().map(|&(at, order)| MemEntry::new(at, order, 0, Rights::NONE)).collect();
+        let [list, count] = self.list(&entries);
+        self.call(function, &[list, count]).map(drop)
+    }
+
+    pub fn reclaim(&mut self, frames: &[(u64, u32)]) -> Result<(), Refused> {
+        self.take(call::MEM_RECLAIM, frames)
+    }
+
+    /// Pages for the host to donate; each is used once.
+    pub fn fresh_metadata(&mut self, pages: u64) -> Vec<MemEntry> {
+        let from = self.metadata;
+        self.metadata += pages * PAGE_SIZE;
+        (0..pages)
+            .map(|n| {
+                let at = from + n * PAGE_SIZE;
+                self.escrow.machine.scribble(at);
+                MemEntry::new(at, 0, 0, Rights::NONE)
+            })
+            .collect()
+    }
+
+    /// A VM of `pages` donated pages; returns its handle and the pages.
+    pub fn create(&mut self, pages: u64) -> (u64, Vec<(u64, u32)>) {
+        let entries = self.fresh_metadata(pages);
+        let [list, count] = self.list(&entries);
+        let [vm, ..] = self.call(call::VM_CREATE, &[list, count]).unwrap();
+        (vm, entries.iter().map(|e| (e.frame, 0)).collect())
+    }
+
+    /// Runs the first vCPU of a started VM, as the CPU would.
+    pub fn run<R>(&mut self, vcpu: u64, f: impl FnOnce(&Hypervisor<Fake>, Run<'_>) -> R) -> R {
+        let args = [call::VCPU_RUN as u64, vcpu, 0, 0, 0, 0, 0, 0];
+        match self.escrow.host_call(&mut self.scratch, &args) {
+            HostCall::Run(run) => f(&self.escrow, run),
+            HostCall::Return(x) => panic!("no run: {x:x?}"),
+        }
+    }
+
+    pub fn reaches(&self, at: u64) -> bool {
+        self.escrow.host_map().reaches(&self.escrow.machine, PhysAddr(at))
+    }
+
+    /// What a guest address of a VM leads to.
+    pub fn guest_frame(&self, vm: u64, at: u64) -> Option<u64> {
+        let slot = escrow_abi::Handle::from_register(vm).unwrap().slot;
+        let vm = self.escrow.slots[slot as usize].lock();
+        let leaf = vm.map.as_ref()?.lookup(&self.escrow.machine, Ipa(at));
+        let offset = if leaf.level == 2 { at % BLOCK_SIZE } else { 0 };
+        leaf.entry.is_valid().then_some(leaf.entry.address().0 + offset)
+    }
+
+    /// All that the ledger counts, and which pages of each block the host
+    /// reaches: one answer for a block that is one record, 512 for others.
+    pub fn snapshot(&self) -> (Vec<u64>, Vec<Vec<bool>>) {
+        let ledger = self.escrow.ledger();
+        let counts = FrameState::ALL.iter().map(|&s| ledger.pages(s)).collect();
+        let blocks = (RAM.base.0..RAM.end()).step_by(BLOCK_SIZE as usize);
+        let reached = blocks.map(|base| {
+            let split = ledger.is_split(ledger.ram().locate(PhysAddr(base)).unwrap());
+            let pages = if split { 512 } else { 1 };
+            (0..pages).map(|n| self.reaches(base + n * PAGE_SIZE)).collect()
+        });
+        (counts, reached.collect())
+    }
+}
