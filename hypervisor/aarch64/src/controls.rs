@@ -57,14 +57,15 @@ impl Controls {
         let f = features;
         let on = |condition: bool, bits: u64| if condition { bits } else { 0 };
 
-        // SMC is trapped for PSCI and the filter; nothing else is.
+        // SMC is trapped for PSCI and the filter; nothing else is. FWB stays
+        // clear: the host's stage 1 says how its memory is cached, and its
+        // stage-2 attributes are encoded for that.
         let hcr_el2 = (hcr::RW::EL1IsAarch64
             + hcr::VM::Enable
             + hcr::SWIO::SET
             + hcr::TSC::EnableTrapEl1SmcToEl2)
             .value
             | on(f.pauth, hcr::API::SET.value | hcr::APK::SET.value)
-            | on(f.stage2.force_write_back, hcr::FWB::SET.value)
             | on(f.mte2, hcr::ATA::SET.value)
             | on(f.scxtnum, hcr::EnSCXT::SET.value);
 
