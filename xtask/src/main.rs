@@ -61,8 +61,17 @@ struct SetupArgs {
     no_install: bool,
 }
 
-fn main() -> Result<ExitCode> {
-    match Cli::parse().command {
+fn main() -> ExitCode {
+    // Not by returning it: that would show a backtrace to everybody who has
+    // RUST_BACKTRACE set, and our errors say what matters.
+    run_task(Cli::parse().command).unwrap_or_else(|error| {
+        say!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn run_task(task: Task) -> Result<ExitCode> {
+    match task {
         Task::Setup(args) => {
             let options = setup::Options { refresh: args.refresh, no_install: args.no_install };
             Setup::ensure(options)?.report()?;

@@ -48,6 +48,8 @@ impl BareMetal {
                 // Cargo looks for the sources in the toolchain's own folder,
                 // which is not ours to change.
                 ("__CARGO_TESTS_ONLY_SRC_ROOT", sources.clone()),
+                // What a later Rust will not like in its own libraries.
+                ("CARGO_FUTURE_INCOMPAT_REPORT_FREQUENCY", "never".into()),
             ],
         }
     }
@@ -57,7 +59,7 @@ impl BareMetal {
         let mut arguments = vec![format!("--target={target}")];
         if let Self::BuildFrom(_) = self {
             let libraries = match target {
-                STATIC_LINUX => "std,panic_unwind",
+                STATIC_LINUX => "std,panic_abort,panic_unwind",
                 _ => "core,alloc",
             };
             arguments.push(format!("-Zbuild-std={libraries}"));
@@ -147,6 +149,10 @@ mod tests {
         assert!(installed.environment().is_empty());
         let built = BareMetal::BuildFrom("/src".into());
         assert!(built.arguments(SOFTFLOAT).contains(&"-Zbuild-std=core,alloc".into()));
-        assert!(built.arguments(STATIC_LINUX).contains(&"-Zbuild-std=std,panic_unwind".into()));
+        assert!(
+            built
+                .arguments(STATIC_LINUX)
+                .contains(&"-Zbuild-std=std,panic_abort,panic_unwind".into())
+        );
     }
 }
