@@ -1,2 +1,87 @@
-//! placeholder
-fn main() {}
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! `escrow`: what a host that runs under Escrow can do with it, from the
+//! command line.
+
+// Elsewhere, this compiles for the sake of its unit tests, and most of it has
+// no user.
+#![cfg_attr(not(target_arch = "aarch64"), allow(dead_code, unused_imports))]
+
+mod demo;
+mod guest;
+mod gunyah;
+mod host;
+mod info;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Runs guests on memory that this host lends them, and shows what becomes of
+/// it.
+#[derive(Parser)]
+#[command(name = "escrow", version, propagate_version = true, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Lend a page to a guest, try to get at it, and get it back, step by step
+    ///
+    /// Each of the nine steps prints a line with what is expected, what was
+    /// seen, and whether that is the same. The last line is `demo: N passed, M
+    /// failed`. The exit status is 0 only if all steps passed. Needs root: two
+    /// steps look at physical memory.
+    Demo(DemoArguments),
+    /// Show what Escrow says of itself: version, CPUs, VMs, pages by state
+    Info {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// How the demo reports.
+#[derive(clap::Args, Clone, Copy)]
+struct DemoArguments {
+    /// Print JSON: a list of the steps with all their checks
+    #[arg(long, conflicts_with = "verbose")]
+    json: bool,
+    /// Print each check of each step on a line of its own
+    #[arg(long, short)]
+    verbose: bool,
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Demo(arguments) => demo(arguments),
+        Command::Info { json } => info::print(json).map(|()| true),
+    };
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("escrow: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs the demo. Whether all steps passed.
+#[cfg(target_arch = "aarch64")]
+fn demo(arguments: DemoArguments) -> anyhow::Result<bool> {
+    let format = match arguments {
+        DemoArguments { json: true, .. } => demo::Format::Json,
+        DemoArguments { verbose: true, .. } => demo::Format::Verbose,
+        _ => demo::Format::Lines,
+    };
+    demo::run(format)
+}
+
+/// The demo's guest is arm64 code.
+#[cfg(not(target_arch = "aarch64"))]
+fn demo(_arguments: DemoArguments) -> anyhow::Result<bool> {
+    anyhow::bail!("the demo needs an arm64 machine: its guest is an arm64 program")
+}

@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+use anyhow::Result;
+use escrow_abi::{FrameState, PAGE_SIZE};
+
+use crate::host::Facts;
+
+/// Prints what Escrow says of itself.
+pub fn print(json: bool) -> Result<()> {
+    let facts = Facts::read()?;
+    if json {
+        println!("{}", serde_json::to_string_pretty(&facts)?);
+    } else {
+        print!("{}", table(&facts));
+    }
+    Ok(())
+}
+
+fn table(facts: &Facts) -> String {
+    use std::fmt::Write;
+    let mut text = String::new();
+    let mut line = |name: &str, value: String| {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "{name:<24}{value}");
+    };
+    line("version", facts.version.clone());
+    line("CPUs", facts.cpus.to_string());
+    line("VMs besides the host", facts.vms.to_string());
+    line("pages of RAM", format!("{:>10}", facts.pages.values().sum::<u64>()));
+    for state in FrameState::ALL {
+        let count = facts.pages_in(state);
+        let kib = count * PAGE_SIZE / 1024;
+        line(&format!("  {}", state.name()), format!("{count:>10}  ({kib} KiB)"));
+    }
+    text
+}
