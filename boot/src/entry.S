@@ -122,8 +122,7 @@ primary_entry:
         mov     x0, sp
         bl      mmu_on
         mov     x0, sp
-        mov     x1, x19
-        mov     x2, x20
+        mov     x1, x20
         bl      boot_main
         b       .
 

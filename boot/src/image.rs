@@ -6,7 +6,7 @@ use core::ptr::NonNull;
 
 use escrow_platform::range::Range;
 
-use crate::mmu::{PAGE, Table};
+use crate::mmu::Table;
 
 /// Tables for the map before working memory is found: image, device tree and
 /// console, each with its own level 1, 2 and 3 tables at the worst, and the root.
@@ -53,13 +53,6 @@ pub fn data() -> Range {
 /// The boot CPU's stack. The page below it is not mapped.
 pub fn stack() -> Range {
     Range::new(symbol!(__stack_bottom), symbol!(__stack_top))
-}
-
-/// The memory between the image's end and the end of its last 2 MiB block
-/// is mapped with the rest of RAM; this page and the guard page are not.
-pub fn guard() -> Range {
-    let stack = stack();
-    Range::new(stack.start - PAGE, stack.start)
 }
 
 /// Tables for the first map, and how many.

@@ -2,25 +2,49 @@
 
 //! The Escrow hypervisor: from the boot loader's jump to the host's first
 //! instruction.
+//!
+//! | module | subject |
+//! | --- | --- |
+//! | `entry.S` | where CPUs enter, MMU off |
+//! | [`early`] | the map that it takes to switch the MMU on |
+//! | [`mmu`] | EL2's own translation |
+//! | [`memory`] | working memory, stacks, the map of all RAM |
+//! | [`host`] | the host's kernel and device tree |
+//! | [`smp`] | CPUs and PSCI |
+//! | [`console`] | log and last words |
 
 #![no_std]
 #![no_main]
 
 mod console;
 mod early;
+mod host;
 mod image;
+mod memory;
 mod mmu;
+mod smp;
 
 use core::panic::PanicInfo;
+use core::sync::atomic::AtomicU64;
 
-use escrow_platform::board::{self, Board, Console};
+use aarch64_cpu::registers::{CNTPCT_EL0, Readable};
+use arrayvec::ArrayVec;
+use escrow_aarch64::{Features, Hardware, Installed, PerCpu};
+use escrow_core::addr::{PhysAddr, PhysRange};
+use escrow_core::hypervisor::{Hypervisor, Setup, Sizes};
+use escrow_core::ledger::BlockCell;
+use escrow_platform::board::{self, Board, Console, MAX_RAM, MAX_RESERVED};
 use escrow_platform::fdt::Fdt;
+use escrow_platform::host_tree::Changes;
+use escrow_platform::layout::{BLOCK, Layout, Request};
 use escrow_platform::options::Options;
+use escrow_platform::range::Range;
 use escrow_platform::uart::Pl011;
 
 use console::fatal;
 use early::Early;
-use mmu::{CpuStart, Stage1, Use};
+use memory::{Arena, STACK_SIZE, phys, tables_for};
+use mmu::{CpuStart, PAGE, Stage1, Use};
 
 core::arch::global_asm!(
     ".equ EARLY_SIZE, {early_size}",
@@ -34,26 +58,76 @@ core::arch::global_asm!(
 
 #[panic_handler]
 fn panic(info: &PanicInfo<'_>) -> ! {
-    fatal!("bug at EL2: {}", info)
+    log::error!("bug at EL2: {info}");
+    escrow_aarch64::backtrace();
+    fatal!("Escrow has a bug")
 }
 
-/// Boots, with the MMU on; called by `entry.S`.
+/// Boots, with the MMU on; called by `entry.S`. `entered` is the counter's
+/// value at the first instruction.
 #[unsafe(no_mangle)]
-extern "C" fn boot_main(early: &mut Early, _tree: u64, _entered: u64) -> ! {
-    let fdt = open_tree(early);
-    let stage1 = &mut early.stage1;
-    open_console(&fdt, stage1);
-    log::info!("Escrow {} at {:#x}", env!("CARGO_PKG_VERSION"), image::whole().start);
+extern "C" fn boot_main(early: &mut Early, entered: u64) -> ! {
+    escrow_aarch64::install_vectors();
+    let (fdt, tree) = open_tree(early);
+    open_console(&fdt, &mut early.stage1);
     let board = Board::read(&fdt).unwrap_or_else(|error| fatal!("{error}"));
     describe(&board);
-    fatal!("the end")
+    let features = Features::detect().unwrap_or_else(|error| fatal!("{error}"));
+
+    let ram: ArrayVec<PhysRange, MAX_RAM> = board.ram.iter().map(phys).collect();
+    let sizes = Sizes::of(&ram).unwrap_or_else(|error| fatal!("memory: {error:?}"));
+    let kernel_image = host::read_image(&board.kernel, &mut early.stage1);
+    let changes = Changes { escrow: &[], ramdisk: None, arguments: board.kernel.arguments };
+    let layout = Layout::plan(&Request {
+        ram: board.ram.as_slice(),
+        reserved: board.reserved.as_slice(),
+        image: image::whole(),
+        tree,
+        kernel: board.kernel.range,
+        kernel_image,
+        ramdisk: board.ramdisk.map(|module| module.range),
+        working_size: working_size(&board, &sizes),
+        host_tree_size: changes.size_bound(&fdt) as u64,
+    })
+    .unwrap_or_else(|error| fatal!("{error}"));
+    log::info!("memory: image {}, ledger and tables {}", layout.image, layout.working);
+
+    let cpus = board.cpus.len();
+    // SAFETY: what the tree calls RAM, used by nobody else now; the layout
+    // found working memory to be free.
+    let (mut arena, stacks) = unsafe {
+        memory::map_ram(&mut early.stage1, &board.ram, &board.no_map, layout.working, cpus)
+    }
+    .unwrap_or_else(|error| fatal!("{error}"));
+    let hypervisor = set_up(&mut arena, &ram, &board, &layout, &sizes, &features);
+    let start = early.stage1.cpu_start();
+    let Some(cpus) =
+        smp::Cpus::new(&mut arena, &stacks, &board.cpus, &start, hypervisor, features)
+    else {
+        fatal!("the device tree does not describe the CPU that boots")
+    };
+    let Some(installed) = arena.place(Installed { hypervisor, firmware: cpus }) else {
+        fatal!("working memory is too small")
+    };
+    escrow_aarch64::install(installed);
+
+    // SAFETY: all RAM is mapped, only this CPU runs, and the layout's ranges
+    // for the host are free.
+    unsafe { host::prepare(&board, fdt, &layout) };
+    let ticks = CNTPCT_EL0.get().wrapping_sub(entered);
+    log::info!("host: kernel at {:#x}; EL2's boot took {ticks} ticks", layout.kernel.start);
+    // SAFETY: the machine is set up, this is the boot CPU, and what is on its
+    // stack is not used by others.
+    unsafe { cpus.start_host(layout.kernel.start, layout.host_tree.start) }
 }
 
-/// The device tree; without one, there is nothing but to say so.
-fn open_tree(early: &mut Early) -> Fdt<'static> {
+/// The device tree and where it is; without one, there is nothing but to say
+/// so.
+fn open_tree(early: &mut Early) -> (Fdt<'static>, Range) {
     let tree = early.tree.and_then(|range| {
         // SAFETY: it was mapped to be read, and only EL2 runs.
-        unsafe { early::read_tree(range) }.map_err(early::TreeError::Broken)
+        let fdt = unsafe { early::read_tree(range) }.map_err(early::TreeError::Broken)?;
+        Ok((fdt, range))
     });
     tree.unwrap_or_else(|error| {
         // SAFETY: this CPU halts now.
@@ -65,24 +139,95 @@ fn open_tree(early: &mut Early) -> Fdt<'static> {
 }
 
 fn open_console(fdt: &Fdt<'static>, stage1: &mut Stage1) {
-    let mut unknown = None;
-    let options = Options::parse(board::own_arguments(fdt), |word| {
-        unknown.get_or_insert(word.len());
-    });
-    let Some(Console { registers }) = Console::find(fdt) else { return };
-    // SAFETY: the tree says that these are a device's registers.
-    if unsafe { stage1.map(registers, Use::Device) }.is_ok() {
-        // SAFETY: mapped just now, for good.
-        let uart = unsafe { Pl011::new(registers.start as usize) };
-        console::install(uart, options.log_level);
+    let arguments = board::own_arguments(fdt);
+    let options = Options::parse(arguments, |_| {});
+    if let Some(Console { registers }) = Console::find(fdt) {
+        // SAFETY: the tree says that these are a device's registers.
+        if unsafe { stage1.map(registers, Use::Device) }.is_ok() {
+            // SAFETY: mapped just now, for good.
+            let uart = unsafe { Pl011::new(registers.start as usize) };
+            console::install(uart, options.log_level);
+        }
     }
-}
-
-#[unsafe(no_mangle)]
-extern "C" fn secondary_main(_argument: u64) -> ! {
-    console::halt()
+    log::info!("Escrow {} at {:#x}", env!("CARGO_PKG_VERSION"), image::whole().start);
+    Options::parse(arguments, |word| {
+        log::warn!("unknown option: {}", word.escape_ascii());
+    });
 }
 
 fn describe(board: &Board<'_>) {
-    log::info!("board: {}", board.model.escape_ascii());
+    log::info!(
+        "board: {}, {} CPUs, {} MiB of RAM, GICv3 at {:#x}",
+        board.model.escape_ascii(),
+        board.cpus.len(),
+        board.ram.size() >> 20,
+        board.gic.distributor.start,
+    );
+    for range in &board.ram {
+        log::debug!("RAM {range}");
+    }
+    for range in &board.reserved {
+        log::debug!("reserved {range}");
+    }
+    for range in &board.gic.redistributors {
+        log::debug!("redistributors {range}");
+    }
+    log::debug!("host kernel {}", board.kernel.range);
+    if let Some(module) = board.ramdisk {
+        log::debug!("host ramdisk {}", module.range);
+    }
+}
+
+/// Working memory that Escrow needs, in bytes, in whole blocks.
+fn working_size(board: &Board<'_>, sizes: &Sizes) -> u64 {
+    let cpus = board.cpus.len();
+    let ranges = board.ram.as_slice().len() + board.no_map.as_slice().len() + cpus;
+    let pages = tables_for(ranges) + sizes.level3 + sizes.pages;
+    let per_cpu = STACK_SIZE as usize
+        + PAGE as usize
+        + (size_of::<PerCpu>() + align_of::<PerCpu>())
+        + size_of::<smp::CpuSlot>();
+    let rest = sizes.blocks * size_of::<BlockCell>()
+        + sizes.frames * size_of::<AtomicU64>()
+        + cpus * per_cpu
+        + size_of::<Hypervisor<Hardware>>()
+        + 4 * PAGE as usize;
+    (pages as u64 * PAGE + rest as u64).next_multiple_of(BLOCK)
+}
+
+/// Builds the hypervisor: ledger and host stage 2.
+fn set_up(
+    arena: &mut Arena,
+    ram: &[PhysRange],
+    board: &Board<'_>,
+    layout: &Layout,
+    sizes: &Sizes,
+    features: &Features,
+) -> &'static Hypervisor<Hardware> {
+    let pinned: ArrayVec<PhysRange, MAX_RESERVED> = board.reserved.iter().map(phys).collect();
+    let level3 = arena.take(sizes.level3 as u64 * PAGE, PAGE);
+    // SAFETY: a cell is two words, and zeros are one; any word is a word.
+    let (blocks, frames) =
+        unsafe { (arena.zeroed_slice(sizes.blocks), arena.raw_slice(sizes.frames)) };
+    let (Some(level3), Some(blocks), Some(frames)) = (level3, blocks, frames) else {
+        fatal!("working memory is too small")
+    };
+    let mut pages = |count: usize| {
+        let size = count as u64 * PAGE;
+        let start = arena.take_zeroed(size, size.next_power_of_two())?;
+        Some(PhysAddr(start.as_ptr().expose_provenance() as u64))
+    };
+    let setup = Setup {
+        ram,
+        escrow: &[phys(&layout.image), phys(&layout.working)],
+        pinned: &pinned,
+        blocks,
+        frames,
+        level3: PhysAddr(level3.as_ptr().expose_provenance() as u64),
+        pages: &mut pages,
+        features: features.stage2,
+    };
+    let hypervisor = Hypervisor::new(Hardware::new(features), setup)
+        .unwrap_or_else(|error| fatal!("cannot set up the ledger: {error:?}"));
+    arena.place(hypervisor).unwrap_or_else(|| fatal!("working memory is too small"))
 }

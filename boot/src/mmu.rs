@@ -102,6 +102,13 @@ pub struct CpuStart {
     pub argument: u64,
 }
 
+impl CpuStart {
+    /// The same translation for a CPU with this stack and argument.
+    pub fn with(&self, stack_top: u64, argument: u64) -> CpuStart {
+        CpuStart { stack_top, argument, ..*self }
+    }
+}
+
 /// A translation table.
 pub type Table = [u64; ENTRIES];
 

@@ -1,0 +1,307 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The machine's CPUs, and what the host asks of the firmware about them: PSCI
+//! (Arm DEN0022).
+//!
+//! The host's calls that make a CPU run somewhere are made to the firmware
+//! with Escrow's own entry in place of the host's, so that every CPU is under
+//! Escrow before its first instruction at EL1.
+
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+
+use aarch64_cpu::registers::{MPIDR_EL1, Readable};
+use escrow_aarch64::{Features, Firmware, Hardware, PerCpu, enter_host, init_cpu, smc};
+use escrow_abi::{call, psci};
+use escrow_core::hypervisor::Hypervisor;
+use escrow_core::psci::PsciCall;
+use escrow_platform::board::{Cpu, MPIDR_AFFINITY};
+use escrow_platform::range::Range;
+
+use crate::host::clean;
+use crate::memory::{Arena, Stacks};
+use crate::mmu::CpuStart;
+
+/// Off, or on its way there: it will not run the host any more.
+const OFF: u8 = 0;
+/// The firmware was asked to switch it on, and it has not arrived yet.
+const STARTING: u8 = 1;
+/// Runs the host.
+const ON: u8 = 2;
+
+/// PSCI 1.1, whose calls are the ones that Escrow knows.
+const NEWEST_VERSION: u64 = 1 << 16 | 1;
+/// CPU_SUSPEND's feature flag for OS-initiated mode. It needs a call to switch
+/// it on that Escrow does not have.
+const OS_INITIATED: u64 = 1 << 0;
+
+/// The calling CPU's affinity, as [`Cpu::mpidr`] has it.
+pub fn this_cpu() -> u64 {
+    MPIDR_EL1.get() & MPIDR_AFFINITY
+}
+
+/// What there is of each CPU. Aligned so that cleaning the part that is read
+/// with caches off touches nothing else.
+#[repr(C, align(256))]
+pub struct CpuSlot {
+    /// What `secondary_entry` reads, with its caches off. First, so that its
+    /// address is the slot's.
+    start: CpuStart,
+    index: u32,
+    mpidr: u64,
+    stack_top: u64,
+    data: NonNull<PerCpu>,
+    cpus: *const Cpus,
+    state: AtomicU8,
+    /// Where the CPU enters the host, and what it finds in `x0`.
+    entry: AtomicU64,
+    context: AtomicU64,
+}
+
+const _: () = assert!(core::mem::offset_of!(CpuSlot, start) == 0);
+
+/// All CPUs.
+pub struct Cpus {
+    slots: &'static [CpuSlot],
+    hypervisor: &'static Hypervisor<Hardware>,
+    /// What the boot CPU has: the others must not have less.
+    features: Features,
+}
+
+// SAFETY: of a slot, only the atomics change after `Cpus::new`; `data` is used
+// by its own CPU only.
+unsafe impl Sync for Cpus {}
+
+impl Cpus {
+    /// Makes a slot for each CPU; the calling one is on. `None` if memory
+    /// runs out, or if the calling CPU is not among them.
+    pub fn new(
+        arena: &mut Arena,
+        stacks: &Stacks,
+        cpus: &[Cpu],
+        start: &CpuStart,
+        hypervisor: &'static Hypervisor<Hardware>,
+        features: Features,
+    ) -> Option<&'static Cpus> {
+        cpus.iter().find(|cpu| cpu.mpidr == this_cpu())?;
+        let all = arena.take(size_of::<Cpus>() as u64, align_of::<Cpus>() as u64)?.cast::<Cpus>();
+        let bytes = size_of::<CpuSlot>() * cpus.len();
+        let slots = arena.take(bytes as u64, align_of::<CpuSlot>() as u64)?.cast::<CpuSlot>();
+        for (index, cpu) in cpus.iter().enumerate() {
+            let data = arena.take(size_of::<PerCpu>() as u64, align_of::<PerCpu>() as u64)?;
+            let stack_top = stacks.top(index)?;
+            // SAFETY: `slots` has room for as many as there are CPUs.
+            let place = unsafe { slots.add(index) };
+            let slot = CpuSlot {
+                start: start.with(stack_top, place.as_ptr().expose_provenance() as u64),
+                index: index as u32,
+                mpidr: cpu.mpidr,
+                stack_top,
+                data: data.cast(),
+                cpus: all.as_ptr(),
+                state: AtomicU8::new(if cpu.mpidr == this_cpu() { ON } else { OFF }),
+                entry: AtomicU64::new(0),
+                context: AtomicU64::new(0),
+            };
+            // SAFETY: as above.
+            unsafe { place.write(slot) };
+        }
+        let base = slots.as_ptr().expose_provenance() as u64;
+        clean(Range::new(base, base + bytes as u64));
+        // SAFETY: all slots were written just now, and so is `all`, before
+        // anybody reads it.
+        unsafe {
+            let slots = core::slice::from_raw_parts(slots.as_ptr(), cpus.len());
+            all.write(Cpus { slots, hypervisor, features });
+            Some(&*all.as_ptr())
+        }
+    }
+
+    /// Brings the calling CPU under Escrow and has it run the host at `entry`
+    /// with `context` in `x0`.
+    ///
+    /// # Safety
+    ///
+    /// The slot is the calling CPU's, whose stack holds nothing that is still
+    /// in use, and the machine is set up.
+    unsafe fn run_host(&self, slot: &CpuSlot, entry: u64, context: u64) -> ! {
+        let mpidr = MPIDR_EL1.get();
+        let features = self.features;
+        // SAFETY: `data` was set aside for this CPU, which does not run the
+        // host yet, so nothing else has a reference to it.
+        unsafe {
+            PerCpu::place(slot.data, slot.index, mpidr, slot.stack_top, features);
+            init_cpu(slot.data, *self.hypervisor.host_context());
+            enter_host(entry, [context, 0, 0, 0])
+        }
+    }
+
+    /// Has the boot CPU run the host.
+    ///
+    /// # Safety
+    ///
+    /// Only the boot CPU calls this, once, with the machine set up.
+    pub unsafe fn start_host(&self, entry: u64, tree: u64) -> ! {
+        self.hypervisor.cpu_started();
+        match self.slot(this_cpu()) {
+            // SAFETY: as the caller says.
+            Some(slot) => unsafe { self.run_host(slot, entry, tree) },
+            None => crate::console::halt(),
+        }
+    }
+
+    fn slot(&self, mpidr: u64) -> Option<&CpuSlot> {
+        self.slots.iter().find(|slot| slot.mpidr == mpidr)
+    }
+
+    fn own_slot(&self, cpu: &PerCpu) -> Option<&CpuSlot> {
+        self.slots.get(cpu.index() as usize)
+    }
+
+    fn cpu_on(&self, target: u64, entry: u64, context: u64) -> u64 {
+        let Some(slot) = self.slot(target) else { return psci::INVALID_PARAMETERS };
+        match slot.state.compare_exchange(OFF, STARTING, Ordering::Acquire, Ordering::Relaxed) {
+            Ok(_) => {}
+            Err(STARTING) => return psci::ON_PENDING,
+            Err(_) => return psci::ALREADY_ON,
+        }
+        slot.entry.store(entry, Ordering::Relaxed);
+        slot.context.store(context, Ordering::Relaxed);
+        let answer = firmware([psci::CPU_ON_64.into(), target, secondary_entry(), slot.address()]);
+        if answer != psci::SUCCESS {
+            // Unless it failed to go off and is back: then it is on.
+            let _ =
+                slot.state.compare_exchange(STARTING, OFF, Ordering::Relaxed, Ordering::Relaxed);
+        }
+        answer
+    }
+
+    fn cpu_off(&self, slot: &CpuSlot) -> u64 {
+        self.hypervisor.cpu_stopped();
+        // From here on another CPU may ask for this one. The firmware refuses
+        // as long as it is not off.
+        slot.state.store(OFF, Ordering::Release);
+        let answer = firmware([psci::CPU_OFF.into(), 0, 0, 0]);
+        slot.state.store(ON, Ordering::Relaxed);
+        self.hypervisor.cpu_started();
+        answer
+    }
+
+    /// Makes a call that comes back here if the CPU only slept lightly, and at
+    /// `secondary_entry` if it lost its state.
+    fn suspend(&self, slot: &CpuSlot, call: [u64; 2], entry: u64, context: u64) -> u64 {
+        // The CPU is on, so nobody else writes these.
+        slot.entry.store(entry, Ordering::Relaxed);
+        slot.context.store(context, Ordering::Relaxed);
+        let [function, argument] = call;
+        if function == u64::from(psci::CPU_SUSPEND_64) {
+            firmware([function, argument, secondary_entry(), slot.address()])
+        } else {
+            firmware([function, secondary_entry(), slot.address(), 0])
+        }
+    }
+}
+
+impl CpuSlot {
+    /// What `secondary_entry` gets in `x0`.
+    fn address(&self) -> u64 {
+        core::ptr::from_ref(self).expose_provenance() as u64
+    }
+}
+
+/// Makes a call to the firmware that starts CPUs, if any, at `secondary_entry`.
+fn firmware([function, x1, x2, x3]: [u64; 4]) -> u64 {
+    // What was stored for the other CPU is visible before it can run (Arm ARM,
+    // "Data Synchronization Barrier").
+    aarch64_cpu::asm::barrier::dsb(aarch64_cpu::asm::barrier::SY);
+    // SAFETY: PSCI calls with Escrow's own entry, or none; CPUs that they stop
+    // hold nothing that another one waits for.
+    let [answer, ..] = unsafe { smc([function, x1, x2, x3, 0, 0, 0, 0]) };
+    answer
+}
+
+fn secondary_entry() -> u64 {
+    unsafe extern "C" {
+        fn secondary_entry();
+    }
+    (secondary_entry as *const ()).addr() as u64
+}
+
+impl Firmware for Cpus {
+    fn psci(&self, cpu: &PerCpu, call: PsciCall) -> u64 {
+        let Some(slot) = self.own_slot(cpu) else { return psci::INTERNAL_FAILURE };
+        match call {
+            PsciCall::Version => firmware([psci::VERSION.into(), 0, 0, 0]).min(NEWEST_VERSION),
+            PsciCall::CpuOn { target, entry, context } => self.cpu_on(target, entry, context),
+            PsciCall::CpuOff => self.cpu_off(slot),
+            PsciCall::CpuSuspend { state, entry, context } => {
+                let call = [psci::CPU_SUSPEND_64.into(), state.into()];
+                self.suspend(slot, call, entry, context)
+            }
+            PsciCall::SystemSuspend { entry, context } => {
+                self.suspend(slot, [psci::SYSTEM_SUSPEND_64.into(), 0], entry, context)
+            }
+            PsciCall::AffinityInfo { target, level } => {
+                firmware([psci::AFFINITY_INFO_64.into(), target, level.into(), 0])
+            }
+            PsciCall::MigrateInfoType => firmware([psci::MIGRATE_INFO_TYPE.into(), 0, 0, 0]),
+            PsciCall::SystemOff => firmware([psci::SYSTEM_OFF.into(), 0, 0, 0]),
+            PsciCall::SystemReset => firmware([psci::SYSTEM_RESET.into(), 0, 0, 0]),
+            PsciCall::SystemReset2 { kind, cookie } => {
+                firmware([psci::SYSTEM_RESET2_64.into(), kind.into(), cookie, 0])
+            }
+            PsciCall::Features { function } => features(function),
+        }
+    }
+}
+
+fn features(function: u32) -> u64 {
+    let known = function == call::SMCCC_VERSION
+        || PsciCall::decode(&[function.into(), 0, 0, 0]).is_some();
+    if !known {
+        return psci::NOT_SUPPORTED;
+    }
+    let answer = firmware([psci::FEATURES.into(), function.into(), 0, 0]);
+    let suspend = [psci::CPU_SUSPEND_32, psci::CPU_SUSPEND_64].contains(&function);
+    // Negative answers, in 32 or 64 bits, are errors.
+    if suspend && (answer as i32) >= 0 { answer & !OS_INITIATED } else { answer }
+}
+
+/// A secondary CPU, or one that comes back from a deep sleep; called by
+/// `entry.S` with what [`CpuStart::argument`] holds.
+///
+/// # Safety
+///
+/// Only `entry.S` calls this, on the CPU whose slot it is.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn secondary_main(slot: &'static CpuSlot) -> ! {
+    escrow_aarch64::install_vectors();
+    // SAFETY: slots are used only after their `Cpus` is complete.
+    let cpus = unsafe { &*slot.cpus };
+    let (entry, context) =
+        (slot.entry.load(Ordering::Relaxed), slot.context.load(Ordering::Relaxed));
+    let resumed = slot.state.load(Ordering::Relaxed) == ON;
+    let alike = match Features::detect() {
+        Ok(features) if features == cpus.features => true,
+        Ok(_) => {
+            log::error!("CPU {} differs from the boot CPU and is not used", slot.index);
+            false
+        }
+        Err(error) => {
+            log::error!("CPU {}: {error}", slot.index);
+            false
+        }
+    };
+    if !alike {
+        slot.state.store(OFF, Ordering::Release);
+        firmware([psci::CPU_OFF.into(), 0, 0, 0]);
+        crate::console::halt()
+    }
+    if !resumed {
+        cpus.hypervisor.cpu_started();
+        log::debug!("CPU {} enters the host at {entry:#x}", slot.index);
+        slot.state.store(ON, Ordering::Release);
+    }
+    // SAFETY: this CPU has just arrived on its own stack.
+    unsafe { cpus.run_host(slot, entry, context) }
+}
