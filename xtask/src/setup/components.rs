@@ -7,6 +7,7 @@
 //! with links of fixed names to what matters in it. Versions come from the
 //! archive; a part that is there stays until somebody asks for a newer one.
 
+use std::cell::OnceCell;
 use std::collections::VecDeque;
 use std::fmt;
 use std::fs::{self, File};
@@ -19,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Cache;
 use super::debian::{Apt, Os, Package, native_architecture};
+use crate::say;
 use crate::shell::{Step, output_of, run_quietly};
 
 /// Suite of the host's kernel: 6.12, whose tools need [`TOOLS_GLIBC`].
@@ -91,12 +93,13 @@ pub fn lock(cache: &Cache) -> Result<File> {
 pub struct Store<'a> {
     cache: &'a Cache,
     refresh: bool,
-    apt: Option<Apt>,
+    /// Set up when first needed; the failure to do so is told once.
+    apt: OnceCell<Option<Apt>>,
 }
 
 impl<'a> Store<'a> {
     pub fn new(cache: &'a Cache, refresh: bool) -> Self {
-        Self { cache, refresh, apt: None }
+        Self { cache, refresh, apt: OnceCell::new() }
     }
 
     /// The folder of a part, complete or not there.
@@ -255,17 +258,15 @@ impl<'a> Store<'a> {
         Ok(())
     }
 
-    fn apt(&mut self) -> Result<&Apt> {
-        let apt = match self.apt.take() {
-            Some(apt) => apt,
-            None => {
-                let apt = Apt::of_parts(&self.cache.path().join("apt"), &Os::detect(), SUITES)?;
-                // Versions vanish from the archive at each update of it.
-                apt.update()?;
-                apt
-            }
+    fn apt(&self) -> Result<&Apt> {
+        let configure = || -> Result<Apt> {
+            let apt = Apt::of_parts(&self.cache.path().join("apt"), &Os::detect(), SUITES)?;
+            // Versions vanish from the archive at each update of it.
+            apt.update()?;
+            Ok(apt)
         };
-        Ok(self.apt.insert(apt))
+        let apt = self.apt.get_or_init(|| configure().inspect_err(|error| say!("{error:#}")).ok());
+        apt.as_ref().context("Debian's archive cannot be read (see above)")
     }
 }
 

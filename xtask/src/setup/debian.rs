@@ -283,12 +283,13 @@ fn mirror(os: &Os) -> Result<String> {
     if let Some(mirror) = env::var(MIRROR_VARIABLE).ok().filter(|m| !m.is_empty()) {
         return Ok(mirror);
     }
-    if os.is_debian()
-        && let Some(uri) = pick_mirror(&targets()?, &os.codename)
-    {
-        return Ok(uri);
-    }
-    bail!("apt on this system ({}) reads no Debian mirror: name one in {MIRROR_VARIABLE}", os.name)
+    let own = if os.is_debian() { pick_mirror(&targets()?, &os.codename) } else { None };
+    own.with_context(|| {
+        format!(
+            "apt on this system ({}) reads no Debian mirror: name one in {MIRROR_VARIABLE}",
+            os.name
+        )
+    })
 }
 
 fn pick_mirror(targets: &[Target], codename: &str) -> Option<String> {

@@ -34,12 +34,11 @@ pub struct Cache(PathBuf);
 impl Cache {
     /// `$XDG_CACHE_HOME/escrow`, or `~/.cache/escrow`.
     pub fn open() -> Result<Self> {
-        let base = match env::var_os("XDG_CACHE_HOME").filter(|path| !path.is_empty()) {
-            Some(base) => PathBuf::from(base),
-            None => env::home_dir()
-                .context("neither XDG_CACHE_HOME nor HOME says where the cache folder is")?
-                .join(".cache"),
-        };
+        let variable =
+            |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        let base = variable("XDG_CACHE_HOME").or_else(|| Some(variable("HOME")?.join(".cache")));
+        let base =
+            base.context("neither XDG_CACHE_HOME nor HOME says where the cache folder is")?;
         // Make's include paths are among what is made of this one.
         let base = std::path::absolute(base)?;
         Ok(Self(base.join("escrow")))
@@ -68,6 +67,8 @@ pub struct Setup {
     host_kernel: Provided<HostKernel>,
     guest_kernel: Provided<GuestKernel>,
     busybox: Provided<PathBuf>,
+    /// How to get the system's tools that are missing; empty if none is.
+    remedy: String,
 }
 
 impl Setup {
@@ -80,13 +81,14 @@ impl Setup {
         let missing = system::install_missing(&cache, options);
         let mut parts = components::Store::new(&cache, options.refresh);
         Ok(Self {
-            qemu: system::qemu().map_err(|why| format!("{why}; {missing}")),
+            qemu: system::qemu(),
             cross_compiler: missing.without(system::Use::CrossCompiler),
             kernel_tools: missing.without(system::Use::Kbuild),
             bare_metal: provided(rust::provide(&mut parts)),
             host_kernel: provided(parts.host_kernel()),
             guest_kernel: provided(parts.guest_kernel()),
             busybox: provided(parts.busybox()),
+            remedy: missing.remedy,
         })
     }
 
@@ -108,17 +110,17 @@ impl Setup {
     }
 
     pub fn qemu(&self) -> Result<&Path> {
-        need(&self.qemu).map(PathBuf::as_path)
+        self.need_tool(&self.qemu).map(PathBuf::as_path)
     }
 
     /// Succeeds when arm64 programs and modules can be compiled and linked.
     pub fn cross_compiler(&self) -> Result<()> {
-        need(&self.cross_compiler).copied()
+        self.need_tool(&self.cross_compiler).copied()
     }
 
     /// Succeeds when kernel modules can be built.
     pub fn kernel_tools(&self) -> Result<()> {
-        need(&self.kernel_tools).copied()
+        self.need_tool(&self.kernel_tools).copied()
     }
 
     pub fn bare_metal(&self) -> Result<&BareMetal> {
@@ -135,6 +137,11 @@ impl Setup {
 
     pub fn busybox(&self) -> Result<&Path> {
         need(&self.busybox).map(PathBuf::as_path)
+    }
+
+    /// A part that comes with the system's packages.
+    fn need_tool<'a, T>(&self, part: &'a Provided<T>) -> Result<&'a T> {
+        part.as_ref().map_err(|why| anyhow!("{why}: {}", self.remedy))
     }
 
     /// Says what there is: `cargo xtask setup`'s answer.
@@ -155,6 +162,9 @@ impl Setup {
         }
         for problem in &problems {
             say!("MISSING {problem}");
+        }
+        if !self.remedy.is_empty() {
+            say!("to get the tools: {}", self.remedy);
         }
         bail!("set-up is not complete: {} missing", problems.len())
     }

@@ -11,6 +11,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use super::components::Store;
+use crate::say;
 use crate::shell::{Step, find_program, output_of, run_quietly};
 
 /// EL2, the payloads and the module: no FP/SIMD register is touched by
@@ -75,13 +76,12 @@ pub fn provide(parts: &mut Store<'_>) -> Result<BareMetal> {
     if let Some(there) = toolchain.libraries() {
         return Ok(there);
     }
-    let have = parts.version("rust-src");
-    if !have.is_some_and(|have| have.starts_with(&toolchain.release))
-        && let Err(why) = add_targets()
-    {
-        crate::say!("rustup does not add targets ({why:#}): taking Debian's sources of Rust");
-    } else if let Some(there) = toolchain.libraries() {
-        return Ok(there);
+    let cached = parts.version("rust-src").is_some_and(|have| have.starts_with(&toolchain.release));
+    if !cached {
+        match add_targets() {
+            Ok(()) => return toolchain.libraries().context("rustup added targets, but where?"),
+            Err(why) => say!("rustup adds no targets ({why:#}): taking Debian's sources of Rust"),
+        }
     }
     let library = parts.rust_library(&toolchain.release).with_context(|| {
         format!(

@@ -11,7 +11,6 @@ use xtask::qemu::OLDEST;
 
 use super::debian::{Apt, Os};
 use super::{Cache, Options, Provided};
-use crate::say;
 use crate::shell::{Step, find_program, output_of};
 
 const QEMU: &str = "qemu-system-aarch64";
@@ -73,30 +72,26 @@ impl Tool {
 /// Tools that are not there, and how to get them.
 pub struct Missing {
     tools: Vec<&'static Tool>,
-    remedy: String,
+    /// Empty when nothing is missing.
+    pub remedy: String,
 }
 
 impl Missing {
     /// Fails when a tool for `purpose` is missing.
     pub fn without(&self, purpose: Use) -> Provided<()> {
-        if self.tools.iter().any(|tool| tool.purpose == purpose) {
-            Err(self.to_string())
-        } else {
-            Ok(())
-        }
+        let tools = self.tools.iter().filter(|tool| tool.purpose == purpose);
+        let names: Vec<_> = tools.map(|tool| tool.to_string()).collect();
+        if names.is_empty() { Ok(()) } else { Err(format!("there is no {}", names.join(", no "))) }
     }
 }
 
-impl fmt::Display for Missing {
+impl fmt::Display for Tool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for tool in &self.tools {
-            match tool.test {
-                Test::Program(name) => write!(f, "{name}, ")?,
-                Test::File(path) => write!(f, "{path}, ")?,
-                Test::Qemu => write!(f, "{QEMU} {}.{} or newer, ", OLDEST.0, OLDEST.1)?,
-            }
+        match self.test {
+            Test::Program(name) => f.write_str(name),
+            Test::File(path) => f.write_str(path),
+            Test::Qemu => write!(f, "{QEMU} {}.{} or newer", OLDEST.0, OLDEST.1),
         }
-        f.write_str(&self.remedy)
     }
 }
 
@@ -134,14 +129,14 @@ pub fn install_missing(cache: &Cache, options: Options) -> Missing {
     if tools.is_empty() {
         return Missing { tools, remedy: String::new() };
     }
-    let remedy = match install(cache, options, &tools) {
-        Ok(()) => "which Debian's packages were expected to bring".to_owned(),
-        Err(error) => {
-            say!("cannot install all that is missing: {error:#}");
-            format!("{error:#}")
-        }
+    let result = install(cache, options, &tools);
+    let tools = missing_tools();
+    let remedy = match result {
+        Err(error) => format!("{error:#}"),
+        Ok(()) if tools.is_empty() => String::new(),
+        Ok(()) => "Debian's packages were expected to bring what is missing".to_owned(),
     };
-    Missing { tools: missing_tools(), remedy }
+    Missing { tools, remedy }
 }
 
 fn missing_tools() -> Vec<&'static Tool> {
@@ -153,8 +148,8 @@ fn install(cache: &Cache, options: Options, tools: &[&Tool]) -> Result<()> {
     let names: Vec<_> = tools.iter().map(|tool| tool.package).collect();
     if !os.is_debian() {
         bail!(
-            "on {}, install what Debian has in the package(s) {}",
-            if os.name.is_empty() { "this system" } else { &os.name },
+            "this is no Debian, but {}: install what Debian has in the packages {}",
+            if os.name.is_empty() { "another system" } else { &os.name },
             names.join(" ")
         );
     }
