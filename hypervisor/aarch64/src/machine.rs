@@ -182,12 +182,9 @@ impl Machine for Hardware {
             // SAFETY: as above.
             unsafe { ptr::write_bytes(at.0 as *mut u8, 0, size as usize) };
         }
-        if self.force_write_back {
-            // Seen by the CPU that is given the memory next, before it is.
-            barrier::dsb(barrier::ISH);
-        } else {
-            self.clean_and_invalidate(at, size);
-        }
+        // Also with FEAT_S2FWB: the host's stage 2 does not force anything, and
+        // a non-cacheable mapping of its own would read what memory held before.
+        self.clean_and_invalidate(at, size);
     }
 
     fn clean_to_poc(&self, at: PhysAddr, size: u64) {
