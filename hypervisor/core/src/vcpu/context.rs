@@ -153,26 +153,58 @@ pub struct Vcpu {
     pub timer: TimerRegisters,
     /// SIMD and floating point.
     pub fp: FpRegisters,
+    /// Whether it is switched on.
+    pub(super) power: Power,
     /// What the host has yet to answer.
     pub(super) pending: Pending,
+}
+
+/// Whether a vCPU is switched on, as PSCI means it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Power {
+    /// It runs when it is run.
+    On,
+    /// It waits for a sibling's CPU_ON.
+    Off,
 }
 
 const _: () = assert!(size_of::<VcpuCell>() <= escrow_abi::PAGE_SIZE as usize);
 
 impl Vcpu {
-    /// A vCPU as it comes out of reset, with its index in the VM as affinity.
+    /// A vCPU as it comes out of reset. The first of a VM, with index 0, is
+    /// on; the others wait for it to switch them on.
     pub fn new(index: u8) -> Vcpu {
-        // Bit 31 is RES1, bit 30 (U) clear: one of several. Level 0 holds 16
-        // CPUs at the most, for what a GICv3's SGI target list can address.
-        let affinity = (index as u64 & 0xf) | (index as u64 >> 4) << 8;
         Vcpu {
             regs: GeneralRegisters { pstate: PSTATE_RESET, ..Default::default() },
             el1: El1Registers { sctlr: SCTLR_EL1_RESET, ..Default::default() },
-            vmpidr: 1 << 31 | affinity,
+            // Bit 31 is RES1; bit 30 (U) clear: one of several.
+            vmpidr: 1 << 31 | Self::affinity_of(index),
             timer: TimerRegisters::default(),
             fp: FpRegisters::default(),
+            power: if index == 0 { Power::On } else { Power::Off },
             pending: Pending::None,
         }
+    }
+
+    /// The affinity of the vCPU with an index. Level 0 holds 16, for what a
+    /// GICv3's SGI target list can address.
+    pub const fn affinity_of(index: u8) -> u64 {
+        (index as u64 & 0xf) | (index as u64 >> 4) << 8
+    }
+
+    /// This vCPU's affinity.
+    pub const fn affinity(&self) -> u64 {
+        self.vmpidr & 0xff_00ff_ffff
+    }
+
+    /// Back to reset, but for what the VM was set up with.
+    pub(super) fn reset(&mut self) {
+        let offset = self.timer.offset;
+        self.regs = GeneralRegisters { pstate: PSTATE_RESET, ..Default::default() };
+        self.el1 = El1Registers { sctlr: SCTLR_EL1_RESET, ..Default::default() };
+        self.timer = TimerRegisters { offset, ..Default::default() };
+        self.fp = FpRegisters::default();
+        self.pending = Pending::None;
     }
 
     /// Goes on behind the 32-bit instruction that the guest is at, which was

@@ -1,19 +1,32 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
 //! Virtual CPUs: their registers ([`Vcpu`]), and what EL2 does when a guest
-//! leaves its own code ([`Vcpu::handle`]).
+//! leaves its own code ([`Hypervisor::guest_exit`]).
 //!
 //! All of it works on register state in memory; the machine half loads and
 //! stores it, reads the syndrome registers, and calls in here.
+//!
+//! [`Hypervisor::guest_exit`]: crate::hypervisor::Hypervisor::guest_exit
 
 mod context;
 mod exception;
+mod exit;
+mod ids;
+mod policy;
 mod resume;
+mod smccc;
 pub mod syndrome;
+#[cfg(test)]
+mod tests;
+mod trapped;
 
 pub use context::{
-    El1Registers, FpRegisters, GeneralRegisters, PSTATE_RESET, SCTLR_EL1_RESET, TimerRegisters,
-    Vcpu, VcpuCell,
+    El1Registers, FpRegisters, GeneralRegisters, PSTATE_RESET, Power, SCTLR_EL1_RESET,
+    TimerRegisters, Vcpu, VcpuCell,
 };
 pub use exception::{Entry, Exception, PstateFeatures};
-pub use resume::Pending;
+pub use exit::{Abort, Answer, GuestExit, Outcome, READY, Trap};
+pub use ids::GuestIds;
+pub use policy::Next;
+pub use resume::{Mmio, Pending};
+pub use smccc::Service;

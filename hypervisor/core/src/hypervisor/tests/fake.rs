@@ -3,7 +3,7 @@
 //! A machine of fake memory, and the hypervisor on top of it as its host sees
 //! it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -24,10 +24,9 @@ pub struct Fake {
     vcpus: Mutex<BTreeMap<u64, &'static VcpuCell>>,
     /// `(vttbr, address)` of what was invalidated and not yet waited for.
     begun: Mutex<Vec<(u64, Ipa)>>,
-    /// `(vttbr, address)` of all invalidations that are complete.
-    pub invalidated: Mutex<BTreeSet<(u64, Ipa)>>,
-    /// Address spaces that were invalidated as a whole.
-    pub flushed: Mutex<BTreeSet<u64>>,
+    /// `(vttbr, address)` of all invalidations that are complete; no address
+    /// where it was the whole space.
+    invalidated: Mutex<Vec<(u64, Option<Ipa>)>>,
 }
 
 impl Machine for Fake {
@@ -78,15 +77,25 @@ impl Machine for Fake {
     }
 
     fn invalidate_finish(&self, _: &Stage2Context) {
-        self.invalidated.lock().unwrap().extend(self.begun.lock().unwrap().drain(..));
+        let mut begun = self.begun.lock().unwrap();
+        let complete = begun.drain(..).map(|(vttbr, at)| (vttbr, Some(at)));
+        self.invalidated.lock().unwrap().extend(complete);
     }
 
     fn invalidate_all(&self, context: &Stage2Context) {
-        self.flushed.lock().unwrap().insert(context.vttbr);
+        self.invalidated.lock().unwrap().push((context.vttbr, None));
     }
 }
 
 impl Fake {
+    /// How often translations from an address on were invalidated in an
+    /// address space, by address or all at once.
+    pub fn invalidations(&self, vttbr: u64, at: Ipa) -> usize {
+        let invalidated = self.invalidated.lock().unwrap();
+        let about = |i: &&(u64, Option<Ipa>)| i.0 == vttbr && i.1.is_none_or(|base| base == at);
+        invalidated.iter().filter(about).count()
+    }
+
     /// Fills a page with something that is not zero.
     pub fn scribble(&self, at: u64) {
         self.table(PhysAddr(at)).iter().for_each(|word| word.store(0x5ec2e7, Ordering::Relaxed));

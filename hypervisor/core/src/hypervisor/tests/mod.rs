@@ -54,9 +54,60 @@ fn a_lent_page_is_the_guests_alone() {
     assert_eq!(host.guest_frame(vm, 0x8000_0000), Some(FREE));
     assert_eq!(host.guest_frame(vm, 0x8000_1000), None);
     assert_eq!(host.escrow.host_abort(Ipa(FREE)), HostAbort::Inject);
-    let context = host.escrow.host_context().vttbr;
-    let invalidated = host.escrow.machine.invalidated.lock().unwrap();
-    assert!(invalidated.contains(&(context, Ipa(FREE))));
+}
+
+#[test]
+fn no_translation_of_a_lent_page_survives() {
+    let mut host = Host::new();
+    let (vm, _) = host.create(8);
+    // The first page splits the block, which invalidates for another reason.
+    host.lend(vm, &[page(FREE, 0x8000_0000)]).unwrap();
+    let machine = host.escrow.host_context().vttbr;
+    let seen = |host: &Host, vttbr, at| host.escrow.machine.invalidations(vttbr, Ipa(at));
+    assert_eq!(seen(&host, machine, FREE + 0x3000), 0);
+    host.lend(vm, &[page(FREE + 0x3000, 0x8000_3000)]).unwrap();
+    assert_eq!(seen(&host, machine, FREE + 0x3000), 1);
+    let many: Vec<_> =
+        (16..48).map(|n| page(FREE + n * PAGE_SIZE, 0x8000_0000 + n * PAGE_SIZE)).collect();
+    host.lend(vm, &many).unwrap();
+    assert_eq!(seen(&host, machine, FREE + 16 * PAGE_SIZE), 1);
+    host.lend(vm, &[block(FREE + 0x40_0000, 0x8040_0000)]).unwrap();
+    assert_eq!(seen(&host, machine, FREE + 0x40_0000), 2, "all, then this block");
+}
+
+#[test]
+fn no_translation_of_a_guest_survives_what_it_loses() {
+    let mut host = Host::new();
+    let (vm, vcpu) = started(&mut host);
+    let guest = host.run(vcpu, |_, run| run.context().vttbr);
+    let seen = |host: &Host, at| host.escrow.machine.invalidations(guest, Ipa(at));
+    host.share(vm, &[page(FREE, 0x1000), block(FREE + 0x20_0000, 0x20_0000)]).unwrap();
+    host.lend(vm, &[page(FREE + 0x1000, 0x2000)]).unwrap();
+    assert_eq!((seen(&host, 0x1000), seen(&host, 0x2000)), (0, 0));
+    host.take(call::MEM_UNSHARE, &[(FREE, 0)]).unwrap();
+    assert_eq!((seen(&host, 0x1000), seen(&host, 0x2000)), (1, 0));
+    unlock(&mut host, vcpu, 0x2000, PAGE_SIZE, UNLOCK_ZEROED).unwrap();
+    assert_eq!(seen(&host, 0x2000), 0, "it keeps the page until it is fetched");
+    host.reclaim(&[(FREE + 0x1000, 0)]).unwrap();
+    assert_eq!(seen(&host, 0x2000), 1);
+    // A page out of a block: the block's translation goes before the table
+    // comes, then the page's.
+    host.take(call::MEM_UNSHARE, &[(FREE + 0x20_0000 + 0x5000, 0)]).unwrap();
+    assert_eq!((seen(&host, 0x20_0000), seen(&host, 0x20_5000)), (1, 1));
+}
+
+#[test]
+fn an_entry_that_changes_its_shape_is_broken_first() {
+    let mut host = Host::new();
+    let (vm, _) = host.create(8);
+    let machine = host.escrow.host_context().vttbr;
+    let seen = |host: &Host, at| host.escrow.machine.invalidations(machine, Ipa(at));
+    // The GiB, then the block: FREE begins both.
+    host.share(vm, &[page(FREE + 0x7000, 0)]).unwrap();
+    assert_eq!(seen(&host, FREE), 2);
+    assert_eq!(seen(&host, FREE + 0x7000), 0, "the host keeps it");
+    host.take(call::MEM_UNSHARE, &[(FREE + 0x7000, 0)]).unwrap();
+    assert_eq!(seen(&host, FREE), 4, "made whole again, the block and the GiB");
 }
 
 #[test]
@@ -294,7 +345,7 @@ fn a_vm_that_ends_gives_everything_back_empty() {
     host.call(call::VM_START, &[vm]).unwrap();
     let context = host.run(vcpu, |_, run| *run.context());
     host.call(call::VM_DESTROY, &[vm]).unwrap();
-    assert!(host.escrow.machine.flushed.lock().unwrap().contains(&context.vttbr));
+    assert_eq!(host.escrow.machine.invalidations(context.vttbr, Ipa(0)), 1);
     for handle in [vm, vcpu] {
         let gone = host.call(call::VM_DESTROY, &[handle]).unwrap_err().0;
         assert!(matches!(gone, Error::HandleRevoked | Error::HandleType), "{gone:?}");

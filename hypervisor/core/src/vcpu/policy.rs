@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The exits that need more than the vCPU: its VM's memory, its siblings.
+
+use escrow_abi::{Error, psci, run};
+
+use super::context::{Power, Vcpu};
+use super::exception::Exception;
+use super::exit::{Answer, GuestExit, Outcome, READY, answer};
+use super::ids::GuestIds;
+use super::smccc::Service;
+use crate::hypervisor::Hypervisor;
+use crate::machine::Machine;
+use crate::vm::{MAX_VCPUS, Run};
+
+/// What the machine half does next with a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Enter the guest.
+    Enter,
+    /// Make it take an exception ([`Vcpu::inject`]) and enter it.
+    Inject(Exception),
+    /// Leave it, with this for the host.
+    Leave(Answer),
+}
+
+/// PSCI AFFINITY_INFO.
+const AFFINITY_ON: u64 = 0;
+const AFFINITY_OFF: u64 = 1;
+
+impl<M: Machine> Hypervisor<M> {
+    /// What a run begins with.
+    pub fn guest_entry(&self, run: &Run<'_>) -> Next {
+        match run.power {
+            Power::On => Next::Enter,
+            Power::Off => Next::Leave(answer(run::POWERED_OFF, [0; 3])),
+        }
+    }
+
+    /// Handles an exit of a run's guest. See [`Vcpu::decode`] for what of its
+    /// registers must be in memory.
+    #[inline]
+    pub fn guest_exit(&self, run: &mut Run<'_>, exit: GuestExit, ids: &GuestIds) -> Next {
+        let mut outcome = run.decode(exit, ids);
+        if let Outcome::Abort(abort) = outcome {
+            let is_memory = run.slot().lock().ranges.contains(abort.at);
+            outcome = run.settle(&abort, is_memory);
+        }
+        let next = match outcome {
+            Outcome::Exit(answer) => return Next::Leave(answer),
+            Outcome::Resume => Next::Enter,
+            Outcome::Inject(exception) => Next::Inject(exception),
+            Outcome::Service(service) => self.serve(run, service),
+            // `settle` has no aborts left.
+            Outcome::Abort(_) => Next::Enter,
+        };
+        // A VM that is being ended is left at its next exit, whatever it was.
+        // An exception must not be lost, though, if it is not.
+        if next == Next::Enter && run.slot().is_stopped() { Next::Leave(READY) } else { next }
+    }
+
+    #[cold]
+    fn serve(&self, run: &mut Run<'_>, service: Service) -> Next {
+        match service {
+            Service::ModifyPages(args) => {
+                let result = self.modify_pages(run, &args);
+                run.regs.x[0] = result.err().map_or(0, Error::to_register);
+                run.regs.x[1..4].fill(0);
+            }
+            Service::Down(reason) => {
+                run.slot().set_down(reason);
+                return Next::Leave(answer(run::SYSTEM_DOWN, [reason, 0, 0]));
+            }
+            Service::CpuOn { target, entry, context } => {
+                if target == run.affinity() {
+                    run.regs.x[0] = psci::ALREADY_ON;
+                } else if !self.with_sibling(run, target, |sibling| sibling.on(entry, context)) {
+                    return Next::Enter;
+                }
+            }
+            Service::AffinityInfo { target } => {
+                if target == run.affinity() {
+                    run.regs.x[0] = AFFINITY_ON;
+                } else if !self.with_sibling(run, target, |sibling| match sibling.power {
+                    Power::On => AFFINITY_ON,
+                    Power::Off => AFFINITY_OFF,
+                }) {
+                    return Next::Enter;
+                }
+            }
+        }
+        Next::Enter
+    }
+
+    /// Has `ask` answer a call about another vCPU of the VM. `false` if that
+    /// is in use just now: then the guest makes its call again.
+    ///
+    /// Waiting here would hold this CPU for as long as the other guest likes.
+    fn with_sibling(
+        &self,
+        run: &mut Run<'_>,
+        target: u64,
+        ask: impl FnOnce(&mut Vcpu) -> u64,
+    ) -> bool {
+        let page = (0..MAX_VCPUS as u8)
+            .find(|&index| Vcpu::affinity_of(index) == target)
+            .and_then(|index| run.slot().vcpu(index));
+        run.regs.x[0] = match page {
+            None => psci::INVALID_PARAMETERS,
+            Some(page) => match self.machine.vcpu(page).try_lock() {
+                Some(mut sibling) => ask(&mut sibling),
+                None => {
+                    run.regs.pc = run.regs.pc.wrapping_sub(4);
+                    return false;
+                }
+            },
+        };
+        true
+    }
+}
+
+impl Vcpu {
+    /// PSCI CPU_ON, as the vCPU that is to be switched on.
+    fn on(&mut self, entry: u64, context: u64) -> u64 {
+        if self.power == Power::On {
+            return psci::ALREADY_ON;
+        }
+        self.reset();
+        self.regs.pc = entry;
+        self.regs.x[0] = context;
+        self.power = Power::On;
+        psci::SUCCESS
+    }
+}

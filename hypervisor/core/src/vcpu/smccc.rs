@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! A guest's calls, by `HVC #0` or `SMC #0`: SMCCC, PSCI, and what it shares
+//! with Gunyah's guests.
+
+use escrow_abi::psci::{
+    self, DENIED, INTERNAL_FAILURE, INVALID_PARAMETERS, NOT_SUPPORTED, SUCCESS,
+};
+use escrow_abi::{call, run};
+
+use super::context::{Power, Vcpu};
+use super::exit::{Outcome, answer};
+use crate::psci::PsciCall;
+
+/// SMCCC 1.2.
+const SMCCC_VERSION_1_2: u64 = 0x1_0002;
+/// PSCI 1.1.
+const PSCI_VERSION_1_1: u64 = 0x1_0001;
+/// PSCI MIGRATE_INFO_TYPE: no trusted OS that would have to move.
+const NO_MIGRATION: u64 = 2;
+
+/// What a guest asks for that others than its vCPU have a part in. The answer
+/// goes to `x0`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Service {
+    /// [`call::MODIFY_PAGES`], with `x0`–`x7`.
+    ModifyPages([u64; 8]),
+    /// Switches the VM off, or asks for a reset: the reason for
+    /// [`run::SYSTEM_DOWN`].
+    Down(u64),
+    /// PSCI CPU_ON: the vCPU with this affinity goes to `entry`.
+    CpuOn {
+        /// Affinity, as in `MPIDR_EL1` with the other bits clear.
+        target: u64,
+        /// Guest address.
+        entry: u64,
+        /// Its `x0`.
+        context: u64,
+    },
+    /// PSCI AFFINITY_INFO of one vCPU.
+    AffinityInfo {
+        /// Affinity, as above.
+        target: u64,
+    },
+}
+
+impl Vcpu {
+    /// A call, with the PC behind it.
+    pub(super) fn call(&mut self, esr: u64) -> Outcome {
+        let args: [u64; 8] = core::array::from_fn(|n| self.regs.x[n]);
+        // Calls have immediate 0; all others are nobody's (DEN0028, 2.9).
+        if esr & 0xffff != 0 {
+            return self.returns(NOT_SUPPORTED);
+        }
+        if let Some(call) = PsciCall::decode(&[args[0], args[1], args[2], args[3]]) {
+            return self.psci(call);
+        }
+        match args[0] as u32 {
+            call::SMCCC_VERSION => self.returns(SMCCC_VERSION_1_2),
+            call::SMCCC_ARCH_FEATURES => {
+                let known =
+                    matches!(args[1] as u32, call::SMCCC_VERSION | call::SMCCC_ARCH_FEATURES);
+                self.returns(if known { SUCCESS } else { NOT_SUPPORTED })
+            }
+            call::VENDOR_HYP_UID => {
+                for (register, word) in self.regs.x.iter_mut().zip(call::UID) {
+                    *register = word.into();
+                }
+                Outcome::Resume
+            }
+            call::HYP_IDENTIFY => {
+                self.regs.x[1..4].fill(0);
+                self.returns(call::IDENTIFY_INFO)
+            }
+            call::MODIFY_PAGES => Outcome::Service(Service::ModifyPages(args)),
+            _ => self.returns(NOT_SUPPORTED),
+        }
+    }
+
+    fn psci(&mut self, call: PsciCall) -> Outcome {
+        match call {
+            PsciCall::Version => self.returns(PSCI_VERSION_1_1),
+            PsciCall::Features { function } => {
+                let there = match function {
+                    psci::SYSTEM_SUSPEND_32 | psci::SYSTEM_SUSPEND_64 => false,
+                    call::SMCCC_VERSION => true,
+                    _ => PsciCall::decode(&[function.into(), 0, 0, 0]).is_some(),
+                };
+                self.returns(if there { SUCCESS } else { NOT_SUPPORTED })
+            }
+            PsciCall::CpuSuspend { .. } => {
+                // A standby state that any wake-up ends.
+                self.regs.x[0] = SUCCESS;
+                if self.timer.is_pending() {
+                    return Outcome::Resume;
+                }
+                let deadline = self.timer.deadline().unwrap_or(u64::MAX);
+                Outcome::Exit(answer(run::EXPECTS_WAKEUP, [0, 0, deadline]))
+            }
+            PsciCall::CpuOff => {
+                // Should it fail, DENIED is what the guest finds.
+                self.regs.x[0] = DENIED;
+                self.power = Power::Off;
+                Outcome::Exit(answer(run::POWERED_OFF, [0; 3]))
+            }
+            PsciCall::CpuOn { target, entry, context } => {
+                Outcome::Service(Service::CpuOn { target, entry, context })
+            }
+            PsciCall::AffinityInfo { target, level: 0 } => {
+                Outcome::Service(Service::AffinityInfo { target })
+            }
+            PsciCall::AffinityInfo { .. } => self.returns(INVALID_PARAMETERS),
+            PsciCall::MigrateInfoType => self.returns(NO_MIGRATION),
+            PsciCall::SystemOff => self.goes_down(0),
+            PsciCall::SystemReset | PsciCall::SystemReset2 { kind: 0, .. } => self.goes_down(1),
+            PsciCall::SystemReset2 { .. } => self.returns(INVALID_PARAMETERS),
+            PsciCall::SystemSuspend { .. } => self.returns(NOT_SUPPORTED),
+        }
+    }
+
+    fn goes_down(&mut self, reason: u64) -> Outcome {
+        self.regs.x[0] = INTERNAL_FAILURE;
+        Outcome::Service(Service::Down(reason))
+    }
+
+    /// Answers a call.
+    pub(super) fn returns(&mut self, x0: u64) -> Outcome {
+        self.regs.x[0] = x0;
+        Outcome::Resume
+    }
+}

@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! System registers and instructions that guests are trapped for.
+//!
+//! What is not here is an undefined instruction to the guest.
+
+use super::ids::GuestIds;
+
+/// An `MRS`, `MSR` or system instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Access {
+    op0: u8,
+    op1: u8,
+    crn: u8,
+    crm: u8,
+    op2: u8,
+    /// It reads a register.
+    pub read: bool,
+}
+
+impl Access {
+    /// From a syndrome of class 0x18 (DDI 0487, D24.2.40, "ISS encoding for an
+    /// exception from MSR, MRS, or System instruction execution").
+    pub fn from_syndrome(esr: u64) -> Access {
+        let field = |shift: u32, bits: u32| (esr >> shift & ((1 << bits) - 1)) as u8;
+        Access {
+            op0: field(20, 2),
+            op2: field(17, 3),
+            op1: field(14, 3),
+            crn: field(10, 4),
+            crm: field(1, 4),
+            read: esr & 1 != 0,
+        }
+    }
+}
+
+/// What a read finds; a write is done when it answers at all. `None`: the
+/// guest has no such register.
+pub(super) fn emulate(access: Access, ids: &GuestIds) -> Option<u64> {
+    let Access { op0, op1, crn, crm, op2, read } = access;
+    match (op0, op1, crn, crm, op2) {
+        // REVIDR_EL1, AIDR_EL1: nothing to say.
+        (3, 0, 0, 0, 6) | (3, 1, 0, 0, 7) if read => Some(0),
+        // The ID registers.
+        (3, 0, 0, 1..=7, _) if read => Some(ids.read(crm, op2)),
+        // ACTLR_EL1: no auxiliary controls.
+        (3, 0, 1, 0, 1) => Some(0),
+        // OSLSR_EL1: an OS lock there is, and it is open.
+        (2, 0, 1, 1, 4) if read => Some(1 << 3),
+        // The debug registers, which every Armv8 has: they hold nothing.
+        (2, 0 | 3, 0 | 1 | 7, _, _) => Some(0),
+        // DC ISW, CSW, CISW. Caches by set and way are the business of who
+        // powers them down; a guest's memory is cleaned by EL2 when it changes
+        // hands.
+        (1, 0, 7, 6 | 10 | 14, 2) if !read => Some(0),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn access(op0: u8, op1: u8, crn: u8, crm: u8, op2: u8, read: bool) -> Access {
+        let esr = (op0 as u64) << 20
+            | (op2 as u64) << 17
+            | (op1 as u64) << 14
+            | (crn as u64) << 10
+            | (crm as u64) << 1
+            | read as u64;
+        let access = Access::from_syndrome(0x18 << 26 | 1 << 25 | 0x1f << 5 | esr);
+        assert_eq!(access, Access { op0, op1, crn, crm, op2, read });
+        access
+    }
+
+    fn ids() -> GuestIds {
+        GuestIds::new(|_, _| 0x1111_1111_1111_1111, 40)
+    }
+
+    #[test]
+    fn id_registers_read_and_cannot_be_written() {
+        let ids = ids();
+        assert_eq!(emulate(access(3, 0, 0, 4, 0, true), &ids), Some(ids.read(4, 0)));
+        assert_ne!(ids.read(4, 0), 0);
+        assert_eq!(emulate(access(3, 0, 0, 2, 0, true), &ids), Some(0));
+        assert_eq!(emulate(access(3, 0, 0, 4, 0, false), &ids), None);
+    }
+
+    #[test]
+    fn debug_registers_hold_nothing() {
+        // MDSCR_EL1, DBGBVR0_EL1, OSLAR_EL1, OSDLR_EL1, MDCCSR_EL0.
+        for (op1, crn, crm, op2) in
+            [(0, 0, 2, 2), (0, 0, 0, 4), (0, 1, 0, 4), (0, 1, 3, 4), (3, 0, 1, 0)]
+        {
+            for read in [false, true] {
+                assert_eq!(emulate(access(2, op1, crn, crm, op2, read), &ids()), Some(0));
+            }
+        }
+        assert_eq!(emulate(access(2, 0, 1, 1, 4, true), &ids()), Some(8));
+    }
+
+    #[test]
+    fn hidden_registers_are_undefined() {
+        for (op0, op1, crn, crm, op2) in [
+            (3, 3, 9, 12, 0),  // PMCR_EL0
+            (3, 0, 1, 2, 0),   // ZCR_EL1
+            (3, 0, 12, 12, 5), // ICC_SRE_EL1
+            (3, 3, 14, 2, 1),  // CNTP_CTL_EL0
+            (3, 0, 10, 4, 3),  // LORC_EL1
+            (3, 0, 5, 3, 0),   // ERRIDR_EL1
+            (3, 3, 13, 0, 5),  // TPIDR2_EL0
+            (3, 1, 0, 0, 6),   // SMIDR_EL1
+            (3, 1, 0, 0, 4),   // GMID_EL1
+            (2, 1, 0, 0, 1),   // trace
+            (3, 0, 11, 0, 0),  // implementation defined
+        ] {
+            assert_eq!(emulate(access(op0, op1, crn, crm, op2, true), &ids()), None);
+            assert_eq!(emulate(access(op0, op1, crn, crm, op2, false), &ids()), None);
+        }
+    }
+}
