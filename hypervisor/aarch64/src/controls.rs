@@ -161,7 +161,7 @@ impl Controls {
             // 0b00: EL2's), for with EL2 as their owner they would write
             // through EL2's own translation.
             mdcr: event_counters(f)
-                | (mdcr::TDE::SET + mdcr::TDA::SET + mdcr::TDOSA::SET + mdcr::TDRA::SET).value
+                | (mdcr::TDA::SET + mdcr::TDOSA::SET + mdcr::TDRA::SET).value
                 | on(f.pmu, mdcr::TPM::SET.value | mdcr::TPMCR::SET.value)
                 | on(f.spe != 0, mdcr::TPMS::SET.value | mdcr::E2PB.val(0b10).value)
                 | on(f.trbe, mdcr::E2TB.val(0b10).value)

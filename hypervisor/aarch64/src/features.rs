@@ -237,3 +237,19 @@ impl Features {
         }
     }
 }
+
+/// The ID register `S3_0_C0_C<crm>_<op2>`, of those that guests see a part of.
+pub(crate) fn id_register(crm: u8, op2: u8) -> u64 {
+    match (crm, op2) {
+        (4, 0) => ID_AA64PFR0_EL1::read(),
+        (4, 1) => ID_AA64PFR1_EL1::read(),
+        (5, 0) => ID_AA64DFR0_EL1::read(),
+        (6, 0) => ID_AA64ISAR0_EL1::read(),
+        (6, 1) => ID_AA64ISAR1_EL1::read(),
+        (6, 2) => ID_AA64ISAR2_EL1::read(),
+        (7, 0) => ID_AA64MMFR0_EL1::read(),
+        (7, 1) => ID_AA64MMFR1_EL1::read(),
+        (7, 2) => ID_AA64MMFR2_EL1::read(),
+        _ => 0,
+    }
+}

@@ -1,19 +1,124 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Floating point, SIMD and the vector extensions.
+//! Floating point, SIMD and the vector extensions: the host's until a guest
+//! touches them in a run, then the guest's until that run ends.
+//!
+//! A guest has V0 to V31. The host may be using SVE, or be in SME's streaming
+//! mode, when its VCPU_RUN comes, so all of the vector registers it can have
+//! are saved, at the largest vector length. `ZA` and `ZT0` are out of a guest's
+//! reach and stay where they are.
 
-/// The host's vector registers at the largest vector length that the
-/// architecture has.
-#[derive(Clone)]
+use core::mem::{MaybeUninit, offset_of};
+
+use aarch64_cpu::asm::barrier;
+use escrow_core::vcpu::FpRegisters;
+
+use crate::controls::{Controls, cptr};
+use crate::features::Features;
+use crate::sysreg::{CPTR_EL2, SVCR};
+
+/// Room for the host's vector registers at 2048 bits, the largest vector
+/// length that the architecture has. Registers lie side by side at the length
+/// in force.
 #[repr(C, align(16))]
 pub(crate) struct HostVectors {
-    /// Z0 to Z31, or V0 to V31 at the start of their slots on a CPU without SVE.
-    pub z: [[u8; 256]; 32],
-    /// P0 to P15.
-    pub p: [[u8; 32]; 16],
-    /// FFR.
-    pub ffr: [u8; 32],
-    pub fpsr: u64,
-    pub fpcr: u64,
-    pub svcr: u64,
+    /// V0 to V31, FPSR, FPCR; or Z0 to Z31.
+    z: [u8; 32 * 256],
+    /// P0 to P15, FFR.
+    p: [u8; 17 * 32],
+    fpsr: u64,
+    fpcr: u64,
+}
+
+// What fp.S relies on.
+const _: () = assert!(offset_of!(HostVectors, p) == 8192);
+const _: () = assert!(offset_of!(HostVectors, fpsr) == 8192 + 544);
+const _: () = assert!(offset_of!(FpRegisters, fpsr) == 512);
+
+/// PSTATE.SM as `SVCR` shows it.
+const SVCR_SM: u64 = 1 << 0;
+
+unsafe extern "C" {
+    fn escrow_fp_save(registers: *mut FpRegisters);
+    fn escrow_fp_load(registers: *const FpRegisters);
+    fn escrow_sve_save(registers: *mut HostVectors, ffr: bool);
+    fn escrow_sve_load(registers: *const HostVectors, ffr: bool);
+}
+
+/// The host's vector registers, put aside.
+#[derive(Debug)]
+#[must_use = "the host's registers are lost unless they are given back"]
+pub(crate) struct Aside {
+    /// The host was in streaming mode.
+    streaming: bool,
+}
+
+/// Puts the host's registers aside and loads the guest's, which it may use
+/// from now on.
+///
+/// # Safety
+///
+/// The registers are the host's.
+#[cold]
+pub(crate) unsafe fn load_guest(
+    features: &Features,
+    host: &Controls,
+    guest: &Controls,
+    room: &mut MaybeUninit<HostVectors>,
+    registers: &FpRegisters,
+) -> Aside {
+    open(host);
+    let streaming = features.sme && SVCR::read() & SVCR_SM != 0;
+    // SAFETY: `open` ended all traps. The room is large enough for what each
+    // of them writes: `HostVectors` begins with the layout of `FpRegisters`
+    // and has room for the longest vectors.
+    unsafe {
+        if streaming {
+            escrow_sve_save(room.as_mut_ptr(), features.sme_fa64);
+            // Zeroes the vector registers, which are saved, and keeps ZA.
+            SVCR::write(SVCR::read() & !SVCR_SM);
+        } else if features.sve {
+            escrow_sve_save(room.as_mut_ptr(), true);
+        } else {
+            escrow_fp_save(room.as_mut_ptr().cast());
+        }
+        escrow_fp_load(registers);
+    }
+    CPTR_EL2::write(guest.cptr & !cptr::TFP);
+    Aside { streaming }
+}
+
+/// Stores the guest's registers, and gives the host its own back.
+///
+/// # Safety
+///
+/// `room` holds what [`load_guest`] put aside.
+#[cold]
+pub(crate) unsafe fn restore_host(
+    features: &Features,
+    host: &Controls,
+    room: &MaybeUninit<HostVectors>,
+    registers: &mut FpRegisters,
+    aside: Aside,
+) {
+    open(host);
+    // SAFETY: as in `load_guest`; the loads read what was saved there, at the
+    // same vector length.
+    unsafe {
+        escrow_fp_save(registers);
+        if aside.streaming {
+            SVCR::write(SVCR::read() | SVCR_SM);
+            escrow_sve_load(room.as_ptr(), features.sme_fa64);
+        } else if features.sve {
+            escrow_sve_load(room.as_ptr(), true);
+        } else {
+            escrow_fp_load(room.as_ptr().cast());
+        }
+    }
+}
+
+/// Ends all traps of vector instructions, at EL2 too.
+fn open(host: &Controls) {
+    CPTR_EL2::write(host.cptr);
+    barrier::isb(barrier::SY);
 }

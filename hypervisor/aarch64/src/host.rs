@@ -47,13 +47,15 @@ unsafe extern "C" fn escrow_host_hvc(frame: &mut HostFrame) {
         frame.x[0] = NOT_SUPPORTED;
         return;
     };
-    // SAFETY: `init_cpu` ran before the host did, and at EL2 nothing else on
-    // this CPU has a reference to its data while an exception is handled.
-    let cpu = unsafe { &mut *PerCpu::current() };
+    let cpu = PerCpu::current();
     let args = frame.x.first_chunk::<8>().expect("19 is more than 8");
-    let answer = match hypervisor.host_call(&mut cpu.scratch, args) {
+    // SAFETY: `init_cpu` ran before the host did, and nothing else on this CPU
+    // refers to its scratch space.
+    let scratch = unsafe { &mut (*cpu).scratch };
+    let answer = match hypervisor.host_call(scratch, args) {
         HostCall::Return(answer) => answer,
-        HostCall::Run(run) => crate::world::run(cpu, hypervisor, run),
+        // SAFETY: the CPU's own data, and the host's state is in the CPU.
+        HostCall::Run(run) => unsafe { crate::world::run(cpu, hypervisor, run) },
     };
     frame.x[..5].copy_from_slice(&answer);
 }
@@ -163,12 +165,12 @@ fn inject(exception: Exception) {
 /// Logs what the host should not have been able to cause, a few times: the
 /// log is slow, and the host could do this all day.
 #[cold]
-fn report(what: &str, esr: u64) {
+pub(crate) fn report(what: &str, esr: u64) {
     static BUDGET: AtomicU32 = AtomicU32::new(16);
     let take = |left: u32| left.checked_sub(1);
     if let Ok(left) = BUDGET.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take) {
         log::warn!(
-            "host: unexpected {what}: ESR {esr:#x}, PC {:#x}, FAR {:#x}{}",
+            "unexpected {what}: ESR {esr:#x}, PC {:#x}, FAR {:#x}{}",
             ELR_EL2::read(),
             FAR_EL2::read(),
             if left == 1 { "; not reported any more" } else { "" },

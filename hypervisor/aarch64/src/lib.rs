@@ -20,6 +20,7 @@
 #![cfg(target_arch = "aarch64")]
 
 mod controls;
+mod debug;
 mod fault;
 pub mod features;
 mod fp;
@@ -38,6 +39,8 @@ pub use init::{enter_host, init_cpu, install_vectors};
 pub use machine::{Hardware, Installed, install};
 pub use percpu::{PerCpu, cpu_index};
 pub use smc::smc;
+
+core::arch::global_asm!(include_str!("fp.S"));
 
 core::arch::global_asm!(
     include_str!("vectors.S"),

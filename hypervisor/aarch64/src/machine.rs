@@ -10,10 +10,10 @@ use core::sync::atomic::{AtomicPtr, Ordering};
 use aarch64_cpu::asm::barrier;
 use escrow_abi::{BLOCK_SIZE, MemEntry, PAGE_SIZE};
 use escrow_core::addr::{Ipa, PhysAddr};
-use escrow_core::hypervisor::Hypervisor;
+use escrow_core::hypervisor::{GUEST_ADDRESS_BITS, Hypervisor};
 use escrow_core::machine::{Machine, Table};
 use escrow_core::stage2::Stage2Context;
-use escrow_core::vcpu::{Vcpu, VcpuCell};
+use escrow_core::vcpu::{GuestIds, Vcpu, VcpuCell};
 
 use crate::features::Features;
 use crate::host::Firmware;
@@ -58,10 +58,13 @@ pub struct Hardware {
     fetch_sees_writes: bool,
     /// FEAT_TLBIRANGE.
     tlb_ranges: bool,
+    /// What guests read of the CPU.
+    pub(crate) guest_ids: GuestIds,
 }
 
 impl Hardware {
     /// The machine whose CPUs have `features`, the least of what each has.
+    /// Guests see the calling CPU's ID registers, as far as they see them.
     pub fn new(features: &Features) -> Hardware {
         Hardware {
             zva_block: features.zva_block.into(),
@@ -70,6 +73,10 @@ impl Hardware {
             fetch_sees_data: features.idc,
             fetch_sees_writes: features.dic,
             tlb_ranges: features.tlb_ranges,
+            guest_ids: GuestIds::new(
+                crate::features::id_register,
+                features.stage2.pa_bits.min(GUEST_ADDRESS_BITS),
+            ),
         }
     }
 

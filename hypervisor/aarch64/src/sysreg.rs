@@ -58,14 +58,11 @@ registers! {
     ID_AA64PFR0_EL1 = "id_aa64pfr0_el1";
     ID_AA64PFR1_EL1 = "id_aa64pfr1_el1";
     ID_AA64PFR2_EL1 = "s3_0_c0_c4_2";
-    ID_AA64ZFR0_EL1 = "s3_0_c0_c4_4";
     ID_AA64SMFR0_EL1 = "s3_0_c0_c4_5";
     ID_AA64DFR0_EL1 = "id_aa64dfr0_el1";
-    ID_AA64DFR1_EL1 = "id_aa64dfr1_el1";
     ID_AA64ISAR0_EL1 = "id_aa64isar0_el1";
     ID_AA64ISAR1_EL1 = "id_aa64isar1_el1";
     ID_AA64ISAR2_EL1 = "s3_0_c0_c6_2";
-    ID_AA64ISAR3_EL1 = "s3_0_c0_c6_3";
     ID_AA64MMFR0_EL1 = "id_aa64mmfr0_el1";
     ID_AA64MMFR1_EL1 = "id_aa64mmfr1_el1";
     ID_AA64MMFR2_EL1 = "s3_0_c0_c7_2";

@@ -22,7 +22,7 @@ pub use list::Scratch;
 
 /// Guests see at most this many bits of address, so that one page is the root
 /// of their tables.
-const GUEST_ADDRESS_BITS: u8 = 39;
+pub const GUEST_ADDRESS_BITS: u8 = 39;
 
 /// What the hypervisor is built from.
 pub struct Setup<'a> {
