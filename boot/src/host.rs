@@ -25,8 +25,8 @@ pub fn read_image(kernel: &Module<'_>, stage1: &mut Stage1) -> KernelImage {
     }
     // SAFETY: mapped just now, and nobody writes there yet.
     let head = unsafe { bytes(head) };
-    let image = KernelImage::parse(head, kernel.range.size())
-        .unwrap_or_else(|error| fatal!("{error}"));
+    let image =
+        KernelImage::parse(head, kernel.range.size()).unwrap_or_else(|error| fatal!("{error}"));
     if let Some(size) = image.page_size
         && !has_page_size(size)
     {

@@ -101,8 +101,7 @@ extern "C" fn boot_main(early: &mut Early, entered: u64) -> ! {
     .unwrap_or_else(|error| fatal!("{error}"));
     let hypervisor = set_up(&mut arena, &ram, &board, &layout, &sizes, &features);
     let start = early.stage1.cpu_start();
-    let Some(cpus) =
-        smp::Cpus::new(&mut arena, &stacks, &board.cpus, &start, hypervisor, features)
+    let Some(cpus) = smp::Cpus::new(&mut arena, &stacks, &board.cpus, &start, hypervisor, features)
     else {
         fatal!("the device tree does not describe the CPU that boots")
     };

@@ -149,8 +149,7 @@ pub unsafe fn map_ram(
     }
     flush_tlb();
     // SAFETY: the part of working memory that is not tables or stacks.
-    let arena =
-        unsafe { Arena::new(Range::new(stacks.bottom + stacks_size, working.end)) };
+    let arena = unsafe { Arena::new(Range::new(stacks.bottom + stacks_size, working.end)) };
     Ok((arena, stacks))
 }
 

@@ -256,8 +256,8 @@ impl Firmware for Cpus {
 }
 
 fn features(function: u32) -> u64 {
-    let known = function == call::SMCCC_VERSION
-        || PsciCall::decode(&[function.into(), 0, 0, 0]).is_some();
+    let known =
+        function == call::SMCCC_VERSION || PsciCall::decode(&[function.into(), 0, 0, 0]).is_some();
     if !known {
         return psci::NOT_SUPPORTED;
     }

@@ -66,8 +66,8 @@ impl Changes<'_> {
         }
         if !reserved {
             w.begin_node(b"reserved-memory")?;
-            w.property_words(b"#address-cells", [cells.address])?;
-            w.property_words(b"#size-cells", [cells.size])?;
+            w.property_words(b"#address-cells", [cells.address.into()])?;
+            w.property_words(b"#size-cells", [cells.size.into()])?;
             w.property(b"ranges", &[])?;
             self.escrow(cells, w)?;
             w.end_node()?;
@@ -152,9 +152,13 @@ impl Changes<'_> {
 
     /// Escrow's memory is out of the memory nodes; this is for the host's
     /// users, who see it in /proc/device-tree, and for kernels that take
-    /// memory from elsewhere.
+    /// memory from elsewhere. What the node's cells cannot express is left out.
     fn escrow(&self, cells: Cells, w: &mut FdtWriter<'_, '_>) -> Result<(), WriteError> {
+        let fits = |value: u64, words: u8| words >= 2 || value >> (u32::from(words) * 32) == 0;
         for range in self.escrow {
+            if !fits(range.end, cells.address) || !fits(range.size(), cells.size) {
+                continue;
+            }
             let mut name = *b"escrow@0000000000000000";
             let digits = hex(range.start, &mut name[7..]);
             let used = 7 + digits;
@@ -169,8 +173,9 @@ impl Changes<'_> {
 
 /// A range as words of a `reg`.
 fn reg(cells: Cells, range: Range) -> impl Iterator<Item = u32> {
-    let words = |value: u64, count: u32| {
-        (0..count).rev().map(move |word| value.checked_shr(word * 32).unwrap_or(0) as u32)
+    let words = |value: u64, count: u8| {
+        let shifts = (0..u32::from(count)).rev().map(|word| word * 32);
+        shifts.map(move |shift| value.checked_shr(shift).unwrap_or(0) as u32)
     };
     words(range.start, cells.address).chain(words(range.size(), cells.size))
 }

@@ -120,7 +120,8 @@ fn foreign(head: &[u8]) -> Option<&'static str> {
         (0, b"\xd0\x0d\xfe\xed", "a device tree or FIT image"),
         (0x202, b"HdrS", "an x86 kernel (bzImage)"),
     ];
-    let matches = |at: usize, magic: &[u8]| head.get(at..).is_some_and(|rest| rest.starts_with(magic));
+    let matches =
+        |at: usize, magic: &[u8]| head.get(at..).is_some_and(|rest| rest.starts_with(magic));
     KNOWN.iter().find(|(at, magic, _)| matches(*at, magic)).map(|(_, _, what)| *what)
 }
 

@@ -18,4 +18,6 @@ pub mod image;
 pub mod layout;
 pub mod options;
 pub mod range;
+#[cfg(test)]
+mod sample;
 pub mod uart;

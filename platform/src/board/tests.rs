@@ -1,1 +1,104 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
+
+use super::*;
+use crate::sample::{KERNEL, MODULE, RAMDISK, Sample};
+
+fn read(sample: &Sample) -> Result<(), BoardError> {
+    Board::read(&Fdt::new(&sample.tree()).unwrap()).map(drop)
+}
+
+#[test]
+fn a_whole_board() {
+    let blob = Sample::default().tree();
+    let fdt = Fdt::new(&blob).unwrap();
+    let board = Board::read(&fdt).unwrap();
+    assert_eq!(board.model, b"sample");
+    assert_eq!(board.ram.as_slice(), [Range::new(0x4000_0000, 0x8000_0000)]);
+    assert_eq!(
+        board.reserved.as_slice(),
+        [
+            Range::new(0x5000_0000, 0x5020_0000),
+            Range::new(0x5100_0000, 0x5100_1000),
+            Range::new(0x5200_0000, 0x5200_2000),
+        ]
+    );
+    assert_eq!(board.no_map.as_slice(), [Range::new(0x5000_0000, 0x5020_0000)]);
+    assert_eq!(board.cpus.iter().map(|cpu| cpu.mpidr).collect::<Vec<_>>(), [0, 1, 0x100, 0x101]);
+    assert_eq!(board.gic.distributor, Range::new(0x8800_0000, 0x8801_0000));
+    assert_eq!(
+        board.gic.redistributors.as_slice(),
+        [Range::new(0x880a_0000, 0x882a_0000), Range::new(0x8900_0000, 0x8920_0000)]
+    );
+    assert_eq!(board.kernel.range, Range::new(0x4400_0000, 0x4600_0000));
+    assert_eq!(board.kernel.arguments, b"console=ttyAMA0 quiet");
+    let ramdisk = board.ramdisk.unwrap();
+    assert_eq!(ramdisk.range, Range::new(0x4c00_0000, 0x4c10_0000));
+    assert_eq!(ramdisk.arguments, b"");
+    assert_eq!(own_arguments(&fdt), b"loglevel=debug");
+}
+
+#[test]
+fn the_console_is_the_chosen_one_or_the_first() {
+    let find = |stdout| {
+        let blob = Sample { stdout, ..Sample::default() }.tree();
+        Console::find(&Fdt::new(&blob).unwrap()).map(|console| console.registers.start)
+    };
+    assert_eq!(find(Some("/soc/bus@9000000/serial@10000:115200n8")), Some(0x8901_0000));
+    assert_eq!(find(Some("serial0:115200")), Some(0x8901_0000));
+    // Not a UART, not there, disabled, not named at all.
+    for stdout in [Some("/psci"), Some("/x"), Some("/soc/serial@0"), Some(""), None] {
+        assert_eq!(find(stdout), Some(0x8901_0000), "{stdout:?}");
+    }
+}
+
+#[test]
+fn memory_may_come_in_pieces_but_not_be_absent() {
+    let memory =
+        vec![0x8000_0000, 0x1000, 0, 0, 0x4000_0000, 0x4000_0000, u64::MAX, 0x2000, 0x9000_0000, 0];
+    let blob = Sample { memory, ..Sample::default() }.tree();
+    let board = Board::read(&Fdt::new(&blob).unwrap()).unwrap();
+    assert_eq!(board.ram.as_slice(), [Range::new(0x4000_0000, 0x8000_1000)]);
+    for memory in [vec![], vec![0, 0]] {
+        assert_eq!(read(&Sample { memory, ..Sample::default() }), Err(BoardError::NoMemory));
+    }
+    let memory = (0..MAX_RAM as u64 + 1).flat_map(|n| [n << 30, 4096]).collect();
+    let many = read(&Sample { memory, ..Sample::default() });
+    assert_eq!(many, Err(BoardError::TooMany("ranges of memory")));
+}
+
+#[test]
+fn what_is_missing_is_named() {
+    let gic = "arm,cortex-a15-gic";
+    assert_eq!(read(&Sample { gic, ..Sample::default() }), Err(BoardError::NoGicv3));
+    assert_eq!(read(&Sample { psci: None, ..Sample::default() }), Err(BoardError::NoPsci));
+    let psci = |compatible, method| {
+        read(&Sample { psci: Some((compatible, method)), ..Sample::default() })
+    };
+    assert_eq!(psci(&["arm,psci"], "smc"), Err(BoardError::NoPsci));
+    assert_eq!(psci(&["arm,psci-0.2"], "smc"), Ok(()));
+    assert_eq!(psci(&["arm,psci-1.0"], "hvc"), Err(BoardError::PsciByHvc));
+    assert_eq!(psci(&["arm,psci-1.0"], "fax"), Err(BoardError::NoPsci));
+    assert_eq!(read(&Sample { cpus: vec![], ..Sample::default() }), Err(BoardError::NoCpus));
+    let cpus = (0..=MAX_CPUS as u64).collect();
+    assert_eq!(read(&Sample { cpus, ..Sample::default() }), Err(BoardError::TooMany("CPUs")));
+}
+
+#[test]
+fn modules_go_by_kind_or_by_order() {
+    let modules = |modules| read(&Sample { modules, ..Sample::default() });
+    let ramdisk = (RAMDISK, 0x4c00_0000, 0x1000);
+    let kernel = (KERNEL, 0x4400_0000, 0x1000);
+    assert_eq!(modules(vec![]), Err(BoardError::NoKernel));
+    assert_eq!(modules(vec![ramdisk]), Err(BoardError::NoKernel));
+    assert_eq!(modules(vec![kernel]), Ok(()));
+    assert_eq!(modules(vec![ramdisk, kernel]), Ok(()));
+    assert_eq!(modules(vec![kernel, kernel]), Err(BoardError::TwoModules("kernel")));
+    assert_eq!(modules(vec![kernel, ramdisk, ramdisk]), Err(BoardError::TwoModules("ramdisk")));
+    assert_eq!(modules(vec![(KERNEL, 1, 0)]), Err(BoardError::EmptyModule("kernel")));
+    assert_eq!(modules(vec![(KERNEL, u64::MAX, 2)]), Err(BoardError::EmptyModule("kernel")));
+    let modules = vec![(MODULE, 0x4400_0000, 0x1000), (MODULE, 0x4c00_0000, 0x1000)];
+    let blob = Sample { modules, ..Sample::default() }.tree();
+    let board = Board::read(&Fdt::new(&blob).unwrap()).unwrap();
+    assert_eq!(board.kernel.range.start, 0x4400_0000);
+    assert_eq!(board.ramdisk.unwrap().range.start, 0x4c00_0000);
+}

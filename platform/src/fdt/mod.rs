@@ -103,8 +103,11 @@ impl<'a> Fdt<'a> {
         };
         let [structure_at, strings_at, reservations_at] = [field(2)?, field(3)?, field(4)?];
         let [version, compatible] = [field(5)?, field(6)?];
-        if version < VERSION || compatible > VERSION {
+        if version < VERSION {
             return Err(FdtError::BadVersion(version));
+        }
+        if compatible > VERSION {
+            return Err(FdtError::BadVersion(compatible));
         }
         if structure_at % 4 != 0 || reservations_at % 8 != 0 {
             return Err(FdtError::BadHeader);

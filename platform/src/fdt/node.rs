@@ -7,6 +7,10 @@ use arrayvec::ArrayVec;
 use super::{Cursor, Fdt, MAX_DEPTH, Property, Token, word};
 use crate::range::Range;
 
+/// The most words that the specification has for a number. More than 2 are
+/// not read, so that it does not matter how many they are.
+const MAX_CELLS: u32 = 4;
+
 /// A node of a tree.
 #[derive(Clone, Copy)]
 pub struct Node<'a> {
@@ -17,13 +21,13 @@ pub struct Node<'a> {
 }
 
 /// How many words an address and a size take in the `reg` of a node's
-/// children.
+/// children: 0 to 4 each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cells {
     /// `#address-cells`
-    pub address: u32,
+    pub address: u8,
     /// `#size-cells`
-    pub size: u32,
+    pub size: u8,
 }
 
 impl Default for Cells {
@@ -36,7 +40,7 @@ impl Default for Cells {
 impl Cells {
     /// Bytes of one address and its size.
     pub const fn stride(&self) -> usize {
-        (self.address as usize).saturating_add(self.size as usize).saturating_mul(4)
+        (self.address + self.size) as usize * 4
     }
 
     /// Address and size of each entry of a `reg`. Nothing if an address or a
@@ -122,9 +126,10 @@ impl<'a> Node<'a> {
     /// The form of the `reg` of this node's children.
     pub fn cells(&self) -> Cells {
         let default = Cells::default();
+        let cells = |name, default: u8| self.word(name).map_or(default, |n| n.min(MAX_CELLS) as u8);
         Cells {
-            address: self.word(b"#address-cells").unwrap_or(default.address),
-            size: self.word(b"#size-cells").unwrap_or(default.size),
+            address: cells(b"#address-cells", default.address),
+            size: cells(b"#size-cells", default.size),
         }
     }
 

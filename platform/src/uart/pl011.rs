@@ -50,7 +50,7 @@ impl Pl011 {
     /// The 4 KiB at `base` must be mapped as device memory for as long as the
     /// value lives, and answer to reads and writes as a PL011's registers, or
     /// if only [`Self::is_present`] is called, be safe to read.
-    pub const unsafe fn new(base: usize) -> Pl011 {
+    pub unsafe fn new(base: usize) -> Pl011 {
         // SAFETY: the caller says that the registers are mapped; they are
         // accessed volatile through cells only, so others may do so as well.
         Pl011 { registers: unsafe { &*core::ptr::with_exposed_provenance(base) } }
