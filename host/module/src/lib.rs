@@ -1,1 +1,60 @@
-//! placeholder
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The Rust half of the Linux module: what `escrow.h` declares and C calls.
+//!
+//! C is the kernel's side: it locks, allocates, maps and sleeps. What happens
+//! to a page, a VM or a vCPU is decided behind these functions, in
+//! `escrow-memfd` and `escrow-vmcore`, which know no kernel.
+//!
+//! The contract with C, for every function here: pointers are not null unless
+//! the Rust type is an `Option`, point to initialised objects of the type
+//! whose size `escrow.h` asserts, and stay valid for the call. Where Rust
+//! takes `&mut`, C holds the lock that `escrow.h` names at the function.
+//! Errors are negative errno values.
+
+#![no_std]
+
+extern crate alloc;
+
+mod allocator;
+mod hypervisor;
+mod kernel;
+mod page;
+mod panic;
+mod vcpu;
+mod vm;
+
+use escrow_abi::MemEntry;
+use escrow_memfd::{Counts, Folio};
+use escrow_vmcore::exit::Vcpu;
+use escrow_vmcore::metadata::Metadata;
+use escrow_vmcore::{Errno, uapi};
+
+// The sizes that `escrow.h` asserts for its side of the same structures.
+const _: () = {
+    assert!(size_of::<Folio>() == 32 && align_of::<Folio>() <= 8);
+    assert!(size_of::<Counts>() == 32 && align_of::<Counts>() <= 8);
+    assert!(size_of::<Metadata>() == 8);
+    assert!(size_of::<Vcpu>() == 16 && align_of::<Vcpu>() <= 8);
+    assert!(size_of::<MemEntry>() == 32);
+    assert!(size_of::<page::CReport>() == 12);
+    assert!(size_of::<page::CRefusal>() == 16);
+    assert!(size_of::<vm::CMapRequest>() == 40);
+    assert!(size_of::<vm::CPlace>() == 40);
+    assert!(size_of::<vcpu::CExit>() == 32);
+    assert!(size_of::<vcpu::CStep>() == 56);
+    assert!(size_of::<uapi::VcpuRun>() == 40);
+};
+
+/// The C form of a result without a value.
+fn status(result: Result<(), Errno>) -> i32 {
+    match result {
+        Ok(()) => 0,
+        Err(errno) => errno.to_return(),
+    }
+}
+
+/// The C form of a result whose value goes through a pointer.
+fn store<T>(result: Result<T, Errno>, to: &mut T) -> i32 {
+    status(result.map(|value| *to = value))
+}

@@ -43,6 +43,36 @@ impl Errno {
     pub const fn to_return(self) -> i32 {
         -(self as i32)
     }
+
+    /// Reads what a system call returns; an error that this crate has no name
+    /// for is `Io`.
+    ///
+    /// # Errors
+    /// What it says, if it is negative.
+    pub fn from_return(value: i32) -> Result<(), Errno> {
+        if value >= 0 {
+            return Ok(());
+        }
+        let known = Self::ALL.iter().find(|errno| errno.to_return() == value);
+        Err(known.copied().unwrap_or(Errno::Io))
+    }
+
+    const ALL: [Errno; 14] = [
+        Errno::NotPermitted,
+        Errno::NotFound,
+        Errno::Io,
+        Errno::Again,
+        Errno::NoMemory,
+        Errno::Access,
+        Errno::Busy,
+        Errno::Exists,
+        Errno::NoDevice,
+        Errno::Invalid,
+        Errno::NoSpace,
+        Errno::Overflow,
+        Errno::Unsupported,
+        Errno::Poisoned,
+    ];
 }
 
 impl From<Error> for Errno {
@@ -80,6 +110,16 @@ impl core::error::Error for Errno {}
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn returns_are_read_back() {
+        for errno in Errno::ALL {
+            assert_eq!(Errno::from_return(errno.to_return()), Err(errno));
+        }
+        assert_eq!(Errno::from_return(0), Ok(()));
+        assert_eq!(Errno::from_return(7), Ok(()));
+        assert_eq!(Errno::from_return(-4), Err(Errno::Io), "EINTR has no name here");
+    }
 
     #[test]
     fn who_is_told_to_try_again_may() {

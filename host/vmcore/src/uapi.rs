@@ -14,15 +14,22 @@
 //!   `/proc/PID/fdinfo/FD`; see [`fdinfo`].
 //! - What Escrow says of itself is in the files of [`SYSFS_DIR`].
 
+use escrow_abi::FrameState;
+
 /// The device.
 pub const DEVICE: &str = "/dev/gunyah";
 
 /// Folder with one file for each fact that Escrow tells about itself:
 /// `version` (`0.1.0`), `cpus` (a decimal number), `vms` (a decimal number;
 /// the host is not counted), `pages` (a line `NAME COUNT` for each state of
-/// [`escrow_abi::FrameState`], in the order of its numbers; `NAME` is
-/// [`escrow_abi::FrameState::name`] with `-` for a blank and without commas).
+/// [`FrameState`], in the order of its numbers; `NAME` is [`state_name`]).
 pub const SYSFS_DIR: &str = "/sys/class/misc/gunyah/escrow";
+
+/// The name of a state in [`SYSFS_DIR`]'s `pages`.
+pub fn state_name(state: FrameState) -> impl Iterator<Item = u8> {
+    let bytes = state.name().bytes().filter(|&byte| byte != b',');
+    bytes.map(|byte| if byte == b' ' { b'-' } else { byte })
+}
 
 /// Names of the lines in a guest memory's `fdinfo`.
 ///

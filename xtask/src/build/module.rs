@@ -20,6 +20,8 @@ use crate::shell::{Step, find_program, run_quietly, write_if_changed};
 const NAME: &str = "escrow";
 /// What Kbuild files call the Rust half.
 const RUST_OBJECT: &str = "escrow_rust.o";
+/// How the Rust half is linked.
+const RUST_SCRIPT: &str = "escrow_rust.ld";
 /// C may call the functions of the Rust half whose names begin like this;
 /// what they do not need is left out.
 const ENTRY_PREFIX: &str = "escrow_";
@@ -38,8 +40,9 @@ pub fn build(workspace: &Workspace, setup: &Setup) -> Result<()> {
     let library = only(&built, Kind::StaticLibrary, "escrow_module")?;
     let work = workspace.paths().module_build();
 
-    let mut changed = stage(&workspace.root().join("host/module"), &work)?;
-    changed |= prelink(library, &work)?;
+    let source = workspace.root().join("host/module");
+    let mut changed = stage(&source, &work)?;
+    changed |= prelink(library, &source.join(RUST_SCRIPT), &work)?;
     // Another kernel is another module.
     changed |= write_if_changed(&work.join("kernel"), kernel.to_string().as_bytes())?;
     let result = work.join(format!("{NAME}.ko"));
@@ -92,18 +95,23 @@ fn sources(folder: &Path) -> Result<Vec<PathBuf>> {
 
 /// Links the Rust half to one object that has no more than C can reach.
 /// Whether it changed.
-fn prelink(library: &Path, work: &Path) -> Result<bool> {
+fn prelink(library: &Path, script: &Path, work: &Path) -> Result<bool> {
     let entries = entries(library)?;
     if entries.is_empty() {
         bail!("{} defines no function {ENTRY_PREFIX}…: nothing for C to call", library.display());
     }
     let object = work.join("escrow_rust.new");
     let mut command = Command::new(LINKER);
-    command.args(["-r", "--gc-sections", "-o"]).arg(&object);
+    command.args(["-r", "--strip-debug", "--gc-sections", "-T"]).arg(script);
+    command.arg("-o").arg(&object);
     for entry in &entries {
         command.args(["-u", entry]);
     }
     run_quietly(command.arg(library))?;
+    // The standard library's objects carry their bitcode with them.
+    let mut objcopy = Command::new("aarch64-linux-gnu-objcopy");
+    objcopy.args(["--remove-section=.llvmbc", "--remove-section=.llvmcmd"]);
+    run_quietly(objcopy.arg(&object))?;
     let changed = write_if_changed(&work.join(RUST_OBJECT), &fs::read(&object)?)?;
     fs::remove_file(&object)?;
     // Kbuild wants to know how each object was made.
@@ -147,9 +155,9 @@ fn kbuild(work: &Path, kernel: &HostKernel) -> Result<()> {
     let output = run_quietly(&mut command)?;
     // make itself and modpost warn, too.
     let warnings = String::from_utf8_lossy(&output.stderr);
-    let mut warnings = warnings.lines().filter(|line| !is_known_remark(line));
-    if let Some(warning) = warnings.next() {
-        bail!("the kernel's build warns: {warning}");
+    let warnings: Vec<_> = warnings.lines().filter(|line| !is_known_remark(line)).collect();
+    if !warnings.is_empty() {
+        bail!("the kernel's build warns:\n{}", warnings.join("\n"));
     }
     step.done();
     Ok(())

@@ -1,0 +1,337 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * The shim: Linux's side of Escrow.
+ *
+ * C locks, allocates, maps and sleeps; Rust (escrow_rs_*) decides. Locks, in
+ * the order in which they are taken:
+ *
+ *   vm->lock		bindings, vCPUs, start; read by vCPUs that fetch pages
+ *   invalidate_lock	of a memory's mapping: its pages come and go under the
+ *			exclusive lock, are looked up, made and given away
+ *			singly under the shared one
+ *   folio lock		transitions of one page, and its user mappings
+ *   vm->metadata_lock	donations of one VM
+ *
+ * and, outside of all of these, mmap_lock (page faults) and vcpu->run_lock.
+ */
+#ifndef ESCROW_H
+#define ESCROW_H
+
+#include <linux/fs.h>
+#include <linux/kref.h>
+#include <linux/list.h>
+#include <linux/mutex.h>
+#include <linux/rwsem.h>
+#include <linux/spinlock.h>
+#include <linux/types.h>
+#include <linux/wait.h>
+#include <linux/xarray.h>
+
+#include "gunyah_uapi.h"
+
+#undef pr_fmt
+#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
+
+#define ESCROW_VCPUS_MAX 32
+
+/* The way in which a guest has a page. */
+enum escrow_how {
+	ESCROW_LENT = 0,
+	ESCROW_SHARED = 1,
+};
+
+/* State of Rust's that lives in objects of C's. Zero bytes are a valid start. */
+struct escrow_page_state {
+	u64 opaque[4];
+};
+
+struct escrow_counts {
+	u64 opaque[4];
+};
+
+struct escrow_metadata {
+	u64 opaque;
+};
+
+struct escrow_vcpu_core {
+	u64 opaque[2];
+};
+
+/* Rust's alone. */
+struct escrow_vm_core;
+
+/* An entry of a list that goes to EL2. */
+struct escrow_entry {
+	u64 opaque[4];
+};
+
+struct escrow_report {
+	u32 refcount;
+	u32 safe;
+	u32 accessible;
+};
+
+struct escrow_refusal {
+	s64 excess;
+	u32 accessible;
+	u32 reserved;
+};
+
+struct escrow_map_request {
+	u64 guest;
+	u64 size;
+	u64 offset;
+	u32 how;
+	u32 rights;
+	bool unbind;
+	u8 reserved[7];
+};
+
+struct escrow_mem;
+
+/* Guest addresses and the memory behind them. */
+struct escrow_place {
+	struct escrow_mem *mem;
+	u64 guest;
+	u64 size;
+	u64 offset;
+	u32 how;
+	u32 rights;
+};
+
+struct escrow_exit {
+	u32 reason;
+	u32 reserved;
+	u64 words[GUNYAH_EXIT_WORDS];
+};
+
+enum escrow_step_kind {
+	ESCROW_STEP_AGAIN = 0,
+	ESCROW_STEP_SLEEP = 1,
+	ESCROW_STEP_OFF = 2,
+	ESCROW_STEP_BRING = 3,
+	ESCROW_STEP_DOWN = 4,
+	ESCROW_STEP_EXIT = 5,
+};
+
+struct escrow_step {
+	u32 kind;
+	u32 down;
+	u64 at;
+	u64 access;
+	struct escrow_exit exit;
+};
+
+static_assert(sizeof(struct escrow_page_state) == 32);
+static_assert(sizeof(struct escrow_counts) == 32);
+static_assert(sizeof(struct escrow_metadata) == 8);
+static_assert(sizeof(struct escrow_vcpu_core) == 16);
+static_assert(sizeof(struct escrow_entry) == 32);
+static_assert(sizeof(struct escrow_report) == 12);
+static_assert(sizeof(struct escrow_refusal) == 16);
+static_assert(sizeof(struct escrow_map_request) == 40);
+static_assert(sizeof(struct escrow_place) == 40);
+static_assert(sizeof(struct escrow_exit) == 32);
+static_assert(sizeof(struct escrow_step) == 56);
+static_assert(sizeof(struct gunyah_vcpu_run) == 40);
+
+/* One page, of a memory or of a VM's metadata. */
+struct escrow_page {
+	struct escrow_page_state state;
+	struct folio *folio;
+	struct list_head link; /* of metadata: in vm->metadata_pages */
+};
+
+/* Pages on their way to or from EL2 in one call. */
+struct escrow_batch {
+	struct escrow_entry *list;
+	u32 capacity;
+	u32 count;
+	u64 vm;
+	int how;
+	struct escrow_page *pages[] __counted_by(capacity);
+};
+
+#define ESCROW_BATCH 128
+
+/* A guest memory: what its file's private_data points to. */
+struct escrow_mem {
+	struct file *file;
+	struct xarray pages; /* of struct escrow_page, by page offset */
+	struct escrow_counts counts;
+	struct escrow_batch *batch; /* under the exclusive invalidate_lock */
+	spinlock_t refusal_lock;
+	bool was_refused;
+	u64 refused_offset;
+	struct escrow_refusal refusal;
+};
+
+struct escrow_vcpu;
+
+struct escrow_vm {
+	struct kref ref;
+	struct rw_semaphore lock;
+	struct escrow_vm_core *core;
+	u64 handle;
+	bool is_down; /* set once; the core knows why */
+	bool is_destroyed;
+	wait_queue_head_t wait; /* vCPUs that sleep for their guests */
+	struct escrow_vcpu *vcpus[ESCROW_VCPUS_MAX]; /* no references */
+
+	struct mutex metadata_lock;
+	struct escrow_metadata metadata;
+	struct escrow_counts metadata_counts;
+	struct list_head metadata_pages;
+	struct escrow_batch *batch; /* under metadata_lock */
+
+	struct list_head remains;
+};
+
+struct escrow_vcpu {
+	struct escrow_vm *vm;
+	u32 id;
+	bool is_removed; /* under vm->lock */
+	struct mutex run_lock;
+	struct escrow_vcpu_core core; /* under run_lock */
+	struct gunyah_vcpu_run *run; /* shared with user space */
+};
+
+/* page.c */
+struct escrow_page *escrow_page_alloc(struct escrow_counts *counts);
+void escrow_page_free(struct escrow_page *page, struct escrow_counts *counts);
+struct escrow_batch *escrow_batch_alloc(u32 capacity);
+void escrow_batch_free(struct escrow_batch *batch);
+void escrow_batch_reset(struct escrow_batch *batch);
+void escrow_batch_add(struct escrow_batch *batch, struct escrow_page *page, u64 guest,
+		      u32 rights, const struct escrow_report *report);
+int escrow_batch_take_back(struct escrow_batch *batch, struct escrow_counts *counts,
+			   bool quarantine);
+u64 escrow_batch_address(const struct escrow_batch *batch);
+
+/* mem.c */
+int escrow_mem_create(const struct gunyah_create_guest_mem_args *args);
+struct escrow_mem *escrow_mem_of(struct file *file);
+int escrow_mem_give(struct escrow_vm *vm, const struct escrow_place *place);
+int escrow_mem_take_back(struct escrow_mem *mem, u64 offset, u64 size, u64 vm, int how,
+			 bool quarantine);
+
+/* vm.c */
+int escrow_vm_create(void);
+struct escrow_vm *escrow_vm_hold(struct escrow_vm *vm);
+void escrow_vm_release(struct escrow_vm *vm);
+void escrow_vm_exit(void);
+
+/* vcpu.c */
+int escrow_vcpu_add(struct escrow_vm *vm, u32 id);
+
+/* sysfs.c */
+extern const struct attribute_group *escrow_groups[];
+
+/* What Rust calls. */
+void *escrow_alloc(size_t size);
+void escrow_free(void *block);
+void __noreturn escrow_panic(const char *file, size_t length, u32 line);
+void escrow_hvc(const u64 args[8], u64 results[5]);
+bool escrow_folio_freeze(struct folio *folio, u32 at, u32 *count);
+void escrow_folio_unfreeze(struct folio *folio, u32 to);
+bool escrow_folio_is_poisoned(struct folio *folio);
+bool escrow_pause(u32 microseconds);
+int escrow_vm_donate(struct escrow_vm *vm, u64 pages);
+void escrow_mem_get(struct escrow_mem *mem);
+void escrow_mem_put(struct escrow_mem *mem);
+
+/*
+ * What Rust offers; documented there, in src/. Pointers are not NULL. All
+ * return 0 or a negative errno, unless they say otherwise.
+ */
+
+/* Pages: with the folio locked, or alone with the page. */
+int escrow_rs_page_populate(struct escrow_page_state *page, struct escrow_counts *counts);
+int escrow_rs_page_remove(struct escrow_page_state *page, struct escrow_counts *counts);
+bool escrow_rs_page_is_reachable(const struct escrow_page_state *page);
+/* enum escrow_how, or -1 */
+int escrow_rs_page_borrower(const struct escrow_page_state *page, u64 *vm);
+/* 0, or 1: there already */
+int escrow_rs_page_begin_give(struct escrow_page_state *page, struct folio *folio, u32 how,
+			      u64 vm, u64 guest, struct escrow_report *report,
+			      struct escrow_refusal *refusal);
+int escrow_rs_page_end_give(struct escrow_page_state *page, struct escrow_counts *counts,
+			    struct folio *folio, u32 how, u64 vm, u64 guest, bool done);
+/* enum escrow_how */
+int escrow_rs_page_begin_take_back(struct escrow_page_state *page, struct escrow_counts *counts);
+int escrow_rs_page_taken_back(struct escrow_page_state *page, struct escrow_counts *counts,
+			      struct folio *folio);
+int escrow_rs_page_kept(struct escrow_page_state *page, struct escrow_counts *counts,
+			bool quarantine);
+void escrow_rs_counts(const struct escrow_counts *counts, u64 out[4]);
+void escrow_rs_list_entry(struct escrow_entry *entry, u64 frame, u64 guest, u32 rights,
+			  const struct escrow_report *report);
+
+/* Calls to EL2. */
+bool escrow_rs_identify(void);
+int escrow_rs_vm_create(u64 list, u32 count, u64 *handle);
+int escrow_rs_vm_top_up(u64 vm, u64 list, u32 count);
+int escrow_rs_vm_destroy(u64 vm);
+int escrow_rs_mem_give(struct escrow_vm *donor, u64 vm, u32 how, u64 list, u32 count,
+		       u64 *index, u64 *detail);
+int escrow_rs_mem_take_back(u32 how, u64 list, u32 count);
+int escrow_rs_info_version(u64 *value);
+int escrow_rs_info_cpus(u64 *value);
+int escrow_rs_info_vms(u64 *value);
+int escrow_rs_info_pages(u64 state, u8 name[32], u64 *value);
+
+/* Metadata: under vm->metadata_lock. */
+u32 escrow_rs_metadata_initial(void);
+/* How many pages. */
+int escrow_rs_metadata_plan(const struct escrow_metadata *metadata, u64 needed);
+void escrow_rs_metadata_gave(struct escrow_metadata *metadata, u64 pages);
+void escrow_rs_metadata_got_back(struct escrow_metadata *metadata, u64 pages);
+
+/* Arguments. */
+int escrow_rs_map_check(const struct gunyah_map_mem_args *args,
+			struct escrow_map_request *request);
+/* 1: close on exec */
+int escrow_rs_create_mem_check(const struct gunyah_create_guest_mem_args *args);
+/* The vCPU's number. */
+int escrow_rs_function_check(const struct gunyah_fn_desc *desc,
+			     const struct gunyah_fn_vcpu_arg *arg);
+
+/* VMs: under vm->lock, for writing unless the core is const. */
+struct escrow_vm_core *escrow_rs_vm_new(u64 handle);
+void escrow_rs_vm_free(struct escrow_vm_core *core); /* may be NULL */
+int escrow_rs_vm_set_dtb(struct escrow_vm_core *core,
+			 const struct gunyah_vm_dtb_config *config);
+int escrow_rs_vm_set_boot_context(struct escrow_vm_core *core,
+				  const struct gunyah_vm_boot_context *context);
+int escrow_rs_vm_bind(struct escrow_vm_core *core, struct escrow_vm *donor,
+		      const struct escrow_map_request *request, struct escrow_mem *mem);
+int escrow_rs_vm_begin_unbind(struct escrow_vm_core *core,
+			      const struct escrow_map_request *request,
+			      struct escrow_mem *mem);
+int escrow_rs_vm_end_unbind(struct escrow_vm_core *core, struct escrow_vm *donor,
+			    const struct escrow_map_request *request);
+int escrow_rs_vm_find(const struct escrow_vm_core *core, u64 guest, u64 access,
+		      struct escrow_place *place);
+int escrow_rs_vm_binding(const struct escrow_vm_core *core, size_t index,
+			 struct escrow_place *place);
+int escrow_rs_vm_add_vcpu(struct escrow_vm_core *core, struct escrow_vm *donor, u32 id,
+			  struct escrow_vcpu_core *vcpu);
+int escrow_rs_vm_remove_vcpu(struct escrow_vm_core *core, u32 id);
+bool escrow_rs_vm_is_started(const struct escrow_vm_core *core);
+/* 0: runs already, 1: needs the place */
+int escrow_rs_vm_check_start(const struct escrow_vm_core *core, u32 cpus,
+			     struct escrow_place *place);
+int escrow_rs_vm_start(struct escrow_vm_core *core, struct escrow_vm *donor);
+void escrow_rs_vm_down(const struct escrow_vm_core *core, u32 kind);
+bool escrow_rs_vm_status(const struct escrow_vm_core *core, struct escrow_exit *exit);
+
+/* vCPUs: under vcpu->run_lock. */
+int escrow_rs_vcpu_resume(const struct escrow_vcpu_core *vcpu,
+			  const u64 answer[GUNYAH_EXIT_WORDS], u64 registers[8]);
+int escrow_rs_vcpu_ended(struct escrow_vcpu_core *vcpu, const u64 results[5],
+			 struct escrow_step *step);
+void escrow_rs_vcpu_page_brought(struct escrow_vcpu_core *vcpu, u64 guest, int result,
+				 struct escrow_step *step);
+u64 escrow_rs_nanoseconds_until(u64 now, u64 deadline, u32 frequency);
+
+#endif

@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Calls to Escrow that concern no VM's bindings.
+
+use escrow_abi::{FrameState, call};
+use escrow_memfd::How;
+use escrow_vmcore::hypercall::{self, CallError, List};
+use escrow_vmcore::metadata::{INITIAL, Metadata};
+use escrow_vmcore::{Errno, uapi};
+
+use crate::kernel::{Hvc, VmPtr};
+use crate::{status, store};
+
+/// Whether Escrow answers.
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_identify() -> bool {
+    hypercall::identify(&mut Hvc)
+}
+
+/// Creates a VM out of the pages of a list.
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_vm_create(list: u64, count: u32, handle: &mut u64) -> i32 {
+    let created = hypercall::vm_create(&mut Hvc, List { address: list, count });
+    store(created.map_err(Errno::from), handle)
+}
+
+/// Donates the pages of a list.
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_vm_top_up(vm: u64, list: u64, count: u32) -> i32 {
+    let done = hypercall::vm_top_up(&mut Hvc, vm, List { address: list, count });
+    status(done.map_err(Errno::from))
+}
+
+/// Ends a VM. EBUSY: one of its vCPUs runs.
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_vm_destroy(vm: u64) -> i32 {
+    status(hypercall::vm_destroy(&mut Hvc, vm).map_err(Errno::from))
+}
+
+/// Lends or shares the pages of a list. On an error that concerns one of
+/// them, `index` is its place and `detail` what Escrow says about it.
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_mem_give(
+    donor: VmPtr,
+    vm: u64,
+    how: u32,
+    list: u64,
+    count: u32,
+    index: &mut u64,
+    detail: &mut u64,
+) -> i32 {
+    let mut donor = donor;
+    let list = List { address: list, count };
+    let result = if how == How::Shared as u32 {
+        hypercall::mem_share(&mut Hvc, &mut donor, vm, list)
+    } else {
+        hypercall::mem_lend(&mut Hvc, &mut donor, vm, list)
+    };
+    if let Err(CallError::Refused(refused)) = result {
+        (*index, *detail) = (refused.index, refused.detail);
+    }
+    status(result.map_err(Errno::from))
+}
+
+/// Takes the pages of a list back. EBUSY: the guest has not unlocked one of
+/// them.
+///
+/// Shared pages of a living VM are unshared, which leaves their contents
+/// alone; all others are reclaimed.
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_mem_take_back(how: u32, list: u64, count: u32) -> i32 {
+    let list = List { address: list, count };
+    let result = if how == How::Shared as u32 {
+        hypercall::mem_unshare(&mut Hvc, list).or_else(|_| hypercall::mem_reclaim(&mut Hvc, list))
+    } else {
+        hypercall::mem_reclaim(&mut Hvc, list)
+    };
+    status(result.map_err(Errno::from))
+}
+
+/// Escrow's version: `major << 32 | minor << 16 | patch`.
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_info_version(value: &mut u64) -> i32 {
+    info(call::INFO_VERSION, 0, value)
+}
+
+/// How many CPUs Escrow runs on.
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_info_cpus(value: &mut u64) -> i32 {
+    info(call::INFO_CPUS, 0, value)
+}
+
+/// How many VMs there are.
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_info_vms(value: &mut u64) -> i32 {
+    info(call::INFO_VMS, 0, value)
+}
+
+/// How many pages are in a state, and the state's name, with a zero at its
+/// end. ENOENT: no such state.
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_info_pages(state: u64, name: &mut [u8; 32], value: &mut u64) -> i32 {
+    let Some(frame_state) = FrameState::from_number(state) else {
+        return Errno::NotFound.to_return();
+    };
+    let bytes = uapi::state_name(frame_state);
+    *name = [0; 32];
+    // All but the last byte, which stays zero.
+    for (to, from) in name[..31].iter_mut().zip(bytes) {
+        *to = from;
+    }
+    info(call::INFO_PAGES, state, value)
+}
+
+fn info(selector: u64, which: u64, value: &mut u64) -> i32 {
+    store(hypercall::ledger_info(&mut Hvc, selector, which).map_err(Errno::from), value)
+}
+
+/// How many pages a VM is created with.
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_metadata_initial() -> u32 {
+    INITIAL as u32
+}
+
+/// How many pages to donate when so many are needed. → the number
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_metadata_plan(metadata: &Metadata, needed: u64) -> i32 {
+    match metadata.plan(needed) {
+        Ok(pages) => pages as i32,
+        Err(errno) => errno.to_return(),
+    }
+}
+
+/// Escrow has taken pages.
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_metadata_gave(metadata: &mut Metadata, pages: u64) {
+    metadata.gave(pages);
+}
+
+/// Escrow has given pages back.
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_metadata_got_back(metadata: &mut Metadata, pages: u64) {
+    metadata.got_back(pages);
+}

@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! What C offers to Rust.
+
+use core::ffi::c_void;
+use core::ptr::NonNull;
+
+use escrow_memfd::{Pause, References, Sleeper};
+use escrow_vmcore::Errno;
+use escrow_vmcore::hypercall::{Donor, Hypervisor};
+
+unsafe extern "C" {
+    pub(crate) fn escrow_alloc(size: usize) -> *mut u8;
+    pub(crate) fn escrow_free(block: *mut u8);
+    pub(crate) fn escrow_panic(file: *const u8, length: usize, line: u32) -> !;
+    fn escrow_hvc(args: &[u64; 8], results: &mut [u64; 5]);
+    fn escrow_folio_freeze(folio: NonNull<c_void>, at: u32, count: &mut u32) -> bool;
+    fn escrow_folio_unfreeze(folio: NonNull<c_void>, to: u32);
+    fn escrow_folio_is_poisoned(folio: NonNull<c_void>) -> bool;
+    fn escrow_pause(microseconds: u32) -> bool;
+    fn escrow_vm_donate(vm: NonNull<c_void>, pages: u64) -> i32;
+    fn escrow_mem_get(mem: NonNull<c_void>);
+    fn escrow_mem_put(mem: NonNull<c_void>);
+}
+
+/// `hvc #0` on this CPU.
+pub(crate) struct Hvc;
+
+impl Hypervisor for Hvc {
+    fn call(&mut self, args: [u64; 8]) -> [u64; 5] {
+        let mut results = [0; 5];
+        // SAFETY: the module is loaded only where Escrow answers, and Escrow
+        // changes no memory of the kernel's that a call does not name. What
+        // calls name are lists and folios, which their owners have frozen.
+        unsafe { escrow_hvc(&args, &mut results) };
+        results
+    }
+}
+
+/// A `struct folio`.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub(crate) struct FolioPtr(NonNull<c_void>);
+
+impl References for FolioPtr {
+    fn freeze(&self, at: u32) -> Result<(), u32> {
+        let mut count = 0;
+        // SAFETY: by the contract of this crate the folio is one, and the
+        // memory that asks owns a reference or the freeze.
+        let frozen = unsafe { escrow_folio_freeze(self.0, at, &mut count) };
+        if frozen { Ok(()) } else { Err(count) }
+    }
+
+    fn unfreeze(&self, to: u32) {
+        // SAFETY: as above; only a frozen folio gets here.
+        unsafe { escrow_folio_unfreeze(self.0, to) }
+    }
+
+    fn is_poisoned(&self) -> bool {
+        // SAFETY: as above.
+        unsafe { escrow_folio_is_poisoned(self.0) }
+    }
+}
+
+/// The task that called in.
+pub(crate) struct Task;
+
+impl Sleeper for Task {
+    fn pause(&self, pause: Pause) -> bool {
+        let microseconds = match pause {
+            Pause::Spin => 0,
+            Pause::Sleep(microseconds) => microseconds,
+        };
+        // SAFETY: callers are in process context without spinlocks.
+        unsafe { escrow_pause(microseconds) }
+    }
+}
+
+/// C's `struct escrow_vm`, which can donate pages.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub(crate) struct VmPtr(NonNull<c_void>);
+
+impl Donor for VmPtr {
+    fn donate(&mut self, pages: u64) -> Result<(), Errno> {
+        // SAFETY: by the contract of this crate it is one, and it lives on.
+        Errno::from_return(unsafe { escrow_vm_donate(self.0, pages) })
+    }
+}
+
+/// A reference to C's `struct escrow_mem`, counted.
+#[derive(Debug, PartialEq, Eq)]
+#[repr(transparent)]
+pub(crate) struct MemRef(NonNull<c_void>);
+
+impl MemRef {
+    /// One more reference to a memory that the caller holds one to.
+    pub(crate) fn new(mem: MemPtr) -> Self {
+        // SAFETY: by the contract of this crate it is one, held by the caller.
+        unsafe { escrow_mem_get(mem.0) };
+        MemRef(mem.0)
+    }
+
+    pub(crate) fn as_ptr(&self) -> MemPtr {
+        MemPtr(self.0)
+    }
+}
+
+impl Clone for MemRef {
+    fn clone(&self) -> Self {
+        MemRef::new(self.as_ptr())
+    }
+}
+
+impl Drop for MemRef {
+    fn drop(&mut self) {
+        // SAFETY: gives up the reference that this value stands for.
+        unsafe { escrow_mem_put(self.0) }
+    }
+}
+
+/// C's `struct escrow_mem`, borrowed.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub(crate) struct MemPtr(pub(crate) NonNull<c_void>);

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! A vCPU's runs.
+
+use escrow_vmcore::Errno;
+use escrow_vmcore::exit::{Exit, Step, Vcpu, nanoseconds_until};
+use escrow_vmcore::uapi::EXIT_WORDS;
+
+use crate::store;
+
+/// `struct escrow_exit`: what the program is told.
+#[derive(Clone, Copy, Default)]
+#[repr(C)]
+pub struct CExit {
+    reason: u32,
+    reserved: u32,
+    words: [u64; EXIT_WORDS],
+}
+
+impl From<Exit> for CExit {
+    fn from(exit: Exit) -> Self {
+        CExit { reason: exit.reason, reserved: 0, words: exit.words }
+    }
+}
+
+/// `struct escrow_step`: what to do after a run.
+#[derive(Clone, Copy, Default)]
+#[repr(C)]
+pub struct CStep {
+    /// An `ESCROW_STEP_*`.
+    kind: u32,
+    /// `DOWN`: the exit type.
+    down: u32,
+    /// `BRING`: the guest address. `SLEEP`: the deadline.
+    at: u64,
+    /// `BRING`: the access.
+    access: u64,
+    /// `EXIT`: for the program.
+    exit: CExit,
+}
+
+impl From<Step> for CStep {
+    fn from(step: Step) -> Self {
+        let nothing = CStep::default();
+        match step {
+            Step::Again => CStep { kind: 0, ..nothing },
+            Step::Sleep { deadline } => CStep { kind: 1, at: deadline, ..nothing },
+            Step::Off => CStep { kind: 2, ..nothing },
+            Step::Bring { guest, access } => CStep { kind: 3, at: guest, access, ..nothing },
+            Step::Down { kind } => CStep { kind: 4, down: kind.into(), ..nothing },
+            Step::Exit(exit) => CStep { kind: 5, exit: exit.into(), ..nothing },
+        }
+    }
+}
+
+/// The registers of the next run; `answer` is what the program has made of
+/// the last exit.
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_vcpu_resume(
+    vcpu: &Vcpu,
+    answer: &[u64; EXIT_WORDS],
+    registers: &mut [u64; 8],
+) -> i32 {
+    store(vcpu.resume(*answer), registers)
+}
+
+/// What a run's results mean.
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_vcpu_ended(
+    vcpu: &mut Vcpu,
+    results: &[u64; 5],
+    step: &mut CStep,
+) -> i32 {
+    store(vcpu.ended(*results).map(CStep::from), step)
+}
+
+/// How bringing in a page went: 0 or a negative errno.
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_vcpu_page_brought(
+    vcpu: &mut Vcpu,
+    guest: u64,
+    result: i32,
+    step: &mut CStep,
+) {
+    *step = vcpu.page_brought(guest, Errno::from_return(result)).into();
+}
+
+/// Nanoseconds from one counter value to another.
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_nanoseconds_until(now: u64, deadline: u64, frequency: u32) -> u64 {
+    nanoseconds_until(now, deadline, frequency)
+}

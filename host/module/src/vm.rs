@@ -1,0 +1,307 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! A VM: bindings, vCPUs, start and end.
+
+use alloc::boxed::Box;
+use core::alloc::Layout;
+use core::ops::Range;
+use core::ptr;
+
+use escrow_abi::{PAGE_SIZE, Rights};
+use escrow_memfd::How;
+use escrow_vmcore::args::{self, MapRequest};
+use escrow_vmcore::binding::{Binding, Give};
+use escrow_vmcore::exit::Vcpu;
+use escrow_vmcore::vm::{Start, Vm};
+use escrow_vmcore::{Errno, hypercall, uapi};
+
+use crate::kernel::{Hvc, MemPtr, MemRef, VmPtr};
+use crate::vcpu::CExit;
+use crate::{status, store};
+
+/// A VM as the module keeps it.
+pub type Core = Vm<MemRef>;
+
+/// `struct escrow_map_request`: a checked VM_MAP_MEM.
+#[derive(Clone, Copy, Default)]
+#[repr(C)]
+pub struct CMapRequest {
+    guest: u64,
+    size: u64,
+    offset: u64,
+    how: u32,
+    rights: u32,
+    unbind: bool,
+    reserved: [u8; 7],
+}
+
+impl CMapRequest {
+    fn guest(&self) -> Range<u64> {
+        self.guest..self.guest.saturating_add(self.size)
+    }
+}
+
+/// `struct escrow_place`: guest addresses and the memory behind them.
+#[repr(C)]
+pub struct CPlace {
+    mem: Option<MemPtr>,
+    guest: u64,
+    size: u64,
+    offset: u64,
+    how: u32,
+    rights: u32,
+}
+
+impl CPlace {
+    fn of(binding: &Binding<MemRef>, guest: u64, size: u64) -> CPlace {
+        CPlace {
+            mem: Some(binding.memory.as_ptr()),
+            guest,
+            size,
+            offset: binding.offset_of(guest),
+            how: how(binding.give),
+            rights: binding.rights.bits().into(),
+        }
+    }
+}
+
+fn how(give: Give) -> u32 {
+    match give {
+        Give::Lend => How::Lent as u32,
+        Give::Share => How::Shared as u32,
+    }
+}
+
+/// A VM without anything; null without memory.
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_vm_new(handle: u64) -> Option<Box<Core>> {
+    let layout = Layout::new::<Core>();
+    // SAFETY: the layout is not empty.
+    let block = ptr::NonNull::new(unsafe { alloc::alloc::alloc(layout) })?.cast::<Core>();
+    // SAFETY: the block has the layout of a `Core` and nobody else has it;
+    // it is initialised before a `Box` owns it, whose allocator it came from.
+    unsafe {
+        block.write(Vm::new(handle));
+        Some(Box::from_raw(block.as_ptr()))
+    }
+}
+
+/// The end of what `escrow_rs_vm_new` made.
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_vm_free(vm: Option<Box<Core>>) {
+    drop(vm);
+}
+
+/// Sets where the device tree is.
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_vm_set_dtb(vm: &mut Core, config: &uapi::DtbConfig) -> i32 {
+    status(vm.set_dtb(*config))
+}
+
+/// Sets a register that the boot vCPU starts with.
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_vm_set_boot_context(vm: &mut Core, context: &uapi::BootContext) -> i32 {
+    status(vm.set_boot_context(*context))
+}
+
+/// Checks a VM_MAP_MEM.
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_map_check(args: &uapi::MapMem, request: &mut CMapRequest) -> i32 {
+    let checked = args::map_mem(args).map(|checked| match checked {
+        MapRequest::Bind { guest, offset, give, rights } => CMapRequest {
+            guest: guest.start,
+            size: guest.end - guest.start,
+            offset,
+            how: how(give),
+            rights: rights.bits().into(),
+            ..CMapRequest::default()
+        },
+        MapRequest::Unbind { guest, offset } => CMapRequest {
+            guest: guest.start,
+            size: guest.end - guest.start,
+            offset,
+            unbind: true,
+            ..CMapRequest::default()
+        },
+    });
+    store(checked, request)
+}
+
+/// Checks a CREATE_GUEST_MEM. → 1 to be closed on exec, 0 not
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_create_mem_check(args: &uapi::CreateMem) -> i32 {
+    match args::create_mem(args) {
+        Ok(close_on_exec) => close_on_exec.into(),
+        Err(errno) => errno.to_return(),
+    }
+}
+
+/// Checks a function and its argument. → the vCPU's number
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_function_check(desc: &uapi::FunctionDesc, arg: &uapi::VcpuArg) -> i32 {
+    match args::vcpu_function(desc, arg) {
+        Ok(id) => id as i32,
+        Err(errno) => errno.to_return(),
+    }
+}
+
+/// Binds a checked request's addresses, and tells Escrow that they are
+/// memory.
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_vm_bind(
+    vm: &mut Core,
+    donor: VmPtr,
+    request: &CMapRequest,
+    mem: MemPtr,
+) -> i32 {
+    let mut donor = donor;
+    let give = if request.how == How::Shared as u32 { Give::Share } else { Give::Lend };
+    let Some(rights) = Rights::from_bits(request.rights.into()) else {
+        return Errno::Invalid.to_return();
+    };
+    let guest = request.guest();
+    let binding = Binding {
+        guest: guest.clone(),
+        memory: MemRef::new(mem),
+        offset: request.offset,
+        give,
+        rights,
+    };
+    let bound = vm.bindings.insert(binding).and_then(|()| {
+        let handle = vm.handle();
+        hypercall::vm_configure(&mut Hvc, &mut donor, handle, true, request.guest, request.size)
+            .map_err(|error| {
+                // Whole bindings go without needing memory.
+                let _ = vm.bindings.remove(&guest);
+                error.into()
+            })
+    });
+    status(bound)
+}
+
+/// Checks that a range can be unbound, and sees to it that memory is no
+/// reason for it to fail later.
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_vm_begin_unbind(
+    vm: &mut Core,
+    request: &CMapRequest,
+    mem: MemPtr,
+) -> i32 {
+    let mem = MemRef::new(mem);
+    let checked = vm.bindings.check(&request.guest(), &mem, request.offset);
+    status(checked.and_then(|()| vm.bindings.reserve()))
+}
+
+/// Unbinds a range, of which the guest has no page any more.
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_vm_end_unbind(
+    vm: &mut Core,
+    donor: VmPtr,
+    request: &CMapRequest,
+) -> i32 {
+    let mut donor = donor;
+    let handle = vm.handle();
+    let told =
+        hypercall::vm_configure(&mut Hvc, &mut donor, handle, false, request.guest, request.size);
+    status(told.map_err(Errno::from).and_then(|()| vm.bindings.remove(&request.guest())))
+}
+
+/// Finds the page behind a guest address. ENOENT: nothing is bound there.
+/// EACCES: the guest may not do that.
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_vm_find(vm: &Core, guest: u64, access: u64, place: &mut CPlace) -> i32 {
+    let page = guest & !(PAGE_SIZE - 1);
+    let found = vm.bindings.find(page).ok_or(Errno::NotFound).and_then(|binding| {
+        let allowed = binding.allows(access);
+        allowed.then(|| CPlace::of(binding, page, PAGE_SIZE)).ok_or(Errno::Access)
+    });
+    store(found, place)
+}
+
+/// The binding at a place of the list. ENOENT: there are not so many.
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_vm_binding(vm: &Core, index: usize, place: &mut CPlace) -> i32 {
+    let found = vm.bindings.get(index).map(|binding| {
+        CPlace::of(binding, binding.guest.start, binding.guest.end - binding.guest.start)
+    });
+    store(found.ok_or(Errno::NotFound), place)
+}
+
+/// Adds a vCPU, and creates Escrow's half of it.
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_vm_add_vcpu(
+    vm: &mut Core,
+    donor: VmPtr,
+    id: u32,
+    vcpu: &mut Vcpu,
+) -> i32 {
+    let mut donor = donor;
+    if vm.is_started() {
+        return Errno::Busy.to_return();
+    }
+    let handle = vm.handle();
+    let added = vm
+        .vcpus
+        .add(id, || hypercall::vcpu_create(&mut Hvc, &mut donor, handle, id).map_err(Errno::from));
+    store(added.map(Vcpu::new), vcpu)
+}
+
+/// Takes a vCPU away.
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_vm_remove_vcpu(vm: &mut Core, id: u32) -> i32 {
+    status(vm.vcpus.remove(id))
+}
+
+/// Whether the VM has been started.
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_vm_is_started(vm: &Core) -> bool {
+    vm.is_started()
+}
+
+/// Whether the VM can start. → 0 it runs already, 1 with the memory at
+/// `place`
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_vm_check_start(vm: &Core, cpus: u32, place: &mut CPlace) -> i32 {
+    match vm.check_start(cpus) {
+        Ok(Start::Running) => 0,
+        Ok(Start::From(range)) => {
+            *place = CPlace::of(&range.binding, range.guest, u64::from(range.pages) * PAGE_SIZE);
+            1
+        }
+        Err(errno) => errno.to_return(),
+    }
+}
+
+/// Sets the boot vCPU's registers and starts the VM.
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_vm_start(vm: &mut Core, donor: VmPtr) -> i32 {
+    status(start(vm, donor))
+}
+
+fn start(vm: &mut Core, mut donor: VmPtr) -> Result<(), Errno> {
+    let boot = vm.vcpus.boot().ok_or(Errno::Invalid)?;
+    for (register, value) in vm.boot_registers() {
+        hypercall::vcpu_set_register(&mut Hvc, boot, register, value)?;
+    }
+    hypercall::vm_start(&mut Hvc, &mut donor, vm.handle())?;
+    vm.started();
+    Ok(())
+}
+
+/// The guest is down.
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_vm_down(vm: &Core, kind: u32) {
+    vm.down(u16::try_from(kind).unwrap_or(uapi::EXIT_TYPE_HYPERVISOR_ERROR));
+}
+
+/// Whether the guest is down, and what its vCPUs' programs are told then.
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_vm_status(vm: &Core, exit: &mut CExit) -> bool {
+    match vm.status() {
+        Some(status) => {
+            *exit = status.into();
+            true
+        }
+        None => false,
+    }
+}

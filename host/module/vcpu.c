@@ -1,0 +1,293 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* vCPUs: threads of the host that lend their time to a guest. */
+
+#include <linux/anon_inodes.h>
+#include <linux/clocksource.h>
+#include <linux/file.h>
+#include <linux/irqflags.h>
+#include <linux/ktime.h>
+#include <linux/mm.h>
+#include <linux/module.h>
+#include <linux/sched/signal.h>
+#include <linux/slab.h>
+
+#include <asm/arch_timer.h>
+#include <asm/daifflags.h>
+
+#include "escrow.h"
+
+/* How often a vCPU that is off is looked at; EL2 does not say when it is on. */
+#define OFF_PERIOD (2 * NSEC_PER_MSEC)
+
+static bool escrow_vcpu_must_leave(struct escrow_vcpu *vcpu)
+{
+	return signal_pending(current) || READ_ONCE(vcpu->run->immediate_exit);
+}
+
+/* Runs the guest once. -EINTR: not at all, somebody wants this thread. */
+static int escrow_vcpu_enter(struct escrow_vcpu *vcpu, const u64 registers[8], u64 results[5])
+{
+	int err = 0;
+
+	/*
+	 * With interrupts masked, a signal or a wish to reschedule comes with
+	 * an interrupt that is pending when the guest is entered, and ends its
+	 * run at once. They are masked in PSTATE only: EL2 must see those that
+	 * a priority mask would hide.
+	 */
+	local_irq_disable();
+	local_daif_mask();
+	if (escrow_vcpu_must_leave(vcpu))
+		err = -EINTR;
+	else
+		escrow_hvc(registers, results);
+	local_daif_restore(DAIF_PROCCTX_NOIRQ);
+	local_irq_enable();
+	cond_resched();
+	return err;
+}
+
+/* Whether a vCPU that waits for an interrupt has another reason to go on. */
+static bool escrow_vcpu_is_woken(struct escrow_vcpu *vcpu)
+{
+	return READ_ONCE(vcpu->vm->is_down) || READ_ONCE(vcpu->run->immediate_exit);
+}
+
+static void escrow_vcpu_sleep(struct escrow_vcpu *vcpu, u64 nanoseconds)
+{
+	struct escrow_vm *vm = vcpu->vm;
+
+	/* What ended the sleep is looked at before the next run. */
+	if (nanoseconds >= KTIME_MAX)
+		wait_event_interruptible(vm->wait, escrow_vcpu_is_woken(vcpu));
+	else
+		(void)wait_event_interruptible_hrtimeout(vm->wait, escrow_vcpu_is_woken(vcpu),
+							 ns_to_ktime(nanoseconds));
+}
+
+static int escrow_vcpu_bring(struct escrow_vcpu *vcpu, u64 guest, u64 access)
+{
+	struct escrow_vm *vm = vcpu->vm;
+	struct escrow_place place = {};
+	int err;
+
+	down_read(&vm->lock);
+	err = escrow_rs_vm_find(vm->core, guest, access, &place);
+	if (!err)
+		err = escrow_mem_give(vm, &place);
+	up_read(&vm->lock);
+	return err;
+}
+
+static void escrow_vcpu_down(struct escrow_vcpu *vcpu, u32 kind)
+{
+	struct escrow_vm *vm = vcpu->vm;
+
+	down_read(&vm->lock);
+	escrow_rs_vm_down(vm->core, kind);
+	up_read(&vm->lock);
+	WRITE_ONCE(vm->is_down, true);
+	wake_up_all(&vm->wait);
+}
+
+/* Whether the VM can run. 1: it is down, @exit says why. */
+static int escrow_vcpu_check(struct escrow_vcpu *vcpu, struct escrow_exit *exit)
+{
+	struct escrow_vm *vm = vcpu->vm;
+	int ret = 0;
+
+	down_read(&vm->lock);
+	if (vcpu->is_removed || !escrow_rs_vm_is_started(vm->core))
+		ret = -ENODEV;
+	else if (escrow_rs_vm_status(vm->core, exit))
+		ret = 1;
+	up_read(&vm->lock);
+	return ret;
+}
+
+static void escrow_vcpu_tell(struct escrow_vcpu *vcpu, const struct escrow_exit *exit)
+{
+	struct gunyah_vcpu_run *run = vcpu->run;
+	int i;
+
+	for (i = 0; i < GUNYAH_EXIT_WORDS; i++)
+		WRITE_ONCE(run->exit[i], exit->words[i]);
+	WRITE_ONCE(run->exit_reason, exit->reason);
+}
+
+static long escrow_vcpu_run(struct escrow_vcpu *vcpu)
+{
+	u64 answer[GUNYAH_EXIT_WORDS], registers[8], results[5];
+	struct escrow_exit exit = {};
+	struct escrow_step step = {};
+	int err, i;
+
+	for (;;) {
+		err = escrow_vcpu_check(vcpu, &exit);
+		if (err < 0)
+			return err;
+		if (err) {
+			escrow_vcpu_tell(vcpu, &exit);
+			return 0;
+		}
+
+		/* User space may be writing to it; each word is read once. */
+		for (i = 0; i < GUNYAH_EXIT_WORDS; i++)
+			answer[i] = READ_ONCE(vcpu->run->exit[i]);
+		err = escrow_rs_vcpu_resume(&vcpu->core, answer, registers);
+		if (!err)
+			err = escrow_vcpu_enter(vcpu, registers, results);
+		if (!err)
+			err = escrow_rs_vcpu_ended(&vcpu->core, results, &step);
+		if (err)
+			return err;
+
+		if (step.kind == ESCROW_STEP_BRING) {
+			u64 guest = step.at;
+
+			err = escrow_vcpu_bring(vcpu, guest, step.access);
+			escrow_rs_vcpu_page_brought(&vcpu->core, guest, err, &step);
+		}
+		switch (step.kind) {
+		case ESCROW_STEP_SLEEP:
+			escrow_vcpu_sleep(vcpu, step.at == U64_MAX ? U64_MAX :
+				escrow_rs_nanoseconds_until(__arch_counter_get_cntvct(), step.at,
+							    arch_timer_get_cntfrq()));
+			break;
+		case ESCROW_STEP_OFF:
+			escrow_vcpu_sleep(vcpu, OFF_PERIOD);
+			break;
+		case ESCROW_STEP_DOWN:
+			escrow_vcpu_down(vcpu, step.down);
+			break;
+		case ESCROW_STEP_EXIT:
+			escrow_vcpu_tell(vcpu, &step.exit);
+			return 0;
+		default:
+			break;
+		}
+	}
+}
+
+static long escrow_vcpu_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
+{
+	struct escrow_vcpu *vcpu = file->private_data;
+	long ret;
+
+	switch (cmd) {
+	case GUNYAH_VCPU_RUN:
+		if (arg)
+			return -EINVAL;
+		if (mutex_lock_interruptible(&vcpu->run_lock))
+			return -EINTR;
+		ret = escrow_vcpu_run(vcpu);
+		mutex_unlock(&vcpu->run_lock);
+		return ret;
+	case GUNYAH_VCPU_MMAP_SIZE:
+		return arg ? -EINVAL : PAGE_SIZE;
+	default:
+		return -ENOTTY;
+	}
+}
+
+static vm_fault_t escrow_vcpu_fault(struct vm_fault *vmf)
+{
+	struct escrow_vcpu *vcpu = vmf->vma->vm_file->private_data;
+
+	if (vmf->pgoff)
+		return VM_FAULT_SIGBUS;
+	vmf->page = virt_to_page(vcpu->run);
+	get_page(vmf->page);
+	return 0;
+}
+
+static const struct vm_operations_struct escrow_vcpu_vm_ops = {
+	.fault = escrow_vcpu_fault,
+};
+
+static int escrow_vcpu_mmap(struct file *file, struct vm_area_struct *vma)
+{
+	if (!(vma->vm_flags & VM_MAYSHARE))
+		return -EINVAL;
+	vma->vm_ops = &escrow_vcpu_vm_ops;
+	return 0;
+}
+
+static void escrow_vcpu_free(struct escrow_vcpu *vcpu)
+{
+	escrow_vm_release(vcpu->vm);
+	free_page((unsigned long)vcpu->run);
+	kfree(vcpu);
+}
+
+static int escrow_vcpu_close(struct inode *inode, struct file *file)
+{
+	struct escrow_vcpu *vcpu = file->private_data;
+	struct escrow_vm *vm = vcpu->vm;
+
+	down_write(&vm->lock);
+	if (!vcpu->is_removed)
+		vm->vcpus[vcpu->id] = NULL;
+	up_write(&vm->lock);
+	escrow_vcpu_free(vcpu);
+	return 0;
+}
+
+static const struct file_operations escrow_vcpu_fops = {
+	.owner = THIS_MODULE,
+	.unlocked_ioctl = escrow_vcpu_ioctl,
+	.compat_ioctl = compat_ptr_ioctl,
+	.mmap = escrow_vcpu_mmap,
+	.release = escrow_vcpu_close,
+};
+
+/* Adds a vCPU to the VM and returns its file descriptor. */
+int escrow_vcpu_add(struct escrow_vm *vm, u32 id)
+{
+	struct escrow_vcpu *vcpu;
+	struct file *file;
+	int fd, err;
+
+	vcpu = kzalloc(sizeof(*vcpu), GFP_KERNEL_ACCOUNT);
+	if (!vcpu)
+		return -ENOMEM;
+	vcpu->vm = escrow_vm_hold(vm);
+	vcpu->id = id;
+	mutex_init(&vcpu->run_lock);
+	vcpu->run = (void *)get_zeroed_page(GFP_KERNEL_ACCOUNT);
+	if (!vcpu->run) {
+		err = -ENOMEM;
+		goto err_free;
+	}
+	fd = get_unused_fd_flags(O_CLOEXEC);
+	if (fd < 0) {
+		err = fd;
+		goto err_free;
+	}
+
+	if (down_write_killable(&vm->lock)) {
+		err = -EINTR;
+		goto err_fd;
+	}
+	err = escrow_rs_vm_add_vcpu(vm->core, vm, id, &vcpu->core);
+	if (!err) {
+		file = anon_inode_getfile("[gunyah-vcpu]", &escrow_vcpu_fops, vcpu, O_RDWR);
+		if (IS_ERR(file)) {
+			err = PTR_ERR(file);
+			WARN_ON_ONCE(escrow_rs_vm_remove_vcpu(vm->core, id));
+		} else {
+			vm->vcpus[id] = vcpu;
+		}
+	}
+	up_write(&vm->lock);
+	if (err)
+		goto err_fd;
+	fd_install(fd, file);
+	return fd;
+
+err_fd:
+	put_unused_fd(fd);
+err_free:
+	escrow_vcpu_free(vcpu);
+	return err;
+}
