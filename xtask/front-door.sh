@@ -62,17 +62,17 @@ rustup_installer() {
 
 debian_rust() {
     may_install || return 1
-    install cargo rustc rustfmt rust-clippy && cargo_works
+    install cargo rustc rustfmt rust-clippy ca-certificates && cargo_works
 }
 
 PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
 export PATH
 
 if ! have cc; then
-    may_install && install gcc libc6-dev || {
+    if ! may_install || ! install gcc libc6-dev; then
         say 'a C compiler is missing (cc): as root on Debian, apt-get install gcc libc6-dev'
         exit 1
-    }
+    fi
 fi
 if ! cargo_works; then
     rustup_toolchain || debian_rustup || rustup_installer || debian_rust || {

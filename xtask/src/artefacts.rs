@@ -136,6 +136,18 @@ impl BuildPaths {
         self.root.join("module-build")
     }
 
+    /// The results of the last `cargo xtask bench`.
+    #[must_use]
+    pub fn bench_json(&self) -> PathBuf {
+        self.root.join("bench.json")
+    }
+
+    /// Folder for what a bench boots.
+    #[must_use]
+    pub fn bench(&self) -> PathBuf {
+        self.root.join("bench")
+    }
+
     /// The serial log of the last batch run.
     #[must_use]
     pub fn batch_log(&self) -> PathBuf {

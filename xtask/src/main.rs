@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! `cargo xtask`: set-up, build, run and test of Escrow.
+//! `cargo xtask`: set-up, build, run, test and bench of Escrow.
 
+mod bench;
 mod build;
 mod clean;
 mod lint;
@@ -11,13 +12,14 @@ mod shell;
 mod test;
 
 use std::process::ExitCode;
+use std::slice;
 
 use anyhow::Result;
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum as _};
 
 use setup::Setup;
 
-/// Escrow's front door: sets the machine up, builds, runs and tests.
+/// Escrow's front door: sets the machine up, builds, runs, tests and measures.
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 struct Cli {
@@ -35,6 +37,8 @@ enum Task {
     Run(run::Args),
     /// Run the tests
     Test(test::Args),
+    /// Count what Escrow costs, in instructions
+    Bench(bench::Args),
     /// Remove what was built
     Clean(clean::Args),
     /// Print the environment of cargo calls for the bare-metal targets
@@ -78,10 +82,13 @@ fn run_task(task: Task) -> Result<ExitCode> {
         }
         Task::Build(args) => {
             let setup = Setup::ensure(Default::default())?;
-            build::build(&build::Workspace::find()?, &setup, args.only)?;
+            let all = build::What::value_variants();
+            let parts = args.only.as_ref().map_or(all, slice::from_ref);
+            build::build(&build::Workspace::find()?, &setup, parts)?;
         }
         Task::Run(args) => return run::run(&args),
         Task::Test(args) => return test::test(&args),
+        Task::Bench(args) => return bench::bench(&args),
         Task::Clean(args) => clean::clean(&args)?,
         Task::Env => {
             let setup = Setup::ensure(Default::default())?;

@@ -15,7 +15,7 @@ use xtask::console::{Event, Session};
 use xtask::layout::MIB;
 use xtask::qemu::{Console, Machine};
 
-use crate::build::{self, Workspace};
+use crate::build::{self, What, Workspace};
 use crate::say;
 use crate::setup::Setup;
 
@@ -84,7 +84,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let workspace = Workspace::find()?;
     let setup = Setup::ensure(Default::default())?;
     setup.qemu()?;
-    build::build(&workspace, &setup, None)?;
+    let parts: &[_] = if args.no_escrow { &[What::Host] } else { &[What::Hypervisor, What::Host] };
+    build::build(&workspace, &setup, parts)?;
     let machine = machine(args, &workspace, &setup)?;
     if args.dry_run {
         println!("{}", machine.shell_line());

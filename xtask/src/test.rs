@@ -116,7 +116,7 @@ impl Level {
                 Ok(count)
             }
             Self::Payload | Self::Boot | Self::System => {
-                build::build(workspace, setup, None)?;
+                build::build(workspace, setup, build::What::value_variants())?;
                 let mut command = build::plain_cargo(workspace, "test");
                 command.args(["--no-fail-fast", "--package=escrow-tests", "--test", self.name()]);
                 command.arg("--").args(arguments);

@@ -82,9 +82,9 @@ impl Workspace {
     }
 }
 
-/// Builds what `only` names, or everything.
-pub fn build(workspace: &Workspace, setup: &Setup, only: Option<What>) -> Result<()> {
-    let wanted = |what| only.is_none_or(|only| only == what);
+/// Builds `parts`.
+pub fn build(workspace: &Workspace, setup: &Setup, parts: &[What]) -> Result<()> {
+    let wanted = |what| parts.contains(&what);
     if wanted(What::Hypervisor) {
         hypervisor(workspace, setup).context("the hypervisor does not build")?;
     }
@@ -138,4 +138,11 @@ fn vmm(workspace: &Workspace, setup: &Setup) -> Result<()> {
         fs::read(program).with_context(|| format!("cannot read {}", program.display()))?;
     write_if_changed(&workspace.paths.vmm(), &program)?;
     Ok(())
+}
+
+/// Builds the workload that `cargo xtask bench` runs on the host. The program.
+pub fn workload(workspace: &Workspace, setup: &Setup) -> Result<PathBuf> {
+    setup.cross_compiler()?;
+    let built = cargo::Build::new("escrow-workload", STATIC_LINUX).run(workspace, setup)?;
+    Ok(cargo::only(&built, Kind::Program, "escrow-workload")?.to_owned())
 }
