@@ -48,7 +48,7 @@ pub fn bench(args: &Args) -> Result<ExitCode> {
     let setup = Setup::ensure(Default::default())?;
     setup.qemu()?;
     if !args.no_build {
-        build::build(&workspace, &setup, None)?;
+        build::build(&workspace, &setup, build::What::value_variants())?;
     }
     let artefacts = workspace.artefacts(&setup)?;
     let wanted = |part| args.only.is_none_or(|only| only == part);
