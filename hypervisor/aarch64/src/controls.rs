@@ -119,12 +119,13 @@ impl Controls {
         }
     }
 
-    /// The controls for guests on the calling CPU.
+    /// The controls for guests on the calling CPU. `force_write_back` says
+    /// how their stage-2 tables are written, the same on all CPUs.
     ///
     /// Fine-grained traps stay 0, which traps all registers that have an
     /// enable there; so does `HCRX_EL2`, which also makes the host's
     /// `TCR2_EL1` and `SCTLR2_EL1`, never saved, act as 0 for the guest.
-    pub fn guest(features: &Features) -> Controls {
+    pub fn guest(features: &Features, force_write_back: bool) -> Controls {
         let f = features;
         let on = |condition: bool, bits: u64| if condition { bits } else { 0 };
 
@@ -151,7 +152,7 @@ impl Controls {
             | on(f.lor, hcr::TLOR::SET.value)
             | on(f.ras, hcr::TERR::SET.value | hcr::TEA::SET.value)
             | on(f.pauth, hcr::API::SET.value | hcr::APK::SET.value)
-            | on(f.stage2.force_write_back, hcr::FWB::SET.value)
+            | on(force_write_back, hcr::FWB::SET.value)
             | on(f.mte2, hcr::TID5::SET.value);
 
         Controls {

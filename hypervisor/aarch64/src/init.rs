@@ -6,9 +6,10 @@ use core::arch::asm;
 use core::ptr::NonNull;
 
 use aarch64_cpu::asm::barrier;
-use escrow_core::stage2::Stage2Context;
+use escrow_core::hypervisor::Hypervisor;
 
 use crate::controls::{self, Controls};
+use crate::machine::Hardware;
 use crate::percpu::PerCpu;
 use crate::sysreg::*;
 
@@ -35,8 +36,9 @@ pub fn install_vectors() {
 ///
 /// `cpu` was set up by [`PerCpu::place`] for this CPU and from now on belongs
 /// to it alone. The CPU is at EL2 with the MMU on, `HCR_EL2.E2H` and `TGE`
-/// clear, and D, A, I and F masked. `host` selects the host's stage 2.
-pub unsafe fn init_cpu(cpu: NonNull<PerCpu>, host: Stage2Context) {
+/// clear, and D, A, I and F masked.
+pub unsafe fn init_cpu(cpu: NonNull<PerCpu>, hypervisor: &Hypervisor<Hardware>) {
+    let host = *hypervisor.host_context();
     // SAFETY: the caller grants the data to this CPU.
     let data = unsafe { &mut *cpu.as_ptr() };
     TPIDR_EL2::write(cpu.as_ptr() as u64);
@@ -44,7 +46,8 @@ pub unsafe fn init_cpu(cpu: NonNull<PerCpu>, host: Stage2Context) {
 
     controls::init_constant(&data.features);
     data.host_controls = Controls::host(&data.features);
-    data.guest_controls = Controls::guest(&data.features);
+    let force_write_back = hypervisor.machine.force_write_back();
+    data.guest_controls = Controls::guest(&data.features, force_write_back);
     data.host_controls.load(&data.features);
     data.host_stage2 = host;
     data.stage2 = host;

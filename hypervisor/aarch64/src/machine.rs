@@ -80,6 +80,11 @@ impl Hardware {
         }
     }
 
+    /// Whether guests' stage-2 tables are written for FEAT_S2FWB.
+    pub(crate) fn force_write_back(&self) -> bool {
+        self.force_write_back
+    }
+
     fn clean_and_invalidate(&self, at: PhysAddr, size: u64) {
         let mut line = at.0 & !(self.line - 1);
         while line < at.0 + size {
