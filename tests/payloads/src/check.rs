@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! How a test says that something is not as it should be.
+
+use core::fmt::{self, Write as _};
+
+use arrayvec::ArrayString;
+
+/// Why a test did not pass.
+#[derive(Debug)]
+pub enum Failure {
+    /// What was seen is wrong.
+    Failed(ArrayString<300>),
+    /// This machine lacks what the test is about.
+    Skipped(&'static str),
+}
+
+/// How a test ends.
+pub type Outcome<T = ()> = Result<T, Failure>;
+
+impl Failure {
+    /// A failure seen at a place in the source.
+    pub fn new(file: &str, line: u32, what: fmt::Arguments<'_>) -> Failure {
+        let mut text = ArrayString::new();
+        let file = file.rsplit('/').next().unwrap_or(file);
+        // A text that does not fit is cut.
+        let _ = write!(Cut(&mut text), "{file}:{line}: {what}");
+        Failure::Failed(text)
+    }
+}
+
+struct Cut<'a>(&'a mut ArrayString<300>);
+
+impl fmt::Write for Cut<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for c in text.chars() {
+            self.0.try_push(c).map_err(|_| fmt::Error)?;
+        }
+        Ok(())
+    }
+}
+
+/// Ends the test with a failure.
+#[macro_export]
+macro_rules! fail {
+    ($($what:tt)*) => {
+        return Err($crate::Failure::new(file!(), line!(), format_args!($($what)*)))
+    };
+}
+
+/// Ends the test with a failure unless a condition holds.
+#[macro_export]
+macro_rules! check {
+    ($condition:expr $(,)?) => {
+        if !$condition {
+            $crate::fail!("{}", stringify!($condition))
+        }
+    };
+    ($condition:expr, $($what:tt)+) => {
+        if !$condition {
+            $crate::fail!("{}: {}", stringify!($condition), format_args!($($what)+))
+        }
+    };
+}
+
+/// Ends the test with a failure unless two values are equal.
+#[macro_export]
+macro_rules! check_eq {
+    ($seen:expr, $expected:expr $(,)?) => {
+        match (&$seen, &$expected) {
+            (seen, expected) => if *seen != *expected {
+                $crate::fail!("{}: seen {:#x?}, expected {:#x?}", stringify!($seen), seen, expected)
+            }
+        }
+    };
+    ($seen:expr, $expected:expr, $($what:tt)+) => {
+        match (&$seen, &$expected) {
+            (seen, expected) => if *seen != *expected {
+                $crate::fail!(
+                    "{}: {}: seen {:#x?}, expected {:#x?}",
+                    stringify!($seen), format_args!($($what)+), seen, expected
+                )
+            }
+        }
+    };
+}

@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+// The agent: what tests run in a guest. It is copied into a page, and does what
+// a mailbox page says: the number of a routine, arguments X0 to X7. Results,
+// and the exception if the routine took one, go back there. It asks for the
+// next command by a store to its doorbell, an address without memory.
+//
+// Entered with the MMU off; x0: mailbox, x1: doorbell. x27 to x29 are the agent's own.
+
+        .set    MAIL_ROUTINE, 0
+        .set    MAIL_ARGUMENTS, 8
+        .set    MAIL_RESULTS, 72
+        .set    MAIL_ESR, 136
+        .set    MAIL_FAR, 144
+        .set    MAIL_ELR, 152
+        .set    MAIL_SPSR, 160
+        .set    MAIL_VECTORS, 256
+
+        .arch   armv8-a+fp+simd
+        .text
+        .balign 4096
+        .global agent_begin
+agent_begin:
+        mov     x28, x0
+        mov     x27, x1
+        adr     x0, agent_vectors
+        msr     vbar_el1, x0
+        mov     x0, #(3 << 20)          // CPACR_EL1.FPEN
+        msr     cpacr_el1, x0
+        isb
+agent_next:
+        str     x28, [x27]
+        adr     x9, agent_begin
+        ldr     x10, [x28, #MAIL_ROUTINE]
+        add     x9, x9, x10
+        str     xzr, [x28, #MAIL_ESR]
+        ldp     x0, x1, [x28, #MAIL_ARGUMENTS]
+        ldp     x2, x3, [x28, #MAIL_ARGUMENTS + 16]
+        ldp     x4, x5, [x28, #MAIL_ARGUMENTS + 32]
+        ldp     x6, x7, [x28, #MAIL_ARGUMENTS + 48]
+        blr     x9
+agent_results:
+        stp     x0, x1, [x28, #MAIL_RESULTS]
+        stp     x2, x3, [x28, #MAIL_RESULTS + 16]
+        stp     x4, x5, [x28, #MAIL_RESULTS + 32]
+        stp     x6, x7, [x28, #MAIL_RESULTS + 48]
+        b       agent_next
+
+agent_exception:
+        mrs     x9, esr_el1
+        mrs     x10, far_el1
+        stp     x9, x10, [x28, #MAIL_ESR]
+        mrs     x9, elr_el1
+        mrs     x10, spsr_el1
+        stp     x9, x10, [x28, #MAIL_ELR]
+        b       agent_results
+
+.macro  routine name, instructions:vararg
+        .global agent_\name
+agent_\name:
+        .irp    instruction, \instructions
+        \instruction
+        .endr
+        ret
+.endm
+
+        // Loads from x1; x0 is what the register held before.
+        routine ldrb_w, "ldrb w0, [x1]"
+        routine ldrh_w, "ldrh w0, [x1]"
+        routine ldr_w, "ldr w0, [x1]"
+        routine ldr_x, "ldr x0, [x1]"
+        routine ldrsb_w, "ldrsb w0, [x1]"
+        routine ldrsb_x, "ldrsb x0, [x1]"
+        routine ldrsh_w, "ldrsh w0, [x1]"
+        routine ldrsh_x, "ldrsh x0, [x1]"
+        routine ldrsw_x, "ldrsw x0, [x1]"
+        routine ldr_xzr, "ldr xzr, [x1]", "mov x0, xzr"
+        // Stores of x2 to x1.
+        routine strb, "strb w2, [x1]"
+        routine strh, "strh w2, [x1]"
+        routine str_w, "str w2, [x1]"
+        routine str_x, "str x2, [x1]"
+        routine str_xzr, "str xzr, [x1]"
+        // Accesses without a syndrome to emulate them by.
+        routine ldp, "ldp x0, x2, [x1]"
+        routine stp, "stp x2, x2, [x1]"
+        routine ldr_post, "ldr x0, [x1], #8"
+        routine ldr_q, "ldr q0, [x1]"
+
+        routine hvc, "hvc #0"
+        routine hvc1, "hvc #1"
+        routine smc, "smc #0"
+        routine wfi, "wfi"
+        routine wfe, "wfe"
+        routine jump, "br x0"
+        routine svc, "svc #5"
+        routine brk, "brk #1"
+        routine current_el, "mrs x0, CurrentEL"
+        routine id, "mrs x0, midr_el1", "mrs x1, mpidr_el1", "mrs x2, id_aa64pfr0_el1", "mrs x3, id_aa64pfr1_el1", "mrs x4, id_aa64dfr0_el1", "mrs x5, id_aa64mmfr0_el1", "mrs x6, id_aa64isar1_el1", "mrs x7, s3_0_c0_c4_4"
+        routine mrs_el2, "mrs x0, vttbr_el2"
+        routine mrs_implementation_defined, "mrs x0, s3_0_c15_c2_0"
+        routine mrs_unallocated, "mrs x0, s3_3_c13_c7_7"
+        routine msr_unallocated, "msr s3_3_c13_c7_7, x0"
+        routine mrs_pmcr, "mrs x0, s3_3_c9_c12_0"
+        routine mrs_zcr, "mrs x0, s3_0_c1_c2_0"
+        routine mrs_oslsr, "mrs x0, oslsr_el1"
+        routine mrs_pmscr, "mrs x0, s3_0_c9_c9_0"
+        routine counter, "isb", "mrs x0, cntvct_el0", "mrs x1, cntfrq_el0"
+        routine set_timer, "msr cntv_cval_el0, x0", "msr cntv_ctl_el0, x1", "isb"
+        routine get_timer, "mrs x0, cntv_cval_el0", "mrs x1, cntv_ctl_el0"
+
+        // Keeps values in system registers and reads them back.
+        routine set_registers, "msr tpidr_el0, x0", "msr tpidr_el1, x1", "msr contextidr_el1, x2", "msr mair_el1, x3", "msr ttbr1_el1, x4", "msr par_el1, x5", "msr sp_el0, x6", "msr tpidrro_el0, x7"
+        routine get_registers, "mrs x0, tpidr_el0", "mrs x1, tpidr_el1", "mrs x2, contextidr_el1", "mrs x3, mair_el1", "mrs x4, ttbr1_el1", "mrs x5, par_el1", "mrs x6, sp_el0", "mrs x7, tpidrro_el0"
+
+        .global agent_spin
+agent_spin:
+        add     x0, x0, #1
+        b       agent_spin
+
+        // Switches the MMU on: x0 TTBR0_EL1, x1 TCR_EL1, x2 SCTLR_EL1.
+        .global agent_mmu_on
+agent_mmu_on:
+        msr     ttbr0_el1, x0
+        msr     tcr_el1, x1
+        isb
+        msr     sctlr_el1, x2
+        isb
+        mrs     x0, sctlr_el1
+        ret
+
+        // V0 to V31 from and to the mailbox.
+.macro  move_agent_vectors instruction
+        add     x9, x28, #MAIL_VECTORS
+        \instruction q0, q1, [x9]
+        \instruction q2, q3, [x9, #32]
+        \instruction q4, q5, [x9, #64]
+        \instruction q6, q7, [x9, #96]
+        \instruction q8, q9, [x9, #128]
+        \instruction q10, q11, [x9, #160]
+        \instruction q12, q13, [x9, #192]
+        \instruction q14, q15, [x9, #224]
+        \instruction q16, q17, [x9, #256]
+        \instruction q18, q19, [x9, #288]
+        \instruction q20, q21, [x9, #320]
+        \instruction q22, q23, [x9, #352]
+        \instruction q24, q25, [x9, #384]
+        \instruction q26, q27, [x9, #416]
+        \instruction q28, q29, [x9, #448]
+        \instruction q30, q31, [x9, #480]
+        ret
+.endm
+        .global agent_load_vectors
+agent_load_vectors:
+        move_agent_vectors ldp
+        .global agent_store_vectors
+agent_store_vectors:
+        move_agent_vectors stp
+
+        .balign 2048
+agent_vectors:
+        .rept   16
+        .balign 128
+        b       agent_exception
+        .endr
+        .global agent_end
+agent_end:

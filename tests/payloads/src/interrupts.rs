@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! One interrupt for each CPU: its physical timer. It is never taken by the
+//! payload, which keeps interrupts masked; it ends runs of guests.
+
+use core::arch::asm;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use aarch64_cpu::asm::barrier;
+use aarch64_cpu::registers::{
+    CNTFRQ_EL0, CNTP_CTL_EL0, CNTP_TVAL_EL0, Readable as _, Writeable as _,
+};
+use arm_gic::gicv3::registers::{Gicd, GicrSgi};
+use arm_gic::gicv3::{GicCpuInterface, GicV3};
+use arm_gic::{IntId, UniqueMmioPointer};
+
+use crate::board::Board;
+
+/// The PPI of the physical timer of EL1.
+const PHYSICAL_TIMER: u32 = 14;
+
+static WORKS: AtomicBool = AtomicBool::new(false);
+
+/// Sets the interrupt controller up for all CPUs, from the boot CPU.
+pub(crate) fn set_up(board: &Board) {
+    let (Some(distributor), Some(redistributors)) = (board.distributor, board.redistributors)
+    else {
+        return;
+    };
+    let (Some(distributor), Some(redistributors)) = (
+        NonNull::new(distributor as *mut Gicd),
+        NonNull::new(redistributors as *mut GicrSgi),
+    ) else {
+        return;
+    };
+    // SAFETY: the device tree says so, the map has them as device memory, and
+    // this is the one driver.
+    let gic = unsafe {
+        GicV3::new(UniqueMmioPointer::new(distributor), redistributors, board.cpus.len())
+    };
+    let Ok(mut gic) = gic else { return };
+    gic.setup(0);
+    for cpu in 0..board.cpus.len() {
+        let timer = IntId::ppi(PHYSICAL_TIMER);
+        // CPU 0 is awake already, and others may be: not an error.
+        let _ = gic.redistributor_mark_core_awake(cpu);
+        let set_up = gic
+            .set_interrupt_priority(timer, Some(cpu), 0x80)
+            .and_then(|()| gic.enable_interrupt(timer, Some(cpu), true));
+        if let Err(error) = set_up {
+            panic!("the GIC's redistributor of CPU {cpu}: {error:?}");
+        }
+    }
+    WORKS.store(true, Ordering::Release);
+    set_up_cpu(0);
+}
+
+/// Sets this CPU's interface to the interrupt controller up.
+pub(crate) fn set_up_cpu(_cpu: usize) {
+    if WORKS.load(Ordering::Acquire) {
+        GicCpuInterface::enable_system_register_el1();
+        GicCpuInterface::set_priority_mask(0xff);
+        GicCpuInterface::enable_group1(true);
+    }
+}
+
+/// Has this CPU's timer interrupt come in `microseconds`, and stay pending
+/// until [`stop_timer`].
+pub fn start_timer(microseconds: u64) {
+    CNTP_TVAL_EL0.set(microseconds * CNTFRQ_EL0.get() / 1_000_000);
+    CNTP_CTL_EL0.write(CNTP_CTL_EL0::ENABLE::SET + CNTP_CTL_EL0::IMASK::CLEAR);
+    barrier::isb(barrier::SY);
+}
+
+/// Stops this CPU's timer.
+pub fn stop_timer() {
+    CNTP_CTL_EL0.write(CNTP_CTL_EL0::ENABLE::CLEAR);
+    barrier::isb(barrier::SY);
+}
+
+/// Whether an interrupt is pending for this CPU.
+pub fn is_pending() -> bool {
+    let isr: u64;
+    // SAFETY: reading it has no effect.
+    unsafe { asm!("mrs {}, isr_el1", out(reg) isr, options(nomem, nostack)) };
+    isr & 1 << 7 != 0
+}
