@@ -65,6 +65,8 @@ pub(crate) unsafe fn run(
     let (features, host, guest) =
         unsafe { (&(*cpu).features, &(*cpu).host_controls, &(*cpu).guest_controls) };
     let buffers = debug::stop(features);
+    // Where the host goes on: the guest's exits overwrite both.
+    let (host_pc, host_pstate) = (ELR_EL2::read(), SPSR_EL2::read());
     // SAFETY: as granted, and the host's state is in the CPU.
     let timer_held_back = unsafe { enter(cpu, &mut run) };
     let mut aside = None;
@@ -119,6 +121,8 @@ pub(crate) unsafe fn run(
     }
     // SAFETY: as granted, and the guest's state is in the CPU.
     unsafe { leave(cpu, &mut run, timer_held_back) };
+    ELR_EL2::write(host_pc);
+    SPSR_EL2::write(host_pstate);
     debug::start(features, buffers);
     answer
 }
