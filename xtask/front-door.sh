@@ -7,18 +7,22 @@
 set -eu
 cd "$(dirname "$0")/.."
 
-# The edition of the sources needs it.
-oldest_minor=85
+# The workspace's rust-version.
+oldest_minor=88
 
 say() { echo "escrow: $*" >&2; }
 have() { command -v "$1" >/dev/null 2>&1; }
 is_debian() { [ -r /etc/os-release ] && grep -qx 'ID=debian' /etc/os-release && have apt-get; }
-may_install() { is_debian && [ "$(id -u)" = 0 ]; }
-
+may_# Installs packages; options for apt may stand before them.
 install() {
     say "installing $*"
+    options=
+    for word in "$@"; do
+        case $word in -o*) options="$options $word" ;; esac
+    done
     log=$(mktemp)
-    if apt-get -q update >"$log" 2>&1 && DEBIAN_FRONTEND=noninteractive \
+    # shellcheck disable=SC2086 # a list of words
+    if apt-get -q $options update >"$log" 2>&1 && DEBIAN_FRONTEND=noninteractive \
         apt-get -q -y --no-install-recommends -oDPkg::Lock::Timeout=300 install "$@" >>"$log" 2>&1
     then
         rm -f "$log"
@@ -60,9 +64,23 @@ rustup_installer() {
         cargo_works
 }
 
+# Debian's own Rust: of backports, with the user's sources as they are.
 debian_rust() {
     may_install || return 1
-    install cargo rustc rustfmt rust-clippy ca-certificates && cargo_works
+    codename=$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)
+    mirror=$(apt-get indextargets --format '$(RELEASE) $(REPO_URI)' 'Created-By: Packages' |
+        sed -n "s/^$codename //p" | grep -m 1 '/debian/*$') || return 1
+    apt=$(mktemp -d)
+    mkdir -p "$apt/lists/partial" "$apt/sources"
+    cp /etc/apt/sources.list.d/* "$apt/sources" 2>/dev/null || true
+    echo "deb $mirror $codename-backports main" >"$apt/sources/backports.list"
+    packages=
+    for package in cargo rustc rustfmt rust-clippy; do
+        packages="$packages $package/$codename-backports"
+    done
+    # shellcheck disable=SC2086 # a list of words
+    install -oDir::State::lists="$apt/lists" -oDir::Etc::sourceparts="$apt/sources" \
+        $packages ca-certificates && cargo_works
 }
 
 PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
@@ -77,7 +95,7 @@ fi
 if ! cargo_works; then
     rustup_toolchain || debian_rustup || rustup_installer || debian_rust || {
         say "Rust 1.$oldest_minor or newer is missing: see https://rustup.rs"
-        say 'or, as root on Debian 13, apt-get install cargo rustc rustfmt rust-clippy'
+        say 'or, as root on Debian 13, install cargo, rustc, rustfmt, rust-clippy from its backports'
         exit 1
     }
 fi
