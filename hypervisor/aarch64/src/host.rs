@@ -6,7 +6,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 use escrow_abi::psci::NOT_SUPPORTED;
 use escrow_core::addr::Ipa;
-use escrow_core::hypervisor::{HostAbort, HostCall};
+use escrow_core::hypervisor::{HostAbort, HostCall, immediate};
 use escrow_core::psci::{FirmwareCall, PsciCall};
 use escrow_core::vcpu::syndrome::{Ec, abort};
 use escrow_core::vcpu::{Entry, Exception, PstateFeatures};
@@ -38,11 +38,24 @@ pub trait Firmware: Sync {
 
 /// Answers an `HVC #0` of the host: the hot path.
 ///
+/// What needs nothing but its number is answered here, before the rest has a
+/// stack frame set up.
+///
 /// # Safety
 ///
 /// Called from the vector with the frame that it pushed.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn escrow_host_hvc(frame: &mut HostFrame) {
+    if let Some(answer) = immediate(frame.x[0] as u32) {
+        frame.x[..5].copy_from_slice(&answer);
+        return;
+    }
+    host_call(frame);
+}
+
+/// The rest of them.
+#[inline(never)]
+fn host_call(frame: &mut HostFrame) {
     let Some(Installed { hypervisor, .. }) = installed() else {
         frame.x[0] = NOT_SUPPORTED;
         return;

@@ -39,6 +39,8 @@ pub struct PerCpu {
     /// The stage 2 in force: the host's, or a guest's while it is run.
     pub(crate) stage2: Stage2Context,
     pub(crate) host_el1: El1Registers,
+    /// The host's `ELR_EL2` and `SPSR_EL2` while a guest runs.
+    pub(crate) host_return: (u64, u64),
     pub(crate) host_timer: TimerRegisters,
     /// The last vCPU that ran here, by the address of its page and its VMID
     /// (in `VTTBR_EL2`).
@@ -90,6 +92,7 @@ impl PerCpu {
             host_stage2: Stage2Context::default(),
             stage2: Stage2Context::default(),
             host_el1: El1Registers::default(),
+            host_return: (0, 0),
             host_timer: TimerRegisters::default(),
             last_vcpu: (0, 0),
             scratch: Scratch::new(),

@@ -136,6 +136,8 @@ pub(crate) unsafe fn run(
 unsafe fn enter(cpu: *mut PerCpu, run: &mut Run<'_>) -> bool {
     // SAFETY: `cpu` is this CPU's data; see `run`.
     let data = unsafe { &mut *cpu };
+    // Where the host goes on: a guest's exits write these.
+    data.host_return = (ELR_EL2::read(), SPSR_EL2::read());
     save_el1(&mut data.host_el1, data.features.pauth);
     data.host_timer.ctl = CNTV_CTL_EL0::read();
     data.host_timer.cval = CNTV_CVAL_EL0::read();
@@ -184,6 +186,8 @@ unsafe fn leave(cpu: *mut PerCpu, run: &mut Run<'_>, timer_held_back: bool) {
     save_el1(&mut run.el1, data.features.pauth);
     save_timer(&mut run.timer, timer_held_back);
 
+    ELR_EL2::write(data.host_return.0);
+    SPSR_EL2::write(data.host_return.1);
     data.stage2 = data.host_stage2;
     VBAR_EL2::write((&raw const escrow_host_vectors) as u64);
     VTTBR_EL2::write(data.host_stage2.vttbr);

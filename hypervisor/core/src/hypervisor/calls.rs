@@ -12,13 +12,27 @@ use crate::machine::Machine;
 const NOT_SUPPORTED: u64 = Error::Unimplemented.to_register();
 const SMCCC_1_2: u64 = 0x10002;
 
+/// The answer, in `x0`–`x4`, to a call that needs nothing but its number: for
+/// the machine half to ask before it sets out for [`Hypervisor::host_call`].
+#[inline(always)]
+pub const fn immediate(function: u32) -> Option<[u64; 5]> {
+    match function {
+        call::HYP_IDENTIFY => Some([call::IDENTIFY_INFO, 0, 0, 0, 0]),
+        call::SMCCC_VERSION => Some([SMCCC_1_2, 0, 0, 0, 0]),
+        _ => None,
+    }
+}
+
 impl<M: Machine> Hypervisor<M> {
     /// Answers an HVC of the host. `args` are its `x0`–`x7`.
     #[inline]
     pub fn host_call(&self, scratch: &mut Scratch, args: &[u64; 8]) -> HostCall<'_> {
         // SMCCC: the identifier is 32 bits, and what is above must be ignored.
-        match args[0] as u32 {
-            call::HYP_IDENTIFY => HostCall::Return([call::IDENTIFY_INFO, 0, 0, 0, 0]),
+        let function = args[0] as u32;
+        if let Some(answer) = immediate(function) {
+            return HostCall::Return(answer);
+        }
+        match function {
             call::VCPU_RUN => self.vcpu_run(args).unwrap_or_else(|refusal| refused(&refusal)),
             function => self.slow_call(scratch, function, args),
         }
@@ -27,7 +41,6 @@ impl<M: Machine> Hypervisor<M> {
     fn slow_call(&self, scratch: &mut Scratch, function: u32, args: &[u64; 8]) -> HostCall<'_> {
         let [_, a, b, c, d, ..] = *args;
         match function {
-            call::SMCCC_VERSION => return HostCall::Return([SMCCC_1_2, 0, 0, 0, 0]),
             call::SMCCC_ARCH_FEATURES => {
                 let known = matches!(a as u32, call::SMCCC_VERSION | call::SMCCC_ARCH_FEATURES);
                 let answer = if known { 0 } else { NOT_SUPPORTED };

@@ -18,6 +18,7 @@ use crate::ledger::{BlockCell, Ledger, RamError, RamMap, Record};
 use crate::machine::Machine;
 use crate::stage2::{Geometry, HostMap, HostMapError, MmioMap, Stage2Context, Stage2Features};
 use crate::vm::{MAX_VMS, Run, Slot};
+pub use calls::immediate;
 pub use list::Scratch;
 
 /// Guests see at most this many bits of address, so that one page is the root
