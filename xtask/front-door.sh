@@ -13,7 +13,9 @@ oldest_minor=88
 say() { echo "escrow: $*" >&2; }
 have() { command -v "$1" >/dev/null 2>&1; }
 is_debian() { [ -r /etc/os-release ] && grep -qx 'ID=debian' /etc/os-release && have apt-get; }
-may_# Installs packages; options for apt may stand before them.
+may_install() { is_debian && [ "$(id -u)" = 0 ]; }
+
+# Installs packages; options for apt may stand before them.
 install() {
     say "installing $*"
     options=
@@ -21,8 +23,10 @@ install() {
         case $word in -o*) options="$options $word" ;; esac
     done
     log=$(mktemp)
+    # One broken source among the user's many is no reason to give up.
     # shellcheck disable=SC2086 # a list of words
-    if apt-get -q $options update >"$log" 2>&1 && DEBIAN_FRONTEND=noninteractive \
+    apt-get -q $options update >"$log" 2>&1 || true
+    if DEBIAN_FRONTEND=noninteractive \
         apt-get -q -y --no-install-recommends -oDPkg::Lock::Timeout=300 install "$@" >>"$log" 2>&1
     then
         rm -f "$log"
@@ -68,6 +72,7 @@ rustup_installer() {
 debian_rust() {
     may_install || return 1
     codename=$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)
+    # shellcheck disable=SC2016 # apt's own words
     mirror=$(apt-get indextargets --format '$(RELEASE) $(REPO_URI)' 'Created-By: Packages' |
         sed -n "s/^$codename //p" | grep -m 1 '/debian/*$') || return 1
     apt=$(mktemp -d)
