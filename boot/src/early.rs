@@ -162,7 +162,6 @@ fn uart_without_mmu(tree: u64) -> Option<Pl011> {
 /// Entered at another exception level than EL2, called by `entry.S`.
 #[unsafe(no_mangle)]
 extern "C" fn entered_elsewhere(tree: u64, level: u64) -> ! {
-    let level = level >> 1;
     fatal_unlocked(
         uart_without_mmu(tree),
         format_args!("Escrow was entered at EL{level}; it has to be entered at EL2"),

@@ -36,7 +36,7 @@ use escrow_core::ledger::BlockCell;
 use escrow_platform::board::{self, Board, Console, MAX_RAM, MAX_RESERVED};
 use escrow_platform::fdt::Fdt;
 use escrow_platform::host_tree::Changes;
-use escrow_platform::layout::{BLOCK, Layout, Request};
+use escrow_platform::layout::{BLOCK, Layout, Loaded, Needs};
 use escrow_platform::options::Options;
 use escrow_platform::range::Range;
 use escrow_platform::uart::Pl011;
@@ -76,20 +76,23 @@ extern "C" fn boot_main(early: &mut Early, entered: u64) -> ! {
 
     let ram: ArrayVec<PhysRange, MAX_RAM> = board.ram.iter().map(phys).collect();
     let sizes = Sizes::of(&ram).unwrap_or_else(|error| fatal!("memory: {error:?}"));
-    let kernel_image = host::read_image(&board.kernel, &mut early.stage1);
-    let changes = Changes { escrow: &[], ramdisk: None, arguments: board.kernel.arguments };
-    let layout = Layout::plan(&Request {
+    let free = Loaded {
         ram: board.ram.as_slice(),
         reserved: board.reserved.as_slice(),
         image: image::whole(),
         tree,
         kernel: board.kernel.range,
-        kernel_image,
         ramdisk: board.ramdisk.map(|module| module.range),
+    }
+    .check()
+    .unwrap_or_else(|error| fatal!("{error}"));
+    let changes = Changes { escrow: &[], ramdisk: None, arguments: board.kernel.arguments };
+    let needs = Needs {
+        kernel: host::read_image(&board.kernel, &mut early.stage1),
         working_size: working_size(&board, &sizes),
         host_tree_size: changes.size_bound(&fdt) as u64,
-    })
-    .unwrap_or_else(|error| fatal!("{error}"));
+    };
+    let layout = free.plan(&needs).unwrap_or_else(|error| fatal!("{error}"));
     log::info!("memory: image {}, ledger and tables {}", layout.image, layout.working);
 
     let cpus = board.cpus.len();

@@ -131,7 +131,7 @@ impl Cpus {
         // host yet, so nothing else has a reference to it.
         unsafe {
             PerCpu::place(slot.data, slot.index, mpidr, slot.stack_top, features);
-            init_cpu(slot.data, *self.hypervisor.host_context());
+            init_cpu(slot.data, self.hypervisor);
             enter_host(entry, [context, 0, 0, 0])
         }
     }

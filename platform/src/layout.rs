@@ -11,12 +11,14 @@ use crate::range::{Full, Range, RangeSet};
 /// Escrow's memory is whole blocks of this many bytes, so that the host's
 /// stage 2 needs no table to leave them out.
 pub const BLOCK: u64 = 2 << 20;
+const TREE: &str = "the device tree";
+const ESCROW: &str = "Escrow";
 /// Separate ranges of free memory that are kept in view.
 const MAX_FREE: usize = 160;
 
-/// What is in memory when Escrow starts, and what has to get there.
+/// What is in memory when Escrow starts.
 #[derive(Clone, Copy)]
-pub struct Request<'a> {
+pub struct Loaded<'a> {
     /// All RAM.
     pub ram: &'a [Range],
     /// What firmware and devices use.
@@ -27,14 +29,28 @@ pub struct Request<'a> {
     pub tree: Range,
     /// The host's kernel, as loaded.
     pub kernel: Range,
-    /// What its header says.
-    pub kernel_image: KernelImage,
     /// The host's initial RAM disk, as loaded.
     pub ramdisk: Option<Range>,
+}
+
+/// What there has to be room for.
+#[derive(Clone, Copy)]
+pub struct Needs {
+    /// What the header of the host's kernel says.
+    pub kernel: KernelImage,
     /// Working memory for Escrow, in bytes.
     pub working_size: u64,
     /// The device tree for the host, in bytes.
     pub host_tree_size: u64,
+}
+
+/// RAM that nothing is in: what is left where all that was loaded is in RAM
+/// and apart.
+#[derive(Clone, Debug)]
+pub struct FreeMemory {
+    free: RangeSet<MAX_FREE>,
+    image: Range,
+    kernel: Range,
 }
 
 /// Where it all goes.
@@ -96,90 +112,101 @@ impl From<Full> for LayoutError {
     }
 }
 
-impl Layout {
-    /// Finds a place for everything.
+impl Loaded<'_> {
+    /// Checks that all of it is in RAM, and nothing over something else.
     ///
     /// # Errors
     ///
     /// See [`LayoutError`].
-    pub fn plan(request: &Request<'_>) -> Result<Layout, LayoutError> {
-        if request.image.start % BLOCK != 0 {
-            return Err(LayoutError::Misaligned(request.image));
+    pub fn check(&self) -> Result<FreeMemory, LayoutError> {
+        if self.image.start % BLOCK != 0 {
+            return Err(LayoutError::Misaligned(self.image));
         }
-        let image = request.image.aligned_out(BLOCK).ok_or(LayoutError::Fragmented)?;
+        let image = self.image.aligned_out(BLOCK).ok_or(LayoutError::Fragmented)?;
         let mut free = RangeSet::<MAX_FREE>::new();
-        for range in request.ram {
+        for range in self.ram {
             free.insert(*range)?;
         }
         // The tree goes first: a broken one explains most of what follows.
         let loaded = [
-            ("the device tree", Some(request.tree)),
-            ("Escrow", Some(image)),
-            ("the host's kernel", Some(request.kernel)),
-            ("the host's ramdisk", request.ramdisk),
+            (TREE, Some(self.tree)),
+            (ESCROW, Some(image)),
+            ("the host's kernel", Some(self.kernel)),
+            ("the host's ramdisk", self.ramdisk),
         ];
         let loaded = loaded.into_iter().filter_map(|(name, range)| Some((name, range?)));
         for (index, (name, range)) in loaded.clone().enumerate() {
             if !free.contains(&range) {
                 return Err(LayoutError::OutsideRam(name, range));
             }
-            for reserved in request.reserved {
-                if reserved.overlaps(&range) && name != "the device tree" {
-                    let other = "memory that the device tree reserves";
-                    return Err(LayoutError::Overlap(name, range, other, *reserved));
-                }
+            // The tree may be in memory that it reserves for itself.
+            let mut reserved = self.reserved.iter().filter(|_| name != TREE);
+            if let Some(reserved) = reserved.find(|reserved| reserved.overlaps(&range)) {
+                let other = "memory that the device tree reserves";
+                return Err(LayoutError::Overlap(name, range, other, *reserved));
             }
             for (other, with) in loaded.clone().take(index) {
-                // The rest of Escrow's last block may hold the old tree: it
+                // What is left of Escrow's last block may hold the tree, which
                 // is not needed any more when that memory comes into use.
-                let range = if other == "the device tree" && name == "Escrow" {
-                    request.image
-                } else {
-                    range
-                };
-                if range.overlaps(&with) {
-                    return Err(LayoutError::Overlap(name, range, other, with));
+                let own = if (name, other) == (ESCROW, TREE) { self.image } else { range };
+                if own.overlaps(&with) {
+                    return Err(LayoutError::Overlap(name, own, other, with));
                 }
             }
         }
         for (_, range) in loaded {
             free.remove(range)?;
         }
-        for range in request.reserved {
+        for range in self.reserved {
             // Whole pages, as the host takes what the tree reserves.
             free.remove(range.aligned_out(4096).ok_or(LayoutError::Fragmented)?)?;
         }
-        let kernel = place_kernel(request, &free)?;
-        free.remove(kernel)?;
-        let place = |free: &mut RangeSet<MAX_FREE>, what, size, align| {
-            let range =
-                free.highest_fit(size, align).ok_or(LayoutError::TooLittleMemory(what, size))?;
-            free.remove(range)?;
-            Ok::<Range, LayoutError>(range)
-        };
-        // From the top: memory below 4 GiB is dear to the host's devices.
-        let working = place(&mut free, "Escrow's ledger", request.working_size, BLOCK)?;
-        let host_tree = place(&mut free, "the host's device tree", request.host_tree_size, 4096)?;
-        Ok(Layout { image, working, kernel, host_tree })
+        Ok(FreeMemory { free, image, kernel: self.kernel })
     }
 }
 
-/// In place if the kernel lies right and the memory behind it is free; else at
-/// the lowest place that does.
-fn place_kernel(request: &Request<'_>, free: &RangeSet<MAX_FREE>) -> Result<Range, LayoutError> {
-    let KernelImage { text_offset, memory_size, .. } = request.kernel_image;
-    let loaded = request.kernel;
-    if loaded.start % ALIGNMENT == text_offset
-        && let Some(here) = Range::with_size(loaded.start, memory_size)
-        && free.contains(&Range::new(loaded.end, here.end))
-    {
-        return Ok(here);
+impl FreeMemory {
+    /// Finds a place for everything.
+    ///
+    /// # Errors
+    ///
+    /// See [`LayoutError`].
+    pub fn plan(mut self, needs: &Needs) -> Result<Layout, LayoutError> {
+        let kernel = self.place_kernel(&needs.kernel)?;
+        self.free.remove(kernel)?;
+        // From the top: memory below 4 GiB is dear to the host's devices.
+        let working = self.take_highest("Escrow's ledger", needs.working_size, BLOCK)?;
+        let host_tree = self.take_highest("the host's device tree", needs.host_tree_size, 4096)?;
+        Ok(Layout { image: self.image, working, kernel, host_tree })
     }
-    let what = "the host's kernel";
-    let no_room = LayoutError::TooLittleMemory(what, memory_size);
-    let size = memory_size.checked_add(text_offset).ok_or(no_room)?;
-    let place = free.lowest_fit(size, ALIGNMENT).ok_or(no_room)?;
-    Ok(Range::new(place.start + text_offset, place.end))
+
+    /// In place if the kernel lies right and the memory behind it is free; else
+    /// at the lowest place that does.
+    fn place_kernel(&self, image: &KernelImage) -> Result<Range, LayoutError> {
+        let KernelImage { text_offset, memory_size, .. } = *image;
+        if self.kernel.start % ALIGNMENT == text_offset
+            && let Some(here) = Range::with_size(self.kernel.start, memory_size)
+            && self.free.contains(&Range::new(self.kernel.end, here.end))
+        {
+            return Ok(here);
+        }
+        let no_room = LayoutError::TooLittleMemory("the host's kernel", memory_size);
+        let size = memory_size.checked_add(text_offset).ok_or(no_room)?;
+        let place = self.free.lowest_fit(size, ALIGNMENT).ok_or(no_room)?;
+        Ok(Range::new(place.start + text_offset, place.end))
+    }
+
+    fn take_highest(
+        &mut self,
+        what: &'static str,
+        size: u64,
+        align: u64,
+    ) -> Result<Range, LayoutError> {
+        let range =
+            self.free.highest_fit(size, align).ok_or(LayoutError::TooLittleMemory(what, size))?;
+        self.free.remove(range)?;
+        Ok(range)
+    }
 }
 
 #[cfg(test)]
