@@ -23,6 +23,7 @@ image_header:
         .long   0
 
 primary_entry:
+        mrs     x20, cntvct_el0         // for who wants to know when it began
         msr     daifset, #0xf
         msr     spsel, #1
         mov     x19, x0                 // device tree
@@ -58,6 +59,7 @@ primary_entry:
         bl      set_up_cpu
         msr     tpidr_el1, xzr          // CPU 0
         mov     x0, x19
+        mov     x1, x20
         bl      payload_start
 5:      wfe
         b       5b

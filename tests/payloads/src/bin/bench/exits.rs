@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Guest exits that the host answers at once: the way out to the host and
+//! back into the guest.
+
+use escrow_abi::{MemEntry, ORDER_PAGE, PAGE_SIZE, Rights, call, run};
+use escrow_payloads::host::refused;
+use escrow_payloads::{Host, Outcome, Test, check, check_eq, hvc, mmu, tests};
+
+use crate::sample::{self, Samples};
+
+pub const TESTS: &[Test] = tests![guests_are_counted, guest_exits, guest_exits_with_vectors];
+
+/// Where guests have their code.
+const CODE: u64 = 0x4000_0000;
+/// Where guests have no memory.
+const DEVICE: u64 = 0x0900_0000;
+/// Pages donated for a guest: tables, vCPUs.
+const METADATA: u64 = 12;
+const SAMPLES: usize = 1000;
+
+unsafe extern "C" {
+    static guests_begin: u8;
+    static guests_end: u8;
+    static guest_read: u8;
+    static guest_write: u8;
+    static guest_write_slow: u8;
+    static guest_wait: u8;
+    static guest_vectors: u8;
+}
+
+/// A VM with one vCPU that runs a guest of `bench.S`.
+struct Guest {
+    vm: u64,
+    vcpu: u64,
+}
+
+impl Guest {
+    /// Starts the guest at a symbol.
+    fn start(host: &mut Host, guest: *const u8) -> Outcome<Guest> {
+        let vm = host.vm(METADATA)?;
+        let code = host.page();
+        let source = &raw const guests_begin;
+        let size = &raw const guests_end as usize - source as usize;
+        check!(size <= PAGE_SIZE as usize, "the guests have {size} bytes");
+        // SAFETY: the page is the arena's, and the guests fit.
+        unsafe { core::ptr::copy_nonoverlapping(source, code as *mut u8, size) };
+        mmu::clean(code, PAGE_SIZE);
+        let entry = MemEntry::new(code, ORDER_PAGE, CODE, Rights::READ_EXECUTE);
+        host.lists.lend(vm, &[entry]).map_err(refused("MEM_LEND of the guests"))?;
+        let [vcpu, ..] = hvc::call(call::VCPU_CREATE, &[vm, 0]).map_err(refused("VCPU_CREATE"))?;
+        let entry = CODE + (guest as u64 - source as u64);
+        for (register, value) in [(1 << 8, entry), (1, DEVICE)] {
+            hvc::call(call::VCPU_SET_REGISTER, &[vcpu, register, value])
+                .map_err(refused("VCPU_SET_REGISTER"))?;
+        }
+        hvc::call(call::VM_START, &[vm]).map_err(refused("VM_START"))?;
+        Ok(Guest { vm, vcpu })
+    }
+}
+
+/// Samples of a guest that exits with `state` each time. The `own`
+/// instructions that it executes between two exits are not counted; the one
+/// that exits never is by QEMU.
+fn exits(
+    host: &mut Host,
+    name: &'static str,
+    guest: *const u8,
+    state: u64,
+    own: u64,
+    sample: fn(&mut [u64; 8]) -> u64,
+) -> Outcome<Samples> {
+    let Guest { vm, vcpu } = Guest::start(host, guest)?;
+    let mut samples = Samples::new(name);
+    // The first ones come from further away.
+    for round in 0..SAMPLES + 10 {
+        let mut registers = [call::VCPU_RUN as u64, vcpu, 0, 0, 0, 0, 0, 0];
+        let ticks = sample(&mut registers);
+        check_eq!(registers[..2], [0, state], "exit {round} of {name}");
+        if round >= 10 {
+            samples.add(ticks - own);
+        }
+    }
+    host.end(vm)?;
+    Ok(samples)
+}
+
+/// What is subtracted for the guest's own instructions is what they are: two
+/// guests that differ by 8 instructions and nothing else.
+fn guests_are_counted(host: &mut Host) -> Outcome {
+    let (write, slow) = (&raw const guest_write, &raw const guest_write_slow);
+    let write = exits(host, "write", write, run::MMIO_WRITE, 1, sample::hvc)?;
+    let slow = exits(host, "slow", slow, run::MMIO_WRITE, 9, sample::hvc)?;
+    check_eq!(write.min, slow.min, "without the guest's instructions");
+    Ok(())
+}
+
+fn guest_exits(host: &mut Host) -> Outcome {
+    let (read, write) = (&raw const guest_read, &raw const guest_write);
+    let wait = &raw const guest_wait;
+    // One branch between two exits. The read is the one that has the most
+    // done for it on both ways: its syndrome is decoded, and its result
+    // extended and stored.
+    exits(host, "guest_exit", read, run::MMIO_READ, 1, sample::hvc)?.print();
+    exits(host, "guest_exit_mmio_write", write, run::MMIO_WRITE, 1, sample::hvc)?.print();
+    exits(host, "guest_exit_wfi", wait, run::EXPECTS_WAKEUP, 1, sample::hvc)?.print();
+    Ok(())
+}
+
+/// Guest and host both use the vector registers between two exits, so that
+/// both of their sets change places.
+fn guest_exits_with_vectors(host: &mut Host) -> Outcome {
+    let guest = &raw const guest_vectors;
+    // The guest's branch and its vector instruction; the host's own.
+    let sample = sample::hvc_vectors;
+    exits(host, "guest_exit_vectors", guest, run::MMIO_WRITE, 3, sample)?.print();
+    Ok(())
+}

@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Samples of the counter.
+
+use core::arch::global_asm;
+
+use escrow_payloads::println;
+
+global_asm!(include_str!("bench.S"));
+
+unsafe extern "C" {
+    fn sample_nothing(registers: *mut [u64; 8]) -> u64;
+    fn sample_hvc(registers: *mut [u64; 8]) -> u64;
+    fn sample_hvc_vectors(registers: *mut [u64; 8]) -> u64;
+}
+
+/// What the counter counts around nothing.
+fn overhead() -> u64 {
+    // SAFETY: reads the counter twice.
+    unsafe { sample_nothing(&mut [0; 8]) }
+}
+
+/// Ticks that an `HVC #0` takes, with X0 to X7 before and after.
+pub fn hvc(registers: &mut [u64; 8]) -> u64 {
+    // SAFETY: a call of Escrow's changes no memory but pages that are in its
+    // lists, and those come from the arena.
+    let ticks = unsafe { sample_hvc(registers) };
+    ticks - overhead()
+}
+
+/// [`hvc`], and one instruction after it that changes a vector register.
+pub fn hvc_vectors(registers: &mut [u64; 8]) -> u64 {
+    // SAFETY: as for `hvc`; compiled code has no use for vector registers on
+    // this target.
+    let ticks = unsafe { sample_hvc_vectors(registers) };
+    ticks - overhead()
+}
+
+/// Samples of one operation.
+pub struct Samples {
+    name: &'static str,
+    per: u64,
+    pub min: u64,
+    total: u64,
+    n: u64,
+}
+
+impl Samples {
+    /// None yet; each will be of one operation.
+    pub const fn new(name: &'static str) -> Samples {
+        Self::per(name, 1)
+    }
+
+    /// None yet; each will be of `per` operations.
+    pub const fn per(name: &'static str, per: u64) -> Samples {
+        Samples { name, per, min: u64::MAX, total: 0, n: 0 }
+    }
+
+    /// Adds one.
+    pub fn add(&mut self, ticks: u64) {
+        self.min = self.min.min(ticks);
+        self.total += ticks;
+        self.n += 1;
+    }
+
+    /// Prints them for `cargo xtask bench`.
+    pub fn print(&self) {
+        let Samples { name, per, min, total, n } = self;
+        println!("bench: {name} min {min} total {total} n {n} per {per}");
+    }
+}
