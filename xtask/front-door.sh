@@ -17,11 +17,14 @@ may_install() { is_debian && [ "$(id -u)" = 0 ]; }
 
 # Installs packages; options for apt may stand before them.
 install() {
-    say "installing $*"
-    options=
+    options='' names=''
     for word in "$@"; do
-        case $word in -o*) options="$options $word" ;; esac
+        case $word in
+        -o*) options="$options $word" ;;
+        *) names="$names $word" ;;
+        esac
     done
+    say "installing$names"
     log=$(mktemp)
     # One broken source among the user's many is no reason to give up.
     # shellcheck disable=SC2086 # a list of words
