@@ -27,7 +27,7 @@ pub fn prepare<'a>(checks: &mut Checks, baseline: &'a Baseline) -> Result<Prepar
 
     // No word of the secret is like the message, and neither has zeros in it.
     let secret = random()? | 0x0101_0101_0101_0101;
-    let message = format!("host to guest, {:016x}: tell nobody about this. ", random()?);
+    let message = format!("host to guest, {:016x}: tell nobody about this.", random()?);
     let message = message.into_bytes();
     ensure!(message.len() % 8 == 0, "the guest sends whole words");
     page.write(0, &message);
