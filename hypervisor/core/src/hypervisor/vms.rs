@@ -213,8 +213,8 @@ impl<M: Machine> Hypervisor<M> {
 
     /// Begins a run. Takes no lock but the vCPU's own.
     pub(super) fn vcpu_run(&self, args: &[u64; 8]) -> Result<HostCall<'_>, Refusal> {
-        let [_, vcpu, resume0, resume1, resume2, reserved, ..] = *args;
-        if reserved != 0 {
+        let [_, vcpu, resume0, resume1, resume2, x5, x6, x7] = *args;
+        if x5 | x6 | x7 != 0 {
             return Err(Error::InvalidArgument.into());
         }
         let (handle, slot) = self.slot(vcpu, HandleKind::Vcpu)?;
@@ -229,8 +229,7 @@ impl<M: Machine> Hypervisor<M> {
             return Ok(HostCall::Return([0, run::SYSTEM_DOWN, reason, 0, 0]));
         }
         let cell = self.machine.vcpu(page).try_lock().ok_or(Error::Busy)?;
-        let vtcr = self.guest_geometry.vtcr(&self.features);
-        let mut run = Run::new(cell, entered, VmId::new(handle.slot), vtcr);
+        let mut run = Run::new(cell, entered, VmId::new(handle.slot), self.guest_vtcr);
         run.resume([resume0, resume1, resume2])?;
         Ok(HostCall::Run(run))
     }
