@@ -120,7 +120,9 @@ impl Controls {
     }
 
     /// The controls for guests on the calling CPU. `force_write_back` says
-    /// how their stage-2 tables are written, the same on all CPUs.
+    /// how their stage-2 tables are written, the same on all CPUs. Floating
+    /// point and pointer authentication are trapped until the guest has its
+    /// own registers for them.
     ///
     /// Fine-grained traps stay 0, which traps all registers that have an
     /// enable there; so does `HCRX_EL2`, which also makes the host's
@@ -151,7 +153,6 @@ impl Controls {
             .value
             | on(f.lor, hcr::TLOR::SET.value)
             | on(f.ras, hcr::TERR::SET.value | hcr::TEA::SET.value)
-            | on(f.pauth, hcr::API::SET.value | hcr::APK::SET.value)
             | on(force_write_back, hcr::FWB::SET.value)
             | on(f.mte2, hcr::TID5::SET.value);
 
@@ -181,34 +182,95 @@ impl Controls {
         }
     }
 
-    /// Writes the registers. They are in force from the next context
-    /// synchronisation event on (DDI 0487, D24.1.2.2), at the latest from the
-    /// ERET to EL1.
-    #[inline]
-    pub fn load(&self, features: &Features) {
+    /// Writes the registers, of the optional ones only those named. They are
+    /// in force from the next context synchronisation event on (DDI 0487,
+    /// D24.1.2.2), at the latest from the ERET to EL1.
+    #[inline(always)]
+    pub fn load(&self, optional: Optional) {
         HCR_EL2::write(self.hcr);
         CPTR_EL2::write(self.cptr);
         MDCR_EL2::write(self.mdcr);
         CNTHCTL_EL2::write(self.cnthctl);
         ICH_HCR_EL2::write(self.ich_hcr);
         ICC_SRE_EL2::write(self.icc_sre);
-        if features.hcx {
+        if optional.has(Optional::HCRX) {
             HCRX_EL2::write(self.hcrx);
         }
-        if features.mpam {
-            MPAM2_EL2::write(self.mpam2);
-        }
-        if features.fgt >= 1 {
+        if optional.has(Optional::HFGXTR) {
             HFGRTR_EL2::write(self.hfgrtr);
             HFGWTR_EL2::write(self.hfgwtr);
+        }
+        if optional.has(Optional::RARE) {
+            self.load_rare(optional);
+        }
+    }
+
+    #[cold]
+    fn load_rare(&self, optional: Optional) {
+        if optional.has(Optional::MPAM) {
+            MPAM2_EL2::write(self.mpam2);
+        }
+        if optional.has(Optional::FGT) {
             HFGITR_EL2::write(self.hfgitr);
             HDFGRTR_EL2::write(self.hdfgrtr);
             HDFGWTR_EL2::write(self.hdfgwtr);
         }
-        if features.fgt >= 2 {
+        if optional.has(Optional::FGT2) {
             HDFGRTR2_EL2::write(self.hdfgrtr2);
             HDFGWTR2_EL2::write(self.hdfgrtr2);
         }
+    }
+}
+
+/// Steps of a world switch that not every CPU needs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Optional(u8);
+
+impl Optional {
+    /// `HCRX_EL2`.
+    pub const HCRX: u8 = 1 << 0;
+    /// `HFGRTR_EL2` and `HFGWTR_EL2`.
+    pub const HFGXTR: u8 = 1 << 1;
+    /// `MPAM2_EL2`.
+    pub const MPAM: u8 = 1 << 2;
+    /// The other registers of FEAT_FGT.
+    pub const FGT: u8 = 1 << 3;
+    /// The registers of FEAT_FGT2.
+    pub const FGT2: u8 = 1 << 4;
+    /// Profiling or trace buffers ([`crate::debug`]).
+    pub const BUFFERS: u8 = 1 << 5;
+    /// What hardly any CPU needs.
+    pub const RARE: u8 = Self::MPAM | Self::FGT | Self::FGT2;
+
+    /// All that the CPU has.
+    pub fn all(features: &Features) -> Optional {
+        let f = features;
+        Optional(
+            (f.hcx as u8 * Self::HCRX)
+                | (f.mpam as u8 * Self::MPAM)
+                | ((f.fgt >= 1) as u8 * (Self::HFGXTR | Self::FGT))
+                | ((f.fgt >= 2) as u8 * Self::FGT2)
+                | ((f.spe != 0 || f.trbe) as u8 * Self::BUFFERS),
+        )
+    }
+
+    /// Those of them that a switch between two sets changes.
+    pub fn between(self, a: &Controls, b: &Controls) -> Optional {
+        let mut changed = Self::BUFFERS;
+        let mut note = |bit: u8, differs: bool| changed |= differs as u8 * bit;
+        note(Self::HCRX, a.hcrx != b.hcrx);
+        note(Self::MPAM, a.mpam2 != b.mpam2);
+        note(Self::HFGXTR, (a.hfgrtr, a.hfgwtr) != (b.hfgrtr, b.hfgwtr));
+        let fgt = |c: &Controls| (c.hfgitr, c.hdfgrtr, c.hdfgwtr);
+        note(Self::FGT, fgt(a) != fgt(b));
+        note(Self::FGT2, a.hdfgrtr2 != b.hdfgrtr2);
+        Optional(self.0 & changed)
+    }
+
+    /// Whether any of `bits` is among them.
+    #[inline(always)]
+    pub const fn has(self, bits: u8) -> bool {
+        self.0 & bits != 0
     }
 }
 

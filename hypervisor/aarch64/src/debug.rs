@@ -25,21 +25,8 @@ pub(crate) struct Buffers {
 const ENABLE: u64 = 1;
 
 /// Switches the buffers off. Their registers still show the host's.
-#[inline]
-pub(crate) fn stop(features: &Features) -> Buffers {
-    if features.spe == 0 && !features.trbe { Buffers::default() } else { stop_slow(features) }
-}
-
-/// Switches them on again as they were.
-#[inline]
-pub(crate) fn start(features: &Features, buffers: Buffers) {
-    if buffers.pmblimitr & ENABLE != 0 || buffers.trblimitr & ENABLE != 0 {
-        start_slow(features, buffers);
-    }
-}
-
 #[cold]
-fn stop_slow(features: &Features) -> Buffers {
+pub(crate) fn stop(features: &Features) -> Buffers {
     let mut buffers = Buffers::default();
     if features.spe != 0 {
         buffers.pmblimitr = PMBLIMITR_EL1::read();
@@ -73,8 +60,9 @@ fn stop_slow(features: &Features) -> Buffers {
     buffers
 }
 
+/// Switches them on again as they were.
 #[cold]
-fn start_slow(features: &Features, buffers: Buffers) {
+pub(crate) fn start(features: &Features, buffers: Buffers) {
     if buffers.pmblimitr & ENABLE != 0 {
         PMBLIMITR_EL1::write(buffers.pmblimitr);
         barrier::isb(barrier::SY);

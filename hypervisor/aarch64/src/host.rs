@@ -65,12 +65,16 @@ fn host_call(frame: &mut HostFrame) {
     // SAFETY: `init_cpu` ran before the host did, and nothing else on this CPU
     // refers to its scratch space.
     let scratch = unsafe { &mut (*cpu).scratch };
-    let answer = match hypervisor.host_call(scratch, args) {
-        HostCall::Return(answer) => answer,
-        // SAFETY: the CPU's own data, and the host's state is in the CPU.
-        HostCall::Run(run) => unsafe { crate::world::run(cpu, hypervisor, run) },
-    };
-    frame.x[..5].copy_from_slice(&answer);
+    match hypervisor.host_call(scratch, args) {
+        HostCall::Return(answer) => frame.x[..5].copy_from_slice(&answer),
+        HostCall::Run(run) => {
+            // SAFETY: the CPU's own data, and the host's state is in the CPU.
+            let [state, data @ ..] = unsafe { crate::world::run(cpu, hypervisor, run) };
+            frame.x[0] = 0;
+            frame.x[1] = state;
+            frame.x[2..5].copy_from_slice(&data);
+        }
+    }
 }
 
 /// Handles any other synchronous exception of the host.

@@ -41,6 +41,7 @@ pub use percpu::{PerCpu, cpu_index};
 pub use smc::smc;
 
 core::arch::global_asm!(include_str!("fp.S"));
+core::arch::global_asm!(include_str!("switch.S"));
 
 core::arch::global_asm!(
     include_str!("vectors.S"),

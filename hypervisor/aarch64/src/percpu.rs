@@ -7,9 +7,9 @@ use core::ptr::{self, NonNull};
 
 use escrow_core::hypervisor::Scratch;
 use escrow_core::stage2::Stage2Context;
-use escrow_core::vcpu::{El1Registers, TimerRegisters, Vcpu};
+use escrow_core::vcpu::{El1Registers, Vcpu};
 
-use crate::controls::Controls;
+use crate::controls::{Controls, Optional};
 use crate::features::Features;
 use crate::fp::HostVectors;
 use crate::sysreg::TPIDR_EL2;
@@ -20,6 +20,20 @@ pub(crate) const FAULT_STACK_SIZE: usize = 8192;
 
 #[repr(C, align(16))]
 pub(crate) struct FaultStack([MaybeUninit<u8>; FAULT_STACK_SIZE]);
+
+/// What of the host is put aside whenever a guest runs.
+#[derive(Default)]
+pub(crate) struct HostRegisters {
+    pub el1: El1Registers,
+    /// `ELR_EL2`: where the host goes on.
+    pub pc: u64,
+    /// `SPSR_EL2`.
+    pub pstate: u64,
+    /// `CNTV_CTL_EL0`.
+    pub timer_ctl: u64,
+    /// `CNTV_CVAL_EL0`.
+    pub timer_cval: u64,
+}
 
 /// The data of one CPU. Only that CPU touches it once it has been started.
 #[repr(C, align(64))]
@@ -35,13 +49,13 @@ pub struct PerCpu {
     pub(crate) features: Features,
     pub(crate) host_controls: Controls,
     pub(crate) guest_controls: Controls,
+    /// What else a switch between the two has to do.
+    pub(crate) optional: Optional,
     pub(crate) host_stage2: Stage2Context,
     /// The stage 2 in force: the host's, or a guest's while it is run.
     pub(crate) stage2: Stage2Context,
-    pub(crate) host_el1: El1Registers,
-    /// The host's `ELR_EL2` and `SPSR_EL2` while a guest runs.
-    pub(crate) host_return: (u64, u64),
-    pub(crate) host_timer: TimerRegisters,
+    /// The host's registers while a guest runs.
+    pub(crate) host: HostRegisters,
     /// The last vCPU that ran here, by the address of its page and its VMID
     /// (in `VTTBR_EL2`).
     pub(crate) last_vcpu: (usize, u64),
@@ -89,11 +103,10 @@ impl PerCpu {
             features: features,
             host_controls: Controls::default(),
             guest_controls: Controls::default(),
+            optional: Optional::default(),
             host_stage2: Stage2Context::default(),
             stage2: Stage2Context::default(),
-            host_el1: El1Registers::default(),
-            host_return: (0, 0),
-            host_timer: TimerRegisters::default(),
+            host: HostRegisters::default(),
             last_vcpu: (0, 0),
             scratch: Scratch::new(),
         }

@@ -136,24 +136,14 @@ registers! {
     TTBR0_EL1 = "ttbr0_el1";
     TTBR1_EL1 = "ttbr1_el1";
     TCR_EL1 = "tcr_el1";
-    MAIR_EL1 = "mair_el1";
-    AMAIR_EL1 = "amair_el1";
     VBAR_EL1 = "vbar_el1";
     ELR_EL1 = "elr_el1";
     SPSR_EL1 = "spsr_el1";
     ESR_EL1 = "esr_el1";
     FAR_EL1 = "far_el1";
-    AFSR0_EL1 = "afsr0_el1";
-    AFSR1_EL1 = "afsr1_el1";
     PAR_EL1 = "par_el1";
     CONTEXTIDR_EL1 = "contextidr_el1";
-    TPIDR_EL0 = "tpidr_el0";
-    TPIDRRO_EL0 = "tpidrro_el0";
-    TPIDR_EL1 = "tpidr_el1";
-    SP_EL0 = "sp_el0";
-    SP_EL1 = "sp_el1";
     CNTKCTL_EL1 = "cntkctl_el1";
-    CSSELR_EL1 = "csselr_el1";
     MDSCR_EL1 = "mdscr_el1";
     CNTV_CTL_EL0 = "cntv_ctl_el0";
     CNTV_CVAL_EL0 = "cntv_cval_el0";
@@ -166,16 +156,6 @@ registers! {
     TRBLIMITR_EL1 = "s3_0_c9_c11_0";
     GCSCR_EL1 = "s3_0_c2_c5_0";
     GCSCRE0_EL1 = "s3_0_c2_c5_2";
-    APIAKEYLO_EL1 = "s3_0_c2_c1_0";
-    APIAKEYHI_EL1 = "s3_0_c2_c1_1";
-    APIBKEYLO_EL1 = "s3_0_c2_c1_2";
-    APIBKEYHI_EL1 = "s3_0_c2_c1_3";
-    APDAKEYLO_EL1 = "s3_0_c2_c2_0";
-    APDAKEYHI_EL1 = "s3_0_c2_c2_1";
-    APDBKEYLO_EL1 = "s3_0_c2_c2_2";
-    APDBKEYHI_EL1 = "s3_0_c2_c2_3";
-    APGAKEYLO_EL1 = "s3_0_c2_c3_0";
-    APGAKEYHI_EL1 = "s3_0_c2_c3_1";
 }
 
 /// The unsigned four-bit field of an identification register at bit `shift`.

@@ -19,8 +19,9 @@ use escrow_core::vcpu::{
 };
 use escrow_core::vm::Run;
 
+use crate::controls::{Controls, Optional};
 use crate::machine::Hardware;
-use crate::percpu::PerCpu;
+use crate::percpu::{HostRegisters, PerCpu};
 use crate::sysreg::*;
 use crate::{debug, fp};
 
@@ -28,6 +29,10 @@ unsafe extern "C" {
     static escrow_guest_vectors: [u8; 0];
     static escrow_host_vectors: [u8; 0];
     fn escrow_enter_guest(registers: *mut GeneralRegisters) -> u64;
+    fn escrow_save_el1(registers: *mut El1Registers);
+    fn escrow_load_el1(registers: *const El1Registers);
+    fn escrow_save_keys(keys: *mut [u64; 10]);
+    fn escrow_load_keys(keys: *const [u64; 10]);
 }
 
 /// What [`escrow_enter_guest`] returns.
@@ -37,7 +42,10 @@ const EXIT_INTERRUPT: u64 = 1;
 /// `CNTV_CTL_EL0.IMASK`.
 const TIMER_IMASK: u64 = 1 << 1;
 
-// What vectors.S relies on.
+/// `HCR_EL2.APK` and `API`: pointer authentication is not trapped.
+const HCR_PAUTH: u64 = 1 << 40 | 1 << 41;
+
+// What vectors.S and switch.S rely on.
 const _: () = {
     use core::mem::offset_of;
     use escrow_core::vcpu::Vcpu;
@@ -45,6 +53,12 @@ const _: () = {
     assert!(offset_of!(GeneralRegisters, x) == 0);
     assert!(offset_of!(GeneralRegisters, pc) == 248);
     assert!(offset_of!(GeneralRegisters, pstate) == 256);
+    assert!(offset_of!(El1Registers, sctlr) == 0);
+    assert!(offset_of!(El1Registers, esr) == 80);
+    assert!(offset_of!(El1Registers, tpidr_el0) == 128);
+    assert!(offset_of!(El1Registers, cntkctl) == 168);
+    assert!(offset_of!(El1Registers, csselr) == 176);
+    assert!(offset_of!(El1Registers, mdscr) == 184);
 };
 
 /// Runs a vCPU until its host has to know something.
@@ -64,9 +78,9 @@ pub(crate) unsafe fn run(
     // SAFETY: as granted. These fields do not change during the run.
     let (features, host, guest) =
         unsafe { (&(*cpu).features, &(*cpu).host_controls, &(*cpu).guest_controls) };
-    let buffers = debug::stop(features);
-    // Where the host goes on: the guest's exits overwrite both.
-    let (host_pc, host_pstate) = (ELR_EL2::read(), SPSR_EL2::read());
+    // SAFETY: as granted.
+    let optional = unsafe { (*cpu).optional };
+    let buffers = optional.has(Optional::BUFFERS).then(|| debug::stop(features));
     // SAFETY: as granted, and the host's state is in the CPU.
     let timer_held_back = unsafe { enter(cpu, &mut run) };
     let mut aside = None;
@@ -81,15 +95,22 @@ pub(crate) unsafe fn run(
         let exit = match kind {
             EXIT_SYNCHRONOUS => {
                 let esr = ESR_EL2::read();
-                if Ec::of(esr) == Ec::FP && aside.is_none() {
-                    // SAFETY: the registers are still the host's.
-                    aside = Some(unsafe {
-                        let room = &mut (*cpu).host_vectors;
-                        fp::load_guest(features, host, guest, room, &run.fp)
-                    });
-                    continue;
+                match Ec::of(esr) {
+                    Ec::FP if aside.is_none() => {
+                        // SAFETY: the registers are still the host's.
+                        aside = Some(unsafe {
+                            let room = &mut (*cpu).host_vectors;
+                            fp::load_guest(features, host, guest, room, &run.fp)
+                        });
+                        continue;
+                    }
+                    Ec::PAUTH | Ec::SYSTEM if features.pauth && !run.pauth && wants_keys(esr) => {
+                        // SAFETY: the keys are still the host's.
+                        unsafe { lend_keys(&mut (*cpu).host, &mut run, guest) };
+                        continue;
+                    }
+                    _ => {}
                 }
-                save_timer(&mut run.timer, timer_held_back);
                 GuestExit::Synchronous(synchronous(esr, &mut run.el1))
             }
             EXIT_INTERRUPT => GuestExit::Interrupt,
@@ -99,12 +120,16 @@ pub(crate) unsafe fn run(
                 GuestExit::Interrupt
             }
         };
+        save_timer(&mut run.timer, timer_held_back);
         match hypervisor.guest_exit(&mut run, exit, &hypervisor.machine.guest_ids) {
             Next::Enter => {}
             Next::Inject(exception) => {
-                save_el1(&mut run.el1, features.pauth);
-                run.inject(exception);
-                load_el1(&run.el1, features.pauth);
+                // SAFETY: the registers in the CPU are the guest's.
+                unsafe {
+                    escrow_save_el1(&mut run.el1);
+                    run.inject(exception);
+                    escrow_load_el1(&run.el1);
+                }
                 if run.slot().is_stopped() {
                     break READY;
                 }
@@ -120,10 +145,10 @@ pub(crate) unsafe fn run(
         }
     }
     // SAFETY: as granted, and the guest's state is in the CPU.
-    unsafe { leave(cpu, &mut run, timer_held_back) };
-    ELR_EL2::write(host_pc);
-    SPSR_EL2::write(host_pstate);
-    debug::start(features, buffers);
+    unsafe { leave(cpu, &mut run) };
+    if let Some(buffers) = buffers {
+        debug::start(features, buffers);
+    }
     answer
 }
 
@@ -134,27 +159,36 @@ pub(crate) unsafe fn run(
 /// synchronisation event (DDI 0487, D1.4.4): EL2 uses none of the registers.
 #[inline(always)]
 unsafe fn enter(cpu: *mut PerCpu, run: &mut Run<'_>) -> bool {
-    // SAFETY: `cpu` is this CPU's data; see `run`.
-    let data = unsafe { &mut *cpu };
-    // Where the host goes on: a guest's exits write these.
-    data.host_return = (ELR_EL2::read(), SPSR_EL2::read());
-    save_el1(&mut data.host_el1, data.features.pauth);
-    data.host_timer.ctl = CNTV_CTL_EL0::read();
-    data.host_timer.cval = CNTV_CVAL_EL0::read();
+    // SAFETY: parts of this CPU's data that nothing else refers to; see `run`.
+    let (host, stage2, last_vcpu) =
+        unsafe { (&mut (*cpu).host, &mut (*cpu).stage2, &mut (*cpu).last_vcpu) };
+    // SAFETY: these are only read while a guest runs.
+    let (controls, optional) = unsafe { (&(*cpu).guest_controls, (*cpu).optional) };
+    host.pc = ELR_EL2::read();
+    host.pstate = SPSR_EL2::read();
+    host.timer_ctl = CNTV_CTL_EL0::read();
+    host.timer_cval = CNTV_CVAL_EL0::read();
+    // SAFETY: the registers are the host's.
+    unsafe { escrow_save_el1(&mut host.el1) };
 
     let context = *run.context();
-    data.stage2 = context;
+    *stage2 = context;
     VBAR_EL2::write((&raw const escrow_guest_vectors) as u64);
     VTTBR_EL2::write(context.vttbr);
     VTCR_EL2::write(context.vtcr);
     VMPIDR_EL2::write(run.vmpidr);
-    data.guest_controls.load(&data.features);
+    controls.load(optional);
+    if run.pauth {
+        // SAFETY: the keys are the host's.
+        unsafe { lend_keys(host, run, controls) };
+    }
     // The host's breakpoints and single steps are none of the guest's; the
     // guest has none of its own (its accesses are trapped).
-    if data.host_el1.mdscr != 0 {
+    if host.el1.mdscr != 0 {
         MDSCR_EL1::write(0);
     }
-    load_el1(&run.el1, data.features.pauth);
+    // SAFETY: what a guest has in its registers acts on its own memory only.
+    unsafe { escrow_load_el1(&run.el1) };
 
     // A timer that has fired would end each run before it has begun, until
     // there is a virtual GIC to hand its interrupt to. The guest sees it
@@ -165,8 +199,8 @@ unsafe fn enter(cpu: *mut PerCpu, run: &mut Run<'_>) -> bool {
     CNTV_CTL_EL0::write(if held_back { run.timer.ctl | TIMER_IMASK } else { run.timer.ctl });
 
     let this = (ptr::from_mut(&mut **run) as usize, context.vttbr);
-    if data.last_vcpu != this {
-        data.last_vcpu = this;
+    if *last_vcpu != this {
+        *last_vcpu = this;
         // vCPUs of a VM share a VMID, but stage 1 need not be the same on
         // each (DDI 0487, D8.17.4: entries are matched by VMID and ASID
         // alone): nothing of another one may be left on this CPU.
@@ -178,29 +212,64 @@ unsafe fn enter(cpu: *mut PerCpu, run: &mut Run<'_>) -> bool {
     held_back
 }
 
-/// The way back.
+/// The way back. The guest's timer is stored already.
 #[inline(always)]
-unsafe fn leave(cpu: *mut PerCpu, run: &mut Run<'_>, timer_held_back: bool) {
-    // SAFETY: `cpu` is this CPU's data; see `run`.
-    let data = unsafe { &mut *cpu };
-    save_el1(&mut run.el1, data.features.pauth);
-    save_timer(&mut run.timer, timer_held_back);
-
-    ELR_EL2::write(data.host_return.0);
-    SPSR_EL2::write(data.host_return.1);
-    data.stage2 = data.host_stage2;
-    VBAR_EL2::write((&raw const escrow_host_vectors) as u64);
-    VTTBR_EL2::write(data.host_stage2.vttbr);
-    VTCR_EL2::write(data.host_stage2.vtcr);
-    VMPIDR_EL2::write(data.mpidr());
-    data.host_controls.load(&data.features);
-    if data.host_el1.mdscr != 0 {
-        MDSCR_EL1::write(data.host_el1.mdscr);
+unsafe fn leave(cpu: *mut PerCpu, run: &mut Run<'_>) {
+    // SAFETY: parts of this CPU's data that nothing else refers to; see `run`.
+    let (host, stage2) = unsafe { (&(*cpu).host, &mut (*cpu).stage2) };
+    // SAFETY: these are only read while a guest runs.
+    let (controls, optional, context, mpidr) =
+        unsafe { (&(*cpu).host_controls, (*cpu).optional, (*cpu).host_stage2, (*cpu).mpidr()) };
+    // SAFETY: the registers are the guest's, and so are the keys if they were
+    // lent; then both become the host's again.
+    unsafe {
+        escrow_save_el1(&mut run.el1);
+        if run.pauth {
+            escrow_save_keys(&mut run.el1.keys);
+            escrow_load_keys(&host.el1.keys);
+        }
+        escrow_load_el1(&host.el1);
     }
-    load_el1(&data.host_el1, data.features.pauth);
+    if host.el1.mdscr != 0 {
+        MDSCR_EL1::write(host.el1.mdscr);
+    }
+    *stage2 = context;
+    VBAR_EL2::write((&raw const escrow_host_vectors) as u64);
+    VTTBR_EL2::write(context.vttbr);
+    VTCR_EL2::write(context.vtcr);
+    VMPIDR_EL2::write(mpidr);
+    controls.load(optional);
     CNTVOFF_EL2::write(0);
-    CNTV_CVAL_EL0::write(data.host_timer.cval);
-    CNTV_CTL_EL0::write(data.host_timer.ctl);
+    CNTV_CVAL_EL0::write(host.timer_cval);
+    CNTV_CTL_EL0::write(host.timer_ctl);
+    ELR_EL2::write(host.pc);
+    SPSR_EL2::write(host.pstate);
+}
+
+/// Whether a trap is for a pointer-authentication instruction or one of its
+/// key registers (`S3_0_C2_C<1-3>_x`).
+fn wants_keys(esr: u64) -> bool {
+    const OP0_OP1_CRN: u64 = 0x3 << 20 | 0x7 << 14 | 0xf << 10;
+    let crm = esr >> 1 & 0xf;
+    Ec::of(esr) == Ec::PAUTH || (esr & OP0_OP1_CRN == 3 << 20 | 2 << 10 && (1..=3).contains(&crm))
+}
+
+/// Puts the host's keys aside and loads the guest's, which it may use from now
+/// on and will have from the start in its next runs: one that uses them uses
+/// them all the time.
+///
+/// # Safety
+///
+/// The keys in the CPU are the host's.
+#[inline(never)]
+unsafe fn lend_keys(host: &mut HostRegisters, run: &mut Run<'_>, guest: &Controls) {
+    run.pauth = true;
+    // SAFETY: as granted.
+    unsafe {
+        escrow_save_keys(&mut host.el1.keys);
+        escrow_load_keys(&run.el1.keys);
+    }
+    HCR_EL2::write(guest.hcr | HCR_PAUTH);
 }
 
 /// Stores the guest's timer.
@@ -250,69 +319,4 @@ fn abort_address(esr: u64, far: u64) -> Option<Ipa> {
         _ => (HPFAR_EL2::read() & 0x0000_0fff_ffff_fff0) << 8,
     };
     Some(Ipa(page | far & 0xfff))
-}
-
-/// The registers of `El1Registers`, in both directions.
-macro_rules! el1_registers {
-    ($($field:ident: $register:ident,)*) => {
-        #[inline(always)]
-        fn save_el1(registers: &mut El1Registers, pauth: bool) {
-            $(registers.$field = $register::read();)*
-            registers.mdscr = MDSCR_EL1::read();
-            if pauth {
-                registers.keys = [
-                    APIAKEYLO_EL1::read(), APIAKEYHI_EL1::read(),
-                    APIBKEYLO_EL1::read(), APIBKEYHI_EL1::read(),
-                    APDAKEYLO_EL1::read(), APDAKEYHI_EL1::read(),
-                    APDBKEYLO_EL1::read(), APDBKEYHI_EL1::read(),
-                    APGAKEYLO_EL1::read(), APGAKEYHI_EL1::read(),
-                ];
-            }
-        }
-
-        /// All but `MDSCR_EL1`, which only the host has.
-        #[inline(always)]
-        fn load_el1(registers: &El1Registers, pauth: bool) {
-            $($register::write(registers.$field);)*
-            if pauth {
-                let keys = &registers.keys;
-                APIAKEYLO_EL1::write(keys[0]);
-                APIAKEYHI_EL1::write(keys[1]);
-                APIBKEYLO_EL1::write(keys[2]);
-                APIBKEYHI_EL1::write(keys[3]);
-                APDAKEYLO_EL1::write(keys[4]);
-                APDAKEYHI_EL1::write(keys[5]);
-                APDBKEYLO_EL1::write(keys[6]);
-                APDBKEYHI_EL1::write(keys[7]);
-                APGAKEYLO_EL1::write(keys[8]);
-                APGAKEYHI_EL1::write(keys[9]);
-            }
-        }
-    };
-}
-
-el1_registers! {
-    sctlr: SCTLR_EL1,
-    cpacr: CPACR_EL1,
-    ttbr0: TTBR0_EL1,
-    ttbr1: TTBR1_EL1,
-    tcr: TCR_EL1,
-    mair: MAIR_EL1,
-    amair: AMAIR_EL1,
-    vbar: VBAR_EL1,
-    elr: ELR_EL1,
-    spsr: SPSR_EL1,
-    esr: ESR_EL1,
-    far: FAR_EL1,
-    afsr0: AFSR0_EL1,
-    afsr1: AFSR1_EL1,
-    par: PAR_EL1,
-    contextidr: CONTEXTIDR_EL1,
-    tpidr_el0: TPIDR_EL0,
-    tpidrro_el0: TPIDRRO_EL0,
-    tpidr_el1: TPIDR_EL1,
-    sp_el0: SP_EL0,
-    sp_el1: SP_EL1,
-    cntkctl: CNTKCTL_EL1,
-    csselr: CSSELR_EL1,
 }

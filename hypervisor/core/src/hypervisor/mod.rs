@@ -93,6 +93,8 @@ pub struct Hypervisor<M: Machine> {
     host: HostMap,
     features: Stage2Features,
     guest_geometry: Geometry,
+    /// `VTCR_EL2` of all guests.
+    guest_vtcr: u64,
     /// Slot 0 is never used: its number is the host's.
     slots: [Slot; MAX_VMS],
     cpus: AtomicU32,
@@ -152,13 +154,14 @@ impl<M: Machine> Hypervisor<M> {
         }
         let host = HostMap::new(&machine, &ledger, &setup.features, setup.level3, setup.pages)
             .map_err(SetupError::Map)?;
-        let bits = setup.features.pa_bits.min(GUEST_ADDRESS_BITS);
+        let guest_geometry = Geometry::new(setup.features.pa_bits.min(GUEST_ADDRESS_BITS));
         Ok(Hypervisor {
             machine,
             ledger,
             host,
             features: setup.features,
-            guest_geometry: Geometry::new(bits),
+            guest_geometry,
+            guest_vtcr: guest_geometry.vtcr(&setup.features),
             slots: [const { Slot::new() }; MAX_VMS],
             cpus: AtomicU32::new(0),
         })

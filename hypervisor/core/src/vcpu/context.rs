@@ -153,6 +153,8 @@ pub struct Vcpu {
     pub timer: TimerRegisters,
     /// SIMD and floating point.
     pub fp: FpRegisters,
+    /// The guest has used pointer authentication: its keys are switched.
+    pub pauth: bool,
     /// Whether it is switched on.
     pub(super) power: Power,
     /// What the host has yet to answer.
@@ -181,6 +183,7 @@ impl Vcpu {
             vmpidr: 1 << 31 | Self::affinity_of(index),
             timer: TimerRegisters::default(),
             fp: FpRegisters::default(),
+            pauth: false,
             power: if index == 0 { Power::On } else { Power::Off },
             pending: Pending::None,
         }
@@ -204,6 +207,7 @@ impl Vcpu {
         self.el1 = El1Registers { sctlr: SCTLR_EL1_RESET, ..Default::default() };
         self.timer = TimerRegisters { offset, ..Default::default() };
         self.fp = FpRegisters::default();
+        self.pauth = false;
         self.pending = Pending::None;
     }
 

@@ -35,8 +35,9 @@ pub enum GuestExit {
     Interrupt,
 }
 
-/// What [`VCPU_RUN`](escrow_abi::call::VCPU_RUN) answers in `x0`–`x4`.
-pub type Answer = [u64; 5];
+/// What [`VCPU_RUN`](escrow_abi::call::VCPU_RUN) answers in `x1`–`x4`, without
+/// an error in `x0`: a state and its data.
+pub type Answer = [u64; 4];
 
 /// What follows from an exit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,9 +63,9 @@ pub struct Abort {
     far: u64,
 }
 
-/// An answer without an error.
+/// The answer of a state and its data.
 pub(super) const fn answer(state: u64, data: [u64; 3]) -> Answer {
-    [0, state, data[0], data[1], data[2]]
+    [state, data[0], data[1], data[2]]
 }
 
 /// The answer when the run ended for a reason that is the host's own.

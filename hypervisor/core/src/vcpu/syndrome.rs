@@ -17,6 +17,8 @@ impl Ec {
     pub const WAIT: Ec = Ec(0x01);
     /// SIMD or floating point (`CPTR_EL2.TFP`).
     pub const FP: Ec = Ec(0x07);
+    /// Pointer authentication (`HCR_EL2.API`).
+    pub const PAUTH: Ec = Ec(0x09);
     /// `HVC` in AArch64.
     pub const HVC64: Ec = Ec(0x16);
     /// `SMC` in AArch64.

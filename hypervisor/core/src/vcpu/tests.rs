@@ -40,7 +40,7 @@ fn settle(vcpu: &mut Vcpu, esr: u64, is_memory: bool) -> Outcome {
 
 fn exits(outcome: Outcome) -> (u64, [u64; 3]) {
     match outcome {
-        Outcome::Exit([0, state, data0, data1, data2]) => (state, [data0, data1, data2]),
+        Outcome::Exit([state, data0, data1, data2]) => (state, [data0, data1, data2]),
         other => panic!("{other:?}"),
     }
 }
