@@ -4,7 +4,7 @@
 //! and the boot modules, with what the host has to know of its own start.
 
 use crate::board::{is_memory, is_module};
-use crate::fdt::{Cells, Cursor, Fdt, FdtWriter, Node, Token, WriteError};
+use crate::fdt::{Cells, Cursor, Fdt, FdtWriter, Node, Token, WriteError, strings};
 use crate::range::{Range, RangeSet};
 
 /// What the tree gets at the most on top of what it has, in bytes, command
@@ -12,6 +12,14 @@ use crate::range::{Range, RangeSet};
 const GROWTH: usize = 8 << 10;
 /// Pieces that one memory node is cut into.
 const MAX_PIECES: usize = 64;
+
+/// The node of the CPUs' own timers.
+const TIMER: &[u8] = b"arm,armv8-timer";
+/// Its interrupts, where the tree does not name them; a name without an
+/// interrupt does no harm.
+const TIMER_INTERRUPTS: [&[u8]; 5] = [b"sec-phys", b"phys", b"virt", b"hyp-phys", b"hyp-virt"];
+/// The name that the virtual timer's interrupt gets.
+const GUEST_TIMER: &[u8] = b"guest-virt";
 
 /// What differs for the host.
 pub struct Changes<'a> {
@@ -57,6 +65,8 @@ impl Changes<'_> {
             } else if child.is_named(b"reserved-memory") {
                 self.reserved_memory(&child, w)?;
                 reserved = true;
+            } else if child.is_compatible(TIMER) {
+                timer(&child, w)?;
             } else if !child.is_named(b"hypervisor") {
                 copy(&child, w)?;
             }
@@ -169,6 +179,37 @@ impl Changes<'_> {
         }
         Ok(())
     }
+}
+
+/// The timer node, without a virtual timer that the host would know by its
+/// name.
+///
+/// The virtual timer is the guests': while one runs, it holds the guest's
+/// deadline. A host that kept its own tick there would have none meanwhile, and
+/// a guest that loops would keep the CPU. So the host is to use the physical
+/// timer, which EL2 never touches. Linux takes that one if it finds no
+/// interrupt of the name `virt`.
+fn timer<'a>(node: &Node<'a>, w: &mut FdtWriter<'_, 'a>) -> Result<(), WriteError> {
+    const NAMES: &[u8] = b"interrupt-names";
+    const MAX: usize = TIMER_INTERRUPTS.len();
+    w.begin_node(node.name())?;
+    for property in node.properties().filter(|property| property.name != NAMES) {
+        w.copy_property(&property)?;
+    }
+    let mut pieces: [&[u8]; 2 * MAX] = [b""; 2 * MAX];
+    let mut fill = |names: &mut dyn Iterator<Item = &'a [u8]>| {
+        for (piece, name) in pieces.chunks_exact_mut(2).zip(names) {
+            let name = if name == b"virt" { GUEST_TIMER } else { name };
+            piece.copy_from_slice(&[name, b"\0"]);
+        }
+    };
+    match node.property(NAMES) {
+        Some(names) => fill(&mut strings(names)),
+        None => fill(&mut TIMER_INTERRUPTS.into_iter()),
+    }
+    w.property(b"interrupt-names", &pieces)?;
+    copy_children(node, w)?;
+    w.end_node()
 }
 
 /// A range as words of a `reg`.

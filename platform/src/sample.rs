@@ -15,6 +15,8 @@ pub struct Sample {
     pub gic: &'static str,
     /// `compatible` and `method` of PSCI.
     pub psci: Option<(&'static [&'static str], &'static str)>,
+    /// `interrupt-names` of the timer.
+    pub timer_names: Option<&'static [&'static str]>,
     /// `/chosen/stdout-path`
     pub stdout: Option<&'static str>,
     /// `/chosen/bootargs`
@@ -38,6 +40,7 @@ impl Default for Sample {
             cpus: vec![0, 1, 0x100, 0x101],
             gic: "arm,gic-v3",
             psci: Some((&["arm,psci-1.0", "arm,psci-0.2", "arm,psci"], "smc")),
+            timer_names: None,
             stdout: Some("/soc/bus@9000000/serial@10000:115200"),
             bootargs: Some("loglevel=debug"),
             modules: vec![(KERNEL, 0x4400_0000, 0x200_0000), (RAMDISK, 0x4c00_0000, 0x10_0000)],
@@ -90,6 +93,14 @@ impl Sample {
             w.property_string("method", method)?;
             w.end_node(node)?;
         }
+        let node = w.begin_node("timer")?;
+        w.property_string_list("compatible", strings(&["arm,armv8-timer", "arm,armv7-timer"]))?;
+        w.property_array_u32("interrupts", &[1, 13, 4, 1, 14, 4, 1, 11, 4, 1, 10, 4])?;
+        if let Some(names) = self.timer_names {
+            w.property_string_list("interrupt-names", strings(names))?;
+        }
+        w.property_null("always-on")?;
+        w.end_node(node)?;
         let node = w.begin_node("aliases")?;
         w.property_string("serial0", "/soc/bus@9000000/serial@10000")?;
         w.property_string("loop", "loop")?;

@@ -76,6 +76,24 @@ fn chosen_is_the_hosts() {
 }
 
 #[test]
+fn the_host_knows_of_no_virtual_timer() {
+    const NAMED: &[&str] = &["phys", "virt"];
+    for (before, after) in [
+        (None, &[&b"sec-phys"[..], b"phys", b"guest-virt", b"hyp-phys", b"hyp-virt"][..]),
+        (Some(NAMED), &[b"phys", b"guest-virt"]),
+    ] {
+        let sample = Sample { timer_names: before, ..Sample::default() };
+        let blob = rewritten(&sample, &changes());
+        let timer = Fdt::new(&blob).unwrap().root().child(b"timer").unwrap();
+        let names: Vec<_> = strings(timer.property(b"interrupt-names").unwrap()).collect();
+        assert_eq!(names, after);
+        assert_eq!(timer.property(b"interrupts").map(<[u8]>::len), Some(4 * 12));
+        assert!(timer.property(b"always-on").is_some());
+        assert_eq!(timer.properties().count(), 4);
+    }
+}
+
+#[test]
 fn there_is_one_hypervisor_node() {
     let blob = rewritten(&Sample::default(), &changes());
     let root = Fdt::new(&blob).unwrap().root();
