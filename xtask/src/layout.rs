@@ -112,7 +112,7 @@ mod tests {
                     let (k, i) = (at.kernel..at.kernel + kernel, at.initrd..at.initrd + initrd);
                     let tree = device_tree(ram);
                     assert!(disjoint(&k, &i) && disjoint(&k, &tree) && disjoint(&i, &tree));
-                    assert!(at.kernel % ALIGN == 0 && at.initrd % ALIGN == 0);
+                    assert!(at.kernel.is_multiple_of(ALIGN) && at.initrd.is_multiple_of(ALIGN));
                     assert!(k.start >= MODULES && i.end <= RAM_BASE + ram);
                 }
             }

@@ -34,8 +34,6 @@ const GUEST_SUITE: &str = "trixie-backports";
 /// Suite of the host's user space.
 const USER_SUITE: &str = "trixie";
 
-const SUITES: &[&str] = &[HOST_SUITE, HOST_SUITE_OLDER, GUEST_SUITE];
-
 /// Raised when the contents of a part's folder change their form.
 const FORMAT: u32 = 1;
 const MANIFEST: &str = "manifest.json";
@@ -116,7 +114,7 @@ impl<'a> Store<'a> {
 
     pub fn host_kernel(&mut self) -> Result<HostKernel> {
         let part = "host-kernel";
-        let suite = if glibc()? >= TOOLS_GLIBC { HOST_SUITE } else { HOST_SUITE_OLDER };
+        let suite = host_suite()?;
         let native = native_architecture();
         self.provide(
             part,
@@ -260,13 +258,26 @@ impl<'a> Store<'a> {
 
     fn apt(&self) -> Result<&Apt> {
         let configure = || -> Result<Apt> {
-            let apt = Apt::of_parts(&self.cache.path().join("apt"), &Os::detect(), SUITES)?;
+            // Only those that are needed: old ones leave the archive one day.
+            let mut suites = vec![host_suite()?, USER_SUITE, GUEST_SUITE];
+            suites.dedup();
+            let apt = Apt::of_parts(&self.cache.path().join("apt"), &Os::detect(), &suites)?;
             // Versions vanish from the archive at each update of it.
             apt.update()?;
             Ok(apt)
         };
         let apt = self.apt.get_or_init(|| configure().inspect_err(|error| say!("{error:#}")).ok());
         apt.as_ref().context("Debian's archive cannot be read (see above)")
+    }
+}
+
+impl Drop for Store<'_> {
+    fn drop(&mut self) {
+        // The lists are large, and read anew the next time. What of them
+        // cannot be removed does no harm.
+        if let Some(Some(_)) = self.apt.get() {
+            let _ = remove(&self.cache.path().join("apt"));
+        }
     }
 }
 
@@ -371,6 +382,11 @@ fn remove(folder: &Path) -> Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+/// The suite whose kernel comes with build tools that run here.
+fn host_suite() -> Result<&'static str> {
+    Ok(if glibc()? >= TOOLS_GLIBC { HOST_SUITE } else { HOST_SUITE_OLDER })
 }
 
 /// Version of the C library of the machine that builds.
