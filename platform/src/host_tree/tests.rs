@@ -113,7 +113,13 @@ fn rest(blob: &[u8]) -> Vec<String> {
             add(&child, &path, out);
         }
     }
-    let changed = ["/memory@40000000: reg", "/chosen", "/hypervisor", "/reserved-memory/escrow@"];
+    let changed = [
+        "/memory@40000000: reg",
+        "/timer: interrupt-names",
+        "/chosen",
+        "/hypervisor",
+        "/reserved-memory/escrow@",
+    ];
     let mut out = Vec::new();
     let fdt = Fdt::new(blob).unwrap();
     add(&fdt.root(), "", &mut out);
