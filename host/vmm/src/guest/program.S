@@ -183,7 +183,7 @@ check_vectors:
 	b	answer
 
 read_hidden:
-	mrs	x0, s3_0_c1_c2_0	// ZCR_EL1
+	mrs	x0, pmcr_el0
 	b	answer
 
 // x0: ticks

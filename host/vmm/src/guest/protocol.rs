@@ -134,8 +134,8 @@ pub enum Command {
     /// Compares `V0` to `V31` with what [`SetVectors`](Self::SetVectors) with
     /// the same seed made of them. Answers how many differ.
     CheckVectors(u64),
-    /// Reads a register of SVE, which guests do not have: an undefined
-    /// instruction. Answers whatever; the exception is what counts.
+    /// Reads a register of the performance monitors, which guests do not have:
+    /// an undefined instruction. Answers whatever; the exception is what counts.
     ReadHidden,
     /// Arms the virtual timer and waits by WFI until the counter has advanced
     /// by so many ticks. Answers by how many it has.
