@@ -35,7 +35,10 @@ pub fn lint(workspace: &Workspace, setup: &Setup) -> Result<Count> {
         ("clippy of the QEMU tests", Ok(denying(tests))),
         ("clippy on bare metal", on(SOFTFLOAT, &[], &bare_metal).map(denying)),
         ("clippy of the module", on(SOFTFLOAT, MODULE_FLAGS, &["escrow-module"]).map(denying)),
-        ("clippy of the escrow program", on(STATIC_LINUX, &[], &["escrow-vmm"]).map(denying)),
+        (
+            "clippy of the programs for the host",
+            on(STATIC_LINUX, &[], &["escrow-vmm", "escrow-workload"]).map(denying),
+        ),
     ];
     let mut count = Count::default();
     for (what, check) in checks {
