@@ -106,8 +106,11 @@ pub fn fatal_unlocked(uart: Option<Pl011>, reason: fmt::Arguments<'_>) -> ! {
     if let Some(uart) = uart {
         uart.enable();
         emit(Some(&uart), format_args!("escrow: fatal: {reason}; halted\n"));
+        uart.flush();
     }
-    halt()
+    loop {
+        aarch64_cpu::asm::wfi();
+    }
 }
 
 /// Stops this CPU for good.

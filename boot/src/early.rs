@@ -12,7 +12,7 @@ use escrow_platform::fdt::{Fdt, FdtError, HEADER_SIZE};
 use escrow_platform::range::Range;
 use escrow_platform::uart::Pl011;
 
-use crate::console::{self, LAST_RESORT, fatal_unlocked, halt};
+use crate::console::{LAST_RESORT, fatal_unlocked, halt};
 use crate::image;
 use crate::mmu::{CpuStart, MapError, Stage1, Use};
 
@@ -151,12 +151,19 @@ fn uart_without_mmu(tree: u64) -> Option<Pl011> {
             // everything is device memory.
             Some(unsafe { Pl011::new(registers.start as usize) })
         }
-        None => LAST_RESORT.into_iter().find_map(|at| {
-            // SAFETY: reading what may be a PL011's identification; see there.
-            let uart = unsafe { Pl011::new(at as usize) };
-            uart.is_present().then_some(uart)
-        }),
+        None => last_resort_without_mmu(),
     }
+}
+
+/// Finds a UART without a tree and without the MMU, on a machine that is about
+/// to halt.
+fn last_resort_without_mmu() -> Option<Pl011> {
+    LAST_RESORT.into_iter().find_map(|at| {
+        // SAFETY: device memory without the MMU; reading what may be a PL011's
+        // identification.
+        let uart = unsafe { Pl011::new(at as usize) };
+        uart.is_present().then_some(uart)
+    })
 }
 
 /// Entered at another exception level than EL2, called by `entry.S`.
@@ -177,14 +184,18 @@ extern "C" fn no_plain_el2(tree: u64) -> ! {
     )
 }
 
-/// An exception before the vectors of `escrow-aarch64` are in place.
+/// An exception before the vectors of `escrow-aarch64` are in place. The MMU is
+/// off, at the latest since `entry.S`'s vectors.
 #[unsafe(no_mangle)]
 extern "C" fn boot_exception(esr: u64, far: u64, elr: u64) -> ! {
-    let base = image::whole().start;
-    console::halt_with(format_args!(
-        "exception at EL2 while starting: ESR {esr:#x} FAR {far:#x} ELR {elr:#x} (image+{:#x})",
-        elr.wrapping_sub(base)
-    ))
+    let offset = elr.wrapping_sub(image::whole().start);
+    fatal_unlocked(
+        last_resort_without_mmu(),
+        format_args!(
+            "exception while starting, as if x0 were no device tree's address: ESR {esr:#x}, \
+             FAR {far:#x}, PC image+{offset:#x}"
+        ),
+    )
 }
 
 /// Finds a console on a machine without a device tree.

@@ -196,6 +196,13 @@ mmu_on:
 boot_vectors:
         .rept   16
         .balign 128
+        b       boot_fault
+        .endr
+
+boot_fault:
+        adr     x0, boot_halt
+        msr     vbar_el2, x0
+        bl      mmu_off
         mrs     x0, esr_el2
         mrs     x1, far_el2
         mrs     x2, elr_el2
@@ -203,6 +210,12 @@ boot_vectors:
         mov     sp, x3
         mov     x29, xzr
         bl      boot_exception
+        b       .
+
+        .balign 2048
+boot_halt:
+        .rept   16
+        .balign 128
         b       .
         .endr
 
