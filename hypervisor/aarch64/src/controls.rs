@@ -125,8 +125,8 @@ impl Controls {
     /// own registers for them.
     ///
     /// Fine-grained traps stay 0, which traps all registers that have an
-    /// enable there; so does `HCRX_EL2`, which also makes the host's
-    /// `TCR2_EL1` and `SCTLR2_EL1`, never saved, act as 0 for the guest.
+    /// enable there; so do the enables in `HCRX_EL2`, which also makes the
+    /// host's `TCR2_EL1` and `SCTLR2_EL1`, never saved, act as 0 for the guest.
     pub fn guest(features: &Features, force_write_back: bool) -> Controls {
         let f = features;
         let on = |condition: bool, bits: u64| if condition { bits } else { 0 };
@@ -175,7 +175,8 @@ impl Controls {
             ich_hcr: 1 << 10 | 1 << 11 | 1 << 12,
             // SRE, DFB, DIB; Enable clear traps ICC_SRE_EL1.
             icc_sre: 0x7,
-            hcrx: 0,
+            // MSCEn: memory copies may fault at EL1; nothing else.
+            hcrx: on(f.hcx && f.mops, 1 << 11),
             // TIDR, TRAPMPAM0EL1, TRAPMPAM1EL1.
             mpam2: on(f.mpam, 1 << 58 | 1 << 49 | 1 << 48),
             ..Controls::default()
@@ -192,7 +193,6 @@ impl Controls {
         MDCR_EL2::write(self.mdcr);
         CNTHCTL_EL2::write(self.cnthctl);
         ICH_HCR_EL2::write(self.ich_hcr);
-        ICC_SRE_EL2::write(self.icc_sre);
         if optional.has(Optional::HCRX) {
             HCRX_EL2::write(self.hcrx);
         }
@@ -207,6 +207,9 @@ impl Controls {
 
     #[cold]
     fn load_rare(&self, optional: Optional) {
+        if optional.has(Optional::ICC_SRE) {
+            ICC_SRE_EL2::write(self.icc_sre);
+        }
         if optional.has(Optional::MPAM) {
             MPAM2_EL2::write(self.mpam2);
         }
@@ -224,40 +227,56 @@ impl Controls {
 
 /// Steps of a world switch that not every CPU needs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Optional(u8);
+pub(crate) struct Optional(u16);
 
 impl Optional {
     /// `HCRX_EL2`.
-    pub const HCRX: u8 = 1 << 0;
+    pub const HCRX: u16 = 1 << 0;
     /// `HFGRTR_EL2` and `HFGWTR_EL2`.
-    pub const HFGXTR: u8 = 1 << 1;
+    pub const HFGXTR: u16 = 1 << 1;
     /// `MPAM2_EL2`.
-    pub const MPAM: u8 = 1 << 2;
+    pub const MPAM: u16 = 1 << 2;
     /// The other registers of FEAT_FGT.
-    pub const FGT: u8 = 1 << 3;
+    pub const FGT: u16 = 1 << 3;
     /// The registers of FEAT_FGT2.
-    pub const FGT2: u8 = 1 << 4;
+    pub const FGT2: u16 = 1 << 4;
     /// Profiling or trace buffers ([`crate::debug`]).
-    pub const BUFFERS: u8 = 1 << 5;
+    pub const BUFFERS: u16 = 1 << 5;
+    /// `AFSR0_EL1`, `AFSR1_EL1` and `AMAIR_EL1`.
+    pub const AUXILIARY: u16 = 1 << 6;
+    /// `ICC_SRE_EL2`, to trap `ICC_SRE_EL1`.
+    pub const ICC_SRE: u16 = 1 << 7;
     /// What hardly any CPU needs.
-    pub const RARE: u8 = Self::MPAM | Self::FGT | Self::FGT2;
+    pub const RARE: u16 = Self::MPAM | Self::FGT | Self::FGT2 | Self::ICC_SRE;
 
-    /// All that the CPU has.
+    /// All that the CPU has. EL1's registers are at their reset values
+    /// afterwards, as far as this tries them out.
     pub fn all(features: &Features) -> Optional {
         let f = features;
+        // Implementation-defined registers, most of which hold nothing.
+        let auxiliary = AFSR0_EL1::holds_anything()
+            || AFSR1_EL1::holds_anything()
+            || AMAIR_EL1::holds_anything();
+        // Without the GICv2 interface, ICC_SRE_EL1 cannot be changed, and a
+        // guest may as well have it.
+        ICC_SRE_EL1::write(0);
+        let icc_sre = ICC_SRE_EL1::read() & 1 == 0;
+        ICC_SRE_EL1::write(0x7);
         Optional(
-            (f.hcx as u8 * Self::HCRX)
-                | (f.mpam as u8 * Self::MPAM)
-                | ((f.fgt >= 1) as u8 * (Self::HFGXTR | Self::FGT))
-                | ((f.fgt >= 2) as u8 * Self::FGT2)
-                | ((f.spe != 0 || f.trbe) as u8 * Self::BUFFERS),
+            (f.hcx as u16 * Self::HCRX)
+                | (f.mpam as u16 * Self::MPAM)
+                | ((f.fgt >= 1) as u16 * (Self::HFGXTR | Self::FGT))
+                | ((f.fgt >= 2) as u16 * Self::FGT2)
+                | ((f.spe != 0 || f.trbe) as u16 * Self::BUFFERS)
+                | (auxiliary as u16 * Self::AUXILIARY)
+                | (icc_sre as u16 * Self::ICC_SRE),
         )
     }
 
     /// Those of them that a switch between two sets changes.
     pub fn between(self, a: &Controls, b: &Controls) -> Optional {
-        let mut changed = Self::BUFFERS;
-        let mut note = |bit: u8, differs: bool| changed |= differs as u8 * bit;
+        let mut changed = Self::BUFFERS | Self::AUXILIARY | Self::ICC_SRE;
+        let mut note = |bit: u16, differs: bool| changed |= differs as u16 * bit;
         note(Self::HCRX, a.hcrx != b.hcrx);
         note(Self::MPAM, a.mpam2 != b.mpam2);
         note(Self::HFGXTR, (a.hfgrtr, a.hfgwtr) != (b.hfgrtr, b.hfgwtr));
@@ -269,7 +288,7 @@ impl Optional {
 
     /// Whether any of `bits` is among them.
     #[inline(always)]
-    pub const fn has(self, bits: u8) -> bool {
+    pub const fn has(self, bits: u16) -> bool {
         self.0 & bits != 0
     }
 }

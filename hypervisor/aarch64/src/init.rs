@@ -3,7 +3,7 @@
 //! Bringing a CPU under Escrow, and handing it to the host.
 
 use core::arch::asm;
-use core::ptr::NonNull;
+use core::ptr::{self, NonNull};
 
 use aarch64_cpu::asm::barrier;
 use escrow_core::hypervisor::Hypervisor;
@@ -53,7 +53,7 @@ pub unsafe fn init_cpu(cpu: NonNull<PerCpu>, hypervisor: &Hypervisor<Hardware>) 
     data.optional = optional.between(&data.host_controls, &data.guest_controls);
     data.host_stage2 = host;
     data.stage2 = host;
-    data.last_vcpu = (0, 0);
+    data.last_vcpu = ptr::null();
     VMPIDR_EL2::write(MPIDR_EL1::read());
     VTCR_EL2::write(host.vtcr);
     VTTBR_EL2::write(host.vttbr);

@@ -25,6 +25,8 @@ pub(crate) struct FaultStack([MaybeUninit<u8>; FAULT_STACK_SIZE]);
 #[derive(Default)]
 pub(crate) struct HostRegisters {
     pub el1: El1Registers,
+    /// `MDSCR_EL1`, which guests do not have.
+    pub mdscr: u64,
     /// `ELR_EL2`: where the host goes on.
     pub pc: u64,
     /// `SPSR_EL2`.
@@ -56,9 +58,10 @@ pub struct PerCpu {
     pub(crate) stage2: Stage2Context,
     /// The host's registers while a guest runs.
     pub(crate) host: HostRegisters,
-    /// The last vCPU that ran here, by the address of its page and its VMID
-    /// (in `VTTBR_EL2`).
-    pub(crate) last_vcpu: (usize, u64),
+    /// The last vCPU that ran here, only to compare. Another VM's vCPU may
+    /// come to be at the same place, but none of that VM's has run here before:
+    /// its VMID is new.
+    pub(crate) last_vcpu: *const Vcpu,
     pub(crate) scratch: Scratch,
     pub(crate) host_vectors: MaybeUninit<HostVectors>,
     pub(crate) fault_stack: FaultStack,
@@ -107,7 +110,7 @@ impl PerCpu {
             host_stage2: Stage2Context::default(),
             stage2: Stage2Context::default(),
             host: HostRegisters::default(),
-            last_vcpu: (0, 0),
+            last_vcpu: ptr::null(),
             scratch: Scratch::new(),
         }
     }

@@ -18,20 +18,18 @@
     msr     \second, x2
 .endm
 
-// All of them but the keys. MDSCR_EL1 is the last one; it is stored but not
-// loaded, for only the host has one.
+// What every CPU has.
 .macro el1_registers pair
     \pair  sctlr_el1, cpacr_el1, 0
     \pair  ttbr0_el1, ttbr1_el1, 16
     \pair  tcr_el1, mair_el1, 32
-    \pair  amair_el1, vbar_el1, 48
+    \pair  vbar_el1, contextidr_el1, 48
     \pair  elr_el1, spsr_el1, 64
     \pair  esr_el1, far_el1, 80
-    \pair  afsr0_el1, afsr1_el1, 96
-    \pair  par_el1, contextidr_el1, 112
-    \pair  tpidr_el0, tpidrro_el0, 128
-    \pair  tpidr_el1, sp_el0, 144
-    \pair  sp_el1, cntkctl_el1, 160
+    \pair  par_el1, tpidrro_el0, 96
+    \pair  tpidr_el0, tpidr_el1, 112
+    \pair  sp_el0, sp_el1, 128
+    \pair  cntkctl_el1, csselr_el1, 144
 .endm
 
 // The keys of pointer authentication.
@@ -47,15 +45,12 @@
     .global escrow_save_el1
 escrow_save_el1:
     el1_registers save_pair
-    save_pair csselr_el1, mdscr_el1, 176
     ret
 
 // extern "C" fn escrow_load_el1(registers: *const El1Registers)
     .global escrow_load_el1
 escrow_load_el1:
     el1_registers load_pair
-    ldr     x1, [x0, #176]
-    msr     csselr_el1, x1
     ret
 
 // extern "C" fn escrow_save_keys(keys: *mut [u64; 10])

@@ -34,6 +34,14 @@ macro_rules! registers {
                 value
             }
 
+            /// Whether any bit of the register can be set; leaves it 0.
+            pub fn holds_anything() -> bool {
+                Self::write(u64::MAX);
+                let held = Self::read();
+                Self::write(0);
+                held != 0
+            }
+
             /// Writes the register.
             #[inline(always)]
             pub fn write(value: u64) {
@@ -141,7 +149,11 @@ registers! {
     SPSR_EL1 = "spsr_el1";
     ESR_EL1 = "esr_el1";
     FAR_EL1 = "far_el1";
+    AFSR0_EL1 = "afsr0_el1";
+    AFSR1_EL1 = "afsr1_el1";
+    AMAIR_EL1 = "amair_el1";
     PAR_EL1 = "par_el1";
+    ICC_SRE_EL1 = "s3_0_c12_c12_5";
     CONTEXTIDR_EL1 = "contextidr_el1";
     CNTKCTL_EL1 = "cntkctl_el1";
     MDSCR_EL1 = "mdscr_el1";

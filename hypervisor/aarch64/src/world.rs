@@ -54,11 +54,10 @@ const _: () = {
     assert!(offset_of!(GeneralRegisters, pc) == 248);
     assert!(offset_of!(GeneralRegisters, pstate) == 256);
     assert!(offset_of!(El1Registers, sctlr) == 0);
+    assert!(offset_of!(El1Registers, vbar) == 48);
     assert!(offset_of!(El1Registers, esr) == 80);
-    assert!(offset_of!(El1Registers, tpidr_el0) == 128);
-    assert!(offset_of!(El1Registers, cntkctl) == 168);
-    assert!(offset_of!(El1Registers, csselr) == 176);
-    assert!(offset_of!(El1Registers, mdscr) == 184);
+    assert!(offset_of!(El1Registers, tpidr_el0) == 112);
+    assert!(offset_of!(El1Registers, csselr) == 152);
 };
 
 /// Runs a vCPU until its host has to know something.
@@ -126,9 +125,9 @@ pub(crate) unsafe fn run(
             Next::Inject(exception) => {
                 // SAFETY: the registers in the CPU are the guest's.
                 unsafe {
-                    escrow_save_el1(&mut run.el1);
+                    save_el1(&mut run.el1, optional);
                     run.inject(exception);
-                    escrow_load_el1(&run.el1);
+                    load_el1(&run.el1, optional);
                 }
                 if run.slot().is_stopped() {
                     break READY;
@@ -169,7 +168,7 @@ unsafe fn enter(cpu: *mut PerCpu, run: &mut Run<'_>) -> bool {
     host.timer_ctl = CNTV_CTL_EL0::read();
     host.timer_cval = CNTV_CVAL_EL0::read();
     // SAFETY: the registers are the host's.
-    unsafe { escrow_save_el1(&mut host.el1) };
+    unsafe { save_el1(&mut host.el1, optional) };
 
     let context = *run.context();
     *stage2 = context;
@@ -184,11 +183,12 @@ unsafe fn enter(cpu: *mut PerCpu, run: &mut Run<'_>) -> bool {
     }
     // The host's breakpoints and single steps are none of the guest's; the
     // guest has none of its own (its accesses are trapped).
-    if host.el1.mdscr != 0 {
+    host.mdscr = MDSCR_EL1::read();
+    if host.mdscr != 0 {
         MDSCR_EL1::write(0);
     }
     // SAFETY: what a guest has in its registers acts on its own memory only.
-    unsafe { escrow_load_el1(&run.el1) };
+    unsafe { load_el1(&run.el1, optional) };
 
     // A timer that has fired would end each run before it has begun, until
     // there is a virtual GIC to hand its interrupt to. The guest sees it
@@ -198,7 +198,7 @@ unsafe fn enter(cpu: *mut PerCpu, run: &mut Run<'_>) -> bool {
     CNTV_CVAL_EL0::write(run.timer.cval);
     CNTV_CTL_EL0::write(if held_back { run.timer.ctl | TIMER_IMASK } else { run.timer.ctl });
 
-    let this = (ptr::from_mut(&mut **run) as usize, context.vttbr);
+    let this = ptr::from_mut(&mut **run);
     if *last_vcpu != this {
         *last_vcpu = this;
         // vCPUs of a VM share a VMID, but stage 1 need not be the same on
@@ -223,15 +223,15 @@ unsafe fn leave(cpu: *mut PerCpu, run: &mut Run<'_>) {
     // SAFETY: the registers are the guest's, and so are the keys if they were
     // lent; then both become the host's again.
     unsafe {
-        escrow_save_el1(&mut run.el1);
+        save_el1(&mut run.el1, optional);
         if run.pauth {
             escrow_save_keys(&mut run.el1.keys);
             escrow_load_keys(&host.el1.keys);
         }
-        escrow_load_el1(&host.el1);
+        load_el1(&host.el1, optional);
     }
-    if host.el1.mdscr != 0 {
-        MDSCR_EL1::write(host.el1.mdscr);
+    if host.mdscr != 0 {
+        MDSCR_EL1::write(host.mdscr);
     }
     *stage2 = context;
     VBAR_EL2::write((&raw const escrow_host_vectors) as u64);
@@ -244,6 +244,39 @@ unsafe fn leave(cpu: *mut PerCpu, run: &mut Run<'_>) {
     CNTV_CTL_EL0::write(host.timer_ctl);
     ELR_EL2::write(host.pc);
     SPSR_EL2::write(host.pstate);
+}
+
+/// Stores EL1's registers.
+///
+/// # Safety
+///
+/// They are those of the VM that `registers` belongs to.
+#[inline(always)]
+unsafe fn save_el1(registers: &mut El1Registers, optional: Optional) {
+    // SAFETY: writes the structure.
+    unsafe { escrow_save_el1(registers) };
+    if optional.has(Optional::AUXILIARY) {
+        registers.afsr0 = AFSR0_EL1::read();
+        registers.afsr1 = AFSR1_EL1::read();
+        registers.amair = AMAIR_EL1::read();
+    }
+}
+
+/// Loads EL1's registers.
+///
+/// # Safety
+///
+/// What was in them is stored or of no use, and the VM's stage 2 is in force
+/// before it runs.
+#[inline(always)]
+unsafe fn load_el1(registers: &El1Registers, optional: Optional) {
+    // SAFETY: as granted.
+    unsafe { escrow_load_el1(registers) };
+    if optional.has(Optional::AUXILIARY) {
+        AFSR0_EL1::write(registers.afsr0);
+        AFSR1_EL1::write(registers.afsr1);
+        AMAIR_EL1::write(registers.amair);
+    }
 }
 
 /// Whether a trap is for a pointer-authentication instruction or one of its

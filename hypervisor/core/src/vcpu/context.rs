@@ -42,7 +42,8 @@ impl GeneralRegisters {
 
 /// What EL1 and EL0 own of the system registers, other than the timer's.
 ///
-/// The pointer-authentication keys are low and high halves of IA, IB, DA, DB
+/// `AFSR0_EL1`, `AFSR1_EL1` and `AMAIR_EL1` are unused on the many CPUs where
+/// they hold nothing. The pointer-authentication keys are low and high halves of IA, IB, DA, DB
 /// and GA in this order; unused where the CPU has none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -54,24 +55,23 @@ pub struct El1Registers {
     pub ttbr1: u64,
     pub tcr: u64,
     pub mair: u64,
-    pub amair: u64,
     pub vbar: u64,
+    pub contextidr: u64,
     pub elr: u64,
     pub spsr: u64,
     pub esr: u64,
     pub far: u64,
-    pub afsr0: u64,
-    pub afsr1: u64,
     pub par: u64,
-    pub contextidr: u64,
-    pub tpidr_el0: u64,
     pub tpidrro_el0: u64,
+    pub tpidr_el0: u64,
     pub tpidr_el1: u64,
     pub sp_el0: u64,
     pub sp_el1: u64,
     pub cntkctl: u64,
     pub csselr: u64,
-    pub mdscr: u64,
+    pub afsr0: u64,
+    pub afsr1: u64,
+    pub amair: u64,
     pub keys: [u64; 10],
 }
 

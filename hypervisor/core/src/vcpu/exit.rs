@@ -74,6 +74,7 @@ pub const READY: Answer = answer(run::READY, [0; 3]);
 impl Vcpu {
     /// Decodes an exit. General registers and the timer must be up to date,
     /// and so must `SCTLR_EL1` when the exit is an abort.
+    #[inline]
     pub fn decode(&mut self, exit: GuestExit, ids: &GuestIds) -> Outcome {
         let GuestExit::Synchronous(trap) = exit else {
             return Outcome::Exit(READY);
@@ -134,6 +135,7 @@ impl Vcpu {
         }
     }
 
+    #[inline]
     fn abort(&mut self, trap: &Trap) -> Outcome {
         let Trap { esr, far, ipa } = *trap;
         match abort::kind(esr) {
@@ -153,6 +155,7 @@ impl Vcpu {
     }
 
     /// Decides about an abort, given whether its address is declared memory.
+    #[inline]
     pub fn settle(&mut self, abort: &Abort, is_memory: bool) -> Outcome {
         let Abort { at, esr, far } = *abort;
         let fetch = Ec::of(esr) == Ec::INSTRUCTION_ABORT_LOWER;
@@ -183,24 +186,15 @@ impl Vcpu {
         self.fault(esr, far, at)
     }
 
+    #[inline]
     fn mmio(&mut self, at: Ipa, esr: u64, far: u64) -> Outcome {
-        let mmio = Mmio {
-            esr,
-            far,
-            size: 1 << (esr >> abort::SAS_SHIFT & 0x3),
-            register: (esr >> abort::SRT_SHIFT & 0x1f) as u8,
-            write: esr & abort::WNR != 0,
-            sign_extend: esr & abort::SSE != 0,
-            wide: esr & abort::SF != 0,
-        };
-        let size = u64::from(mmio.size);
+        let mmio = Mmio { esr, far };
         self.pending = Pending::Mmio(mmio);
-        Outcome::Exit(if mmio.write {
-            let value = mmio.truncate(self.regs.read(mmio.register as usize));
-            let value = mmio.to_endian(value, self.is_big_endian());
-            answer(run::MMIO_WRITE, [at.0, size, value])
+        Outcome::Exit(if mmio.is_write() {
+            let value = mmio.stored(self.regs.read(mmio.register()), self.is_big_endian());
+            answer(run::MMIO_WRITE, [at.0, mmio.size(), value])
         } else {
-            answer(run::MMIO_READ, [at.0, size, 0])
+            answer(run::MMIO_READ, [at.0, mmio.size(), 0])
         })
     }
 

@@ -82,13 +82,14 @@ const FIELDS: &[((u8, u8), &[(u32, Rule)])] = &[
             (52, Pass),
         ],
     ),
-    // ID_AA64ISAR2_EL1: RPRES, GPA3, APA3, BC, PAC_frac, CLRBHB, RPRFM, CSSC.
+    // ID_AA64ISAR2_EL1: RPRES, GPA3, APA3, MOPS, BC, PAC_frac, CLRBHB, RPRFM, CSSC.
     (
         (6, 2),
         &[
             (4, Pass),
             (8, Pass),
             (12, Pass),
+            (16, Pass),
             (20, Pass),
             (24, Pass),
             (28, Pass),
@@ -195,10 +196,10 @@ mod tests {
         assert_eq!([ids.read(4, 4), ids.read(4, 5), ids.read(5, 1)], [0; 3]);
         // PMUVer, TraceVer, breakpoints beyond the least, SPE, TRF, TRBE, BRBE.
         assert_eq!(fields(ids.read(5, 0), &[4, 8, 12, 20, 28, 32, 40, 44, 52]), [0; 9]);
-        // TME; LS64, XS; MOPS, WFxT.
+        // TME; LS64, XS; WFxT, SYSREG_128, SYSINSTR_128.
         assert_eq!(fields(ids.read(6, 0), &[24]), [0]);
         assert_eq!(fields(ids.read(6, 1), &[56, 60]), [0; 2]);
-        assert_eq!(fields(ids.read(6, 2), &[0, 16, 32, 36]), [0; 4]);
+        assert_eq!(fields(ids.read(6, 2), &[0, 32, 36]), [0; 3]);
         // FGT, ECV; VMID, VHE, LOR, XNX, TWED, HCX; NV, FWB, EVT; all of MMFR3.
         assert_eq!(fields(ids.read(7, 0), &[56, 60]), [0; 2]);
         assert_eq!(fields(ids.read(7, 1), &[4, 8, 16, 28, 32, 40]), [0; 6]);

@@ -6,6 +6,7 @@ use escrow_abi::{Error, run};
 
 use super::context::{SCTLR_EE, Vcpu};
 use super::exception::Exception;
+use super::syndrome::abort;
 
 /// An exit that the host has yet to answer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -26,43 +27,61 @@ pub enum Pending {
     },
 }
 
-/// A decoded access of the guest to an address that is no memory.
+/// An access of the guest to an address that is no memory, as its syndrome
+/// (which must be valid, ISV) describes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mmio {
     /// The abort's syndrome.
     pub esr: u64,
     /// The guest virtual address.
     pub far: u64,
-    /// Bytes: 1, 2, 4 or 8.
-    pub size: u8,
-    /// The register stored or loaded; 31 is XZR.
-    pub register: u8,
-    /// A store.
-    pub write: bool,
-    /// A load extends the sign.
-    pub sign_extend: bool,
-    /// The register is 64 bits wide.
-    pub wide: bool,
 }
 
 impl Mmio {
-    /// `value` without what is beyond the size of the access.
-    pub fn truncate(&self, value: u64) -> u64 {
-        if self.size >= 8 { value } else { value & ((1 << (8 * self.size)) - 1) }
+    /// Bytes: 1, 2, 4 or 8.
+    #[inline]
+    pub const fn size(&self) -> u64 {
+        1 << (self.esr >> abort::SAS_SHIFT & 0x3)
     }
 
-    /// What a load of `value` puts into its register.
-    fn extend(&self, value: u64) -> u64 {
-        let unused = 64 - 8 * u32::from(self.size.clamp(1, 8));
-        let value = value << unused;
-        let value =
-            if self.sign_extend { (value as i64 >> unused) as u64 } else { value >> unused };
-        if self.wide { value } else { value as u32 as u64 }
+    /// The register stored or loaded; 31 is XZR.
+    #[inline]
+    pub const fn register(&self) -> usize {
+        (self.esr >> abort::SRT_SHIFT & 0x1f) as usize
     }
 
-    /// Swaps the bytes of a big-endian guest's access.
-    pub(super) fn to_endian(self, value: u64, big: bool) -> u64 {
-        if big { value.swap_bytes() >> (64 - 8 * u32::from(self.size.clamp(1, 8))) } else { value }
+    /// A store.
+    #[inline]
+    pub const fn is_write(&self) -> bool {
+        self.esr & abort::WNR != 0
+    }
+
+    /// Bits of a register that the access leaves out.
+    #[inline]
+    const fn unused_bits(&self) -> u32 {
+        64 - 8 * self.size() as u32
+    }
+
+    /// What a store of a register writes: the value, without what is beyond
+    /// the size of the access.
+    #[inline]
+    pub const fn stored(&self, register: u64, big_endian: bool) -> u64 {
+        let value = register << self.unused_bits();
+        if big_endian { value.swap_bytes() } else { value >> self.unused_bits() }
+    }
+
+    /// What a load of `value` puts into its register. What is beyond the size
+    /// of the access does not count.
+    #[inline]
+    pub const fn loaded(&self, value: u64, big_endian: bool) -> u64 {
+        let unused = self.unused_bits();
+        let value = if big_endian { value.swap_bytes() } else { value << unused };
+        let value = if self.esr & abort::SSE != 0 {
+            (value as i64 >> unused) as u64
+        } else {
+            value >> unused
+        };
+        if self.esr & abort::SF != 0 { value } else { value as u32 as u64 }
     }
 }
 
@@ -74,6 +93,7 @@ impl Vcpu {
     ///
     /// [`Error::InvalidArgument`] if the data is not 0 where it is reserved, or
     /// the action is none; the exit then stays unanswered.
+    #[inline]
     pub fn resume(&mut self, data: [u64; 3]) -> Result<(), Error> {
         let [value, action, reserved] = data;
         let pending = self.pending;
@@ -82,27 +102,29 @@ impl Vcpu {
             let empty = value | action | reserved == 0;
             return if empty { Ok(()) } else { Err(Error::InvalidArgument) };
         }
-        let takes_value = matches!(pending, Pending::Mmio(Mmio { write: false, .. }))
-            && action == run::ACTION_EMULATE;
-        if reserved != 0 || (value != 0 && !takes_value) {
+        let read = match pending {
+            Pending::Mmio(mmio) if !mmio.is_write() => Some(mmio),
+            _ => None,
+        };
+        // Only the answer to a read has a value.
+        if let (Some(mmio), run::ACTION_EMULATE, 0) = (read, action, reserved) {
+            let value = mmio.loaded(value, self.is_big_endian());
+            self.regs.write(mmio.register(), value);
+            self.skip_instruction();
+            self.pending = Pending::None;
+            return Ok(());
+        }
+        if value | reserved != 0 {
             return Err(Error::InvalidArgument);
         }
         match (pending, action) {
-            (Pending::Mmio(mmio), run::ACTION_EMULATE) => {
-                if !mmio.write {
-                    let value = mmio.to_endian(mmio.truncate(value), self.is_big_endian());
-                    self.regs.write(mmio.register as usize, mmio.extend(value));
-                }
-                self.skip_instruction();
-            }
+            (Pending::Mmio(_), run::ACTION_EMULATE) => self.skip_instruction(),
             (Pending::Abort { emulate_retries: true, .. }, run::ACTION_EMULATE)
             | (_, run::ACTION_RETRY) => {}
             (
-                Pending::Mmio(Mmio { esr, far, .. }) | Pending::Abort { esr, far, .. },
+                Pending::Mmio(Mmio { esr, far }) | Pending::Abort { esr, far, .. },
                 run::ACTION_FAULT,
-            ) => {
-                self.inject(Exception::external_abort(esr, far, self.regs.pstate));
-            }
+            ) => self.inject(Exception::external_abort(esr, far, self.regs.pstate)),
             _ => return Err(Error::InvalidArgument),
         }
         self.pending = Pending::None;
@@ -110,6 +132,7 @@ impl Vcpu {
     }
 
     /// Whether the guest's data accesses are big-endian where it is now.
+    #[inline]
     pub(super) fn is_big_endian(&self) -> bool {
         // SCTLR_EL1.E0E governs EL0, EE governs EL1; AArch32 has PSTATE.E.
         if self.regs.pstate & 1 << 4 != 0 {
