@@ -95,6 +95,10 @@ pub(crate) unsafe fn run(
             EXIT_SYNCHRONOUS => {
                 let esr = ESR_EL2::read();
                 match Ec::of(esr) {
+                    Ec::DATA_ABORT_LOWER | Ec::INSTRUCTION_ABORT_LOWER => {
+                        run.el1.sctlr = SCTLR_EL1::read();
+                        GuestExit::Abort(abort_of(esr))
+                    }
                     Ec::FP if aside.is_none() => {
                         // SAFETY: the registers are still the host's.
                         aside = Some(unsafe {
@@ -108,9 +112,8 @@ pub(crate) unsafe fn run(
                         unsafe { lend_keys(&mut (*cpu).host, &mut run, guest) };
                         continue;
                     }
-                    _ => {}
+                    _ => GuestExit::Instruction(esr),
                 }
-                GuestExit::Synchronous(synchronous(esr, &mut run.el1))
             }
             EXIT_INTERRUPT => GuestExit::Interrupt,
             _ => {
@@ -312,16 +315,11 @@ fn save_timer(timer: &mut TimerRegisters, held_back: bool) {
     timer.cval = CNTV_CVAL_EL0::read();
 }
 
-/// Reads what belongs to a synchronous exit.
-#[inline]
-fn synchronous(esr: u64, el1: &mut El1Registers) -> Trap {
-    let mut trap = Trap { esr, far: 0, ipa: None };
-    if matches!(Ec::of(esr), Ec::DATA_ABORT_LOWER | Ec::INSTRUCTION_ABORT_LOWER) {
-        trap.far = FAR_EL2::read();
-        trap.ipa = abort_address(esr, trap.far);
-        el1.sctlr = SCTLR_EL1::read();
-    }
-    trap
+/// Reads what belongs to an abort.
+#[inline(always)]
+fn abort_of(esr: u64) -> Trap {
+    let far = FAR_EL2::read();
+    Trap { esr, far, ipa: abort_address(esr, far) }
 }
 
 /// The guest address of an abort.

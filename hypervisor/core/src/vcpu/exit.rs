@@ -14,23 +14,26 @@ use super::syndrome::{Ec, abort};
 use super::trapped::{self, Access};
 use crate::addr::{Ipa, PAGE_SIZE};
 
-/// What the hardware says of a synchronous exception.
+/// What the hardware says of an instruction or data abort.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Trap {
     /// `ESR_EL2`.
     pub esr: u64,
     /// `FAR_EL2`.
     pub far: u64,
-    /// For aborts, the guest address in full; `None` if it could not be found
-    /// out (the guest's tables have changed since).
+    /// The guest address in full; `None` if it could not be found out (the
+    /// guest's tables have changed since).
     pub ipa: Option<Ipa>,
 }
 
 /// How a guest's run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GuestExit {
-    /// By what it executed.
-    Synchronous(Trap),
+    /// By an abort.
+    Abort(Trap),
+    /// By an instruction that it executed: any other synchronous exception,
+    /// with its `ESR_EL2`.
+    Instruction(u64),
     /// By a physical interrupt.
     Interrupt,
 }
@@ -76,19 +79,20 @@ impl Vcpu {
     /// and so must `SCTLR_EL1` when the exit is an abort.
     #[inline]
     pub fn decode(&mut self, exit: GuestExit, ids: &GuestIds) -> Outcome {
-        let GuestExit::Synchronous(trap) = exit else {
-            return Outcome::Exit(READY);
+        let esr = match exit {
+            GuestExit::Abort(trap) => return self.abort(&trap),
+            GuestExit::Instruction(esr) => esr,
+            GuestExit::Interrupt => return Outcome::Exit(READY),
         };
-        match Ec::of(trap.esr) {
-            Ec::HVC64 => self.call(trap.esr),
+        match Ec::of(esr) {
+            Ec::HVC64 => self.call(esr),
             Ec::SMC64 => {
                 // Unlike HVC, a trapped SMC is still to be gone past.
                 self.skip_instruction();
-                self.call(trap.esr)
+                self.call(esr)
             }
-            Ec::DATA_ABORT_LOWER | Ec::INSTRUCTION_ABORT_LOWER => self.abort(&trap),
-            Ec::WAIT => self.wait(trap.esr),
-            Ec::SYSTEM => self.system(trap.esr, ids),
+            Ec::WAIT => self.wait(esr),
+            Ec::SYSTEM => self.system(esr, ids),
             // Features that are hidden, AArch32, and what has no class yet.
             _ => Outcome::Inject(Exception::UNDEFINED),
         }

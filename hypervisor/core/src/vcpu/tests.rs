@@ -27,7 +27,11 @@ fn vcpu() -> Vcpu {
 
 fn decode(vcpu: &mut Vcpu, esr: u64) -> Outcome {
     let trap = Trap { esr, far: 0xffff_0000_0000_0123, ipa: Some(Ipa(0x6000_0123)) };
-    vcpu.decode(GuestExit::Synchronous(trap), &ids())
+    let exit = match Ec::of(esr) {
+        Ec::DATA_ABORT_LOWER | Ec::INSTRUCTION_ABORT_LOWER => GuestExit::Abort(trap),
+        _ => GuestExit::Instruction(esr),
+    };
+    vcpu.decode(exit, &ids())
 }
 
 /// The exit of an abort at 0x6000_0123, that is or is not memory.
@@ -216,7 +220,7 @@ fn cache_maintenance_of_no_memory_does_nothing() {
 fn an_abort_without_an_address_is_made_again() {
     let mut vcpu = vcpu();
     let trap = Trap { esr: DATA | PERMISSION_L3, far: 0, ipa: None };
-    assert_eq!(vcpu.decode(GuestExit::Synchronous(trap), &ids()), Outcome::Resume);
+    assert_eq!(vcpu.decode(GuestExit::Abort(trap), &ids()), Outcome::Resume);
     assert_eq!(vcpu.regs.pc, PC);
 }
 
