@@ -129,7 +129,7 @@ impl<'a> Store<'a> {
             unpack,
             |at, home| {
                 link(at, "Image", &find(at, "boot", "vmlinuz-")?)?;
-                link(at, "modules", &find(at, "lib/modules", "")?)?;
+                link(at, "modules", &modules_folder(at)?)?;
                 let headers = find_where(at, "usr/src", |n| {
                     n.starts_with("linux-headers-") && !n.ends_with("-common")
                 })?;
@@ -154,8 +154,7 @@ impl<'a> Store<'a> {
             unpack,
             |at, _| {
                 // 7.x keeps the image with the modules, before that it was in /boot.
-                let modules =
-                    find(at, "usr/lib/modules", "").or_else(|_| find(at, "lib/modules", ""))?;
+                let modules = modules_folder(at)?;
                 let image = modules.join("vmlinuz");
                 let image =
                     if at.join(&image).exists() { image } else { find(at, "boot", "vmlinuz-")? };
@@ -362,6 +361,11 @@ fn find_where(tree: &Path, folder: &str, fits: impl Fn(&str) -> bool) -> Result<
     let name = names.find(|name| fits(&name.to_string_lossy()));
     let name = name.with_context(|| format!("nothing in {folder} is what we look for"))?;
     Ok(Path::new(folder).join(name))
+}
+
+/// The folder of a kernel's modules: `/lib` became a link to `/usr/lib`.
+fn modules_folder(tree: &Path) -> Result<PathBuf> {
+    find(tree, "usr/lib/modules", "").or_else(|_| find(tree, "lib/modules", ""))
 }
 
 /// Debian's headers name each other by absolute path (`include /usr/src/…`).
