@@ -69,7 +69,7 @@ macro_rules! check_eq {
     ($seen:expr, $expected:expr $(,)?) => {
         match (&$seen, &$expected) {
             (seen, expected) => if *seen != *expected {
-                $crate::fail!("{}: seen {:#x?}, expected {:#x?}", stringify!($seen), seen, expected)
+                $crate::fail!("{}: seen {:x?}, expected {:x?}", stringify!($seen), seen, expected)
             }
         }
     };
@@ -77,7 +77,7 @@ macro_rules! check_eq {
         match (&$seen, &$expected) {
             (seen, expected) => if *seen != *expected {
                 $crate::fail!(
-                    "{}: {}: seen {:#x?}, expected {:#x?}",
+                    "{}: {}: seen {:x?}, expected {:x?}",
                     stringify!($seen), format_args!($($what)+), seen, expected
                 )
             }

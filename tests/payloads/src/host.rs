@@ -5,7 +5,7 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use arrayvec::ArrayVec;
-use escrow_abi::{FrameState, LIST_MAX, MemEntry, ORDER_PAGE, PAGE_SIZE, Rights, call};
+use escrow_abi::{Error, FrameState, LIST_MAX, MemEntry, ORDER_PAGE, PAGE_SIZE, Rights, call};
 
 use crate::arena::Arena;
 use crate::board::Board;
@@ -66,7 +66,8 @@ impl Counts {
 /// The VMs that were made and perhaps not yet destroyed, one for each slot.
 static VMS: [AtomicU64; 64] = [const { AtomicU64::new(0) }; 64];
 
-fn note_vm(handle: u64) {
+/// Notes a VM that [`Host::destroy_all`] is to know of.
+pub fn note_vm(handle: u64) {
     VMS[(handle >> 8) as usize % VMS.len()].store(handle, Ordering::Relaxed);
 }
 
@@ -223,22 +224,35 @@ impl Host {
         if self.lists.reclaim(entries).is_ok() {
             return Ok(());
         }
-        // They belong to several VMs, perhaps.
+        // They belong to several VMs, perhaps, and some of these live.
         for entry in entries {
-            self.lists.reclaim(&[*entry]).map_err(|refusal| {
-                Failure::new(file!(), line!(), format_args!("{:#x}: {refusal:?}", entry.frame))
-            })?;
+            match self.lists.reclaim(&[*entry]) {
+                Ok(_) | Err(Refusal { error: Error::WrongState | Error::Locked, .. }) => {}
+                Err(refusal) => fail!("{:#x} does not come home: {refusal:?}", entry.frame),
+            }
+        }
+        Ok(())
+    }
+
+    /// Destroys all VMs.
+    ///
+    /// # Errors
+    /// Escrow refuses to destroy one that lives.
+    pub fn destroy_all(&self) -> Outcome {
+        for slot in &VMS {
+            let vm = slot.swap(0, Ordering::Relaxed);
+            match call(call::VM_DESTROY, &[vm]) {
+                // Most of them are gone, and say so; slots without any say 0.
+                Ok(_) | Err(Refusal { error: Error::HandleRevoked | Error::HandleNull, .. }) => {}
+                Err(refusal) => return Err(refused("VM_DESTROY")(refusal)),
+            }
         }
         Ok(())
     }
 
     /// Undoes what a failed test left behind, as far as that goes.
     pub(crate) fn recover(&mut self) -> Outcome {
-        for slot in &VMS {
-            let vm = slot.swap(0, Ordering::Relaxed);
-            // Most of them are gone, and say so.
-            let _ = call(call::VM_DESTROY, &[vm]);
-        }
+        self.destroy_all()?;
         self.bring_home()
     }
 }

@@ -24,6 +24,7 @@ pub mod check;
 pub mod console;
 pub mod cpus;
 pub mod exception;
+pub mod expect;
 pub mod guest;
 pub mod host;
 pub mod hvc;
@@ -41,7 +42,7 @@ pub use host::Host;
 pub use runner::Test;
 
 /// Bytes of stack for each CPU.
-const STACK_SIZE: usize = 64 << 10;
+const STACK_SIZE: usize = 256 << 10;
 
 #[repr(C, align(16))]
 struct Stack([u8; STACK_SIZE]);

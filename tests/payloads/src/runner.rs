@@ -30,7 +30,10 @@ pub fn main(name: &str, tree: usize, lists: &[&[Test]]) -> ! {
     smc::set_conduit(board.psci_by_hvc);
     mmu::build(&board);
     mmu::enable();
-    let count: usize = lists.iter().map(|tests| tests.len()).sum();
+    // `only=TEXT` on the command line picks tests by their names.
+    let only = board.argument("only").unwrap_or("");
+    let tests = || lists.iter().copied().flatten().filter(|test| test.name.contains(only));
+    let count = tests().count();
     println!("payload {name}: {count} tests");
 
     interrupts::set_up(&board);
@@ -40,7 +43,7 @@ pub fn main(name: &str, tree: usize, lists: &[&[Test]]) -> ! {
     let Some(mut arena) = Arena::find(&board) else { panic!("no room for the arena") };
     let mut host = Host { lists: Lists::new(&mut arena), board, arena };
     let (mut passed, mut failed, mut skipped) = (0, 0, 0);
-    for test in lists.iter().copied().flatten() {
+    for test in tests() {
         match run(test, &mut host) {
             Ok(()) => {
                 passed += 1;
