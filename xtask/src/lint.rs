@@ -57,6 +57,7 @@ pub fn lint(workspace: &Workspace, setup: &Setup) -> Result<Count> {
 }
 
 fn denying(mut clippy: Command) -> Command {
-    clippy.args(["--", "--deny=warnings"]);
+    // Everything that is wrong, not only the first crate's.
+    clippy.args(["--keep-going", "--", "--deny=warnings"]);
     clippy
 }
