@@ -1,10 +1,16 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
 //! An exception that EL2 took from itself: a bug in Escrow. It is reported,
-//! and this CPU stops for good.
+//! and the machine stops: what EL2 knows may be wrong from here on.
 
+use core::arch::asm;
 use core::fmt;
+use core::ptr;
+use core::sync::atomic::{AtomicBool, Ordering};
 
+use aarch64_cpu::asm::barrier;
+
+use crate::machine::installed;
 use crate::percpu::{PerCpu, cpu_index};
 use crate::sysreg::*;
 
@@ -55,8 +61,47 @@ unsafe extern "C" fn escrow_el2_fault(frame: &FaultFrame) -> ! {
         }
     }
     backtrace_from(frame.x[29], frame.sp);
-    log::error!("==== this CPU stops here ====");
+    log::error!("==== Escrow has failed: this machine stops here ====");
+    stop_machine()
+}
+
+/// Whether [`stop_machine`] was called.
+static STOPPED: AtomicBool = AtomicBool::new(false);
+
+/// Stops all CPUs for good, as far as they run the host or come back to it.
+///
+/// The host's stage-2 root table is emptied, so that whatever the host does
+/// next on any CPU ends at EL2, where that CPU stops as well.
+pub fn stop_machine() -> ! {
+    if let Some(installed) = installed()
+        && !STOPPED.swap(true, Ordering::AcqRel)
+    {
+        let context = *installed.hypervisor.host_context();
+        let root = (context.vttbr & 0x0000_ffff_ffff_f000) as *mut u64;
+        VTCR_EL2::write(context.vtcr);
+        VTTBR_EL2::write(context.vttbr);
+        barrier::isb(barrier::SY);
+        // The first of the root tables, which maps the first 512 GiB at least.
+        for entry in 0..512 {
+            // SAFETY: the table is Escrow's; nothing reads it any more but
+            // table walkers, and for those each entry is written in one piece.
+            unsafe { ptr::write_volatile(root.add(entry), 0) };
+        }
+        barrier::dsb(barrier::ISHST);
+        // SAFETY: removes cached translations only.
+        unsafe { asm!("tlbi vmalls12e1is", options(nostack, preserves_flags)) };
+        barrier::dsb(barrier::ISH);
+    }
     halt()
+}
+
+/// Stops the calling CPU if [`stop_machine`] was called. For the exceptions
+/// that the host then takes.
+#[inline]
+pub(crate) fn stop_if_stopped() {
+    if STOPPED.load(Ordering::Acquire) {
+        halt();
+    }
 }
 
 /// Logs the calling chain from where this is called, for panics.

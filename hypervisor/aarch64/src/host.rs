@@ -11,6 +11,7 @@ use escrow_core::psci::{FirmwareCall, PsciCall};
 use escrow_core::vcpu::syndrome::{Ec, abort};
 use escrow_core::vcpu::{Entry, Exception, PstateFeatures};
 
+use crate::fault::stop_if_stopped;
 use crate::machine::{Installed, installed};
 use crate::percpu::PerCpu;
 use crate::smc::smc;
@@ -145,6 +146,7 @@ fn host_smc(frame: &mut HostFrame, esr: u64) {
 
 /// A stage-2 abort: the host touched what is not mapped for it.
 fn host_abort(esr: u64) {
+    stop_if_stopped();
     let far = FAR_EL2::read();
     let retry = match (abort::kind(esr), installed()) {
         // HPFAR_EL2 is valid for these, and for permission faults only on a

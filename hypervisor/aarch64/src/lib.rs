@@ -32,7 +32,7 @@ mod smc;
 mod sysreg;
 mod world;
 
-pub use fault::{backtrace, halt};
+pub use fault::{backtrace, halt, stop_machine};
 pub use features::{Features, MissingFeature};
 pub use host::Firmware;
 pub use init::{enter_host, init_cpu, install_vectors};
