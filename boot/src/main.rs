@@ -60,7 +60,8 @@ core::arch::global_asm!(
 fn panic(info: &PanicInfo<'_>) -> ! {
     log::error!("bug at EL2: {info}");
     escrow_aarch64::backtrace();
-    fatal!("Escrow has a bug")
+    log::error!("==== Escrow has failed: this machine stops here ====");
+    escrow_aarch64::stop_machine()
 }
 
 /// Boots, with the MMU on; called by `entry.S`. `entered` is the counter's
