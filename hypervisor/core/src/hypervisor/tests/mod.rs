@@ -2,6 +2,7 @@
 
 mod fake;
 mod histories;
+mod runs;
 
 use escrow_abi::{Error, FrameState, MemEntry, ORDER_BLOCK, ORDER_PAGE, Rights, call};
 

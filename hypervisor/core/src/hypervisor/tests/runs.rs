@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! What a guest's exits do beyond its vCPU.
+
+use escrow_abi::{Error, call, psci, run};
+
+use super::super::{HostCall, Hypervisor, Scratch};
+use super::fake::{FREE, Fake, Host};
+use super::page;
+use crate::addr::Ipa;
+use crate::vcpu::syndrome::{Ec, IL, abort};
+use crate::vcpu::{Answer, GuestExit, GuestIds, Next, READY, Trap};
+use crate::vm::Run;
+
+const MEMORY: u64 = 0x8000_0000;
+const HVC: GuestExit = GuestExit::Instruction(Ec::HVC64.bits() | IL);
+const ON: u64 = 0;
+const OFF: u64 = 1;
+
+fn ids() -> GuestIds {
+    GuestIds::new(|_, _| 0, 39)
+}
+
+/// A load of 4 bytes into X3 that stage 2 has no translation for.
+fn load(at: u64) -> GuestExit {
+    let esr = Ec::DATA_ABORT_LOWER.bits() | IL | abort::ISV | 2 << 22 | 3 << 16 | 0x7;
+    GuestExit::Abort(Trap { esr, far: at, ipa: Some(Ipa(at)) })
+}
+
+fn hvc(escrow: &Hypervisor<Fake>, run: &mut Run<'_>, args: &[u64]) -> Next {
+    run.regs.x[..args.len()].copy_from_slice(args);
+    escrow.guest_exit(run, HVC, &ids())
+}
+
+/// A started VM with declared memory and `N` vCPUs.
+fn started<const N: usize>(host: &mut Host) -> (u64, [u64; N]) {
+    let (vm, _) = host.create(8);
+    host.call(call::VM_CONFIGURE, &[vm, call::CONFIGURE_MEMORY_ADD, MEMORY, 0x10_0000]).unwrap();
+    let vcpus = core::array::from_fn(|n| {
+        let [vcpu, ..] = host.call(call::VCPU_CREATE, &[vm, n as u64]).unwrap();
+        vcpu
+    });
+    host.call(call::VM_START, &[vm]).unwrap();
+    (vm, vcpus)
+}
+
+fn leaves(next: Next) -> Answer {
+    match next {
+        Next::Leave(answer) => answer,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn an_address_is_memory_where_it_was_declared() {
+    let mut host = Host::new();
+    let (vm, [vcpu]) = started(&mut host);
+    host.run(vcpu, |escrow, mut run| {
+        let inside = leaves(escrow.guest_exit(&mut run, load(MEMORY + 0x1234), &ids()));
+        assert_eq!(inside, [run::PAGE_FAULT, MEMORY + 0x1000, 0x1000, 0]);
+        let outside = leaves(escrow.guest_exit(&mut run, load(MEMORY - 4), &ids()));
+        assert_eq!(outside, [run::MMIO_READ, MEMORY - 4, 4, 0]);
+    });
+    // The read is answered by the next run, and only once.
+    let mut scratch = Scratch::new();
+    let resume = [call::VCPU_RUN as u64, vcpu, 77, run::ACTION_EMULATE, 0, 0, 0, 0];
+    match host.escrow.host_call(&mut scratch, &resume) {
+        HostCall::Run(run) => assert_eq!((run.regs.x[3], run.regs.pc), (77, 4)),
+        HostCall::Return(x) => panic!("{x:x?}"),
+    }
+    assert!(matches!(
+        host.escrow.host_call(&mut scratch, &resume),
+        HostCall::Return([x0, ..]) if x0 == Error::InvalidArgument.to_register()
+    ));
+    // Memory that is withdrawn is none.
+    host.call(call::VM_CONFIGURE, &[vm, call::CONFIGURE_MEMORY_REMOVE, MEMORY, 0x1000]).unwrap();
+    host.run(vcpu, |escrow, mut run| {
+        let withdrawn = leaves(escrow.guest_exit(&mut run, load(MEMORY), &ids()));
+        assert_eq!(withdrawn[0], run::MMIO_READ);
+    });
+}
+
+#[test]
+fn a_guest_unlocks_by_its_own_call() {
+    let mut host = Host::new();
+    let (vm, [vcpu]) = started(&mut host);
+    host.lend(vm, &[page(FREE, MEMORY)]).unwrap();
+    let call = |at, flags| [call::MODIFY_PAGES as u64, 0, at, 0x1000, flags, 0, 0, 0];
+    host.run(vcpu, |escrow, mut run| {
+        let missing = call(MEMORY + 0x1000, call::MODIFY_UNLOCK);
+        assert_eq!(hvc(escrow, &mut run, &missing), Next::Enter);
+        assert!(Error::from_register(run.regs.x[0]).is_some());
+        let unlock = call(MEMORY, call::MODIFY_UNLOCK | call::MODIFY_SANITIZE);
+        assert_eq!(hvc(escrow, &mut run, &unlock), Next::Enter);
+        assert_eq!(run.regs.x[..4], [0; 4]);
+    });
+    host.reclaim(&[(FREE, 0)]).unwrap();
+}
+
+#[test]
+fn a_guest_that_is_down_stays_down() {
+    for (function, reason) in [(psci::SYSTEM_OFF, 0), (psci::SYSTEM_RESET, 1)] {
+        let mut host = Host::new();
+        let (_, [vcpu, other]) = started(&mut host);
+        host.run(vcpu, |escrow, mut run| {
+            let answer = leaves(hvc(escrow, &mut run, &[function.into()]));
+            assert_eq!(answer, [run::SYSTEM_DOWN, reason, 0, 0]);
+        });
+        for vcpu in [vcpu, other] {
+            let answer = host.call(call::VCPU_RUN, &[vcpu]).unwrap();
+            assert_eq!(answer, [run::SYSTEM_DOWN, reason, 0, 0]);
+        }
+    }
+}
+
+#[test]
+fn vcpus_switch_each_other_on() {
+    let mut host = Host::new();
+    let (_, [first, second]) = started(&mut host);
+    let affinity = |target| [psci::AFFINITY_INFO_64.into(), target, 0];
+    // Off until it is asked for.
+    host.run(second, |escrow, run| {
+        assert_eq!(leaves(escrow.guest_entry(&run))[0], run::POWERED_OFF);
+    });
+    host.run(first, |escrow, mut run| {
+        assert_eq!(escrow.guest_entry(&run), Next::Enter);
+        hvc(escrow, &mut run, &affinity(1));
+        assert_eq!(run.regs.x[0], OFF);
+        let on = [psci::CPU_ON_64.into(), 1, MEMORY, 99];
+        for answer in [psci::SUCCESS, psci::ALREADY_ON] {
+            assert_eq!(hvc(escrow, &mut run, &on), Next::Enter);
+            assert_eq!(run.regs.x[0], answer);
+        }
+        hvc(escrow, &mut run, &affinity(1));
+        assert_eq!(run.regs.x[0], ON);
+        for nobody in [2, 0x100, 1 << 32] {
+            hvc(escrow, &mut run, &[psci::CPU_ON_64.into(), nobody, MEMORY, 0]);
+            assert_eq!(run.regs.x[0], psci::INVALID_PARAMETERS);
+        }
+        hvc(escrow, &mut run, &[psci::CPU_ON_64.into(), 0, MEMORY, 0]);
+        assert_eq!(run.regs.x[0], psci::ALREADY_ON, "itself");
+    });
+    host.run(second, |escrow, mut run| {
+        assert_eq!(escrow.guest_entry(&run), Next::Enter);
+        assert_eq!((run.regs.pc, run.regs.x[0]), (MEMORY, 99));
+        assert_eq!(leaves(hvc(escrow, &mut run, &[psci::CPU_OFF.into()]))[0], run::POWERED_OFF);
+        assert_eq!(leaves(escrow.guest_entry(&run))[0], run::POWERED_OFF);
+    });
+    host.run(first, |escrow, mut run| {
+        hvc(escrow, &mut run, &affinity(1));
+        assert_eq!(run.regs.x[0], OFF);
+    });
+}
+
+#[test]
+fn a_call_about_a_vcpu_in_use_is_made_again() {
+    let mut host = Host::new();
+    let (_, [first, second]) = started(&mut host);
+    let mut other_cpu = Scratch::new();
+    host.run(first, |escrow, mut run| {
+        let args = [call::VCPU_RUN as u64, second, 0, 0, 0, 0, 0, 0];
+        let sibling = escrow.host_call(&mut other_cpu, &args);
+        run.regs.pc = MEMORY + 4;
+        let on = [psci::CPU_ON_64.into(), 1, MEMORY, 0];
+        assert_eq!(hvc(escrow, &mut run, &on), Next::Enter);
+        assert_eq!((run.regs.pc, &run.regs.x[..4]), (MEMORY, &on[..]));
+        drop(sibling);
+        run.regs.pc += 4;
+        hvc(escrow, &mut run, &on);
+        assert_eq!((run.regs.pc, run.regs.x[0]), (MEMORY + 4, psci::SUCCESS));
+    });
+}
+
+#[test]
+fn a_vm_that_ends_is_left_at_its_next_exit() {
+    let mut host = Host::new();
+    let (vm, [vcpu]) = started(&mut host);
+    let mut other_cpu = Scratch::new();
+    host.run(vcpu, |escrow, mut run| {
+        assert_eq!(hvc(escrow, &mut run, &[psci::VERSION.into()]), Next::Enter);
+        let destroy = [call::VM_DESTROY as u64, vm, 0, 0, 0, 0, 0, 0];
+        escrow.host_call(&mut other_cpu, &destroy);
+        assert_eq!(hvc(escrow, &mut run, &[psci::VERSION.into()]), Next::Leave(READY));
+        assert_eq!(run.regs.x[0], 0x1_0001, "answered nonetheless");
+    });
+    host.call(call::VM_DESTROY, &[vm]).unwrap();
+}
