@@ -219,6 +219,7 @@ int escrow_mem_take_back(struct escrow_mem *mem, u64 offset, u64 size, u64 vm, i
 int escrow_vm_create(void);
 struct escrow_vm *escrow_vm_hold(struct escrow_vm *vm);
 void escrow_vm_release(struct escrow_vm *vm);
+bool escrow_vm_exists(void);
 void escrow_vm_exit(void);
 
 /* vcpu.c */

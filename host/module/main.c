@@ -4,6 +4,7 @@
 #include <linux/miscdevice.h>
 #include <linux/module.h>
 #include <linux/of.h>
+#include <linux/suspend.h>
 #include <linux/uaccess.h>
 
 #include <asm/virt.h>
@@ -67,21 +68,40 @@ static bool __init escrow_is_below(void)
 	return true;
 }
 
+/* An image of all memory cannot be taken while some of it is out of reach. */
+static int escrow_pm_notify(struct notifier_block *block, unsigned long event, void *data)
+{
+	if (event != PM_HIBERNATION_PREPARE || !escrow_vm_exists())
+		return NOTIFY_DONE;
+	pr_warn("no hibernation while there are VMs\n");
+	return notifier_from_errno(-EBUSY);
+}
+
+static struct notifier_block escrow_pm = {
+	.notifier_call = escrow_pm_notify,
+};
+
 static int __init escrow_init(void)
 {
 	int err;
 
 	if (!escrow_is_below())
 		return -ENODEV;
-	err = misc_register(&escrow_dev);
+	err = register_pm_notifier(&escrow_pm);
 	if (err)
+		return err;
+	err = misc_register(&escrow_dev);
+	if (err) {
 		pr_err("cannot register /dev/gunyah: %d\n", err);
+		unregister_pm_notifier(&escrow_pm);
+	}
 	return err;
 }
 
 static void __exit escrow_exit(void)
 {
 	misc_deregister(&escrow_dev);
+	unregister_pm_notifier(&escrow_pm);
 	escrow_vm_exit();
 }
 

@@ -24,6 +24,14 @@ static DEFINE_MUTEX(remains_lock);
 static LIST_HEAD(remains);
 static DECLARE_DELAYED_WORK(remains_work, escrow_remains_work);
 
+/* VMs that EL2 may have pages of. */
+static atomic_t alive = ATOMIC_INIT(0);
+
+bool escrow_vm_exists(void)
+{
+	return atomic_read(&alive) != 0;
+}
+
 struct escrow_vm *escrow_vm_hold(struct escrow_vm *vm)
 {
 	kref_get(&vm->ref);
@@ -184,6 +192,8 @@ static bool escrow_vm_end(struct escrow_vm *vm)
 
 static void escrow_vm_free(struct escrow_vm *vm)
 {
+	if (vm->handle)
+		atomic_dec(&alive);
 	/* The bindings let go of their memories. */
 	escrow_rs_vm_free(vm->core);
 	escrow_batch_free(vm->batch);
@@ -415,6 +425,7 @@ int escrow_vm_create(void)
 	if (err)
 		goto err_free;
 	/* From here on, EL2 has pages of ours. */
+	atomic_inc(&alive);
 	vm->core = escrow_rs_vm_new(vm->handle);
 	if (!vm->core) {
 		err = -ENOMEM;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-use crate::sync::{AtomicU32, AtomicU64, Ordering};
+use crate::sync::{AtomicU32, AtomicU64, Ordering, fence};
 use crate::{Counts, Refusal, Retry, Sleeper};
 
 /// Where a folio of a guest memory is.
@@ -112,7 +112,7 @@ const _: () = assert!(cfg!(loom) || size_of::<Folio>() == 32);
 impl Folio {
     /// Where the folio is.
     pub fn state(&self) -> State {
-        State::from_number(self.state.load(Ordering::SeqCst))
+        State::from_number(self.state.load(Ordering::Acquire))
     }
 
     /// Who has the folio, and how, if it is in a state in which a guest may
@@ -141,8 +141,9 @@ impl Folio {
     /// # Errors
     /// The state, if it is not [`State::Hole`].
     pub fn populate(&self, counts: &Counts) -> Result<(), State> {
-        self.step(State::Hole, State::Present)?;
+        self.expect(State::Hole)?;
         self.safe.store(1, Ordering::Relaxed);
+        self.step(State::Hole, State::Present)?;
         counts.moved(State::Hole, State::Present);
         Ok(())
     }
@@ -188,8 +189,9 @@ impl Folio {
         if refs.is_poisoned() {
             return Err(Refusal::Poisoned);
         }
-        // SeqCst on the state before and on this: see `access`.
-        let accessible = self.accessible.load(Ordering::SeqCst);
+        // The state has been changed; now the count. See `access`.
+        fence(Ordering::SeqCst);
+        let accessible = self.accessible.load(Ordering::Acquire);
         if accessible != 0 {
             return Err(Refusal::Accessible(accessible));
         }
@@ -232,7 +234,7 @@ impl Folio {
             self.settle(State::Present);
             return Err(Refusal::Poisoned);
         }
-        self.accessible.fetch_add(1, Ordering::SeqCst);
+        self.accessible.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 
@@ -252,7 +254,7 @@ impl Folio {
     /// The state, if it is not [`State::Sharing`].
     pub fn share_cancelled(&self) -> Result<(), State> {
         self.expect(State::Sharing)?;
-        self.accessible.fetch_sub(1, Ordering::SeqCst);
+        self.accessible.fetch_sub(1, Ordering::Release);
         self.settle(State::Present);
         Ok(())
     }
@@ -280,7 +282,7 @@ impl Folio {
         match self.how() {
             How::Lent => self.thaw(refs),
             How::Shared => {
-                self.accessible.fetch_sub(1, Ordering::SeqCst);
+                self.accessible.fetch_sub(1, Ordering::Release);
             }
         }
         self.settle(State::Present);
@@ -310,16 +312,18 @@ impl Folio {
     ///
     /// Needs no lock: it counts itself first and looks at the state then,
     /// while a lender changes the state first and looks at the count then.
-    /// With sequential consistency at least one of them sees the other.
+    /// With a sequentially consistent fence between the two steps of each, at
+    /// least one of them sees the other.
     ///
     /// # Errors
     /// The state, if the host does not reach the folio.
     pub fn access(&self) -> Result<(), State> {
-        self.accessible.fetch_add(1, Ordering::SeqCst);
+        self.accessible.fetch_add(1, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
         match self.state() {
             State::Present | State::Sharing | State::Shared => Ok(()),
             state => {
-                self.accessible.fetch_sub(1, Ordering::SeqCst);
+                self.end_access();
                 Err(state)
             }
         }
@@ -327,7 +331,7 @@ impl Folio {
 
     /// Ends what a successful [`access`](Self::access) began.
     pub fn end_access(&self) {
-        self.accessible.fetch_sub(1, Ordering::SeqCst);
+        self.accessible.fetch_sub(1, Ordering::Release);
     }
 
     fn how(&self) -> How {
@@ -357,7 +361,7 @@ impl Folio {
 
     fn step(&self, from: State, to: State) -> Result<(), State> {
         self.state
-            .compare_exchange(from as u32, to as u32, Ordering::SeqCst, Ordering::SeqCst)
+            .compare_exchange(from as u32, to as u32, Ordering::AcqRel, Ordering::Acquire)
             .map(drop)
             .map_err(State::from_number)
     }
@@ -371,7 +375,7 @@ impl Folio {
 
     /// Ends a transition that this caller began, so nobody else can be in it.
     fn settle(&self, to: State) {
-        self.state.store(to as u32, Ordering::SeqCst);
+        self.state.store(to as u32, Ordering::Release);
     }
 }
 

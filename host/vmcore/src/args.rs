@@ -79,7 +79,7 @@ pub fn create_mem(args: &uapi::CreateMem) -> Result<bool, Errno> {
     if args.flags & !known != 0
         || args.reserved != [0; 6]
         || args.size == 0
-        || args.size % PAGE_SIZE != 0
+        || !is_aligned(args.size)
         || args.size > i64::MAX as u64
     {
         return Err(Errno::Invalid);
@@ -103,9 +103,13 @@ pub fn vcpu_function(desc: &uapi::FunctionDesc, arg: &uapi::VcpuArg) -> Result<u
     Ok(arg.id)
 }
 
+fn is_aligned(value: u64) -> bool {
+    value & (PAGE_SIZE - 1) == 0
+}
+
 /// A page-aligned, not empty range that does not wrap.
 fn page_range(start: u64, size: u64) -> Result<Range<u64>, Errno> {
-    if size == 0 || start % PAGE_SIZE != 0 || size % PAGE_SIZE != 0 {
+    if size == 0 || !is_aligned(start) || !is_aligned(size) {
         return Err(Errno::Invalid);
     }
     let end = start.checked_add(size).ok_or(Errno::Overflow)?;
