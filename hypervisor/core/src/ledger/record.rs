@@ -67,7 +67,7 @@ impl Record {
             (state as u64) << KIND_SHIFT
                 | (owner.0 as u64) << OWNER_SHIFT
                 | (borrower.0 as u64) << BORROWER_SHIFT
-                | guest.0 / PAGE_SIZE & GUEST_MASK,
+                | ((guest.0 / PAGE_SIZE) & GUEST_MASK),
         )
     }
 
@@ -117,7 +117,7 @@ impl Record {
 
     /// The same record in another state.
     pub const fn with_state(self, state: FrameState) -> Record {
-        Record(self.0 & !(0xF << KIND_SHIFT) | (state as u64) << KIND_SHIFT)
+        Record((self.0 & !(0xF << KIND_SHIFT)) | (state as u64) << KIND_SHIFT)
     }
 
     /// The record of the frame `pages` further on in the same block.
