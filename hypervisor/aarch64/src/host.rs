@@ -126,11 +126,11 @@ fn host_smc(frame: &mut HostFrame, esr: u64) {
     }
     match FirmwareCall::decode(args) {
         FirmwareCall::Psci(call) => {
+            // SAFETY: `init_cpu` ran before the host did, and nothing changes
+            // this CPU's data while its firmware call is made.
+            let cpu = unsafe { &*PerCpu::current() };
             frame.x[0] = match installed() {
-                // SAFETY: as in `escrow_host_hvc`.
-                Some(Installed { firmware, .. }) => {
-                    firmware.psci(unsafe { &*PerCpu::current() }, call)
-                }
+                Some(Installed { firmware, .. }) => firmware.psci(cpu, call),
                 None => NOT_SUPPORTED,
             };
         }
@@ -165,7 +165,7 @@ fn host_abort(esr: u64) {
 
 /// Makes the host, whose registers are in the CPU, take an exception.
 fn inject(exception: Exception) {
-    // SAFETY: as in `escrow_host_hvc`.
+    // SAFETY: `init_cpu` ran before the host did; its features never change.
     let features = unsafe { &(*PerCpu::current()).features };
     let interrupted = SPSR_EL2::read();
     let at = ELR_EL2::read();

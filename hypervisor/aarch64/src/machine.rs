@@ -182,7 +182,10 @@ impl Machine for Hardware {
     }
 
     fn zero(&self, at: PhysAddr, size: u64) {
-        if self.zva_block != 0 && at.is_aligned(self.zva_block) && size % self.zva_block == 0 {
+        if self.zva_block != 0
+            && at.is_aligned(self.zva_block)
+            && size.is_multiple_of(self.zva_block)
+        {
             let mut block = at.0;
             while block < at.0 + size {
                 // SAFETY: core has memory zeroed only that nobody has a claim

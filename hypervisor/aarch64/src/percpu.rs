@@ -69,7 +69,7 @@ pub struct PerCpu {
 
 pub(crate) const VCPU_OFFSET: usize = offset_of!(PerCpu, vcpu);
 pub(crate) const FAULT_STACK_TOP: usize = offset_of!(PerCpu, fault_stack) + FAULT_STACK_SIZE;
-const _: () = assert!(FAULT_STACK_TOP % 16 == 0 && FAULT_STACK_TOP < 1 << 24);
+const _: () = assert!(FAULT_STACK_TOP.is_multiple_of(16) && FAULT_STACK_TOP < 1 << 24);
 
 impl PerCpu {
     /// Sets up the data of a CPU in its place.

@@ -12,7 +12,7 @@
 macro_rules! registers {
     ($($name:ident = $encoding:literal;)*) => {$(
         #[doc = concat!("`", stringify!($name), "`.")]
-        #[allow(non_camel_case_types)]
+        #[allow(non_camel_case_types, clippy::upper_case_acronyms)]
         pub(crate) struct $name;
 
         #[allow(dead_code)]

@@ -110,7 +110,7 @@ impl TimerRegisters {
 }
 
 /// The SIMD and floating-point registers.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[repr(C, align(16))]
 pub struct FpRegisters {
     /// V0 to V31.
@@ -119,12 +119,6 @@ pub struct FpRegisters {
     pub fpsr: u64,
     /// `FPCR`.
     pub fpcr: u64,
-}
-
-impl Default for FpRegisters {
-    fn default() -> Self {
-        Self { v: [0; 32], fpsr: 0, fpcr: 0 }
-    }
 }
 
 /// `SCTLR_EL1` of a vCPU that starts: MMU and caches off, little-endian, and

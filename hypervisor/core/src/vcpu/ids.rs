@@ -20,8 +20,11 @@ enum Rule {
 
 use Rule::{Always, AtMost, Pass};
 
-/// Fields by register (CRm, op2) and position of their lowest bit.
-const FIELDS: &[((u8, u8), &[(u32, Rule)])] = &[
+/// A register, as (CRm, op2), and its fields by the position of their lowest
+/// bit.
+type Register = ((u8, u8), &'static [(u32, Rule)]);
+
+const REGISTERS: &[Register] = &[
     // ID_AA64PFR0_EL1: EL0 and EL1 in AArch64 only, FP, AdvSIMD, DIT, CSV2
     // (2 would offer SCXTNUM_EL1, which is trapped), CSV3.
     (
@@ -137,7 +140,7 @@ impl GuestIds {
     /// 7; and the bits of address that guests have.
     pub fn new(read: impl Fn(u8, u8) -> u64, address_bits: u8) -> GuestIds {
         let mut ids = GuestIds { registers: [[0; 8]; 4] };
-        for &((crm, op2), fields) in FIELDS {
+        for &((crm, op2), fields) in REGISTERS {
             let raw = read(crm, op2);
             let mut value = 0;
             for &(shift, rule) in fields {
