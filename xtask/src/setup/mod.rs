@@ -63,6 +63,7 @@ pub struct Setup {
     qemu: Provided<PathBuf>,
     cross_compiler: Provided<()>,
     kernel_tools: Provided<()>,
+    linker: Provided<()>,
     bare_metal: Provided<BareMetal>,
     host_kernel: Provided<HostKernel>,
     guest_kernel: Provided<GuestKernel>,
@@ -78,13 +79,15 @@ impl Setup {
         let cache = Cache::open()?;
         cache.create()?;
         let _lock = components::lock(&cache)?;
-        let missing = system::install_missing(&cache, options);
+        let toolchain = rust::Toolchain::detect();
+        let missing = system::install_missing(&cache, options, toolchain.as_ref().ok());
         let mut parts = components::Store::new(&cache, options.refresh);
         Ok(Self {
             qemu: system::qemu(),
             cross_compiler: missing.without(system::Use::CrossCompiler),
             kernel_tools: missing.without(system::Use::Kbuild),
-            bare_metal: provided(rust::provide(&mut parts)),
+            linker: missing.without(system::Use::BareMetal),
+            bare_metal: provided(toolchain.and_then(|it| rust::provide(&it, &mut parts))),
             host_kernel: provided(parts.host_kernel()),
             guest_kernel: provided(parts.guest_kernel()),
             busybox: provided(parts.busybox()),
@@ -101,6 +104,7 @@ impl Setup {
             problem("QEMU", &self.qemu),
             problem("arm64 cross compiler", &self.cross_compiler),
             problem("tools for the kernel's build", &self.kernel_tools),
+            problem("linker for bare metal", &self.linker),
             problem("Rust for bare metal", &self.bare_metal),
             problem("host kernel", &self.host_kernel),
             problem("guest kernel", &self.guest_kernel),
@@ -123,7 +127,9 @@ impl Setup {
         self.need_tool(&self.kernel_tools).copied()
     }
 
+    /// How bare-metal programs are built.
     pub fn bare_metal(&self) -> Result<&BareMetal> {
+        self.need_tool(&self.linker)?;
         need(&self.bare_metal)
     }
 

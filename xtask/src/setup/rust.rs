@@ -20,20 +20,25 @@ pub const SOFTFLOAT: &str = "aarch64-unknown-none-softfloat";
 /// Programs for the host's user space, linked statically.
 pub const STATIC_LINUX: &str = "aarch64-unknown-linux-gnu";
 
-/// Where the libraries of those targets come from.
+/// The linker of bare-metal programs where the toolchain has none of its own.
+pub const SYSTEM_LINKER: &str = "ld.lld";
+const SYSTEM_LINKER_VARIABLE: &str = "CARGO_TARGET_AARCH64_UNKNOWN_NONE_SOFTFLOAT_LINKER";
+
+/// How those targets are built.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum BareMetal {
-    /// They are part of the toolchain.
-    Installed,
-    /// Cargo builds them from these sources (`-Zbuild-std`).
-    BuildFrom(PathBuf),
+pub struct BareMetal {
+    /// Sources that cargo builds the libraries from (`-Zbuild-std`); none if
+    /// they are part of the toolchain.
+    sources: Option<PathBuf>,
+    /// Whether the toolchain brings `rust-lld`.
+    own_linker: bool,
 }
 
 impl fmt::Display for BareMetal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Installed => f.write_str("libraries of the toolchain"),
-            Self::BuildFrom(sources) => write!(f, "libraries built from {}", sources.display()),
+        match &self.sources {
+            None => f.write_str("libraries of the toolchain"),
+            Some(sources) => write!(f, "libraries built from {}", sources.display()),
         }
     }
 }
@@ -41,24 +46,26 @@ impl fmt::Display for BareMetal {
 impl BareMetal {
     /// Environment variables of cargo calls for those targets.
     pub fn environment(&self) -> Vec<(&'static str, PathBuf)> {
-        match self {
-            Self::Installed => Vec::new(),
-            Self::BuildFrom(sources) => vec![
-                // -Zbuild-std with a stable toolchain.
-                ("RUSTC_BOOTSTRAP", "1".into()),
-                // Cargo looks for the sources in the toolchain's own folder,
-                // which is not ours to change.
-                ("__CARGO_TESTS_ONLY_SRC_ROOT", sources.clone()),
-                // What a later Rust will not like in its own libraries.
-                ("CARGO_FUTURE_INCOMPAT_REPORT_FREQUENCY", "never".into()),
-            ],
+        let mut variables = Vec::new();
+        if let Some(sources) = &self.sources {
+            // -Zbuild-std with a stable toolchain.
+            variables.push(("RUSTC_BOOTSTRAP", "1".into()));
+            // Cargo looks for the sources in the toolchain's own folder, which
+            // is not ours to change.
+            variables.push(("__CARGO_TESTS_ONLY_SRC_ROOT", sources.clone()));
+            // What a later Rust will not like in its own libraries.
+            variables.push(("CARGO_FUTURE_INCOMPAT_REPORT_FREQUENCY", "never".into()));
         }
+        if !self.own_linker {
+            variables.push((SYSTEM_LINKER_VARIABLE, SYSTEM_LINKER.into()));
+        }
+        variables
     }
 
     /// Arguments of cargo calls for `target`.
     pub fn arguments(&self, target: &str) -> Vec<String> {
         let mut arguments = vec![format!("--target={target}")];
-        if let Self::BuildFrom(_) = self {
+        if self.sources.is_some() {
             let libraries = match target {
                 STATIC_LINUX => "std,panic_abort,panic_unwind",
                 _ => "core,alloc",
@@ -71,15 +78,14 @@ impl BareMetal {
 
 /// Finds the libraries, or gets them: from rustup where it may download, else
 /// as sources from Debian's archive.
-pub fn provide(parts: &mut Store<'_>) -> Result<BareMetal> {
-    let toolchain = Toolchain::detect()?;
-    if let Some(there) = toolchain.libraries() {
+pub fn provide(toolchain: &Toolchain, parts: &mut Store<'_>) -> Result<BareMetal> {
+    if let Some(there) = toolchain.bare_metal() {
         return Ok(there);
     }
     let cached = parts.version("rust-src").is_some_and(|have| have.starts_with(&toolchain.release));
     if !cached {
         match add_targets() {
-            Ok(()) => return toolchain.libraries().context("rustup added targets, but where?"),
+            Ok(()) => return toolchain.bare_metal().context("rustup added targets, but where?"),
             Err(why) => say!("rustup adds no targets ({why:#}): taking Debian's sources of Rust"),
         }
     }
@@ -89,36 +95,58 @@ pub fn provide(parts: &mut Store<'_>) -> Result<BareMetal> {
              (`rustup component add rust-src` does, too)"
         )
     })?;
-    Ok(BareMetal::BuildFrom(library))
+    Ok(toolchain.building_from(Some(library)))
 }
 
-struct Toolchain {
+/// The installed Rust.
+pub struct Toolchain {
     /// As in `1.95.0`.
     release: String,
     sysroot: PathBuf,
+    /// The build machine's target.
+    host: String,
 }
 
 impl Toolchain {
-    fn detect() -> Result<Self> {
+    pub fn detect() -> Result<Self> {
         let rustc = env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
         let text = output_of(Command::new(&rustc).args(["-vV"]))?;
-        let release = text.lines().find_map(|line| line.strip_prefix("release: "));
+        let field = |name: &str| {
+            let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+            value.map(str::to_owned).with_context(|| format!("rustc does not tell its {name}"))
+        };
         let sysroot = output_of(Command::new(&rustc).args(["--print", "sysroot"]))?;
         Ok(Self {
-            release: release.context("rustc does not tell its release")?.to_owned(),
+            release: field("release")?,
             sysroot: sysroot.trim().into(),
+            host: field("host")?,
         })
     }
 
-    /// The libraries that the toolchain itself has.
-    fn libraries(&self) -> Option<BareMetal> {
-        let folder = self.sysroot.join("lib/rustlib");
+    /// Whether it can link bare-metal programs; distributions leave that to
+    /// their own linker.
+    pub fn has_linker(&self) -> bool {
+        let programs = self.libraries().join(&self.host).join("bin");
+        programs.join("rust-lld").exists() || find_program("rust-lld").is_some()
+    }
+
+    fn libraries(&self) -> PathBuf {
+        self.sysroot.join("lib/rustlib")
+    }
+
+    /// What the toolchain itself has of the libraries.
+    fn bare_metal(&self) -> Option<BareMetal> {
+        let folder = self.libraries();
         let built = |target: &str| folder.join(target).join("lib").exists();
         if built(SOFTFLOAT) && built(STATIC_LINUX) {
-            return Some(BareMetal::Installed);
+            return Some(self.building_from(None));
         }
         let sources = folder.join("src/rust/library");
-        is_library(&sources).then_some(BareMetal::BuildFrom(sources))
+        is_library(&sources).then(|| self.building_from(Some(sources)))
+    }
+
+    fn building_from(&self, sources: Option<PathBuf>) -> BareMetal {
+        BareMetal { sources, own_linker: self.has_linker() }
     }
 }
 
@@ -140,19 +168,39 @@ fn add_targets() -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
     fn libraries_are_built_only_where_they_are_missing() {
-        let installed = BareMetal::Installed;
+        let installed = BareMetal { sources: None, own_linker: true };
         assert_eq!(installed.arguments(SOFTFLOAT), [format!("--target={SOFTFLOAT}")]);
         assert!(installed.environment().is_empty());
-        let built = BareMetal::BuildFrom("/src".into());
+        let built = BareMetal { sources: Some("/src".into()), own_linker: true };
         assert!(built.arguments(SOFTFLOAT).contains(&"-Zbuild-std=core,alloc".into()));
-        assert!(
-            built
-                .arguments(STATIC_LINUX)
-                .contains(&"-Zbuild-std=std,panic_abort,panic_unwind".into())
-        );
+        let std = "-Zbuild-std=std,panic_abort,panic_unwind".to_owned();
+        assert!(built.arguments(STATIC_LINUX).contains(&std));
+    }
+
+    #[test]
+    fn a_toolchain_is_what_its_folders_hold() {
+        let folder = tempfile::tempdir().unwrap();
+        let toolchain = Toolchain {
+            release: "1.95.0".into(),
+            sysroot: folder.path().into(),
+            host: "here".into(),
+        };
+        let create = |path: &str| {
+            fs::create_dir_all(toolchain.libraries().join(path)).unwrap();
+        };
+        assert_eq!(toolchain.bare_metal(), None);
+        create("src/rust/library/core");
+        fs::write(toolchain.libraries().join("src/rust/library/core/Cargo.toml"), "").unwrap();
+        assert!(toolchain.bare_metal().unwrap().sources.is_some());
+        create(&format!("{SOFTFLOAT}/lib"));
+        assert!(toolchain.bare_metal().unwrap().sources.is_some(), "half is not enough");
+        create(&format!("{STATIC_LINUX}/lib"));
+        assert_eq!(toolchain.bare_metal().unwrap().sources, None);
     }
 }

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use xtask::qemu::OLDEST;
 
 use super::debian::{Apt, Os};
+use super::rust::{SYSTEM_LINKER, Toolchain};
 use super::{Cache, Options, Provided};
 use crate::shell::{Step, find_program, output_of};
 
@@ -21,6 +22,7 @@ pub enum Use {
     Qemu,
     CrossCompiler,
     Kbuild,
+    BareMetal,
 }
 
 enum Test {
@@ -58,6 +60,9 @@ const TOOLS: &[Tool] = &[
     tool(Use::Kbuild, Test::Program("pahole"), "dwarves"),
     tool(Use::Kbuild, Test::Program("modinfo"), "kmod"),
 ];
+
+/// For toolchains without a linker of their own.
+const LINKER: Tool = tool(Use::BareMetal, Test::Program(SYSTEM_LINKER), "lld");
 
 impl Tool {
     fn is_there(&self) -> bool {
@@ -124,7 +129,10 @@ fn parse_version(text: &str) -> Option<(u32, u32)> {
 
 /// Installs the tools that are missing where that is possible, and tells which
 /// are still missing.
-pub fn install_missing(cache: &Cache, options: Options) -> Missing {
+pub fn install_missing(cache: &Cache, options: Options, toolchain: Option<&Toolchain>) -> Missing {
+    let without_linker = toolchain.is_some_and(|toolchain| !toolchain.has_linker());
+    let needed = || TOOLS.iter().chain(without_linker.then_some(&LINKER));
+    let missing_tools = || needed().filter(|tool| !tool.is_there()).collect::<Vec<_>>();
     let tools = missing_tools();
     if tools.is_empty() {
         return Missing { tools, remedy: String::new() };
@@ -137,10 +145,6 @@ pub fn install_missing(cache: &Cache, options: Options) -> Missing {
         Ok(()) => "Debian's packages were expected to bring what is missing".to_owned(),
     };
     Missing { tools, remedy }
-}
-
-fn missing_tools() -> Vec<&'static Tool> {
-    TOOLS.iter().filter(|tool| !tool.is_there()).collect()
 }
 
 fn install(cache: &Cache, options: Options, tools: &[&Tool]) -> Result<()> {
