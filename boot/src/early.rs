@@ -7,7 +7,7 @@
 
 use core::mem::MaybeUninit;
 
-use escrow_platform::board;
+use escrow_platform::board::{Console, Outline};
 use escrow_platform::fdt::{Fdt, FdtError, HEADER_SIZE};
 use escrow_platform::range::Range;
 use escrow_platform::uart::Pl011;
@@ -100,43 +100,48 @@ unsafe extern "C" fn map_early(early: &mut MaybeUninit<Early>, tree: u64) {
     let tree = unsafe { locate_tree(tree) }.and_then(|range| {
         // In pages even where blocks would do: the map of all RAM comes later
         // and must find it at the size that it has then.
-        // SAFETY: RAM that nobody writes to. It is not the image: that has the
-        // same 2 MiB to itself or overlaps the tree, which is found out then.
-        unsafe { map_pages(&mut stage1, range) }.map_err(TreeError::Unreachable)?;
+        // SAFETY: RAM that is nobody else's; what of it is the image's keeps
+        // its rights, and `read_tree` finds it out.
+        unsafe { map_pages(&mut stage1, range, Use::Data) }.map_err(TreeError::Unreachable)?;
         Ok(range)
     });
     early.write(Early { start: stage1.cpu_start(), stage1, tree });
 }
 
-/// Maps memory to be read, page by page.
+/// Maps memory page by page; what of it is the image's stays as it is.
 ///
 /// # Safety
 ///
 /// As for [`Stage1::map`].
-pub unsafe fn map_pages(stage1: &mut Stage1, range: Range) -> Result<(), MapError> {
+pub unsafe fn map_pages(stage1: &mut Stage1, range: Range, usage: Use) -> Result<(), MapError> {
     let range = range.aligned_out(crate::mmu::PAGE).ok_or(MapError::OutOfReach)?;
     let mut at = range.start;
     while at < range.end {
         let page = Range::new(at, at + crate::mmu::PAGE);
         if !page.overlaps(&image::whole()) {
             // SAFETY: as the caller says.
-            unsafe { stage1.map(page, Use::ReadOnly) }?;
+            unsafe { stage1.map(page, usage) }?;
         }
         at = page.end;
     }
     Ok(())
 }
 
-/// The tree in a range that is readable.
+/// The tree in a range.
 ///
 /// # Safety
 ///
-/// The range must be readable memory that nobody writes to for as long as the
-/// tree is in use.
+/// The range must be memory that can be read and written, and nobody else's
+/// for as long as the tree is in use.
 pub unsafe fn read_tree(range: Range) -> Result<Fdt<'static>, FdtError> {
-    let start = core::ptr::with_exposed_provenance::<u8>(range.start as usize);
-    // SAFETY: as the caller says.
-    Fdt::new(unsafe { core::slice::from_raw_parts(start, range.size() as usize) })
+    // What is left of the image's last block may hold the tree, the image
+    // itself may not.
+    if range.overlaps(&image::whole()) {
+        return Err(FdtError::BadHeader);
+    }
+    let start = core::ptr::with_exposed_provenance_mut::<u8>(range.start as usize);
+    // SAFETY: as the caller says, and it is not the image's.
+    Fdt::open(unsafe { core::slice::from_raw_parts_mut(start, range.size() as usize) })
 }
 
 /// The UART that a tree names, for use without the MMU.
@@ -146,7 +151,7 @@ fn uart_without_mmu(tree: u64) -> Option<Pl011> {
     let fdt = unsafe { locate_tree(tree).ok().and_then(|range| read_tree(range).ok()) };
     match fdt {
         Some(fdt) => {
-            let registers = board::Console::find(&fdt)?.registers;
+            let registers = Console::find(&Outline::of(&fdt))?.registers;
             // SAFETY: the tree says that a PL011 is there, and without the MMU
             // everything is device memory.
             Some(unsafe { Pl011::new(registers.start as usize) })

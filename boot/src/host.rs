@@ -12,7 +12,7 @@ use escrow_platform::range::Range;
 
 use crate::console::fatal;
 use crate::early;
-use crate::mmu::Stage1;
+use crate::mmu::{Stage1, Use};
 
 /// Reads the header of the host's kernel, before all RAM is mapped.
 pub fn read_image(kernel: &Module<'_>, stage1: &mut Stage1) -> KernelImage {
@@ -20,7 +20,7 @@ pub fn read_image(kernel: &Module<'_>, stage1: &mut Stage1) -> KernelImage {
     let head = Range::new(start, start + kernel.range.size().min(HEAD_SIZE));
     // SAFETY: RAM that only EL2 uses for now; that it is not the image's is
     // checked in there.
-    if let Err(error) = unsafe { early::map_pages(stage1, head) } {
+    if let Err(error) = unsafe { early::map_pages(stage1, head, Use::ReadOnly) } {
         fatal!("cannot map the host's kernel: {error}");
     }
     // SAFETY: mapped just now, and nobody writes there yet.
@@ -51,7 +51,7 @@ fn has_page_size(size: u64) -> bool {
 ///
 /// All RAM is mapped, only EL2 runs, and what `layout` gives to the host is
 /// free.
-pub unsafe fn prepare(board: &Board<'_>, fdt: Fdt<'_>, layout: &Layout) {
+pub unsafe fn prepare(board: &Board<'_>, fdt: &Fdt<'_>, layout: &Layout) {
     let kernel = board.kernel.range;
     if layout.kernel.start != kernel.start {
         log::info!("moving the host's kernel to {:#x}", layout.kernel.start);

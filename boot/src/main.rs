@@ -33,7 +33,7 @@ use escrow_aarch64::{Features, Hardware, Installed, PerCpu};
 use escrow_core::addr::{PhysAddr, PhysRange};
 use escrow_core::hypervisor::{Hypervisor, Setup, Sizes};
 use escrow_core::ledger::BlockCell;
-use escrow_platform::board::{self, Board, Console, MAX_RAM, MAX_RESERVED};
+use escrow_platform::board::{Board, Console, MAX_RAM, MAX_RESERVED, Outline};
 use escrow_platform::fdt::Fdt;
 use escrow_platform::host_tree::Changes;
 use escrow_platform::layout::{BLOCK, Layout, Loaded, Needs};
@@ -70,8 +70,9 @@ fn panic(info: &PanicInfo<'_>) -> ! {
 extern "C" fn boot_main(early: &mut Early, entered: u64) -> ! {
     escrow_aarch64::install_vectors();
     let (fdt, tree) = open_tree(early);
-    open_console(&fdt, &mut early.stage1);
-    let board = Board::read(&fdt).unwrap_or_else(|error| fatal!("{error}"));
+    let outline = Outline::of(&fdt);
+    open_console(&outline, &mut early.stage1);
+    let board = Board::read(&outline).unwrap_or_else(|error| fatal!("{error}"));
     describe(&board);
     let features = Features::detect().unwrap_or_else(|error| fatal!("{error}"));
 
@@ -116,7 +117,7 @@ extern "C" fn boot_main(early: &mut Early, entered: u64) -> ! {
 
     // SAFETY: all RAM is mapped, only this CPU runs, and the layout's ranges
     // for the host are free.
-    unsafe { host::prepare(&board, fdt, &layout) };
+    unsafe { host::prepare(&board, &fdt, &layout) };
     let ticks = CNTPCT_EL0.get().wrapping_sub(entered);
     log::info!("host: kernel at {:#x}; EL2's boot took {ticks} ticks", layout.kernel.start);
     // SAFETY: the machine is set up, this is the boot CPU, and what is on its
@@ -128,7 +129,7 @@ extern "C" fn boot_main(early: &mut Early, entered: u64) -> ! {
 /// so.
 fn open_tree(early: &mut Early) -> (Fdt<'static>, Range) {
     let tree = early.tree.and_then(|range| {
-        // SAFETY: it was mapped to be read, and only EL2 runs.
+        // SAFETY: it was mapped as data, and only EL2 runs.
         let fdt = unsafe { early::read_tree(range) }.map_err(early::TreeError::Broken)?;
         Ok((fdt, range))
     });
@@ -141,10 +142,10 @@ fn open_tree(early: &mut Early) -> (Fdt<'static>, Range) {
     })
 }
 
-fn open_console(fdt: &Fdt<'static>, stage1: &mut Stage1) {
-    let arguments = board::own_arguments(fdt);
+fn open_console(outline: &Outline<'_, '_>, stage1: &mut Stage1) {
+    let arguments = outline.own_arguments();
     let options = Options::parse(arguments, |_| {});
-    if let Some(Console { registers }) = Console::find(fdt) {
+    if let Some(Console { registers }) = Console::find(outline) {
         // SAFETY: the tree says that these are a device's registers.
         if unsafe { stage1.map(registers, Use::Device) }.is_ok() {
             // SAFETY: mapped just now, for good.

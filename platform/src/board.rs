@@ -93,6 +93,58 @@ pub struct Module<'a> {
     pub arguments: &'a [u8],
 }
 
+/// The nodes below the root that say what a board is, found in one pass.
+pub struct Outline<'b, 'a: 'b> {
+    fdt: &'b Fdt<'a>,
+    root: Node<'b, 'a>,
+    chosen: Option<Node<'b, 'a>>,
+    cpus: Option<Node<'b, 'a>>,
+    psci: Option<Node<'b, 'a>>,
+    reserved: Option<Node<'b, 'a>>,
+    /// The first [`MAX_RAM`] memory nodes.
+    memory: ArrayVec<Node<'b, 'a>, MAX_RAM>,
+    more_memory: bool,
+}
+
+impl<'b, 'a: 'b> Outline<'b, 'a> {
+    /// Looks through the children of the root.
+    pub fn of(fdt: &'b Fdt<'a>) -> Self {
+        let root = fdt.root();
+        let mut outline = Outline {
+            fdt,
+            root,
+            chosen: None,
+            cpus: None,
+            psci: None,
+            reserved: None,
+            memory: ArrayVec::new(),
+            more_memory: false,
+        };
+        for node in root.children() {
+            let slot = match node.name() {
+                b"chosen" => &mut outline.chosen,
+                b"cpus" => &mut outline.cpus,
+                b"psci" => &mut outline.psci,
+                b"reserved-memory" => &mut outline.reserved,
+                _ => {
+                    if is_memory(&node) {
+                        outline.more_memory |= outline.memory.try_push(node).is_err();
+                    }
+                    continue;
+                }
+            };
+            slot.get_or_insert(node);
+        }
+        outline
+    }
+
+    /// Escrow's own command line: `/chosen`'s `bootargs`. The host's is its
+    /// kernel module's.
+    pub fn own_arguments(&self) -> &'a [u8] {
+        self.chosen.and_then(|chosen| chosen.string(b"bootargs")).unwrap_or(&[])
+    }
+}
+
 /// A board, and what its boot loader left there.
 pub struct Board<'a> {
     /// The machine's name for people.
@@ -119,20 +171,18 @@ impl<'a> Board<'a> {
     /// # Errors
     ///
     /// See [`BoardError`].
-    pub fn read(fdt: &Fdt<'a>) -> Result<Self, BoardError> {
-        let root = fdt.root();
-        let ram = read_ram(&root)?;
-        let (reserved, no_map) = read_reserved(fdt, &root)?;
-        check_psci(fdt)?;
-        let chosen = root.child(b"chosen").ok_or(BoardError::NoKernel)?;
-        let (kernel, ramdisk) = read_modules(&chosen)?;
+    pub fn read(outline: &Outline<'_, 'a>) -> Result<Self, BoardError> {
+        let ram = read_ram(outline)?;
+        let (reserved, no_map) = read_reserved(outline)?;
+        check_psci(outline)?;
+        let (kernel, ramdisk) = read_modules(&outline.chosen.ok_or(BoardError::NoKernel)?)?;
         Ok(Board {
-            model: root.string(b"model").unwrap_or(b"unknown machine"),
+            model: outline.root.string(b"model").unwrap_or(b"unknown machine"),
             ram,
             reserved,
             no_map,
-            cpus: read_cpus(&root)?,
-            gic: read_gic(fdt)?,
+            cpus: read_cpus(outline)?,
+            gic: read_gic(outline.fdt)?,
             kernel,
             ramdisk,
         })
@@ -140,18 +190,22 @@ impl<'a> Board<'a> {
 }
 
 /// Whether a node of the root is memory.
-pub(crate) fn is_memory(node: &Node<'_>) -> bool {
+pub(crate) fn is_memory(node: &Node<'_, '_>) -> bool {
     node.string(b"device_type") == Some(b"memory") && node.is_available()
 }
 
-fn read_ram(root: &Node<'_>) -> Result<RangeSet<MAX_RAM>, BoardError> {
-    let cells = root.cells();
+fn read_ram(outline: &Outline<'_, '_>) -> Result<RangeSet<MAX_RAM>, BoardError> {
+    const TOO_MANY: BoardError = BoardError::TooMany("ranges of memory");
+    if outline.more_memory {
+        return Err(TOO_MANY);
+    }
+    let cells = outline.root.cells();
     let mut ram = RangeSet::new();
-    for node in root.children().filter(is_memory) {
+    for node in &outline.memory {
         for (base, size) in cells.entries(node.property(b"reg").unwrap_or(&[])) {
             // A boot loader fills in the sizes; what is still empty is not there.
             let Some(range) = Range::with_size(base, size) else { continue };
-            ram.insert(range).map_err(|Full| BoardError::TooMany("ranges of memory"))?;
+            ram.insert(range).map_err(|Full| TOO_MANY)?;
         }
     }
     if ram.as_slice().is_empty() { Err(BoardError::NoMemory) } else { Ok(ram) }
@@ -159,14 +213,14 @@ fn read_ram(root: &Node<'_>) -> Result<RangeSet<MAX_RAM>, BoardError> {
 
 type Reserved = RangeSet<MAX_RESERVED>;
 
-fn read_reserved(fdt: &Fdt<'_>, root: &Node<'_>) -> Result<(Reserved, Reserved), BoardError> {
+fn read_reserved(outline: &Outline<'_, '_>) -> Result<(Reserved, Reserved), BoardError> {
     let too_many = |Full| BoardError::TooMany("reserved ranges");
     let (mut reserved, mut no_map) = (Reserved::new(), Reserved::new());
-    for (base, size) in fdt.reservations() {
+    for (base, size) in outline.fdt.reservations() {
         let Some(range) = Range::with_size(base, size) else { continue };
         reserved.insert(range).map_err(too_many)?;
     }
-    let Some(parent) = root.child(b"reserved-memory") else { return Ok((reserved, no_map)) };
+    let Some(parent) = outline.reserved else { return Ok((reserved, no_map)) };
     let cells = parent.cells();
     for node in parent.children().filter(Node::is_available) {
         // A node without `reg` asks the host to find a place; that is its affair.
@@ -181,8 +235,8 @@ fn read_reserved(fdt: &Fdt<'_>, root: &Node<'_>) -> Result<(Reserved, Reserved),
     Ok((reserved, no_map))
 }
 
-fn read_cpus(root: &Node<'_>) -> Result<ArrayVec<Cpu, MAX_CPUS>, BoardError> {
-    let parent = root.child(b"cpus").ok_or(BoardError::NoCpus)?;
+fn read_cpus(outline: &Outline<'_, '_>) -> Result<ArrayVec<Cpu, MAX_CPUS>, BoardError> {
+    let parent = outline.cpus.ok_or(BoardError::NoCpus)?;
     let cells = Cells { size: 0, ..parent.cells() };
     let mut cpus = ArrayVec::new();
     let nodes = parent.children().filter(|node| node.string(b"device_type") == Some(b"cpu"));
@@ -212,8 +266,8 @@ fn read_gic(fdt: &Fdt<'_>) -> Result<Gicv3, BoardError> {
     Ok(Gicv3 { distributor, redistributors })
 }
 
-fn check_psci(fdt: &Fdt<'_>) -> Result<(), BoardError> {
-    let psci = fdt.root().child(b"psci").ok_or(BoardError::NoPsci)?;
+fn check_psci(outline: &Outline<'_, '_>) -> Result<(), BoardError> {
+    let psci = outline.psci.ok_or(BoardError::NoPsci)?;
     let compatible = psci.property(b"compatible").unwrap_or(&[]);
     // "arm,psci" alone is version 0.1, where the tree names the functions.
     if !strings(compatible).any(|s| matches!(s, b"arm,psci-0.2" | b"arm,psci-1.0")) {
@@ -234,7 +288,7 @@ enum ModuleKind {
     Unknown,
 }
 
-fn module_kind(node: &Node<'_>) -> Option<ModuleKind> {
+fn module_kind(node: &Node<'_, '_>) -> Option<ModuleKind> {
     let compatible = node.property(b"compatible")?;
     let mut kind = None;
     for name in strings(compatible) {
@@ -249,11 +303,11 @@ fn module_kind(node: &Node<'_>) -> Option<ModuleKind> {
 }
 
 /// Whether a child of `/chosen` is a boot module.
-pub(crate) fn is_module(node: &Node<'_>) -> bool {
+pub(crate) fn is_module(node: &Node<'_, '_>) -> bool {
     module_kind(node).is_some()
 }
 
-fn read_modules<'a>(chosen: &Node<'a>) -> Result<(Module<'a>, Option<Module<'a>>), BoardError> {
+fn read_modules<'a>(chosen: &Node<'_, 'a>) -> Result<(Module<'a>, Option<Module<'a>>), BoardError> {
     let (mut kernel, mut ramdisk) = (None, None);
     for node in chosen.children() {
         let (slot, name) = match module_kind(&node) {
@@ -275,7 +329,7 @@ fn read_modules<'a>(chosen: &Node<'a>) -> Result<(Module<'a>, Option<Module<'a>>
 
 /// Where a module lies. QEMU writes its `reg` with two words each and leaves
 /// out the properties that say so, hence the look at its length.
-fn module_range(chosen: &Node<'_>, module: &Node<'_>) -> Option<Range> {
+fn module_range(chosen: &Node<'_, '_>, module: &Node<'_, '_>) -> Option<Range> {
     let reg = module.property(b"reg")?;
     let declared = chosen.property(b"#address-cells").is_some();
     let cells = match reg.len() {
@@ -301,12 +355,13 @@ impl Console {
     ///
     /// Asks no more of the tree than that, so that there is a console to say
     /// what else is missing.
-    pub fn find(fdt: &Fdt<'_>) -> Option<Console> {
-        let is_pl011 = |node: &Node<'_>| node.is_compatible(b"arm,pl011");
-        let usable = |place: &Ancestry<'_>| {
+    pub fn find(outline: &Outline<'_, '_>) -> Option<Console> {
+        let fdt = outline.fdt;
+        let is_pl011 = |node: &Node<'_, '_>| node.is_compatible(b"arm,pl011");
+        let usable = |place: &Ancestry<'_, '_>| {
             place.is_available() && place.node().is_some_and(|node| is_pl011(&node))
         };
-        let chosen = fdt.root().child(b"chosen").and_then(|chosen| chosen.string(b"stdout-path"));
+        let chosen = outline.chosen.and_then(|chosen| chosen.string(b"stdout-path"));
         let path = chosen.and_then(|value| value.split(|&byte| byte == b':').next());
         let place = path
             .and_then(|path| Ancestry::at_path(fdt, path))
@@ -314,12 +369,6 @@ impl Console {
             .or_else(|| Ancestry::search(fdt, |node| is_pl011(node) && node.is_available()))?;
         Some(Console { registers: place.registers(0)? })
     }
-}
-
-/// Escrow's own command line: `/chosen`'s `bootargs`. The host's is its
-/// kernel module's.
-pub fn own_arguments<'a>(fdt: &Fdt<'a>) -> &'a [u8] {
-    fdt.root().child(b"chosen").and_then(|chosen| chosen.string(b"bootargs")).unwrap_or(&[])
 }
 
 #[cfg(test)]

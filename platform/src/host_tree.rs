@@ -43,13 +43,13 @@ impl Changes<'_> {
     /// # Errors
     ///
     /// [`WriteError::NoRoom`]
-    pub fn write(&self, fdt: Fdt<'_>, out: &mut [u8]) -> Result<usize, WriteError> {
-        let mut writer = FdtWriter::new(out, fdt)?;
+    pub fn write(&self, fdt: &Fdt<'_>, out: &mut [u8]) -> Result<usize, WriteError> {
+        let mut writer = FdtWriter::new(out, *fdt)?;
         self.root(&fdt.root(), &mut writer)?;
         writer.finish()
     }
 
-    fn root<'a>(&self, root: &Node<'a>, w: &mut FdtWriter<'_, 'a>) -> Result<(), WriteError> {
+    fn root<'a>(&self, root: &Node<'_, 'a>, w: &mut FdtWriter<'_, 'a>) -> Result<(), WriteError> {
         let cells = root.cells();
         let (mut chosen, mut reserved) = (false, false);
         w.begin_node(b"")?;
@@ -91,7 +91,7 @@ impl Changes<'_> {
     /// A memory node without what is Escrow's; none if nothing is left.
     fn memory<'a>(
         &self,
-        node: &Node<'a>,
+        node: &Node<'_, 'a>,
         cells: Cells,
         w: &mut FdtWriter<'_, 'a>,
     ) -> Result<(), WriteError> {
@@ -123,7 +123,7 @@ impl Changes<'_> {
 
     fn chosen<'a>(
         &self,
-        node: Option<&Node<'a>>,
+        node: Option<&Node<'_, 'a>>,
         w: &mut FdtWriter<'_, 'a>,
     ) -> Result<(), WriteError> {
         const OURS: [&[u8]; 3] = [b"bootargs", b"linux,initrd-start", b"linux,initrd-end"];
@@ -148,7 +148,7 @@ impl Changes<'_> {
 
     fn reserved_memory<'a>(
         &self,
-        node: &Node<'a>,
+        node: &Node<'_, 'a>,
         w: &mut FdtWriter<'_, 'a>,
     ) -> Result<(), WriteError> {
         w.begin_node(node.name())?;
@@ -189,7 +189,7 @@ impl Changes<'_> {
 /// a guest that loops would keep the CPU. So the host is to use the physical
 /// timer, which EL2 never touches. Linux takes that one if it finds no
 /// interrupt of the name `virt`.
-fn timer<'a>(node: &Node<'a>, w: &mut FdtWriter<'_, 'a>) -> Result<(), WriteError> {
+fn timer<'a>(node: &Node<'_, 'a>, w: &mut FdtWriter<'_, 'a>) -> Result<(), WriteError> {
     const NAMES: &[u8] = b"interrupt-names";
     const MAX: usize = TIMER_INTERRUPTS.len();
     w.begin_node(node.name())?;
@@ -231,7 +231,7 @@ fn hex(value: u64, out: &mut [u8]) -> usize {
 }
 
 /// Copies a node and all below it.
-fn copy<'a>(node: &Node<'a>, w: &mut FdtWriter<'_, 'a>) -> Result<(), WriteError> {
+fn copy<'a>(node: &Node<'_, 'a>, w: &mut FdtWriter<'_, 'a>) -> Result<(), WriteError> {
     w.begin_node(node.name())?;
     let mut depth = 1usize;
     let mut cursor: Cursor<'a> = node.contents();
@@ -253,7 +253,7 @@ fn copy<'a>(node: &Node<'a>, w: &mut FdtWriter<'_, 'a>) -> Result<(), WriteError
     Ok(())
 }
 
-fn copy_children<'a>(node: &Node<'a>, w: &mut FdtWriter<'_, 'a>) -> Result<(), WriteError> {
+fn copy_children<'a>(node: &Node<'_, 'a>, w: &mut FdtWriter<'_, 'a>) -> Result<(), WriteError> {
     node.children().try_for_each(|child| copy(&child, w))
 }
 

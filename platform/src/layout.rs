@@ -119,7 +119,7 @@ impl Loaded<'_> {
     ///
     /// See [`LayoutError`].
     pub fn check(&self) -> Result<FreeMemory, LayoutError> {
-        if self.image.start % BLOCK != 0 {
+        if !self.image.start.is_multiple_of(BLOCK) {
             return Err(LayoutError::Misaligned(self.image));
         }
         let image = self.image.aligned_out(BLOCK).ok_or(LayoutError::Fragmented)?;

@@ -4,14 +4,14 @@ use super::*;
 use crate::sample::{KERNEL, MODULE, RAMDISK, Sample};
 
 fn read(sample: &Sample) -> Result<(), BoardError> {
-    Board::read(&Fdt::new(&sample.tree()).unwrap()).map(drop)
+    Board::read(&Outline::of(&Fdt::new(&sample.tree()).unwrap())).map(drop)
 }
 
 #[test]
 fn a_whole_board() {
     let blob = Sample::default().tree();
     let fdt = Fdt::new(&blob).unwrap();
-    let board = Board::read(&fdt).unwrap();
+    let board = Board::read(&Outline::of(&fdt)).unwrap();
     assert_eq!(board.model, b"sample");
     assert_eq!(board.ram.as_slice(), [Range::new(0x4000_0000, 0x8000_0000)]);
     assert_eq!(
@@ -34,14 +34,15 @@ fn a_whole_board() {
     let ramdisk = board.ramdisk.unwrap();
     assert_eq!(ramdisk.range, Range::new(0x4c00_0000, 0x4c10_0000));
     assert_eq!(ramdisk.arguments, b"");
-    assert_eq!(own_arguments(&fdt), b"loglevel=debug");
+    assert_eq!(Outline::of(&fdt).own_arguments(), b"loglevel=debug");
 }
 
 #[test]
 fn the_console_is_the_chosen_one_or_the_first() {
     let find = |stdout| {
         let blob = Sample { stdout, ..Sample::default() }.tree();
-        Console::find(&Fdt::new(&blob).unwrap()).map(|console| console.registers.start)
+        Console::find(&Outline::of(&Fdt::new(&blob).unwrap()))
+            .map(|console| console.registers.start)
     };
     assert_eq!(find(Some("/soc/bus@9000000/serial@10000:115200n8")), Some(0x8901_0000));
     assert_eq!(find(Some("serial0:115200")), Some(0x8901_0000));
@@ -56,7 +57,7 @@ fn memory_may_come_in_pieces_but_not_be_absent() {
     let memory =
         vec![0x8000_0000, 0x1000, 0, 0, 0x4000_0000, 0x4000_0000, u64::MAX, 0x2000, 0x9000_0000, 0];
     let blob = Sample { memory, ..Sample::default() }.tree();
-    let board = Board::read(&Fdt::new(&blob).unwrap()).unwrap();
+    let board = Board::read(&Outline::of(&Fdt::new(&blob).unwrap())).unwrap();
     assert_eq!(board.ram.as_slice(), [Range::new(0x4000_0000, 0x8000_1000)]);
     for memory in [vec![], vec![0, 0]] {
         assert_eq!(read(&Sample { memory, ..Sample::default() }), Err(BoardError::NoMemory));
@@ -98,7 +99,7 @@ fn modules_go_by_kind_or_by_order() {
     assert_eq!(modules(vec![(KERNEL, u64::MAX, 2)]), Err(BoardError::EmptyModule("kernel")));
     let modules = vec![(MODULE, 0x4400_0000, 0x1000), (MODULE, 0x4c00_0000, 0x1000)];
     let blob = Sample { modules, ..Sample::default() }.tree();
-    let board = Board::read(&Fdt::new(&blob).unwrap()).unwrap();
+    let board = Board::read(&Outline::of(&Fdt::new(&blob).unwrap())).unwrap();
     assert_eq!(board.kernel.range.start, 0x4400_0000);
     assert_eq!(board.ramdisk.unwrap().range.start, 0x4c00_0000);
 }

@@ -2,9 +2,11 @@
 
 //! Nodes, and what their properties mean.
 
+use ::fdt::node::FdtNode;
 use arrayvec::ArrayVec;
 
-use super::{Cursor, Fdt, MAX_DEPTH, Property, Token, word};
+use super::token::Blocks;
+use super::{Cursor, Fdt, MAX_DEPTH, Property, word};
 use crate::range::Range;
 
 /// The most words that the specification has for a number. More than 2 are
@@ -13,11 +15,10 @@ const MAX_CELLS: u32 = 4;
 
 /// A node of a tree.
 #[derive(Clone, Copy)]
-pub struct Node<'a> {
-    fdt: Fdt<'a>,
-    name: &'a [u8],
-    /// Where its properties begin.
-    body: usize,
+pub struct Node<'b, 'a: 'b> {
+    blocks: Blocks<'a>,
+    /// `None` reads as a node that is empty.
+    node: Option<FdtNode<'b, 'a>>,
 }
 
 /// How many words an address and a size take in the `reg` of a node's
@@ -71,30 +72,28 @@ pub fn strings(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value.split(|&byte| byte == 0).filter(|string| !string.is_empty())
 }
 
-impl<'a> Node<'a> {
-    pub(super) fn root(fdt: Fdt<'a>) -> Self {
-        let mut cursor = Cursor::new(fdt, 0);
-        // A checked tree begins with its root.
-        let _ = cursor.advance();
-        Node { fdt, name: b"", body: cursor.offset() }
+impl<'b, 'a: 'b> Node<'b, 'a> {
+    pub(super) fn new(blocks: Blocks<'a>, node: Option<FdtNode<'b, 'a>>) -> Self {
+        Node { blocks, node }
     }
 
     /// The name, with the unit address.
     pub fn name(&self) -> &'a [u8] {
-        self.name
+        self.node.map_or(b"", |node| node.name.as_bytes())
     }
 
     /// Whether `name` names this node; the unit address may be left out.
     pub fn is_named(&self, name: &[u8]) -> bool {
-        match self.name.strip_prefix(name) {
+        match self.name().strip_prefix(name) {
             Some(rest) => rest.is_empty() || (rest[0] == b'@' && !name.contains(&b'@')),
             None => false,
         }
     }
 
     /// The properties, in order.
-    pub fn properties(&self) -> Properties<'a> {
-        Properties { cursor: self.contents() }
+    pub fn properties(&self) -> impl Iterator<Item = Property<'a>> + use<'a, 'b> {
+        let properties = self.node.into_iter().flat_map(FdtNode::properties);
+        properties.map(|p| Property { name: p.name.as_bytes(), value: p.value })
     }
 
     /// The value of a property.
@@ -133,108 +132,69 @@ impl<'a> Node<'a> {
         }
     }
 
-    /// What is inside the node, up to its end.
-    pub fn contents(&self) -> Cursor<'a> {
-        Cursor::new(self.fdt, self.body)
+    /// What is inside the node, up to its end. Not for the root.
+    pub(crate) fn contents(&self) -> Cursor<'a> {
+        // The name is a part of the structure block; the node's first token
+        // follows it.
+        let name = self.name();
+        let at = name.as_ptr().addr().wrapping_sub(self.blocks.structure.as_ptr().addr());
+        Cursor::new(self.blocks, at.saturating_add(name.len() + 1).next_multiple_of(4))
     }
 
     /// The nodes right below.
-    pub fn children(&self) -> Children<'a> {
-        Children { cursor: self.contents(), fdt: self.fdt }
+    pub fn children(&self) -> impl Iterator<Item = Node<'b, 'a>> + use<'a, 'b> {
+        let blocks = self.blocks;
+        let children = self.node.into_iter().flat_map(FdtNode::children);
+        children.map(move |node| Node { blocks, node: Some(node) })
     }
 
     /// The first node right below with this name; the unit address may be
     /// left out.
-    pub fn child(&self, name: &[u8]) -> Option<Node<'a>> {
+    pub fn child(&self, name: &[u8]) -> Option<Node<'b, 'a>> {
         self.children().find(|child| child.is_named(name))
-    }
-}
-
-/// See [`Node::properties`].
-pub struct Properties<'a> {
-    cursor: Cursor<'a>,
-}
-
-impl<'a> Iterator for Properties<'a> {
-    type Item = Property<'a>;
-
-    fn next(&mut self) -> Option<Property<'a>> {
-        // The cursor stays where the properties end.
-        let mut cursor = self.cursor;
-        match cursor.advance() {
-            Ok(Token::Property(property)) => {
-                self.cursor = cursor;
-                Some(property)
-            }
-            _ => None,
-        }
-    }
-}
-
-/// See [`Node::children`].
-pub struct Children<'a> {
-    cursor: Cursor<'a>,
-    fdt: Fdt<'a>,
-}
-
-impl<'a> Iterator for Children<'a> {
-    type Item = Node<'a>;
-
-    fn next(&mut self) -> Option<Node<'a>> {
-        loop {
-            let mut cursor = self.cursor;
-            match cursor.advance() {
-                Ok(Token::BeginNode(name)) => {
-                    let node = Node { fdt: self.fdt, name, body: cursor.offset() };
-                    cursor.leave_node();
-                    self.cursor = cursor;
-                    return Some(node);
-                }
-                Ok(Token::Property(_)) => self.cursor = cursor,
-                _ => return None,
-            }
-        }
     }
 }
 
 /// A node with the nodes above it: what it takes to say where in the physical
 /// address space its registers are.
-pub struct Ancestry<'a> {
+pub struct Ancestry<'b, 'a: 'b> {
     /// From the root down to the node itself.
-    nodes: ArrayVec<Node<'a>, MAX_DEPTH>,
+    nodes: ArrayVec<Node<'b, 'a>, MAX_DEPTH>,
 }
 
-impl<'a> Ancestry<'a> {
+impl<'b, 'a: 'b> Ancestry<'b, 'a> {
     /// Walks the whole tree in order, and stops at the first node for which
     /// `wanted` says so.
-    pub fn search(fdt: &Fdt<'a>, mut wanted: impl FnMut(&Node<'a>) -> bool) -> Option<Self> {
-        let mut cursor = Cursor::start(*fdt);
-        let mut nodes = ArrayVec::new();
-        loop {
-            match cursor.advance() {
-                Ok(Token::BeginNode(name)) => {
-                    let node = Node { fdt: *fdt, name, body: cursor.offset() };
-                    nodes.try_push(node).ok()?;
-                    if wanted(&node) {
-                        return Some(Ancestry { nodes });
-                    }
-                }
-                Ok(Token::EndNode) => drop(nodes.pop()),
-                Ok(Token::Property(_)) => {}
-                Ok(Token::End) | Err(_) => return None,
-            }
+    pub fn search(fdt: &'b Fdt<'a>, mut wanted: impl FnMut(&Node<'b, 'a>) -> bool) -> Option<Self> {
+        let mut place = Ancestry { nodes: ArrayVec::new() };
+        place.descend(fdt.root(), &mut wanted).then_some(place)
+    }
+
+    /// Whether `wanted` is at `node` or below; `nodes` leads there then.
+    fn descend(
+        &mut self,
+        node: Node<'b, 'a>,
+        wanted: &mut dyn FnMut(&Node<'b, 'a>) -> bool,
+    ) -> bool {
+        if self.nodes.try_push(node).is_err() {
+            return false;
         }
+        if wanted(&node) || node.children().any(|child| self.descend(child, wanted)) {
+            return true;
+        }
+        self.nodes.pop();
+        false
     }
 
     /// The node at a path from the root, or at an alias. Unit addresses may be
     /// left out.
-    pub fn at_path(fdt: &Fdt<'a>, path: &[u8]) -> Option<Self> {
+    pub fn at_path(fdt: &'b Fdt<'a>, path: &[u8]) -> Option<Self> {
         if !path.starts_with(b"/") {
             let target = fdt.root().child(b"aliases")?.string(path)?;
             // An alias of an alias is not a thing, and could be a loop.
             return if target.starts_with(b"/") { Self::at_path(fdt, target) } else { None };
         }
-        let mut nodes: ArrayVec<Node<'a>, MAX_DEPTH> = ArrayVec::new();
+        let mut nodes: ArrayVec<Node<'b, 'a>, MAX_DEPTH> = ArrayVec::new();
         let mut node = fdt.root();
         nodes.try_push(node).ok()?;
         for name in path.split(|&byte| byte == b'/').filter(|name| !name.is_empty()) {
@@ -245,7 +205,7 @@ impl<'a> Ancestry<'a> {
     }
 
     /// The node.
-    pub fn node(&self) -> Option<Node<'a>> {
+    pub fn node(&self) -> Option<Node<'b, 'a>> {
         self.nodes.last().copied()
     }
 
@@ -272,7 +232,7 @@ impl<'a> Ancestry<'a> {
 }
 
 /// Addresses of `bus` as addresses of the bus above, by its `ranges`.
-fn translate(bus: &Node<'_>, upper: &Node<'_>, range: Range) -> Option<Range> {
+fn translate(bus: &Node<'_, '_>, upper: &Node<'_, '_>, range: Range) -> Option<Range> {
     let ranges = bus.property(b"ranges")?;
     if ranges.is_empty() {
         return Some(range);

@@ -3,14 +3,15 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::board::{Board, Console, own_arguments};
+use crate::board::{Board, Console, Outline};
 use crate::host_tree::Changes;
 use crate::range::Range;
 use crate::sample::Sample;
 
 /// Reads all of a tree in every way that there is.
 fn exercise(blob: &[u8]) -> Result<(), FdtError> {
-    let fdt = Fdt::new(blob)?;
+    let mut blob = blob.to_vec();
+    let fdt = Fdt::open(&mut blob)?;
     let mut registers = 0;
     for index in 0..4 {
         let _ = Ancestry::search(&fdt, |_| {
@@ -19,53 +20,98 @@ fn exercise(blob: &[u8]) -> Result<(), FdtError> {
         })
         .and_then(|place| place.registers(index));
     }
-    let _ = Console::find(&fdt);
-    let _ = own_arguments(&fdt);
-    let _ = Board::read(&fdt).map_err(|error| error.to_string());
+    let outline = Outline::of(&fdt);
+    let _ = Console::find(&outline);
+    let _ = outline.own_arguments();
+    let _ = Board::read(&outline).map_err(|error| error.to_string());
     let changes = Changes {
         escrow: &[Range::new(0x4020_0000, 0x4040_0000), Range::new(0x7f80_0000, 0x8000_0000)],
         ramdisk: Some(Range::new(0x4c00_0000, 0x4c10_0000)),
         arguments: b"quiet",
     };
     let mut out = vec![0; changes.size_bound(&fdt)];
-    if let Ok(size) = changes.write(fdt, &mut out) {
+    if let Ok(size) = changes.write(&fdt, &mut out) {
         let copy = Fdt::new(&out[..size]).expect("what is written can be read");
         assert!(copy.root().child(b"hypervisor").is_some());
     }
     Ok(())
 }
 
-/// A node of this crate against the same one read by the `fdt` crate.
-fn assert_same(ours: &Node<'_>, theirs: fdt::node::FdtNode<'_, '_>) {
-    let name = if ours.name().is_empty() { b"/" } else { ours.name() };
-    assert!(name == theirs.name.as_bytes() || theirs.name.is_empty());
-    let our_properties: Vec<_> = ours.properties().map(|p| (p.name, p.value)).collect();
-    let their_properties: Vec<_> =
-        theirs.properties().map(|p| (p.name.as_bytes(), p.value)).collect();
-    assert_eq!(our_properties, their_properties);
-    let (our_children, their_children): (Vec<_>, Vec<_>) =
-        (ours.children().collect(), theirs.children().collect());
-    assert_eq!(our_children.len(), their_children.len());
-    for (ours, theirs) in our_children.iter().zip(their_children) {
-        assert_same(ours, theirs);
+/// Nodes and properties below a node, as the tokens that they come from.
+fn tokens<'a>(node: &Node<'_, 'a>, out: &mut Vec<Token<'a>>) {
+    out.push(Token::BeginNode(node.name()));
+    out.extend(node.properties().map(Token::Property));
+    for child in node.children() {
+        tokens(&child, out);
     }
+    out.push(Token::EndNode);
 }
 
-#[test]
-fn agrees_with_another_reader() {
-    let blob = Sample::default().tree();
-    let theirs = fdt::Fdt::new(&blob).unwrap();
-    let ours = Fdt::new(&blob).unwrap();
-    assert_same(&ours.root(), theirs.find_node("/").unwrap());
-    let their_reservations: Vec<_> =
-        theirs.memory_reservations().map(|r| (r.address() as u64, r.size() as u64)).collect();
-    assert_eq!(ours.reservations().collect::<Vec<_>>(), their_reservations);
+/// What the reader shows is what is there: no more, no less, in order.
+fn assert_complete(fdt: &Fdt<'_>) {
+    let mut cursor = Cursor::new(fdt.blocks, 0);
+    let mut expected = Vec::new();
+    loop {
+        match cursor.advance().unwrap() {
+            Token::End => break,
+            token => expected.push(token),
+        }
+    }
+    let mut seen = Vec::new();
+    tokens(&fdt.root(), &mut seen);
+    assert_eq!(seen, expected);
     let nodes = std::cell::Cell::new(0);
-    let _ = Ancestry::search(&ours, |_| {
+    let _ = Ancestry::search(fdt, |_| {
         nodes.set(nodes.get() + 1);
         false
     });
-    assert_eq!(nodes.get(), theirs.all_nodes().count());
+    let begins = expected.iter().filter(|token| matches!(token, Token::BeginNode(_)));
+    assert_eq!(nodes.get(), begins.count());
+}
+
+#[test]
+fn all_of_a_tree_is_read() {
+    let sample = Sample::default();
+    let blob = sample.tree();
+    let fdt = Fdt::new(&blob).unwrap();
+    assert_complete(&fdt);
+    assert_eq!(fdt.reservations().collect::<Vec<_>>(), sample.reservations);
+}
+
+/// The tree with a padding token before each of its own.
+fn padded(blob: &[u8]) -> Vec<u8> {
+    let fdt = Fdt::new(blob).unwrap();
+    let nop = 4u32.to_be_bytes();
+    let mut structure = Vec::new();
+    let mut cursor = Cursor::new(fdt.blocks, 0);
+    loop {
+        let begin = cursor.offset();
+        let token = cursor.advance().unwrap();
+        structure.extend(nop);
+        structure.extend(&fdt.blocks.structure[begin..cursor.offset()]);
+        if token == Token::End {
+            break;
+        }
+    }
+    let mut out = blob.to_vec();
+    let at = out.len().next_multiple_of(4);
+    out.resize(at, 0);
+    out.extend(&structure);
+    let size = out.len();
+    for (field, value) in [(1, size), (2, at), (9, structure.len())] {
+        out[field * 4..field * 4 + 4].copy_from_slice(&(value as u32).to_be_bytes());
+    }
+    out
+}
+
+#[test]
+fn padding_inside_is_removed() {
+    let blob = Sample::default().tree();
+    let mut padded = padded(&blob);
+    assert_eq!(Fdt::new(&padded).err(), Some(FdtError::Padded));
+    let squeezed = Fdt::open(&mut padded).unwrap();
+    assert_eq!(squeezed.blocks.structure, Fdt::new(&blob).unwrap().blocks.structure);
+    assert_complete(&squeezed);
 }
 
 #[test]
@@ -120,10 +166,10 @@ fn raw(structure: &[u32]) -> Vec<u8> {
 #[test]
 fn the_structure_has_to_be_well_formed() {
     const NAME: u32 = u32::from_be_bytes(*b"n\0\0\0");
-    let refused = |structure: &[u32]| Fdt::new(&raw(structure)).err();
+    let refused = |structure: &[u32]| Fdt::open(&mut raw(structure)).err();
     assert_eq!(refused(&[1, 0, 2, 9]), None);
     assert_eq!(refused(&[4, 1, 0, 4, 4, 3, 0, 0, 4, 1, NAME, 4, 2, 4, 2, 4, 9]), None);
-    let bad: [&[u32]; 12] = [
+    let bad: [&[u32]; 13] = [
         &[],
         &[9],
         &[2, 9],
@@ -135,6 +181,7 @@ fn the_structure_has_to_be_well_formed() {
         &[1, 0, 1, NAME, 2, 3, 0, 0, 2, 9], // a property after a child
         &[1, 0, 3, 5, 0, 2, 9],             // a property longer than the block
         &[1, 0, 3, 0, 2, 2, 9],             // a name outside the strings
+        &[1, 0, 1, 0xff00_0000, 2, 2, 9],   // a name that is no text
         &[1, 0, 7, 2, 9],                   // an unknown token
     ];
     for structure in bad {
@@ -150,12 +197,13 @@ fn the_structure_has_to_be_well_formed() {
 
 #[test]
 fn nothing_is_found_past_padding_tokens_that_is_not_there() {
-    let blob = raw(&[4, 1, 0, 4, 3, 4, 0, 0x2a, 4, 1, u32::from_be_bytes(*b"n\0\0\0"), 2, 2, 9]);
-    let root = Fdt::new(&blob).unwrap().root();
+    let mut blob =
+        raw(&[4, 1, 0, 4, 3, 4, 0, 0x2a, 4, 1, u32::from_be_bytes(*b"n\0\0\0"), 2, 2, 9]);
+    let fdt = Fdt::open(&mut blob).unwrap();
+    let root = fdt.root();
     assert_eq!(root.word(b"a"), Some(0x2a));
     assert_eq!(root.children().count(), 1);
     assert!(root.child(b"n").unwrap().properties().next().is_none());
-    exercise(&blob).unwrap();
 }
 
 #[test]
@@ -176,7 +224,7 @@ fn paths_and_aliases() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(1024))]
+    #![proptest_config(ProptestConfig::with_cases(2048))]
 
     /// Random damage: refused or read, and never a panic.
     #[test]
@@ -189,6 +237,9 @@ proptest! {
             blob[at] = value;
         }
         let _ = exercise(&blob);
+        if let Ok(fdt) = Fdt::open(&mut blob) {
+            assert_complete(&fdt);
+        }
     }
 
     /// Damage where it hurts: whole words in the structure block become
@@ -206,6 +257,9 @@ proptest! {
             blob[at..at + 4].copy_from_slice(&value.to_be_bytes());
         }
         let _ = exercise(&blob);
+        if let Ok(fdt) = Fdt::open(&mut blob) {
+            assert_complete(&fdt);
+        }
     }
 
     /// Noise behind a good magic number.

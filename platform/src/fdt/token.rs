@@ -2,7 +2,7 @@
 
 //! The structure block as a sequence of tokens.
 
-use super::{Fdt, FdtError, word};
+use super::{FdtError, word};
 
 pub(super) const BEGIN_NODE: u32 = 1;
 pub(super) const END_NODE: u32 = 2;
@@ -17,8 +17,6 @@ pub struct Property<'a> {
     pub name: &'a [u8],
     /// Its value, as it stands in the tree.
     pub value: &'a [u8],
-    /// Where its name begins in the block of strings, in bytes.
-    pub(super) name_offset: u32,
 }
 
 /// One step through the structure block.
@@ -34,25 +32,35 @@ pub enum Token<'a> {
     End,
 }
 
+/// Where structure and names of a tree are.
+#[derive(Clone, Copy)]
+pub(super) struct Blocks<'a> {
+    pub structure: &'a [u8],
+    pub strings: &'a [u8],
+}
+
 /// A place in the structure block.
 #[derive(Clone, Copy)]
 pub struct Cursor<'a> {
-    fdt: Fdt<'a>,
+    blocks: Blocks<'a>,
+    /// Where the last token that was taken began.
+    token: usize,
     offset: usize,
 }
 
 impl<'a> Cursor<'a> {
     /// At an offset, in bytes, from the begin of the structure block.
-    pub(super) fn new(fdt: Fdt<'a>, offset: usize) -> Self {
-        Self { fdt, offset }
+    pub(super) fn new(blocks: Blocks<'a>, offset: usize) -> Self {
+        Self { blocks, token: offset, offset }
     }
 
-    /// At the begin of the tree.
-    pub fn start(fdt: Fdt<'a>) -> Self {
-        Self::new(fdt, 0)
+    /// Where the last token that was taken began, in bytes from the begin of
+    /// the structure block.
+    pub(super) fn token(&self) -> usize {
+        self.token
     }
 
-    /// Bytes from the begin of the structure block.
+    /// Where it ended, and padding tokens or the next one begin.
     pub(super) fn offset(&self) -> usize {
         self.offset
     }
@@ -67,7 +75,7 @@ impl<'a> Cursor<'a> {
     }
 
     fn step(&mut self) -> Option<Token<'a>> {
-        let block = self.fdt.structure;
+        let block = self.blocks.structure;
         let mut at = self.offset;
         while word(block, at)? == NOP {
             at += 4;
@@ -79,31 +87,17 @@ impl<'a> Cursor<'a> {
             }
             PROPERTY => {
                 let size = word(block, at + 4)? as usize;
-                let name_offset = word(block, at + 8)?;
-                let name = c_string(self.fdt.strings.get(name_offset as usize..)?)?;
+                let name = c_string(self.blocks.strings.get(word(block, at + 8)? as usize..)?)?;
                 let value = block.get(at + 12..)?.get(..size)?;
-                (Token::Property(Property { name, value, name_offset }), at + 12 + size)
+                (Token::Property(Property { name, value }), at + 12 + size)
             }
             END_NODE => (Token::EndNode, at + 4),
             END => (Token::End, at + 4),
             _ => return None,
         };
+        self.token = at;
         self.offset = end.next_multiple_of(4);
         Some(token)
-    }
-
-    /// Goes past the end of the node whose begin was taken last.
-    pub(super) fn leave_node(&mut self) {
-        let mut depth = 1usize;
-        while depth > 0 {
-            match self.advance() {
-                Ok(Token::BeginNode(_)) => depth += 1,
-                Ok(Token::EndNode) => depth -= 1,
-                Ok(Token::Property(_)) => {}
-                // Cannot be in a tree that was checked.
-                Ok(Token::End) | Err(_) => return,
-            }
-        }
     }
 }
 

@@ -20,20 +20,21 @@ fn rewritten(sample: &Sample, changes: &Changes<'_>) -> Vec<u8> {
     let blob = sample.tree();
     let fdt = Fdt::new(&blob).unwrap();
     let mut out = vec![0xa5; changes.size_bound(&fdt)];
-    let size = changes.write(fdt, &mut out).unwrap();
+    let size = changes.write(&fdt, &mut out).unwrap();
     out.truncate(size);
     out
 }
 
 /// `reg` of a node with two words each.
-fn reg(node: &Node<'_>) -> Vec<(u64, u64)> {
+fn reg(node: &Node<'_, '_>) -> Vec<(u64, u64)> {
     Cells { address: 2, size: 2 }.entries(node.property(b"reg").unwrap()).collect()
 }
 
 #[test]
 fn escrows_memory_is_gone_and_reserved() {
     let blob = rewritten(&Sample::default(), &changes());
-    let root = Fdt::new(&blob).unwrap().root();
+    let fdt = Fdt::new(&blob).unwrap();
+    let root = fdt.root();
     let memory = root.child(b"memory").unwrap();
     assert_eq!(reg(&memory), [(0x4000_0000, 0x20_0000), (0x4040_0000, 0x3f40_0000)]);
     assert_eq!(memory.word(b"numa-node-id"), Some(0));
@@ -51,7 +52,8 @@ fn escrows_memory_is_gone_and_reserved() {
 fn reserved_memory_appears_where_there_was_none() {
     let sample = Sample { reserved: vec![], ..Sample::default() };
     let blob = rewritten(&sample, &changes());
-    let reserved = Fdt::new(&blob).unwrap().root().child(b"reserved-memory").unwrap();
+    let fdt = Fdt::new(&blob).unwrap();
+    let reserved = fdt.root().child(b"reserved-memory").unwrap();
     assert_eq!(reserved.cells(), Cells { address: 2, size: 2 });
     assert_eq!(reserved.property(b"ranges"), Some(&b""[..]));
     assert_eq!(reserved.children().count(), 2);
@@ -60,7 +62,8 @@ fn reserved_memory_appears_where_there_was_none() {
 #[test]
 fn chosen_is_the_hosts() {
     let blob = rewritten(&Sample::default(), &changes());
-    let chosen = Fdt::new(&blob).unwrap().root().child(b"chosen").unwrap();
+    let fdt = Fdt::new(&blob).unwrap();
+    let chosen = fdt.root().child(b"chosen").unwrap();
     assert_eq!(chosen.string(b"bootargs"), Some(&b"console=ttyAMA0 quiet"[..]));
     assert_eq!(chosen.property(b"linux,initrd-start"), Some(&0x4c00_0000u64.to_be_bytes()[..]));
     assert_eq!(chosen.property(b"linux,initrd-end"), Some(&0x4c12_3456u64.to_be_bytes()[..]));
@@ -70,7 +73,8 @@ fn chosen_is_the_hosts() {
     // Without a command line and a RAM disk, nothing of Escrow's own is left.
     let none = Changes { ramdisk: None, arguments: b"", ..changes() };
     let blob = rewritten(&Sample::default(), &none);
-    let chosen = Fdt::new(&blob).unwrap().root().child(b"chosen").unwrap();
+    let fdt = Fdt::new(&blob).unwrap();
+    let chosen = fdt.root().child(b"chosen").unwrap();
     assert_eq!(chosen.property(b"bootargs"), None);
     assert_eq!(chosen.property(b"linux,initrd-start"), None);
 }
@@ -84,7 +88,8 @@ fn the_host_knows_of_no_virtual_timer() {
     ] {
         let sample = Sample { timer_names: before, ..Sample::default() };
         let blob = rewritten(&sample, &changes());
-        let timer = Fdt::new(&blob).unwrap().root().child(b"timer").unwrap();
+        let fdt = Fdt::new(&blob).unwrap();
+        let timer = fdt.root().child(b"timer").unwrap();
         let names: Vec<_> = strings(timer.property(b"interrupt-names").unwrap()).collect();
         assert_eq!(names, after);
         assert_eq!(timer.property(b"interrupts").map(<[u8]>::len), Some(4 * 12));
@@ -96,7 +101,8 @@ fn the_host_knows_of_no_virtual_timer() {
 #[test]
 fn there_is_one_hypervisor_node() {
     let blob = rewritten(&Sample::default(), &changes());
-    let root = Fdt::new(&blob).unwrap().root();
+    let fdt = Fdt::new(&blob).unwrap();
+    let root = fdt.root();
     let nodes: Vec<_> = root.children().filter(|node| node.is_named(b"hypervisor")).collect();
     assert_eq!(nodes.len(), 1);
     assert!(nodes[0].is_compatible(b"escrow,hypervisor"));
@@ -104,7 +110,7 @@ fn there_is_one_hypervisor_node() {
 
 /// What is in a tree but not to be changed, as text.
 fn rest(blob: &[u8]) -> Vec<String> {
-    fn add(node: &Node<'_>, path: &str, out: &mut Vec<String>) {
+    fn add(node: &Node<'_, '_>, path: &str, out: &mut Vec<String>) {
         let path = format!("{path}/{}", node.name().escape_ascii());
         for property in node.properties() {
             out.push(format!("{path}: {} = {:?}", property.name.escape_ascii(), property.value));
@@ -161,7 +167,7 @@ fn a_small_buffer_is_an_error() {
     let whole = rewritten(&Sample::default(), &changes()).len();
     for size in 0..whole {
         let mut out = vec![0; size];
-        assert_eq!(changes().write(fdt, &mut out), Err(WriteError::NoRoom), "{size}");
+        assert_eq!(changes().write(&fdt, &mut out), Err(WriteError::NoRoom), "{size}");
     }
 }
 
