@@ -14,7 +14,7 @@ use aarch64_cpu::registers::{HCR_EL2 as hcr, MDCR_EL2 as mdcr};
 use crate::features::Features;
 use crate::sysreg::*;
 
-/// Bits of `CPTR_EL2` with `HCR_EL2.E2H` clear (DDI 0487, D24.2.34).
+/// Bits of `CPTR_EL2` with `HCR_EL2.E2H` clear (DDI 0487, "CPTR_EL2").
 pub(crate) mod cptr {
     /// RES1, and the bits that are RES1 without SVE and SME.
     pub const RES1: u64 = 0x33ff;
@@ -184,8 +184,9 @@ impl Controls {
     }
 
     /// Writes the registers, of the optional ones only those named. They are
-    /// in force from the next context synchronisation event on (DDI 0487,
-    /// D24.1.2.2), at the latest from the ERET to EL1.
+    /// in force from the next context synchronization event on (DDI 0487,
+    /// "Synchronization requirements for AArch64 System registers"), at the
+    /// latest from the ERET to EL1.
     #[inline(always)]
     pub fn load(&self, optional: Optional) {
         HCR_EL2::write(self.hcr);
@@ -344,7 +345,7 @@ pub(crate) fn init_constant(features: &Features) {
         GCSCRE0_EL1::write(0);
     }
     // ICC_SRE_EL2.SRE must be in force before ICH_HCR_EL2 is touched
-    // (IHI 0069, 12.2.24), and CPTR_EL2 before ZCR_EL2 and SMCR_EL2.
+    // (IHI 0069, "ICC_SRE_EL2"), and CPTR_EL2 before ZCR_EL2 and SMCR_EL2.
     ICC_SRE_EL2::write(0xf);
     CPTR_EL2::write(
         cptr::RES1 & !if f.sve { cptr::TZ } else { 0 } & !if f.sme { cptr::TSM } else { 0 },

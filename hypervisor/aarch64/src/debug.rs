@@ -34,7 +34,7 @@ pub(crate) fn stop(features: &Features) -> Buffers {
             buffers.pmscr = PMSCR_EL1::read();
             PMSCR_EL1::write(0);
             barrier::isb(barrier::SY);
-            // PSB CSYNC, then DSB: samples are in memory (DDI 0487, D17.6).
+            // PSB CSYNC, then DSB: samples are in memory (DDI 0487, "Synchronization and Statistical Profiling").
             // SAFETY: a hint.
             unsafe { asm!("hint #17", options(nostack, preserves_flags)) };
             barrier::dsb(barrier::NSH);
@@ -49,7 +49,7 @@ pub(crate) fn stop(features: &Features) -> Buffers {
                 TRFCR_EL1::write(0);
                 barrier::isb(barrier::SY);
             }
-            // TSB CSYNC, then DSB: the trace is in memory (DDI 0487, D6.5).
+            // TSB CSYNC, then DSB: the trace is in memory (DDI 0487, "Trace synchronization").
             // SAFETY: a hint.
             unsafe { asm!("hint #18", options(nostack, preserves_flags)) };
             barrier::dsb(barrier::NSH);

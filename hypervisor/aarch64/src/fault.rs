@@ -115,7 +115,7 @@ pub fn backtrace() {
     backtrace_from(fp, sp);
 }
 
-/// Follows frame records (AAPCS64, 6.4.6) up the EL2 stack. Whatever the
+/// Follows frame records (AAPCS64, "The Frame Pointer") up the EL2 stack. Whatever the
 /// chain holds, only the stack's own memory is read.
 fn backtrace_from(mut fp: u64, sp: u64) {
     // SAFETY: TPIDR_EL2 is zero or points to this CPU's data.

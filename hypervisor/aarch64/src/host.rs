@@ -116,8 +116,8 @@ unsafe extern "C" fn escrow_host_unexpected(_frame: &mut HostFrame, kind: u64) {
 
 /// An `SMC`: PSCI goes to the boot code, some of the rest to the firmware.
 fn host_smc(frame: &mut HostFrame, esr: u64) {
-    // A trapped SMC has not been executed (DDI 0487, D1.3.5.3 "Traps to EL2
-    // of EL1 execution of SMC instructions"): the return address is its own.
+    // A trapped SMC has not been executed (DDI 0487, "HCR_EL2", TSC): the
+    // return address is its own.
     ELR_EL2::write(ELR_EL2::read().wrapping_add(4));
     let args = frame.x.first_chunk::<4>().expect("19 is more than 4");
     if esr & 0xffff != 0 {
@@ -150,7 +150,7 @@ fn host_abort(esr: u64) {
     let far = FAR_EL2::read();
     let retry = match (abort::kind(esr), installed()) {
         // HPFAR_EL2 is valid for these, and for permission faults only on a
-        // table walk (DDI 0487, D24.2.55); the host's stage 2 has no entries
+        // table walk (DDI 0487, "HPFAR_EL2"); the host's stage 2 has no entries
         // that allow some accesses and forbid others.
         (abort::Kind::Translation, Some(Installed { hypervisor, .. })) => {
             let at = Ipa((HPFAR_EL2::read() & 0x0000_0fff_ffff_fff0) << 8 | far & 0xfff);

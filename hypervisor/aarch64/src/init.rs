@@ -59,8 +59,8 @@ pub unsafe fn init_cpu(cpu: NonNull<PerCpu>, hypervisor: &Hypervisor<Hardware>) 
     VTTBR_EL2::write(host.vttbr);
     reset_el1();
     barrier::isb(barrier::SY);
-    // Whatever the TLBs hold of EL1&0 comes from before Escrow (DDI 0487,
-    // D8.16 "TLB maintenance"; reset leaves TLB contents UNKNOWN, D8.16.4).
+    // Whatever the TLBs hold of EL1&0 comes from before Escrow, or from reset,
+    // which leaves it UNKNOWN (DDI 0487, "TLB behavior at reset").
     // SAFETY: removes cached translations only.
     unsafe { asm!("tlbi alle1", "ic iallu", options(nostack)) };
     barrier::dsb(barrier::NSH);

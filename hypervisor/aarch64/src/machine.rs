@@ -93,7 +93,7 @@ impl Hardware {
             unsafe { asm!("dc civac, {}", in(reg) line, options(nostack, preserves_flags)) };
             line += self.line;
         }
-        // Complete for all observers (DDI 0487, D7.5.9.8 "Ordering and
+        // Complete for all observers (DDI 0487, "Ordering and
         // completion of data and instruction cache instructions").
         barrier::dsb(barrier::SY);
     }
@@ -106,8 +106,8 @@ fn select(context: &Stage2Context) {
     if VTTBR_EL2::read() != context.vttbr {
         VTCR_EL2::write(context.vtcr);
         VTTBR_EL2::write(context.vttbr);
-        // TLB maintenance uses the VMID that is in force (DDI 0487, D8.17.5.1):
-        // the write has to be.
+        // TLB maintenance uses the VMID that is in force (DDI 0487, "Scope of
+        // the A64 TLB maintenance instructions"): the write has to be.
         barrier::isb(barrier::SY);
     }
 }
@@ -218,15 +218,16 @@ impl Machine for Hardware {
 
     #[inline]
     fn publish(&self) {
-        // A table walker is an observer of its own (DDI 0487, D8.2.6 "Ordering
-        // of memory accesses from translation table walks"): after this it
-        // sees the new descriptors.
+        // A table walker is an observer of its own (DDI 0487, "Ordering and
+        // completion of translation table walks"): after this it sees the new
+        // descriptors.
         barrier::dsb(barrier::ISHST);
     }
 
     fn invalidate_range(&self, context: &Stage2Context, base: Ipa, size: u64) {
         // The invalid descriptors are visible before the entries go, or a
-        // walk could bring them back (DDI 0487, D8.16.1, step 2).
+        // walk could bring them back (DDI 0487, "Using break-before-make when
+        // updating translation table entries").
         barrier::dsb(barrier::ISHST);
         select(context);
         let page = base.0 >> 12;
@@ -246,7 +247,8 @@ impl Machine for Hardware {
 
     fn invalidate_finish(&self, context: &Stage2Context) {
         // Stage-2 entries are gone before the combined ones go, which could be
-        // made of them again (DDI 0487, D8.17.6.1).
+        // made of them again (DDI 0487, "Invalidation of TLB entries from stage 2
+        // translations").
         barrier::dsb(barrier::ISH);
         select(context);
         tlbi!("tlbi vmalle1is");

@@ -14,7 +14,7 @@ use core::arch::asm;
 pub unsafe fn smc(args: [u64; 8]) -> [u64; 4] {
     let [mut x0, mut x1, mut x2, mut x3, x4, x5, x6, x7] = args;
     // SAFETY: the caller answers for the call's effects. Firmware before SMCCC
-    // 1.1 may change x4 to x17 (DEN0028, 2.6); all of them are given up.
+    // 1.1 may change x4 to x17 (DEN0028, "Register use in AArch64 SMC and HVC calls"); all of them are given up.
     unsafe {
         asm!(
             "smc #0",

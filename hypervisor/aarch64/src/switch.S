@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
 // EL1's system registers to and from memory, two at a time. Layout:
-// escrow_core::vcpu::El1Registers. The ERET that follows makes what is written
-// take effect (DDI 0487, D1.4.4).
+// escrow_core::vcpu::El1Registers. What is written takes effect at the ERET
+// that follows, a context synchronization event (DDI 0487, Glossary).
 
     .section .text.escrow_switch, "ax"
 

@@ -5,9 +5,10 @@
 //!
 //! Reads and writes are single `MRS` and `MSR` instructions that the compiler
 //! neither drops nor reorders among each other. They are no barriers for
-//! memory accesses, and have none of the context synchronisation that some
-//! writes need (DDI 0487, D24.1.2.2 "Synchronization requirements"): whoever
-//! needs it says so with an ISB of its own, or by the ERET that follows.
+//! memory accesses, and have none of the context synchronization that some
+//! writes need (DDI 0487, "Synchronization requirements for AArch64 System
+//! registers"): whoever needs it says so with an ISB of its own, or by the
+//! ERET that follows.
 
 macro_rules! registers {
     ($($name:ident = $encoding:literal;)*) => {$(

@@ -5,7 +5,7 @@
 // itself runs with D, A, I and F masked and takes no exception but by a bug,
 // which ends in escrow_el2_fault.
 
-// A frame of what a function call may clobber (AAPCS64, 6.1.1): x0 to x18 and
+// A frame of what a function call may clobber (AAPCS64, "General-purpose Registers"): x0 to x18 and
 // x30. The rest of the host's registers is kept by the Rust code that is
 // called. Layout: host.rs, HostFrame.
 .macro push_host_frame

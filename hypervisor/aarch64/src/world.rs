@@ -157,8 +157,8 @@ pub(crate) unsafe fn run(
 /// Takes the host's state out of the CPU and puts the guest's in. Returns
 /// whether the guest's timer is kept from interrupting.
 ///
-/// None of the writes has to be in force before the ERET, which is a context
-/// synchronisation event (DDI 0487, D1.4.4): EL2 uses none of the registers.
+/// None of the writes has to be in force before the ERET, a context
+/// synchronization event (DDI 0487, Glossary): EL2 uses none of the registers.
 #[inline(always)]
 unsafe fn enter(cpu: *mut PerCpu, run: &mut Run<'_>) -> bool {
     // SAFETY: parts of this CPU's data that nothing else refers to; see `run`.
@@ -204,9 +204,10 @@ unsafe fn enter(cpu: *mut PerCpu, run: &mut Run<'_>) -> bool {
     let this = ptr::from_mut(&mut **run);
     if *last_vcpu != this {
         *last_vcpu = this;
-        // vCPUs of a VM share a VMID, but stage 1 need not be the same on
-        // each (DDI 0487, D8.17.4: entries are matched by VMID and ASID
-        // alone): nothing of another one may be left on this CPU.
+        // vCPUs of a VM share a VMID, but their stage 1 need not be the same,
+        // and TLB entries are told apart by VMID and ASID alone (DDI 0487,
+        // "VMSAv8-64 TLB lookup"): nothing of another one may be left on this
+        // CPU.
         barrier::isb(barrier::SY);
         // SAFETY: removes cached translations only.
         unsafe { asm!("tlbi vmalle1", options(nostack, preserves_flags)) };
@@ -326,7 +327,7 @@ fn abort_of(esr: u64) -> Trap {
 fn abort_address(esr: u64, far: u64) -> Option<Ipa> {
     let page = match abort::kind(esr) {
         abort::Kind::Permission if esr & abort::S1PTW == 0 => {
-            // HPFAR_EL2 is UNKNOWN here (DDI 0487, D24.2.55): walk stage 1
+            // HPFAR_EL2 is UNKNOWN here (DDI 0487, "HPFAR_EL2"): walk stage 1
             // again. The guest's own PAR_EL1 is kept.
             let par = PAR_EL1::read();
             let el0 = SPSR_EL2::read() & 0x1f == 0;

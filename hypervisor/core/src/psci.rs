@@ -118,7 +118,7 @@ pub enum FirmwareCall {
 }
 
 /// SMCCC_ARCH_SOC_ID and the mitigations for CVE-2017-5715, CVE-2018-3639 and
-/// CVE-2022-23960 (DEN0028, 7): numbers in, numbers out.
+/// CVE-2022-23960 (DEN0028, "Arm Architecture Calls"): numbers in, numbers out.
 const ARCH: [u32; 6] =
     [0x8000_0002, 0xC000_0002, 0x8000_8000, 0x8000_7FFF, 0x8000_3FFF, 0x8000_0003];
 /// TRNG version, features, UUID and random numbers (DEN0098): all in registers.

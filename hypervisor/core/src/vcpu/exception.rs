@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
 //! Taking an exception to EL1 in a VM's place: what the CPU would do
-//! (DDI 0487, J1.1.2 `AArch64.TakeException`), for a guest's registers in
+//! (DDI 0487, pseudocode `AArch64.TakeException`), for a guest's registers in
 //! memory as for the host's in the CPU.
 
 use super::syndrome::{Ec, IL, abort};

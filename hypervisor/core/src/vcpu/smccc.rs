@@ -48,7 +48,7 @@ impl Vcpu {
     /// A call, with the PC behind it.
     pub(super) fn call(&mut self, esr: u64) -> Outcome {
         let args: [u64; 8] = core::array::from_fn(|n| self.regs.x[n]);
-        // Calls have immediate 0; all others are nobody's (DEN0028, 2.9).
+        // Calls have immediate 0; all others are nobody's (DEN0028, "SMC and HVC immediate value").
         if esr & 0xffff != 0 {
             return self.returns(NOT_SUPPORTED);
         }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
 //! `ESR_ELx`: exception classes and the fields of their syndromes
-//! (DDI 0487, D24.2.40).
+//! (DDI 0487, "ESR_EL2").
 
 /// IL: the instruction was 32 bits long.
 pub const IL: u64 = 1 << 25;

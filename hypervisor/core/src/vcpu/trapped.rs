@@ -19,7 +19,7 @@ pub(super) struct Access {
 }
 
 impl Access {
-    /// From a syndrome of class 0x18 (DDI 0487, D24.2.40, "ISS encoding for an
+    /// From a syndrome of class 0x18 (DDI 0487, "ESR_EL2", "ISS encoding for an
     /// exception from MSR, MRS, or System instruction execution").
     pub fn from_syndrome(esr: u64) -> Access {
         let field = |shift: u32, bits: u32| (esr >> shift & ((1 << bits) - 1)) as u8;
