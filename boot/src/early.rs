@@ -63,7 +63,7 @@ unsafe fn locate_tree(at: u64) -> Result<Range, TreeError> {
     if at == 0 {
         return Err(TreeError::Absent);
     }
-    if at % 8 != 0 {
+    if !at.is_multiple_of(8) {
         return Err(TreeError::Misaligned(at));
     }
     let header = core::ptr::with_exposed_provenance::<[u8; HEADER_SIZE]>(at as usize);
@@ -223,4 +223,4 @@ pub unsafe fn last_resort(stage1: &mut Stage1) -> Option<Pl011> {
 
 // What `entry.S` relies on.
 const _: () = assert!(core::mem::offset_of!(Early, start) == 0);
-const _: () = assert!(size_of::<Early>() % 16 == 0);
+const _: () = assert!(size_of::<Early>().is_multiple_of(16));

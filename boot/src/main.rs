@@ -9,6 +9,7 @@
 //! | [`early`] | the map that it takes to switch the MMU on |
 //! | [`mmu`] | EL2's own translation |
 //! | [`memory`] | working memory, stacks, the map of all RAM |
+//! | [`pool`] | the boot pool |
 //! | [`host`] | the host's kernel and device tree |
 //! | [`smp`] | CPUs and PSCI |
 //! | [`console`] | log and last words |
@@ -22,14 +23,19 @@ mod host;
 mod image;
 mod memory;
 mod mmu;
+mod pool;
 mod smp;
+
+extern crate alloc;
+
+use alloc::boxed::Box;
 
 use core::panic::PanicInfo;
 use core::sync::atomic::AtomicU64;
 
 use aarch64_cpu::registers::{CNTPCT_EL0, Readable};
 use arrayvec::ArrayVec;
-use escrow_aarch64::{Features, Hardware, Installed, PerCpu};
+use escrow_aarch64::{Features, Hardware, Installed};
 use escrow_core::addr::{PhysAddr, PhysRange};
 use escrow_core::hypervisor::{Hypervisor, Setup, Sizes};
 use escrow_core::ledger::BlockCell;
@@ -104,16 +110,18 @@ extern "C" fn boot_main(early: &mut Early, entered: u64) -> ! {
         memory::map_ram(&mut early.stage1, &board.ram, &board.no_map, layout.working, cpus)
     }
     .unwrap_or_else(|error| fatal!("{error}"));
+    let pool = pool_size(cpus);
+    let Some(start) = arena.take(pool, pool) else { fatal!("working memory is too small") };
+    // SAFETY: fresh memory, mapped as data.
+    unsafe { pool::give(start, pool) };
     let hypervisor = set_up(&mut arena, &ram, &board, &layout, &sizes, &features);
     let start = early.stage1.cpu_start();
-    let Some(cpus) = smp::Cpus::new(&mut arena, &stacks, &board.cpus, &start, hypervisor, features)
-    else {
+    let Some(cpus) = smp::Cpus::new(&stacks, &board.cpus, &start, hypervisor, features) else {
         fatal!("the device tree does not describe the CPU that boots")
     };
-    let Some(installed) = arena.place(Installed { hypervisor, firmware: cpus }) else {
-        fatal!("working memory is too small")
-    };
+    let installed = Box::leak(Box::new(Installed { hypervisor, firmware: cpus }));
     escrow_aarch64::install(installed);
+    pool::close();
 
     // SAFETY: all RAM is mapped, only this CPU runs, and the layout's ranges
     // for the host are free.
@@ -187,16 +195,17 @@ fn working_size(board: &Board<'_>, sizes: &Sizes) -> u64 {
     let cpus = board.cpus.len();
     let ranges = board.ram.as_slice().len() + board.no_map.as_slice().len() + cpus;
     let pages = tables_for(ranges) + sizes.level3 + sizes.pages;
-    let per_cpu = STACK_SIZE as usize
-        + PAGE as usize
-        + (size_of::<PerCpu>() + align_of::<PerCpu>())
-        + size_of::<smp::CpuSlot>();
-    let rest = sizes.blocks * size_of::<BlockCell>()
-        + sizes.frames * size_of::<AtomicU64>()
-        + cpus * per_cpu
-        + size_of::<Hypervisor<Hardware>>()
-        + 4 * PAGE as usize;
-    (pages as u64 * PAGE + rest as u64).next_multiple_of(BLOCK)
+    let stacks = cpus as u64 * (STACK_SIZE + PAGE);
+    let ledger = sizes.blocks * size_of::<BlockCell>() + sizes.frames * size_of::<AtomicU64>();
+    // The pool may have to begin at a multiple of its size.
+    let rest = stacks + 2 * pool_size(cpus) + ledger as u64 + 4 * PAGE;
+    (pages as u64 * PAGE + rest).next_multiple_of(BLOCK)
+}
+
+/// Bytes of the boot pool.
+fn pool_size(cpus: usize) -> u64 {
+    let fixed = [size_of::<Hypervisor<Hardware>>(), size_of::<Installed>(), PAGE as usize];
+    pool::size_for(fixed.into_iter().chain(smp::allocations(cpus)))
 }
 
 /// Builds the hypervisor: ledger and host stage 2.
@@ -231,7 +240,10 @@ fn set_up(
         pages: &mut pages,
         features: features.stage2,
     };
-    let hypervisor = Hypervisor::new(Hardware::new(features), setup)
-        .unwrap_or_else(|error| fatal!("cannot set up the ledger: {error:?}"));
-    arena.place(hypervisor).unwrap_or_else(|| fatal!("working memory is too small"))
+    // It is large; this way it is moved least.
+    let place = Box::new_uninit();
+    match Hypervisor::new(Hardware::new(features), setup) {
+        Ok(hypervisor) => Box::leak(Box::write(place, hypervisor)),
+        Err(error) => fatal!("cannot set up the ledger: {error:?}"),
+    }
 }

@@ -49,16 +49,6 @@ impl Arena {
         Some(start)
     }
 
-    /// Room for a value that lives for ever.
-    pub fn place<T>(&mut self, value: T) -> Option<&'static mut T> {
-        let place = self.take(size_of::<T>() as u64, align_of::<T>() as u64)?.cast::<T>();
-        // SAFETY: fresh memory of the right size and alignment.
-        unsafe {
-            place.write(value);
-            Some(&mut *place.as_ptr())
-        }
-    }
-
     /// `count` zeroed values that live for ever.
     ///
     /// # Safety

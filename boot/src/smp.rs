@@ -7,8 +7,11 @@
 //! with Escrow's own entry in place of the host's, so that every CPU is under
 //! Escrow before its first instruction at EL1.
 
-use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use core::iter;
+use core::ptr::{self, NonNull};
+use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU64, Ordering};
 
 use aarch64_cpu::registers::{MPIDR_EL1, Readable};
 use escrow_aarch64::{Features, Firmware, Hardware, PerCpu, enter_host, init_cpu, smc};
@@ -19,7 +22,7 @@ use escrow_platform::board::{Cpu, MPIDR_AFFINITY};
 use escrow_platform::range::Range;
 
 use crate::host::clean;
-use crate::memory::{Arena, Stacks};
+use crate::memory::Stacks;
 use crate::mmu::CpuStart;
 
 /// Off, or on its way there: it will not run the host any more.
@@ -49,9 +52,7 @@ pub struct CpuSlot {
     start: CpuStart,
     index: u32,
     mpidr: u64,
-    stack_top: u64,
     data: NonNull<PerCpu>,
-    cpus: *const Cpus,
     state: AtomicU8,
     /// Where the CPU enters the host, and what it finds in `x0`.
     entry: AtomicU64,
@@ -72,11 +73,20 @@ pub struct Cpus {
 // by its own CPU only.
 unsafe impl Sync for Cpus {}
 
+/// What secondary CPUs find themselves in.
+static CPUS: AtomicPtr<Cpus> = AtomicPtr::new(ptr::null_mut());
+
+/// Bytes that [`Cpus::new`] takes from the boot pool, for each value.
+pub fn allocations(cpus: usize) -> impl Iterator<Item = usize> {
+    [size_of::<Cpus>(), size_of::<CpuSlot>() * cpus]
+        .into_iter()
+        .chain(iter::repeat_n(size_of::<PerCpu>(), cpus))
+}
+
 impl Cpus {
-    /// Makes a slot for each CPU; the calling one is on. `None` if memory
-    /// runs out, or if the calling CPU is not among them.
+    /// Makes a slot for each CPU; the calling one is on. `None` if it is not
+    /// among them.
     pub fn new(
-        arena: &mut Arena,
         stacks: &Stacks,
         cpus: &[Cpu],
         start: &CpuStart,
@@ -84,37 +94,26 @@ impl Cpus {
         features: Features,
     ) -> Option<&'static Cpus> {
         cpus.iter().find(|cpu| cpu.mpidr == this_cpu())?;
-        let all = arena.take(size_of::<Cpus>() as u64, align_of::<Cpus>() as u64)?.cast::<Cpus>();
-        let bytes = size_of::<CpuSlot>() * cpus.len();
-        let slots = arena.take(bytes as u64, align_of::<CpuSlot>() as u64)?.cast::<CpuSlot>();
+        let mut slots = Vec::with_capacity(cpus.len());
         for (index, cpu) in cpus.iter().enumerate() {
-            let data = arena.take(size_of::<PerCpu>() as u64, align_of::<PerCpu>() as u64)?;
-            let stack_top = stacks.top(index)?;
-            // SAFETY: `slots` has room for as many as there are CPUs.
-            let place = unsafe { slots.add(index) };
-            let slot = CpuSlot {
-                start: start.with(stack_top, place.as_ptr().expose_provenance() as u64),
+            // Each CPU writes its own before it uses it.
+            let data = Box::leak(Box::<PerCpu>::new_uninit());
+            slots.push(CpuSlot {
+                start: start.with(stacks.top(index)?, index as u64),
                 index: index as u32,
                 mpidr: cpu.mpidr,
-                stack_top,
-                data: data.cast(),
-                cpus: all.as_ptr(),
+                data: NonNull::from(data).cast(),
                 state: AtomicU8::new(if cpu.mpidr == this_cpu() { ON } else { OFF }),
                 entry: AtomicU64::new(0),
                 context: AtomicU64::new(0),
-            };
-            // SAFETY: as above.
-            unsafe { place.write(slot) };
+            });
         }
+        let slots: &'static [CpuSlot] = slots.leak();
         let base = slots.as_ptr().expose_provenance() as u64;
-        clean(Range::new(base, base + bytes as u64));
-        // SAFETY: all slots were written just now, and so is `all`, before
-        // anybody reads it.
-        unsafe {
-            let slots = core::slice::from_raw_parts(slots.as_ptr(), cpus.len());
-            all.write(Cpus { slots, hypervisor, features });
-            Some(&*all.as_ptr())
-        }
+        clean(Range::new(base, base + size_of_val(slots) as u64));
+        let all: &'static Cpus = Box::leak(Box::new(Cpus { slots, hypervisor, features }));
+        CPUS.store(ptr::from_ref(all).cast_mut(), Ordering::Release);
+        Some(all)
     }
 
     /// Brings the calling CPU under Escrow and has it run the host at `entry`
@@ -130,7 +129,7 @@ impl Cpus {
         // SAFETY: `data` was set aside for this CPU, which does not run the
         // host yet, so nothing else has a reference to it.
         unsafe {
-            PerCpu::place(slot.data, slot.index, mpidr, slot.stack_top, features);
+            PerCpu::place(slot.data, slot.index, mpidr, slot.start.stack_top, features);
             init_cpu(slot.data, self.hypervisor);
             enter_host(entry, [context, 0, 0, 0])
         }
@@ -272,12 +271,16 @@ fn features(function: u32) -> u64 {
 ///
 /// # Safety
 ///
-/// Only `entry.S` calls this, on the CPU whose slot it is.
+/// Only `entry.S` calls this, on the CPU with this index.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn secondary_main(slot: &'static CpuSlot) -> ! {
+unsafe extern "C" fn secondary_main(index: u64) -> ! {
     escrow_aarch64::install_vectors();
-    // SAFETY: slots are used only after their `Cpus` is complete.
-    let cpus = unsafe { &*slot.cpus };
+    // SAFETY: null, or what `Cpus::new` leaked, which is not written to.
+    let cpus = unsafe { CPUS.load(Ordering::Acquire).as_ref() };
+    let Some((cpus, slot)) = cpus.and_then(|cpus| Some((cpus, cpus.slots.get(index as usize)?)))
+    else {
+        crate::console::halt()
+    };
     let (entry, context) =
         (slot.entry.load(Ordering::Relaxed), slot.context.load(Ordering::Relaxed));
     let resumed = slot.state.load(Ordering::Relaxed) == ON;
