@@ -29,6 +29,9 @@ unsafe impl Sync for Slot {}
 static WORK: Slot = Slot(UnsafeCell::new(None));
 static ROUND: AtomicUsize = AtomicUsize::new(0);
 static DONE: AtomicUsize = AtomicUsize::new(0);
+/// The CPU that is to switch itself off at the next round.
+static LEAVING: AtomicUsize = AtomicUsize::new(NOBODY);
+const NOBODY: usize = usize::MAX;
 static ONLINE: AtomicUsize = AtomicUsize::new(1);
 
 unsafe extern "C" {
@@ -69,11 +72,7 @@ pub fn entry() -> u64 {
 /// One does not come.
 pub(crate) fn start(board: &Board) -> Outcome {
     for (n, &affinity) in board.cpus.iter().enumerate().take(MAX_CPUS).skip(1) {
-        let result = smc::firmware(psci::CPU_ON_64, &[affinity, entry(), n as u64]);
-        if result != psci::SUCCESS {
-            fail!("CPU_ON of CPU {n} ({affinity:#x}) answers {result:#x}");
-        }
-        wait_until(|| ONLINE.load(Ordering::Acquire) == n + 1, "a CPU does not start")?;
+        switch_on(affinity, n)?;
     }
     Ok(())
 }
@@ -105,6 +104,10 @@ extern "C" fn payload_secondary(n: usize) -> ! {
             cpu::wfe();
         }
         round += 1;
+        if LEAVING.compare_exchange(n, NOBODY, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+            let answer = smc::firmware(psci::CPU_OFF, &[]);
+            panic!("CPU_OFF of CPU {n} answers {answer:#x}");
+        }
         // SAFETY: the boot CPU has written it before this round, and waits.
         if let Some(work) = unsafe { *WORK.0.get() } {
             work(n);
@@ -146,8 +149,45 @@ pub fn need(cpus: usize) -> Outcome {
     if count() < cpus { Err(Failure::Skipped("too few CPUs")) } else { Ok(()) }
 }
 
-/// Switches the calling CPU off. Returns what PSCI says if it refuses.
-pub fn switch_off() -> u64 {
-    ONLINE.fetch_sub(1, Ordering::AcqRel);
-    smc::firmware(psci::CPU_OFF, &[])
+/// One CPU's outcome.
+struct Part(UnsafeCell<Outcome>);
+
+// SAFETY: each is written by its own CPU, and read when all are done.
+unsafe impl Sync for Part {}
+
+/// [`on_all`] for work that may fail.
+///
+/// # Errors
+/// That of the first CPU that has one.
+pub fn try_on_all(work: impl Fn(usize) -> Outcome + Sync) -> Outcome {
+    let parts: [Part; MAX_CPUS] = core::array::from_fn(|_| Part(UnsafeCell::new(Ok(()))));
+    on_all(|n| {
+        let outcome = work(n);
+        // SAFETY: this is CPU n.
+        unsafe { *parts[n].0.get() = outcome };
+    });
+    parts.into_iter().try_for_each(|part| part.0.into_inner())
+}
+
+/// Switches the last CPU off, and waits until all others know.
+///
+/// # Panics
+/// The CPU does, if PSCI refuses.
+pub fn switch_off_last() {
+    let last = ONLINE.fetch_sub(1, Ordering::AcqRel) - 1;
+    LEAVING.store(last, Ordering::Relaxed);
+    // A round without work.
+    on_all(|_| ());
+}
+
+/// Switches CPU number `n`, the next that there is not, on again.
+///
+/// # Errors
+/// It does not come.
+pub fn switch_on(affinity: u64, n: usize) -> Outcome {
+    let result = smc::firmware(psci::CPU_ON_64, &[affinity, entry(), n as u64]);
+    if result != psci::SUCCESS {
+        fail!("CPU_ON of CPU {n} ({affinity:#x}) answers {result:#x}");
+    }
+    wait_until(|| ONLINE.load(Ordering::Acquire) == n + 1, "a CPU does not start")
 }

@@ -140,3 +140,12 @@ pub fn escrow_memory(host: &Host) -> Outcome<ArrayVec<Range<u64>, 16>> {
     check!(!found.is_empty());
     Ok(found)
 }
+
+/// Addresses that are no RAM: devices, just beside RAM, beyond everything.
+pub fn not_ram(host: &Host) -> [u64; 7] {
+    let first = host.board.memory.first().map_or(0, |r| r.start);
+    // The end of RAM may be Escrow's; what is beyond the last GiB is nobody's.
+    let last = host.board.memory.last().map_or(0, |r| r.end).next_multiple_of(1 << 30);
+    let device = host.board.distributor.unwrap_or(0);
+    [0, device, first - 4096, last, 1 << 47, 1 << 52, !0xfff]
+}

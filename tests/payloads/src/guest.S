@@ -25,7 +25,8 @@ agent_begin:
         mov     x27, x1
         adr     x0, agent_vectors
         msr     vbar_el1, x0
-        mov     x0, #(3 << 20)          // CPACR_EL1.FPEN
+        // CPACR_EL1.FPEN, and ZEN: what is hidden of SVE is to be EL2's doing.
+        mov     x0, #(3 << 20 | 3 << 16)
         msr     cpacr_el1, x0
         isb
 agent_next:
@@ -117,6 +118,14 @@ agent_\name:
 agent_spin:
         add     x0, x0, #1
         b       agent_spin
+
+        // Counts at x1 + 8, and looks at x1 before each step.
+        .global agent_poll
+agent_poll:
+        ldr     x3, [x1]
+        add     x0, x0, #1
+        str     x0, [x1, #8]
+        b       agent_poll
 
         // Switches the MMU on: x0 TTBR0_EL1, x1 TCR_EL1, x2 SCTLR_EL1.
         .global agent_mmu_on

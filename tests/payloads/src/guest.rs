@@ -76,7 +76,7 @@ pub mod routine {
         mrs_pmcr = agent_mrs_pmcr, mrs_zcr = agent_mrs_zcr, mrs_oslsr = agent_mrs_oslsr,
         mrs_pmscr = agent_mrs_pmscr, counter = agent_counter, set_timer = agent_set_timer,
         get_timer = agent_get_timer, set_registers = agent_set_registers,
-        get_registers = agent_get_registers, spin = agent_spin, mmu_on = agent_mmu_on,
+        get_registers = agent_get_registers, spin = agent_spin, poll = agent_poll, mmu_on = agent_mmu_on,
         load_vectors = agent_load_vectors, store_vectors = agent_store_vectors,
     }
 }

@@ -3,12 +3,12 @@
 //! Arguments that are neither handles nor lists.
 
 use escrow_abi::{Error, FrameState, call};
-use escrow_payloads::expect::{escrow_memory, refusal, refuses, refuses_registers};
+use escrow_payloads::expect::{escrow_memory, not_ram, refusal, refuses, refuses_registers};
 use escrow_payloads::guest::Agent;
 use escrow_payloads::host::{frame_state, refused};
 use escrow_payloads::{Host, Outcome, Test, check_eq, hvc, tests};
 
-use crate::CALLS;
+use escrow_payloads::shape::CALLS;
 
 pub const TESTS: &[Test] = tests![
     reserved_arguments_are_zero,
@@ -67,15 +67,6 @@ fn frame_info_is_for_owners(host: &mut Host) -> Outcome {
     let page = host.page();
     check_eq!(frame_state(page + 0xfff)?, FrameState::Owned);
     Ok(())
-}
-
-/// Addresses that are no RAM: devices, just beside RAM, beyond everything.
-pub fn not_ram(host: &Host) -> [u64; 7] {
-    let first = host.board.memory.first().map_or(0, |r| r.start);
-    // The end of RAM may be Escrow's; what is beyond the last GiB is nobody's.
-    let last = host.board.memory.last().map_or(0, |r| r.end).next_multiple_of(1 << 30);
-    let device = host.board.distributor.unwrap_or(0);
-    [0, device, first - 4096, last, 1 << 47, 1 << 52, !0xfff]
 }
 
 fn configure_takes_whole_pages(host: &mut Host) -> Outcome {

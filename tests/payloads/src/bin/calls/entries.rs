@@ -14,7 +14,7 @@ use escrow_payloads::expect::{
 use escrow_payloads::host::{Counts, frame, page_at, refused};
 use escrow_payloads::{Host, Outcome, Test, check_eq, hvc, tests};
 
-use crate::arguments::not_ram;
+use escrow_payloads::expect::not_ram;
 
 pub const TESTS: &[Test] = tests![
     lend_lists_are_all_or_nothing,

@@ -8,7 +8,7 @@ use escrow_payloads::guest::Agent;
 use escrow_payloads::host::{frame, page_at, refused};
 use escrow_payloads::{Host, Outcome, Test, check, fail, hvc, tests};
 
-use crate::{CALLS, First, Shape};
+use escrow_payloads::shape::{CALLS, First, Shape};
 
 pub const TESTS: &[Test] = tests![
     handles_that_are_none,

@@ -6,7 +6,7 @@ use escrow_abi::{FrameState, call, psci};
 use escrow_payloads::host::Counts;
 use escrow_payloads::{Host, Outcome, Test, check, check_eq, hvc, tests};
 
-use crate::CALLS;
+use escrow_payloads::shape::CALLS;
 
 pub const TESTS: &[Test] = tests![
     it_identifies_itself,

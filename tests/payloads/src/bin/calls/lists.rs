@@ -7,8 +7,8 @@ use escrow_payloads::expect::{escrow_memory, refusal, refuses};
 use escrow_payloads::host::{Lists, frame, page_at, refused};
 use escrow_payloads::{Host, Outcome, Test, hvc, tests};
 
-use crate::arguments::not_ram;
-use crate::{CALLS, Shape};
+use escrow_payloads::expect::not_ram;
+use escrow_payloads::shape::{CALLS, Shape};
 
 pub const TESTS: &[Test] = tests![
     lists_have_one_to_512_entries,

@@ -143,12 +143,13 @@ fn table_walks_fault(host: &mut Host) -> Outcome {
         poke(level2 + n * 8, 0);
         poke(level3 + n * 8, 0);
     }
-    poke(level2, mmu::table_entry(level3));
-    poke(level3, mmu::page_entry(target));
     poke(target, 0x600d);
     let at = 300 * mmu::GIB;
     for (lent, level) in [(level3, 3), (level2, 2)] {
         let vm = host.vm(12)?;
+        // They came home zeroed from the round before.
+        poke(level2, mmu::table_entry(level3));
+        poke(level3, mmu::page_entry(target));
         mmu::set_table(300, level2);
         check_eq!(probe::read(at), Ok(0x600d), "level {level}");
         host.lists.lend(vm, &[page_at(lent, 0x1000)]).map_err(refused("MEM_LEND"))?;
@@ -163,8 +164,6 @@ fn table_walks_fault(host: &mut Host) -> Outcome {
         check_eq!(fetch, expected(0x21), "level {level}");
         mmu::clear_table(300);
         host.end(vm)?;
-        // Tables come home zeroed.
-        poke(level2, mmu::table_entry(level3));
     }
     Ok(())
 }

@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Time and interrupts: a guest cannot hold a CPU, and its timer is its own.
+
+use core::arch::asm;
+
+use aarch64_cpu::registers::{CNTFRQ_EL0, CNTVCT_EL0, Readable as _};
+use escrow_payloads::guest::{Agent, Exit, routine, run_once};
+use escrow_payloads::host::refused;
+use escrow_payloads::{Host, Outcome, Test, check, check_eq, cpus, interrupts, tests};
+
+pub const TESTS: &[Test] = tests![
+    an_interrupt_ends_an_endless_loop,
+    a_pending_interrupt_ends_a_run_at_once,
+    the_counter_runs,
+    a_timer_tells_when_to_wake,
+    the_host_s_timer_is_its_own,
+];
+
+fn an_interrupt_ends_an_endless_loop(host: &mut Host) -> Outcome {
+    let agent = Agent::start(host)?;
+    agent.command(routine::spin(), &[0]);
+    for _ in 0..20 {
+        interrupts::start_timer(1000);
+        let exit = run_once(agent.vcpu, [0; 3]).map_err(refused("VCPU_RUN"))?;
+        check_eq!(exit, Exit::Ready);
+        check!(interrupts::is_pending(), "the run ended without an interrupt");
+        interrupts::stop_timer();
+        cpus::wait_until(|| !interrupts::is_pending(), "the interrupt stays")?;
+    }
+    host.end(agent.vm)
+}
+
+fn a_pending_interrupt_ends_a_run_at_once(host: &mut Host) -> Outcome {
+    let agent = Agent::start(host)?;
+    agent.command(routine::spin(), &[0]);
+    interrupts::start_timer(1);
+    cpus::wait_until(interrupts::is_pending, "no interrupt")?;
+    for _ in 0..20 {
+        let exit = run_once(agent.vcpu, [0; 3]).map_err(refused("VCPU_RUN"))?;
+        check_eq!(exit, Exit::Ready);
+    }
+    interrupts::stop_timer();
+    host.end(agent.vm)
+}
+
+fn the_counter_runs(host: &mut Host) -> Outcome {
+    let agent = Agent::start(host)?;
+    let first = agent.call(routine::counter(), &[])?.x;
+    let second = agent.call(routine::counter(), &[])?.x;
+    check!(second[0] > first[0], "{} then {}", first[0], second[0]);
+    check_eq!(first[1], CNTFRQ_EL0.get());
+    host.end(agent.vm)
+}
+
+fn a_timer_tells_when_to_wake(host: &mut Host) -> Outcome {
+    let agent = Agent::start(host)?;
+    let now = agent.call(routine::counter(), &[])?.x[0];
+    let hour = 3600 * CNTFRQ_EL0.get();
+    agent.call(routine::set_timer(), &[now + hour, 1])?;
+    let Exit::Wakeup(at) = agent.begin(routine::wfi(), &[])? else {
+        escrow_payloads::fail!("no wake-up time")
+    };
+    // On the host's virtual counter, as near as the time between the reads.
+    let from_now = at.wrapping_sub(CNTVCT_EL0.get());
+    check!(from_now <= hour && from_now > hour - 60 * CNTFRQ_EL0.get(), "{from_now}");
+    agent.finish([0; 3])?;
+    let kept = agent.call(routine::get_timer(), &[])?.x;
+    check_eq!((kept[0], kept[1] & 3), (now + hour, 1));
+    // Masked, it wakes nobody.
+    agent.call(routine::set_timer(), &[now + hour, 3])?;
+    check_eq!(agent.begin(routine::wfi(), &[])?, Exit::Wakeup(u64::MAX));
+    agent.finish([0; 3])?;
+    // One that has fired lets it go on.
+    agent.call(routine::set_timer(), &[now, 1])?;
+    agent.call(routine::wfi(), &[])?;
+    host.end(agent.vm)
+}
+
+fn the_host_s_timer_is_its_own(host: &mut Host) -> Outcome {
+    let agent = Agent::start(host)?;
+    let set: u64 = 0x1234_5678_9abc;
+    // SAFETY: the payload has no other use for its virtual timer.
+    unsafe { asm!("msr cntv_cval_el0, {}", "msr cntv_ctl_el0, {}", in(reg) set, in(reg) 3_u64) };
+    agent.call(routine::set_timer(), &[77, 1])?;
+    let (cval, ctl): (u64, u64);
+    // SAFETY: reading has no effect, and switching it off undoes the above.
+    unsafe {
+        asm!(
+            "mrs {}, cntv_cval_el0",
+            "mrs {}, cntv_ctl_el0",
+            "msr cntv_ctl_el0, xzr",
+            out(reg) cval,
+            out(reg) ctl,
+        );
+    }
+    check_eq!((cval, ctl & 3), (set, 3));
+    host.end(agent.vm)
+}

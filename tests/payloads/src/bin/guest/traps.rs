@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Instructions of a guest that EL2 answers: calls, system registers, waits.
+
+use aarch64_cpu::registers::{MIDR_EL1, Readable as _};
+use escrow_abi::{call, psci};
+use escrow_payloads::guest::{Agent, Exit, Routine, routine};
+use escrow_payloads::{Host, Outcome, Test, check, check_eq, tests};
+
+pub const TESTS: &[Test] = tests![
+    calls_by_hvc_and_smc,
+    firmware_answers,
+    unknown_registers_are_undefined,
+    hidden_features_do_not_show,
+    its_own_exceptions_are_its_own,
+    waits_end_the_run,
+    switched_off_is_down,
+    reset_is_asked_for,
+    a_cpu_that_is_off,
+];
+
+fn both() -> [Routine; 2] {
+    [routine::hvc(), routine::smc()]
+}
+
+fn calls_by_hvc_and_smc(host: &mut Host) -> Outcome {
+    let agent = Agent::start(host)?;
+    for conduit in both() {
+        let x = agent.call(conduit, &[call::SMCCC_VERSION as u64])?.x;
+        check_eq!(x[0], 0x10002);
+        let x = agent.call(conduit, &[call::HYP_IDENTIFY as u64, 1, 2, 3])?.x;
+        check_eq!(x[..4], [call::IDENTIFY_INFO, 0, 0, 0]);
+        let x = agent.call(conduit, &[call::VENDOR_HYP_UID as u64])?.x;
+        check_eq!(x[..4], call::UID.map(u64::from));
+        // The host's calls are not the guest's.
+        for function in [
+            call::VM_CREATE,
+            call::VM_DESTROY,
+            call::VCPU_RUN,
+            call::MEM_LEND,
+            call::MEM_RECLAIM,
+            call::LEDGER_INFO,
+            call::FRAME_INFO,
+            0xC600_FFFF,
+            0xC300_0000,
+            0,
+        ] {
+            let results = agent.call(conduit, &[function as u64, 1, 2, 3, 4, 5, 6, 7])?;
+            check_eq!((results.x[0], results.exception), (u64::MAX, None), "{function:#x}");
+            check_eq!(results.x[4..], [4, 5, 6, 7], "{function:#x}");
+        }
+    }
+    // Immediates other than 0 are nobody's.
+    let results = agent.call(routine::hvc1(), &[call::SMCCC_VERSION as u64])?;
+    check!(results.x[0] == u64::MAX || results.exception.is_some(), "{results:x?}");
+    host.end(agent.vm)
+}
+
+fn firmware_answers(host: &mut Host) -> Outcome {
+    let agent = Agent::start(host)?;
+    for conduit in both() {
+        let ask = |arguments: &[u64]| agent.call(conduit, arguments).map(|results| results.x[0]);
+        check_eq!(ask(&[psci::VERSION as u64])?, 0x1_0001);
+        let features = psci::FEATURES as u64;
+        for function in [psci::SYSTEM_OFF, psci::SYSTEM_RESET, psci::CPU_OFF, psci::CPU_ON_64] {
+            check_eq!(ask(&[features, function as u64])?, psci::SUCCESS, "{function:#x}");
+        }
+        check_eq!(ask(&[features, psci::SYSTEM_SUSPEND_64 as u64])?, psci::NOT_SUPPORTED);
+        check_eq!(ask(&[features, 0x8400_00ff])?, psci::NOT_SUPPORTED);
+        check_eq!(ask(&[psci::MIGRATE_INFO_TYPE as u64])?, 2);
+        // Its one vCPU is on; there is no other.
+        check_eq!(ask(&[psci::AFFINITY_INFO_64 as u64, 0, 0])?, 0);
+        check_eq!(ask(&[psci::AFFINITY_INFO_64 as u64, 1, 0])?, psci::INVALID_PARAMETERS);
+        check_eq!(ask(&[psci::CPU_ON_64 as u64, 0, 0, 0])?, psci::ALREADY_ON);
+        check_eq!(ask(&[psci::CPU_ON_64 as u64, 1, 0, 0])?, psci::INVALID_PARAMETERS);
+        check_eq!(ask(&[psci::CPU_ON_64 as u64, u64::MAX, 0, 0])?, psci::INVALID_PARAMETERS);
+        check_eq!(ask(&[psci::SYSTEM_SUSPEND_64 as u64, 0, 0])?, psci::NOT_SUPPORTED);
+    }
+    host.end(agent.vm)
+}
+
+fn unknown_registers_are_undefined(host: &mut Host) -> Outcome {
+    let agent = Agent::start(host)?;
+    for routine in [
+        routine::mrs_el2(),
+        routine::mrs_implementation_defined(),
+        routine::mrs_unallocated(),
+        routine::msr_unallocated(),
+        routine::mrs_pmcr(),
+        routine::mrs_zcr(),
+        routine::mrs_pmscr(),
+    ] {
+        let results = agent.call(routine, &[0x5a5a])?;
+        let Some(exception) = results.exception else {
+            escrow_payloads::fail!("{routine:?} reads {:#x}", results.x[0])
+        };
+        // Unknown reason, IL; at the instruction itself.
+        check_eq!(exception.esr, 1 << 25, "{routine:?}");
+        check_eq!(results.x[0], 0x5a5a, "{routine:?}");
+        check_eq!(exception.spsr & 0xf, 5, "{routine:?}");
+    }
+    // An OS lock that is open is all that a guest finds of the debug registers.
+    let results = agent.call(routine::mrs_oslsr(), &[])?;
+    check_eq!((results.x[0] & 2, results.exception), (0, None));
+    host.end(agent.vm)
+}
+
+fn hidden_features_do_not_show(host: &mut Host) -> Outcome {
+    let agent = Agent::start(host)?;
+    let results = agent.call(routine::id(), &[])?;
+    check!(results.exception.is_none(), "{results:x?}");
+    let [midr, mpidr, pfr0, pfr1, dfr0, mmfr0, _, zfr0] = results.x;
+    check_eq!(midr, MIDR_EL1.get());
+    check_eq!(mpidr, 1 << 31, "CPU 0 of several");
+    let field = |register: u64, at: u32| register >> at & 0xf;
+    check_eq!(field(pfr0, 8), 0, "EL2");
+    check_eq!(field(pfr0, 12), 0, "EL3");
+    check_eq!(field(pfr0, 32), 0, "SVE");
+    check_eq!(field(pfr0, 44), 0, "AMU");
+    check_eq!(field(pfr0, 0), 1, "EL0 in AArch64 only");
+    check_eq!(field(pfr1, 8), 0, "MTE");
+    check_eq!(field(pfr1, 24), 0, "SME");
+    check_eq!(field(dfr0, 8), 0, "PMU");
+    check_eq!(field(dfr0, 32), 0, "SPE");
+    check_eq!(field(dfr0, 4), 0, "trace");
+    check_eq!(zfr0, 0, "SVE features");
+    // Floating point is there.
+    check!(field(pfr0, 16) != 0xf && field(pfr0, 20) != 0xf, "{pfr0:#x}");
+    // Not more physical address bits than it has guest address bits.
+    check!(field(mmfr0, 0) <= 2, "{mmfr0:#x}");
+    host.end(agent.vm)
+}
+
+fn its_own_exceptions_are_its_own(host: &mut Host) -> Outcome {
+    let agent = Agent::start(host)?;
+    let results = agent.call(routine::svc(), &[])?;
+    check_eq!(results.exception.map(|e| e.esr), Some(0x15 << 26 | 1 << 25 | 5));
+    let results = agent.call(routine::brk(), &[])?;
+    check_eq!(results.exception.map(|e| e.esr), Some(0x3c << 26 | 1 << 25 | 1));
+    host.end(agent.vm)
+}
+
+fn waits_end_the_run(host: &mut Host) -> Outcome {
+    let agent = Agent::start(host)?;
+    check_eq!(agent.begin(routine::wfi(), &[])?, Exit::Wakeup(u64::MAX));
+    // Past the instruction.
+    agent.finish([0; 3])?;
+    agent.call(routine::wfe(), &[])?;
+    host.end(agent.vm)
+}
+
+fn switched_off_is_down(host: &mut Host) -> Outcome {
+    for conduit in both() {
+        let agent = Agent::start(host)?;
+        let exit = agent.begin(conduit, &[psci::SYSTEM_OFF as u64])?;
+        check_eq!(exit, Exit::SystemDown(0));
+        // And stays so.
+        check_eq!(agent.run([0; 3])?, Exit::SystemDown(0));
+        host.end(agent.vm)?;
+    }
+    Ok(())
+}
+
+fn reset_is_asked_for(host: &mut Host) -> Outcome {
+    let agent = Agent::start(host)?;
+    let exit = agent.begin(routine::hvc(), &[psci::SYSTEM_RESET as u64])?;
+    check_eq!(exit, Exit::SystemDown(1));
+    check_eq!(agent.run([0; 3])?, Exit::SystemDown(1));
+    host.end(agent.vm)
+}
+
+fn a_cpu_that_is_off(host: &mut Host) -> Outcome {
+    let agent = Agent::start(host)?;
+    let exit = agent.begin(routine::hvc(), &[psci::CPU_OFF as u64])?;
+    check_eq!(exit, Exit::PoweredOff);
+    check_eq!(agent.run([0; 3])?, Exit::PoweredOff);
+    host.end(agent.vm)
+}
