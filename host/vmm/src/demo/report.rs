@@ -90,13 +90,16 @@ fn verdict(ok: bool) -> &'static str {
     if ok { "ok" } else { "FAILED" }
 }
 
+/// The line of a step. What was seen stands in the order of what was expected,
+/// without the names where it is good.
 fn line(step: &Step) -> String {
-    let list = |value: fn(&Check) -> &str| {
-        let items = step.checks.iter().map(|check| format!("{} {}", check.what, value(check)));
-        items.collect::<Vec<_>>().join(", ")
-    };
-    let expected = list(|check| &check.expected);
-    let mut seen = list(|check| &check.seen);
+    let list =
+        |item: fn(&Check) -> String| step.checks.iter().map(item).collect::<Vec<_>>().join(", ");
+    let expected = list(|check| format!("{} {}", check.what, check.expected));
+    let mut seen = list(|check| match check.ok {
+        true => check.seen.clone(),
+        false => format!("{} {}!", check.what, check.seen),
+    });
     if let Some(error) = &step.error {
         if !seen.is_empty() {
             seen.push_str(", then ");
@@ -145,9 +148,10 @@ mod tests {
         report.step("empty", |_| Ok(()));
         let ok: Vec<bool> = report.steps.iter().map(|step| step.ok).collect();
         assert_eq!(ok, [true, false, false, false]);
+        assert_eq!(line(&report.steps[0]), "1. good / expected: answer 42 / seen: 42 / ok");
         assert_eq!(
             line(&report.steps[1]),
-            "2. wrong / expected: answer 42 / seen: answer 41 / FAILED"
+            "2. wrong / expected: answer 42 / seen: answer 41! / FAILED"
         );
         assert_eq!(
             line(&report.steps[2]),

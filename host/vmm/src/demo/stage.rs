@@ -2,9 +2,12 @@
 
 //! What the steps share.
 
+use std::fs::File;
 use std::io::Read;
 
 use anyhow::{Context, Result, anyhow};
+use escrow_vmcore::uapi;
+use nix::fcntl::{Flock, FlockArg};
 
 use crate::guest::{Command, Interpreter, program};
 use crate::gunyah::{
@@ -39,13 +42,20 @@ pub struct Baseline {
     pub taint: Taint,
     /// The way to the shim.
     pub device: Device,
+    /// Held as long as the demo runs.
+    _alone: Flock<File>,
 }
 
 impl Baseline {
-    /// Looks around.
+    /// Makes sure that no other demo runs, and looks around.
     pub fn take() -> Result<Baseline> {
-        let device = Device::open().context("is Escrow's module loaded?")?;
-        Ok(Baseline { facts: Facts::read()?, taint: Taint::read()?, device })
+        let facts = Facts::read()?;
+        let device = Device::open().context("are you root?")?;
+        let file = File::open(uapi::DEVICE).with_context(|| format!("opening {}", uapi::DEVICE))?;
+        let alone = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| {
+            anyhow!(errno).context("another demo runs, and each counts all pages of the machine")
+        })?;
+        Ok(Baseline { facts, taint: Taint::read()?, device, _alone: alone })
     }
 }
 
@@ -126,7 +136,7 @@ pub fn write_program(memory: &GuestMemory) -> Result<Mapping> {
 pub fn random() -> Result<u64> {
     let path = "/dev/urandom";
     let mut bytes = [0; 8];
-    let result = std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut bytes));
+    let result = File::open(path).and_then(|mut file| file.read_exact(&mut bytes));
     result.with_context(|| format!("reading {path}"))?;
     Ok(u64::from_le_bytes(bytes))
 }

@@ -17,6 +17,7 @@ pub struct Kcore {
 /// A stretch of RAM in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Segment {
+    mapped_at: u64,
     physical: u64,
     offset: u64,
     size: u64,
@@ -80,24 +81,32 @@ fn headers_size(data: &[u8]) -> Result<usize> {
     }
 }
 
-/// The segments that are RAM. Those that are not (vmalloc space, modules) have
-/// a physical address of all ones.
+/// The segments that are RAM, in the order of their addresses in the kernel.
+/// Those that are not (vmalloc space, modules) have a physical address of all
+/// ones.
+///
+/// The kernel's own image is there twice. Its second mapping, high above the
+/// linear map, has holes where memory was freed after the start.
 fn segments(data: &[u8]) -> Result<Vec<Segment>> {
     let (header, endian) = file_header(data)?;
     let headers = header.program_headers(endian, data)?;
-    Ok(headers
+    let mut segments: Vec<Segment> = headers
         .iter()
         .filter(|segment| segment.p_type(endian) == PT_LOAD)
         .map(|segment| Segment {
+            mapped_at: segment.p_vaddr(endian),
             physical: segment.p_paddr(endian),
             offset: segment.p_offset(endian),
             size: segment.p_memsz(endian),
         })
         .filter(|segment| segment.physical != u64::MAX)
-        .collect())
+        .collect();
+    segments.sort_by_key(|segment| segment.mapped_at);
+    Ok(segments)
 }
 
-/// Where in the file the `size` bytes of RAM at `physical` are.
+/// Where in the file the `size` bytes of RAM at `physical` are, by the first
+/// mapping of them.
 fn locate(segments: &[Segment], physical: u64, size: u64) -> Option<u64> {
     segments.iter().find_map(|segment| {
         let inside = physical.checked_sub(segment.physical)?;
@@ -109,8 +118,9 @@ fn locate(segments: &[Segment], physical: u64, size: u64) -> Option<u64> {
 mod tests {
     use super::*;
 
-    /// A file with one program header for each (physical, offset, size).
-    fn file(loads: &[(u64, u64, u64)]) -> Vec<u8> {
+    /// A file with one program header for each (virtual, physical, offset,
+    /// size).
+    fn file(loads: &[(u64, u64, u64, u64)]) -> Vec<u8> {
         use object::write::elf::{FileHeader, ProgramHeader, Writer};
         let mut data = Vec::new();
         let mut writer = Writer::new(Endianness::Little, true, &mut data);
@@ -126,12 +136,12 @@ mod tests {
         };
         writer.write_file_header(&header).unwrap();
         writer.write_align_program_headers();
-        for &(p_paddr, p_offset, size) in loads {
+        for &(p_vaddr, p_paddr, p_offset, size) in loads {
             writer.write_program_header(&ProgramHeader {
                 p_type: PT_LOAD,
                 p_flags: object::elf::ProgramFlags(7),
                 p_offset,
-                p_vaddr: 0,
+                p_vaddr,
                 p_paddr,
                 p_filesz: size,
                 p_memsz: size,
@@ -143,11 +153,16 @@ mod tests {
 
     #[test]
     fn ram_is_found() {
-        let data = file(&[(u64::MAX, 0x1000, 0x1000), (0x4000_0000, 0x9000, 0x20_0000)]);
+        let data = file(&[
+            (0x8000, u64::MAX, 0x1000, 0x1000),
+            // The kernel's image, and the linear map.
+            (0x9000_0000, 0x4000_4000, 0x100_0000, 0x1000),
+            (0x1000_0000, 0x4000_0000, 0x9000, 0x20_0000),
+        ]);
         assert_eq!(headers_size(&data).unwrap(), data.len());
         let segments = segments(&data).unwrap();
-        let ram = Segment { physical: 0x4000_0000, offset: 0x9000, size: 0x20_0000 };
-        assert_eq!(segments, [ram]);
+        assert_eq!(segments.len(), 2);
+        assert_eq!(locate(&segments, 0x4000_4000, 0x1000), Some(0xd000));
         assert_eq!(locate(&segments, 0x4000_3000, 0x1000), Some(0xc000));
         assert_eq!(locate(&segments, 0x401f_f000, 0x1000), Some(0x20_8000));
         for (physical, size) in [(0x401f_f001, 0x1000), (0x3fff_ffff, 1), (u64::MAX, 2)] {
@@ -157,7 +172,7 @@ mod tests {
 
     #[test]
     fn damaged_headers_are_refused() {
-        let good = file(&[(0, 0x1000, 0x1000)]);
+        let good = file(&[(0, 0, 0x1000, 0x1000)]);
         assert!(headers_size(&good[..HEADER_SIZE - 1]).is_err());
         let mut foreign = good.clone();
         foreign[1] = b'X';
