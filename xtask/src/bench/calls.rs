@@ -26,9 +26,9 @@ enum Line {
     Entered(u64),
     /// `bench: NAME min M total T n N per P`: N samples, each of P operations.
     Row(Row),
-    /// `bench: done`
-    Done,
-    /// `bench: FAILED: WHY`
+    /// `payload bench: N passed, M failed, …`: the end; whether all passed.
+    End(bool),
+    /// `test bench::NAME ... FAILED: WHY`
     Failed(String),
 }
 
@@ -47,7 +47,10 @@ pub fn measure(artefacts: &Artefacts) -> Result<Vec<Row>> {
             Some(Line::Entered(ticks)) => entered = Some(ticks),
             Some(Line::Row(row)) => rows.push(row),
             Some(Line::Failed(why)) => bail!("the payload failed: {why}"),
-            Some(Line::Done) => return Ok(true),
+            Some(Line::End(passed)) => {
+                ensure!(passed, "parts of the payload failed");
+                return Ok(true);
+            }
             None => {}
         }
         Ok(false)
@@ -78,17 +81,22 @@ fn entered_directly(artefacts: &Artefacts, payload: &PathBuf) -> Result<u64> {
 }
 
 fn parse(line: &str) -> Result<Option<Line>> {
-    let Some(rest) = line.trim().strip_prefix("bench: ") else { return Ok(None) };
+    let line = line.trim();
+    if let Some(counts) = line.strip_prefix("payload bench: ") {
+        // The line that announces the payload begins like that, too.
+        let end = counts.contains(" passed, ");
+        return Ok(end.then(|| Line::End(counts.contains(" 0 failed, 0 skipped"))));
+    }
+    if let Some(test) = line.strip_prefix("test bench::") {
+        return Ok(test.contains(" ... FAILED").then(|| Line::Failed(test.into())));
+    }
+    let Some(rest) = line.strip_prefix("bench: ") else { return Ok(None) };
     parse_words(rest).with_context(|| format!("what does the payload mean by {line:?}?")).map(Some)
 }
 
 fn parse_words(text: &str) -> Option<Line> {
-    if let Some(why) = text.strip_prefix("FAILED: ") {
-        return Some(Line::Failed(why.into()));
-    }
     let words: Vec<_> = text.split_whitespace().collect();
     match words[..] {
-        ["done"] => Some(Line::Done),
         ["frequency", ticks] => Some(Line::Frequency(ticks.parse().ok()?)),
         ["entered", ticks] => Some(Line::Entered(ticks.parse().ok()?)),
         [name, "min", min, "total", total, "n", n, "per", per] => {
@@ -114,8 +122,16 @@ mod tests {
         let row = parse("bench: lend min 512 total 1536 n 2 per 512\r").unwrap();
         assert_eq!(row, Some(Line::Row(Row::instructions("lend", ESCROW, 1.0, 1.5, 2))));
         assert_eq!(parse("bench: entered 17").unwrap(), Some(Line::Entered(17)));
-        assert_eq!(parse("bench: FAILED: no").unwrap(), Some(Line::Failed("no".into())));
-        assert_eq!(parse("something else").unwrap(), None);
+        let failed = parse("test bench::a ... FAILED: no").unwrap();
+        assert_eq!(failed, Some(Line::Failed("a ... FAILED: no".into())));
+        for line in ["something else", "test bench::a ... ok", "payload bench: 9 tests"] {
+            assert_eq!(parse(line).unwrap(), None, "{line}");
+        }
+        let end = |passed| Some(Line::End(passed));
+        assert_eq!(parse("payload bench: 9 passed, 0 failed, 0 skipped").unwrap(), end(true));
+        for bad in ["8 passed, 1 failed, 0 skipped", "8 passed, 0 failed, 1 skipped"] {
+            assert_eq!(parse(&format!("payload bench: {bad}")).unwrap(), end(false));
+        }
         for bad in ["bench: lend min 1 total 1 n 0 per 1", "bench: lend", "bench: entered x"] {
             assert!(parse(bad).is_err(), "{bad}");
         }

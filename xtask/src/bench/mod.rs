@@ -18,7 +18,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 
-use crate::build::{self, Workspace};
+use crate::build::{self, What, Workspace};
 use crate::setup::Setup;
 use crate::shell::Step;
 
@@ -47,11 +47,14 @@ pub fn bench(args: &Args) -> Result<ExitCode> {
     let workspace = Workspace::find()?;
     let setup = Setup::ensure(Default::default())?;
     setup.qemu()?;
+    let wanted = |part| args.only.is_none_or(|only| only == part);
     if !args.no_build {
-        build::build(&workspace, &setup, build::What::value_variants())?;
+        let mut needed = vec![What::Hypervisor];
+        needed.extend(wanted(Part::Calls).then_some(What::Payloads));
+        needed.extend(wanted(Part::Workload).then_some(What::Host));
+        build::build(&workspace, &setup, &needed)?;
     }
     let artefacts = workspace.artefacts(&setup)?;
-    let wanted = |part| args.only.is_none_or(|only| only == part);
     let mut rows = Vec::new();
     if wanted(Part::Calls) {
         let step = Step::start("counting what calls, exits and the boot take");
