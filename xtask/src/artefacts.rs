@@ -61,6 +61,8 @@ artefacts! {
     module = "ESCROW_MODULE";
     /// The `escrow` program, static, for arm64 Linux.
     vmm = "ESCROW_VMM";
+    /// The tests of the shim, static, for arm64 Linux under Escrow.
+    shim_tests = "ESCROW_SHIM_TESTS";
     /// A kernel for guests: a Debian cloud arm64 `Image`.
     guest_kernel = "ESCROW_GUEST_KERNEL";
     /// Busybox, static, for arm64 Linux.
@@ -116,6 +118,12 @@ impl BuildPaths {
     #[must_use]
     pub fn vmm(&self) -> PathBuf {
         self.host().join("escrow")
+    }
+
+    /// The tests of the shim.
+    #[must_use]
+    pub fn shim_tests(&self) -> PathBuf {
+        self.host().join("shim-tests")
     }
 
     /// The shim.

@@ -40,7 +40,22 @@ enum Level {
 
 /// The cargo calls of the unit level: the default members, and what of others
 /// runs on the build machine as well.
-const UNIT: &[&[&str]] = &[&[], &["--package=escrow-vmm"], &["--package=escrow-tests", "--lib"]];
+const UNIT: &[UnitCall] = &[
+    UnitCall { arguments: &[], flags: "" },
+    UnitCall { arguments: &["--package=escrow-vmm"], flags: "" },
+    UnitCall { arguments: &["--package=escrow-tests", "--lib"], flags: "" },
+    // Every interleaving of the counters' users.
+    UnitCall {
+        arguments: &["--release", "--package=escrow-memfd", "--test=interleavings"],
+        flags: "--cfg=loom",
+    },
+];
+
+struct UnitCall {
+    arguments: &'static [&'static str],
+    /// For rustc; empty for none.
+    flags: &'static str,
+}
 
 /// How many tests did what.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -112,9 +127,12 @@ impl Level {
             Self::Lint => lint::lint(workspace, setup),
             Self::Unit => {
                 let mut count = Count::default();
-                for packages in UNIT {
+                for call in UNIT {
                     let mut command = build::plain_cargo(workspace, "test");
-                    command.arg("--no-fail-fast").args(*packages).arg("--").args(arguments);
+                    command.arg("--no-fail-fast").args(call.arguments).arg("--").args(arguments);
+                    if !call.flags.is_empty() {
+                        command.env("CARGO_ENCODED_RUSTFLAGS", call.flags);
+                    }
                     count += run_tests(&mut command)?;
                 }
                 Ok(count)

@@ -75,6 +75,7 @@ impl Workspace {
             initramfs: self.paths.initramfs(),
             module: self.paths.module(),
             vmm: self.paths.vmm(),
+            shim_tests: self.paths.shim_tests(),
             guest_kernel: setup.guest_kernel()?.image.clone(),
             busybox: setup.busybox()?.to_owned(),
             qemu: setup.qemu()?.to_owned(),
@@ -93,6 +94,7 @@ pub fn build(workspace: &Workspace, setup: &Setup, parts: &[What]) -> Result<()>
     }
     if wanted(What::Host) {
         vmm(workspace, setup).context("the escrow program does not build")?;
+        shim_tests(workspace, setup).context("the tests of the shim do not build")?;
         module::build(workspace, setup).context("the module does not build")?;
         initramfs::build(workspace, setup).context("the initramfs cannot be made")?;
     }
@@ -137,6 +139,15 @@ fn vmm(workspace: &Workspace, setup: &Setup) -> Result<()> {
     let program =
         fs::read(program).with_context(|| format!("cannot read {}", program.display()))?;
     write_if_changed(&workspace.paths.vmm(), &program)?;
+    Ok(())
+}
+
+fn shim_tests(workspace: &Workspace, setup: &Setup) -> Result<()> {
+    let built = cargo::Build::new("escrow-shim-tests", STATIC_LINUX).run(workspace, setup)?;
+    let program = cargo::only(&built, Kind::Program, "shim-tests")?;
+    let program =
+        fs::read(program).with_context(|| format!("cannot read {}", program.display()))?;
+    write_if_changed(&workspace.paths.shim_tests(), &program)?;
     Ok(())
 }
 
