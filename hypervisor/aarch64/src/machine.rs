@@ -165,19 +165,25 @@ impl Machine for Hardware {
 
     #[inline]
     fn read_entry(&self, at: PhysAddr) -> MemEntry {
-        let entry = at.0 as *const MemEntry;
+        let words = at.0 as *const u64;
         // SAFETY: core has checked that the entry lies in RAM and is aligned.
-        // A VM may write to it meanwhile, so each field is read once, by a
+        // A VM may write to it meanwhile, so each word is read once, by a
         // volatile access; any value is valid.
-        unsafe {
-            MemEntry {
-                frame: ptr::read_volatile(&raw const (*entry).frame),
-                guest: ptr::read_volatile(&raw const (*entry).guest),
-                refcount: ptr::read_volatile(&raw const (*entry).refcount),
-                safe: ptr::read_volatile(&raw const (*entry).safe),
-                accessible: ptr::read_volatile(&raw const (*entry).accessible),
-                reserved: ptr::read_volatile(&raw const (*entry).reserved),
-            }
+        let [frame, guest, counts, rest] = unsafe {
+            [
+                ptr::read_volatile(words),
+                ptr::read_volatile(words.add(1)),
+                ptr::read_volatile(words.add(2)),
+                ptr::read_volatile(words.add(3)),
+            ]
+        };
+        MemEntry {
+            frame,
+            guest,
+            refcount: counts as u32,
+            safe: (counts >> 32) as u32,
+            accessible: rest as u32,
+            reserved: (rest >> 32) as u32,
         }
     }
 
@@ -200,6 +206,10 @@ impl Machine for Hardware {
         // Also with FEAT_S2FWB: the host's stage 2 does not force anything, and
         // a non-cacheable mapping of its own would read what memory held before.
         self.clean_and_invalidate(at, size);
+    }
+
+    fn needs_clean(&self) -> bool {
+        !(self.force_write_back && self.fetch_sees_data && self.fetch_sees_writes)
     }
 
     fn clean_to_poc(&self, at: PhysAddr, size: u64) {

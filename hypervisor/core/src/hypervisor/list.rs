@@ -6,12 +6,14 @@
 //! lock, put into the order of the locks, and from then on the copy is all
 //! that the call knows.
 
+use core::ops::Range;
+
 use arrayvec::ArrayVec;
 use escrow_abi::{Error, LIST_MAX, MemEntry, ORDER_BLOCK, ORDER_PAGE, Rights};
 
 use super::{Hypervisor, Refusal};
 use crate::addr::{BLOCK_SIZE, Ipa, Order, PAGE_SIZE, PhysAddr};
-use crate::ledger::{BlockIndex, Record, VmId};
+use crate::ledger::{BlockIndex, Record, VmId, page_in_block};
 use crate::machine::Machine;
 
 /// A list entry, checked.
@@ -26,46 +28,127 @@ pub(super) struct Item {
     pub rights: Rights,
 }
 
+/// Items of one block that stand side by side.
+#[derive(Clone, Copy, Debug)]
+struct BlockRun {
+    block: BlockIndex,
+    first: u16,
+    end: u16,
+}
+
 /// Room for one list: each CPU has its own.
 #[derive(Default)]
 pub struct Scratch {
-    pub(super) items: ArrayVec<Item, LIST_MAX>,
-}
-
-impl Scratch {
-    /// An empty one.
-    pub const fn new() -> Scratch {
-        Scratch { items: ArrayVec::new_const() }
-    }
-}
-
-/// What the entries of a list must carry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum ListKind {
-    /// Frames and guest addresses.
-    Map,
-    /// Frames, guest addresses and reports.
-    MapWithReport,
-    /// Frames and reports, pages only.
-    DonateWithReport,
-    /// Frames.
-    Frames,
+    items: ArrayVec<Item, LIST_MAX>,
+    runs: ArrayVec<BlockRun, LIST_MAX>,
+    /// The items are in the order of their frames, and none overlap.
+    frames_sorted: bool,
+    /// The same for their guest addresses.
+    guests_sorted: bool,
 }
 
 const ENTRY_SIZE: u64 = size_of::<MemEntry>() as u64;
 const ENTRIES_PER_PAGE: u64 = PAGE_SIZE / ENTRY_SIZE;
 
+impl Scratch {
+    /// An empty one.
+    pub const fn new() -> Scratch {
+        Scratch {
+            items: ArrayVec::new_const(),
+            runs: ArrayVec::new_const(),
+            frames_sorted: true,
+            guests_sorted: true,
+        }
+    }
+
+    /// The items.
+    #[inline]
+    pub(super) fn items(&self) -> &[Item] {
+        &self.items
+    }
+
+    /// The items, for calls that note in them where the guest sees each frame.
+    pub(super) fn items_mut(&mut self) -> &mut [Item] {
+        self.guests_sorted = false;
+        &mut self.items
+    }
+
+    /// The items, block by block. For lists in the order of their frames whose
+    /// blocks are locked.
+    #[inline]
+    pub(super) fn runs(&self) -> impl Iterator<Item = (BlockIndex, &[Item])> {
+        self.runs.iter().map(|run| (run.block, &self.items[Self::range(run)]))
+    }
+
+    fn range(run: &BlockRun) -> Range<usize> {
+        run.first as usize..run.end as usize
+    }
+
+    /// Puts the items into the order of their frames, unless they are;
+    /// refuses overlapping ones.
+    #[inline]
+    pub(super) fn sort_by_frame(&mut self) -> Result<(), Refusal> {
+        if !self.frames_sorted {
+            sort_by(&mut self.items, |item| item.frame.0)?;
+            self.frames_sorted = true;
+            self.guests_sorted = false;
+        }
+        Ok(())
+    }
+
+    /// Puts the items into the order of their guest addresses, unless they
+    /// are; refuses overlapping ones.
+    #[inline]
+    pub(super) fn sort_by_guest(&mut self) -> Result<(), Refusal> {
+        if !self.guests_sorted {
+            sort_by(&mut self.items, |item| item.guest.0)?;
+            self.guests_sorted = true;
+            self.frames_sorted = false;
+        }
+        Ok(())
+    }
+
+    fn clear(&mut self) {
+        self.items.clear();
+        self.frames_sorted = true;
+        self.guests_sorted = true;
+    }
+
+    /// Adds an item behind `last`, the one before it.
+    #[inline]
+    fn push(&mut self, item: Item, last: &mut Option<(u64, u64)>) {
+        if let Some((frame, guest)) = *last {
+            self.frames_sorted &= item.frame.0 >= frame;
+            self.guests_sorted &= item.guest.0 >= guest;
+        }
+        let size = item.order.size();
+        *last = Some((item.frame.0 + size, item.guest.0 + size));
+        // The caller's list is no longer than there is room.
+        let _ = self.items.try_push(item);
+    }
+
+    fn find_runs(&mut self) {
+        self.runs.clear();
+        let mut first = 0;
+        for run in self.items.chunk_by(|a, b| a.block == b.block) {
+            let end = first + run.len() as u16;
+            let _ = self.runs.try_push(BlockRun { block: run[0].block, first, end });
+            first = end;
+        }
+    }
+}
+
 impl<M: Machine> Hypervisor<M> {
-    /// Copies and checks a list of the host. `guest_end` bounds guest
-    /// addresses.
-    pub(super) fn read_list(
+    /// Copies and checks a list of the host. With `MAP`, its entries name
+    /// guest addresses; with `REPORT`, they carry reports. Entries with
+    /// reports alone are donations, of pages.
+    pub(super) fn read_list<const MAP: bool, const REPORT: bool>(
         &self,
         scratch: &mut Scratch,
         list: u64,
         count: u64,
-        kind: ListKind,
     ) -> Result<(), Refusal> {
-        scratch.items.clear();
+        scratch.clear();
         if count == 0 || count > LIST_MAX as u64 {
             return Err(Error::InvalidSize.into());
         }
@@ -76,22 +159,23 @@ impl<M: Machine> Hypervisor<M> {
             return Err(Error::AddressOverflow.into());
         }
         let mut done = 0;
+        let mut last = None;
         while done < count {
             let page = PhysAddr(list + done * ENTRY_SIZE);
-            let here = (count - done).min(ENTRIES_PER_PAGE);
-            self.read_list_page(scratch, page, done, here, kind)?;
-            done += here;
+            let here = done..count.min(done + ENTRIES_PER_PAGE);
+            done = here.end;
+            self.read_list_page::<MAP, REPORT>(scratch, page, here, &mut last)?;
         }
         Ok(())
     }
 
-    fn read_list_page(
+    #[inline]
+    fn read_list_page<const MAP: bool, const REPORT: bool>(
         &self,
         scratch: &mut Scratch,
         page: PhysAddr,
-        first: u64,
-        count: u64,
-        kind: ListKind,
+        entries: Range<u64>,
+        last: &mut Option<(u64, u64)>,
     ) -> Result<(), Refusal> {
         let block = self.ledger.ram().locate(page).ok_or(Error::InvalidAddress)?;
         // The lock keeps the page its caller's while it is read; the caller
@@ -99,12 +183,13 @@ impl<M: Machine> Hypervisor<M> {
         self.ledger.lock(block);
         let record = self.ledger.get_in(block, page);
         let result = if record.owner_reaches() && record.owner() == VmId::HOST {
-            (0..count).try_for_each(|n| {
-                let entry = self.machine.read_entry(page.add(n * ENTRY_SIZE));
-                let index = first + n;
-                match self.check_entry(&entry, index, kind) {
+            let mut at = page;
+            entries.into_iter().try_for_each(|index| {
+                let entry = self.machine.read_entry(at);
+                at = at.add(ENTRY_SIZE);
+                match self.check_entry::<MAP, REPORT>(&entry, index) {
                     Ok(item) => {
-                        scratch.items.push(item);
+                        scratch.push(item, last);
                         Ok(())
                     }
                     Err((error, detail)) => Err(Refusal { error, index, detail }),
@@ -118,15 +203,14 @@ impl<M: Machine> Hypervisor<M> {
     }
 
     #[inline]
-    fn check_entry(
+    fn check_entry<const MAP: bool, const REPORT: bool>(
         &self,
         entry: &MemEntry,
         index: u64,
-        kind: ListKind,
     ) -> Result<Item, (Error, u64)> {
         let order = match (entry.frame % PAGE_SIZE) as u32 {
             ORDER_PAGE => Order::Page,
-            ORDER_BLOCK if kind != ListKind::DonateWithReport => Order::Block,
+            ORDER_BLOCK if MAP || !REPORT => Order::Block,
             _ => return Err((Error::InvalidArgument, 0)),
         };
         let frame = PhysAddr(entry.frame & !(PAGE_SIZE - 1));
@@ -136,10 +220,11 @@ impl<M: Machine> Hypervisor<M> {
         if entry.reserved != 0 {
             return Err((Error::InvalidArgument, 0));
         }
-        if !frame.is_aligned(order.size()) || !guest.is_aligned(order.size()) {
+        if order == Order::Block && !(frame.is_aligned(BLOCK_SIZE) && guest.is_aligned(BLOCK_SIZE))
+        {
             return Err((Error::Misaligned, 0));
         }
-        if matches!(kind, ListKind::Map | ListKind::MapWithReport) {
+        if MAP {
             if !rights.read() {
                 return Err((Error::InvalidArgument, 0));
             }
@@ -149,7 +234,7 @@ impl<M: Machine> Hypervisor<M> {
         } else if entry.guest != 0 {
             return Err((Error::InvalidArgument, 0));
         }
-        if matches!(kind, ListKind::MapWithReport | ListKind::DonateWithReport) {
+        if REPORT {
             if entry.refcount != entry.safe {
                 return Err((Error::Excess, entry.excess() as u64));
             }
@@ -163,15 +248,20 @@ impl<M: Machine> Hypervisor<M> {
         Ok(Item { frame, guest, block, index: index as u16, order, rights })
     }
 
-    /// Takes the locks of all blocks that the items lie in. The items are in
-    /// the order of their frames.
-    pub(super) fn lock_blocks(&self, items: &[Item]) {
-        for_each_block(items, |block| self.ledger.lock(block));
+    /// Takes the locks of all blocks that the items lie in, in ascending
+    /// order. The items are in the order of their frames.
+    pub(super) fn lock_blocks(&self, scratch: &mut Scratch) {
+        scratch.find_runs();
+        for run in &scratch.runs {
+            self.ledger.lock(run.block);
+        }
     }
 
     /// Gives the locks back.
-    pub(super) fn unlock_blocks(&self, items: &[Item]) {
-        for_each_block(items, |block| self.ledger.unlock(block));
+    pub(super) fn unlock_blocks(&self, scratch: &Scratch) {
+        for run in &scratch.runs {
+            self.ledger.unlock(run.block);
+        }
     }
 
     /// The record that a call about an item starts from, if the item is all
@@ -197,34 +287,18 @@ impl Item {
     pub(super) fn refuse(&self, error: Error, detail: u64) -> Refusal {
         Refusal { error, index: self.index as u64, detail }
     }
-}
 
-fn for_each_block(items: &[Item], mut f: impl FnMut(BlockIndex)) {
-    let mut last = None;
-    for item in items {
-        if last != Some(item.block) {
-            last = Some(item.block);
-            f(item.block);
-        }
+    /// Which page of its block it is, or begins with.
+    #[inline]
+    pub(super) fn page(&self) -> usize {
+        page_in_block(self.frame)
     }
 }
 
-/// Puts items into the order of their frames; refuses overlapping ones.
-pub(super) fn sort_by_frame(items: &mut [Item]) -> Result<(), Refusal> {
-    sort_by(items, |item| item.frame.0)
-}
-
-/// Puts items into the order of their guest addresses; refuses overlapping
-/// ones.
-pub(super) fn sort_by_guest(items: &mut [Item]) -> Result<(), Refusal> {
-    sort_by(items, |item| item.guest.0)
-}
-
+#[cold]
 fn sort_by(items: &mut [Item], key: impl Fn(&Item) -> u64) -> Result<(), Refusal> {
-    if !items.is_sorted_by_key(&key) {
-        // In place and without allocation; at most 512 items.
-        items.sort_unstable_by_key(&key);
-    }
+    // In place and without allocation; at most 512 items.
+    items.sort_unstable_by_key(&key);
     // The end of what came before: a block may cover several later pages.
     let mut end = (0, 0);
     let mut bad: Option<u16> = None;
@@ -242,18 +316,25 @@ fn sort_by(items: &mut [Item], key: impl Fn(&Item) -> u64) -> Result<(), Refusal
     bad.map_or(Ok(()), |index| Err(overlap(index as u64)))
 }
 
+/// Keeps the refusal of the entry that stands first in the caller's list.
+#[cold]
+pub(super) fn note_first(first: &mut Option<Refusal>, refusal: Refusal) {
+    if first.is_none_or(|f| refusal.index < f.index) {
+        *first = Some(refusal);
+    }
+}
+
 /// Checks all items and returns the refusal of the one that stands first in
 /// the caller's list.
+#[inline]
 pub(super) fn check_all(
     items: &[Item],
     mut check: impl FnMut(&Item) -> Result<(), Refusal>,
 ) -> Result<(), Refusal> {
     let mut first: Option<Refusal> = None;
     for item in items {
-        if let Err(refusal) = check(item)
-            && first.is_none_or(|f| refusal.index < f.index)
-        {
-            first = Some(refusal);
+        if let Err(refusal) = check(item) {
+            note_first(&mut first, refusal);
         }
     }
     first.map_or(Ok(()), Err)

@@ -9,12 +9,12 @@
 
 use escrow_abi::{Error, FrameState, RECLAIM_MAX};
 
-use super::list::{Item, ListKind, Scratch, check_all, sort_by_frame, sort_by_guest, total_size};
+use super::list::{Item, Scratch, check_all, note_first, total_size};
 use super::{Hypervisor, Refusal};
-use crate::addr::Order;
+use crate::addr::{Ipa, Order, PAGE_SIZE};
 use crate::ledger::{Record, VmId};
 use crate::machine::Machine;
-use crate::stage2::{Attributes, GuestMap, PagePool, TableCount};
+use crate::stage2::{Cursor, GuestMap, PagePool, TableCount};
 use crate::vm::{Life, Vm};
 
 /// Up to so many entries, TLB entries are removed one by one; beyond, all of
@@ -22,105 +22,140 @@ use crate::vm::{Life, Vm};
 const INVALIDATE_ONE_BY_ONE: usize = 16;
 
 impl<M: Machine> Hypervisor<M> {
-    /// The host opens pages to a VM as well, or gives them away for the time.
-    pub(super) fn give(
+    /// The host opens pages to a VM as well or, with `LEND`, gives them away
+    /// for the time, which takes a report.
+    pub(super) fn give<const LEND: bool>(
         &self,
         scratch: &mut Scratch,
         vm: u64,
         list: u64,
         count: u64,
-        to: FrameState,
     ) -> Result<(), Refusal> {
-        let lend = to == FrameState::Lent;
-        let kind = if lend { ListKind::MapWithReport } else { ListKind::Map };
-        self.read_list(scratch, list, count, kind)?;
-        let items = &mut scratch.items[..];
-        sort_by_guest(items)?;
+        let to = if LEND { FrameState::Lent } else { FrameState::Shared };
+        self.read_list::<true, LEND>(scratch, list, count)?;
+        scratch.sort_by_guest()?;
         let (id, mut vm) = self.lock_live_vm(vm)?;
         let Vm { map: Some(map), pool, borrowed, .. } = &mut *vm else {
             return Err(Error::HandleRevoked.into());
         };
         let mut tables = TableCount::new();
-        check_all(items, |item| {
-            let room = map.prepare_map(&self.machine, item.guest, item.order, &mut tables);
+        let mut cursor = Cursor::new(map, &self.machine);
+        check_all(scratch.items(), |item| {
+            let room = cursor.prepare_map(item.guest, item.order, &mut tables);
             if room { Ok(()) } else { Err(item.refuse(Error::GuestMapped, 0)) }
         })?;
         enough_tables(&tables, pool)?;
-        sort_by_frame(items)?;
-        self.lock_blocks(items);
-        let result = check_all(items, |item| self.check_given(item));
+        scratch.sort_by_frame()?;
+        self.lock_blocks(scratch);
+        let result = self.check_given(scratch);
         if result.is_ok() {
-            for item in items.iter() {
-                let record = Record::borrowed(to, VmId::HOST, id, item.guest);
-                self.set_given(item, record, lend);
+            self.set_given::<LEND>(scratch, to, |item| {
+                Record::borrowed(to, VmId::HOST, id, item.guest)
+            });
+            if LEND {
+                self.invalidate_host(scratch.items());
+                self.clean(scratch.items());
             }
-            if lend {
-                self.invalidate_host(items);
-                for item in items.iter() {
-                    self.machine.clean_to_poc(item.frame, item.order.size());
-                }
-            }
-            for item in items.iter() {
-                let attributes = Attributes::guest_ram(item.rights, &self.features);
-                map.map(&self.machine, pool, item.guest, item.frame, item.order, attributes);
+            let mut cursor = Cursor::new(map, &self.machine);
+            for item in scratch.items() {
+                let attributes = self.guest_attributes[item.rights.bits() as usize % 8];
+                cursor.map(pool, item.guest, item.frame, item.order, attributes);
             }
             self.machine.publish();
-            *borrowed += total_size(items) / crate::addr::PAGE_SIZE;
+            *borrowed += total_size(scratch.items()) / PAGE_SIZE;
         }
-        self.unlock_blocks(items);
+        self.unlock_blocks(scratch);
         result
     }
 
     /// The host donates pages for a VM's tables and vCPUs. `vm` is locked and
-    /// alive.
-    pub(super) fn donate(&self, items: &mut [Item], id: VmId, vm: &mut Vm) -> Result<(), Refusal> {
-        sort_by_frame(items)?;
-        self.lock_blocks(items);
-        let result = check_all(items, |item| self.check_given(item));
+    /// alive, or about to be.
+    pub(super) fn donate(
+        &self,
+        scratch: &mut Scratch,
+        id: VmId,
+        vm: &mut Vm,
+    ) -> Result<(), Refusal> {
+        scratch.sort_by_frame()?;
+        self.lock_blocks(scratch);
+        let result = self.check_given(scratch);
         if result.is_ok() {
-            let record =
-                Record::borrowed(FrameState::Metadata, VmId::HOST, id, crate::addr::Ipa(0));
-            for item in items.iter() {
-                self.set_given(item, record, true);
-            }
-            self.invalidate_host(items);
-            for item in items.iter() {
+            let record = Record::borrowed(FrameState::Metadata, VmId::HOST, id, Ipa(0));
+            self.set_given::<true>(scratch, FrameState::Metadata, |_| record);
+            self.invalidate_host(scratch.items());
+            for item in scratch.items() {
                 self.machine.zero(item.frame, item.order.size());
                 vm.pool.push(&self.machine, item.frame);
             }
-            vm.metadata += items.len() as u64;
+            vm.metadata += scratch.items().len() as u64;
         }
-        self.unlock_blocks(items);
+        self.unlock_blocks(scratch);
         result
     }
 
     /// What the host may give away: its own, not pinned, all of one kind.
-    fn check_given(&self, item: &Item) -> Result<(), Refusal> {
-        let record = self.host_record(item)?;
-        match record.state() {
-            Some(FrameState::Owned) => Ok(()),
-            Some(FrameState::Pinned) => Err(item.refuse(Error::Pinned, 0)),
-            state => Err(item.refuse(Error::WrongState, state.map_or(0, |s| s as u64))),
+    fn check_given(&self, scratch: &Scratch) -> Result<(), Refusal> {
+        let mut first = None;
+        for (block, items) in scratch.runs() {
+            if self.ledger.is_home(block) {
+                continue;
+            }
+            let split = self.ledger.is_split(block);
+            for item in items {
+                let home = split
+                    && item.order == Order::Page
+                    && self.ledger.is_frame_home(block, item.page());
+                if !home {
+                    note_first(&mut first, self.why_not_given(item));
+                }
+            }
+        }
+        first.map_or(Ok(()), Err)
+    }
+
+    #[cold]
+    fn why_not_given(&self, item: &Item) -> Refusal {
+        match self.host_record(item) {
+            Err(refusal) => refusal,
+            Ok(record) if record.is(FrameState::Pinned) => item.refuse(Error::Pinned, 0),
+            Ok(record) => {
+                item.refuse(Error::WrongState, record.state().map_or(0, |state| state as u64))
+            }
         }
     }
 
-    /// Writes the record of a frame that leaves home, and takes it out of the
-    /// host's map if it is to.
+    /// Writes the records of frames that leave home, and takes them out of the
+    /// host's map if they are to.
     #[inline]
-    fn set_given(&self, item: &Item, record: Record, unmap: bool) {
-        match item.order {
-            Order::Page => {
-                self.host.split(&self.machine, &self.ledger, item.block, item.frame);
-                if unmap {
-                    self.host.unmap_page(&self.machine, item.block, item.frame);
+    fn set_given<const UNMAP: bool>(
+        &self,
+        scratch: &Scratch,
+        to: FrameState,
+        record: impl Fn(&Item) -> Record,
+    ) {
+        for (block, items) in scratch.runs() {
+            // Items do not overlap: with a whole block, it is the only one.
+            let first = &items[0];
+            if first.order == Order::Block {
+                if UNMAP {
+                    self.host.unmap_block(&self.machine, first.frame);
                 }
-                self.ledger.set_in(item.block, item.frame, record);
+                self.ledger.set_block(block, record(first));
+                continue;
             }
-            Order::Block => {
-                if unmap {
-                    self.host.unmap_block(&self.machine, item.frame);
-                }
-                self.ledger.set_block(item.block, record);
+            self.host.split(&self.machine, &self.ledger, block, first.frame);
+            if UNMAP {
+                self.host.unmap_pages(&self.machine, block, items.iter().map(Item::page));
+            }
+            let records = items.iter().map(|item| (item.page(), record(item)));
+            self.ledger.leave_home(block, to, records);
+        }
+    }
+
+    fn clean(&self, items: &[Item]) {
+        if self.machine.needs_clean() {
+            for item in items {
+                self.machine.clean_to_poc(item.frame, item.order.size());
             }
         }
     }
@@ -165,23 +200,22 @@ impl<M: Machine> Hypervisor<M> {
         count: u64,
         allowed: impl Fn(&Vm, Record) -> Result<(), (Error, u64)>,
     ) -> Result<(), Refusal> {
-        self.read_list(scratch, list, count, ListKind::Frames)?;
-        let items = &mut scratch.items[..];
-        sort_by_frame(items)?;
+        self.read_list::<false, false>(scratch, list, count)?;
+        scratch.sort_by_frame()?;
         // Zeroing is done under the locks; this bounds it.
-        if total_size(items) > RECLAIM_MAX {
+        if total_size(scratch.items()) > RECLAIM_MAX {
             return Err(Error::InvalidSize.into());
         }
         // Which VM it is about is read without a lock, and checked under it.
-        let Some(first) = items.iter().min_by_key(|item| item.index) else {
+        let Some(first) = scratch.items().iter().min_by_key(|item| item.index) else {
             return Err(Error::InvalidSize.into());
         };
         let id = self.ledger.get_in(first.block, first.frame).borrower();
         let mut vm = self.slots[id.get() as usize % self.slots.len()].lock();
         let vm = &mut *vm;
-        self.lock_blocks(items);
+        self.lock_blocks(scratch);
         let mut tables = TableCount::new();
-        let mut result = check_all(items, |item| {
+        let mut result = check_all(scratch.items(), |item| {
             let record = self.host_record(item)?;
             allowed(vm, record).map_err(|(error, detail)| item.refuse(error, detail))?;
             if record.borrower() != id {
@@ -196,9 +230,9 @@ impl<M: Machine> Hypervisor<M> {
             result = enough_tables(&tables, &vm.pool);
         }
         if result.is_ok() {
-            self.commit_take_back(items, vm);
+            self.commit_take_back(scratch.items_mut(), vm);
         }
-        self.unlock_blocks(items);
+        self.unlock_blocks(scratch);
         result
     }
 

@@ -11,12 +11,14 @@ mod vms;
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use escrow_abi::Error;
+use escrow_abi::{Error, Rights};
 
 use crate::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE, PhysAddr, PhysRange};
 use crate::ledger::{BlockCell, Ledger, RamError, RamMap, Record};
 use crate::machine::Machine;
-use crate::stage2::{Geometry, HostMap, HostMapError, MmioMap, Stage2Context, Stage2Features};
+use crate::stage2::{
+    Attributes, Geometry, HostMap, HostMapError, MmioMap, Stage2Context, Stage2Features,
+};
 use crate::vm::{MAX_VMS, Run, Slot};
 pub use calls::immediate;
 pub use list::Scratch;
@@ -91,8 +93,9 @@ pub struct Hypervisor<M: Machine> {
     pub machine: M,
     ledger: Ledger,
     host: HostMap,
-    features: Stage2Features,
     guest_geometry: Geometry,
+    /// By the bits of the guest's rights.
+    guest_attributes: [Attributes; 8],
     /// `VTCR_EL2` of all guests.
     guest_vtcr: u64,
     /// Slot 0 is never used: its number is the host's.
@@ -159,8 +162,11 @@ impl<M: Machine> Hypervisor<M> {
             machine,
             ledger,
             host,
-            features: setup.features,
             guest_geometry,
+            guest_attributes: core::array::from_fn(|bits| {
+                let rights = Rights::from_bits(bits as u64).unwrap_or(Rights::NONE);
+                Attributes::guest_ram(rights, &setup.features)
+            }),
             guest_vtcr: guest_geometry.vtcr(&setup.features),
             slots: [const { Slot::new() }; MAX_VMS],
             cpus: AtomicU32::new(0),

@@ -5,7 +5,7 @@
 use escrow_abi::{Error, FrameState, Handle, HandleKind, call, run};
 use spin::mutex::TicketMutexGuard;
 
-use super::list::{ListKind, Scratch};
+use super::list::Scratch;
 use super::{HostCall, Hypervisor, Refusal};
 use crate::addr::PAGE_SIZE;
 use crate::ledger::VmId;
@@ -62,7 +62,7 @@ impl<M: Machine> Hypervisor<M> {
         list: u64,
         count: u64,
     ) -> Result<u64, Refusal> {
-        self.read_list(scratch, list, count, ListKind::DonateWithReport)?;
+        self.read_list::<false, true>(scratch, list, count)?;
         let mut free = self.slots.iter().enumerate().skip(1).filter_map(|(n, slot)| {
             let vm = slot.lock();
             let usable = vm.life == Life::Free && vm.generation < Handle::GENERATION_MAX;
@@ -70,13 +70,11 @@ impl<M: Machine> Hypervisor<M> {
         });
         let (number, slot, mut vm) = free.next().ok_or(Error::TableFull)?;
         let id = VmId::new(number as u16);
-        self.donate(&mut scratch.items, id, &mut vm)?;
+        self.donate(scratch, id, &mut vm)?;
         // The list has at least one page.
         let root = vm.pool.pop(&self.machine).ok_or(Error::NoMemory)?;
-        let context = Stage2Context {
-            vttbr: (number as u64) << 48 | root.0,
-            vtcr: self.guest_geometry.vtcr(&self.features),
-        };
+        let context =
+            Stage2Context { vttbr: (number as u64) << 48 | root.0, vtcr: self.guest_vtcr };
         vm.map = Some(GuestMap::new(self.guest_geometry, root, context));
         vm.ranges.clear();
         vm.generation += 1;
@@ -92,9 +90,9 @@ impl<M: Machine> Hypervisor<M> {
         list: u64,
         count: u64,
     ) -> Result<(), Refusal> {
-        self.read_list(scratch, list, count, ListKind::DonateWithReport)?;
+        self.read_list::<false, true>(scratch, list, count)?;
         let (id, mut vm) = self.lock_live_vm(vm)?;
-        self.donate(&mut scratch.items, id, &mut vm)
+        self.donate(scratch, id, &mut vm)
     }
 
     pub(super) fn vm_configure(

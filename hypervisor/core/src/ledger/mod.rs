@@ -283,6 +283,41 @@ impl Ledger {
         self.set_block_record(block, record);
     }
 
+    /// Whether every frame of a block is at home, and it is not split.
+    #[inline]
+    pub fn is_home(&self, block: BlockIndex) -> bool {
+        self.block_record(block) == Record::HOME
+    }
+
+    /// Whether a frame of a split block is at home.
+    #[inline]
+    pub fn is_frame_home(&self, block: BlockIndex, page: usize) -> bool {
+        self.frame(block, page) == Record::HOME
+    }
+
+    /// Writes the records of frames of a split block that are all at home, and
+    /// that go into one state. Needs the block's lock. Does once what
+    /// [`Self::set_in`] does for each frame.
+    #[inline]
+    pub fn leave_home(
+        &self,
+        block: BlockIndex,
+        state: FrameState,
+        frames: impl Iterator<Item = (usize, Record)>,
+    ) {
+        let first = block.get() * PAGES_PER_BLOCK;
+        let Some(records) = self.frames.get(first..first + PAGES_PER_BLOCK) else { return };
+        let mut left = 0;
+        for (page, record) in frames {
+            records[page % PAGES_PER_BLOCK].store(record.bits(), Ordering::Relaxed);
+            left += 1;
+        }
+        let away = self.block_record(block).split_away().unwrap_or(0);
+        self.set_block_record(block, Record::split(away + left));
+        self.pages[FrameState::Owned as usize].fetch_sub(left, Ordering::Relaxed);
+        self.pages[state as usize].fetch_add(left, Ordering::Relaxed);
+    }
+
     /// Writes the record of one frame, splitting its block if need be. Needs
     /// the block's lock. Does nothing outside RAM.
     pub fn set(&self, at: PhysAddr, record: Record) {
@@ -347,8 +382,9 @@ impl Ledger {
     }
 }
 
+/// Which page of its block an address lies in.
 #[inline]
-fn page_in_block(at: PhysAddr) -> usize {
+pub fn page_in_block(at: PhysAddr) -> usize {
     (at.0 / PAGE_SIZE) as usize % PAGES_PER_BLOCK
 }
 

@@ -62,6 +62,89 @@ pub struct GuestMap {
     context: Stage2Context,
 }
 
+/// A place in a guest's tables, for many changes near each other: the walk to
+/// a level-3 table is made once for all pages in it.
+///
+/// The tables must not be changed but through the cursor while there is one.
+pub struct Cursor<'m, M> {
+    map: &'m GuestMap,
+    machine: &'m M,
+    /// The 2 MiB of guest addresses that `here` is about.
+    block: u64,
+    here: Place<'m>,
+}
+
+#[derive(Clone, Copy)]
+enum Place<'m> {
+    /// There is a level-3 table.
+    Table(&'m Table),
+    /// There is nothing, and the tables for it have been counted.
+    Counted,
+    /// Anything else.
+    Other,
+}
+
+impl<'m, M: Machine> Cursor<'m, M> {
+    /// A cursor over a map.
+    pub fn new(map: &'m GuestMap, machine: &'m M) -> Cursor<'m, M> {
+        Cursor { map, machine, block: u64::MAX, here: Place::Other }
+    }
+
+    /// See [`GuestMap::prepare_map`].
+    #[inline]
+    pub fn prepare_map(&mut self, at: Ipa, order: Order, count: &mut TableCount) -> bool {
+        if order == Order::Page {
+            self.seek(at);
+            match self.here {
+                Place::Table(table) => {
+                    return !Descriptor(table[index(at, 3)].load(Ordering::Relaxed)).is_valid();
+                }
+                Place::Counted => return true,
+                Place::Other => {}
+            }
+        }
+        let room = self.map.prepare_map(self.machine, at, order, count);
+        if room && order == Order::Page {
+            self.here = Place::Counted;
+        }
+        room
+    }
+
+    /// See [`GuestMap::map`].
+    #[inline]
+    pub fn map(
+        &mut self,
+        pool: &mut PagePool,
+        at: Ipa,
+        to: PhysAddr,
+        order: Order,
+        attributes: Attributes,
+    ) {
+        if order == Order::Page {
+            self.seek(at);
+            if let Place::Table(table) = self.here {
+                let entry = Descriptor::page(to, attributes);
+                table[index(at, 3)].store(entry.0, Ordering::Relaxed);
+                return;
+            }
+        }
+        self.map.map(self.machine, pool, at, to, order, attributes);
+        self.block = u64::MAX;
+    }
+
+    #[inline]
+    fn seek(&mut self, at: Ipa) {
+        let block = at.0 / BLOCK_SIZE;
+        if block != self.block {
+            self.block = block;
+            self.here = match self.map.level3_table(self.machine, at) {
+                Some(table) => Place::Table(table),
+                None => Place::Other,
+            };
+        }
+    }
+}
+
 /// What a guest address leads to.
 #[derive(Clone, Copy, Debug)]
 pub struct Leaf {
@@ -260,6 +343,13 @@ impl GuestMap {
         slot.store(Descriptor::INVALID.0, Ordering::Relaxed);
         machine.invalidate_range(&self.context, base, size);
         machine.invalidate_finish(&self.context);
+    }
+
+    /// The level-3 table of an address, if there is one.
+    fn level3_table<'m, M: Machine>(&self, machine: &'m M, at: Ipa) -> Option<&'m Table> {
+        let (slot, level) = self.walk(machine, at, 2);
+        let entry = Descriptor(slot.load(Ordering::Relaxed));
+        (level == 2 && entry.is_table()).then(|| machine.table(entry.address()))
     }
 
     /// Follows tables towards `target`; stops at it, or at the first entry

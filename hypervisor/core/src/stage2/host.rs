@@ -241,11 +241,19 @@ impl HostMap {
         entry.is_valid()
     }
 
-    /// Takes a page of a split block out of the map; the caller invalidates
-    /// it afterwards. Needs the block's lock.
-    pub fn unmap_page<M: Machine>(&self, machine: &M, block: BlockIndex, at: PhysAddr) {
-        let slot = &machine.table(self.level3_page(block))[index(at.0, 3)];
-        slot.store(Descriptor::INVALID.0, Ordering::Relaxed);
+    /// Takes pages of a split block out of the map; the caller invalidates
+    /// them afterwards. Needs the block's lock.
+    #[inline]
+    pub fn unmap_pages<M: Machine>(
+        &self,
+        machine: &M,
+        block: BlockIndex,
+        pages: impl Iterator<Item = usize>,
+    ) {
+        let table = machine.table(self.level3_page(block));
+        for page in pages {
+            table[page % PAGES_PER_BLOCK].store(Descriptor::INVALID.0, Ordering::Relaxed);
+        }
     }
 
     /// Puts a page back into the map of a split block; the caller publishes

@@ -10,7 +10,7 @@ mod guest;
 mod host;
 
 pub use descriptor::{Attributes, Descriptor};
-pub use guest::{GuestMap, Leaf, PagePool, TableCount};
+pub use guest::{Cursor, GuestMap, Leaf, PagePool, TableCount};
 pub use host::{HostMap, HostMapError, MmioMap};
 
 /// What the CPUs' stage 2 can do, the least of all CPUs.

@@ -77,7 +77,7 @@ pub const READY: Answer = answer(run::READY, [0; 3]);
 impl Vcpu {
     /// Decodes an exit. General registers and the timer must be up to date,
     /// and so must `SCTLR_EL1` when the exit is an abort.
-    #[inline]
+    #[inline(always)]
     pub fn decode(&mut self, exit: GuestExit, ids: &GuestIds) -> Outcome {
         let esr = match exit {
             GuestExit::Abort(trap) => return self.abort(&trap),
@@ -99,6 +99,7 @@ impl Vcpu {
     }
 
     /// WFI and WFE, with and without a deadline of their own.
+    #[inline(always)]
     fn wait(&mut self, esr: u64) -> Outcome {
         self.skip_instruction();
         let (for_event, limited) = (esr & 1 != 0, esr & 2 != 0);
@@ -124,6 +125,7 @@ impl Vcpu {
     }
 
     /// A trapped system register or instruction.
+    #[inline(never)]
     fn system(&mut self, esr: u64, ids: &GuestIds) -> Outcome {
         let access = Access::from_syndrome(esr);
         let register = (esr >> 5 & 0x1f) as usize;
@@ -139,7 +141,7 @@ impl Vcpu {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn abort(&mut self, trap: &Trap) -> Outcome {
         let Trap { esr, far, ipa } = *trap;
         match abort::kind(esr) {
@@ -159,7 +161,7 @@ impl Vcpu {
     }
 
     /// Decides about an abort, given whether its address is declared memory.
-    #[inline]
+    #[inline(always)]
     pub fn settle(&mut self, abort: &Abort, is_memory: bool) -> Outcome {
         let Abort { at, esr, far } = *abort;
         let fetch = Ec::of(esr) == Ec::INSTRUCTION_ABORT_LOWER;
@@ -190,7 +192,7 @@ impl Vcpu {
         self.fault(esr, far, at)
     }
 
-    #[inline]
+    #[inline(always)]
     fn mmio(&mut self, at: Ipa, esr: u64, far: u64) -> Outcome {
         let mmio = Mmio { esr, far };
         self.pending = Pending::Mmio(mmio);

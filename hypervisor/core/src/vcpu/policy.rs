@@ -30,6 +30,7 @@ const AFFINITY_OFF: u64 = 1;
 
 impl<M: Machine> Hypervisor<M> {
     /// What a run begins with.
+    #[inline(always)]
     pub fn guest_entry(&self, run: &Run<'_>) -> Next {
         match run.power {
             Power::On => Next::Enter,
@@ -39,7 +40,7 @@ impl<M: Machine> Hypervisor<M> {
 
     /// Handles an exit of a run's guest. See [`Vcpu::decode`] for what of its
     /// registers must be in memory.
-    #[inline]
+    #[inline(always)]
     pub fn guest_exit(&self, run: &mut Run<'_>, exit: GuestExit, ids: &GuestIds) -> Next {
         let mut outcome = run.decode(exit, ids);
         if let Outcome::Abort(abort) = outcome {

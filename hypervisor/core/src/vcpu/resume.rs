@@ -93,15 +93,20 @@ impl Vcpu {
     ///
     /// [`Error::InvalidArgument`] if the data is not 0 where it is reserved, or
     /// the action is none; the exit then stays unanswered.
-    #[inline]
+    #[inline(always)]
     pub fn resume(&mut self, data: [u64; 3]) -> Result<(), Error> {
-        let [value, action, reserved] = data;
-        let pending = self.pending;
-        if pending == Pending::None {
+        if self.pending == Pending::None {
             // The usual case; comparing arrays would be a call.
+            let [value, action, reserved] = data;
             let empty = value | action | reserved == 0;
             return if empty { Ok(()) } else { Err(Error::InvalidArgument) };
         }
+        self.settle_pending(data)
+    }
+
+    fn settle_pending(&mut self, data: [u64; 3]) -> Result<(), Error> {
+        let [value, action, reserved] = data;
+        let pending = self.pending;
         let read = match pending {
             Pending::Mmio(mmio) if !mmio.is_write() => Some(mmio),
             _ => None,

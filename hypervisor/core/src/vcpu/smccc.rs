@@ -46,6 +46,7 @@ pub enum Service {
 
 impl Vcpu {
     /// A call, with the PC behind it.
+    #[inline(never)]
     pub(super) fn call(&mut self, esr: u64) -> Outcome {
         let args: [u64; 8] = core::array::from_fn(|n| self.regs.x[n]);
         // Calls have immediate 0; all others are nobody's (DEN0028, "SMC and HVC immediate value").

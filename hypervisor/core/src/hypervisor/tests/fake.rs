@@ -68,6 +68,10 @@ impl Machine for Fake {
         }
     }
 
+    fn needs_clean(&self) -> bool {
+        true
+    }
+
     fn clean_to_poc(&self, _: PhysAddr, _: u64) {}
 
     fn publish(&self) {}
