@@ -263,8 +263,10 @@ impl Ledger {
         if record.split_away().is_some() {
             return;
         }
-        for n in 0..PAGES_PER_BLOCK {
-            self.set_frame(block, n, record.nth(n as u64));
+        let first = block.get() * PAGES_PER_BLOCK;
+        let Some(frames) = self.frames.get(first..first + PAGES_PER_BLOCK) else { return };
+        for (n, frame) in (0u64..).zip(frames) {
+            frame.store(record.nth(n).bits(), Ordering::Relaxed);
         }
         let away = if record == Record::HOME { 0 } else { PAGES_PER_BLOCK as u64 };
         self.set_block_record(block, Record::split(away));

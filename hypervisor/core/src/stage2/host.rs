@@ -280,12 +280,17 @@ impl HostMap {
             return;
         }
         let base = at.align_down(BLOCK_SIZE);
-        if ledger.whole_block(block).is_some_and(Record::owner_reaches) {
+        let reached = ledger.whole_block(block).is_some_and(Record::owner_reaches);
+        if reached {
             // It is a block entry now; a block that was lent has left before.
             self.leave(machine, base);
         }
         ledger.split(block);
-        self.fill_level3(machine, ledger, block, base);
+        let first = Descriptor::page(base, Attributes::HOST_RAM).0;
+        for (n, slot) in (0u64..).zip(machine.table(self.level3_page(block))) {
+            let entry = if reached { first + n * PAGE_SIZE } else { Descriptor::INVALID.0 };
+            slot.store(entry, Ordering::Relaxed);
+        }
         let Some(slot) = self.level2_slot(machine, base) else { return };
         let table = Descriptor::table(self.level3_page(block));
         self.replace(machine, slot, table, base, BLOCK_SIZE);
