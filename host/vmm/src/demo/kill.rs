@@ -25,7 +25,7 @@ const SECRET_PAGES: u64 = 16;
 const READY: &str = "ready";
 /// How long the kernel may take to clean up behind a process that is gone
 /// already. Nothing is left to wait for, so this is much.
-const CLEAN_UP: Duration = Duration::from_secs(5);
+const CLEAN_UP: Duration = Duration::from_secs(10);
 
 /// Kills a process while its guest loops, and counts the pages.
 ///

@@ -63,7 +63,7 @@ pub fn start_pinned(checks: &mut Checks, prepared: &mut Prepared<'_>) -> Result<
 
     let refusal = Refusal::parse(&prepared.memory.fdinfo()?);
     let expected = Refusal { offset: PROGRAM_OFFSET, excess: 1 };
-    checks.equal("named is", expected, refusal.map_or("nothing".into(), |seen| seen.to_string()));
+    checks.equal("named", expected, refusal.map_or("nothing".into(), |seen| seen.to_string()));
 
     let difference = before.difference(&Facts::read()?);
     checks.equal("EL2's counts", "unchanged", difference.as_deref().unwrap_or("unchanged"));
@@ -118,13 +118,13 @@ pub fn talk(checks: &mut Checks, prepared: &Prepared<'_>, guest: &mut Guest) -> 
     checks.equal("the guest reads", "the message", seen);
 
     let right = mmio(guest)?;
-    checks.equal("MMIO of 1, 2, 4, 8 bytes right", "12 of 12", format!("{right} of 12"));
+    checks.equal("right MMIO accesses of 1, 2, 4, 8 bytes", "12 of 12", format!("{right} of 12"));
     checks.equal("MMIO that the host refuses", "an abort in the guest", refused(guest)?);
     checks.equal("a hidden register", "undefined in the guest", hidden(guest)?);
 
     let (host, in_guest) = vector_registers(guest)?;
     checks.equal("vector registers lost by the host", 0, host);
-    checks.equal("by the guest", 0, in_guest);
+    checks.equal("lost by the guest", 0, in_guest);
 
     checks.equal("words through MMIO to a fresh page and back", "the same", there_and_back(guest)?);
     checks.equal("waiting for a timer by WFI", "sleeps", nap(guest)?);
@@ -182,17 +182,22 @@ fn there_and_back(guest: &mut Guest) -> Result<&'static str> {
 /// and no time of the host's CPU.
 fn nap(guest: &mut Guest) -> Result<String> {
     const NAP_MS: u64 = 100;
+    // A CPU that is emulated on a busy machine may be slow once, not always.
+    const TRIES: u32 = 3;
     let ticks = cpu::counter_frequency() * NAP_MS / 1000;
-    let before = cpu_time()?;
-    let slept = guest.answer(Command::Sleep(ticks))?;
-    let used = cpu_time()? - before;
-    Ok(if slept < ticks {
-        format!("woke after {slept} of {ticks} ticks")
-    } else if used > Duration::from_millis(NAP_MS / 2) {
-        format!("uses {used:?} of CPU time in {NAP_MS} ms")
-    } else {
-        "sleeps".to_owned()
-    })
+    let mut least = Duration::MAX;
+    for _ in 0..TRIES {
+        let before = cpu_time()?;
+        let slept = guest.answer(Command::Sleep(ticks))?;
+        if slept < ticks {
+            return Ok(format!("woke after {slept} of {ticks} ticks"));
+        }
+        least = least.min(cpu_time()?.saturating_sub(before));
+        if least < Duration::from_millis(NAP_MS / 2) {
+            return Ok("sleeps".to_owned());
+        }
+    }
+    Ok(format!("uses {least:?} of CPU time in {NAP_MS} ms"))
 }
 
 /// CPU time that this process has used.

@@ -94,15 +94,15 @@ fn verdict(ok: bool) -> &'static str {
 /// without the names where it is good.
 fn line(step: &Step) -> String {
     let list =
-        |item: fn(&Check) -> String| step.checks.iter().map(item).collect::<Vec<_>>().join(", ");
-    let expected = list(|check| format!("{} {}", check.what, check.expected));
+        |item: fn(&Check) -> String| step.checks.iter().map(item).collect::<Vec<_>>().join("; ");
+    let expected = list(|check| format!("{}: {}", check.what, check.expected));
     let mut seen = list(|check| match check.ok {
         true => check.seen.clone(),
-        false => format!("{} {}!", check.what, check.seen),
+        false => format!("{}: {}!", check.what, check.seen),
     });
     if let Some(error) = &step.error {
         if !seen.is_empty() {
-            seen.push_str(", then ");
+            seen.push_str("; then ");
         }
         seen.push_str(error);
     }
@@ -148,10 +148,10 @@ mod tests {
         report.step("empty", |_| Ok(()));
         let ok: Vec<bool> = report.steps.iter().map(|step| step.ok).collect();
         assert_eq!(ok, [true, false, false, false]);
-        assert_eq!(line(&report.steps[0]), "1. good / expected: answer 42 / seen: 42 / ok");
+        assert_eq!(line(&report.steps[0]), "1. good / expected: answer: 42 / seen: 42 / ok");
         assert_eq!(
             line(&report.steps[1]),
-            "2. wrong / expected: answer 42 / seen: answer 41! / FAILED"
+            "2. wrong / expected: answer: 42 / seen: answer: 41! / FAILED"
         );
         assert_eq!(
             line(&report.steps[2]),
