@@ -209,8 +209,8 @@ int escrow_mem_give(struct escrow_vm *vm, const struct escrow_place *place)
 		pages[locked] = page;
 		folio_lock(page->folio);
 		mapped |= folio_mapped(page->folio);
-		/* Another VM may have given it up, or died. */
-		if (escrow_rs_page_borrower(&page->state, &borrower) >= 0 &&
+		/* Another VM that it was lent to may have given it up, or died. */
+		if (escrow_rs_page_borrower(&page->state, &borrower) == ESCROW_LENT &&
 		    borrower != vm->handle)
 			escrow_mem_fetch(mem, page, batch);
 	}

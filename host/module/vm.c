@@ -64,10 +64,13 @@ static int escrow_vm_give_metadata(struct escrow_vm *vm, u32 count)
 		}
 		escrow_batch_add(batch, page, 0, 0, &report);
 	}
-	if (!err && !vm->handle)
+	if (!err && !vm->handle) {
 		err = escrow_rs_vm_create(escrow_batch_address(batch), batch->count, &vm->handle);
-	else if (!err)
+		if (!err)
+			atomic_inc(&alive);
+	} else if (!err) {
 		err = escrow_rs_vm_top_up(vm->handle, escrow_batch_address(batch), batch->count);
+	}
 
 	for (i = 0; i < batch->count; i++) {
 		page = batch->pages[i];
@@ -147,6 +150,9 @@ static int escrow_vm_take_back(struct escrow_vm *vm, int how, bool quarantine)
 	int err = 0;
 	size_t i;
 
+	/* Its creation may have failed half-way. */
+	if (!vm->core)
+		return 0;
 	for (i = 0; !escrow_rs_vm_binding(vm->core, i, &place); i++) {
 		int one = escrow_mem_take_back(place.mem, place.offset, place.size, vm->handle,
 					       how, quarantine);
@@ -406,7 +412,7 @@ static const struct file_operations escrow_vm_fops = {
 int escrow_vm_create(void)
 {
 	struct escrow_vm *vm;
-	int err;
+	int ret;
 
 	vm = kzalloc(sizeof(*vm), GFP_KERNEL_ACCOUNT);
 	if (!vm)
@@ -417,29 +423,18 @@ int escrow_vm_create(void)
 	mutex_init(&vm->metadata_lock);
 	INIT_LIST_HEAD(&vm->metadata_pages);
 	vm->batch = escrow_batch_alloc(ESCROW_BATCH);
-	if (!vm->batch) {
-		err = -ENOMEM;
-		goto err_free;
+	ret = vm->batch ? escrow_vm_donate(vm, escrow_rs_metadata_initial()) : -ENOMEM;
+	if (!ret) {
+		vm->core = escrow_rs_vm_new(vm->handle);
+		ret = vm->core ? anon_inode_getfd("[gunyah-vm]", &escrow_vm_fops, vm,
+						  O_RDWR | O_CLOEXEC) : -ENOMEM;
 	}
-	err = escrow_vm_donate(vm, escrow_rs_metadata_initial());
-	if (err)
-		goto err_free;
-	/* From here on, EL2 has pages of ours. */
-	atomic_inc(&alive);
-	vm->core = escrow_rs_vm_new(vm->handle);
-	if (!vm->core) {
-		err = -ENOMEM;
-		goto err_release;
-	}
-	err = anon_inode_getfd("[gunyah-vm]", &escrow_vm_fops, vm, O_RDWR | O_CLOEXEC);
-	if (err < 0)
-		goto err_release;
-	return err;
-
-err_release:
-	escrow_vm_release(vm);
-	return err;
-err_free:
-	escrow_vm_free(vm);
-	return err;
+	if (ret >= 0)
+		return ret;
+	/* With a handle, EL2 has pages of ours. */
+	if (vm->handle)
+		escrow_vm_release(vm);
+	else
+		escrow_vm_free(vm);
+	return ret;
 }

@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Ways to reach mapped pages that fail instead of killing, and ways to hold
+//! on to them.
+
+use std::io::{IoSlice, Read as _};
+use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::slice;
+
+use anyhow::{Context as _, Result, ensure};
+use nix::errno::Errno;
+use nix::fcntl::{SpliceFFlags, vmsplice};
+
+use crate::gunyah::{Mapping, PAGE};
+
+/// Reads a word through the mapping, as the kernel does for a `write` from
+/// there: through the page's entry in this process's tables, faulting it in.
+///
+/// # Errors
+/// EFAULT if the page is out of reach.
+pub fn read(mapping: &Mapping, offset: u64) -> Result<u64, Errno> {
+    let (mut reader, writer) = std::io::pipe().map_err(|_| Errno::EMFILE)?;
+    // SAFETY: the address is the mapping's; the kernel copes with faults.
+    let count = unsafe { libc::write(writer.as_raw_fd(), mapping.at(offset).cast(), 8) };
+    Errno::result(count)?;
+    let mut word = [0; 8];
+    reader.read_exact(&mut word).map_err(|_| Errno::EIO)?;
+    Ok(u64::from_le_bytes(word))
+}
+
+/// Writes a word through the mapping.
+///
+/// # Errors
+/// EFAULT if the page is out of reach.
+pub fn write(mapping: &Mapping, offset: u64, word: u64) -> Result<(), Errno> {
+    let (reader, writer) = std::io::pipe().map_err(|_| Errno::EMFILE)?;
+    nix::unistd::write(&writer, &word.to_le_bytes())?;
+    // SAFETY: the address is the mapping's; the kernel copes with faults.
+    let count = unsafe { libc::read(reader.as_raw_fd(), mapping.at(offset).cast(), 8) };
+    Errno::result(count).map(drop)
+}
+
+/// A reference to a page that outlives its mapping: the page is in a pipe.
+pub struct Pin {
+    reader: std::io::PipeReader,
+    _writer: std::io::PipeWriter,
+}
+
+impl Pin {
+    /// Takes one.
+    ///
+    /// # Errors
+    /// EFAULT if the page is out of reach.
+    pub fn take(mapping: &Mapping, page: u64) -> Result<Pin, Errno> {
+        let (reader, writer) = std::io::pipe().map_err(|_| Errno::EMFILE)?;
+        // SAFETY: the kernel takes the address and the length; nothing is
+        // read through the slice here.
+        let bytes = unsafe { slice::from_raw_parts(mapping.at(page * PAGE), PAGE as usize) };
+        let count = vmsplice(writer.as_fd(), &[IoSlice::new(bytes)], SpliceFFlags::empty())?;
+        if count != PAGE as usize {
+            return Err(Errno::EIO);
+        }
+        Ok(Pin { reader, _writer: writer })
+    }
+
+    /// Lets go by reading what the page holds.
+    pub fn drain(mut self) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; PAGE as usize];
+        self.reader.read_exact(&mut bytes).context("draining the pipe")?;
+        ensure!(bytes.len() == PAGE as usize);
+        Ok(bytes)
+    }
+}

@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//
+// A guest that does what it is told. It reads four words at 0x6000 (what to
+// do, and three arguments), does it, and writes the answer to 0x6020. An
+// exception's class goes to 0x6028, and the instruction is left out.
+//
+// Position-independent, without a stack; x20 is the window's address.
+
+	.pushsection .rodata
+	.balign	8
+	.global	shim_guest_start
+shim_guest_start:
+	mov	x20, #0x6000
+	adr	x0, vectors
+	msr	vbar_el1, x0
+	isb
+next:
+	ldr	x1, [x20]
+	ldr	x2, [x20, #8]
+	ldr	x3, [x20, #16]
+	ldr	x4, [x20, #24]
+	cmp	x1, #0
+	b.eq	load
+	cmp	x1, #1
+	b.eq	store
+	cmp	x1, #2
+	b.eq	unlock
+	cmp	x1, #3
+	b.eq	loop
+	cmp	x1, #4
+	b.eq	off
+	cmp	x1, #5
+	b.eq	visit
+	cmp	x1, #6
+	b.eq	come_and_go
+	b	off
+load:				// of x2
+	ldr	x0, [x2]
+	b	answer
+store:				// x3 to x2
+	str	x3, [x2]
+	mov	x0, #0
+	b	answer
+unlock:				// x3 bytes at x2, flags x4
+	bl	modify
+answer:
+	str	x0, [x20, #0x20]
+	b	next
+loop:
+	b	loop
+off:
+	movz	w0, #0x8400, lsl #16
+	movk	w0, #0x0008
+	hvc	#0
+	b	off
+visit:				// a word in each of x3 pages at x2
+	mov	x0, x3
+1:	str	x2, [x2]
+	add	x2, x2, #0x1000
+	subs	x3, x3, #1
+	b.ne	1b
+	b	answer
+	// As visit, unlocking each, flags x4, for ever. What has been unlocked
+	// is no longer the guest's own: it may go between any two instructions,
+	// and then the next access brings in another, with zeros.
+come_and_go:
+	mov	x21, x2
+	mov	x22, x3
+2:	mov	x23, #0
+3:	add	x2, x21, x23, lsl #12
+	str	x2, [x2]
+	ldr	x0, [x2]
+	cmp	x0, x2
+	ccmp	x0, #0, #4, ne	// neither its own word nor zeros
+	b.ne	answer
+	mov	x3, #0x1000
+	bl	modify
+	cmp	x0, #22		// InvalidAddress: it is gone
+	ccmp	x0, #0, #4, ne
+	b.ne	answer
+	add	x23, x23, #1
+	cmp	x23, x22
+	b.lo	3b
+	b	2b
+modify:				// x3 bytes at x2, flags x4; keeps x4
+	mov	x24, x4
+	movz	w0, #0xc600, lsl #16
+	movk	w0, #0x8069
+	mov	x1, #0
+	hvc	#0
+	mov	x4, x24
+	ret
+
+	.balign	0x800
+vectors:
+	.rept	16
+	mrs	x25, elr_el1
+	add	x25, x25, #4
+	msr	elr_el1, x25
+	mrs	x25, esr_el1
+	lsr	x25, x25, #26
+	str	x25, [x20, #0x28]
+	eret
+	.balign	0x80
+	.endr
+	.global	shim_guest_end
+shim_guest_end:
+	.popsection

@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! A VM with the guest of `guest.S` in it.
+
+use std::arch::global_asm;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::errno::Errno;
+
+use crate::access;
+use crate::gunyah::{Device, Exit, Mapping, Memory, PAGE, RWX, Vcpu, Vm};
+
+global_asm!(include_str!("guest.S"), options(raw));
+
+/// Guest address of the memory's first page, where the program is.
+pub const RAM: u64 = 0x8000_0000;
+/// Where the guest reads its orders.
+const WINDOW: u64 = 0x6000;
+/// Where it answers.
+const ANSWER: u64 = WINDOW + 0x20;
+/// Where it tells of an exception.
+const EXCEPTION: u64 = WINDOW + 0x28;
+
+/// Exception class of a data abort without a change of level.
+pub const DATA_ABORT: u64 = 0x25;
+
+fn program() -> Vec<u64> {
+    unsafe extern "C" {
+        static shim_guest_start: u8;
+        static shim_guest_end: u8;
+    }
+    let (start, end) = (&raw const shim_guest_start, &raw const shim_guest_end);
+    let words = (end.addr() - start.addr()).div_ceil(8);
+    // SAFETY: the program lies between the two symbols, aligned to words, and
+    // its vectors make it whole ones.
+    unsafe { std::slice::from_raw_parts(start.cast::<u64>(), words) }.to_vec()
+}
+
+/// What the guest is told.
+#[derive(Clone, Copy, Debug)]
+pub enum Order {
+    /// Load a word.
+    Load(u64),
+    /// Store a word.
+    Store(u64, u64),
+    /// Unlock a page, with flags.
+    Unlock(u64, u64),
+    /// Loop for ever.
+    Loop,
+    /// Switch off.
+    Off,
+    /// Store into each page of a run.
+    Visit(u64, u64),
+    /// The same, unlocking each with flags, for ever.
+    ComeAndGo(u64, u64, u64),
+}
+
+impl Order {
+    fn words(self) -> [u64; 4] {
+        match self {
+            Order::Load(at) => [0, at, 0, 0],
+            Order::Store(at, word) => [1, at, word, 0],
+            Order::Unlock(at, flags) => [2, at, PAGE, flags],
+            Order::Loop => [3, 0, 0, 0],
+            Order::Off => [4, 0, 0, 0],
+            Order::Visit(at, pages) => [5, at, pages, 0],
+            Order::ComeAndGo(at, pages, flags) => [6, at, pages, flags],
+        }
+    }
+
+    fn is_endless(self) -> bool {
+        matches!(self, Order::Loop | Order::ComeAndGo(..))
+    }
+}
+
+/// A VM whose memory holds the program in its first page.
+pub struct Guest {
+    /// The memory.
+    pub memory: Memory,
+    /// All of it, mapped.
+    pub mapping: Mapping,
+    /// The VM.
+    pub vm: Vm,
+    /// Its vCPU 0.
+    pub vcpu: Vcpu,
+}
+
+impl Guest {
+    /// One that has not been started. `flags` are those of the memory's
+    /// binding, beside its rights.
+    pub fn new(device: &Device, pages: u64, flags: u32) -> Result<Guest> {
+        let memory = device.memory(pages)?;
+        let mapping = memory.map(0, pages)?;
+        for (at, word) in (0..).step_by(8).zip(program()) {
+            access::write(&mapping, at, word)?;
+        }
+        let vm = device.vm()?;
+        vm.bind(RAM, RWX | flags, &memory, 0, pages)?;
+        let vcpu = vm.vcpu(0)?;
+        Ok(Guest { memory, mapping, vm, vcpu })
+    }
+
+    /// One that runs.
+    pub fn started(device: &Device, pages: u64, flags: u32) -> Result<Guest> {
+        let guest = Guest::new(device, pages, flags)?;
+        guest.vm.start().context("VM_START")?;
+        Ok(guest)
+    }
+
+    /// Runs it, whatever signals come.
+    pub fn run(&self) -> Result<Exit> {
+        loop {
+            match self.vcpu.run() {
+                Err(Errno::EINTR) => {}
+                result => return result.context("VCPU_RUN"),
+            }
+        }
+    }
+
+    /// Gives an order, and returns the exit that is the answer to it or
+    /// something else. An endless one is answered by having been taken.
+    pub fn order(&self, order: Order) -> Result<Exit> {
+        let words = order.words();
+        loop {
+            let exit = self.run()?;
+            let Exit::Read(at @ WINDOW..ANSWER, 8) = exit else { return Ok(exit) };
+            let index = ((at - WINDOW) / 8) as usize;
+            self.vcpu.answer(words[index]);
+            if order.is_endless() && index + 1 == words.len() {
+                return Ok(exit);
+            }
+        }
+    }
+
+    /// Gives an order and returns the guest's answer.
+    pub fn ask(&self, order: Order) -> Result<u64> {
+        match self.order(order)? {
+            Exit::Write(ANSWER, word) => Ok(word),
+            exit => bail!("{order:x?} ended in {exit:x?}"),
+        }
+    }
+
+    /// Gives an order that ends in a data abort, and lets the guest go on to
+    /// the answer behind it.
+    pub fn expect_abort(&self, order: Order) -> Result<()> {
+        let exit = self.order(order)?;
+        self.expect_abort_now(exit)
+    }
+
+    /// An exit that tells of a data abort.
+    pub fn expect_abort_now(&self, exit: Exit) -> Result<()> {
+        ensure!(exit == Exit::Write(EXCEPTION, DATA_ABORT), "no abort but {exit:x?}");
+        let exit = self.run()?;
+        ensure!(matches!(exit, Exit::Write(ANSWER, _)), "no answer but {exit:x?}");
+        Ok(())
+    }
+}

@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The tests.
+
+mod arguments;
+mod ends;
+mod lent;
+mod memory;
+mod shared;
+mod start;
+mod storm;
+
+use anyhow::{Result, bail};
+use nix::errno::Errno;
+
+use crate::Test;
+
+macro_rules! tests {
+    ($($module:ident :: $name:ident),* $(,)?) => {
+        /// All of them.
+        pub const ALL: &[Test] =
+            &[$((concat!(stringify!($module), "::", stringify!($name)), $module::$name)),*];
+    };
+}
+
+tests! {
+    arguments::of_memories,
+    arguments::of_bindings,
+    arguments::of_vms,
+    arguments::of_functions,
+    memory::fresh_pages_are_zero,
+    memory::its_size_changes,
+    memory::holes,
+    memory::only_shared_mappings,
+    shared::both_see_both,
+    shared::a_hole_takes_the_page_from_the_guest,
+    shared::contents_outlive_the_vm,
+    lent::pages_leave_and_come_home,
+    lent::a_locked_page_stays,
+    lent::a_pin_is_named_and_waited_for,
+    lent::a_refused_page_is_an_abort,
+    lent::one_guest_at_a_time,
+    lent::rights_are_kept,
+    lent::beyond_the_end,
+    lent::part_of_a_binding_goes,
+    start::nothing_half_started,
+    start::a_device_tree_comes_whole_or_not_at_all,
+    start::runs_end_when_asked,
+    ends::in_any_order,
+    ends::of_all_vcpus_at_once,
+    ends::killed_at_any_moment,
+    storm::unlocking_with_zeros,
+    storm::unlocking_with_contents,
+}
+
+/// Fails unless the result is that error.
+fn refused<T>(result: Result<T, Errno>, errno: Errno) -> Result<()> {
+    match result {
+        Err(error) if error == errno => Ok(()),
+        Err(error) => bail!("{error} instead of {errno}"),
+        Ok(_) => bail!("done instead of {errno}"),
+    }
+}
+
+/// Fails unless the two are equal.
+fn same<T: PartialEq + std::fmt::Debug>(seen: T, expected: T) -> Result<()> {
+    anyhow::ensure!(seen == expected, "seen {seen:x?}, expected {expected:x?}");
+    Ok(())
+}
