@@ -183,31 +183,26 @@ impl Controls {
         }
     }
 
-    /// Writes the registers, of the optional ones only those named. They are
-    /// in force from the next context synchronization event on (DDI 0487,
-    /// "Synchronization requirements for AArch64 System registers"), at the
-    /// latest from the ERET to EL1.
-    #[inline(always)]
+    /// Writes all of the registers. A world switch writes those that need it
+    /// from assembly (switch.S) and by [`Self::load_rare`].
     pub fn load(&self, optional: Optional) {
         HCR_EL2::write(self.hcr);
         CPTR_EL2::write(self.cptr);
         MDCR_EL2::write(self.mdcr);
         CNTHCTL_EL2::write(self.cnthctl);
         ICH_HCR_EL2::write(self.ich_hcr);
-        if optional.has(Optional::HCRX) {
-            HCRX_EL2::write(self.hcrx);
-        }
         if optional.has(Optional::HFGXTR) {
             HFGRTR_EL2::write(self.hfgrtr);
             HFGWTR_EL2::write(self.hfgwtr);
         }
-        if optional.has(Optional::RARE) {
-            self.load_rare(optional);
-        }
+        self.load_rare(optional);
     }
 
-    #[cold]
-    fn load_rare(&self, optional: Optional) {
+    /// Writes the optional registers that hardly any CPU needs.
+    pub fn load_rare(&self, optional: Optional) {
+        if optional.has(Optional::HCRX) {
+            HCRX_EL2::write(self.hcrx);
+        }
         if optional.has(Optional::ICC_SRE) {
             ICC_SRE_EL2::write(self.icc_sre);
         }
@@ -228,13 +223,14 @@ impl Controls {
 
 /// Steps of a world switch that not every CPU needs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(transparent)]
 pub(crate) struct Optional(u16);
 
 impl Optional {
+    /// `HFGRTR_EL2` and `HFGWTR_EL2`. Bit 0, as switch.S has it.
+    pub const HFGXTR: u16 = 1 << 0;
     /// `HCRX_EL2`.
-    pub const HCRX: u16 = 1 << 0;
-    /// `HFGRTR_EL2` and `HFGWTR_EL2`.
-    pub const HFGXTR: u16 = 1 << 1;
+    pub const HCRX: u16 = 1 << 1;
     /// `MPAM2_EL2`.
     pub const MPAM: u16 = 1 << 2;
     /// The other registers of FEAT_FGT.
@@ -247,8 +243,8 @@ impl Optional {
     pub const AUXILIARY: u16 = 1 << 6;
     /// `ICC_SRE_EL2`, to trap `ICC_SRE_EL1`.
     pub const ICC_SRE: u16 = 1 << 7;
-    /// What hardly any CPU needs.
-    pub const RARE: u16 = Self::MPAM | Self::FGT | Self::FGT2 | Self::ICC_SRE;
+    /// What hardly any CPU needs: all but the first.
+    pub const RARE: u16 = !Self::HFGXTR;
 
     /// All that the CPU has. EL1's registers are at their reset values
     /// afterwards, as far as this tries them out.

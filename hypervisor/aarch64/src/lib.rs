@@ -41,11 +41,30 @@ pub use percpu::{PerCpu, cpu_index};
 pub use smc::smc;
 
 core::arch::global_asm!(include_str!("fp.S"));
-core::arch::global_asm!(include_str!("switch.S"));
+core::arch::global_asm!(
+    include_str!("switch.S"),
+    cpu_mpidr = const percpu::offsets::MPIDR,
+    cpu_host = const percpu::offsets::HOST,
+    cpu_stage2 = const percpu::offsets::STAGE2,
+    cpu_host_stage2 = const percpu::offsets::HOST_STAGE2,
+    cpu_host_controls = const percpu::offsets::HOST_CONTROLS,
+    cpu_guest_controls = const percpu::offsets::GUEST_CONTROLS,
+    cpu_optional = const percpu::offsets::OPTIONAL,
+    host_pc = const core::mem::offset_of!(percpu::HostRegisters, pc),
+    host_timer_ctl = const core::mem::offset_of!(percpu::HostRegisters, timer_ctl),
+    host_mdscr = const core::mem::offset_of!(percpu::HostRegisters, mdscr),
+    controls_hcr = const core::mem::offset_of!(controls::Controls, hcr),
+    controls_mdcr = const core::mem::offset_of!(controls::Controls, mdcr),
+    controls_ich_hcr = const core::mem::offset_of!(controls::Controls, ich_hcr),
+    controls_hfgrtr = const core::mem::offset_of!(controls::Controls, hfgrtr),
+    vcpu_el1 = const core::mem::offset_of!(escrow_core::vcpu::Vcpu, el1),
+    vcpu_vmpidr = const core::mem::offset_of!(escrow_core::vcpu::Vcpu, vmpidr),
+    vcpu_timer = const core::mem::offset_of!(escrow_core::vcpu::Vcpu, timer),
+);
 
 core::arch::global_asm!(
     include_str!("vectors.S"),
-    vcpu = const percpu::VCPU_OFFSET,
+    vcpu = const percpu::offsets::VCPU,
     fault_stack_top = const percpu::FAULT_STACK_TOP,
     fault_stack_size = const percpu::FAULT_STACK_SIZE,
 );

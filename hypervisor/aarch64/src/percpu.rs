@@ -10,6 +10,7 @@ use escrow_core::stage2::Stage2Context;
 use escrow_core::vcpu::{El1Registers, Vcpu};
 
 use crate::controls::{Controls, Optional};
+use crate::debug::Buffers;
 use crate::features::Features;
 use crate::fp::HostVectors;
 use crate::sysreg::TPIDR_EL2;
@@ -23,6 +24,7 @@ pub(crate) struct FaultStack([MaybeUninit<u8>; FAULT_STACK_SIZE]);
 
 /// What of the host is put aside whenever a guest runs.
 #[derive(Default)]
+#[repr(C)]
 pub(crate) struct HostRegisters {
     pub el1: El1Registers,
     /// `MDSCR_EL1`, which guests do not have.
@@ -35,6 +37,7 @@ pub(crate) struct HostRegisters {
     pub timer_ctl: u64,
     /// `CNTV_CVAL_EL0`.
     pub timer_cval: u64,
+    pub buffers: Buffers,
 }
 
 /// The data of one CPU. Only that CPU touches it once it has been started.
@@ -67,9 +70,24 @@ pub struct PerCpu {
     pub(crate) fault_stack: FaultStack,
 }
 
-pub(crate) const VCPU_OFFSET: usize = offset_of!(PerCpu, vcpu);
 pub(crate) const FAULT_STACK_TOP: usize = offset_of!(PerCpu, fault_stack) + FAULT_STACK_SIZE;
 const _: () = assert!(FAULT_STACK_TOP.is_multiple_of(16) && FAULT_STACK_TOP < 1 << 24);
+
+/// Where the assembly finds fields.
+pub(crate) mod offsets {
+    use core::mem::offset_of;
+
+    use super::PerCpu;
+
+    pub const MPIDR: usize = offset_of!(PerCpu, mpidr);
+    pub const VCPU: usize = offset_of!(PerCpu, vcpu);
+    pub const HOST: usize = offset_of!(PerCpu, host);
+    pub const STAGE2: usize = offset_of!(PerCpu, stage2);
+    pub const HOST_STAGE2: usize = offset_of!(PerCpu, host_stage2);
+    pub const HOST_CONTROLS: usize = offset_of!(PerCpu, host_controls);
+    pub const GUEST_CONTROLS: usize = offset_of!(PerCpu, guest_controls);
+    pub const OPTIONAL: usize = offset_of!(PerCpu, optional);
+}
 
 impl PerCpu {
     /// Sets up the data of a CPU in its place.

@@ -142,20 +142,16 @@ escrow_guest_vectors:
     guest_vector 1
     guest_vector 3
 
-// extern "C" fn escrow_enter_guest(regs: *mut GeneralRegisters) -> u64
-//
-// Loads the general registers and enters the guest; returns with them stored,
-// once an exception has ended its run: 0 synchronous, 1 interrupt, 3 SError.
-// PerCpu.vcpu must point to the same registers.
+// Loads the general registers of a guest (x0: *mut GeneralRegisters) and
+// enters it; returns with them stored, once an exception has ended its run,
+// with x0: 0 synchronous, 1 interrupt, 3 SError. Changes all registers but
+// x19, x29 and SP; world.rs tells the compiler. PerCpu.vcpu must point to the
+// same registers.
     .global escrow_enter_guest
 escrow_enter_guest:
-    stp     x29, x30, [sp, #-96]!
+    stp     x29, x30, [sp, #-32]!
     mov     x29, sp
-    stp     x19, x20, [sp, #16]
-    stp     x21, x22, [sp, #32]
-    stp     x23, x24, [sp, #48]
-    stp     x25, x26, [sp, #64]
-    stp     x27, x28, [sp, #80]
+    str     x19, [sp, #16]
     ldp     x30, x1, [x0, #240]
     ldr     x2, [x0, #256]
     msr     elr_el2, x1
@@ -203,12 +199,8 @@ guest_exit:
     stp     x30, x4, [x0, #240]
     str     x5, [x0, #256]
     mov     x0, x1
-    ldp     x19, x20, [sp, #16]
-    ldp     x21, x22, [sp, #32]
-    ldp     x23, x24, [sp, #48]
-    ldp     x25, x26, [sp, #64]
-    ldp     x27, x28, [sp, #80]
-    ldp     x29, x30, [sp], #96
+    ldr     x19, [sp, #16]
+    ldp     x29, x30, [sp], #32
     ret
 
 // x1: kind; x0 and x1 are in TPIDR_EL0 and TPIDR_EL1.

@@ -13,29 +13,36 @@ use core::ptr;
 use aarch64_cpu::asm::barrier;
 use escrow_core::addr::Ipa;
 use escrow_core::hypervisor::Hypervisor;
+use escrow_core::stage2::Stage2Context;
 use escrow_core::vcpu::syndrome::{Ec, abort};
 use escrow_core::vcpu::{
-    Answer, El1Registers, GeneralRegisters, GuestExit, Next, READY, TimerRegisters, Trap,
+    Answer, El1Registers, Exception, GeneralRegisters, GuestExit, Next, READY, TimerRegisters,
+    Trap, Vcpu,
 };
 use escrow_core::vm::Run;
 
 use crate::controls::{Controls, Optional};
+use crate::features::Features;
 use crate::machine::Hardware;
 use crate::percpu::{HostRegisters, PerCpu};
 use crate::sysreg::*;
 use crate::{debug, fp};
 
+// The assembly knows of these structures what lib.rs and the assertions below
+// tell it.
+#[allow(improper_ctypes)]
 unsafe extern "C" {
-    static escrow_guest_vectors: [u8; 0];
-    static escrow_host_vectors: [u8; 0];
-    fn escrow_enter_guest(registers: *mut GeneralRegisters) -> u64;
+    // Not to be called from Rust: see `enter_guest`.
+    fn escrow_enter_guest();
+    fn escrow_to_guest(cpu: *mut PerCpu, vcpu: *const Vcpu, vttbr: u64, vtcr: u64) -> bool;
+    fn escrow_to_host(cpu: *const PerCpu, vcpu: *mut Vcpu);
     fn escrow_save_el1(registers: *mut El1Registers);
     fn escrow_load_el1(registers: *const El1Registers);
     fn escrow_save_keys(keys: *mut [u64; 10]);
     fn escrow_load_keys(keys: *const [u64; 10]);
 }
 
-/// What [`escrow_enter_guest`] returns.
+/// What [`enter_guest`] returns.
 const EXIT_SYNCHRONOUS: u64 = 0;
 const EXIT_INTERRUPT: u64 = 1;
 
@@ -74,14 +81,8 @@ pub(crate) unsafe fn run(
     if let Next::Leave(answer) = hypervisor.guest_entry(&run) {
         return answer;
     }
-    // SAFETY: as granted. These fields do not change during the run.
-    let (features, host, guest) =
-        unsafe { (&(*cpu).features, &(*cpu).host_controls, &(*cpu).guest_controls) };
-    // SAFETY: as granted.
-    let optional = unsafe { (*cpu).optional };
-    let buffers = optional.has(Optional::BUFFERS).then(|| debug::stop(features));
     // SAFETY: as granted, and the host's state is in the CPU.
-    let timer_held_back = unsafe { enter(cpu, &mut run) };
+    let timer_held_back = unsafe { enter(cpu, *run.context(), &mut run) };
     let mut aside = None;
 
     let answer = loop {
@@ -89,48 +90,41 @@ pub(crate) unsafe fn run(
         // force; the guest's stage 2 keeps it to its own memory.
         let kind = unsafe {
             (*cpu).vcpu = ptr::from_mut(&mut *run);
-            escrow_enter_guest(&raw mut (*(*cpu).vcpu).regs)
+            enter_guest(&raw mut (*(*cpu).vcpu).regs)
         };
-        let exit = match kind {
+        save_timer(&mut run.timer, timer_held_back);
+        // A call for each kind of exit, so that each is compiled for it.
+        let ids = &hypervisor.machine.guest_ids;
+        let next = match kind {
             EXIT_SYNCHRONOUS => {
                 let esr = ESR_EL2::read();
                 match Ec::of(esr) {
                     Ec::DATA_ABORT_LOWER | Ec::INSTRUCTION_ABORT_LOWER => {
                         run.el1.sctlr = SCTLR_EL1::read();
-                        GuestExit::Abort(abort_of(esr))
+                        hypervisor.guest_exit(&mut run, GuestExit::Abort(abort_of(esr)), ids)
                     }
-                    Ec::FP if aside.is_none() => {
-                        // SAFETY: the registers are still the host's.
-                        aside = Some(unsafe {
-                            let room = &mut (*cpu).host_vectors;
-                            fp::load_guest(features, host, guest, room, &run.fp)
-                        });
-                        continue;
-                    }
-                    Ec::PAUTH | Ec::SYSTEM if features.pauth && !run.pauth && wants_keys(esr) => {
-                        // SAFETY: the keys are still the host's.
-                        unsafe { lend_keys(&mut (*cpu).host, &mut run, guest) };
-                        continue;
-                    }
-                    _ => GuestExit::Instruction(esr),
+                    _ => hypervisor.guest_exit(&mut run, GuestExit::Instruction(esr), ids),
                 }
             }
-            EXIT_INTERRUPT => GuestExit::Interrupt,
+            EXIT_INTERRUPT => hypervisor.guest_exit(&mut run, GuestExit::Interrupt, ids),
             _ => {
                 // Imprecise: it may well be the host's or a device's doing.
                 crate::host::report("SError during a guest's run", ESR_EL2::read());
-                GuestExit::Interrupt
+                hypervisor.guest_exit(&mut run, GuestExit::Interrupt, ids)
             }
         };
-        save_timer(&mut run.timer, timer_held_back);
-        match hypervisor.guest_exit(&mut run, exit, &hypervisor.machine.guest_ids) {
+        match next {
             Next::Enter => {}
             Next::Inject(exception) => {
-                // SAFETY: the registers in the CPU are the guest's.
+                // SAFETY: as granted, and the registers in the CPU are the
+                // guest's.
                 unsafe {
-                    save_el1(&mut run.el1, optional);
+                    if exception == Exception::UNDEFINED && lend(cpu, &mut run, &mut aside) {
+                        continue;
+                    }
+                    escrow_save_el1(&mut run.el1);
                     run.inject(exception);
-                    load_el1(&run.el1, optional);
+                    escrow_load_el1(&run.el1);
                 }
                 if run.slot().is_stopped() {
                     break READY;
@@ -143,65 +137,100 @@ pub(crate) unsafe fn run(
     if let Some(aside) = aside {
         // SAFETY: the registers are the guest's, the room holds the host's.
         unsafe {
+            let (features, host) = (&(*cpu).features, &(*cpu).host_controls);
             fp::restore_host(features, host, &(*cpu).host_vectors, &mut run.fp, aside);
         }
     }
     // SAFETY: as granted, and the guest's state is in the CPU.
     unsafe { leave(cpu, &mut run) };
-    if let Some(buffers) = buffers {
-        debug::start(features, buffers);
-    }
     answer
 }
 
-/// Takes the host's state out of the CPU and puts the guest's in. Returns
-/// whether the guest's timer is kept from interrupting.
+/// Enters the guest whose general registers these are; returns how its run
+/// ended, with them stored.
 ///
-/// None of the writes has to be in force before the ERET, a context
-/// synchronization event (DDI 0487, Glossary): EL2 uses none of the registers.
+/// # Safety
+///
+/// The rest of the guest's state is in the CPU, and `PerCpu::vcpu` points to
+/// the same registers.
 #[inline(always)]
-unsafe fn enter(cpu: *mut PerCpu, run: &mut Run<'_>) -> bool {
+unsafe fn enter_guest(registers: *mut GeneralRegisters) -> u64 {
+    let kind;
+    // SAFETY: as granted. What it changes is listed: all that the compiler may
+    // not keep across it. That saves storing registers here that the caller of
+    // the caller has stored already.
+    unsafe {
+        asm!(
+            "bl {enter}",
+            enter = sym escrow_enter_guest,
+            inout("x0") registers => kind,
+            out("x1") _, out("x2") _, out("x3") _, out("x4") _, out("x5") _, out("x6") _,
+            out("x7") _, out("x8") _, out("x9") _, out("x10") _, out("x11") _, out("x12") _,
+            out("x13") _, out("x14") _, out("x15") _, out("x16") _, out("x17") _, out("x18") _,
+            out("x20") _, out("x21") _, out("x22") _, out("x23") _, out("x24") _, out("x25") _,
+            out("x26") _, out("x27") _, out("x28") _, out("x30") _,
+        );
+    }
+    kind
+}
+
+/// Gives a guest registers of its own, if it was for them that it met an
+/// undefined instruction: vector registers for this run, keys from now on.
+///
+/// # Safety
+///
+/// As for [`run`], with the guest's state in the CPU.
+#[cold]
+unsafe fn lend(cpu: *mut PerCpu, run: &mut Run<'_>, aside: &mut Option<fp::Aside>) -> bool {
+    let esr = ESR_EL2::read();
+    // SAFETY: as granted; these do not change during a run.
+    let (features, host, guest) =
+        unsafe { (&(*cpu).features, &(*cpu).host_controls, &(*cpu).guest_controls) };
+    if Ec::of(esr) == Ec::FP {
+        if aside.is_some() {
+            return false;
+        }
+        // SAFETY: the vector registers are still the host's.
+        unsafe {
+            let room = &mut (*cpu).host_vectors;
+            *aside = Some(fp::load_guest(features, host, guest, room, &run.fp));
+        }
+        return true;
+    }
+    if !features.pauth || run.pauth || !wants_keys(esr) {
+        return false;
+    }
+    // SAFETY: the keys are still the host's.
+    unsafe { lend_keys(&mut (*cpu).host, run, guest) };
+    true
+}
+
+/// Takes the host's state out of the CPU and puts the guest's in. Returns
+/// whether the guest's timer is kept from interrupting: one that has fired
+/// would end each run before it has begun, until there is a virtual GIC to
+/// hand its interrupt to. The guest sees it masked meanwhile.
+///
+/// # Safety
+///
+/// As for [`run`].
+#[inline(always)]
+unsafe fn enter(cpu: *mut PerCpu, context: Stage2Context, vcpu: &mut Vcpu) -> bool {
     // SAFETY: parts of this CPU's data that nothing else refers to; see `run`.
-    let (host, stage2, last_vcpu) =
-        unsafe { (&mut (*cpu).host, &mut (*cpu).stage2, &mut (*cpu).last_vcpu) };
+    let (host, last_vcpu) = unsafe { (&mut (*cpu).host, &mut (*cpu).last_vcpu) };
     // SAFETY: these are only read while a guest runs.
     let (controls, optional) = unsafe { (&(*cpu).guest_controls, (*cpu).optional) };
-    host.pc = ELR_EL2::read();
-    host.pstate = SPSR_EL2::read();
-    host.timer_ctl = CNTV_CTL_EL0::read();
-    host.timer_cval = CNTV_CVAL_EL0::read();
-    // SAFETY: the registers are the host's.
-    unsafe { save_el1(&mut host.el1, optional) };
-
-    let context = *run.context();
-    *stage2 = context;
-    VBAR_EL2::write((&raw const escrow_guest_vectors) as u64);
-    VTTBR_EL2::write(context.vttbr);
-    VTCR_EL2::write(context.vtcr);
-    VMPIDR_EL2::write(run.vmpidr);
-    controls.load(optional);
-    if run.pauth {
+    if optional.has(Optional::RARE) {
+        // SAFETY: `features` does not change.
+        enter_rarely(unsafe { &(*cpu).features }, optional, host, vcpu, controls);
+    }
+    // SAFETY: the host's state is in the CPU. What a guest has in its
+    // registers acts on its own memory only.
+    let held_back = unsafe { escrow_to_guest(cpu, vcpu, context.vttbr, context.vtcr) };
+    if vcpu.pauth {
         // SAFETY: the keys are the host's.
-        unsafe { lend_keys(host, run, controls) };
+        unsafe { lend_keys(host, vcpu, controls) };
     }
-    // The host's breakpoints and single steps are none of the guest's; the
-    // guest has none of its own (its accesses are trapped).
-    host.mdscr = MDSCR_EL1::read();
-    if host.mdscr != 0 {
-        MDSCR_EL1::write(0);
-    }
-    // SAFETY: what a guest has in its registers acts on its own memory only.
-    unsafe { load_el1(&run.el1, optional) };
-
-    // A timer that has fired would end each run before it has begun, until
-    // there is a virtual GIC to hand its interrupt to. The guest sees it
-    // masked meanwhile.
-    let held_back = run.timer.is_pending();
-    CNTVOFF_EL2::write(run.timer.offset);
-    CNTV_CVAL_EL0::write(run.timer.cval);
-    CNTV_CTL_EL0::write(if held_back { run.timer.ctl | TIMER_IMASK } else { run.timer.ctl });
-
-    let this = ptr::from_mut(&mut **run);
+    let this = ptr::from_ref(vcpu);
     if *last_vcpu != this {
         *last_vcpu = this;
         // vCPUs of a VM share a VMID, but their stage 1 need not be the same,
@@ -217,70 +246,80 @@ unsafe fn enter(cpu: *mut PerCpu, run: &mut Run<'_>) -> bool {
 }
 
 /// The way back. The guest's timer is stored already.
+///
+/// # Safety
+///
+/// As for [`run`], with the guest's state in the CPU.
 #[inline(always)]
-unsafe fn leave(cpu: *mut PerCpu, run: &mut Run<'_>) {
-    // SAFETY: parts of this CPU's data that nothing else refers to; see `run`.
-    let (host, stage2) = unsafe { (&(*cpu).host, &mut (*cpu).stage2) };
+unsafe fn leave(cpu: *mut PerCpu, vcpu: &mut Vcpu) {
     // SAFETY: these are only read while a guest runs.
-    let (controls, optional, context, mpidr) =
-        unsafe { (&(*cpu).host_controls, (*cpu).optional, (*cpu).host_stage2, (*cpu).mpidr()) };
-    // SAFETY: the registers are the guest's, and so are the keys if they were
-    // lent; then both become the host's again.
+    let (host, controls, optional) =
+        unsafe { (&(*cpu).host, &(*cpu).host_controls, (*cpu).optional) };
+    // SAFETY: the keys are the guest's if they were lent.
     unsafe {
-        save_el1(&mut run.el1, optional);
-        if run.pauth {
-            escrow_save_keys(&mut run.el1.keys);
+        if vcpu.pauth {
+            escrow_save_keys(&mut vcpu.el1.keys);
             escrow_load_keys(&host.el1.keys);
         }
-        load_el1(&host.el1, optional);
+        escrow_to_host(cpu, vcpu);
     }
-    if host.mdscr != 0 {
-        MDSCR_EL1::write(host.mdscr);
-    }
-    *stage2 = context;
-    VBAR_EL2::write((&raw const escrow_host_vectors) as u64);
-    VTTBR_EL2::write(context.vttbr);
-    VTCR_EL2::write(context.vtcr);
-    VMPIDR_EL2::write(mpidr);
-    controls.load(optional);
-    CNTVOFF_EL2::write(0);
-    CNTV_CVAL_EL0::write(host.timer_cval);
-    CNTV_CTL_EL0::write(host.timer_ctl);
-    ELR_EL2::write(host.pc);
-    SPSR_EL2::write(host.pstate);
-}
-
-/// Stores EL1's registers.
-///
-/// # Safety
-///
-/// They are those of the VM that `registers` belongs to.
-#[inline(always)]
-unsafe fn save_el1(registers: &mut El1Registers, optional: Optional) {
-    // SAFETY: writes the structure.
-    unsafe { escrow_save_el1(registers) };
-    if optional.has(Optional::AUXILIARY) {
-        registers.afsr0 = AFSR0_EL1::read();
-        registers.afsr1 = AFSR1_EL1::read();
-        registers.amair = AMAIR_EL1::read();
+    if optional.has(Optional::RARE) {
+        // SAFETY: `features` does not change.
+        leave_rarely(unsafe { &(*cpu).features }, optional, host, vcpu, controls);
     }
 }
 
-/// Loads EL1's registers.
-///
-/// # Safety
-///
-/// What was in them is stored or of no use, and the VM's stage 2 is in force
-/// before it runs.
-#[inline(always)]
-unsafe fn load_el1(registers: &El1Registers, optional: Optional) {
-    // SAFETY: as granted.
-    unsafe { escrow_load_el1(registers) };
-    if optional.has(Optional::AUXILIARY) {
-        AFSR0_EL1::write(registers.afsr0);
-        AFSR1_EL1::write(registers.afsr1);
-        AMAIR_EL1::write(registers.amair);
+/// The part of [`enter`] that hardly any CPU needs. To be called while EL1's
+/// translation is still the host's, for the buffers to be drained.
+#[cold]
+fn enter_rarely(
+    features: &Features,
+    optional: Optional,
+    host: &mut HostRegisters,
+    vcpu: &mut Vcpu,
+    controls: &Controls,
+) {
+    if optional.has(Optional::BUFFERS) {
+        host.buffers = debug::stop(features);
     }
+    if optional.has(Optional::AUXILIARY) {
+        save_auxiliary(&mut host.el1);
+        load_auxiliary(&vcpu.el1);
+    }
+    controls.load_rare(optional);
+}
+
+/// The part of [`leave`] that hardly any CPU needs.
+#[cold]
+fn leave_rarely(
+    features: &Features,
+    optional: Optional,
+    host: &HostRegisters,
+    vcpu: &mut Vcpu,
+    controls: &Controls,
+) {
+    if optional.has(Optional::AUXILIARY) {
+        save_auxiliary(&mut vcpu.el1);
+        load_auxiliary(&host.el1);
+    }
+    controls.load_rare(optional);
+    if optional.has(Optional::BUFFERS) {
+        // The host's translation is in force before they write through it.
+        barrier::isb(barrier::SY);
+        debug::start(features, host.buffers);
+    }
+}
+
+fn save_auxiliary(registers: &mut El1Registers) {
+    registers.afsr0 = AFSR0_EL1::read();
+    registers.afsr1 = AFSR1_EL1::read();
+    registers.amair = AMAIR_EL1::read();
+}
+
+fn load_auxiliary(registers: &El1Registers) {
+    AFSR0_EL1::write(registers.afsr0);
+    AFSR1_EL1::write(registers.afsr1);
+    AMAIR_EL1::write(registers.amair);
 }
 
 /// Whether a trap is for a pointer-authentication instruction or one of its
@@ -299,7 +338,7 @@ fn wants_keys(esr: u64) -> bool {
 ///
 /// The keys in the CPU are the host's.
 #[inline(never)]
-unsafe fn lend_keys(host: &mut HostRegisters, run: &mut Run<'_>, guest: &Controls) {
+unsafe fn lend_keys(host: &mut HostRegisters, run: &mut Vcpu, guest: &Controls) {
     run.pauth = true;
     // SAFETY: as granted.
     unsafe {
@@ -311,9 +350,9 @@ unsafe fn lend_keys(host: &mut HostRegisters, run: &mut Run<'_>, guest: &Control
 
 /// Stores the guest's timer.
 fn save_timer(timer: &mut TimerRegisters, held_back: bool) {
-    let ctl = CNTV_CTL_EL0::read();
+    let (ctl, cval) = (CNTV_CTL_EL0::read(), CNTV_CVAL_EL0::read());
     timer.ctl = if held_back { ctl & !TIMER_IMASK } else { ctl };
-    timer.cval = CNTV_CVAL_EL0::read();
+    timer.cval = cval;
 }
 
 /// Reads what belongs to an abort.
