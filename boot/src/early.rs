@@ -14,7 +14,7 @@ use escrow_platform::uart::Pl011;
 
 use crate::console::{LAST_RESORT, fatal_unlocked, halt};
 use crate::image;
-use crate::mmu::{CpuStart, MapError, Stage1, Use};
+use crate::mmu::{CpuStart, El2Map, MapError, Use};
 
 /// What the half of boot before the MMU leaves for the half after it.
 /// `entry.S` makes room for it and knows that `start` is first.
@@ -23,7 +23,7 @@ pub struct Early {
     /// What the boot CPU loads to switch the MMU on.
     pub start: CpuStart,
     /// The map so far: image and device tree.
-    pub stage1: Stage1,
+    pub stage1: El2Map,
     /// Where the device tree is.
     pub tree: Result<Range, TreeError>,
 }
@@ -80,10 +80,7 @@ unsafe fn locate_tree(at: u64) -> Result<Range, TreeError> {
 /// loader passed.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn map_early(early: &mut MaybeUninit<Early>, tree: u64) {
-    let (tables, count) = image::early_tables();
-    // SAFETY: the tables are asked for here only, and the MMU is off, so their
-    // addresses are physical ones.
-    let Ok(mut stage1) = (unsafe { Stage1::new(tables, count) }) else { halt() };
+    let Ok(mut stage1) = El2Map::new(image::early_tables()) else { halt() };
     let parts = [
         (image::text(), Use::Code),
         (image::rodata(), Use::ReadOnly),
@@ -112,8 +109,8 @@ unsafe extern "C" fn map_early(early: &mut MaybeUninit<Early>, tree: u64) {
 ///
 /// # Safety
 ///
-/// As for [`Stage1::map`].
-pub unsafe fn map_pages(stage1: &mut Stage1, range: Range, usage: Use) -> Result<(), MapError> {
+/// As for [`El2Map::map`].
+pub unsafe fn map_pages(stage1: &mut El2Map, range: Range, usage: Use) -> Result<(), MapError> {
     let range = range.aligned_out(crate::mmu::PAGE).ok_or(MapError::OutOfReach)?;
     let mut at = range.start;
     while at < range.end {
@@ -209,7 +206,7 @@ extern "C" fn boot_exception(esr: u64, far: u64, elr: u64) -> ! {
 ///
 /// Only for a machine that is about to halt: it reads where there may be
 /// nothing.
-pub unsafe fn last_resort(stage1: &mut Stage1) -> Option<Pl011> {
+pub unsafe fn last_resort(stage1: &mut El2Map) -> Option<Pl011> {
     LAST_RESORT.into_iter().find_map(|at| {
         let registers = Range::with_size(at, crate::mmu::PAGE)?;
         // SAFETY: nothing else is at that address: RAM is not mapped yet.

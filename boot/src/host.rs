@@ -12,10 +12,10 @@ use escrow_platform::range::Range;
 
 use crate::console::fatal;
 use crate::early;
-use crate::mmu::{Stage1, Use};
+use crate::mmu::{El2Map, Use};
 
 /// Reads the header of the host's kernel, before all RAM is mapped.
-pub fn read_image(kernel: &Module<'_>, stage1: &mut Stage1) -> KernelImage {
+pub fn read_image(kernel: &Module<'_>, stage1: &mut El2Map) -> KernelImage {
     let start = kernel.range.start;
     let head = Range::new(start, start + kernel.range.size().min(HEAD_SIZE));
     // SAFETY: RAM that only EL2 uses for now; that it is not the image's is

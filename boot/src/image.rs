@@ -2,7 +2,7 @@
 
 //! Escrow's own image in memory, as the linker script divides it.
 
-use core::ptr::NonNull;
+use core::sync::atomic::AtomicU64;
 
 use escrow_platform::range::Range;
 
@@ -13,13 +13,11 @@ use crate::mmu::Table;
 const EARLY_TABLES: usize = 16;
 
 #[repr(C, align(4096))]
-struct EarlyTables(core::cell::UnsafeCell<[Table; EARLY_TABLES]>);
-
-// SAFETY: only the boot CPU gets at it, through `early_tables`, once.
-unsafe impl Sync for EarlyTables {}
+struct EarlyTables([Table; EARLY_TABLES]);
 
 #[unsafe(link_section = ".noinit")]
-static TABLES: EarlyTables = EarlyTables(core::cell::UnsafeCell::new([[0; 512]; EARLY_TABLES]));
+static TABLES: EarlyTables =
+    EarlyTables([const { [const { AtomicU64::new(0) }; 512] }; EARLY_TABLES]);
 
 macro_rules! symbol {
     ($name:ident) => {{
@@ -55,7 +53,7 @@ pub fn stack() -> Range {
     Range::new(symbol!(__stack_bottom), symbol!(__stack_top))
 }
 
-/// Tables for the first map, and how many.
-pub fn early_tables() -> (NonNull<Table>, usize) {
-    (NonNull::from(&TABLES).cast(), EARLY_TABLES)
+/// Tables for the first map.
+pub fn early_tables() -> &'static [Table] {
+    &TABLES.0
 }

@@ -50,7 +50,7 @@ use escrow_platform::uart::Pl011;
 use console::fatal;
 use early::Early;
 use memory::{Arena, STACK_SIZE, phys, tables_for};
-use mmu::{CpuStart, PAGE, Stage1, Use};
+use mmu::{CpuStart, El2Map, PAGE, Use};
 
 core::arch::global_asm!(
     ".equ EARLY_SIZE, {early_size}",
@@ -150,7 +150,7 @@ fn open_tree(early: &mut Early) -> (Fdt<'static>, Range) {
     })
 }
 
-fn open_console(outline: &Outline<'_, '_>, stage1: &mut Stage1) {
+fn open_console(outline: &Outline<'_, '_>, stage1: &mut El2Map) {
     let arguments = outline.own_arguments();
     let options = Options::parse(arguments, |_| {});
     if let Some(Console { registers }) = Console::find(outline) {

@@ -9,7 +9,7 @@ use escrow_platform::board::{MAX_CPUS, MAX_RAM, MAX_RESERVED};
 use escrow_platform::range::{Full, Range, RangeSet, align_up};
 
 use crate::image;
-use crate::mmu::{MapError, PAGE, Stage1, Table, Use};
+use crate::mmu::{El2Map, MapError, PAGE, Table, Use};
 
 /// Bytes of a secondary CPU's stack.
 pub const STACK_SIZE: u64 = 32 << 10;
@@ -96,7 +96,7 @@ pub const fn tables_for(ranges: usize) -> usize {
 ///
 /// The ranges are RAM that only EL2 uses for now, and `working` is nobody's.
 pub unsafe fn map_ram(
-    stage1: &mut Stage1,
+    stage1: &mut El2Map,
     ram: &RangeSet<MAX_RAM>,
     no_map: &RangeSet<MAX_RESERVED>,
     working: Range,
@@ -113,10 +113,9 @@ pub unsafe fn map_ram(
     // The tables of the first map are few: enough for this.
     // SAFETY: working memory, as data.
     unsafe { stage1.map(pool, Use::Data) }?;
-    let first = core::ptr::with_exposed_provenance_mut::<Table>(pool.start as usize);
-    let first = NonNull::new(first).ok_or(MapError::NoTables)?;
-    // SAFETY: just mapped, and for nothing else.
-    unsafe { stage1.refill(first, tables) };
+    let first = core::ptr::with_exposed_provenance::<Table>(pool.start as usize);
+    // SAFETY: just mapped, for nothing else, and any words are a table.
+    stage1.add_tables(unsafe { core::slice::from_raw_parts(first, tables) })?;
 
     let mut mapped = RangeSet::<MAX_MAPPED>::new();
     for range in ram {

@@ -5,9 +5,10 @@
 //! What Escrow has to know of a machine before it can run there: its memory,
 //! CPUs, console, interrupt controller and firmware ([`board`]), the host that
 //! the boot loader put into memory ([`image`]), where everything goes
-//! ([`layout`]), and the device tree that the host gets to see
-//! ([`host_tree`]). All of it is computed from bytes and runs under `cargo
-//! test`; the only thing here that touches hardware is [`uart`].
+//! ([`layout`]), the device tree that the host gets to see ([`host_tree`]), and
+//! the tables that translate EL2's own addresses ([`stage1`]). All of it is
+//! computed from bytes and runs under `cargo test`; the only thing here that
+//! touches hardware is [`uart`].
 
 #![cfg_attr(not(test), no_std)]
 
@@ -20,4 +21,5 @@ pub mod options;
 pub mod range;
 #[cfg(test)]
 mod sample;
+pub mod stage1;
 pub mod uart;

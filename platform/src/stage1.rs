@@ -1,0 +1,223 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Translation tables for EL2 itself: an identity map where nothing is both
+//! writable and executable.
+
+use core::fmt;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use arrayvec::ArrayVec;
+
+use crate::range::Range;
+
+/// Bytes of the smallest piece that is mapped, and of a table.
+pub const PAGE: u64 = 4096;
+/// Bits of an address that four levels translate.
+pub const ADDRESS_BITS: u32 = 48;
+
+/// Entries of a table.
+const ENTRIES: usize = 512;
+/// Places that tables are made from.
+const MAX_POOLS: usize = 2;
+
+// Stage 1 descriptors (Arm ARM, "VMSAv8-64 descriptor formats"). EL2's regime
+// has one privilege level: AP[1] is RES1, and XN is bit 54.
+const VALID: u64 = 1 << 0;
+const TABLE_OR_PAGE: u64 = 1 << 1;
+const ATTRIBUTE_SHIFT: u32 = 2;
+const AP1: u64 = 1 << 6;
+const READ_ONLY: u64 = 1 << 7;
+const INNER_SHAREABLE: u64 = 3 << 8;
+const ACCESSED: u64 = 1 << 10;
+const EXECUTE_NEVER: u64 = 1 << 54;
+const OUTPUT: u64 = 0x0000_ffff_ffff_f000;
+
+/// `MAIR_EL2` for these tables. Attribute 0: normal memory, write-back,
+/// allocating. Attribute 1: device memory, nGnRE.
+pub const MAIR: u64 = 0x04_ff;
+
+/// What memory is mapped for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Use {
+    /// To be executed.
+    Code,
+    /// To be read.
+    ReadOnly,
+    /// To be read and written.
+    Data,
+    /// Registers of a device.
+    Device,
+}
+
+impl Use {
+    const fn attributes(self) -> u64 {
+        const NORMAL: u64 = 0 << ATTRIBUTE_SHIFT;
+        const DEVICE: u64 = 1 << ATTRIBUTE_SHIFT;
+        VALID
+            | AP1
+            | INNER_SHAREABLE
+            | ACCESSED
+            | match self {
+                Use::Code => NORMAL | READ_ONLY,
+                Use::ReadOnly => NORMAL | READ_ONLY | EXECUTE_NEVER,
+                Use::Data => NORMAL | EXECUTE_NEVER,
+                Use::Device => DEVICE | EXECUTE_NEVER,
+            }
+    }
+}
+
+/// Why memory could not be mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MapError {
+    /// There is no memory for tables left.
+    NoTables,
+    /// The address is beyond what the CPU can reach.
+    OutOfReach,
+    /// A larger piece is mapped there already.
+    Mapped,
+}
+
+impl fmt::Display for MapError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            MapError::NoTables => "no memory for EL2's translation tables",
+            MapError::OutOfReach => "address beyond the physical address size of this CPU",
+            MapError::Mapped => "address is mapped twice at EL2",
+        })
+    }
+}
+
+impl core::error::Error for MapError {}
+
+/// A translation table.
+pub type Table = [AtomicU64; ENTRIES];
+
+/// Tables to be used, one after the other.
+#[derive(Clone, Copy, Debug)]
+pub struct Pool<'t> {
+    /// The tables, with any contents.
+    pub tables: &'t [Table],
+    /// Physical address of the first one.
+    pub base: u64,
+}
+
+/// Translation tables.
+#[derive(Debug)]
+pub struct Stage1<'t> {
+    pools: ArrayVec<Pool<'t>, MAX_POOLS>,
+    /// Tables of the last pool that are in use.
+    used: usize,
+    root: u64,
+    address_end: u64,
+}
+
+impl<'t> Stage1<'t> {
+    /// An empty map for CPUs with this many bits of physical address.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::NoTables`]
+    pub fn new(pool: Pool<'t>, physical_bits: u32) -> Result<Self, MapError> {
+        let mut pools = ArrayVec::new();
+        pools.push(pool);
+        let address_end = 1 << physical_bits.min(ADDRESS_BITS);
+        let mut map = Stage1 { pools, used: 0, root: 0, address_end };
+        map.root = map.take()?;
+        Ok(map)
+    }
+
+    /// Makes further tables from another pool.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::NoTables`] if that was done before.
+    pub fn add_pool(&mut self, pool: Pool<'t>) -> Result<(), MapError> {
+        self.pools.try_push(pool).map_err(|_| MapError::NoTables)?;
+        self.used = 0;
+        Ok(())
+    }
+
+    /// Physical address of the table of level 0.
+    pub fn root(&self) -> u64 {
+        self.root
+    }
+
+    /// Maps memory to its own address, in the largest pieces that fit; rounded
+    /// out to whole pages. The walk sees it after a DSB.
+    ///
+    /// What is mapped already at the same size may change its use, as long as
+    /// it stays normal memory; the caller then invalidates TLBs.
+    ///
+    /// # Errors
+    ///
+    /// See [`MapError`]; part of the range may be mapped then.
+    pub fn map(&mut self, range: Range, usage: Use) -> Result<(), MapError> {
+        let range = range.aligned_out(PAGE).ok_or(MapError::OutOfReach)?;
+        if range.end > self.address_end {
+            return Err(MapError::OutOfReach);
+        }
+        self.map_table(self.root, 0, range, usage.attributes())
+    }
+
+    fn map_table(
+        &mut self,
+        table: u64,
+        level: u32,
+        range: Range,
+        attributes: u64,
+    ) -> Result<(), MapError> {
+        let table = self.table(table).ok_or(MapError::Mapped)?;
+        let shift = 12 + 9 * (3 - level);
+        let size = 1u64 << shift;
+        let mut at = range.start;
+        while at < range.end {
+            let next = (at | (size - 1)) + 1;
+            let entry = &table[(at >> shift) as usize % ENTRIES];
+            let old = entry.load(Ordering::Relaxed);
+            let is_table = level < 3 && old & (VALID | TABLE_OR_PAGE) == VALID | TABLE_OR_PAGE;
+            let whole = at.is_multiple_of(size) && next <= range.end;
+            if whole && level > 0 && !is_table {
+                let kind = if level == 3 { TABLE_OR_PAGE } else { 0 };
+                entry.store(at | attributes | kind, Ordering::Relaxed);
+            } else {
+                let below = if is_table {
+                    old & OUTPUT
+                } else if old & VALID != 0 {
+                    return Err(MapError::Mapped);
+                } else {
+                    let below = self.take()?;
+                    // After the zeros of the table itself.
+                    entry.store(below | VALID | TABLE_OR_PAGE, Ordering::Release);
+                    below
+                };
+                let part = Range::new(at, next.min(range.end));
+                self.map_table(below, level + 1, part, attributes)?;
+            }
+            at = next;
+        }
+        Ok(())
+    }
+
+    /// The table at a physical address.
+    fn table(&self, at: u64) -> Option<&'t Table> {
+        self.pools.iter().find_map(|pool| {
+            let index = at.checked_sub(pool.base)? / PAGE;
+            pool.tables.get(usize::try_from(index).ok()?)
+        })
+    }
+
+    /// A new table, all invalid.
+    fn take(&mut self) -> Result<u64, MapError> {
+        let pool = self.pools.last().ok_or(MapError::NoTables)?;
+        let table = pool.tables.get(self.used).ok_or(MapError::NoTables)?;
+        for entry in table {
+            entry.store(0, Ordering::Relaxed);
+        }
+        let address = pool.base + self.used as u64 * PAGE;
+        self.used += 1;
+        Ok(address)
+    }
+}
+
+#[cfg(test)]
+mod tests;
