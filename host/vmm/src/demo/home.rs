@@ -8,11 +8,11 @@ use escrow_abi::{FrameState, call};
 use super::checks::{Checks, contents, outcome};
 use super::stage::{
     Guest, MEMORY_BASE, MEMORY_SIZE, PAGE, PAGE_ADDRESS, PAGE_OFFSET, PROGRAM_OFFSET, Prepared,
-    Unstarted, random, write_program,
+    random, write_program,
 };
 use crate::guest::{Command, Failure, Interpreter, Surroundings, Width, program};
 use crate::gunyah::{Access, Binding, MmioAccess, PAGE_SIZE, Protection};
-use crate::host::{Facts, Kcore, Touch, physical_address, touch};
+use crate::host::{Facts, Kcore, Touch, Touched, physical_address, touch};
 
 /// Step 7: the guest zeroes the page and unlocks it, and the host has it back.
 pub fn unlock(checks: &mut Checks, prepared: &Prepared<'_>, guest: &mut Guest) -> Result<()> {
@@ -35,7 +35,7 @@ pub fn unlock(checks: &mut Checks, prepared: &Prepared<'_>, guest: &mut Guest) -
     // rest cannot be tried.
     let first = touch(page.address(), Touch::Load);
     checks.equal("the host loads", "0x00", first);
-    if first != crate::host::Touched::Byte(0) {
+    if first != Touched::Byte(0) {
         return Ok(());
     }
     let secret = prepared.secret.to_le_bytes();
@@ -75,7 +75,6 @@ pub fn lend_again(checks: &mut Checks, prepared: &Prepared<'_>, first: &mut Gues
     vm.lend(memory, PAGE, Access::ReadWrite)?;
     let vcpu = vm.add_vcpu(0)?;
     vm.set_boot_pc(place.guest)?;
-    let Unstarted { vm, vcpu } = Unstarted { vm, vcpu };
     vm.start()?;
     let mut second = Guest { vm, interpreter: Interpreter::new(vcpu) };
 
@@ -108,9 +107,7 @@ pub fn lend_again(checks: &mut Checks, prepared: &Prepared<'_>, first: &mut Gues
     drop(own);
 
     let left = match touch(page.address(), Touch::Load) {
-        crate::host::Touched::Byte(_) => {
-            contents(&page.read(0, size), &[("the secret", &secret.to_le_bytes())])
-        }
+        Touched::Byte(_) => contents(&page.read(0, size), &[("the secret", &secret.to_le_bytes())]),
         signal => signal.to_string(),
     };
     checks.equal("then the host reads", "zeros", left);
