@@ -101,6 +101,7 @@ impl Apt {
                 .with_context(|| format!("cannot create {}", path.display()))?;
         }
         fs::write(folder.join("sources/escrow.sources"), stanzas(sources)?)?;
+        fs::write(folder.join(PREFERENCES), "")?;
         let text = configuration(folder, status, architectures);
         fs::write(&this.configuration, text)
             .with_context(|| format!("cannot write {}", this.configuration.display()))?;
@@ -141,6 +142,16 @@ impl Apt {
         Ok(())
     }
 
+    /// Takes everything that is built from `source` from the release's
+    /// backports.
+    pub fn prefer_backports(&self, source: &str, release: &str) -> Result<()> {
+        let pin = format!(
+            "Package: src:{source}\nPin: release n={release}-backports\nPin-Priority: 990\n"
+        );
+        let path = self.configuration.with_file_name(PREFERENCES);
+        fs::write(&path, pin).with_context(|| format!("cannot write {}", path.display()))
+    }
+
     /// Installs packages into the system.
     pub fn install(&self, packages: &[&str]) -> Result<()> {
         let mut command = self.command("apt-get", INSTALL);
@@ -167,6 +178,8 @@ impl Apt {
         command
     }
 }
+
+const PREFERENCES: &str = "preferences";
 
 const INSTALL: &[&str] =
     &["install", "-q", "-y", "--no-install-recommends", "-oDPkg::Lock::Timeout=300"];
@@ -338,7 +351,7 @@ Dir::Cache::pkgcache "pkgcache.bin";
 Dir::Cache::srcpkgcache "srcpkgcache.bin";
 Dir::Etc::sourcelist "/dev/null";
 Dir::Etc::sourceparts "{folder}/sources";
-Dir::Etc::preferences "/dev/null";
+Dir::Etc::preferences "{folder}/preferences";
 Dir::Etc::preferencesparts "/dev/null";
 Acquire::Languages "none";
 Acquire::Retries "3";

@@ -15,6 +15,7 @@ use super::{Cache, Options, Provided};
 use crate::shell::{Step, find_program, output_of};
 
 const QEMU: &str = "qemu-system-aarch64";
+const QEMU_PACKAGE: &str = "qemu-system-arm";
 
 /// What a tool is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,7 +54,7 @@ const STATIC_LIBC: Tool = tool(
 );
 
 const TOOLS: &[Tool] = &[
-    tool(Use::Qemu, Test::Qemu, "qemu-system-arm"),
+    tool(Use::Qemu, Test::Qemu, QEMU_PACKAGE),
     tool(Use::CrossCompiler, Test::Program("aarch64-linux-gnu-gcc"), "gcc-aarch64-linux-gnu"),
     STATIC_LIBC,
     tool(Use::Kbuild, Test::Program("make"), "make"),
@@ -159,29 +160,19 @@ fn install(cache: &Cache, options: Options, tools: &[&Tool]) -> Result<()> {
     }
     let apt = Apt::of_system(&cache.path().join("apt-system"), &os)?;
     apt.update()?;
-    let packages = with_suites(&apt, &os, tools)?;
-    let packages: Vec<_> = packages.iter().map(String::as_str).collect();
+    if tools.iter().any(|tool| matches!(tool.test, Test::Qemu)) {
+        let own = apt.candidate(QEMU_PACKAGE)?.version;
+        if debian_version(&own) < Some(OLDEST) {
+            apt.prefer_backports("qemu", &os.codename)?;
+        }
+    }
     if options.no_install || !rustix::process::geteuid().is_root() {
-        bail!("as root, run: {}", apt.install_line(&packages));
+        bail!("as root, run: {}", apt.install_line(&names));
     }
     let step = Step::start(format!("installing {}", names.join(" ")));
-    apt.install(&packages)?;
+    apt.install(&names)?;
     step.done();
     Ok(())
-}
-
-/// The packages as apt arguments: QEMU comes from backports where the
-/// release's own is too old.
-fn with_suites(apt: &Apt, os: &Os, tools: &[&Tool]) -> Result<Vec<String>> {
-    let with_suite = |tool: &&Tool| {
-        let name = tool.package;
-        let own_will_do = match tool.test {
-            Test::Qemu => debian_version(&apt.candidate(name)?.version) >= Some(OLDEST),
-            Test::Program(_) | Test::File(_) => true,
-        };
-        Ok(if own_will_do { name.to_owned() } else { format!("{name}/{}-backports", os.codename) })
-    };
-    tools.iter().map(with_suite).collect()
 }
 
 /// `1:10.0.2+ds-2` → (10, 0)
