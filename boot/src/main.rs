@@ -84,23 +84,7 @@ extern "C" fn boot_main(early: &mut Early, entered: u64) -> ! {
 
     let ram: ArrayVec<PhysRange, MAX_RAM> = board.ram.iter().map(phys).collect();
     let sizes = Sizes::of(&ram).unwrap_or_else(|error| fatal!("memory: {error:?}"));
-    let free = Loaded {
-        ram: board.ram.as_slice(),
-        reserved: board.reserved.as_slice(),
-        image: image::whole(),
-        tree,
-        kernel: board.kernel.range,
-        ramdisk: board.ramdisk.map(|module| module.range),
-    }
-    .check()
-    .unwrap_or_else(|error| fatal!("{error}"));
-    let changes = Changes { escrow: &[], ramdisk: None, arguments: board.kernel.arguments };
-    let needs = Needs {
-        kernel: host::read_image(&board.kernel, &mut early.stage1),
-        working_size: working_size(&board, &sizes),
-        host_tree_size: changes.size_bound(&fdt) as u64,
-    };
-    let layout = free.plan(&needs).unwrap_or_else(|error| fatal!("{error}"));
+    let layout = plan(&fdt, tree, &board, &sizes, &mut early.stage1);
     log::info!("memory: image {}, ledger and tables {}", layout.image, layout.working);
 
     let cpus = board.cpus.len();
@@ -188,6 +172,32 @@ fn describe(board: &Board<'_>) {
     if let Some(module) = board.ramdisk {
         log::debug!("host ramdisk {}", module.range);
     }
+}
+
+/// Where everything goes, after a look at what is there.
+fn plan(
+    fdt: &Fdt<'_>,
+    tree: Range,
+    board: &Board<'_>,
+    sizes: &Sizes,
+    stage1: &mut El2Map,
+) -> Layout {
+    let loaded = Loaded {
+        ram: board.ram.as_slice(),
+        reserved: board.reserved.as_slice(),
+        image: image::whole(),
+        tree,
+        kernel: board.kernel.range,
+        ramdisk: board.ramdisk.map(|module| module.range),
+    };
+    let free = loaded.check().unwrap_or_else(|error| fatal!("{error}"));
+    let changes = Changes { escrow: &[], ramdisk: None, arguments: board.kernel.arguments };
+    let needs = Needs {
+        kernel: host::read_image(&board.kernel, stage1),
+        working_size: working_size(board, sizes),
+        host_tree_size: changes.size_bound(fdt) as u64,
+    };
+    free.plan(&needs).unwrap_or_else(|error| fatal!("{error}"))
 }
 
 /// Working memory that Escrow needs, in bytes, in whole blocks.
