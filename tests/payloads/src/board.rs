@@ -125,7 +125,9 @@ impl Board {
 
     /// The value of an argument `name=value` of the command line.
     pub fn argument(&self, name: &str) -> Option<&'static str> {
-        self.arguments.split_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
+        self.arguments
+            .split_whitespace()
+            .find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
     }
 
     /// The value of a number argument, hexadecimal with or without `0x`.

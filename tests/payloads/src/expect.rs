@@ -43,11 +43,7 @@ pub fn refuses_registers(registers: &[u64; 8], expected: Refusal) -> Outcome {
 ///
 /// # Errors
 /// As for [`refuses`].
-pub fn refuses_with(
-    expected: Refusal,
-    what: &[u64],
-    attempt: impl FnOnce() -> Answer,
-) -> Outcome {
+pub fn refuses_with(expected: Refusal, what: &[u64], attempt: impl FnOnce() -> Answer) -> Outcome {
     let before = Counts::read();
     let answer = attempt();
     check_eq!(answer, Err(expected), "{what:x?}");

@@ -6,8 +6,8 @@ use core::arch::global_asm;
 
 use escrow_abi::{MemEntry, ORDER_PAGE, PAGE_SIZE, Rights, call, run};
 
-use crate::hvc::{Refusal, call, call_with_vectors};
 use crate::host::{Host, Lists, peek, poke, refused};
+use crate::hvc::{Refusal, call, call_with_vectors};
 use crate::{Outcome, check, check_eq, fail, mmu};
 
 global_asm!(include_str!("guest.S"));

@@ -28,10 +28,9 @@ pub(crate) fn set_up(board: &Board) {
     else {
         return;
     };
-    let (Some(distributor), Some(redistributors)) = (
-        NonNull::new(distributor as *mut Gicd),
-        NonNull::new(redistributors as *mut GicrSgi),
-    ) else {
+    let (Some(distributor), Some(redistributors)) =
+        (NonNull::new(distributor as *mut Gicd), NonNull::new(redistributors as *mut GicrSgi))
+    else {
         return;
     };
     // SAFETY: the device tree says so, the map has them as device memory, and

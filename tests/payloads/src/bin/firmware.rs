@@ -57,7 +57,8 @@ fn every_cpu_is_under_escrow(host: &mut Host) -> Outcome {
     cpus::on_all(|n| {
         let at_el1 = CurrentEL.read(CurrentEL::EL) == 1;
         let itself = MPIDR_EL1.get() & 0xff_00ff_ffff == board.cpus[n];
-        let identified = hvc::call_registers(&[call::LEDGER_INFO as u64, call::INFO_CPUS, 0, 0, 0, 0, 0, 0]);
+        let identified =
+            hvc::call_registers(&[call::LEDGER_INFO as u64, call::INFO_CPUS, 0, 0, 0, 0, 0, 0]);
         let answered = identified == Ok([cpus::count() as u64, 0, 0, 0]);
         let kept_out = escrow.iter().all(|range| probe::read(range.start).is_err());
         if at_el1 && itself && answered && kept_out {

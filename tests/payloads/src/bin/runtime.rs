@@ -10,7 +10,9 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 
 use aarch64_cpu::registers::{CurrentEL, Readable as _};
 use escrow_payloads::host::{peek, poke};
-use escrow_payloads::{Host, Outcome, Test, check, check_eq, cpus, interrupts, mmu, payload, probe, tests};
+use escrow_payloads::{
+    Host, Outcome, Test, check, check_eq, cpus, interrupts, mmu, payload, probe, tests,
+};
 
 payload!("runtime", TESTS);
 

@@ -14,8 +14,7 @@ use escrow_payloads::expect::refusal;
 use escrow_payloads::guest::{Agent, Exit, FREE, routine, run_once};
 use escrow_payloads::host::{Lists, frame, is_zero, page_at, refused};
 use escrow_payloads::{
-    Host, Outcome, Test, check, check_eq, cpus, fail, hvc, interrupts, payload, probe,
-    tests,
+    Host, Outcome, Test, check, check_eq, cpus, fail, hvc, interrupts, payload, probe, tests,
 };
 
 payload!("smp", TESTS);
@@ -284,4 +283,3 @@ fn taken_pages_leave_a_running_guest(host: &mut Host) -> Outcome {
     }
     host.end(agent.vm)
 }
-

@@ -137,8 +137,7 @@ fn vcpus_have_indices(host: &mut Host) -> Outcome {
 
 fn vcpus_have_these_registers(host: &mut Host) -> Outcome {
     let vm = host.vm(4)?;
-    let [vcpu, ..] =
-        hvc::call(call::VCPU_CREATE, &[vm, 0]).map_err(refused("VCPU_CREATE"))?;
+    let [vcpu, ..] = hvc::call(call::VCPU_CREATE, &[vm, 0]).map_err(refused("VCPU_CREATE"))?;
     let bad = [31, 32, 255, 1 << 8 | 1, 2 << 8 | 2, 3 << 8, 4 << 8, 1 << 32, 1 << 63, u64::MAX];
     for register in bad {
         let arguments = [vcpu, register, 0x1234];
@@ -155,8 +154,7 @@ fn lives_go_one_way(host: &mut Host) -> Outcome {
     // Without a vCPU there is nothing to start.
     let vm = host.vm(4)?;
     refuses(call::VM_START, &[vm], refusal(Error::Denied))?;
-    let [vcpu, ..] =
-        hvc::call(call::VCPU_CREATE, &[vm, 0]).map_err(refused("VCPU_CREATE"))?;
+    let [vcpu, ..] = hvc::call(call::VCPU_CREATE, &[vm, 0]).map_err(refused("VCPU_CREATE"))?;
     // Not before the start.
     refuses(call::VCPU_RUN, &[vcpu, 0, 0, 0], refusal(Error::Denied))?;
     hvc::call(call::VM_START, &[vm]).map_err(refused("VM_START"))?;

@@ -5,8 +5,7 @@
 
 use arrayvec::ArrayVec;
 use escrow_abi::{
-    BLOCK_SIZE, Error, FrameState, LIST_MAX, MemEntry, ORDER_BLOCK, PAGE_SIZE, Rights,
-    call,
+    BLOCK_SIZE, Error, FrameState, LIST_MAX, MemEntry, ORDER_BLOCK, PAGE_SIZE, Rights, call,
 };
 use escrow_payloads::expect::{
     escrow_memory, is_in_reach, is_out_of_reach, refusal_of, refuses, refuses_with,
@@ -199,7 +198,8 @@ fn donation_lists_are_all_or_nothing(host: &mut Host) -> Outcome {
     bad.push((MemEntry::new(block, ORDER_BLOCK, 0, Rights::NONE), Error::InvalidArgument, 0));
     bad.push((page_at(spare.frame, 0), Error::InvalidArgument, 0));
     bad.push((page_at(spare.frame, 0x1000), Error::InvalidArgument, 0));
-    let create = |host: &Host, list: &[MemEntry]| host.lists.vm_create(list).map(|vm| [vm, 0, 0, 0]);
+    let create =
+        |host: &Host, list: &[MemEntry]| host.lists.vm_create(list).map(|vm| [vm, 0, 0, 0]);
     each_spoils(host, &good, &bad, create)?;
     let top_up = |host: &Host, list: &[MemEntry]| host.lists.top_up(vm, list);
     each_spoils(host, &good, &bad, top_up)?;

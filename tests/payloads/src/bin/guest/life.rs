@@ -4,9 +4,9 @@
 
 use arrayvec::ArrayVec;
 use escrow_abi::{Error, PAGE_SIZE, call, psci};
+use escrow_payloads::expect::refusal;
 use escrow_payloads::guest::{Agent, CODE, Exit, FREE, routine, run_once};
 use escrow_payloads::host::{fill, frame, page_at, peek, refused};
-use escrow_payloads::expect::refusal;
 use escrow_payloads::{Host, Outcome, Test, check_eq, hvc, tests};
 
 pub const TESTS: &[Test] = tests![

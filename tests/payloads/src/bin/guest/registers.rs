@@ -153,10 +153,30 @@ macro_rules! host_registers {
 }
 
 host_registers![
-    "sctlr_el1", "cpacr_el1", "ttbr0_el1", "ttbr1_el1", "tcr_el1", "mair_el1", "amair_el1",
-    "vbar_el1", "contextidr_el1", "tpidr_el0", "tpidrro_el0", "tpidr_el1", "sp_el0", "cntkctl_el1",
-    "csselr_el1", "mdscr_el1", "afsr0_el1", "afsr1_el1", "mpidr_el1", "midr_el1",
-    "id_aa64pfr0_el1", "cntv_ctl_el0", "cntv_cval_el0", "cntp_ctl_el0",
+    "sctlr_el1",
+    "cpacr_el1",
+    "ttbr0_el1",
+    "ttbr1_el1",
+    "tcr_el1",
+    "mair_el1",
+    "amair_el1",
+    "vbar_el1",
+    "contextidr_el1",
+    "tpidr_el0",
+    "tpidrro_el0",
+    "tpidr_el1",
+    "sp_el0",
+    "cntkctl_el1",
+    "csselr_el1",
+    "mdscr_el1",
+    "afsr0_el1",
+    "afsr1_el1",
+    "mpidr_el1",
+    "midr_el1",
+    "id_aa64pfr0_el1",
+    "cntv_ctl_el0",
+    "cntv_cval_el0",
+    "cntp_ctl_el0",
 ];
 
 fn the_host_s_system_registers_survive(host: &mut Host) -> Outcome {

@@ -42,7 +42,9 @@ fn lent_pages_come_home_zeroed(host: &mut Host) -> Outcome {
     host.lists.lend(agent.vm, &list).map_err(refused("MEM_LEND"))?;
     agent.store(FREE + 0x18, 0x5ec7e7)?;
     destroy(agent.vm)?;
-    host.lists.reclaim(&[frame(pages), frame(pages + PAGE_SIZE)]).map_err(refused("MEM_RECLAIM"))?;
+    host.lists
+        .reclaim(&[frame(pages), frame(pages + PAGE_SIZE)])
+        .map_err(refused("MEM_RECLAIM"))?;
     check!(is_zero(pages, 2 * PAGE_SIZE));
     is_in_reach(pages)?;
     host.bring_home()
@@ -91,9 +93,8 @@ fn pages_of_a_lent_block_come_home_one_by_one(host: &mut Host) -> Outcome {
 fn a_block_of_pages_comes_home_as_one(host: &mut Host) -> Outcome {
     let agent = Agent::start(host)?;
     let at = host.arena.blocks(1);
-    let list: ArrayVec<MemEntry, LIST_MAX> = (0..512)
-        .map(|n| page_at(at + n * PAGE_SIZE, FREE_BLOCK + n * PAGE_SIZE))
-        .collect();
+    let list: ArrayVec<MemEntry, LIST_MAX> =
+        (0..512).map(|n| page_at(at + n * PAGE_SIZE, FREE_BLOCK + n * PAGE_SIZE)).collect();
     // A table for them, beside those that the agent has.
     host.lists.lend(agent.vm, &list).map_err(refused("MEM_LEND"))?;
     agent.store(FREE_BLOCK + 0x1f_fff8, 0x5ec7e7)?;

@@ -9,11 +9,8 @@ use escrow_payloads::guest::{Agent, FREE};
 use escrow_payloads::host::{frame, frame_state, page_at, refused};
 use escrow_payloads::{Host, Outcome, Test, check_eq, hvc, tests};
 
-pub const TESTS: &[Test] = tests![
-    no_call_starts_from_the_wrong_state,
-    pages_of_two_vms_do_not_mix,
-    the_counters_follow,
-];
+pub const TESTS: &[Test] =
+    tests![no_call_starts_from_the_wrong_state, pages_of_two_vms_do_not_mix, the_counters_follow,];
 
 /// Tries everything that must not be done to a page in a state.
 fn nothing_starts_here(host: &Host, vm: u64, at: u64, but: &[u32]) -> Outcome {
@@ -48,8 +45,11 @@ fn no_call_starts_from_the_wrong_state(host: &mut Host) -> Outcome {
         [host.page(), host.page(), host.page(), host.page(), host.page()];
     host.lists.top_up(agent.vm, &[frame(metadata)]).map_err(refused("VM_TOP_UP"))?;
     host.lists.share(agent.vm, &[page_at(shared, FREE)]).map_err(refused("MEM_SHARE"))?;
-    let entries =
-        [page_at(lent, FREE + 0x1000), page_at(zeroed, FREE + 0x2000), page_at(kept, FREE + 0x3000)];
+    let entries = [
+        page_at(lent, FREE + 0x1000),
+        page_at(zeroed, FREE + 0x2000),
+        page_at(kept, FREE + 0x3000),
+    ];
     host.lists.lend(agent.vm, &entries).map_err(refused("MEM_LEND"))?;
     let unlock = call::MODIFY_PAGES as u64;
     let sanitized = call::MODIFY_UNLOCK | call::MODIFY_SANITIZE;
@@ -91,8 +91,7 @@ fn pages_of_two_vms_do_not_mix(host: &mut Host) -> Outcome {
     let pages = host.arena.pages(4);
     for (n, vm) in [(0, first), (1, second), (2, first), (3, second)] {
         let entry = [page_at(pages + n * 0x1000, 0x1000 * (n + 1))];
-        let done =
-            if n < 2 { host.lists.lend(vm, &entry) } else { host.lists.share(vm, &entry) };
+        let done = if n < 2 { host.lists.lend(vm, &entry) } else { host.lists.share(vm, &entry) };
         done.map_err(refused("MEM_LEND or MEM_SHARE"))?;
     }
     let shared = [frame(pages + 0x2000), frame(pages + 0x3000)];

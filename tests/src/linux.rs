@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Boots of Debian as the host, with a script to run there.
+
+use std::fs;
+use std::time::Duration;
+
+use tempfile::TempDir;
+use xtask::initramfs::Archive;
+use xtask::qemu::Machine;
+
+use crate::artefacts;
+use crate::serial::Serial;
+
+/// A machine with Debian as Escrow's host.
+pub struct Linux {
+    name: String,
+    // The initramfs is in it.
+    _folder: TempDir,
+    /// The machine, to be adapted.
+    pub machine: Machine,
+    /// How long it may take.
+    pub limit: Duration,
+}
+
+impl Linux {
+    /// A machine with 2 CPUs and 1 GiB whose host runs `script`, by busybox's
+    /// shell, and then switches itself off.
+    ///
+    /// # Panics
+    /// The initramfs cannot be made.
+    pub fn with_script(name: &str, script: &str) -> Linux {
+        Self::sized(name, "max", 2, 1024, script)
+    }
+
+    /// The same with other CPUs and memory (MiB).
+    ///
+    /// # Panics
+    /// The initramfs cannot be made, or does not fit.
+    pub fn sized(name: &str, cpu: &str, smp: u32, memory_mib: u64, script: &str) -> Linux {
+        Self::with_files(name, cpu, smp, memory_mib, script, &[])
+    }
+
+    /// The same with further programs in the host's initramfs: paths and
+    /// contents.
+    ///
+    /// # Panics
+    /// The initramfs cannot be made, or does not fit.
+    pub fn with_files(
+        name: &str,
+        cpu: &str,
+        smp: u32,
+        memory_mib: u64,
+        script: &str,
+        files: &[(&str, &[u8])],
+    ) -> Linux {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let mut archive = Archive::new();
+        let text = format!("#!/bin/sh\n{script}\n");
+        let script = ("test.sh", text.as_bytes());
+        for (path, contents) in files.iter().chain([&script]) {
+            archive.file(path, 0o755, contents).expect("a file in an archive");
+        }
+        // The kernel unpacks one archive after the other; each begins at a
+        // multiple of 4 bytes.
+        let mut initramfs = fs::read(&artefacts().initramfs).expect("the initramfs");
+        initramfs.resize(initramfs.len().next_multiple_of(4), 0);
+        initramfs.extend(archive.finish().expect("an archive"));
+        let path = folder.path().join("initramfs.cpio.gz");
+        fs::write(&path, initramfs).expect("a temporary file");
+
+        let mut machine = Machine::new(&artefacts().qemu, &artefacts().image);
+        machine.cpu = cpu.into();
+        machine.smp = smp;
+        machine.memory_mib = memory_mib;
+        let bootargs = "console=ttyAMA0 panic=-1 escrow.init=script";
+        if let Err(error) = machine.load_host(&artefacts().host_kernel, Some(&path), bootargs) {
+            panic!("{name}: {error:#}");
+        }
+        Linux { name: name.into(), _folder: folder, machine, limit: Duration::from_secs(150) }
+    }
+
+    /// Boots it.
+    pub fn boot(&self) -> Serial {
+        Serial::boot(&self.name, &self.machine, self.limit)
+    }
+
+    /// Boots it, and waits for its end; the script must have ended with status
+    /// 0. Returns all lines of the console.
+    ///
+    /// # Panics
+    /// It has not.
+    pub fn passes(&self) -> Vec<String> {
+        let mut serial = self.boot();
+        serial.wait_for_end();
+        let done = "init: /test.sh exited with status 0";
+        if !serial.lines().iter().any(|line| line.contains(done)) {
+            serial.fail("the script has not succeeded");
+        }
+        if let Some(line) = serial.lines().iter().find(|line| is_trouble(line)) {
+            serial.fail(&format!("the host complains: {line}"));
+        }
+        serial.lines().to_vec()
+    }
+}
+
+/// Whether a line of the kernel's log tells of something that must not be.
+fn is_trouble(line: &str) -> bool {
+    ["BUG:", "WARNING:", "Oops", "Call trace", "rcu: INFO", "soft lockup", "SError"]
+        .iter()
+        .any(|word| line.contains(word))
+}

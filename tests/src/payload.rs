@@ -1,0 +1,213 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Payload runs: which tests a payload had, and how they ended.
+
+use std::time::Duration;
+
+use xtask::layout::RAM_BASE;
+use xtask::qemu::Machine;
+
+use crate::artefacts;
+use crate::serial::Serial;
+
+/// Where QEMU puts Escrow's image: an `Image` goes 2 MiB above the start of RAM.
+const ESCROW: u64 = RAM_BASE + (2 << 20);
+
+/// How one run is to be.
+#[derive(Clone, Debug)]
+pub struct Run {
+    /// The payload.
+    pub payload: &'static str,
+    /// QEMU's name of the CPU.
+    pub cpu: &'static str,
+    /// How many.
+    pub smp: u32,
+    /// RAM in MiB.
+    pub memory_mib: u64,
+    /// More words for the payload's command line.
+    pub arguments: &'static str,
+    /// How long it may take.
+    pub limit: Duration,
+}
+
+impl Run {
+    /// A run with 2 CPUs of the best kind and 1 GiB.
+    pub fn of(payload: &'static str) -> Run {
+        Run {
+            payload,
+            cpu: "max",
+            smp: 2,
+            memory_mib: 1024,
+            arguments: "",
+            limit: Duration::from_secs(120),
+        }
+    }
+
+    fn name(&self) -> String {
+        let Run { payload, cpu, smp, memory_mib, .. } = self;
+        format!("payload-{payload}-{cpu}-{smp}-{memory_mib}M")
+    }
+
+    /// Boots Escrow with the payload in the host's place; all its tests must
+    /// pass. Returns how many did.
+    ///
+    /// # Panics
+    /// One fails, or none ran, or one has no verdict, or the machine does not
+    /// end by itself.
+    pub fn passes(&self) -> usize {
+        let artefacts = artefacts();
+        let mut machine = Machine::new(&artefacts.qemu, &artefacts.image);
+        machine.cpu = self.cpu.into();
+        machine.smp = self.smp;
+        machine.memory_mib = self.memory_mib;
+        let image = artefacts.payloads.join(format!("{}.img", self.payload));
+        let arguments = format!("escrow={ESCROW:#x} {}", self.arguments);
+        if let Err(error) = machine.load_host(&image, None, &arguments) {
+            panic!("{}: {error:#}", self.name());
+        }
+        self.judge(&machine)
+    }
+
+    /// The same without Escrow: the payload is the kernel.
+    ///
+    /// # Panics
+    /// As for [`Self::passes`].
+    pub fn passes_alone(&self) -> usize {
+        let artefacts = artefacts();
+        let image = artefacts.payloads.join(format!("{}.img", self.payload));
+        let mut machine = Machine::new(&artefacts.qemu, image);
+        machine.cpu = self.cpu.into();
+        machine.smp = self.smp;
+        machine.memory_mib = self.memory_mib;
+        machine.el2 = false;
+        self.judge(&machine)
+    }
+
+    fn judge(&self, machine: &Machine) -> usize {
+        let mut serial = Serial::boot(&self.name(), machine, self.limit);
+        serial.wait_for_end();
+        match Verdict::read(self.payload, serial.lines()).map(|verdict| verdict.check()) {
+            Ok(Ok(passed)) => passed,
+            Ok(Err(why)) | Err(why) => serial.fail(&why),
+        }
+    }
+}
+
+/// What a payload said.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Verdict {
+    announced: usize,
+    passed: usize,
+    failed: Vec<String>,
+    skipped: Vec<String>,
+    /// Its own count of passed, failed and skipped tests.
+    sum: [usize; 3],
+}
+
+impl Verdict {
+    /// Reads the console of a payload's run.
+    ///
+    /// # Errors
+    /// The payload was not there, or did not come to its end.
+    pub fn read(payload: &str, lines: &[String]) -> Result<Verdict, String> {
+        let mut verdict = Verdict::default();
+        let (mut begun, mut ended) = (false, false);
+        for line in lines {
+            if let Some(rest) = line.strip_prefix("payload panicked") {
+                return Err(format!("the payload panicked{rest}"));
+            }
+            if let Some(said) = line.strip_prefix(&format!("payload {payload}: ")) {
+                match numbers(said).as_slice() {
+                    [announced] if !begun => (begun, verdict.announced) = (true, *announced),
+                    &[passed, failed, skipped] if begun && !ended => {
+                        (ended, verdict.sum) = (true, [passed, failed, skipped]);
+                    }
+                    _ => return Err(format!("what does this mean: {line}")),
+                }
+            }
+            let Some((name, how)) = line.strip_prefix("test ").and_then(|l| l.split_once(" ... "))
+            else {
+                continue;
+            };
+            if how == "ok" {
+                verdict.passed += 1;
+            } else if how.starts_with("skipped: ") {
+                verdict.skipped.push(format!("{name}: {how}"));
+            } else {
+                verdict.failed.push(format!("{name}: {how}"));
+            }
+        }
+        match (begun, ended) {
+            (true, true) => Ok(verdict),
+            (true, false) => Err("the payload did not come to its end".into()),
+            (false, _) => Err("the payload did not begin".into()),
+        }
+    }
+
+    /// How many tests passed, if none failed.
+    ///
+    /// # Errors
+    /// Some did, or none ran, or the counts do not agree.
+    pub fn check(&self) -> Result<usize, String> {
+        let Verdict { announced, passed, failed, skipped, sum } = self;
+        if !failed.is_empty() {
+            return Err(format!("{} failed:\n  {}", failed.len(), failed.join("\n  ")));
+        }
+        if *passed == 0 {
+            return Err("no test passed".into());
+        }
+        if passed + skipped.len() != *announced || *sum != [*passed, 0, skipped.len()] {
+            return Err(format!(
+                "{announced} tests announced, {passed} passed, {} skipped; the payload counts {sum:?}",
+                skipped.len()
+            ));
+        }
+        for test in skipped {
+            println!("{test}");
+        }
+        Ok(*passed)
+    }
+}
+
+/// The numbers in a text.
+fn numbers(text: &str) -> Vec<usize> {
+    text.split(|c: char| !c.is_ascii_digit()).filter_map(|n| n.parse().ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn verdict(text: &str) -> Result<usize, String> {
+        let lines: Vec<_> = text.lines().map(String::from).collect();
+        Verdict::read("p", &lines)?.check()
+    }
+
+    #[test]
+    fn all_is_well() {
+        let text = "escrow: boots\npayload p: 3 tests\ntest p::a ... ok\ntest p::b ... ok\n\
+                    test p::c ... skipped: no such thing\npayload p: 2 passed, 0 failed, 1 skipped";
+        assert_eq!(verdict(text), Ok(2));
+    }
+
+    #[test]
+    fn nothing_passes_for_success() {
+        let silent = "escrow: boots";
+        let empty = "payload p: 0 tests\npayload p: 0 passed, 0 failed, 0 skipped";
+        let skipped = "payload p: 1 tests\ntest p::a ... skipped: x\n\
+                       payload p: 0 passed, 0 failed, 1 skipped";
+        let cut = "payload p: 2 tests\ntest p::a ... ok";
+        let missing =
+            "payload p: 2 tests\ntest p::a ... ok\npayload p: 1 passed, 0 failed, 0 skipped";
+        let failed = "payload p: 2 tests\ntest p::a ... ok\ntest p::b ... FAILED: x\n\
+                      payload p: 1 passed, 1 failed, 0 skipped";
+        let garbled = "payload p: 2 tests\ntest p::a ... ok\ntest p::b ... o\n\
+                      payload p: 2 passed, 0 failed, 0 skipped";
+        let twice = "payload p: 1 tests\npayload p: 1 tests\ntest p::a ... ok\n\
+                     payload p: 1 passed, 0 failed, 0 skipped";
+        let dead = "payload p: 1 tests\npayload panicked: at x\n";
+        for text in [silent, empty, skipped, cut, missing, failed, garbled, twice, dead] {
+            assert!(verdict(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The payloads, in the host's place. Each run is many tests of its own: see
+//! `tests/payloads`.
+
+use escrow_tests::payload::Run;
+
+/// A payload's tests must be as many as they were, at least: one that was
+/// lost passes as well.
+fn run(run: Run, at_least: usize) {
+    let passed = run.passes();
+    println!("{}: {passed} passed", run.payload);
+    assert!(passed >= at_least, "{} has only {passed} tests", run.payload);
+}
+
+#[test]
+fn runtime_without_escrow() {
+    let passed = Run { smp: 4, ..Run::of("runtime") }.passes_alone();
+    assert!(passed >= 6);
+}
+
+#[test]
+fn runtime() {
+    run(Run { smp: 4, ..Run::of("runtime") }, 6);
+}
+
+#[test]
+fn calls() {
+    run(Run::of("calls"), 44);
+}
+
+#[test]
+fn calls_on_an_old_cpu() {
+    run(Run { cpu: "cortex-a53", smp: 1, memory_mib: 512, ..Run::of("calls") }, 44);
+}
+
+#[test]
+fn pages() {
+    run(Run::of("pages"), 41);
+}
+
+#[test]
+fn pages_on_an_old_cpu() {
+    // No FEAT_LSE, no FEAT_S2FWB, one CPU.
+    run(Run { cpu: "cortex-a53", smp: 1, memory_mib: 512, ..Run::of("pages") }, 39);
+}
+
+#[test]
+fn guest() {
+    run(Run::of("guest"), 41);
+}
+
+#[test]
+fn guest_on_old_cpus() {
+    for cpu in ["cortex-a53", "cortex-a72"] {
+        run(Run { cpu, smp: 1, ..Run::of("guest") }, 41);
+    }
+}
+
+#[test]
+fn guest_on_newer_cpus() {
+    for cpu in ["cortex-a76", "neoverse-n1"] {
+        run(Run { cpu, ..Run::of("guest") }, 41);
+    }
+}
+
+#[test]
+fn firmware() {
+    run(Run { smp: 4, ..Run::of("firmware") }, 8);
+}
+
+#[test]
+fn firmware_on_one_cpu() {
+    run(Run { cpu: "cortex-a72", smp: 1, ..Run::of("firmware") }, 7);
+}
+
+#[test]
+fn smp() {
+    run(Run::of("smp"), 7);
+}
+
+#[test]
+fn smp_with_more_cpus() {
+    run(Run { cpu: "cortex-a76", smp: 4, memory_mib: 512, ..Run::of("smp") }, 7);
+}
+
+#[test]
+fn noise() {
+    run(Run::of("noise"), 2);
+    run(Run { cpu: "cortex-a76", arguments: "seed=77", ..Run::of("noise") }, 2);
+}

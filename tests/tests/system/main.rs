@@ -1,0 +1,7 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The whole stack: Debian as the host, the shim, the `escrow` program, guests.
+
+mod attack;
+mod demo;
+mod shim;

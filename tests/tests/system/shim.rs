@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The tests of the shim, which run on the host: see `tests/shim`.
+
+use std::time::Duration;
+
+use escrow_tests::artefacts;
+use escrow_tests::linux::Linux;
+
+/// Tests that there are, at least: one that was lost passes as well.
+const AT_LEAST: usize = 27;
+
+fn shim_tests_on(cpu: &str, smp: u32) {
+    let program = std::fs::read(&artefacts().shim_tests).expect("the tests of the shim");
+    let name = format!("shim-{cpu}-{smp}");
+    let files = [("bin/shim-tests", program.as_slice())];
+    let mut linux = Linux::with_files(&name, cpu, smp, 1024, "exec /bin/shim-tests", &files);
+    linux.limit = Duration::from_secs(240);
+    let lines = linux.passes();
+    let passed = lines.iter().filter(|line| line.starts_with("test ") && line.ends_with("... ok"));
+    let passed = passed.count();
+    assert!(passed >= AT_LEAST, "only {passed} tests");
+    let sum = format!("{passed} passed, 0 failed");
+    assert!(lines.contains(&sum), "no line {sum:?}");
+}
+
+#[test]
+fn on_two_cpus() {
+    shim_tests_on("max", 2);
+}
+
+#[test]
+fn on_an_old_cpu() {
+    shim_tests_on("cortex-a53", 4);
+}
