@@ -8,7 +8,7 @@
 //! | `controls` | what EL2 lets EL1 do, for the host and for guests |
 //! | `init` | bringing a CPU under Escrow, entering the host |
 //! | `vectors.S`, `host` | exceptions of the host |
-//! | `world`, `fp`, `debug` | running a guest |
+//! | `world`, `switch.S`, `fp`, `debug` | running a guest |
 //! | `machine` | page tables, TLBs and caches for `escrow-core` |
 //! | `fault` | reporting a bug |
 //!
