@@ -8,9 +8,10 @@ use escrow_platform::range::Range;
 
 use crate::mmu::Table;
 
-/// Tables for the map before working memory is found: image, device tree and
-/// console, each with its own level 1, 2 and 3 tables at the worst, and the root.
-const EARLY_TABLES: usize = 16;
+/// Tables for the map before working memory is found: the root, and for each of
+/// image, device tree, console, kernel and working memory at the worst one of
+/// level 1, one of level 2 and two of level 3.
+const EARLY_TABLES: usize = 1 + 5 * 4;
 
 #[repr(C, align(4096))]
 struct EarlyTables([Table; EARLY_TABLES]);
