@@ -100,7 +100,7 @@ fn broken_device_trees() {
     };
     broken("tree-magic", &|bytes| bytes[0] = 0);
     broken("tree-noise", &|bytes| {
-        bytes.iter_mut().enumerate().for_each(|(n, byte)| *byte = (n * 37 >> 3) as u8);
+        bytes.iter_mut().enumerate().for_each(|(n, byte)| *byte = ((n * 37) >> 3) as u8);
     });
     broken("tree-zero", &|bytes| bytes.fill(0));
     broken("tree-structure", &|bytes| put(bytes, 8, u32::MAX - 3));
@@ -119,7 +119,7 @@ fn broken_device_trees() {
     broken("tree-cut", &|bytes| {
         // The end of the structure is gone.
         let size = u32::from_be_bytes([bytes[36], bytes[37], bytes[38], bytes[39]]);
-        put(bytes, 36, size / 2 & !3);
+        put(bytes, 36, (size / 2) & !3);
     });
 }
 
