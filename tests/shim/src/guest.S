@@ -60,7 +60,7 @@ visit:				// a word in each of x3 pages at x2
 	subs	x3, x3, #1
 	b.ne	1b
 	b	answer
-	// As visit, unlocking each, flags x4, for ever. What has been unlocked
+	// As visit, then unlocks each, flags x4, for ever. What has been unlocked
 	// is no longer the guest's own: it may go between any two instructions,
 	// and then the next access brings in another, with zeros.
 come_and_go:
@@ -69,6 +69,11 @@ come_and_go:
 2:	mov	x23, #0
 3:	add	x2, x21, x23, lsl #12
 	str	x2, [x2]
+	add	x23, x23, #1
+	cmp	x23, x22
+	b.lo	3b
+	mov	x23, #0
+4:	add	x2, x21, x23, lsl #12
 	ldr	x0, [x2]
 	cmp	x0, x2
 	ccmp	x0, #0, #4, ne	// neither its own word nor zeros
@@ -80,7 +85,7 @@ come_and_go:
 	b.ne	answer
 	add	x23, x23, #1
 	cmp	x23, x22
-	b.lo	3b
+	b.lo	4b
 	b	2b
 modify:				// x3 bytes at x2, flags x4; keeps x4
 	mov	x24, x4

@@ -51,7 +51,7 @@ pub enum Order {
     Off,
     /// Store into each page of a run.
     Visit(u64, u64),
-    /// The same, unlocking each with flags, for ever.
+    /// The same, then unlock each with flags, for ever.
     ComeAndGo(u64, u64, u64),
 }
 

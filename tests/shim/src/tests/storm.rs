@@ -7,7 +7,7 @@
 use std::io::IoSliceMut;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
 use escrow_abi::call::{MODIFY_SANITIZE, MODIFY_UNLOCK};
@@ -24,6 +24,8 @@ use crate::gunyah::{Device, Exit, PAGE};
 const FIRST: u64 = 16;
 const COUNT: u64 = 16;
 const TIME: Duration = Duration::from_secs(3);
+/// How long it goes on at the most, to see what must be seen.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The guest's pages come home zeroed.
 pub fn unlocking_with_zeros() -> Result<()> {
@@ -136,6 +138,13 @@ impl Storm {
     }
 }
 
+impl Storm {
+    /// Whether reads came through and others did not, as must be by turns.
+    fn has_seen_both(&self) -> bool {
+        [&self.reached, &self.out_of_reach].iter().all(|n| n.load(Ordering::Relaxed) > 0)
+    }
+}
+
 fn storm(flags: u64) -> Result<()> {
     let guest = Guest::started(&Device::open()?, 32, 0)?;
     guest.order(Order::ComeAndGo(RAM + FIRST * PAGE, COUNT, flags))?;
@@ -156,7 +165,12 @@ fn storm(flags: u64) -> Result<()> {
     thread::scope(|scope| {
         let storm = &storm;
         let threads = all.map(|one| scope.spawn(move || one(storm)));
+        let begin = Instant::now();
         thread::sleep(TIME);
+        // On a slow machine one of the two may not have been seen yet.
+        while !storm.has_seen_both() && begin.elapsed() < PATIENCE {
+            thread::sleep(TIME / 10);
+        }
         storm.over.store(true, Ordering::Relaxed);
         storm.guest.vcpu.set_immediate_exit(true);
         for thread in threads {
@@ -165,8 +179,8 @@ fn storm(flags: u64) -> Result<()> {
         anyhow::Ok(())
     })?;
 
-    let seen = [storm.reached.into_inner(), storm.out_of_reach.into_inner()];
-    ensure!(seen.iter().all(|&count| count > 0), "reads that came through, or not: {seen:?}");
+    let seen = [&storm.reached, &storm.out_of_reach].map(|n| n.load(Ordering::Relaxed));
+    ensure!(storm.has_seen_both(), "reads that came through, or not: {seen:?}");
     let Guest { memory, vm, vcpu, .. } = storm.guest;
     drop((vm, vcpu));
     for state in [fdinfo::LENT, fdinfo::SHARED, fdinfo::QUARANTINED] {
