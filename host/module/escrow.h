@@ -211,6 +211,18 @@ u64 escrow_batch_address(const struct escrow_batch *batch);
 /* mem.c */
 int escrow_mem_create(const struct gunyah_create_guest_mem_args *args);
 struct escrow_mem *escrow_mem_of(struct file *file);
+
+static inline struct address_space *escrow_mapping(struct escrow_mem *mem)
+{
+	return mem->file->f_mapping;
+}
+
+/* lend.c */
+struct escrow_page *escrow_mem_page(struct escrow_mem *mem, pgoff_t index);
+int escrow_mem_fetch(struct escrow_mem *mem, struct escrow_page *page,
+		     struct escrow_batch *batch);
+int __escrow_mem_take_back(struct escrow_mem *mem, pgoff_t first, pgoff_t last, u64 vm,
+			   int how, bool quarantine);
 int escrow_mem_give(struct escrow_vm *vm, const struct escrow_place *place);
 int escrow_mem_take_back(struct escrow_mem *mem, u64 offset, u64 size, u64 vm, int how,
 			 bool quarantine);

@@ -61,11 +61,6 @@ impl<M> Default for Bindings<M> {
 }
 
 impl<M: Clone + PartialEq> Bindings<M> {
-    /// All of them, by guest address.
-    pub fn iter(&self) -> impl Iterator<Item = &Binding<M>> {
-        self.list.iter()
-    }
-
     /// The binding at this place of the sorted list.
     pub fn get(&self, index: usize) -> Option<&Binding<M>> {
         self.list.get(index)

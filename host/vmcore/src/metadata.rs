@@ -2,8 +2,6 @@
 
 //! How many pages a VM is given for its tables and vCPUs.
 
-use escrow_abi::LIST_MAX;
-
 use crate::Errno;
 
 /// Pages that a VM is created with: a root table and some way to go.
@@ -36,16 +34,6 @@ impl Metadata {
         }
         let pages = needed.next_multiple_of(Self::CHUNK).min(room);
         u32::try_from(pages).map_err(|_| Errno::NoMemory)
-    }
-
-    /// How many of `left` pages go into the next list.
-    pub fn batch(left: u32) -> u32 {
-        left.min(LIST_MAX as u32)
-    }
-
-    /// Pages that Escrow has.
-    pub fn donated(&self) -> u64 {
-        self.donated
     }
 
     /// Escrow has taken pages.
