@@ -23,7 +23,7 @@ static ROOT: Table = Table([const { AtomicU64::new(0) }; ENTRIES]);
 const BLOCK: u64 = 0b01;
 const TABLE: u64 = 0b11;
 /// Attribute 0 of `MAIR_EL1`: normal, write-back; inner shareable; accessed.
-const NORMAL: u64 = 0 << 2 | 3 << 8 | 1 << 10 | 1 << 54;
+const NORMAL: u64 = 3 << 8 | 1 << 10 | 1 << 54;
 /// Attribute 1: device; accessed; never executed.
 const DEVICE: u64 = 1 << 2 | 1 << 10 | 1 << 54 | 1 << 53;
 const MAIR: u64 = 0x04 << 8 | 0xff;
@@ -77,7 +77,7 @@ pub fn set_table(gib: usize, page: u64) {
 
 /// Makes GiB number `gib` the identity again, as device memory.
 pub fn clear_table(gib: usize) {
-    replace(gib, gib as u64 * GIB | BLOCK | DEVICE);
+    replace(gib, (gib as u64 * GIB) | BLOCK | DEVICE);
 }
 
 /// A table entry for the page or table at `page`.

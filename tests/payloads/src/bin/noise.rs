@@ -92,14 +92,14 @@ impl Noise<'_> {
     fn entry(&mut self, function: u32) -> MemEntry {
         let mut guest = 0;
         if matches!(function, call::MEM_LEND | call::MEM_SHARE) {
-            guest = self.random.below(96) * PAGE_SIZE | self.random.pick(&[7, 7, 7, 3, 1, 0]);
+            guest = (self.random.below(96) * PAGE_SIZE) | self.random.pick(&[7, 7, 7, 3, 1, 0]);
             if self.random.below(8) == 0 {
                 guest = self.random.below(4) << 21 | 7;
             }
         }
         let mut entry = MemEntry { frame: self.frame(), guest, ..MemEntry::default() };
         if self.random.below(24) == 0 {
-            let n = self.random.next() as u32;
+            let n = self.random.draw() as u32;
             entry = entry.with_report(n & 3, n >> 2 & 3, n >> 4 & 1);
             entry.reserved = (self.random.below(4) == 0) as u32;
         }
@@ -139,7 +139,7 @@ impl Noise<'_> {
             arguments[list..list + 2].copy_from_slice(&[at, count]);
         }
         if self.random.below(200) == 0 {
-            arguments[1 + self.random.below(7) as usize] = self.random.next();
+            arguments[1 + self.random.below(7) as usize] = self.random.draw();
         }
         arguments
     }
@@ -198,7 +198,7 @@ fn random_calls_from_all_cpus(host: &mut Host) -> Outcome {
     let lists: [Lists; cpus::MAX_CPUS] = core::array::from_fn(|_| Lists::new(&mut host.arena));
     let seed = seed(host);
     cpus::on_all(|cpu| {
-        let random = Random::new(seed << 8 | cpu as u64 + 1);
+        let random = Random::new((seed << 8) | (cpu as u64 + 1));
         let mut noise = Noise { subject: &subject, random, list: lists[cpu].address() };
         for _ in 0..TOGETHER / cpus::count() as u64 {
             noise.call();

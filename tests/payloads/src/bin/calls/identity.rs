@@ -29,8 +29,8 @@ fn it_identifies_itself(_: &mut Host) -> Outcome {
     check_eq!(answer[..4], [call::IDENTIFY_INFO, 0, 0, 0]);
     let answer = raw(call::VENDOR_HYP_UID as u64, 0);
     check_eq!(answer[..4], call::UID.map(u64::from));
-    for n in 5..18 {
-        check_eq!(answer[n], if n < 8 { 0 } else { n as u64 * 3 }, "X{n}");
+    for (n, register) in answer.iter().enumerate().skip(5) {
+        check_eq!(*register, if n < 8 { 0 } else { n as u64 * 3 }, "X{n}");
     }
     Ok(())
 }

@@ -21,7 +21,7 @@ pub const TESTS: &[Test] = tests![
 
 fn pattern(salt: u128) -> [u128; 32] {
     core::array::from_fn(|n| {
-        (n as u128 + 1) * 0x0123_4567_89ab_cdef_fedc_ba98_7654_3211 ^ salt << 96 ^ salt
+        ((n as u128 + 1) * 0x0123_4567_89ab_cdef_fedc_ba98_7654_3211) ^ (salt << 96) ^ salt
     })
 }
 
@@ -120,7 +120,7 @@ const VALUES: [u64; 8] = [
 
 fn system_registers_are_kept_apart(host: &mut Host) -> Outcome {
     let agents = [Agent::start(host)?, Agent::start(host)?];
-    let values = |n: u64| VALUES.map(|value| value ^ n * 0x40_0000);
+    let values = |n: u64| VALUES.map(|value| value ^ (n * 0x40_0000));
     for (agent, n) in agents.iter().zip([0, 1]) {
         agent.call(routine::set_registers(), &values(n))?;
     }
