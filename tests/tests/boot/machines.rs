@@ -90,12 +90,12 @@ fn debian_on_cortex_a76() {
 
 #[test]
 fn debian_on_neoverse_n1() {
-    debian_on("neoverse-n1", 8, 8192);
+    debian_on("neoverse-n1", 4, 8192);
 }
 
 #[test]
 fn debian_on_cortex_a72() {
-    debian_on("cortex-a72", 2, 1024);
+    debian_on("cortex-a72", 8, 1024);
 }
 
 #[test]
