@@ -64,12 +64,12 @@ const EXTERNAL: u64 = 0x10;
 /// # Errors
 /// It is something else.
 pub fn is_taken_away(fault: Fault, at: u64, is_write: bool) -> Outcome {
-    check_eq!((fault.class(), fault.status()), (DATA_ABORT, ALIGNMENT), "{at:#x}: {fault:#x?}");
-    check_eq!(fault.far, at, "{fault:#x?}");
-    check_eq!(fault.is_write(), is_write, "{at:#x}: {fault:#x?}");
+    check_eq!((fault.class(), fault.status()), (DATA_ABORT, ALIGNMENT), "{at:#x}: {fault:x?}");
+    check_eq!(fault.far, at, "{fault:x?}");
+    check_eq!(fault.is_write(), is_write, "{at:#x}: {fault:x?}");
     // ISV and what it covers are EL2's business; IL is set for data aborts
     // without it (DDI 0487, ESR_ELx, ISS of a data abort).
-    check_eq!(fault.esr >> 24 & 0b11, 0b10, "ISV, IL: {fault:#x?}");
+    check_eq!(fault.esr >> 24 & 0b11, 0b10, "ISV, IL: {fault:x?}");
     Ok(())
 }
 
@@ -88,7 +88,7 @@ pub fn is_out_of_reach(at: u64) -> Outcome {
     }
     let Err(fault) = probe::fetch(at) else { fail!("{at:#x} can be executed") };
     let seen = (fault.class(), fault.status(), fault.far);
-    check_eq!(seen, (INSTRUCTION_ABORT, EXTERNAL, at), "{fault:#x?}");
+    check_eq!(seen, (INSTRUCTION_ABORT, EXTERNAL, at), "{fault:x?}");
     Ok(())
 }
 
@@ -99,7 +99,7 @@ pub fn is_out_of_reach(at: u64) -> Outcome {
 pub fn is_in_reach(at: u64) -> Outcome {
     let old = match probe::read(at) {
         Ok(old) => old,
-        Err(fault) => fail!("{at:#x} cannot be read: {fault:#x?}"),
+        Err(fault) => fail!("{at:#x} cannot be read: {fault:x?}"),
     };
     check_eq!(probe::write(at, !old), Ok(()), "{at:#x}");
     check_eq!(probe::read(at), Ok(!old), "{at:#x}");

@@ -293,7 +293,7 @@ impl Agent {
     /// It cannot.
     pub fn load(&self, at: u64) -> Outcome<u64> {
         let results = self.call(routine::ldr_x(), &[0, at])?;
-        check!(results.exception.is_none(), "{results:#x?}");
+        check!(results.exception.is_none(), "{results:x?}");
         Ok(results.x[0])
     }
 
@@ -303,7 +303,7 @@ impl Agent {
     /// It cannot.
     pub fn store(&self, at: u64, value: u64) -> Outcome {
         let results = self.call(routine::str_x(), &[0, at, value])?;
-        check!(results.exception.is_none(), "{results:#x?}");
+        check!(results.exception.is_none(), "{results:x?}");
         Ok(())
     }
 
@@ -313,7 +313,7 @@ impl Agent {
     /// It does not return.
     pub fn hvc(&self, arguments: &[u64]) -> Outcome<u64> {
         let results = self.call(routine::hvc(), arguments)?;
-        check!(results.exception.is_none(), "{results:#x?}");
+        check!(results.exception.is_none(), "{results:x?}");
         Ok(results.x[0])
     }
 
