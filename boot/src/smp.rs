@@ -13,7 +13,7 @@ use core::iter;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU64, Ordering};
 
-use aarch64_cpu::registers::{MPIDR_EL1, Readable};
+use aarch64_cpu::registers::{CNTFRQ_EL0, CNTPCT_EL0, MPIDR_EL1, Readable};
 use escrow_aarch64::{Features, Firmware, Hardware, PerCpu, enter_host, init_cpu, smc};
 use escrow_abi::{call, psci};
 use escrow_core::hypervisor::Hypervisor;
@@ -37,6 +37,9 @@ const NEWEST_VERSION: u64 = 1 << 16 | 1;
 /// CPU_SUSPEND's feature flag for OS-initiated mode. It needs a call to switch
 /// it on that Escrow does not have.
 const OS_INITIATED: u64 = 1 << 0;
+/// How long the end of the machine waits for guests on other CPUs. The host's
+/// timer interrupts ask each of them many times in a second.
+const END_PATIENCE_SECONDS: u64 = 2;
 
 /// The calling CPU's affinity, as [`Cpu::mpidr`] has it.
 pub fn this_cpu() -> u64 {
@@ -201,6 +204,23 @@ impl Cpus {
     }
 }
 
+impl Cpus {
+    /// Ends the machine by a call to the firmware, after what guests had in
+    /// memory is gone. Guests on other CPUs leave at their next interrupt; if
+    /// one does not, the machine goes on, for it could be read after a reset.
+    fn end(&self, call: [u64; 4]) -> u64 {
+        let begin = CNTPCT_EL0.get();
+        while self.hypervisor.scrub().is_err() {
+            if CNTPCT_EL0.get().wrapping_sub(begin) > CNTFRQ_EL0.get() * END_PATIENCE_SECONDS {
+                log::error!("a guest still runs on another CPU: the machine goes on");
+                return psci::INTERNAL_FAILURE;
+            }
+            core::hint::spin_loop();
+        }
+        firmware(call)
+    }
+}
+
 impl CpuSlot {
     /// What `secondary_entry` gets in `x0`.
     fn address(&self) -> u64 {
@@ -244,10 +264,10 @@ impl Firmware for Cpus {
                 firmware([psci::AFFINITY_INFO_64.into(), target, level.into(), 0])
             }
             PsciCall::MigrateInfoType => firmware([psci::MIGRATE_INFO_TYPE.into(), 0, 0, 0]),
-            PsciCall::SystemOff => firmware([psci::SYSTEM_OFF.into(), 0, 0, 0]),
-            PsciCall::SystemReset => firmware([psci::SYSTEM_RESET.into(), 0, 0, 0]),
+            PsciCall::SystemOff => self.end([psci::SYSTEM_OFF.into(), 0, 0, 0]),
+            PsciCall::SystemReset => self.end([psci::SYSTEM_RESET.into(), 0, 0, 0]),
             PsciCall::SystemReset2 { kind, cookie } => {
-                firmware([psci::SYSTEM_RESET2_64.into(), kind.into(), cookie, 0])
+                self.end([psci::SYSTEM_RESET2_64.into(), kind.into(), cookie, 0])
             }
             PsciCall::Features { function } => features(function),
         }

@@ -55,6 +55,18 @@ impl Run {
     /// One fails, or none ran, or one has no verdict, or the machine does not
     /// end by itself.
     pub fn passes(&self) -> usize {
+        self.judge(&self.machine())
+    }
+
+    /// Boots Escrow with the payload in the host's place, in a machine that
+    /// starts again when it is reset.
+    pub fn boot_again_and_again(&self) -> Serial {
+        let mut machine = self.machine();
+        machine.reboot = true;
+        Serial::boot(&self.name(), &machine, self.limit)
+    }
+
+    fn machine(&self) -> Machine {
         let artefacts = artefacts();
         let mut machine = Machine::new(&artefacts.qemu, &artefacts.image);
         machine.cpu = self.cpu.into();
@@ -65,7 +77,7 @@ impl Run {
         if let Err(error) = machine.load_host(&image, None, &arguments) {
             panic!("{}: {error:#}", self.name());
         }
-        self.judge(&machine)
+        machine
     }
 
     /// The same without Escrow: the payload is the kernel.

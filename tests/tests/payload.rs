@@ -89,3 +89,11 @@ fn noise() {
     run(Run::of("noise"), 2);
     run(Run { cpu: "cortex-a76", arguments: "seed=77", ..Run::of("noise") }, 2);
 }
+
+#[test]
+fn a_reset_leaves_nothing_of_a_guest() {
+    let mut serial = Run::of("reset").boot_again_and_again();
+    serial.wait_for("escrow: Escrow ");
+    serial.wait_for("escrow: Escrow ");
+    serial.wait_for("payload reset: 1 passed, 0 failed");
+}

@@ -6,6 +6,7 @@
 mod calls;
 mod list;
 mod memory;
+mod reset;
 mod unlock;
 mod vms;
 

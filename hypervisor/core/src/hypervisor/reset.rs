@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The end of the machine: a reset keeps what is in DRAM, and whoever boots
+//! next reads it.
+
+use escrow_abi::{Error, FrameState};
+
+use super::Hypervisor;
+use crate::addr::{BLOCK_SIZE, PAGE_SIZE, PhysAddr};
+use crate::ledger::Record;
+use crate::machine::Machine;
+use crate::vm::Life;
+
+impl<M: Machine> Hypervisor<M> {
+    /// Ends all guests and zeroes all pages that the host has given away.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] while a vCPU runs on another CPU: none can enter again,
+    /// so its next exit is its last. Nothing has been zeroed then.
+    pub fn scrub(&self) -> Result<(), Error> {
+        let mut running = false;
+        for slot in self.slots.iter().skip(1) {
+            let mut vm = slot.lock();
+            if vm.is_alive() {
+                vm.life = Life::Ending;
+                running |= !slot.stop_runs();
+            }
+        }
+        if running {
+            return Err(Error::Busy);
+        }
+        for range in self.ledger.ram().ranges() {
+            for base in (range.base.0..range.end()).step_by(BLOCK_SIZE as usize) {
+                self.scrub_block(PhysAddr(base));
+            }
+        }
+        Ok(())
+    }
+
+    fn scrub_block(&self, base: PhysAddr) {
+        let Some(block) = self.ledger.ram().locate(base) else { return };
+        self.ledger.lock(block);
+        let size = if self.ledger.is_split(block) { PAGE_SIZE } else { BLOCK_SIZE };
+        for at in (base.0..base.0 + BLOCK_SIZE).step_by(size as usize) {
+            if holds_secrets(self.ledger.get_in(block, PhysAddr(at))) {
+                self.machine.zero(PhysAddr(at), size);
+            }
+        }
+        self.ledger.unlock(block);
+    }
+}
+
+/// Whether the host must not see what is in a frame: memory that only a guest
+/// reaches, and the tables and registers that EL2 keeps for it.
+fn holds_secrets(record: Record) -> bool {
+    matches!(
+        record.state(),
+        Some(
+            FrameState::Lent
+                | FrameState::UnlockedZeroed
+                | FrameState::UnlockedContents
+                | FrameState::Metadata
+        )
+    )
+}
