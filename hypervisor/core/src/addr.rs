@@ -125,3 +125,35 @@ impl Order {
         self.size() / PAGE_SIZE
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_end_where_they_should() {
+        let range = PhysRange::new(0x1000, 0x2000);
+        assert!(range.contains(PhysAddr(0x1000)) && range.contains(PhysAddr(0x2fff)));
+        assert!(!range.contains(PhysAddr(0xfff)) && !range.contains(PhysAddr(0x3000)));
+        // One that would wrap ends at the end of the space and holds nothing
+        // below its base.
+        let last = PhysRange::new(u64::MAX - 0xfff, 0x2000);
+        assert_eq!(last.end(), u64::MAX);
+        assert!(!last.contains(PhysAddr(0)));
+    }
+
+    #[test]
+    fn addresses_are_rounded_and_told_apart() {
+        assert_eq!(PhysAddr(0x12345).align_down(PAGE_SIZE), PhysAddr(0x12000));
+        assert!(PhysAddr(0x40_0000).is_aligned(BLOCK_SIZE));
+        assert!(!PhysAddr(0x40_1000).is_aligned(BLOCK_SIZE));
+        assert_eq!(format!("{:?} {:?}", PhysAddr(0x1000), Ipa(0x1000)), "pa:0x1000 ipa:0x1000");
+    }
+
+    #[test]
+    fn orders_agree_with_the_interface() {
+        assert_eq!(Order::Page.size() << escrow_abi::ORDER_PAGE, PAGE_SIZE);
+        assert_eq!(Order::Block.size(), PAGE_SIZE << escrow_abi::ORDER_BLOCK);
+        assert_eq!(Order::Block.pages() as usize, PAGES_PER_BLOCK);
+    }
+}

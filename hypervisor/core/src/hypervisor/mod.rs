@@ -244,4 +244,4 @@ fn pin(ledger: &Ledger, range: &PhysRange) {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -89,6 +89,9 @@ impl Geometry {
 }
 
 #[cfg(test)]
+mod map_tests;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-mod fake;
+pub(crate) mod fake;
 mod histories;
 mod runs;
 

@@ -1,0 +1,256 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The host's and a guest's tables, on fake memory.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use escrow_abi::Rights;
+
+use super::*;
+use crate::addr::{BLOCK_SIZE, Ipa, Order, PAGE_SIZE, PhysAddr, PhysRange};
+use crate::hypervisor::tests::fake::Fake;
+use crate::ledger::{BlockCell, Ledger, RamMap, Record};
+use crate::machine::Machine;
+
+const GIB: u64 = 1 << 30;
+
+fn features(pa_bits: u8) -> Stage2Features {
+    Stage2Features { pa_bits, force_write_back: false, vmid16: false }
+}
+
+/// Adjacent pages of fake memory, `limit` of them at the most.
+fn pages(limit: usize) -> impl FnMut(usize) -> Option<PhysAddr> {
+    let (mut next, mut left) = (0x10_0000_0000, limit);
+    move |count| {
+        left = left.checked_sub(count)?;
+        next = u64::next_multiple_of(next, count.next_power_of_two() as u64 * PAGE_SIZE);
+        let page = next;
+        next += count as u64 * PAGE_SIZE;
+        Some(PhysAddr(page))
+    }
+}
+
+struct World {
+    machine: Fake,
+    ledger: Ledger,
+    map: HostMap,
+}
+
+fn ledger(ram: &[PhysRange]) -> Ledger {
+    let map = RamMap::new(ram).unwrap();
+    let blocks = Vec::leak((0..map.blocks()).map(|_| BlockCell::default()).collect());
+    let frames = Vec::leak((0..map.blocks() * 512).map(|_| AtomicU64::new(!0)).collect());
+    Ledger::new(map, ram, blocks, frames).unwrap()
+}
+
+fn try_world(ram: &[PhysRange], pa_bits: u8, limit: usize) -> Result<World, HostMapError> {
+    let machine = Fake::default();
+    let ledger = ledger(ram);
+    let level3 = PhysAddr(0x20_0000_0000);
+    let map = HostMap::new(&machine, &ledger, &features(pa_bits), level3, &mut pages(limit))?;
+    Ok(World { machine, ledger, map })
+}
+
+fn world(ram: &[PhysRange], pa_bits: u8) -> World {
+    try_world(ram, pa_bits, usize::MAX).unwrap()
+}
+
+impl World {
+    fn reaches(&self, at: u64) -> bool {
+        self.map.reaches(&self.machine, PhysAddr(at))
+    }
+
+    /// Levels of the host's walk to an address.
+    fn levels(&self, at: u64) -> u8 {
+        let root = PhysAddr(self.map.context().vttbr);
+        let geometry = Geometry::new(if self.map.context().vtcr & 0x3f == 16 { 48 } else { 40 });
+        let mut level = geometry.start_level;
+        let mut index = at >> level_shift(level);
+        let mut table = root.add(index / 512 * PAGE_SIZE);
+        loop {
+            index %= 512;
+            let slot = &self.machine.table(table)[index as usize];
+            let entry = Descriptor(slot.load(Ordering::Relaxed));
+            if level == 3 || !entry.is_table() {
+                return level;
+            }
+            table = entry.address();
+            level += 1;
+            index = at >> level_shift(level);
+        }
+    }
+}
+
+#[test]
+fn the_host_is_mapped_by_the_largest_entries_that_fit() {
+    // A whole GiB, then one with an edge inside a block.
+    let world = world(&[PhysRange::new(GIB, GIB + 3 * BLOCK_SIZE + 5 * PAGE_SIZE)], 40);
+    let edge = 2 * GIB + 3 * BLOCK_SIZE;
+    assert_eq!(world.levels(GIB), 1);
+    assert_eq!(world.levels(2 * GIB), 2);
+    assert_eq!(world.levels(edge), 3);
+    assert_eq!(world.levels(0), 1, "MMIO");
+    assert_eq!(world.levels(2 * GIB + 64 * BLOCK_SIZE), 2, "MMIO beside RAM");
+    // The host reaches what is beside RAM in the edge's block, as MMIO.
+    for at in [0, GIB, edge, edge + 5 * PAGE_SIZE, 3 * GIB, (1 << 40) - 1] {
+        assert!(world.reaches(at), "{at:#x}");
+    }
+    assert!(!world.reaches(1 << 40));
+}
+
+#[test]
+fn a_gib_is_split_once_and_made_whole_by_the_last() {
+    let world = world(&[PhysRange::new(GIB, GIB)], 40);
+    let locate = |at| world.ledger.ram().locate(PhysAddr(at)).unwrap();
+    let [one, two] = [GIB + 7 * BLOCK_SIZE, GIB + 9 * BLOCK_SIZE];
+    for at in [one, two] {
+        world.map.split(&world.machine, &world.ledger, locate(at), PhysAddr(at));
+        assert_eq!((world.levels(GIB), world.levels(at)), (2, 3));
+        assert!(world.reaches(at) && world.reaches(at + 511 * PAGE_SIZE));
+    }
+    world.map.merge(&world.machine, &world.ledger, locate(one), PhysAddr(one));
+    assert_eq!((world.levels(one), world.levels(two), world.levels(GIB)), (2, 3, 2));
+    world.map.merge(&world.machine, &world.ledger, locate(two), PhysAddr(two));
+    assert_eq!(world.levels(two), 1);
+    assert!(world.reaches(one) && world.reaches(two) && world.reaches(GIB));
+}
+
+#[test]
+fn a_block_with_a_frame_away_is_not_merged() {
+    let world = world(&[PhysRange::new(GIB, GIB)], 40);
+    let at = PhysAddr(GIB + BLOCK_SIZE);
+    let block = world.ledger.ram().locate(at).unwrap();
+    world.map.split(&world.machine, &world.ledger, block, at);
+    world.map.unmap_pages(&world.machine, block, [3].into_iter());
+    world.ledger.set_in(block, at.add(3 * PAGE_SIZE), Record::PINNED);
+    world.map.merge(&world.machine, &world.ledger, block, at);
+    assert_eq!(world.levels(at.0), 3);
+    assert!(!world.reaches(at.0 + 3 * PAGE_SIZE) && world.reaches(at.0 + 4 * PAGE_SIZE));
+}
+
+#[test]
+fn mmio_beyond_the_first_tib_is_mapped_when_it_is_touched() {
+    let world = world(&[PhysRange::new(GIB, GIB)], 48);
+    let touch = |at| world.map.map_mmio(&world.machine, Ipa(at));
+    let far = |n: u64| (n << 39) + 5 * GIB;
+    assert!(world.reaches(1 << 39), "the first TiB is there");
+    for n in 2..6 {
+        assert!(!world.reaches(far(n)));
+        assert_eq!(touch(far(n)), MmioMap::Mapped);
+        assert!(world.reaches(far(n)) && !world.reaches(far(n) + GIB));
+        assert_eq!(touch(far(n) + GIB), MmioMap::Mapped, "its table is there");
+    }
+    // There are as many tables as there are: the host's next one is a fault.
+    assert_eq!(touch(far(6)), MmioMap::Refused);
+    assert!(!world.reaches(far(6)));
+    assert_eq!(touch(far(2)), MmioMap::Mapped);
+    assert_eq!(touch(1 << 48), MmioMap::Refused);
+    assert_eq!(touch(!0), MmioMap::Refused);
+}
+
+#[test]
+fn what_cannot_be_mapped_is_refused() {
+    let ram = [PhysRange::new(GIB, GIB)];
+    let why = |ram: &[PhysRange], bits, limit| try_world(ram, bits, limit).err();
+    assert_eq!(why(&ram, 32, 999), Some(HostMapError::AddressesTooSmall));
+    assert_eq!(why(&[PhysRange::new(1 << 40, GIB)], 40, 999), Some(HostMapError::OutOfRange));
+    for limit in 0..3 {
+        assert_eq!(why(&ram, 40, limit), Some(HostMapError::NoMemory), "{limit} pages");
+    }
+    assert_eq!(why(&ram, 40, 3), None);
+}
+
+#[test]
+fn the_tables_of_any_ram_fit_what_is_asked_for() {
+    for (ram, bits) in [
+        (vec![PhysRange::new(GIB, GIB)], 48),
+        (vec![PhysRange::new(GIB / 2, 8 * GIB)], 40),
+        ((0..32).map(|n| PhysRange::new(n * 4 * GIB, BLOCK_SIZE)).collect(), 48),
+    ] {
+        let blocks = RamMap::new(&ram).unwrap().blocks();
+        assert!(try_world(&ram, bits, HostMap::pages_needed(blocks)).is_ok(), "{ram:x?}");
+    }
+}
+
+/// A guest's map with `count` pages in its pool.
+fn guest(machine: &Fake, count: u64) -> (GuestMap, PagePool) {
+    let geometry = Geometry::new(39);
+    let root = PhysAddr(0x1000_0000);
+    let context = Stage2Context { vttbr: 1 << 48 | root.0, vtcr: geometry.vtcr(&features(40)) };
+    let mut pool = PagePool::new();
+    for n in 1..=count {
+        pool.push(machine, root.add(n * PAGE_SIZE));
+    }
+    (GuestMap::new(geometry, root, context), pool)
+}
+
+fn ram() -> Attributes {
+    Attributes::guest_ram(Rights::ALL, &features(40))
+}
+
+#[test]
+fn a_pool_gives_back_what_it_got() {
+    let machine = Fake::default();
+    let (_, mut pool) = guest(&machine, 3);
+    let mut got: Vec<_> = std::iter::from_fn(|| pool.pop(&machine)).collect();
+    got.sort();
+    assert_eq!(got, [0x1000_1000, 0x1000_2000, 0x1000_3000].map(PhysAddr));
+    assert!(pool.is_empty());
+    assert!(got.iter().all(|page| machine.is_zero(page.0)), "no link is left in a table");
+}
+
+#[test]
+fn as_many_tables_are_used_as_were_counted() {
+    let machine = Fake::default();
+    let at = [0, PAGE_SIZE, BLOCK_SIZE, GIB, GIB + PAGE_SIZE, 511 * GIB].map(Ipa);
+    let mut count = TableCount::new();
+    let (map, mut pool) = guest(&machine, 16);
+    let mut cursor = Cursor::new(&map, &machine);
+    assert!(at.iter().all(|&at| cursor.prepare_map(at, Order::Page, &mut count)));
+    // Level 3: four; level 2: three.
+    assert_eq!(count.tables(), 7);
+    let mut cursor = Cursor::new(&map, &machine);
+    for (n, &at) in (0u64..).zip(&at) {
+        cursor.map(&mut pool, at, PhysAddr(n * PAGE_SIZE), Order::Page, ram());
+    }
+    assert_eq!(pool.len(), 16 - 7);
+    for (n, &at) in (0u64..).zip(&at) {
+        let leaf = map.lookup(&machine, at);
+        assert_eq!((leaf.entry.address(), leaf.level), (PhysAddr(n * PAGE_SIZE), 3));
+        let mut none = TableCount::new();
+        assert!(!map.prepare_map(&machine, at, Order::Page, &mut none), "it is taken");
+    }
+}
+
+#[test]
+fn a_block_takes_the_place_of_an_empty_table() {
+    let machine = Fake::default();
+    let (map, mut pool) = guest(&machine, 4);
+    map.map(&machine, &mut pool, Ipa(0), PhysAddr(0), Order::Page, ram());
+    let mut count = TableCount::new();
+    assert!(!map.prepare_map(&machine, Ipa(0), Order::Block, &mut count), "a page is there");
+    map.unmap(&machine, &mut pool, Ipa(0), Order::Page);
+    assert!(map.prepare_map(&machine, Ipa(0), Order::Block, &mut count));
+    assert_eq!((count.tables(), pool.len()), (0, 2));
+    map.map(&machine, &mut pool, Ipa(0), PhysAddr(BLOCK_SIZE), Order::Block, ram());
+    assert_eq!(pool.len(), 3, "the table is free");
+    assert_eq!(machine.invalidations(map.context().vttbr, Ipa(0)), 1, "and out of the TLBs");
+    assert_eq!(map.lookup(&machine, Ipa(0x5000)).level, 2);
+}
+
+#[test]
+fn a_page_out_of_a_block_leaves_the_others() {
+    let machine = Fake::default();
+    let (map, mut pool) = guest(&machine, 4);
+    map.map(&machine, &mut pool, Ipa(0), PhysAddr(GIB), Order::Block, ram());
+    let mut count = TableCount::new();
+    map.prepare_unmap(&machine, Ipa(0x3000), Order::Page, &mut count);
+    map.prepare_unmap(&machine, Ipa(0x4000), Order::Page, &mut count);
+    assert_eq!(count.tables(), 1, "both are of one block");
+    map.unmap(&machine, &mut pool, Ipa(0x3000), Order::Page);
+    assert!(!map.lookup(&machine, Ipa(0x3000)).entry.is_valid());
+    let other = map.lookup(&machine, Ipa(0x4000)).entry;
+    assert_eq!((other.address(), other.attributes()), (PhysAddr(GIB + 0x4000), ram()));
+    map.unmap(&machine, &mut pool, Ipa(0), Order::Block);
+    assert!(!map.lookup(&machine, Ipa(0x4000)).entry.is_valid());
+}
