@@ -12,6 +12,11 @@ use xtask::qemu::Machine;
 use crate::artefacts;
 use crate::serial::Serial;
 
+/// What the host says of lines of its kernel's log that must not be.
+const TROUBLE: &str = "the host complains";
+/// What such lines have.
+const SIGNS: [&str; 5] = ["BUG:", "WARNING:", "Oops", "SError", "Internal error"];
+
 /// A machine with Debian as Escrow's host.
 pub struct Linux {
     name: String,
@@ -56,7 +61,13 @@ impl Linux {
     ) -> Linux {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let mut archive = Archive::new();
-        let text = format!("#!/bin/sh\n{script}\n");
+        // The kernel's messages would cut lines of the script in two; what
+        // matters of them comes at the end.
+        let text = format!(
+            "#!/bin/sh\ndmesg -n 1\n(\n{script}\n)\nstatus=$?\n\
+             dmesg | grep -E '{}' | sed 's/^/{TROUBLE}: /'\nexit $status\n",
+            SIGNS.join("|"),
+        );
         let script = ("test.sh", text.as_bytes());
         for (path, contents) in files.iter().chain([&script]) {
             archive.file(path, 0o755, contents).expect("a file in an archive");
@@ -98,14 +109,9 @@ impl Linux {
         if !serial.lines().iter().any(|line| line.contains(done)) {
             serial.fail("the script has not succeeded");
         }
-        if let Some(line) = serial.lines().iter().find(|line| is_trouble(line)) {
-            serial.fail(&format!("the host complains: {line}"));
+        if let Some(line) = serial.lines().iter().find(|line| line.contains(TROUBLE)) {
+            serial.fail(line);
         }
         serial.lines().to_vec()
     }
-}
-
-/// Whether a line of the kernel's log tells of something that must not be.
-fn is_trouble(line: &str) -> bool {
-    ["BUG:", "WARNING:", "Oops", "SError", "Internal error"].iter().any(|word| line.contains(word))
 }
