@@ -77,3 +77,10 @@ fn without_escrow_the_shim_says_so() {
     let lines = linux.passes();
     assert!(lines.iter().any(|line| line.contains("does not run under Escrow")));
 }
+
+#[test]
+#[should_panic(expected = "the host complains: ")]
+fn a_host_in_trouble_is_noticed() {
+    // What all of these tests rely on.
+    Linux::with_script("trouble", "echo 'BUG: not really' >/dev/kmsg").passes();
+}
