@@ -296,6 +296,14 @@ impl GuestMap {
     /// Takes `order` at `at` out of the map; the caller invalidates it
     /// afterwards. A block of which a page goes is split first.
     pub fn unmap<M: Machine>(&self, machine: &M, pool: &mut PagePool, at: Ipa, order: Order) {
+        if order == Order::Block && !at.is_aligned(BLOCK_SIZE) {
+            // A block of frames that went to the guest page by page may be
+            // anywhere; only an aligned one has a table to itself.
+            for n in 0..Order::Block.pages() {
+                self.unmap(machine, pool, at.add(n * PAGE_SIZE), Order::Page);
+            }
+            return;
+        }
         let (slot, level) = self.walk(machine, at, 3);
         let entry = Descriptor(slot.load(Ordering::Relaxed));
         match (order, level) {

@@ -308,6 +308,24 @@ fn a_block_that_is_unlocked_whole_comes_home_whole() {
 }
 
 #[test]
+fn a_block_that_the_guest_has_page_by_page_comes_home_whole() {
+    let mut host = Host::new();
+    let (vm, vcpu) = started(&mut host);
+    // One page off: the block's pages lie in two of the guest's tables.
+    let guest = 0x8000_1000;
+    let list: Vec<_> =
+        (0..512).map(|n| page(FREE + n * PAGE_SIZE, guest + n * PAGE_SIZE)).collect();
+    host.lend(vm, &[page(FREE + 0x20_0000, guest - PAGE_SIZE)]).unwrap();
+    host.lend(vm, &list).unwrap();
+    unlock(&mut host, vcpu, guest, 512 * PAGE_SIZE, UNLOCK_ZEROED).unwrap();
+    host.reclaim(&[(FREE, 9)]).unwrap();
+    for n in 0..512 {
+        assert_eq!(host.guest_frame(vm, guest + n * PAGE_SIZE), None, "page {n}");
+    }
+    assert_eq!(host.guest_frame(vm, guest - PAGE_SIZE), Some(FREE + 0x20_0000), "its neighbour");
+}
+
+#[test]
 fn shared_pages_are_reached_by_both() {
     let mut host = Host::new();
     let (vm, _) = host.create(8);
