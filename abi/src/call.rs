@@ -117,7 +117,9 @@ pub const MEM_LEND: u32 = vendor(0x122);
 ///
 /// A lent page whose borrower unlocked it or is dead; a shared or a metadata
 /// page of a dead VM. All entries of one call are of one VM. Pages come home
-/// zeroed, unless their borrower lives and unlocked them with their contents.
+/// zeroed, unless their borrower lives and unlocked them with their contents;
+/// shared pages keep what is in them, which the owner could read all along. At
+/// most [`RECLAIM_MAX`](crate::RECLAIM_MAX) bytes a call.
 pub const MEM_RECLAIM: u32 = vendor(0x123);
 
 /// A counter of the ledger. `INFO_*` selector, a

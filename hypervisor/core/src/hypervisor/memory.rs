@@ -227,6 +227,8 @@ impl<M: Machine> Hypervisor<M> {
             Ok(())
         });
         if result.is_ok() {
+            // A block that the guest has as one entry is a block of frames, so
+            // in the order of frames its pages come together: exact.
             result = enough_tables(&tables, &vm.pool);
         }
         if result.is_ok() {
