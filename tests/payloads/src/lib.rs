@@ -37,6 +37,7 @@ pub mod shape;
 pub mod smc;
 
 use core::arch::global_asm;
+use core::cell::UnsafeCell;
 
 pub use check::{Failure, Outcome};
 pub use host::Host;
@@ -46,11 +47,15 @@ pub use runner::Test;
 const STACK_SIZE: usize = 256 << 10;
 
 #[repr(C, align(16))]
-struct Stack([u8; STACK_SIZE]);
+struct Stack(UnsafeCell<[u8; STACK_SIZE]>);
 
-#[unsafe(no_mangle)]
+// SAFETY: Rust code never touches it; entry.S gives each CPU its own.
+unsafe impl Sync for Stack {}
+
+#[unsafe(export_name = "stacks")]
 #[unsafe(link_section = ".noinit")]
-static mut stacks: [Stack; cpus::MAX_CPUS] = [const { Stack([0; STACK_SIZE]) }; cpus::MAX_CPUS];
+static STACKS: [Stack; cpus::MAX_CPUS] =
+    [const { Stack(UnsafeCell::new([0; STACK_SIZE])) }; cpus::MAX_CPUS];
 
 global_asm!(
     include_str!("entry.S"),
