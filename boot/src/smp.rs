@@ -213,11 +213,14 @@ impl Cpus {
         while self.hypervisor.scrub().is_err() {
             if CNTPCT_EL0.get().wrapping_sub(begin) > CNTFRQ_EL0.get() * END_PATIENCE_SECONDS {
                 log::error!("a guest still runs on another CPU: the machine goes on");
+                self.hypervisor.reopen();
                 return psci::INTERNAL_FAILURE;
             }
             core::hint::spin_loop();
         }
-        firmware(call)
+        let answer = firmware(call);
+        self.hypervisor.reopen();
+        answer
     }
 }
 

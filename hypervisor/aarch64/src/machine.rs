@@ -213,9 +213,7 @@ impl Machine for Hardware {
     }
 
     fn clean_to_poc(&self, at: PhysAddr, size: u64) {
-        if !self.force_write_back || !self.fetch_sees_data {
-            self.clean_and_invalidate(at, size);
-        }
+        self.clean_and_invalidate(at, size);
         if !self.fetch_sees_writes {
             // What was written may be instructions to its next user (DDI 0487,
             // B2.7.4.2 "Synchronization and coherency issues between data and

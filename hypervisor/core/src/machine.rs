@@ -38,13 +38,13 @@ pub trait Machine: Sync {
     /// caches are off.
     fn zero(&self, at: PhysAddr, size: u64);
 
-    /// Whether memory that moves from one VM to another needs
-    /// [`Self::clean_to_poc`].
+    /// Whether memory that moves from the host to a guest needs
+    /// [`Self::clean_to_poc`]: not where stage 2 forces the guest's accesses to
+    /// be cacheable (FEAT_S2FWB) and fetches see what data caches hold.
     fn needs_clean(&self) -> bool;
 
     /// Makes what VMs wrote visible to one whose caches are off, and to
-    /// instruction fetches. Nothing to do where stage 2 forces cacheable
-    /// accesses (FEAT_S2FWB) and fetches see what data caches hold.
+    /// instruction fetches.
     fn clean_to_poc(&self, at: PhysAddr, size: u64);
 
     /// Makes new valid descriptors visible to all table walkers.

@@ -256,6 +256,11 @@ impl<M: Machine> Hypervisor<M> {
                 record.is(FrameState::Shared) || alive && record.is(FrameState::UnlockedContents);
             if !keep {
                 self.machine.zero(item.frame, item.order.size());
+            } else if !record.is(FrameState::Shared) {
+                // What is passed on is what the guest wrote last: a
+                // non-cacheable mapping of the host's would read what was in
+                // memory before.
+                self.machine.clean_to_poc(item.frame, item.order.size());
             }
             let last_in_block = items.get(n + 1).is_none_or(|next| next.block != item.block);
             self.bring_home(item, record, last_in_block);

@@ -10,7 +10,7 @@ mod reset;
 mod unlock;
 mod vms;
 
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use escrow_abi::{Error, Rights};
 
@@ -102,6 +102,8 @@ pub struct Hypervisor<M: Machine> {
     /// Slot 0 is never used: its number is the host's.
     slots: [Slot; MAX_VMS],
     cpus: AtomicU32,
+    /// The machine is about to end: no VM is created any more.
+    closed: AtomicBool,
 }
 
 /// What to do after a call of the host.
@@ -171,6 +173,7 @@ impl<M: Machine> Hypervisor<M> {
             guest_vtcr: guest_geometry.vtcr(&setup.features),
             slots: [const { Slot::new() }; MAX_VMS],
             cpus: AtomicU32::new(0),
+            closed: AtomicBool::new(false),
         })
     }
 

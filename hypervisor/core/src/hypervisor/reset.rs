@@ -3,6 +3,8 @@
 //! The end of the machine: a reset keeps what is in DRAM, and whoever boots
 //! next reads it.
 
+use core::sync::atomic::Ordering;
+
 use escrow_abi::{Error, FrameState};
 
 use super::Hypervisor;
@@ -12,18 +14,24 @@ use crate::machine::Machine;
 use crate::vm::Life;
 
 impl<M: Machine> Hypervisor<M> {
-    /// Ends all guests and zeroes all pages that the host has given away.
+    /// Ends all guests, zeroes all pages that the host has given away, and
+    /// allows no new VM until [`Self::reopen`].
     ///
     /// # Errors
     /// [`Error::Busy`] while a vCPU runs on another CPU: none can enter again,
     /// so its next exit is its last. Nothing has been zeroed then.
     pub fn scrub(&self) -> Result<(), Error> {
+        self.closed.store(true, Ordering::SeqCst);
         let mut running = false;
         for slot in self.slots.iter().skip(1) {
             let mut vm = slot.lock();
             if vm.is_alive() {
                 vm.life = Life::Ending;
-                running |= !slot.stop_runs();
+                if slot.stop_runs() {
+                    self.bury(&mut vm);
+                } else {
+                    running = true;
+                }
             }
         }
         if running {
@@ -35,6 +43,11 @@ impl<M: Machine> Hypervisor<M> {
             }
         }
         Ok(())
+    }
+
+    /// The machine goes on after all: VMs may be created again.
+    pub fn reopen(&self) {
+        self.closed.store(false, Ordering::SeqCst);
     }
 
     fn scrub_block(&self, base: PhysAddr) {

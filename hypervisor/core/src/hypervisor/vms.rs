@@ -2,6 +2,8 @@
 
 //! VMs and vCPUs: made, put together, started, ended.
 
+use core::sync::atomic::Ordering;
+
 use escrow_abi::{Error, FrameState, Handle, HandleKind, call, run};
 use spin::mutex::TicketMutexGuard;
 
@@ -69,6 +71,10 @@ impl<M: Machine> Hypervisor<M> {
             usable.then_some((n, slot, vm))
         });
         let (number, slot, mut vm) = free.next().ok_or(Error::TableFull)?;
+        // Under the slot's lock: `scrub` sets it before it looks at the slots.
+        if self.closed.load(Ordering::SeqCst) {
+            return Err(Error::Denied.into());
+        }
         let id = VmId::new(number as u16);
         self.donate(scratch, id, &mut vm)?;
         // The list has at least one page.
@@ -135,8 +141,14 @@ impl<M: Machine> Hypervisor<M> {
         if !slot.stop_runs() {
             return Err(Error::Busy.into());
         }
-        // No CPU is inside the guest and none can enter: what TLBs hold of it
-        // goes once, for all its pages and for the next VM with its VMID.
+        self.bury(&mut vm);
+        Ok(())
+    }
+
+    /// The end of a VM that no CPU is inside of, and none can enter.
+    pub(super) fn bury(&self, vm: &mut Vm) {
+        // What TLBs hold of it goes once, for all its pages and for the next VM
+        // with its VMID.
         if let Some(map) = vm.map.take() {
             self.machine.invalidate_all(map.context());
         }
@@ -144,7 +156,6 @@ impl<M: Machine> Hypervisor<M> {
         vm.pool = crate::stage2::PagePool::new();
         vm.life = Life::Dead;
         vm.free_if_empty();
-        Ok(())
     }
 
     pub(super) fn vm_info(&self, vm: u64) -> Result<[u64; 4], Refusal> {
@@ -242,7 +253,7 @@ impl<M: Machine> Hypervisor<M> {
                 let exists = |slot: &&Slot| slot.lock().life != Life::Free;
                 self.slots.iter().skip(1).filter(exists).count() as u64
             }
-            call::INFO_CPUS => self.cpus.load(core::sync::atomic::Ordering::Relaxed) as u64,
+            call::INFO_CPUS => self.cpus.load(Ordering::Relaxed) as u64,
             call::INFO_VERSION => version(),
             _ => return Err(Error::InvalidArgument.into()),
         };

@@ -27,6 +27,8 @@ pub struct Fake {
     /// `(vttbr, address)` of all invalidations that are complete; no address
     /// where it was the whole space.
     invalidated: Mutex<Vec<(u64, Option<Ipa>)>>,
+    /// What was cleaned to memory.
+    pub cleaned: Mutex<Vec<u64>>,
 }
 
 impl Machine for Fake {
@@ -72,7 +74,9 @@ impl Machine for Fake {
         true
     }
 
-    fn clean_to_poc(&self, _: PhysAddr, _: u64) {}
+    fn clean_to_poc(&self, at: PhysAddr, _: u64) {
+        self.cleaned.lock().unwrap().push(at.0);
+    }
 
     fn publish(&self) {}
 

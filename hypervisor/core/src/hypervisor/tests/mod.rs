@@ -240,8 +240,11 @@ fn contents_are_passed_on_only_when_the_guest_says_so() {
     host.escrow.machine.scribble(FREE);
     host.escrow.machine.scribble(FREE + 0x1000);
     unlock(&mut host, vcpu, 0x8000_0000, PAGE_SIZE, call::MODIFY_UNLOCK).unwrap();
+    host.escrow.machine.cleaned.lock().unwrap().clear();
     host.reclaim(&[(FREE, 0)]).unwrap();
     assert!(!host.escrow.machine.is_zero(FREE));
+    let cleaned = host.escrow.machine.cleaned.lock().unwrap().clone();
+    assert_eq!(cleaned, [FREE], "what memory held before is not the host's to see");
     // A guest that died takes its contents with it.
     unlock(&mut host, vcpu, 0x8000_1000, PAGE_SIZE, call::MODIFY_UNLOCK).unwrap();
     host.call(call::VM_DESTROY, &[vm]).unwrap();
@@ -493,4 +496,11 @@ fn nothing_of_a_guest_outlives_the_machine() {
     assert!(!host.escrow.machine.is_zero(FREE + 0x1000), "the host's as well");
     assert!(!host.escrow.machine.is_zero(FREE + 0x2000), "the host's");
     assert_eq!(host.call(call::VCPU_RUN, &[vcpu]).unwrap_err().0, Error::HandleRevoked);
+    // No guest comes to be behind its back; if the firmware refuses, one may.
+    let pages = host.fresh_metadata(4);
+    let [list, count] = host.list(&pages);
+    assert_eq!(host.call(call::VM_CREATE, &[list, count]).unwrap_err().0, Error::Denied);
+    host.escrow.reopen();
+    host.call(call::VM_CREATE, &[list, count]).unwrap();
+    host.reclaim(&[(FREE, 0), (FREE + 0x20_0000, 9)]).unwrap();
 }
