@@ -7,12 +7,28 @@
 //! call lists its arguments (`x1`…) and its results after `→` (`x1`…; `x0` is
 //! the error everywhere).
 //!
+//! Calls are made by the host, by guests, or by both, as each says.
+//!
+//! # Lists
+//!
 //! A call that takes a list (`list`, `count`) reads `count` (1 to
 //! [`LIST_MAX`](crate::LIST_MAX)) entries of [`MemEntry`](crate::MemEntry)
-//! from `list`, a page-aligned address in memory that the caller owns; the
+//! from `list`, a page-aligned address of memory that the caller reaches; the
 //! list may run on over adjacent pages. Such a call happens for all of its
 //! entries or for none. On an error that concerns one entry, `x1` is that
 //! entry's index in the list, and `x2` a detail that the error explains.
+//!
+//! An entry's `frame` is the caller's own address of the page: for the host the
+//! physical address, for a guest its guest address. What a guest owns and has lent
+//! it still names by the address at which it had it. A block ([`ORDER_BLOCK`](crate::ORDER_BLOCK)) in a guest's list is
+//! 2 MiB of the guest's addresses that lead to one whole block of frames.
+//!
+//! # Owners and heirs
+//!
+//! A page has one owner and at most one borrower. The host owns what it never
+//! gave away for good; a guest owns what was donated to it. When a guest dies,
+//! the host is the heir of what it owned: calls of owners on those pages are
+//! the host's then, and take each page home zeroed.
 
 /// Fast call, 64-bit convention, owner "vendor specific hypervisor service".
 const VENDOR_HYP_64: u32 = 0xC600_0000;
@@ -83,7 +99,7 @@ pub const VM_START: u32 = vendor(0x103);
 /// CPU and call again.
 pub const VM_DESTROY: u32 = vendor(0x104);
 /// Counts of a VM. VM handle → state (0 created, 1 started, 2 ending), pages
-/// reachable by the guest (lent and shared), metadata pages, those of them free
+/// reachable by the guest (lent, shared, its own), metadata pages, those of them free
 pub const VM_INFO: u32 = vendor(0x105);
 
 /// Key of [`VM_CONFIGURE`]: declare a range as memory.
@@ -100,13 +116,18 @@ pub const VCPU_CREATE: u32 = vendor(0x110);
 /// Only before the VM is started.
 pub const VCPU_SET_REGISTER: u32 = vendor(0x111);
 
-/// Owner: opens pages to a VM as well. VM handle, list, count
+/// Owner, host or guest: opens pages to a VM as well. VM handle, list, count
+///
+/// A guest needs [`RIGHT_SHARE`] in its handle, for this and the right of the
+/// same name for [`MEM_LEND`] and [`MEM_DONATE`].
 pub const MEM_SHARE: u32 = vendor(0x120);
 /// Owner: takes shared pages from their borrower. list, count
 ///
-/// All entries of one call name pages shared with one VM.
+/// All entries of one call name pages of one owner, shared with one VM. What the
+/// borrower opened itself ([`MEM_SHARE_BACK`]) is not shared in this sense. At
+/// most [`RECLAIM_MAX`](crate::RECLAIM_MAX) bytes a call.
 pub const MEM_UNSHARE: u32 = vendor(0x121);
-/// Owner: gives pages to a VM and loses sight of them. VM handle, list, count
+/// Owner, host or guest: gives pages to a VM and loses sight of them. VM handle, list, count
 ///
 /// Each entry carries the owner's report of who uses the folio. The first
 /// entry, in list order, with an excess or an accessible count refuses the
@@ -115,17 +136,75 @@ pub const MEM_UNSHARE: u32 = vendor(0x121);
 pub const MEM_LEND: u32 = vendor(0x122);
 /// Owner: takes pages home. list, count
 ///
-/// A lent page whose borrower unlocked it or is dead; a shared or a metadata
-/// page of a dead VM. All entries of one call are of one VM. Pages come home
+/// A lent page whose borrower unlocked it or is dead; a page shared either way, or
+/// metadata, of a dead VM; what a dead VM owned, unless a living VM borrows it. All
+/// entries of one call are of one owner and one borrower. Pages come home
 /// zeroed, unless their borrower lives and unlocked them with their contents;
-/// shared pages keep what is in them, which the owner could read all along. At
+/// pages that the owner shared keep what is in them, which it could read all along, unless
+/// the owner is dead: an heir finds zeros whatever the page was. At
 /// most [`RECLAIM_MAX`](crate::RECLAIM_MAX) bytes a call.
 pub const MEM_RECLAIM: u32 = vendor(0x123);
+/// Owner, host or guest: gives pages away for good, with their contents. VM handle, list, count
+///
+/// The VM owns them then. Reports as for [`MEM_LEND`]. A guest gives pages back
+/// with [`Handle::HOST`](crate::Handle::HOST) as the handle, which every guest
+/// has; guest addresses and rights are zero then.
+pub const MEM_DONATE: u32 = vendor(0x124);
+/// Borrower, a guest: opens lent pages to their owner as well.
+/// guest address, size (bytes, both page-aligned)
+///
+/// All of the range must be lent to the caller
+/// ([`Error::Denied`](crate::Error::Denied)) and not unlocked; at most
+/// [`MODIFY_MAX`](crate::MODIFY_MAX) bytes.
+pub const MEM_SHARE_BACK: u32 = vendor(0x125);
+/// Borrower, a guest: asks the owner to lose sight of pages again.
+/// guest address, size (bytes, both page-aligned)
+///
+/// All of the range must be lent to the caller or opened by it
+/// ([`Error::Denied`](crate::Error::Denied)), at most
+/// [`MODIFY_MAX`](crate::MODIFY_MAX) bytes. If the owner has access to any of it and is the host, it is asked
+/// ([`run::TAKE_BACK`](crate::run::TAKE_BACK)). Succeeds when the owner has
+/// access to none of it any more, which EL2 has seen for itself;
+/// [`Error::Busy`](crate::Error::Busy) otherwise.
+pub const MEM_ASK_BACK: u32 = vendor(0x126);
+/// Owner: loses sight of pages that their borrower had opened. list, count
+///
+/// Guest addresses and rights are zero; reports as for [`MEM_LEND`]. All entries of one call are of one
+/// owner and one borrower. The host does this when the guest has asked for it
+/// ([`MEM_ASK_BACK`]); nothing is taken from the guest, so it may at any time.
+pub const MEM_TAKE_BACK: u32 = vendor(0x127);
+/// Owner, the host: puts broken memory out of use for good. list, count
+///
+/// Owned, shared, lent and unlocked pages of one owner and one borrower. Nobody
+/// reaches them any more, not even EL2, and they never come home. A borrower that touches one takes a
+/// synchronous external abort; its address stays taken as long as it lives, so
+/// nothing else can be slipped in there.
+pub const MEM_POISON: u32 = vendor(0x128);
+
+/// Gives a guest a handle on another. handle of the guest that gets it,
+/// handle of the VM that it will name, `RIGHT_*`, window base, window size
+/// (bytes, both page-aligned) → the handle, in the guest's own numbering
+///
+/// The window is the range of the named VM's addresses that the guest may put
+/// pages at. The handle is worth something to that guest alone, and dead for good with [`CAP_REVOKE`], with
+/// the guest, and with the VM that it names.
+pub const CAP_GRANT: u32 = vendor(0x140);
+/// Takes a guest's handle away. handle of the guest, the guest's handle
+///
+/// No call that this handle allowed is under way when it returns.
+pub const CAP_REVOKE: u32 = vendor(0x141);
+
+/// The holder may share pages with the VM.
+pub const RIGHT_SHARE: u64 = 1 << 0;
+/// The holder may lend pages to the VM.
+pub const RIGHT_LEND: u64 = 1 << 1;
+/// The holder may donate pages to the VM.
+pub const RIGHT_DONATE: u64 = 1 << 2;
 
 /// A counter of the ledger. `INFO_*` selector, a
 /// [`FrameState`](crate::FrameState) for `INFO_PAGES` and 0 for the others → value
 pub const LEDGER_INFO: u32 = vendor(0x130);
-/// The state of a frame that the caller owns. physical address →
+/// The state of a frame that the host owns or is heir to. physical address →
 /// [`FrameState`](crate::FrameState)
 ///
 /// [`Error::NotOwner`](crate::Error::NotOwner) for any other.

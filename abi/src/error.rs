@@ -44,14 +44,16 @@ errors! {
     InvalidSize = 2, "invalid size";
     /// An address or size is not aligned as it must be.
     Misaligned = 3, "misaligned";
-    /// The VM has too few free metadata pages; `x2` says how many more it
-    /// needs for this call.
+    /// A VM has too few free metadata pages; `x2` says how many more it needs
+    /// for this call. `x1` is 0 if it is the VM that gets or gives back pages, 1 if it is
+    /// the calling guest, whose own map has to be split.
     NoMemory = 10, "the VM needs more metadata pages";
     /// An address range wraps or runs past the end of its space.
     AddressOverflow = 20, "address range overflows";
-    /// The address is no RAM that the ledger knows.
+    /// The address is no RAM that the ledger knows, or nothing of the caller's.
     InvalidAddress = 22, "not RAM";
-    /// The call is not allowed in the object's present state.
+    /// The call is not allowed: in the object's present state, or by the handle's
+    /// rights.
     Denied = 30, "denied";
     /// Someone else is using the object right now.
     Busy = 31, "busy";
@@ -80,7 +82,7 @@ errors! {
     Overlap = 0x205, "list entries overlap";
     /// The frame is pinned: firmware or a device uses it.
     Pinned = 0x206, "frame is pinned";
-    /// The entries of one call belong to different VMs.
+    /// The entries of one call belong to different owners or borrowers.
     MixedVms = 0x207, "entries belong to different VMs";
     /// The borrower has not unlocked the page and is alive.
     Locked = 0x208, "the guest has not unlocked the page";

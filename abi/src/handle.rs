@@ -11,6 +11,10 @@ pub enum HandleKind {
 
 /// A name for an object of EL2's. Callers pass it back and do not look inside.
 ///
+/// The host's handles are made like this. A guest's
+/// ([`CAP_GRANT`](crate::call::CAP_GRANT)) look the same, with the entry of the
+/// guest's own table in place of the slot.
+///
 /// | bits | meaning |
 /// | --- | --- |
 /// | 63:24 | generation, from 1: never used twice for one slot |
@@ -30,6 +34,10 @@ pub struct Handle {
 }
 
 impl Handle {
+    /// What every guest calls its host, for
+    /// [`MEM_DONATE`](crate::call::MEM_DONATE).
+    pub const HOST: u64 = 1 << 20;
+
     /// The largest generation that a handle can carry.
     pub const GENERATION_MAX: u64 = (1 << 40) - 1;
 

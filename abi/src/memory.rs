@@ -68,9 +68,11 @@ impl Rights {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct MemEntry {
-    /// Physical address, and the order in bits 11:0.
+    /// The caller's address of the folio (for the host the physical address), and
+    /// the order in bits 11:0.
     pub frame: u64,
-    /// Guest address, and [`Rights`] in bits 2:0; bits 11:3 are zero.
+    /// Address in the VM that gets the folio, and [`Rights`] in bits 2:0; bits 11:3
+    /// are zero.
     pub guest: u64,
     /// The folio's reference count.
     pub refcount: u32,
@@ -115,7 +117,7 @@ impl MemEntry {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum FrameState {
-    /// Its owner's alone.
+    /// The host's alone.
     Owned = 0,
     /// Escrow's own; no VM reaches it.
     Hypervisor = 1,
@@ -132,13 +134,17 @@ pub enum FrameState {
     Metadata = 6,
     /// Its owner's, and kept where it is: firmware or a device uses it.
     Pinned = 7,
-    /// Out of use for good.
+    /// Out of use for good: broken memory.
     Poisoned = 8,
+    /// Lent, and opened to its owner again by the borrower.
+    SharedBack = 9,
+    /// Donated to a guest, which owns it and has it to itself.
+    Donated = 10,
 }
 
 impl FrameState {
     /// All states, for tables and tests.
-    pub const ALL: [FrameState; 9] = [
+    pub const ALL: [FrameState; 11] = [
         FrameState::Owned,
         FrameState::Hypervisor,
         FrameState::Shared,
@@ -148,6 +154,8 @@ impl FrameState {
         FrameState::Metadata,
         FrameState::Pinned,
         FrameState::Poisoned,
+        FrameState::SharedBack,
+        FrameState::Donated,
     ];
 
     /// The state with this number.
@@ -167,6 +175,8 @@ impl FrameState {
             FrameState::Metadata => "VM metadata",
             FrameState::Pinned => "pinned",
             FrameState::Poisoned => "poisoned",
+            FrameState::SharedBack => "shared back",
+            FrameState::Donated => "donated",
         }
     }
 }
@@ -181,7 +191,7 @@ mod tests {
             assert_eq!(*state as usize, number);
             assert_eq!(FrameState::from_number(number as u64), Some(*state));
         }
-        assert_eq!(FrameState::from_number(9), None);
+        assert_eq!(FrameState::from_number(11), None);
     }
 
     #[test]
