@@ -3,9 +3,8 @@
 //! A machine of fake memory, and the hypervisor on top of it as its host sees
 //! it.
 
-use std::collections::BTreeMap;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock};
 
 use escrow_abi::{Error, FrameState, MemEntry, Rights, call};
 
@@ -17,11 +16,24 @@ use crate::stage2::{Stage2Context, Stage2Features};
 use crate::vcpu::{Vcpu, VcpuCell};
 use crate::vm::Run;
 
-/// Memory in which every page exists as soon as somebody looks at it.
-#[derive(Default)]
+const GIB: u64 = 1 << 30;
+/// Fake memory ends here.
+const END: u64 = 1 << 40;
+
+/// A page of fake memory.
+struct Page {
+    words: Table,
+    vcpu: OnceLock<Box<VcpuCell>>,
+    /// Somebody may have written to it since it was zeroed.
+    written: AtomicBool,
+}
+
+/// The 512 blocks of a GiB.
+struct Gib([OnceLock<Box<[Page]>>; 512]);
+
+/// Memory of which every block exists as soon as somebody looks at it.
 pub struct Fake {
-    pages: Mutex<BTreeMap<u64, &'static Table>>,
-    vcpus: Mutex<BTreeMap<u64, &'static VcpuCell>>,
+    memory: Box<[OnceLock<Box<Gib>>]>,
     /// `(vttbr, address)` of what was invalidated and not yet waited for.
     begun: Mutex<Vec<(u64, Ipa)>>,
     /// `(vttbr, address)` of all invalidations that are complete; no address
@@ -31,23 +43,38 @@ pub struct Fake {
     pub cleaned: Mutex<Vec<u64>>,
 }
 
+impl Default for Fake {
+    fn default() -> Fake {
+        Fake {
+            memory: (0..END / GIB).map(|_| OnceLock::new()).collect(),
+            begun: Mutex::default(),
+            invalidated: Mutex::default(),
+            cleaned: Mutex::default(),
+        }
+    }
+}
+
 impl Machine for Fake {
     fn table(&self, page: PhysAddr) -> &Table {
         assert!(page.is_aligned(PAGE_SIZE), "{page:?}");
-        let mut pages = self.pages.lock().unwrap();
-        pages
-            .entry(page.0)
-            .or_insert_with(|| Box::leak(Box::new([const { AtomicU64::new(0) }; 512])))
+        let page = self.page(page.0);
+        page.written.store(true, Ordering::Relaxed);
+        &page.words
     }
 
     fn place_vcpu(&self, page: PhysAddr, vcpu: Vcpu) {
         self.table(page)[0].store(0x7563_7076, Ordering::Relaxed);
-        let cell = Box::leak(Box::new(VcpuCell::new(vcpu)));
-        self.vcpus.lock().unwrap().insert(page.0, cell);
+        let mut vcpu = Some(vcpu);
+        let new = || Box::new(VcpuCell::new(vcpu.take().expect("called once")));
+        let cell = self.page(page.0).vcpu.get_or_init(new);
+        // An earlier VM's vCPU was here.
+        if let Some(vcpu) = vcpu {
+            *cell.lock() = vcpu;
+        }
     }
 
     fn vcpu(&self, page: PhysAddr) -> &VcpuCell {
-        self.vcpus.lock().unwrap()[&page.0]
+        self.page(page.0).vcpu.get().expect("no vCPU was placed there")
     }
 
     fn read_entry(&self, at: PhysAddr) -> MemEntry {
@@ -64,9 +91,11 @@ impl Machine for Fake {
     }
 
     fn zero(&self, at: PhysAddr, size: u64) {
-        let pages = self.pages.lock().unwrap();
-        for (_, page) in pages.range(at.0..at.0 + size) {
-            page.iter().for_each(|word| word.store(0, Ordering::Relaxed));
+        for at in (at.0..at.0 + size).step_by(PAGE_SIZE as usize) {
+            let Some(page) = self.looked_at(at) else { continue };
+            if page.written.swap(false, Ordering::Relaxed) {
+                page.words.iter().for_each(|word| word.store(0, Ordering::Relaxed));
+            }
         }
     }
 
@@ -96,6 +125,33 @@ impl Machine for Fake {
 }
 
 impl Fake {
+    fn page(&self, at: u64) -> &Page {
+        let gib = self.memory[(at / GIB) as usize]
+            .get_or_init(|| Box::new(Gib([const { OnceLock::new() }; 512])));
+        let block = gib.0[(at % GIB / BLOCK_SIZE) as usize].get_or_init(|| {
+            let page = || Page {
+                words: [const { AtomicU64::new(0) }; 512],
+                vcpu: OnceLock::new(),
+                written: AtomicBool::new(false),
+            };
+            (0..BLOCK_SIZE / PAGE_SIZE).map(|_| page()).collect()
+        });
+        &block[(at % BLOCK_SIZE / PAGE_SIZE) as usize]
+    }
+
+    /// A page of a block that somebody has looked at; any other is zero.
+    fn looked_at(&self, at: u64) -> Option<&Page> {
+        let gib = self.memory[(at / GIB) as usize].get()?;
+        let block = gib.0[(at % GIB / BLOCK_SIZE) as usize].get()?;
+        block.get((at % BLOCK_SIZE / PAGE_SIZE) as usize)
+    }
+
+    /// Forgets what was invalidated and cleaned so far.
+    pub fn forget(&self) {
+        self.invalidated.lock().unwrap().clear();
+        self.cleaned.lock().unwrap().clear();
+    }
+
     /// How often translations from an address on were invalidated in an
     /// address space, by address or all at once.
     pub fn invalidations(&self, vttbr: u64, at: Ipa) -> usize {
@@ -111,7 +167,8 @@ impl Fake {
 
     /// Whether a page is all zeros.
     pub fn is_zero(&self, at: u64) -> bool {
-        self.table(PhysAddr(at)).iter().all(|word| word.load(Ordering::Relaxed) == 0)
+        let zero = |page: &Page| page.words.iter().all(|word| word.load(Ordering::Relaxed) == 0);
+        self.looked_at(at).is_none_or(zero)
     }
 }
 
