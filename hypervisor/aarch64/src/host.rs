@@ -6,7 +6,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 use escrow_abi::psci::NOT_SUPPORTED;
 use escrow_core::addr::Ipa;
-use escrow_core::hypervisor::{HostAbort, HostCall, immediate};
+use escrow_core::hypervisor::{HostAbort, immediate};
 use escrow_core::psci::{FirmwareCall, PsciCall};
 use escrow_core::vcpu::syndrome::{Ec, abort};
 use escrow_core::vcpu::{Entry, Exception, PstateFeatures};
@@ -62,19 +62,16 @@ fn host_call(frame: &mut HostFrame) {
         return;
     };
     let cpu = PerCpu::current();
-    let args = frame.x.first_chunk::<8>().expect("19 is more than 8");
+    let x = frame.x.first_chunk_mut::<8>().expect("19 is more than 8");
     // SAFETY: `init_cpu` ran before the host did, and nothing else on this CPU
     // refers to its scratch space.
     let scratch = unsafe { &mut (*cpu).scratch };
-    match hypervisor.host_call(scratch, args) {
-        HostCall::Return(answer) => frame.x[..5].copy_from_slice(&answer),
-        HostCall::Run(run) => {
-            // SAFETY: the CPU's own data, and the host's state is in the CPU.
-            let [state, data @ ..] = unsafe { crate::world::run(cpu, hypervisor, run) };
-            frame.x[0] = 0;
-            frame.x[1] = state;
-            frame.x[2..5].copy_from_slice(&data);
-        }
+    if let Some(run) = hypervisor.host_call(scratch, x) {
+        // SAFETY: the CPU's own data, and the host's state is in the CPU.
+        let [state, data @ ..] = unsafe { crate::world::run(cpu, hypervisor, run) };
+        x[0] = 0;
+        x[1] = state;
+        x[2..5].copy_from_slice(&data);
     }
 }
 

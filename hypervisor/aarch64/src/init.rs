@@ -52,7 +52,6 @@ pub unsafe fn init_cpu(cpu: NonNull<PerCpu>, hypervisor: &Hypervisor<Hardware>) 
     data.host_controls.load(optional);
     data.optional = optional.between(&data.host_controls, &data.guest_controls);
     data.host_stage2 = host;
-    data.stage2 = host;
     data.last_vcpu = ptr::null();
     VMPIDR_EL2::write(MPIDR_EL1::read());
     VTCR_EL2::write(host.vtcr);

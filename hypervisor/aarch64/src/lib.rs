@@ -45,7 +45,6 @@ core::arch::global_asm!(
     include_str!("switch.S"),
     cpu_mpidr = const percpu::offsets::MPIDR,
     cpu_host = const percpu::offsets::HOST,
-    cpu_stage2 = const percpu::offsets::STAGE2,
     cpu_host_stage2 = const percpu::offsets::HOST_STAGE2,
     cpu_host_controls = const percpu::offsets::HOST_CONTROLS,
     cpu_guest_controls = const percpu::offsets::GUEST_CONTROLS,

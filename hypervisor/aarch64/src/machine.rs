@@ -8,7 +8,7 @@ use core::ptr;
 use core::sync::atomic::{AtomicPtr, Ordering};
 
 use aarch64_cpu::asm::barrier;
-use escrow_abi::{BLOCK_SIZE, MemEntry, PAGE_SIZE};
+use escrow_abi::PAGE_SIZE;
 use escrow_core::addr::{Ipa, PhysAddr};
 use escrow_core::hypervisor::{GUEST_ADDRESS_BITS, Hypervisor};
 use escrow_core::machine::{Machine, Table};
@@ -17,7 +17,6 @@ use escrow_core::vcpu::{GuestIds, Vcpu, VcpuCell};
 
 use crate::features::Features;
 use crate::host::Firmware;
-use crate::percpu::PerCpu;
 use crate::sysreg::{VTCR_EL2, VTTBR_EL2};
 
 /// What the exception handlers work on.
@@ -62,6 +61,20 @@ pub struct Hardware {
     pub(crate) guest_ids: GuestIds,
 }
 
+macro_rules! tlbi {
+    ($operation:literal $(, $argument:expr)?) => {
+        // SAFETY: removes cached translations only, of EL1&0.
+        unsafe {
+            asm!(
+                concat!($operation, $(tlbi!(@ $argument),)?),
+                $(in(reg) $argument,)?
+                options(nostack, preserves_flags),
+            )
+        }
+    };
+    (@ $argument:expr) => { ", {}" };
+}
+
 impl Hardware {
     /// The machine whose CPUs have `features`, the least of what each has.
     /// Guests see the calling CPU's ID registers, as far as they see them.
@@ -85,13 +98,55 @@ impl Hardware {
         self.force_write_back
     }
 
+    /// Removes what TLBs hold of stage 2 at a range of addresses of the VM that is
+    /// selected; complete with the next DSB.
+    #[inline(always)]
+    fn invalidate_stage2(&self, base: Ipa, size: u64) {
+        let page = base.0 >> 12;
+        let pages = size / PAGE_SIZE;
+        if pages == 1 {
+            tlbi!("tlbi ipas2e1is", page);
+        } else if self.tlb_ranges && pages <= 32 * 64 {
+            // RIPAS2E1IS covers (NUM + 1) * 2^(5 * SCALE + 1) pages; what is
+            // beyond the range goes as well, which is no harm.
+            let (scale, unit) = if pages <= 64 { (0, 2) } else { (1, 64) };
+            let num = pages.div_ceil(unit) - 1;
+            // TG in bits 47:46: 4 KiB; SCALE in 45:44, NUM in 43:39.
+            let operand = page | 1 << 46 | scale << 44 | num << 39;
+            tlbi!("sys #4, c8, c0, #2", operand);
+        } else if pages <= 16 {
+            for page in page..page + pages {
+                tlbi!("tlbi ipas2e1is", page);
+            }
+        } else {
+            // There may have been pages where now is a block, so one address
+            // does not stand for all.
+            tlbi!("tlbi vmalls12e1is");
+        }
+    }
+
     fn clean_and_invalidate(&self, at: PhysAddr, size: u64) {
-        let mut line = at.0 & !(self.line - 1);
-        while line < at.0 + size {
+        let end = at.0 + size;
+        let mut line = at.0;
+        // Whole pages, so a multiple of four of any line up to 1 KiB.
+        while line < end {
             // SAFETY: cleaning and invalidating loses no data; all of RAM is
             // mapped at EL2.
-            unsafe { asm!("dc civac, {}", in(reg) line, options(nostack, preserves_flags)) };
-            line += self.line;
+            unsafe {
+                asm!(
+                    "dc civac, {0}",
+                    "add {0}, {0}, {1}",
+                    "dc civac, {0}",
+                    "add {0}, {0}, {1}",
+                    "dc civac, {0}",
+                    "add {0}, {0}, {1}",
+                    "dc civac, {0}",
+                    "add {0}, {0}, {1}",
+                    inout(reg) line,
+                    in(reg) self.line,
+                    options(nostack, preserves_flags),
+                );
+            }
         }
         // Complete for all observers (DDI 0487, "Ordering and
         // completion of data and instruction cache instructions").
@@ -99,47 +154,26 @@ impl Hardware {
     }
 }
 
-/// Points `VTTBR_EL2` and `VTCR_EL2` at a VM, for TLB maintenance under its
-/// VMID.
-#[inline]
+/// Points `VTTBR_EL2` and `VTCR_EL2` at a VM.
+#[cold]
 fn select(context: &Stage2Context) {
-    if VTTBR_EL2::read() != context.vttbr {
-        VTCR_EL2::write(context.vtcr);
-        VTTBR_EL2::write(context.vttbr);
-        // TLB maintenance uses the VMID that is in force (DDI 0487, "Scope of
-        // the A64 TLB maintenance instructions"): the write has to be.
-        barrier::isb(barrier::SY);
+    VTCR_EL2::write(context.vtcr);
+    VTTBR_EL2::write(context.vttbr);
+    // TLB maintenance uses the VMID that is in force (DDI 0487, "Scope of
+    // the A64 TLB maintenance instructions"): the write has to be.
+    barrier::isb(barrier::SY);
+}
+
+/// Points them at a VM, for TLB maintenance under its VMID, unless they are.
+/// Returns what to point them back at.
+#[inline(always)]
+fn home(context: &Stage2Context) -> Option<Stage2Context> {
+    if VTTBR_EL2::read() == context.vttbr {
+        return None;
     }
-}
-
-/// Points them back at the VM that the calling CPU belongs to at the moment.
-#[inline]
-fn deselect() {
-    // SAFETY: TPIDR_EL2 is zero, while booting, or points to this CPU's data.
-    // Only this field is read, which the exception's handler does not change
-    // while core is at work.
-    let home = unsafe {
-        let cpu = PerCpu::current();
-        if cpu.is_null() {
-            return;
-        }
-        ptr::read(&raw const (*cpu).stage2)
-    };
-    select(&home);
-}
-
-macro_rules! tlbi {
-    ($operation:literal $(, $argument:expr)?) => {
-        // SAFETY: removes cached translations only, of EL1&0.
-        unsafe {
-            asm!(
-                concat!($operation, $(tlbi!(@ $argument),)?),
-                $(in(reg) $argument,)?
-                options(nostack, preserves_flags),
-            )
-        }
-    };
-    (@ $argument:expr) => { ", {}" };
+    let home = Stage2Context { vttbr: VTTBR_EL2::read(), vtcr: VTCR_EL2::read() };
+    select(context);
+    Some(home)
 }
 
 impl Machine for Hardware {
@@ -163,27 +197,19 @@ impl Machine for Hardware {
         unsafe { &*(page.0 as *const VcpuCell) }
     }
 
-    #[inline]
-    fn read_entry(&self, at: PhysAddr) -> MemEntry {
+    #[inline(always)]
+    fn read_entry(&self, at: PhysAddr) -> [u64; 4] {
         let words = at.0 as *const u64;
         // SAFETY: core has checked that the entry lies in RAM and is aligned.
         // A VM may write to it meanwhile, so each word is read once, by a
         // volatile access; any value is valid.
-        let [frame, guest, counts, rest] = unsafe {
+        unsafe {
             [
                 ptr::read_volatile(words),
                 ptr::read_volatile(words.add(1)),
                 ptr::read_volatile(words.add(2)),
                 ptr::read_volatile(words.add(3)),
             ]
-        };
-        MemEntry {
-            frame,
-            guest,
-            refcount: counts as u32,
-            safe: (counts >> 32) as u32,
-            accessible: rest as u32,
-            reserved: (rest >> 32) as u32,
         }
     }
 
@@ -232,45 +258,36 @@ impl Machine for Hardware {
         barrier::dsb(barrier::ISHST);
     }
 
-    fn invalidate_range(&self, context: &Stage2Context, base: Ipa, size: u64) {
+    #[inline(always)]
+    fn invalidate(&self, context: &Stage2Context, ranges: impl Iterator<Item = (Ipa, u64)>) {
         // The invalid descriptors are visible before the entries go, or a
         // walk could bring them back (DDI 0487, "Using break-before-make when
         // updating translation table entries").
         barrier::dsb(barrier::ISHST);
-        select(context);
-        let page = base.0 >> 12;
-        if size == PAGE_SIZE {
-            tlbi!("tlbi ipas2e1is", page);
-        } else if self.tlb_ranges && size == BLOCK_SIZE {
-            // RIPAS2E1IS: TG 4 KiB (bits 47:46 = 1), (NUM 7 + 1) * 2^(5 *
-            // SCALE 1 + 1) pages.
-            let operand = page | 1 << 46 | 1 << 44 | 7 << 39;
-            tlbi!("sys #4, c8, c0, #2", operand);
-        } else {
-            // There may have been pages where now is a block, so one address
-            // does not stand for all.
-            tlbi!("tlbi vmalls12e1is");
+        let home = home(context);
+        for (base, size) in ranges {
+            self.invalidate_stage2(base, size);
         }
-    }
-
-    fn invalidate_finish(&self, context: &Stage2Context) {
         // Stage-2 entries are gone before the combined ones go, which could be
         // made of them again (DDI 0487, "Invalidation of TLB entries from stage 2
         // translations").
         barrier::dsb(barrier::ISH);
-        select(context);
         tlbi!("tlbi vmalle1is");
         barrier::dsb(barrier::ISH);
         barrier::isb(barrier::SY);
-        deselect();
+        if let Some(home) = home {
+            select(&home);
+        }
     }
 
     fn invalidate_all(&self, context: &Stage2Context) {
         barrier::dsb(barrier::ISHST);
-        select(context);
+        let home = home(context);
         tlbi!("tlbi vmalls12e1is");
         barrier::dsb(barrier::ISH);
         barrier::isb(barrier::SY);
-        deselect();
+        if let Some(home) = home {
+            select(&home);
+        }
     }
 }

@@ -57,8 +57,6 @@ pub struct PerCpu {
     /// What else a switch between the two has to do.
     pub(crate) optional: Optional,
     pub(crate) host_stage2: Stage2Context,
-    /// The stage 2 in force: the host's, or a guest's while it is run.
-    pub(crate) stage2: Stage2Context,
     /// The host's registers while a guest runs.
     pub(crate) host: HostRegisters,
     /// The last vCPU that ran here, only to compare. Another VM's vCPU may
@@ -82,7 +80,6 @@ pub(crate) mod offsets {
     pub const MPIDR: usize = offset_of!(PerCpu, mpidr);
     pub const VCPU: usize = offset_of!(PerCpu, vcpu);
     pub const HOST: usize = offset_of!(PerCpu, host);
-    pub const STAGE2: usize = offset_of!(PerCpu, stage2);
     pub const HOST_STAGE2: usize = offset_of!(PerCpu, host_stage2);
     pub const HOST_CONTROLS: usize = offset_of!(PerCpu, host_controls);
     pub const GUEST_CONTROLS: usize = offset_of!(PerCpu, guest_controls);
@@ -126,7 +123,6 @@ impl PerCpu {
             guest_controls: Controls::default(),
             optional: Optional::default(),
             host_stage2: Stage2Context::default(),
-            stage2: Stage2Context::default(),
             host: HostRegisters::default(),
             last_vcpu: ptr::null(),
             scratch: Scratch::new(),

@@ -75,7 +75,6 @@ escrow_to_guest:
     msr     mdscr_el1, xzr
 2:  add     x10, x1, #{vcpu_el1}
     el1_registers load_pair, x10
-    stp     x2, x3, [x0, #{cpu_stage2}]
     msr     vttbr_el2, x2
     msr     vtcr_el2, x3
     adr     x4, escrow_guest_vectors
@@ -114,7 +113,6 @@ escrow_to_host:
     msr     mdscr_el1, x4
 2:  add     x9, x0, #{cpu_host_stage2}
     ldp     x2, x3, [x9]
-    stp     x2, x3, [x0, #{cpu_stage2}]
     msr     vttbr_el2, x2
     msr     vtcr_el2, x3
     adr     x4, escrow_host_vectors

@@ -72,7 +72,7 @@ const _: () = {
 /// # Safety
 ///
 /// `cpu` is the calling CPU's data, with the host's state in the CPU, and
-/// nothing else refers to it but for reads of the stage 2 in force.
+/// nothing else refers to it.
 pub(crate) unsafe fn run(
     cpu: *mut PerCpu,
     hypervisor: &Hypervisor<Hardware>,
@@ -95,22 +95,29 @@ pub(crate) unsafe fn run(
         save_timer(&mut run.timer, timer_held_back);
         // A call for each kind of exit, so that each is compiled for it.
         let ids = &hypervisor.machine.guest_ids;
+        // SAFETY: as granted; nothing else refers to it.
+        let scratch = unsafe { &mut (*cpu).scratch };
         let next = match kind {
             EXIT_SYNCHRONOUS => {
                 let esr = ESR_EL2::read();
                 match Ec::of(esr) {
                     Ec::DATA_ABORT_LOWER | Ec::INSTRUCTION_ABORT_LOWER => {
                         run.el1.sctlr = SCTLR_EL1::read();
-                        hypervisor.guest_exit(&mut run, GuestExit::Abort(abort_of(esr)), ids)
+                        hypervisor.guest_exit(
+                            scratch,
+                            &mut run,
+                            GuestExit::Abort(abort_of(esr)),
+                            ids,
+                        )
                     }
-                    _ => hypervisor.guest_exit(&mut run, GuestExit::Instruction(esr), ids),
+                    _ => hypervisor.guest_exit(scratch, &mut run, GuestExit::Instruction(esr), ids),
                 }
             }
-            EXIT_INTERRUPT => hypervisor.guest_exit(&mut run, GuestExit::Interrupt, ids),
+            EXIT_INTERRUPT => hypervisor.guest_exit(scratch, &mut run, GuestExit::Interrupt, ids),
             _ => {
                 // Imprecise: it may well be the host's or a device's doing.
                 crate::host::report("SError during a guest's run", ESR_EL2::read());
-                hypervisor.guest_exit(&mut run, GuestExit::Interrupt, ids)
+                hypervisor.guest_exit(scratch, &mut run, GuestExit::Interrupt, ids)
             }
         };
         match next {

@@ -102,30 +102,6 @@ impl PhysRange {
     }
 }
 
-/// A size that the ledger deals in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Order {
-    /// 4 KiB.
-    Page,
-    /// 2 MiB.
-    Block,
-}
-
-impl Order {
-    /// Bytes.
-    pub const fn size(self) -> u64 {
-        match self {
-            Order::Page => PAGE_SIZE,
-            Order::Block => BLOCK_SIZE,
-        }
-    }
-
-    /// Pages.
-    pub const fn pages(self) -> u64 {
-        self.size() / PAGE_SIZE
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -148,12 +124,5 @@ mod tests {
         assert!(PhysAddr(0x40_0000).is_aligned(BLOCK_SIZE));
         assert!(!PhysAddr(0x40_1000).is_aligned(BLOCK_SIZE));
         assert_eq!(format!("{:?} {:?}", PhysAddr(0x1000), Ipa(0x1000)), "pa:0x1000 ipa:0x1000");
-    }
-
-    #[test]
-    fn orders_agree_with_the_interface() {
-        assert_eq!(Order::Page.size() << escrow_abi::ORDER_PAGE, PAGE_SIZE);
-        assert_eq!(Order::Block.size(), PAGE_SIZE << escrow_abi::ORDER_BLOCK);
-        assert_eq!(Order::Block.pages() as usize, PAGES_PER_BLOCK);
     }
 }

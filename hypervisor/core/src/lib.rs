@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 pub mod addr;
+pub mod capability;
 pub mod hypervisor;
 pub mod ledger;
 pub mod machine;

@@ -2,12 +2,10 @@
 
 //! What the machine-independent half needs from the machine.
 
-use core::sync::atomic::AtomicU64;
-
-use escrow_abi::MemEntry;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::addr::{Ipa, PhysAddr};
-use crate::stage2::Stage2Context;
+use crate::stage2::{Descriptor, Stage2Context};
 use crate::vcpu::{Vcpu, VcpuCell};
 
 /// A translation table: one page of descriptors.
@@ -23,6 +21,14 @@ pub trait Machine: Sync {
     /// The translation table in a page.
     fn table(&self, page: PhysAddr) -> &Table;
 
+    /// Writes a descriptor that table walkers may be reading: the one way in
+    /// which a stage-2 entry changes. What it leads to, if that is a table, is seen filled by
+    /// whoever sees the entry.
+    #[inline]
+    fn write_descriptor(&self, slot: &AtomicU64, to: Descriptor) {
+        slot.store(to.0, Ordering::Release);
+    }
+
     /// Puts a vCPU into a page that is the hypervisor's, for [`Self::vcpu`] to
     /// find.
     fn place_vcpu(&self, page: PhysAddr, vcpu: Vcpu);
@@ -30,9 +36,10 @@ pub trait Machine: Sync {
     /// The vCPU that was placed in a page.
     fn vcpu(&self, page: PhysAddr) -> &VcpuCell;
 
-    /// Reads a list entry out of a VM's memory, which that VM may be writing
-    /// to at this very moment: each field is read once.
-    fn read_entry(&self, at: PhysAddr) -> MemEntry;
+    /// Reads a list entry ([`MemEntry`](escrow_abi::MemEntry)), as four words,
+    /// out of a VM's memory, which that VM may be writing to at this very
+    /// moment: each word is read once.
+    fn read_entry(&self, at: PhysAddr) -> [u64; 4];
 
     /// Zeroes memory, so that every observer sees zeros, also one whose
     /// caches are off.
@@ -50,14 +57,10 @@ pub trait Machine: Sync {
     /// Makes new valid descriptors visible to all table walkers.
     fn publish(&self);
 
-    /// Removes what TLBs hold of a range of a VM's addresses, after its
-    /// descriptors were made invalid. May be called several times before
-    /// [`Self::invalidate_finish`] waits for all of them; not complete before.
-    fn invalidate_range(&self, context: &Stage2Context, base: Ipa, size: u64);
-
-    /// Waits for the invalidations begun on this CPU, and removes what TLBs
-    /// hold of combined stage 1 and 2 translations of the VM.
-    fn invalidate_finish(&self, context: &Stage2Context);
+    /// Removes what TLBs hold of ranges of a VM's addresses, stage 2 and
+    /// combined, after their descriptors were made invalid, and waits. Sizes are in bytes, whole
+    /// pages.
+    fn invalidate(&self, context: &Stage2Context, ranges: impl Iterator<Item = (Ipa, u64)>);
 
     /// Removes all that TLBs hold of a VM, and waits.
     fn invalidate_all(&self, context: &Stage2Context);

@@ -14,10 +14,11 @@ use core::ops::{Deref, DerefMut};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use arrayvec::ArrayVec;
-use escrow_abi::{Error, Handle, HandleKind};
+use escrow_abi::{Error, FrameState, Handle, HandleKind};
 use spin::mutex::{TicketMutex, TicketMutexGuard};
 
 use crate::addr::{Ipa, PhysAddr};
+use crate::capability::Capabilities;
 use crate::ledger::VmId;
 use crate::stage2::{GuestMap, PagePool, Stage2Context};
 use crate::vcpu::Vcpu;
@@ -44,6 +45,45 @@ pub enum Life {
     Dead,
 }
 
+/// Pages by state.
+#[derive(Debug, Default)]
+pub struct PageCounts([u64; FrameState::ALL.len()]);
+
+impl PageCounts {
+    /// None.
+    pub const fn new() -> PageCounts {
+        PageCounts([0; FrameState::ALL.len()])
+    }
+
+    /// How many are in a state.
+    #[inline]
+    pub const fn get(&self, state: FrameState) -> u64 {
+        self.0[state as usize]
+    }
+
+    /// More are.
+    #[inline(always)]
+    pub fn add(&mut self, state: FrameState, pages: u64) {
+        self.0[state as usize] += pages;
+    }
+
+    /// Fewer are.
+    #[inline(always)]
+    pub fn remove(&mut self, state: FrameState, pages: u64) {
+        self.0[state as usize] -= pages;
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.iter().all(|&pages| pages == 0)
+    }
+
+    /// Pages that a guest reaches.
+    pub fn reachable(&self) -> u64 {
+        self.0.iter().sum::<u64>() - self.get(FrameState::Metadata)
+    }
+}
+
 /// What is covered by a VM's lock.
 #[derive(Debug)]
 pub struct Vm {
@@ -55,10 +95,15 @@ pub struct Vm {
     pub map: Option<GuestMap>,
     /// Donated pages not in use.
     pub pool: PagePool,
-    /// Pages that it borrows, lent or shared.
-    pub borrowed: u64,
-    /// Pages donated for it.
-    pub metadata: u64,
+    /// Pages that it has, by state: those that it borrows, those that are its own and
+    /// not lent on, those donated for its tables and vCPUs.
+    pub counts: PageCounts,
+    /// Pages that it owns, lent on or not.
+    pub owned: u64,
+    /// Memory that it had turned out to be broken.
+    pub has_broken: bool,
+    /// What it may do with other VMs.
+    pub capabilities: Capabilities,
     /// Guest addresses declared as memory: sorted, disjoint `(base, end)`.
     pub ranges: MemoryRanges,
 }
@@ -70,8 +115,10 @@ impl Vm {
             generation: 0,
             map: None,
             pool: PagePool::new(),
-            borrowed: 0,
-            metadata: 0,
+            counts: PageCounts::new(),
+            owned: 0,
+            has_broken: false,
+            capabilities: Capabilities::new(),
             ranges: MemoryRanges { ranges: ArrayVec::new_const() },
         }
     }
@@ -81,9 +128,14 @@ impl Vm {
         matches!(self.life, Life::Created | Life::Started | Life::Ending)
     }
 
+    /// Whether its handles are worth something: created or started.
+    pub fn is_live(&self) -> bool {
+        matches!(self.life, Life::Created | Life::Started)
+    }
+
     /// Frees the slot of a dead VM whose last page is home.
     pub fn free_if_empty(&mut self) {
-        if self.life == Life::Dead && self.borrowed == 0 && self.metadata == 0 {
+        if self.life == Life::Dead && self.owned == 0 && self.counts.is_empty() {
             self.life = Life::Free;
         }
     }
@@ -92,6 +144,8 @@ impl Vm {
 /// A slot that a VM lives in.
 pub struct Slot {
     vm: TicketMutex<Vm>,
+    /// The generation that lives here; 0 while none does.
+    living_generation: AtomicU64,
     /// The generation that may run now; 0 while none may.
     running_generation: AtomicU64,
     /// CPUs inside a run of this VM, or about to find that they may not be.
@@ -114,6 +168,7 @@ impl Slot {
     pub const fn new() -> Slot {
         Slot {
             vm: TicketMutex::new(Vm::new()),
+            living_generation: AtomicU64::new(0),
             running_generation: AtomicU64::new(0),
             runs: AtomicU32::new(0),
             down: AtomicU64::new(0),
@@ -122,18 +177,36 @@ impl Slot {
         }
     }
 
-    /// Takes the VM's lock. Ordered before the locks of blocks.
+    /// Takes the VM's lock. Ordered before the locks of blocks, and after those of VMs
+    /// in slots with lower numbers.
+    #[inline(always)]
     pub fn lock(&self) -> TicketMutexGuard<'_, Vm> {
         self.vm.lock()
     }
 
     /// Makes `vm`, just created in this slot, ready to be put together.
-    pub fn open(&self, context: &Stage2Context) {
+    pub fn open(&self, context: &Stage2Context, generation: u64) {
+        self.living_generation.store(generation, Ordering::Relaxed);
         self.vttbr.store(context.vttbr, Ordering::Relaxed);
         self.down.store(0, Ordering::Relaxed);
         for page in &self.vcpus {
             page.store(0, Ordering::Relaxed);
         }
+    }
+
+    /// Notes that the VM is dead. Needs the VM's lock.
+    pub fn close(&self) {
+        self.living_generation.store(0, Ordering::Relaxed);
+    }
+
+    /// Whether a generation lives here, without a lock: one that is dead stays so.
+    pub fn lives(&self, generation: u64) -> bool {
+        self.living_generation.load(Ordering::Relaxed) == generation
+    }
+
+    /// Whether any does.
+    pub fn has_life(&self) -> bool {
+        self.living_generation.load(Ordering::Relaxed) != 0
     }
 
     /// Allows runs of `generation`. Needs the VM's lock.

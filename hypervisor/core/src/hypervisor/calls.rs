@@ -4,10 +4,13 @@
 
 use escrow_abi::{Error, FrameState, call};
 
-use super::{HostCall, Hypervisor, Refusal, Scratch};
+use super::memory::Give;
+use super::take::Take;
+use super::{Hypervisor, Refusal, Scratch};
 use crate::addr::PhysAddr;
 use crate::ledger::VmId;
 use crate::machine::Machine;
+use crate::vm::Run;
 
 const NOT_SUPPORTED: u64 = Error::Unimplemented.to_register();
 const SMCCC_1_2: u64 = 0x10002;
@@ -24,41 +27,64 @@ pub const fn immediate(function: u32) -> Option<[u64; 5]> {
 }
 
 impl<M: Machine> Hypervisor<M> {
-    /// Answers an HVC of the host. `args` are its `x0`–`x7`.
-    #[inline]
-    pub fn host_call(&self, scratch: &mut Scratch, args: &[u64; 8]) -> HostCall<'_> {
+    /// Answers an HVC of the host. `x` are its `x0`–`x7`; the answer goes to
+    /// the first five of them, unless a vCPU is to be run: then what that ends
+    /// with is the answer.
+    #[inline(always)]
+    pub fn host_call(&self, scratch: &mut Scratch, x: &mut [u64; 8]) -> Option<Run<'_>> {
         // SMCCC: the identifier is 32 bits, and what is above must be ignored.
-        let function = args[0] as u32;
-        if let Some(answer) = immediate(function) {
-            return HostCall::Return(answer);
+        match x[0] as u32 {
+            call::VCPU_RUN => match self.vcpu_run(x) {
+                Ok(run) => return Some(run),
+                Err(answer) => x[..5].copy_from_slice(&answer),
+            },
+            call::MEM_LEND => self.host_lends(scratch, x),
+            function => self.slow_call(scratch, function, x),
         }
-        match function {
-            call::VCPU_RUN => self.vcpu_run(args).unwrap_or_else(|refusal| refused(&refusal)),
-            function => self.slow_call(scratch, function, args),
-        }
+        None
     }
 
-    fn slow_call(&self, scratch: &mut Scratch, function: u32, args: &[u64; 8]) -> HostCall<'_> {
-        let [_, a, b, c, d, ..] = *args;
+    /// The call that everything else is done for, on a path of its own.
+    #[inline(always)]
+    fn host_lends(&self, scratch: &mut Scratch, x: &mut [u64; 8]) {
+        let [_, vm, list, count, reserved @ ..] = *x;
+        let result = if reserved.iter().fold(0, |all, x| all | x) == 0 {
+            self.host_gives(scratch, Give::Lend, vm, list, count)
+        } else {
+            Err(Error::InvalidArgument.into())
+        };
+        answer(x, result.map(|()| [0; 4]));
+    }
+
+    #[inline(never)]
+    fn slow_call(&self, scratch: &mut Scratch, function: u32, x: &mut [u64; 8]) {
+        let [_, a, b, c, d, e, ..] = *x;
+        if let Some(immediate) = immediate(function) {
+            x[..5].copy_from_slice(&immediate);
+            return;
+        }
         match function {
             call::SMCCC_ARCH_FEATURES => {
                 let known = matches!(a as u32, call::SMCCC_VERSION | call::SMCCC_ARCH_FEATURES);
-                let answer = if known { 0 } else { NOT_SUPPORTED };
-                return HostCall::Return([answer, 0, 0, 0, 0]);
+                x[..5].copy_from_slice(&[if known { 0 } else { NOT_SUPPORTED }, 0, 0, 0, 0]);
+                return;
             }
             call::VENDOR_HYP_UID => {
                 let [w0, w1, w2, w3] = call::UID.map(u64::from);
-                return HostCall::Return([w0, w1, w2, w3, 0]);
+                x[..5].copy_from_slice(&[w0, w1, w2, w3, 0]);
+                return;
             }
             _ => {}
         }
         let Some(arguments) = arguments(function) else {
-            return HostCall::Return([NOT_SUPPORTED, 0, 0, 0, 0]);
+            x[..5].copy_from_slice(&[NOT_SUPPORTED, 0, 0, 0, 0]);
+            return;
         };
-        if args[1 + arguments..].iter().any(|&reserved| reserved != 0) {
-            return refused(&Error::InvalidArgument.into());
+        if x[1 + arguments..].iter().any(|&reserved| reserved != 0) {
+            answer(x, Err(Error::InvalidArgument.into()));
+            return;
         }
-        let done = |_| [0; 4];
+        let done = |()| [0; 4];
         let one = |value| [value, 0, 0, 0];
         let result = match function {
             call::VM_CREATE => self.vm_create(scratch, a, b).map(one),
@@ -69,17 +95,18 @@ impl<M: Machine> Hypervisor<M> {
             call::VM_INFO => self.vm_info(a),
             call::VCPU_CREATE => self.vcpu_create(a, b).map(one),
             call::VCPU_SET_REGISTER => self.vcpu_set_register(a, b, c).map(done),
-            call::MEM_SHARE => self.give::<false>(scratch, a, b, c).map(done),
-            call::MEM_LEND => self.give::<true>(scratch, a, b, c).map(done),
-            call::MEM_UNSHARE => self.unshare(scratch, a, b).map(done),
-            call::MEM_RECLAIM => self.reclaim(scratch, a, b).map(done),
+            call::MEM_SHARE => self.host_gives(scratch, Give::Share, a, b, c).map(done),
+            call::MEM_DONATE => self.host_gives(scratch, Give::Donate, a, b, c).map(done),
+            call::MEM_UNSHARE => self.host_takes(scratch, Take::Unshare, a, b).map(done),
+            call::MEM_RECLAIM => self.host_takes(scratch, Take::Reclaim, a, b).map(done),
+            call::MEM_TAKE_BACK => self.host_takes(scratch, Take::TakeBack, a, b).map(done),
+            call::MEM_POISON => self.host_takes(scratch, Take::Poison, a, b).map(done),
+            call::CAP_GRANT => self.cap_grant(a, b, c, d, e).map(one),
+            call::CAP_REVOKE => self.cap_revoke(a, b).map(done),
             call::LEDGER_INFO => self.ledger_info(a, b).map(one),
             _ => self.frame_info(a).map(one),
         };
-        match result {
-            Ok([x1, x2, x3, x4]) => HostCall::Return([0, x1, x2, x3, x4]),
-            Err(refusal) => refused(&refusal),
-        }
+        answer(x, result);
     }
 
     fn frame_info(&self, at: u64) -> Result<u64, Refusal> {
@@ -91,7 +118,9 @@ impl<M: Machine> Hypervisor<M> {
         match record.state() {
             None => Err(Error::InvalidAddress.into()),
             Some(FrameState::Hypervisor) => Err(Error::NotOwner.into()),
-            Some(_) if record.owner() != VmId::HOST => Err(Error::NotOwner.into()),
+            Some(_) if record.owner() != VmId::HOST && !self.is_dead(record.owner()) => {
+                Err(Error::NotOwner.into())
+            }
             Some(state) => Ok(state as u64),
         }
     }
@@ -106,13 +135,22 @@ const fn arguments(function: u32) -> Option<usize> {
         | call::VCPU_CREATE
         | call::MEM_UNSHARE
         | call::MEM_RECLAIM
+        | call::MEM_TAKE_BACK
+        | call::MEM_POISON
+        | call::CAP_REVOKE
         | call::LEDGER_INFO => 2,
-        call::VM_TOP_UP | call::VCPU_SET_REGISTER | call::MEM_SHARE | call::MEM_LEND => 3,
+        call::VM_TOP_UP | call::VCPU_SET_REGISTER | call::MEM_SHARE | call::MEM_DONATE => 3,
         call::VM_CONFIGURE => 4,
+        call::CAP_GRANT => 5,
         _ => return None,
     })
 }
 
-fn refused<'a>(refusal: &Refusal) -> HostCall<'a> {
-    HostCall::Return([refusal.error.to_register(), refusal.index, refusal.detail, 0, 0])
+#[inline(always)]
+fn answer(x: &mut [u64; 8], result: Result<[u64; 4], Refusal>) {
+    let (x0, [x1, x2, x3, x4]) = match result {
+        Ok(values) => (0, values),
+        Err(Refusal { error, index, detail }) => (error.to_register(), [index, detail, 0, 0]),
+    };
+    x[..5].copy_from_slice(&[x0, x1, x2, x3, x4]);
 }

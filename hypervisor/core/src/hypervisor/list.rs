@@ -4,47 +4,126 @@
 //!
 //! A list is copied out of its caller's memory once, checked for what needs no
 //! lock, put into the order of the locks, and from then on the copy is all
-//! that the call knows.
-
-use core::ops::Range;
+//! that the call knows. The copy is made of *runs*: entries for pages that lie side by
+//! side, in memory and in the guest, are worked on together.
 
 use arrayvec::ArrayVec;
 use escrow_abi::{Error, LIST_MAX, MemEntry, ORDER_BLOCK, ORDER_PAGE, Rights};
 
 use super::{Hypervisor, Refusal};
-use crate::addr::{BLOCK_SIZE, Ipa, Order, PAGE_SIZE, PhysAddr};
-use crate::ledger::{BlockIndex, Record, VmId, page_in_block};
+use crate::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE, PAGES_PER_BLOCK, PhysAddr};
+use crate::ledger::{BlockIndex, page_in_block};
 use crate::machine::Machine;
+use crate::stage2::{GuestMap, Room, Span};
 
-/// A list entry, checked.
+/// Entries of a list that name pages side by side. Neither its frames nor its guest
+/// addresses go beyond one block of 2 MiB.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Item {
+pub(super) struct Run {
     pub frame: PhysAddr,
-    pub guest: Ipa,
+    /// Address in the VM that gets it, with the rights in the low bits; 0 if
+    /// none does.
+    guest: u64,
+    /// The calling guest's own address.
+    pub own: Ipa,
     pub block: BlockIndex,
-    /// Its place in the caller's list.
+    pub pages: u16,
+    /// Place of its first entry in the caller's list.
     pub index: u16,
-    pub order: Order,
-    pub rights: Rights,
+    /// It is one entry, for a block.
+    pub is_block: bool,
+    /// Where the guest has room for it.
+    pub room: Room,
 }
 
-/// Items of one block that stand side by side.
-#[derive(Clone, Copy, Debug)]
-struct BlockRun {
-    block: BlockIndex,
-    first: u16,
-    end: u16,
+impl Run {
+    /// Address in the VM that gets it.
+    #[inline(always)]
+    pub fn guest(&self) -> Ipa {
+        Ipa(self.guest & !(PAGE_SIZE - 1))
+    }
+
+    /// What the VM that gets it may do, as an index.
+    #[inline(always)]
+    pub fn rights(&self) -> usize {
+        (self.guest % 8) as usize
+    }
+
+    /// Its pages at their addresses in the VM that gets them.
+    #[inline(always)]
+    pub fn span(&self) -> Span {
+        Span { at: self.guest(), pages: self.pages.into() }
+    }
+
+    /// Its pages at the calling guest's addresses.
+    pub fn own_span(&self) -> Span {
+        Span { at: self.own, pages: self.pages.into() }
+    }
+
+    /// Bytes.
+    #[inline(always)]
+    pub fn size(&self) -> u64 {
+        self.pages as u64 * PAGE_SIZE
+    }
+
+    /// Which page of its block it begins with.
+    #[inline(always)]
+    pub fn first(&self) -> usize {
+        page_in_block(self.frame)
+    }
+
+    /// A refusal about its first entry.
+    pub fn refuse(&self, error: Error, detail: u64) -> Refusal {
+        self.refuse_page(0, error, detail)
+    }
+
+    /// A refusal about its `page`th page.
+    pub fn refuse_page(&self, page: usize, error: Error, detail: u64) -> Refusal {
+        let entry = if self.is_block { 0 } else { page as u64 };
+        Refusal { error, index: self.index as u64 + entry, detail }
+    }
 }
 
 /// Room for one list: each CPU has its own.
 #[derive(Default)]
 pub struct Scratch {
-    items: ArrayVec<Item, LIST_MAX>,
-    runs: ArrayVec<BlockRun, LIST_MAX>,
-    /// The items are in the order of their frames, and none overlap.
+    runs: ArrayVec<Run, LIST_MAX>,
+    /// The runs are in the order of their frames, and none overlap.
     frames_sorted: bool,
     /// The same for their guest addresses.
     guests_sorted: bool,
+    /// Where the last run ends.
+    frame_end: u64,
+    guest_end: u64,
+}
+
+/// What the entries of a list carry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Form {
+    /// Addresses and rights in the VM that gets the pages.
+    pub guests: bool,
+    /// Reports.
+    pub reports: bool,
+    /// Blocks as well as pages.
+    pub blocks: bool,
+}
+
+impl Form {
+    pub const SHARE: Form = Form { guests: true, reports: false, blocks: true };
+    pub const LEND: Form = Form { guests: true, reports: true, blocks: true };
+    /// For the hypervisor's own use.
+    pub const METADATA: Form = Form { guests: false, reports: true, blocks: false };
+    /// Out of a VM's sight, to nobody or to the host.
+    pub const HIDE: Form = Form { guests: false, reports: true, blocks: true };
+    pub const TAKE: Form = Form { guests: false, reports: false, blocks: true };
+}
+
+/// Who makes a call, as far as the list is concerned.
+#[derive(Clone, Copy)]
+pub(super) enum Reader<'a> {
+    Host,
+    /// A guest, whose VM is locked.
+    Guest(&'a GuestMap),
 }
 
 const ENTRY_SIZE: u64 = size_of::<MemEntry>() as u64;
@@ -54,102 +133,99 @@ impl Scratch {
     /// An empty one.
     pub const fn new() -> Scratch {
         Scratch {
-            items: ArrayVec::new_const(),
             runs: ArrayVec::new_const(),
             frames_sorted: true,
             guests_sorted: true,
+            frame_end: 0,
+            guest_end: 0,
         }
     }
 
-    /// The items.
-    #[inline]
-    pub(super) fn items(&self) -> &[Item] {
-        &self.items
+    /// The runs.
+    #[inline(always)]
+    pub(super) fn runs(&self) -> &[Run] {
+        &self.runs
     }
 
-    /// The items, for calls that note in them where the guest sees each frame.
-    pub(super) fn items_mut(&mut self) -> &mut [Item] {
-        self.guests_sorted = false;
-        &mut self.items
+    /// The runs, to note in them where there is room for them.
+    #[inline(always)]
+    pub(super) fn runs_mut(&mut self) -> &mut [Run] {
+        &mut self.runs
     }
 
-    /// The items, block by block. For lists in the order of their frames whose
-    /// blocks are locked.
-    #[inline]
-    pub(super) fn runs(&self) -> impl Iterator<Item = (BlockIndex, &[Item])> {
-        self.runs.iter().map(|run| (run.block, &self.items[Self::range(run)]))
-    }
-
-    fn range(run: &BlockRun) -> Range<usize> {
-        run.first as usize..run.end as usize
-    }
-
-    /// Puts the items into the order of their frames, unless they are;
+    /// Puts the runs into the order of their frames, unless they are;
     /// refuses overlapping ones.
-    #[inline]
+    #[inline(always)]
     pub(super) fn sort_by_frame(&mut self) -> Result<(), Refusal> {
         if !self.frames_sorted {
-            sort_by(&mut self.items, |item| item.frame.0)?;
+            sort_by(&mut self.runs, |run| run.frame.0)?;
             self.frames_sorted = true;
             self.guests_sorted = false;
         }
         Ok(())
     }
 
-    /// Puts the items into the order of their guest addresses, unless they
+    /// Puts the runs into the order of their guest addresses, unless they
     /// are; refuses overlapping ones.
-    #[inline]
+    #[inline(always)]
     pub(super) fn sort_by_guest(&mut self) -> Result<(), Refusal> {
         if !self.guests_sorted {
-            sort_by(&mut self.items, |item| item.guest.0)?;
+            sort_by(&mut self.runs, |run| run.guest().0)?;
             self.guests_sorted = true;
             self.frames_sorted = false;
         }
         Ok(())
     }
 
+    /// Pages in all runs.
+    #[inline(always)]
+    pub(super) fn pages(&self) -> u64 {
+        self.runs.iter().map(|run| run.pages as u64).sum()
+    }
+
+    /// The run whose entry stands first in the caller's list.
+    pub(super) fn first(&self) -> Option<&Run> {
+        self.runs.iter().min_by_key(|run| run.index)
+    }
+
+    #[inline(always)]
     fn clear(&mut self) {
-        self.items.clear();
+        self.runs.clear();
         self.frames_sorted = true;
         self.guests_sorted = true;
+        self.frame_end = 0;
+        self.guest_end = 0;
     }
 
-    /// Adds an item behind `last`, the one before it.
-    #[inline]
-    fn push(&mut self, item: Item, last: &mut Option<(u64, u64)>) {
-        if let Some((frame, guest)) = *last {
-            self.frames_sorted &= item.frame.0 >= frame;
-            self.guests_sorted &= item.guest.0 >= guest;
-        }
-        let size = item.order.size();
-        *last = Some((item.frame.0 + size, item.guest.0 + size));
+    #[inline(always)]
+    fn push(&mut self, run: Run) {
+        self.frames_sorted &= run.frame.0 >= self.frame_end;
+        self.guests_sorted &= run.guest().0 >= self.guest_end;
+        self.set_ends(&run);
         // The caller's list is no longer than there is room.
-        let _ = self.items.try_push(item);
+        let _ = self.runs.try_push(run);
     }
 
-    fn find_runs(&mut self) {
-        self.runs.clear();
-        let mut first = 0;
-        for run in self.items.chunk_by(|a, b| a.block == b.block) {
-            let end = first + run.len() as u16;
-            let _ = self.runs.try_push(BlockRun { block: run[0].block, first, end });
-            first = end;
-        }
+    #[inline(always)]
+    fn set_ends(&mut self, run: &Run) {
+        self.frame_end = run.frame.0 + run.size();
+        self.guest_end = run.guest().0 + run.size();
     }
 }
 
 impl<M: Machine> Hypervisor<M> {
-    /// Copies and checks a list of the host. With `MAP`, its entries name
-    /// guest addresses; with `REPORT`, they carry reports. Entries with
-    /// reports alone are donations, of pages.
-    pub(super) fn read_list<const MAP: bool, const REPORT: bool>(
+    /// Copies and checks a list.
+    #[inline(always)]
+    pub(super) fn read_list(
         &self,
         scratch: &mut Scratch,
+        reader: Reader<'_>,
+        form: Form,
         list: u64,
         count: u64,
     ) -> Result<(), Refusal> {
         scratch.clear();
-        if count == 0 || count > LIST_MAX as u64 {
+        if count.wrapping_sub(1) >= LIST_MAX as u64 {
             return Err(Error::InvalidSize.into());
         }
         if !list.is_multiple_of(PAGE_SIZE) {
@@ -159,42 +235,43 @@ impl<M: Machine> Hypervisor<M> {
             return Err(Error::AddressOverflow.into());
         }
         let mut done = 0;
-        let mut last = None;
-        while done < count {
-            let page = PhysAddr(list + done * ENTRY_SIZE);
-            let here = done..count.min(done + ENTRIES_PER_PAGE);
-            done = here.end;
-            self.read_list_page::<MAP, REPORT>(scratch, page, here, &mut last)?;
+        loop {
+            let page = list + done * ENTRY_SIZE;
+            let end = count.min(done + ENTRIES_PER_PAGE);
+            match reader {
+                Reader::Host => self.read_host_page(scratch, form, page, done, end)?,
+                Reader::Guest(map) => {
+                    let inside = page < map.end();
+                    let frame = inside.then(|| map.frame(&self.machine, Ipa(page))).flatten();
+                    let frame = frame.filter(|(_, leaf)| leaf.entry.is_valid());
+                    let (frame, _) = frame.ok_or(Error::InvalidAddress)?;
+                    // What is mapped for a guest stays so while it is locked.
+                    self.read_page(scratch, reader, form, frame, done, end)?;
+                }
+            }
+            done = end;
+            if done == count {
+                return Ok(());
+            }
         }
-        Ok(())
     }
 
-    #[inline]
-    fn read_list_page<const MAP: bool, const REPORT: bool>(
+    #[inline(always)]
+    fn read_host_page(
         &self,
         scratch: &mut Scratch,
-        page: PhysAddr,
-        entries: Range<u64>,
-        last: &mut Option<(u64, u64)>,
+        form: Form,
+        page: u64,
+        first: u64,
+        end: u64,
     ) -> Result<(), Refusal> {
+        let page = PhysAddr(page);
         let block = self.ledger.ram().locate(page).ok_or(Error::InvalidAddress)?;
         // The lock keeps the page its caller's while it is read; the caller
         // itself may still write to it, which harms nobody but the caller.
         self.ledger.lock(block);
-        let record = self.ledger.get_in(block, page);
-        let result = if record.owner_reaches() && record.owner() == VmId::HOST {
-            let mut at = page;
-            entries.into_iter().try_for_each(|index| {
-                let entry = self.machine.read_entry(at);
-                at = at.add(ENTRY_SIZE);
-                match self.check_entry::<MAP, REPORT>(&entry, index) {
-                    Ok(item) => {
-                        scratch.push(item, last);
-                        Ok(())
-                    }
-                    Err((error, detail)) => Err(Refusal { error, index, detail }),
-                }
-            })
+        let result = if self.ledger.get_in(block, page).host_reaches() {
+            self.read_page(scratch, Reader::Host, form, page, first, end)
         } else {
             Err(Error::NotOwner.into())
         };
@@ -202,114 +279,202 @@ impl<M: Machine> Hypervisor<M> {
         result
     }
 
-    #[inline]
-    fn check_entry<const MAP: bool, const REPORT: bool>(
+    /// Reads entries `first` to `end` from a page.
+    #[inline(always)]
+    fn read_page(
         &self,
-        entry: &MemEntry,
+        scratch: &mut Scratch,
+        reader: Reader<'_>,
+        form: Form,
+        page: PhysAddr,
+        first: u64,
+        end: u64,
+    ) -> Result<(), Refusal> {
+        let step = if form.guests { PAGE_SIZE } else { 0 };
+        let mut at = page;
+        let mut index = first;
+        // What the entry after the last run would have to say to prolong it.
+        let mut next = (1, 0);
+        while index < end {
+            let [frame, guest, references, users] = self.machine.read_entry(at);
+            at = at.add(ENTRY_SIZE);
+            let prolongs = (frame, guest) == next
+                && !next.0.is_multiple_of(BLOCK_SIZE)
+                && (!form.guests || next.1 % BLOCK_SIZE >= PAGE_SIZE)
+                && is_clean(form, references, users)
+                && matches!(reader, Reader::Host);
+            match scratch.runs.last_mut() {
+                Some(run) if prolongs => {
+                    run.pages += 1;
+                    scratch.frame_end += PAGE_SIZE;
+                    scratch.guest_end += PAGE_SIZE;
+                }
+                _ => {
+                    let words = [frame, guest, references, users];
+                    let run = self
+                        .check_entry(reader, form, words, index)
+                        .map_err(|(error, detail)| Refusal { error, index, detail })?;
+                    next = if run.is_block { (1, 0) } else { (frame, guest) };
+                    scratch.push(run);
+                }
+            }
+            next = (next.0 + PAGE_SIZE, next.1 + step);
+            index += 1;
+        }
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn check_entry(
+        &self,
+        reader: Reader<'_>,
+        form: Form,
+        words: [u64; 4],
         index: u64,
-    ) -> Result<Item, (Error, u64)> {
-        let order = match (entry.frame % PAGE_SIZE) as u32 {
-            ORDER_PAGE => Order::Page,
-            ORDER_BLOCK if MAP || !REPORT => Order::Block,
+    ) -> Result<Run, (Error, u64)> {
+        let [frame, guest, references, users] = words;
+        let rights = guest % PAGE_SIZE;
+        // All that is usual in one look; what is not is looked at one by one.
+        let is_usual = frame.is_multiple_of(PAGE_SIZE)
+            && is_clean(form, references, users)
+            && if form.guests {
+                rights < 8 && rights % 2 == 1 && guest < self.guest_geometry.end()
+            } else {
+                guest == 0
+            };
+        if !is_usual {
+            self.check_unusual(form, words)?;
+        }
+        let is_block = frame % PAGE_SIZE == ORDER_BLOCK as u64;
+        let frame = frame & !(PAGE_SIZE - 1);
+        let (frame, own) = match reader {
+            Reader::Host => (PhysAddr(frame), Ipa(0)),
+            Reader::Guest(map) => {
+                let frame = self.resolve(map, Ipa(frame), is_block);
+                (frame.ok_or((Error::InvalidAddress, 0))?, Ipa(words[0] & !(PAGE_SIZE - 1)))
+            }
+        };
+        let block = self.ledger.ram().locate(frame).ok_or((Error::InvalidAddress, 0))?;
+        let pages = if is_block { PAGES_PER_BLOCK as u16 } else { 1 };
+        Ok(Run {
+            frame,
+            guest,
+            own,
+            block,
+            pages,
+            index: index as u16,
+            is_block,
+            room: Room::default(),
+        })
+    }
+
+    /// Looks at an entry that is for a block, or wrong.
+    #[cold]
+    fn check_unusual(&self, form: Form, words: [u64; 4]) -> Result<(), (Error, u64)> {
+        let [frame, guest, references, users] = words;
+        let is_block = match (frame % PAGE_SIZE) as u32 {
+            ORDER_PAGE => false,
+            ORDER_BLOCK if form.blocks => true,
             _ => return Err((Error::InvalidArgument, 0)),
         };
-        let frame = PhysAddr(entry.frame & !(PAGE_SIZE - 1));
-        let guest = Ipa(entry.guest & !(PAGE_SIZE - 1));
-        let rights =
-            Rights::from_bits(entry.guest % PAGE_SIZE).ok_or((Error::InvalidArgument, 0))?;
-        if entry.reserved != 0 {
+        let rights = Rights::from_bits(guest % PAGE_SIZE).ok_or((Error::InvalidArgument, 0))?;
+        let (refcount, safe) = (references as u32, (references >> 32) as u32);
+        let (accessible, reserved) = (users as u32, (users >> 32) as u32);
+        if reserved != 0 {
             return Err((Error::InvalidArgument, 0));
         }
-        if order == Order::Block && !(frame.is_aligned(BLOCK_SIZE) && guest.is_aligned(BLOCK_SIZE))
-        {
+        let in_block = |at: u64| at % BLOCK_SIZE >= PAGE_SIZE;
+        if is_block && (in_block(frame) || in_block(guest)) {
             return Err((Error::Misaligned, 0));
         }
-        if MAP {
+        if form.guests {
             if !rights.read() {
                 return Err((Error::InvalidArgument, 0));
             }
-            if guest.0 >= self.guest_geometry.end() {
+            if guest >= self.guest_geometry.end() {
                 return Err((Error::AddressOverflow, 0));
             }
-        } else if entry.guest != 0 {
+        } else if guest != 0 {
             return Err((Error::InvalidArgument, 0));
         }
-        if REPORT {
-            if entry.refcount != entry.safe {
-                return Err((Error::Excess, entry.excess() as u64));
-            }
-            if entry.accessible != 0 {
-                return Err((Error::Accessible, entry.accessible as u64));
-            }
-        } else if entry.refcount | entry.safe | entry.accessible != 0 {
-            return Err((Error::InvalidArgument, 0));
+        if !form.reports {
+            let empty = refcount | safe | accessible == 0;
+            return if empty { Ok(()) } else { Err((Error::InvalidArgument, 0)) };
         }
-        let block = self.ledger.ram().locate(frame).ok_or((Error::InvalidAddress, 0))?;
-        Ok(Item { frame, guest, block, index: index as u16, order, rights })
+        if refcount != safe {
+            return Err((Error::Excess, (refcount as i64 - safe as i64) as u64));
+        }
+        if accessible != 0 {
+            return Err((Error::Accessible, accessible as u64));
+        }
+        Ok(())
     }
 
-    /// Takes the locks of all blocks that the items lie in, in ascending
-    /// order. The items are in the order of their frames.
-    pub(super) fn lock_blocks(&self, scratch: &mut Scratch) {
-        scratch.find_runs();
-        for run in &scratch.runs {
-            self.ledger.lock(run.block);
+    /// The frame of a page, or the first of a block, at a guest's own address.
+    fn resolve(&self, map: &GuestMap, at: Ipa, is_block: bool) -> Option<PhysAddr> {
+        if at.0 >= map.end() {
+            return None;
         }
+        let (frame, leaf) = map.frame(&self.machine, at)?;
+        if !is_block || leaf.level == 2 {
+            return Some(frame);
+        }
+        // As pages: they must be those of one block.
+        let adjacent = frame.is_aligned(BLOCK_SIZE)
+            && (1..PAGES_PER_BLOCK as u64).map(|n| n * PAGE_SIZE).all(|n| {
+                map.frame(&self.machine, at.add(n)).is_some_and(|(page, _)| page == frame.add(n))
+            });
+        adjacent.then_some(frame)
+    }
+
+    /// Takes the locks of all blocks that the runs lie in, in ascending
+    /// order. The runs are in the order of their frames.
+    #[inline(always)]
+    pub(super) fn lock_blocks(&self, scratch: &Scratch) {
+        for_each_block(scratch.runs(), |block| self.ledger.lock(block));
     }
 
     /// Gives the locks back.
+    #[inline(always)]
     pub(super) fn unlock_blocks(&self, scratch: &Scratch) {
-        for run in &scratch.runs {
-            self.ledger.unlock(run.block);
-        }
-    }
-
-    /// The record that a call about an item starts from, if the item is all
-    /// of one kind and the host's.
-    #[inline]
-    pub(super) fn host_record(&self, item: &Item) -> Result<Record, Refusal> {
-        let record = match item.order {
-            Order::Page => Some(self.ledger.get_in(item.block, item.frame)),
-            Order::Block => self.ledger.whole_block(item.block),
-        };
-        match record {
-            None => Err(item.refuse(Error::WrongState, 0)),
-            Some(Record::NO_RAM) => Err(item.refuse(Error::InvalidAddress, 0)),
-            Some(Record::HYPERVISOR) => Err(item.refuse(Error::NotOwner, 0)),
-            Some(record) if record.owner() != VmId::HOST => Err(item.refuse(Error::NotOwner, 0)),
-            Some(record) => Ok(record),
-        }
+        for_each_block(scratch.runs(), |block| self.ledger.unlock(block));
     }
 }
 
-impl Item {
-    /// A refusal about this item.
-    pub(super) fn refuse(&self, error: Error, detail: u64) -> Refusal {
-        Refusal { error, index: self.index as u64, detail }
-    }
+/// Whether the last two words of an entry show no user and are in order.
+#[inline(always)]
+fn is_clean(form: Form, references: u64, users: u64) -> bool {
+    // `refcount` and `safe` are the halves of one word.
+    let excess = if form.reports { references ^ references.rotate_left(32) } else { references };
+    excess | users == 0
+}
 
-    /// Which page of its block it is, or begins with.
-    #[inline]
-    pub(super) fn page(&self) -> usize {
-        page_in_block(self.frame)
+#[inline(always)]
+fn for_each_block(runs: &[Run], mut f: impl FnMut(BlockIndex)) {
+    let mut last = None;
+    for run in runs {
+        if last != Some(run.block) {
+            f(run.block);
+            last = Some(run.block);
+        }
     }
 }
 
 #[cold]
-fn sort_by(items: &mut [Item], key: impl Fn(&Item) -> u64) -> Result<(), Refusal> {
-    // In place and without allocation; at most 512 items.
-    items.sort_unstable_by_key(&key);
+fn sort_by(runs: &mut [Run], key: impl Fn(&Run) -> u64) -> Result<(), Refusal> {
+    // In place and without allocation; at most 512 runs.
+    runs.sort_unstable_by_key(&key);
     // The end of what came before: a block may cover several later pages.
     let mut end = (0, 0);
     let mut bad: Option<u16> = None;
-    for item in items.iter() {
-        if key(item) < end.0 {
-            let later = item.index.max(end.1);
+    for run in runs.iter() {
+        if key(run) < end.0 {
+            let later = run.index.max(end.1);
             bad = Some(bad.map_or(later, |b| b.min(later)));
         }
-        let here = key(item) + item.order.size();
+        let here = key(run) + run.size();
         if here > end.0 {
-            end = (here, item.index);
+            end = (here, run.index);
         }
     }
     let overlap = |index| Refusal { error: Error::Overlap, index, detail: 0 };
@@ -318,31 +483,24 @@ fn sort_by(items: &mut [Item], key: impl Fn(&Item) -> u64) -> Result<(), Refusal
 
 /// Keeps the refusal of the entry that stands first in the caller's list.
 #[cold]
-pub(super) fn note_first(first: &mut Option<Refusal>, refusal: Refusal) {
+fn note_first(first: &mut Option<Refusal>, refusal: Refusal) {
     if first.is_none_or(|f| refusal.index < f.index) {
         *first = Some(refusal);
     }
 }
 
-/// Checks all items and returns the refusal of the one that stands first in
+/// Checks all runs and returns the refusal of the entry that stands first in
 /// the caller's list.
-#[inline]
-pub(super) fn check_all(
-    items: &[Item],
-    mut check: impl FnMut(&Item) -> Result<(), Refusal>,
+#[inline(always)]
+pub(super) fn check_all<'a>(
+    runs: impl Iterator<Item = &'a mut Run>,
+    mut check: impl FnMut(&mut Run) -> Result<(), Refusal>,
 ) -> Result<(), Refusal> {
     let mut first: Option<Refusal> = None;
-    for item in items {
-        if let Err(refusal) = check(item) {
+    for run in runs {
+        if let Err(refusal) = check(run) {
             note_first(&mut first, refusal);
         }
     }
     first.map_or(Ok(()), Err)
 }
-
-/// Bytes that the items cover.
-pub(super) fn total_size(items: &[Item]) -> u64 {
-    items.iter().map(|item| item.order.size()).sum()
-}
-
-const _: () = assert!(BLOCK_SIZE.is_multiple_of(PAGE_SIZE));

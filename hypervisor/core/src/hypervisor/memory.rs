@@ -1,76 +1,219 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Pages changing hands.
+//! Pages that an owner gives away: sharing, lending, donating.
 //!
-//! Each call prepares, then commits. Preparing takes the locks (the VM's, then
+//! Each call prepares, then commits. Preparing takes the locks (the VMs', then
 //! the blocks' in ascending order), checks every entry and counts the tables
 //! that the change will need; it may refuse, and then nothing has changed.
 //! Committing cannot fail.
 
-use escrow_abi::{Error, FrameState, RECLAIM_MAX};
+use escrow_abi::{Error, FrameState, call};
 
-use super::list::{Item, Scratch, check_all, note_first, total_size};
+use super::list::{Form, Reader, Run, Scratch, check_all};
+use super::parties::{Parties, Party};
 use super::{Hypervisor, Refusal};
-use crate::addr::{Ipa, Order, PAGE_SIZE};
+use crate::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE, PAGES_PER_BLOCK};
+use crate::capability::Capability;
 use crate::ledger::{Record, VmId};
 use crate::machine::Machine;
-use crate::stage2::{Cursor, GuestMap, PagePool, TableCount};
-use crate::vm::{Life, Vm};
+use crate::stage2::{GuestMap, Leave, PagePool, TableCount};
+use crate::vm::Vm;
 
-/// Up to so many entries, TLB entries are removed one by one; beyond, all of
+/// Up to so many runs, TLB entries are removed by address; beyond, all of
 /// the VM's are.
-const INVALIDATE_ONE_BY_ONE: usize = 16;
+pub(super) const INVALIDATE_BY_ADDRESS: usize = 16;
+
+/// How pages are given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Give {
+    /// The owner keeps its access.
+    Share,
+    /// The owner has none until it takes them back.
+    Lend,
+    /// The owner changes.
+    Donate,
+}
+
+impl Give {
+    pub(super) const fn form(self) -> Form {
+        match self {
+            Give::Share => Form::SHARE,
+            Give::Lend | Give::Donate => Form::LEND,
+        }
+    }
+
+    /// What a guest's handle must allow.
+    pub(super) const fn right(self) -> u64 {
+        match self {
+            Give::Share => call::RIGHT_SHARE,
+            Give::Lend => call::RIGHT_LEND,
+            Give::Donate => call::RIGHT_DONATE,
+        }
+    }
+
+    /// The state that the receiver has the pages in.
+    const fn state(self) -> FrameState {
+        match self {
+            Give::Share => FrameState::Shared,
+            Give::Lend => FrameState::Lent,
+            Give::Donate => FrameState::Donated,
+        }
+    }
+
+    #[inline(always)]
+    const fn record(self, from: VmId, to: VmId, at: Ipa) -> Record {
+        match self {
+            Give::Donate => Record::donated(to, at),
+            _ => Record::borrowed(self.state(), from, to, at),
+        }
+    }
+
+    /// What stays in the map of an owner that is a guest.
+    const fn leave(self) -> Leave {
+        match self {
+            Give::Donate => Leave::Nothing,
+            _ => Leave::Away,
+        }
+    }
+
+    /// Whether the owner loses sight of the pages.
+    const fn hides(self) -> bool {
+        !matches!(self, Give::Share)
+    }
+}
 
 impl<M: Machine> Hypervisor<M> {
-    /// The host opens pages to a VM as well or, with `LEND`, gives them away
-    /// for the time, which takes a report.
-    pub(super) fn give<const LEND: bool>(
+    /// The host gives pages to a VM.
+    #[inline(always)]
+    pub(super) fn host_gives(
         &self,
         scratch: &mut Scratch,
+        kind: Give,
         vm: u64,
         list: u64,
         count: u64,
     ) -> Result<(), Refusal> {
-        let to = if LEND { FrameState::Lent } else { FrameState::Shared };
-        self.read_list::<true, LEND>(scratch, list, count)?;
+        self.read_list(scratch, Reader::Host, kind.form(), list, count)?;
         scratch.sort_by_guest()?;
         let (id, mut vm) = self.lock_live_vm(vm)?;
-        let Vm { map: Some(map), pool, borrowed, .. } = &mut *vm else {
+        let Vm { map: Some(map), pool, counts, owned, .. } = &mut *vm else {
             return Err(Error::HandleRevoked.into());
         };
-        let mut tables = TableCount::new();
-        let mut cursor = Cursor::new(map, &self.machine);
-        check_all(scratch.items(), |item| {
-            let room = cursor.prepare_map(item.guest, item.order, &mut tables);
-            if room { Ok(()) } else { Err(item.refuse(Error::GuestMapped, 0)) }
-        })?;
-        enough_tables(&tables, pool)?;
+        self.find_room(scratch, map, pool)?;
         scratch.sort_by_frame()?;
         self.lock_blocks(scratch);
-        let result = self.check_given(scratch);
+        let result = check_all(scratch.runs_mut().iter_mut(), |run| self.check_home(run));
         if result.is_ok() {
-            self.set_given::<LEND>(scratch, to, |item| {
-                Record::borrowed(to, VmId::HOST, id, item.guest)
-            });
-            if LEND {
-                self.invalidate_host(scratch.items());
-                self.clean(scratch.items());
+            let mut full = false;
+            let mut pages = 0;
+            for run in scratch.runs() {
+                let record = kind.record(VmId::HOST, id, run.guest());
+                full |= self.leave_home(run, record, kind.hides());
+                pages += run.pages as u64;
             }
-            let mut cursor = Cursor::new(map, &self.machine);
-            for item in scratch.items() {
-                let attributes = self.guest_attributes[item.rights.bits() as usize % 8];
-                cursor.map(pool, item.guest, item.frame, item.order, attributes);
+            if kind.hides() {
+                self.invalidate_host(scratch.runs());
+                self.clean(scratch.runs());
             }
-            self.machine.publish();
-            *borrowed += total_size(scratch.items()) / PAGE_SIZE;
+            self.map_runs(scratch.runs(), map, pool);
+            counts.add(kind.state(), pages);
+            if kind == Give::Donate {
+                *owned += pages;
+            }
+            if full {
+                self.merge_runs(scratch.runs(), Some((map, pool)));
+            }
         }
         self.unlock_blocks(scratch);
         result
     }
 
+    /// A guest gives pages that it owns to another, or back to the host.
+    pub(super) fn guest_gives(
+        &self,
+        scratch: &mut Scratch,
+        kind: Give,
+        from: &mut Party<'_>,
+        to: Option<(&mut Party<'_>, &Capability)>,
+        list: (u64, u64),
+    ) -> Result<(), Refusal> {
+        let form = if to.is_some() { kind.form() } else { Form::HIDE };
+        let Some(own) = &from.vm.map else { return Err(Error::Denied.into()) };
+        self.read_list(scratch, Reader::Guest(own), form, list.0, list.1)?;
+        let mut to = to;
+        let to_id = to.as_ref().map_or(VmId::HOST, |(party, _)| party.id);
+        if let Some((Party { vm: Vm { map: Some(map), pool, .. }, .. }, capability)) = &mut to {
+            scratch.sort_by_guest()?;
+            check_all(scratch.runs_mut().iter_mut(), |run| {
+                let inside = capability.allows(run.guest().0, run.size());
+                if inside { Ok(()) } else { Err(run.refuse(Error::Denied, 0)) }
+            })?;
+            self.find_room(scratch, map, pool)?;
+        }
+        scratch.sort_by_frame()?;
+        self.lock_blocks(scratch);
+        let leave = kind.leave();
+        let mut tables = TableCount::new();
+        let mut result = check_all(scratch.runs_mut().iter_mut(), |run| {
+            self.check_donated(run, from.id)?;
+            if kind.hides() {
+                own.prepare_unmap(&self.machine, run.own_span(), leave, &mut tables);
+            }
+            Ok(())
+        });
+        if result.is_ok() {
+            result = enough_tables(&tables, &from.vm.pool, 1);
+        }
+        if result.is_ok() {
+            self.commit_guest_gives(scratch, kind, from, to.map(|(party, _)| party), to_id);
+        }
+        self.unlock_blocks(scratch);
+        result
+    }
+
+    fn commit_guest_gives(
+        &self,
+        scratch: &Scratch,
+        kind: Give,
+        from: &mut Party<'_>,
+        mut to: Option<&mut Party<'_>>,
+        to_id: VmId,
+    ) {
+        if kind.hides() {
+            let Vm { map: Some(map), pool, .. } = &mut *from.vm else { return };
+            for run in scratch.runs() {
+                map.unmap(&self.machine, pool, run.own_span(), kind.leave());
+            }
+            self.invalidate_guest(map, scratch.runs().iter().map(|run| (run.own, run.size())));
+            self.clean(scratch.runs());
+        }
+        for run in scratch.runs() {
+            let record = match to {
+                Some(_) => kind.record(from.id, to_id, run.guest()),
+                None => Record::HOME,
+            };
+            let mut parties = Parties::new(Some(&mut *from), to.as_deref_mut());
+            for piece in self.pieces(run) {
+                let new = record.nth(piece.page as u64);
+                self.set_piece(run, &piece, new);
+                parties.recount(piece.record, new, piece.pages as u64);
+            }
+        }
+        match to {
+            Some(Party { vm: Vm { map: Some(map), pool, .. }, .. }) => {
+                self.map_runs(scratch.runs(), map, pool);
+                self.merge_runs(scratch.runs(), Some((map, pool)));
+            }
+            _ => {
+                self.machine.publish();
+                self.merge_runs(scratch.runs(), None);
+            }
+        }
+    }
+
     /// The host donates pages for a VM's tables and vCPUs. `vm` is locked and
     /// alive, or about to be.
-    pub(super) fn donate(
+    pub(super) fn donate_metadata(
         &self,
         scratch: &mut Scratch,
         id: VmId,
@@ -78,251 +221,189 @@ impl<M: Machine> Hypervisor<M> {
     ) -> Result<(), Refusal> {
         scratch.sort_by_frame()?;
         self.lock_blocks(scratch);
-        let result = self.check_given(scratch);
+        let result = check_all(scratch.runs_mut().iter_mut(), |run| self.check_home(run));
         if result.is_ok() {
             let record = Record::borrowed(FrameState::Metadata, VmId::HOST, id, Ipa(0));
-            self.set_given::<true>(scratch, FrameState::Metadata, |_| record);
-            self.invalidate_host(scratch.items());
-            for item in scratch.items() {
-                self.machine.zero(item.frame, item.order.size());
-                vm.pool.push(&self.machine, item.frame);
+            let mut full = false;
+            for run in scratch.runs() {
+                full |= self.leave_home(run, record, true);
             }
-            vm.metadata += scratch.items().len() as u64;
+            self.invalidate_host(scratch.runs());
+            for run in scratch.runs() {
+                self.machine.zero(run.frame, run.size());
+                for page in 0..run.pages as u64 {
+                    vm.pool.push(&self.machine, run.frame.add(page * PAGE_SIZE));
+                }
+            }
+            vm.counts.add(FrameState::Metadata, scratch.pages());
+            if full {
+                self.merge_runs(scratch.runs(), None);
+            }
         }
         self.unlock_blocks(scratch);
         result
     }
 
-    /// What the host may give away: its own, not pinned, all of one kind.
-    fn check_given(&self, scratch: &Scratch) -> Result<(), Refusal> {
-        let mut first = None;
-        for (block, items) in scratch.runs() {
-            if self.ledger.is_home(block) {
-                continue;
-            }
-            let split = self.ledger.is_split(block);
-            for item in items {
-                let home = split
-                    && item.order == Order::Page
-                    && self.ledger.is_frame_home(block, item.page());
-                if !home {
-                    note_first(&mut first, self.why_not_given(item));
-                }
-            }
-        }
-        first.map_or(Ok(()), Err)
-    }
-
-    #[cold]
-    fn why_not_given(&self, item: &Item) -> Refusal {
-        match self.host_record(item) {
-            Err(refusal) => refusal,
-            Ok(record) if record.is(FrameState::Pinned) => item.refuse(Error::Pinned, 0),
-            Ok(record) => {
-                item.refuse(Error::WrongState, record.state().map_or(0, |state| state as u64))
-            }
-        }
-    }
-
-    /// Writes the records of frames that leave home, and takes them out of the
-    /// host's map if they are to.
-    #[inline]
-    fn set_given<const UNMAP: bool>(
-        &self,
-        scratch: &Scratch,
-        to: FrameState,
-        record: impl Fn(&Item) -> Record,
-    ) {
-        for (block, items) in scratch.runs() {
-            // Items do not overlap: with a whole block, it is the only one.
-            let first = &items[0];
-            if first.order == Order::Block {
-                if UNMAP {
-                    self.host.unmap_block(&self.machine, first.frame);
-                }
-                self.ledger.set_block(block, record(first));
-                continue;
-            }
-            self.host.split(&self.machine, &self.ledger, block, first.frame);
-            if UNMAP {
-                self.host.unmap_pages(&self.machine, block, items.iter().map(Item::page));
-            }
-            let records = items.iter().map(|item| (item.page(), record(item)));
-            self.ledger.leave_home(block, to, records);
-        }
-    }
-
-    fn clean(&self, items: &[Item]) {
-        if self.machine.needs_clean() {
-            for item in items {
-                self.machine.clean_to_poc(item.frame, item.order.size());
-            }
-        }
-    }
-
-    /// The host takes shared pages from their borrower.
-    pub(super) fn unshare(
+    /// Finds room for all runs at their guest addresses, and tables enough.
+    #[inline(always)]
+    fn find_room(
         &self,
         scratch: &mut Scratch,
-        list: u64,
-        count: u64,
+        map: &GuestMap,
+        pool: &PagePool,
     ) -> Result<(), Refusal> {
-        self.take_back(scratch, list, count, |_, record| match record.state() {
-            Some(FrameState::Shared) => Ok(()),
-            state => Err((Error::WrongState, state.map_or(0, |s| s as u64))),
-        })
-    }
-
-    /// The host takes home what its borrower gave up, or left behind.
-    pub(super) fn reclaim(
-        &self,
-        scratch: &mut Scratch,
-        list: u64,
-        count: u64,
-    ) -> Result<(), Refusal> {
-        self.take_back(scratch, list, count, |vm, record| {
-            let dead = vm.life == Life::Dead;
-            match record.state() {
-                Some(FrameState::UnlockedZeroed | FrameState::UnlockedContents) => Ok(()),
-                Some(FrameState::Lent | FrameState::Shared | FrameState::Metadata) if dead => {
+        let mut tables = TableCount::new();
+        check_all(scratch.runs_mut().iter_mut(), |run| {
+            if run.is_block {
+                let room = map.prepare_map_block(&self.machine, run.guest(), &mut tables);
+                return if room { Ok(()) } else { Err(run.refuse(Error::GuestMapped, 0)) };
+            }
+            match map.prepare_map(&self.machine, run.span(), &mut tables) {
+                Ok(room) => {
+                    run.room = room;
                     Ok(())
                 }
-                Some(FrameState::Lent) => Err((Error::Locked, 0)),
-                state => Err((Error::WrongState, state.map_or(0, |s| s as u64))),
+                Err(page) => Err(run.refuse_page(page, Error::GuestMapped, 0)),
             }
-        })
+        })?;
+        enough_tables(&tables, pool, 0)
     }
 
-    fn take_back(
-        &self,
-        scratch: &mut Scratch,
-        list: u64,
-        count: u64,
-        allowed: impl Fn(&Vm, Record) -> Result<(), (Error, u64)>,
-    ) -> Result<(), Refusal> {
-        self.read_list::<false, false>(scratch, list, count)?;
-        scratch.sort_by_frame()?;
-        // Zeroing is done under the locks; this bounds it.
-        if total_size(scratch.items()) > RECLAIM_MAX {
-            return Err(Error::InvalidSize.into());
-        }
-        // Which VM it is about is read without a lock, and checked under it.
-        let Some(first) = scratch.items().iter().min_by_key(|item| item.index) else {
-            return Err(Error::InvalidSize.into());
-        };
-        let id = self.ledger.get_in(first.block, first.frame).borrower();
-        let mut vm = self.slots[id.get() as usize % self.slots.len()].lock();
-        let vm = &mut *vm;
-        self.lock_blocks(scratch);
-        let mut tables = TableCount::new();
-        let mut result = check_all(scratch.items(), |item| {
-            let record = self.host_record(item)?;
-            allowed(vm, record).map_err(|(error, detail)| item.refuse(error, detail))?;
-            if record.borrower() != id {
-                return Err(item.refuse(Error::MixedVms, 0));
-            }
-            if let (Some(map), true) = (&vm.map, vm.is_alive()) {
-                map.prepare_unmap(&self.machine, record.guest(), item.order, &mut tables);
-            }
-            Ok(())
-        });
-        if result.is_ok() {
-            // A block that the guest has as one entry is a block of frames, so
-            // in the order of frames its pages come together: exact.
-            result = enough_tables(&tables, &vm.pool);
-        }
-        if result.is_ok() {
-            self.commit_take_back(scratch.items_mut(), vm);
-        }
-        self.unlock_blocks(scratch);
-        result
-    }
-
-    fn commit_take_back(&self, items: &mut [Item], vm: &mut Vm) {
-        let alive = vm.is_alive();
-        if let (Some(map), true) = (&vm.map, alive) {
-            for item in items.iter_mut() {
-                item.guest = self.ledger.get_in(item.block, item.frame).guest();
-                map.unmap(&self.machine, &mut vm.pool, item.guest, item.order);
-            }
-            self.invalidate_guest(map, items);
-        }
-        for (n, item) in items.iter().enumerate() {
-            let record = self.ledger.get_in(item.block, item.frame);
-            let metadata = record.is(FrameState::Metadata);
-            // What a guest may have written to goes home empty, unless the
-            // guest lives and passed it on, or both could see it all along.
-            let keep =
-                record.is(FrameState::Shared) || alive && record.is(FrameState::UnlockedContents);
-            if !keep {
-                self.machine.zero(item.frame, item.order.size());
-            } else if !record.is(FrameState::Shared) {
-                // What is passed on is what the guest wrote last: a
-                // non-cacheable mapping of the host's would read what was in
-                // memory before.
-                self.machine.clean_to_poc(item.frame, item.order.size());
-            }
-            let last_in_block = items.get(n + 1).is_none_or(|next| next.block != item.block);
-            self.bring_home(item, record, last_in_block);
-            if metadata {
-                vm.metadata -= item.order.pages();
+    /// Maps runs where there is room for them.
+    #[inline(always)]
+    fn map_runs(&self, runs: &[Run], map: &GuestMap, pool: &mut PagePool) {
+        for run in runs {
+            let attributes = self.guest_attributes[run.rights()];
+            if run.is_block {
+                map.map_block(&self.machine, pool, run.guest(), run.frame, attributes);
             } else {
-                vm.borrowed -= item.order.pages();
+                map.map(&self.machine, pool, run.span(), run.room, run.frame, attributes);
             }
         }
         self.machine.publish();
-        vm.free_if_empty();
     }
 
-    /// Makes a frame the host's again, in the ledger and in its map.
-    fn bring_home(&self, item: &Item, record: Record, last_in_block: bool) {
-        match item.order {
-            Order::Page => {
-                self.host.split(&self.machine, &self.ledger, item.block, item.frame);
-                self.ledger.set_in(item.block, item.frame, Record::HOME);
-                self.host.map_page(&self.machine, item.block, item.frame);
-                if last_in_block {
-                    self.host.merge(&self.machine, &self.ledger, item.block, item.frame);
-                }
+    /// What the host may give away: its own, not pinned.
+    #[inline(always)]
+    fn check_home(&self, run: &Run) -> Result<(), Refusal> {
+        match self.ledger.records(run.block).first_away(run.first(), run.pages.into()) {
+            None => Ok(()),
+            Some(page) => Err(self.why_not_given(run, page, VmId::HOST)),
+        }
+    }
+
+    /// What a guest may give away: what it owns and has to itself.
+    fn check_donated(&self, run: &Run, owner: VmId) -> Result<(), Refusal> {
+        for piece in self.pieces(run) {
+            let whole = piece.pages == run.pages as usize || !run.is_block;
+            let record = piece.record;
+            if !whole || !record.is(FrameState::Donated) || record.owner() != owner {
+                return Err(self.why_not_given(run, piece.page, owner));
             }
-            Order::Block => {
-                let mapped = record.owner_reaches() && !self.ledger.is_split(item.block);
-                self.ledger.set_block(item.block, Record::HOME);
-                if !mapped {
-                    self.host.map_block(&self.machine, item.frame);
-                }
+        }
+        Ok(())
+    }
+
+    #[cold]
+    fn why_not_given(&self, run: &Run, page: usize, owner: VmId) -> Refusal {
+        let record = if run.is_block {
+            self.ledger.whole_block(run.block)
+        } else {
+            Some(self.ledger.records(run.block).get(run.first() + page))
+        };
+        let (error, detail) = match record {
+            None => (Error::WrongState, 0),
+            Some(Record::NO_RAM) => (Error::InvalidAddress, 0),
+            Some(Record::HYPERVISOR) => (Error::NotOwner, 0),
+            Some(record) if record.owner() != owner => (Error::NotOwner, 0),
+            Some(record) if record.is(FrameState::Pinned) => (Error::Pinned, 0),
+            Some(record) => (Error::WrongState, record.state().map_or(0, |state| state as u64)),
+        };
+        run.refuse_page(page, error, detail)
+    }
+
+    /// Writes the records of frames that leave home, and takes them out of the
+    /// host's map if they are to. Whether no frame of the block is at home then, but each has a
+    /// record of its own.
+    #[inline(always)]
+    fn leave_home(&self, run: &Run, record: Record, hide: bool) -> bool {
+        let pages = run.pages as usize;
+        if pages == PAGES_PER_BLOCK && !self.ledger.is_split(run.block) {
+            if hide {
+                self.host.unmap_block(&self.machine, run.frame);
+            }
+            self.ledger.set_block(run.block, record);
+            return false;
+        }
+        self.host.split(&self.machine, &self.ledger, run.block, run.frame);
+        if hide {
+            self.host.unmap_pages(&self.machine, run.block, run.first(), pages);
+        }
+        self.ledger.leave_home(run.block, run.first(), pages, record)
+    }
+
+    #[inline(always)]
+    fn clean(&self, runs: &[Run]) {
+        if self.machine.needs_clean() {
+            for run in runs {
+                self.machine.clean_to_poc(run.frame, run.size());
             }
         }
     }
 
-    fn invalidate_host(&self, items: &[Item]) {
+    #[inline(always)]
+    pub(super) fn invalidate_host(&self, runs: &[Run]) {
         let context = self.host.context();
-        if items.len() > INVALIDATE_ONE_BY_ONE {
+        if runs.len() > INVALIDATE_BY_ADDRESS {
             self.machine.invalidate_all(context);
             return;
         }
-        for item in items {
-            let size = item.order.size();
-            self.machine.invalidate_range(context, item.frame.identity(), size);
-        }
-        self.machine.invalidate_finish(context);
+        let ranges = runs.iter().map(|run| (run.frame.identity(), run.size()));
+        self.machine.invalidate(context, ranges);
     }
 
-    fn invalidate_guest(&self, map: &GuestMap, items: &[Item]) {
-        if items.len() > INVALIDATE_ONE_BY_ONE {
+    pub(super) fn invalidate_guest(
+        &self,
+        map: &GuestMap,
+        ranges: impl Iterator<Item = (Ipa, u64)> + Clone,
+    ) {
+        if ranges.clone().nth(INVALIDATE_BY_ADDRESS).is_some() {
             self.machine.invalidate_all(map.context());
-            return;
+        } else {
+            self.machine.invalidate(map.context(), ranges);
         }
-        for item in items {
-            self.machine.invalidate_range(map.context(), item.guest, item.order.size());
+    }
+
+    /// Where frames that were given one by one fill a block, one record and one
+    /// entry stand for them again: in the ledger, the host's map, the guest's.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn merge_runs(&self, runs: &[Run], mut to: Option<(&GuestMap, &mut PagePool)>) {
+        let mut last = None;
+        for run in runs.iter().filter(|run| last.replace(run.block) != Some(run.block)) {
+            if !self.host.merge(&self.machine, &self.ledger, run.block, run.frame) {
+                continue;
+            }
+            let record = self.ledger.get_in(run.block, run.frame.align_down(BLOCK_SIZE));
+            if let Some((map, pool)) = &mut to
+                && record.has_guest_address()
+                && record.guest().is_aligned(BLOCK_SIZE)
+            {
+                map.merge(&self.machine, pool, record.guest());
+            }
         }
-        self.machine.invalidate_finish(map.context());
     }
 }
 
-fn enough_tables(tables: &TableCount, pool: &PagePool) -> Result<(), Refusal> {
+/// Whether the pool of the VM that a refusal calls `whose` holds the tables.
+#[inline(always)]
+pub(super) fn enough_tables(
+    tables: &TableCount,
+    pool: &PagePool,
+    whose: u64,
+) -> Result<(), Refusal> {
     match tables.tables().checked_sub(pool.len()) {
         None | Some(0) => Ok(()),
-        Some(detail) => Err(Refusal { error: Error::NoMemory, index: 0, detail }),
+        Some(detail) => Err(Refusal { error: Error::NoMemory, index: whose, detail }),
     }
 }

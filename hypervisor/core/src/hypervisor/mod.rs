@@ -4,15 +4,20 @@
 //! that change them.
 
 mod calls;
+mod capabilities;
+pub(crate) mod guest_calls;
 mod list;
 mod memory;
+mod parties;
+mod pieces;
 mod reset;
-mod unlock;
+mod take;
+mod touch;
 mod vms;
 
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-use escrow_abi::{Error, Rights};
+use escrow_abi::{Error, FrameState, Rights};
 
 use crate::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE, PhysAddr, PhysRange};
 use crate::ledger::{BlockCell, Ledger, RamError, RamMap, Record};
@@ -20,9 +25,10 @@ use crate::machine::Machine;
 use crate::stage2::{
     Attributes, Geometry, HostMap, HostMapError, MmioMap, Stage2Context, Stage2Features,
 };
-use crate::vm::{MAX_VMS, Run, Slot};
+use crate::vm::{MAX_VMS, PageCounts, Slot};
 pub use calls::immediate;
 pub use list::Scratch;
+pub(crate) use touch::Touched;
 
 /// Guests see at most this many bits of address, so that one page is the root
 /// of their tables.
@@ -102,16 +108,12 @@ pub struct Hypervisor<M: Machine> {
     /// Slot 0 is never used: its number is the host's.
     slots: [Slot; MAX_VMS],
     cpus: AtomicU32,
+    /// Pages that are broken.
+    poisoned: AtomicU64,
+    /// Pages that were in each state when the host began.
+    at_boot: PageCounts,
     /// The machine is about to end: no VM is created any more.
     closed: AtomicBool,
-}
-
-/// What to do after a call of the host.
-pub enum HostCall<'a> {
-    /// Return to the host with `x0`–`x4`.
-    Return([u64; 5]),
-    /// Run a vCPU; what it ends with goes to the host.
-    Run(Run<'a>),
 }
 
 /// What to do after a stage-2 fault of the host.
@@ -160,6 +162,10 @@ impl<M: Machine> Hypervisor<M> {
         }
         let host = HostMap::new(&machine, &ledger, &setup.features, setup.level3, setup.pages)
             .map_err(SetupError::Map)?;
+        let mut at_boot = PageCounts::new();
+        for state in FrameState::ALL {
+            at_boot.add(state, ledger.count(state));
+        }
         let guest_geometry = Geometry::new(setup.features.pa_bits.min(GUEST_ADDRESS_BITS));
         Ok(Hypervisor {
             machine,
@@ -173,6 +179,8 @@ impl<M: Machine> Hypervisor<M> {
             guest_vtcr: guest_geometry.vtcr(&setup.features),
             slots: [const { Slot::new() }; MAX_VMS],
             cpus: AtomicU32::new(0),
+            poisoned: AtomicU64::new(0),
+            at_boot,
             closed: AtomicBool::new(false),
         })
     }
@@ -217,12 +225,23 @@ impl<M: Machine> Hypervisor<M> {
         self.ledger.lock(block);
         let record = self.ledger.get_in(block, at);
         self.ledger.unlock(block);
-        if record.owner_reaches() || record == Record::NO_RAM {
+        if record.host_reaches() || record == Record::NO_RAM {
             HostAbort::Retry
         } else {
             HostAbort::Inject
         }
     }
+}
+
+/// Checks a range of guest addresses; returns its end.
+pub(crate) fn check_range(base: u64, size: u64, address_end: u64) -> Result<u64, Error> {
+    if !base.is_multiple_of(PAGE_SIZE) || !size.is_multiple_of(PAGE_SIZE) {
+        return Err(Error::Misaligned);
+    }
+    if size == 0 {
+        return Err(Error::InvalidSize);
+    }
+    base.checked_add(size).filter(|&end| end <= address_end).ok_or(Error::AddressOverflow)
 }
 
 /// Pins all RAM of a range, in whole blocks where it can.
@@ -238,7 +257,7 @@ fn pin(ledger: &Ledger, range: &PhysRange) {
                 continue;
             }
             Some(block) if ledger.get_in(block, at) == Record::HOME => {
-                ledger.set_in(block, at, Record::PINNED);
+                ledger.set(at, Record::PINNED);
             }
             _ => {}
         }

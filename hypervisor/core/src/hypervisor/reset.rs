@@ -9,7 +9,7 @@ use escrow_abi::{Error, FrameState};
 
 use super::Hypervisor;
 use crate::addr::{BLOCK_SIZE, PAGE_SIZE, PhysAddr};
-use crate::ledger::Record;
+use crate::ledger::{Record, VmId};
 use crate::machine::Machine;
 use crate::vm::Life;
 
@@ -28,7 +28,7 @@ impl<M: Machine> Hypervisor<M> {
             if vm.is_alive() {
                 vm.life = Life::Ending;
                 if slot.stop_runs() {
-                    self.bury(&mut vm);
+                    self.bury(slot, &mut vm);
                 } else {
                     running = true;
                 }
@@ -66,13 +66,17 @@ impl<M: Machine> Hypervisor<M> {
 /// Whether the host must not see what is in a frame: memory that only a guest
 /// reaches, and the tables and registers that EL2 keeps for it.
 fn holds_secrets(record: Record) -> bool {
-    matches!(
-        record.state(),
-        Some(
-            FrameState::Lent
-                | FrameState::UnlockedZeroed
-                | FrameState::UnlockedContents
-                | FrameState::Metadata
+    // What is between guests is no business of the host's, shared or not.
+    let of_guest = record.holder().is_some() && record.owner() != VmId::HOST;
+    of_guest
+        || matches!(
+            record.state(),
+            Some(
+                FrameState::Lent
+                    | FrameState::SharedBack
+                    | FrameState::UnlockedZeroed
+                    | FrameState::UnlockedContents
+                    | FrameState::Metadata
+            )
         )
-    )
 }

@@ -7,20 +7,34 @@ use core::sync::atomic::Ordering;
 use escrow_abi::{Error, FrameState, Handle, HandleKind, call, run};
 use spin::mutex::TicketMutexGuard;
 
-use super::list::Scratch;
-use super::{HostCall, Hypervisor, Refusal};
+use super::list::{Form, Reader, Scratch};
+use super::{Hypervisor, Refusal, check_range};
 use crate::addr::PAGE_SIZE;
+use crate::capability::Capabilities;
 use crate::ledger::VmId;
 use crate::machine::Machine;
-use crate::stage2::{GuestMap, Stage2Context};
+use crate::stage2::{GuestMap, PagePool, Stage2Context};
 use crate::vcpu::{Vcpu, VcpuCell};
 use crate::vm::{Life, MAX_VCPUS, Run, Slot, Vm, vm_handle};
 
 const _: () = assert!(size_of::<VcpuCell>() as u64 <= PAGE_SIZE, "a vCPU fits a page");
 
+/// Why a run does not begin.
+enum NoRun {
+    Refused(Error),
+    /// The guest is down, for this reason.
+    Down(u64),
+}
+
+impl From<Error> for NoRun {
+    fn from(error: Error) -> NoRun {
+        NoRun::Refused(error)
+    }
+}
+
 impl<M: Machine> Hypervisor<M> {
     /// The slot that a handle names, whatever has become of its VM.
-    fn slot(&self, handle: u64, kind: HandleKind) -> Result<(Handle, &Slot), Error> {
+    pub(super) fn slot(&self, handle: u64, kind: HandleKind) -> Result<(Handle, &Slot), Error> {
         let handle = Handle::from_register(handle).ok_or(Error::HandleNull)?;
         if handle.kind != kind {
             return Err(Error::HandleType);
@@ -64,7 +78,7 @@ impl<M: Machine> Hypervisor<M> {
         list: u64,
         count: u64,
     ) -> Result<u64, Refusal> {
-        self.read_list::<false, true>(scratch, list, count)?;
+        self.read_list(scratch, Reader::Host, Form::METADATA, list, count)?;
         let mut free = self.slots.iter().enumerate().skip(1).filter_map(|(n, slot)| {
             let vm = slot.lock();
             let usable = vm.life == Life::Free && vm.generation < Handle::GENERATION_MAX;
@@ -76,16 +90,18 @@ impl<M: Machine> Hypervisor<M> {
             return Err(Error::Denied.into());
         }
         let id = VmId::new(number as u16);
-        self.donate(scratch, id, &mut vm)?;
+        self.donate_metadata(scratch, id, &mut vm)?;
         // The list has at least one page.
         let root = vm.pool.pop(&self.machine).ok_or(Error::NoMemory)?;
         let context =
             Stage2Context { vttbr: (number as u64) << 48 | root.0, vtcr: self.guest_vtcr };
         vm.map = Some(GuestMap::new(self.guest_geometry, root, context));
         vm.ranges.clear();
+        vm.has_broken = false;
         vm.generation += 1;
         vm.life = Life::Created;
-        slot.open(&context);
+        vm.capabilities = Capabilities::new();
+        slot.open(&context, vm.generation);
         Ok(vm_handle(number, vm.generation).to_register())
     }
 
@@ -96,9 +112,9 @@ impl<M: Machine> Hypervisor<M> {
         list: u64,
         count: u64,
     ) -> Result<(), Refusal> {
-        self.read_list::<false, true>(scratch, list, count)?;
+        self.read_list(scratch, Reader::Host, Form::METADATA, list, count)?;
         let (id, mut vm) = self.lock_live_vm(vm)?;
-        self.donate(scratch, id, &mut vm)
+        self.donate_metadata(scratch, id, &mut vm)
     }
 
     pub(super) fn vm_configure(
@@ -109,14 +125,7 @@ impl<M: Machine> Hypervisor<M> {
         size: u64,
     ) -> Result<(), Refusal> {
         let (_, mut vm) = self.lock_live_vm(vm)?;
-        if !base.is_multiple_of(PAGE_SIZE) || !size.is_multiple_of(PAGE_SIZE) {
-            return Err(Error::Misaligned.into());
-        }
-        if size == 0 {
-            return Err(Error::InvalidSize.into());
-        }
-        let end = base.checked_add(size).filter(|&end| end <= self.guest_geometry.end());
-        let end = end.ok_or(Error::AddressOverflow)?;
+        let end = check_range(base, size, self.guest_geometry.end())?;
         match key {
             call::CONFIGURE_MEMORY_ADD => vm.ranges.add(base, end)?,
             call::CONFIGURE_MEMORY_REMOVE => vm.ranges.remove(base, end)?,
@@ -141,19 +150,21 @@ impl<M: Machine> Hypervisor<M> {
         if !slot.stop_runs() {
             return Err(Error::Busy.into());
         }
-        self.bury(&mut vm);
+        self.bury(slot, &mut vm);
         Ok(())
     }
 
     /// The end of a VM that no CPU is inside of, and none can enter.
-    pub(super) fn bury(&self, vm: &mut Vm) {
+    pub(super) fn bury(&self, slot: &Slot, vm: &mut Vm) {
+        slot.close();
         // What TLBs hold of it goes once, for all its pages and for the next VM
         // with its VMID.
         if let Some(map) = vm.map.take() {
             self.machine.invalidate_all(map.context());
         }
         // The tables and vCPUs are plain metadata pages from here on.
-        vm.pool = crate::stage2::PagePool::new();
+        vm.pool = PagePool::new();
+        vm.capabilities = Capabilities::new();
         vm.life = Life::Dead;
         vm.free_if_empty();
     }
@@ -165,7 +176,7 @@ impl<M: Machine> Hypervisor<M> {
             Life::Started => 1,
             Life::Free | Life::Ending | Life::Dead => 2,
         };
-        Ok([state, vm.borrowed, vm.metadata, vm.pool.len()])
+        Ok([state, vm.counts.reachable(), vm.counts.get(FrameState::Metadata), vm.pool.len()])
     }
 
     pub(super) fn vcpu_create(&self, vm: u64, index: u64) -> Result<u64, Refusal> {
@@ -221,7 +232,18 @@ impl<M: Machine> Hypervisor<M> {
     }
 
     /// Begins a run. Takes no lock but the vCPU's own.
-    pub(super) fn vcpu_run(&self, args: &[u64; 8]) -> Result<HostCall<'_>, Refusal> {
+    ///
+    /// # Errors
+    /// What goes to `x0`–`x4` instead, which may be no error.
+    pub(super) fn vcpu_run(&self, args: &[u64; 8]) -> Result<Run<'_>, [u64; 5]> {
+        self.begin_run(args).map_err(|no| match no {
+            NoRun::Refused(error) => [error.to_register(), 0, 0, 0, 0],
+            NoRun::Down(reason) => [0, run::SYSTEM_DOWN, reason, 0, 0],
+        })
+    }
+
+    #[inline(always)]
+    fn begin_run(&self, args: &[u64; 8]) -> Result<Run<'_>, NoRun> {
         let [_, vcpu, resume0, resume1, resume2, x5, x6, x7] = *args;
         if x5 | x6 | x7 != 0 {
             return Err(Error::InvalidArgument.into());
@@ -235,19 +257,39 @@ impl<M: Machine> Hypervisor<M> {
         };
         let page = slot.vcpu(handle.vcpu).ok_or(Error::HandleRevoked)?;
         if let Some(reason) = slot.down() {
-            return Ok(HostCall::Return([0, run::SYSTEM_DOWN, reason, 0, 0]));
+            return Err(NoRun::Down(reason));
         }
         let cell = self.machine.vcpu(page).try_lock().ok_or(Error::Busy)?;
         let mut run = Run::new(cell, entered, VmId::new(handle.slot), self.guest_vtcr);
         run.resume([resume0, resume1, resume2])?;
-        Ok(HostCall::Run(run))
+        Ok(run)
+    }
+
+    /// 4 KiB pages in a state.
+    pub fn pages(&self, state: FrameState) -> u64 {
+        match state {
+            FrameState::Hypervisor | FrameState::Pinned => self.at_boot.get(state),
+            FrameState::Poisoned => self.poisoned.load(Ordering::Relaxed),
+            FrameState::Owned => {
+                let away = FrameState::ALL.into_iter().filter(|state| {
+                    !matches!(
+                        state,
+                        FrameState::Owned | FrameState::Hypervisor | FrameState::Pinned
+                    )
+                });
+                let away = away.map(|state| self.pages(state)).sum();
+                // Others are at it meanwhile.
+                self.at_boot.get(FrameState::Owned).saturating_sub(away)
+            }
+            _ => self.slots.iter().skip(1).map(|slot| slot.lock().counts.get(state)).sum(),
+        }
     }
 
     pub(super) fn ledger_info(&self, selector: u64, detail: u64) -> Result<u64, Refusal> {
         let value = match selector {
             call::INFO_PAGES => {
                 let state = FrameState::from_number(detail).ok_or(Error::InvalidArgument)?;
-                return Ok(self.ledger.pages(state));
+                return Ok(self.pages(state));
             }
             call::INFO_VMS => {
                 let exists = |slot: &&Slot| slot.lock().life != Life::Free;

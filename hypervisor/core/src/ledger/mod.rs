@@ -14,7 +14,8 @@
 //! wait for each other. Whoever takes several takes them in ascending order,
 //! and after a VM's lock if it needs one.
 //!
-//! A frame that a VM borrows changes its record only under that VM's lock.
+//! A frame that a VM borrows or owns changes its record only under that VM's lock,
+//! or both VMs', the one with the lower number first.
 
 mod block_lock;
 mod record;
@@ -147,8 +148,7 @@ fn merge_touching(covers: &mut ArrayVec<(u64, u64), MAX_RANGES>) {
 pub struct Ledger {
     ram: RamMap,
     blocks: &'static [BlockCell],
-    frames: &'static [AtomicU64],
-    pages: [AtomicU64; FrameState::ALL.len()],
+    frames: &'static [[AtomicU64; PAGES_PER_BLOCK]],
 }
 
 impl Ledger {
@@ -163,9 +163,8 @@ impl Ledger {
         frames: &'static [AtomicU64],
     ) -> Option<Ledger> {
         let blocks = blocks.get(..map.blocks())?;
-        let frames = frames.get(..map.blocks() * PAGES_PER_BLOCK)?;
-        let ledger = Ledger { ram: map, blocks, frames, pages: Default::default() };
-        ledger.count(Record::HOME, (ledger.frames.len()) as u64);
+        let frames = frames.as_chunks().0.get(..map.blocks())?;
+        let ledger = Ledger { ram: map, blocks, frames };
         ledger.mark_edges(ram);
         Some(ledger)
     }
@@ -196,19 +195,25 @@ impl Ledger {
         &self.ram
     }
 
-    /// 4 KiB pages in a state.
-    pub fn pages(&self, state: FrameState) -> u64 {
-        self.pages[state as usize].load(Ordering::Relaxed)
+    /// Counts the pages in a state, one by one: not for use at run time.
+    pub fn count(&self, state: FrameState) -> u64 {
+        let in_block = |block: u32| match self.records(BlockIndex(block)) {
+            Records::Whole(record) => record.is(state) as u64 * PAGES_PER_BLOCK as u64,
+            Records::Split(frames) => {
+                frames.iter().filter(|frame| load(frame).is(state)).count() as u64
+            }
+        };
+        (0..self.ram.blocks).map(in_block).sum()
     }
 
     /// Takes a block's lock. Waiters get it in the order in which they came.
-    #[inline]
+    #[inline(always)]
     pub fn lock(&self, block: BlockIndex) {
         self.blocks[block.get()].lock.lock();
     }
 
     /// Gives a block's lock back.
-    #[inline]
+    #[inline(always)]
     pub fn unlock(&self, block: BlockIndex) {
         self.blocks[block.get()].lock.unlock();
     }
@@ -222,23 +227,24 @@ impl Ledger {
     /// The record of the frame at an address in a block.
     #[inline]
     pub fn get_in(&self, block: BlockIndex, at: PhysAddr) -> Record {
+        self.records(block).get(page_in_block(at))
+    }
+
+    /// The records of a block.
+    #[inline(always)]
+    pub fn records(&self, block: BlockIndex) -> Records {
         let record = self.block_record(block);
-        let page = page_in_block(at);
         match record.split_away() {
-            None => record.nth(page as u64),
-            Some(_) => self.frame(block, page),
+            None => Records::Whole(record),
+            Some(_) => Records::Split(&self.frames[block.get()]),
         }
     }
 
     /// The record that stands for a whole block; `None` if its frames differ.
     pub fn whole_block(&self, block: BlockIndex) -> Option<Record> {
-        let record = self.block_record(block);
-        if record.split_away().is_none() {
-            return Some(record);
-        }
-        let first = self.frame(block, 0);
-        let alike = (1..PAGES_PER_BLOCK).all(|n| self.frame(block, n) == first.nth(n as u64));
-        alike.then_some(first)
+        let records = self.records(block);
+        let first = records.get(0);
+        (records.alike(0, PAGES_PER_BLOCK) == PAGES_PER_BLOCK).then_some(first)
     }
 
     /// Whether the block's frames have records of their own.
@@ -263,9 +269,7 @@ impl Ledger {
         if record.split_away().is_some() {
             return;
         }
-        let first = block.get() * PAGES_PER_BLOCK;
-        let Some(frames) = self.frames.get(first..first + PAGES_PER_BLOCK) else { return };
-        for (n, frame) in (0u64..).zip(frames) {
+        for (n, frame) in (0u64..).zip(&self.frames[block.get()]) {
             frame.store(record.nth(n).bits(), Ordering::Relaxed);
         }
         let away = if record == Record::HOME { 0 } else { PAGES_PER_BLOCK as u64 };
@@ -273,120 +277,138 @@ impl Ledger {
     }
 
     /// Lets one record stand for a whole block. Needs the block's lock.
+    #[inline]
     pub fn set_block(&self, block: BlockIndex, record: Record) {
-        match self.block_record(block).split_away() {
-            None => self.count_change(self.block_record(block), record, PAGES_PER_BLOCK as u64),
-            Some(_) => {
-                for n in 0..PAGES_PER_BLOCK {
-                    self.count_change(self.frame(block, n), record, 1);
-                }
-            }
-        }
         self.set_block_record(block, record);
     }
 
     /// Whether every frame of a block is at home, and it is not split.
-    #[inline]
+    #[inline(always)]
     pub fn is_home(&self, block: BlockIndex) -> bool {
         self.block_record(block) == Record::HOME
     }
 
-    /// Whether a frame of a split block is at home.
-    #[inline]
-    pub fn is_frame_home(&self, block: BlockIndex, page: usize) -> bool {
-        self.frame(block, page) == Record::HOME
+    /// Writes the records of `pages` frames of a split block, from the `first`
+    /// on: `record` and what follows it ([`Record::nth`]). Needs the block's lock.
+    #[inline(always)]
+    pub fn set_frames(&self, block: BlockIndex, first: usize, pages: usize, record: Record) {
+        let Some(frames) = self.frames[block.get()].get(first..first + pages) else { return };
+        let home = |bits: u64| (bits == Record::HOME.bits()) as u64;
+        let mut were_home = 0;
+        let step = record.has_guest_address() as u64;
+        let mut bits = record.bits();
+        for frame in frames {
+            were_home += home(frame.load(Ordering::Relaxed));
+            frame.store(bits, Ordering::Relaxed);
+            bits += step;
+        }
+        let are_home = home(record.bits()) * pages as u64;
+        let away = self.block_record(block).split_away().unwrap_or(0);
+        self.set_block_record(block, Record::split(away + were_home - are_home));
     }
 
-    /// Writes the records of frames of a split block that are all at home, and
-    /// that go into one state. Needs the block's lock. Does once what
-    /// [`Self::set_in`] does for each frame.
-    #[inline]
+    /// Does what [`Self::set_frames`] does, for frames that are all at home and
+    /// a record that is not. Whether none of the block's frames is at home then.
+    #[inline(always)]
     pub fn leave_home(
         &self,
         block: BlockIndex,
-        state: FrameState,
-        frames: impl Iterator<Item = (usize, Record)>,
-    ) {
-        let first = block.get() * PAGES_PER_BLOCK;
-        let Some(records) = self.frames.get(first..first + PAGES_PER_BLOCK) else { return };
-        let mut left = 0;
-        for (page, record) in frames {
-            records[page % PAGES_PER_BLOCK].store(record.bits(), Ordering::Relaxed);
-            left += 1;
+        first: usize,
+        pages: usize,
+        record: Record,
+    ) -> bool {
+        let Some(frames) = self.frames[block.get()].get(first..first + pages) else {
+            return false;
+        };
+        let step = record.has_guest_address() as u64;
+        let mut bits = record.bits();
+        for frame in frames {
+            frame.store(bits, Ordering::Relaxed);
+            bits += step;
         }
-        let away = self.block_record(block).split_away().unwrap_or(0);
-        self.set_block_record(block, Record::split(away + left));
-        self.pages[FrameState::Owned as usize].fetch_sub(left, Ordering::Relaxed);
-        self.pages[state as usize].fetch_add(left, Ordering::Relaxed);
+        let split = Record::from_bits(self.block_record(block).bits() + pages as u64);
+        self.set_block_record(block, split);
+        split == Record::split(PAGES_PER_BLOCK as u64)
     }
 
     /// Writes the record of one frame, splitting its block if need be. Needs
     /// the block's lock. Does nothing outside RAM.
     pub fn set(&self, at: PhysAddr, record: Record) {
         if let Some(block) = self.ram.locate(at) {
-            self.set_in(block, at, record);
-        }
-    }
-
-    /// Writes the record of one frame of a block, splitting it if need be.
-    /// Needs the block's lock.
-    #[inline]
-    pub fn set_in(&self, block: BlockIndex, at: PhysAddr, record: Record) {
-        let page = page_in_block(at);
-        let mut whole = self.block_record(block);
-        if whole.split_away().is_none() {
             self.split(block);
-            whole = self.block_record(block);
+            self.set_frames(block, page_in_block(at), 1, record);
         }
-        let old = self.frame(block, page);
-        let away = whole.split_away().unwrap_or(0) + (record != Record::HOME) as u64
-            - (old != Record::HOME) as u64;
-        self.set_frame(block, page, record);
-        self.set_block_record(block, Record::split(away));
-        self.count_change(old, record, 1);
     }
 
-    #[inline]
+    #[inline(always)]
     fn block_record(&self, block: BlockIndex) -> Record {
         Record::from_bits(self.blocks[block.get()].record.load(Ordering::Relaxed))
     }
 
-    #[inline]
+    #[inline(always)]
     fn set_block_record(&self, block: BlockIndex, record: Record) {
         self.blocks[block.get()].record.store(record.bits(), Ordering::Relaxed);
     }
+}
 
-    #[inline]
-    fn frame(&self, block: BlockIndex, page: usize) -> Record {
-        let at = block.get() * PAGES_PER_BLOCK + page;
-        Record::from_bits(self.frames[at].load(Ordering::Relaxed))
-    }
+/// The records of a block's frames.
+#[derive(Clone, Copy)]
+pub enum Records {
+    /// One stands for all.
+    Whole(Record),
+    /// Each frame has its own.
+    Split(&'static [AtomicU64; PAGES_PER_BLOCK]),
+}
 
-    #[inline]
-    fn set_frame(&self, block: BlockIndex, page: usize, record: Record) {
-        let at = block.get() * PAGES_PER_BLOCK + page;
-        self.frames[at].store(record.bits(), Ordering::Relaxed);
-    }
-
-    #[inline]
-    fn count_change(&self, old: Record, new: Record, pages: u64) {
-        if let Some(state) = old.state() {
-            self.pages[state as usize].fetch_sub(pages, Ordering::Relaxed);
+impl Records {
+    /// The record of a frame.
+    #[inline(always)]
+    pub fn get(&self, page: usize) -> Record {
+        match self {
+            Records::Whole(record) => record.nth(page as u64),
+            Records::Split(frames) => load(&frames[page % PAGES_PER_BLOCK]),
         }
-        self.count(new, pages);
     }
 
+    /// How many of `pages` frames, from the `first` on, are alike: in one state,
+    /// of one owner and one borrower, at adjacent guest addresses. At least 1.
     #[inline]
-    fn count(&self, record: Record, pages: u64) {
-        if let Some(state) = record.state() {
-            self.pages[state as usize].fetch_add(pages, Ordering::Relaxed);
+    pub fn alike(&self, first: usize, pages: usize) -> usize {
+        let Records::Split(frames) = self else { return pages };
+        let Some(frames) = frames.get(first..first + pages) else { return 1 };
+        let Some(start) = frames.first().map(load) else { return 1 };
+        let step = start.has_guest_address() as u64;
+        let mut expected = start.bits();
+        let alike = frames.iter().take_while(|frame| {
+            let same = frame.load(Ordering::Relaxed) == expected;
+            expected += step;
+            same
+        });
+        alike.count()
+    }
+
+    /// The first of `pages` frames, from `first` on, that is not at home.
+    #[inline(always)]
+    pub fn first_away(&self, first: usize, pages: usize) -> Option<usize> {
+        match self {
+            Records::Whole(Record::HOME) => None,
+            Records::Whole(_) => Some(0),
+            Records::Split(frames) => frames
+                .get(first..first + pages)?
+                .iter()
+                .position(|frame| frame.load(Ordering::Relaxed) != Record::HOME.bits()),
         }
     }
 }
 
+#[inline(always)]
+fn load(frame: &AtomicU64) -> Record {
+    Record::from_bits(frame.load(Ordering::Relaxed))
+}
+
 /// Which page of its block an address lies in.
 #[inline]
-pub fn page_in_block(at: PhysAddr) -> usize {
+pub const fn page_in_block(at: PhysAddr) -> usize {
     (at.0 / PAGE_SIZE) as usize % PAGES_PER_BLOCK
 }
 

@@ -37,7 +37,7 @@ impl VmId {
 /// | 63:60 | kind: a [`FrameState`], [`Record::NO_RAM`] or a split block |
 /// | 59:48 | owner |
 /// | 47:36 | borrower; for metadata the VM that it serves |
-/// | 35:0 | the borrower's address of it, in pages |
+/// | 35:0 | the borrower's address of it, in pages; of a donated frame the owner's |
 ///
 /// All zeros is a frame that is the host's alone, so zeroed memory is the
 /// ledger of a machine whose RAM is the host's.
@@ -60,6 +60,14 @@ impl Record {
     pub const HYPERVISOR: Record = Record((FrameState::Hypervisor as u64) << KIND_SHIFT);
     /// The host's, and kept where it is.
     pub const PINNED: Record = Record((FrameState::Pinned as u64) << KIND_SHIFT);
+
+    /// Broken, and out of use.
+    pub const POISONED: Record = Record((FrameState::Poisoned as u64) << KIND_SHIFT);
+
+    /// A frame that a guest owns and has to itself.
+    pub const fn donated(owner: VmId, guest: Ipa) -> Record {
+        Record::borrowed(FrameState::Donated, owner, VmId::HOST, guest)
+    }
 
     /// A frame that `owner` lets `borrower` use.
     pub const fn borrowed(state: FrameState, owner: VmId, borrower: VmId, guest: Ipa) -> Record {
@@ -115,31 +123,58 @@ impl Record {
         Ipa((self.0 & GUEST_MASK) * PAGE_SIZE)
     }
 
+    /// The VM that counts the frame among its own: the borrower, or the owner of what is
+    /// donated. `None` for what no guest has.
+    pub const fn holder(self) -> Option<VmId> {
+        match self.state() {
+            Some(FrameState::Donated) => Some(self.owner()),
+            Some(
+                FrameState::Shared
+                | FrameState::Lent
+                | FrameState::UnlockedZeroed
+                | FrameState::UnlockedContents
+                | FrameState::SharedBack
+                | FrameState::Metadata,
+            ) => Some(self.borrower()),
+            _ => None,
+        }
+    }
+
     /// The same record in another state.
     pub const fn with_state(self, state: FrameState) -> Record {
         Record((self.0 & !(0xF << KIND_SHIFT)) | (state as u64) << KIND_SHIFT)
     }
 
     /// The record of the frame `pages` further on in the same block.
-    pub(super) const fn nth(self, pages: u64) -> Record {
+    #[inline]
+    pub const fn nth(self, pages: u64) -> Record {
         if self.has_guest_address() { Record(self.0 + pages) } else { self }
     }
 
-    /// Whether the owner's address space holds the frame.
-    pub const fn owner_reaches(self) -> bool {
-        matches!(self.state(), Some(FrameState::Owned | FrameState::Shared | FrameState::Pinned))
+    /// Whether the host's address space holds the frame.
+    pub const fn host_reaches(self) -> bool {
+        self.owner().0 == 0
+            && matches!(
+                self.state(),
+                Some(
+                    FrameState::Owned
+                        | FrameState::Shared
+                        | FrameState::SharedBack
+                        | FrameState::Pinned
+                )
+            )
     }
 
-    const fn has_guest_address(self) -> bool {
-        matches!(
-            self.state(),
-            Some(
-                FrameState::Shared
-                    | FrameState::Lent
-                    | FrameState::UnlockedZeroed
-                    | FrameState::UnlockedContents
-            )
-        )
+    /// Whether a guest sees the frame at [`Self::guest`].
+    #[inline]
+    pub const fn has_guest_address(self) -> bool {
+        const WITH: u64 = 1 << FrameState::Shared as u64
+            | 1 << FrameState::Lent as u64
+            | 1 << FrameState::UnlockedZeroed as u64
+            | 1 << FrameState::UnlockedContents as u64
+            | 1 << FrameState::SharedBack as u64
+            | 1 << FrameState::Donated as u64;
+        WITH >> (self.0 >> KIND_SHIFT) & 1 != 0
     }
 }
 
@@ -184,19 +219,21 @@ mod tests {
     fn zero_is_home() {
         assert!(Record::from_bits(0).is(FrameState::Owned));
         assert_eq!(Record::from_bits(0).owner(), VmId::HOST);
-        assert!(Record::HOME.owner_reaches());
+        assert!(Record::HOME.host_reaches());
     }
 
     #[test]
-    fn only_owned_shared_and_pinned_are_reached_by_the_owner() {
+    fn the_host_reaches_its_own_and_what_is_open_to_it() {
+        use FrameState::{Owned, Pinned, Shared, SharedBack};
         for state in FrameState::ALL {
             let record = Record::borrowed(state, VmId::HOST, VmId::new(1), Ipa(0));
-            let reached =
-                matches!(state, FrameState::Owned | FrameState::Shared | FrameState::Pinned);
-            assert_eq!(record.owner_reaches(), reached, "{state:?}");
+            let reached = matches!(state, Owned | Shared | SharedBack | Pinned);
+            assert_eq!(record.host_reaches(), reached, "{state:?}");
+            let of_guest = Record::borrowed(state, VmId::new(2), VmId::new(1), Ipa(0));
+            assert!(!of_guest.host_reaches(), "{state:?}");
         }
-        assert!(!Record::NO_RAM.owner_reaches());
-        assert!(!Record::split(3).owner_reaches());
+        assert!(!Record::NO_RAM.host_reaches());
+        assert!(!Record::split(3).host_reaches());
     }
 
     #[test]

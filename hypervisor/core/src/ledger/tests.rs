@@ -52,7 +52,7 @@ fn edges_that_are_no_ram_are_marked() {
     let ledger = ledger(&[PhysRange::new(0x4000_1000, 0x3f_f000)]);
     assert_eq!(ledger.get(PhysAddr(0x4000_0000)), Some(Record::NO_RAM));
     assert_eq!(ledger.get(PhysAddr(0x4000_1000)), Some(Record::HOME));
-    assert_eq!(ledger.pages(FrameState::Owned), 1023);
+    assert_eq!(ledger.count(FrameState::Owned), 1023);
 }
 
 #[test]
@@ -66,14 +66,14 @@ fn a_frame_that_leaves_splits_its_block_and_only_that() {
     assert_eq!(ledger.get(at), Some(lent(0x8000_0000)));
     assert_eq!(ledger.get(PhysAddr(0x4000_4000)), Some(Record::HOME));
     assert_eq!(ledger.get(PhysAddr(0x4020_3000)), Some(Record::HOME));
-    assert_eq!(ledger.pages(FrameState::Lent), 1);
-    assert_eq!(ledger.pages(FrameState::Owned), 1023);
+    assert_eq!(ledger.count(FrameState::Lent), 1);
+    assert_eq!(ledger.count(FrameState::Owned), 1023);
     ledger.set(at, Record::HOME);
     assert_eq!(ledger.away(block), 0);
     assert_eq!(ledger.whole_block(block), Some(Record::HOME));
     ledger.set_block(block, Record::HOME);
     assert!(!ledger.is_split(block));
-    assert_eq!(ledger.pages(FrameState::Owned), 1024);
+    assert_eq!(ledger.count(FrameState::Owned), 1024);
 }
 
 #[test]
@@ -90,9 +90,9 @@ fn a_block_that_leaves_is_one_record() {
     assert_eq!(ledger.away(block), 512);
     assert_eq!(ledger.whole_block(block), None);
     assert_eq!(ledger.get(PhysAddr(0x4000_6000)), Some(lent(0x8000_6000)));
-    assert_eq!(ledger.pages(FrameState::Lent), 511);
+    assert_eq!(ledger.count(FrameState::Lent), 511);
     ledger.set_block(block, Record::HOME);
-    assert_eq!(ledger.pages(FrameState::Owned), 1024);
-    assert_eq!(ledger.pages(FrameState::Lent), 0);
-    assert_eq!(ledger.pages(FrameState::UnlockedZeroed), 0);
+    assert_eq!(ledger.count(FrameState::Owned), 1024);
+    assert_eq!(ledger.count(FrameState::Lent), 0);
+    assert_eq!(ledger.count(FrameState::UnlockedZeroed), 0);
 }

@@ -22,6 +22,13 @@ const ACCESS_FLAG: u64 = 1 << 10;
 /// FEAT_XNX, where bit 54 alone says the same.
 const EXECUTE_NEVER: u64 = 1 << 54;
 const ADDRESS: u64 = 0x0000_ffff_ffff_f000;
+/// Bits that hardware ignores in a stage-2 descriptor (58:55).
+const SOFTWARE: u64 = 0xf << 55;
+/// At level 2: a table page is kept back for this entry, because its 512 pages
+/// came, or may come, one by one.
+const HAS_TABLE: u64 = 1 << 55;
+/// Broken memory was here.
+const POISONED: u64 = 1 << 56;
 
 /// The attribute bits of a block or page descriptor.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -59,6 +66,9 @@ impl Descriptor {
     /// Nothing there.
     pub const INVALID: Descriptor = Descriptor(0);
 
+    /// Broken memory was here, and nothing may come in its place.
+    pub const POISONED: Descriptor = Descriptor(POISONED);
+
     /// The next level's table.
     pub const fn table(at: PhysAddr) -> Descriptor {
         Descriptor(at.0 & ADDRESS | TABLE_OR_PAGE | VALID)
@@ -84,6 +94,54 @@ impl Descriptor {
         self.0 & (TABLE_OR_PAGE | VALID) == TABLE_OR_PAGE | VALID
     }
 
+    /// Whether nothing is there, nor kept free of anything.
+    #[inline]
+    pub const fn is_free(self) -> bool {
+        self.0 & !HAS_TABLE == 0
+    }
+
+    /// Whether it remembers what its VM owns and cannot reach at the moment.
+    pub const fn is_away(self) -> bool {
+        !self.is_valid() && !self.is_free() && !self.is_poisoned()
+    }
+
+    /// Whether it marks broken memory.
+    pub const fn is_poisoned(self) -> bool {
+        self.0 & (POISONED | VALID) == POISONED
+    }
+
+    /// Whether a table page is kept back for the entry.
+    #[inline]
+    pub const fn has_table(self) -> bool {
+        self.0 & HAS_TABLE != 0
+    }
+
+    /// The same, with a table page kept back for it.
+    pub const fn with_table(self) -> Descriptor {
+        Descriptor(self.0 | HAS_TABLE)
+    }
+
+    /// What is left when its memory goes for good, with what is kept back.
+    pub const fn emptied(self) -> Descriptor {
+        Descriptor(self.0 & HAS_TABLE)
+    }
+
+    /// What is left when its memory turned out to be broken.
+    pub const fn poisoned(self) -> Descriptor {
+        Descriptor(self.0 & HAS_TABLE | POISONED)
+    }
+
+    /// What is left when its memory goes for a time: not valid, the rest as it
+    /// was. Hardware looks at nothing else in an invalid descriptor (DDI 0487, D8.3).
+    pub const fn away(self) -> Descriptor {
+        Descriptor(self.0 & !VALID)
+    }
+
+    /// The opposite of [`Self::away`].
+    pub const fn back(self) -> Descriptor {
+        Descriptor(self.0 | VALID)
+    }
+
     /// The table or memory that it leads to.
     pub const fn address(self) -> PhysAddr {
         PhysAddr(self.0 & ADDRESS)
@@ -99,7 +157,7 @@ impl Descriptor {
 
     /// The attributes of a block or page descriptor.
     pub const fn attributes(self) -> Attributes {
-        Attributes(self.0 & !(ADDRESS | TABLE_OR_PAGE | VALID))
+        Attributes(self.0 & !(ADDRESS | TABLE_OR_PAGE | VALID | SOFTWARE))
     }
 }
 
@@ -120,6 +178,23 @@ mod tests {
                 assert_eq!(page.attributes(), attributes);
             }
         }
+    }
+
+    #[test]
+    fn an_invalid_entry_remembers() {
+        let block = Descriptor::block(PhysAddr(0x4000_0000), Attributes::HOST_RAM).with_table();
+        let away = block.away();
+        assert!(!away.is_valid() && away.is_away() && !away.is_free() && !away.is_table());
+        assert_eq!(away.back(), block);
+        assert_eq!(away.address(), block.address());
+        assert!(block.emptied().is_free() && block.emptied().has_table());
+        assert!(!block.emptied().is_away());
+        let broken = block.poisoned();
+        assert!(broken.is_poisoned() && !broken.is_valid() && !broken.is_free());
+        assert!(!broken.is_away() && broken.has_table());
+        let page = Descriptor::page(PhysAddr(0), Attributes::HOST_RAM).away();
+        assert!(page.is_away() && !page.is_table());
+        assert_eq!(block.attributes(), Attributes::HOST_RAM);
     }
 
     #[test]

@@ -5,54 +5,17 @@
 //! All of it is covered by the VM's lock. A change has two halves: first
 //! [`TableCount`] says how many tables it will need, then, when the pool is
 //! known to hold as many, it is made.
+//!
+//! An entry is valid, or free, or *away*: the VM owns the memory behind it and
+//! cannot reach it at the moment; or it marks memory that broke. What came as
+//! 512 pages and fills 2 MiB is one entry all the same; the table page that it does without is
+//! kept back for it, so that taking it apart again never needs one.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use super::{Attributes, Descriptor, Geometry, Stage2Context, level_shift};
-use crate::addr::{BLOCK_SIZE, Ipa, Order, PAGE_SIZE, PhysAddr};
+use super::{Attributes, Descriptor, Geometry, PagePool, Stage2Context, level_shift};
+use crate::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE, PAGES_PER_BLOCK, PhysAddr};
 use crate::machine::{Machine, Table};
-
-/// Pages that are the VM's and not in use, chained through their first words.
-#[derive(Debug, Default)]
-pub struct PagePool {
-    head: u64,
-    pages: u64,
-}
-
-impl PagePool {
-    /// No pages.
-    pub const fn new() -> PagePool {
-        PagePool { head: 0, pages: 0 }
-    }
-
-    /// How many there are.
-    pub fn len(&self) -> u64 {
-        self.pages
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.pages == 0
-    }
-
-    /// Puts a zeroed page in.
-    pub fn push<M: Machine>(&mut self, machine: &M, page: PhysAddr) {
-        machine.table(page)[0].store(self.head, Ordering::Relaxed);
-        self.head = page.0;
-        self.pages += 1;
-    }
-
-    /// Takes a zeroed page out.
-    pub fn pop<M: Machine>(&mut self, machine: &M) -> Option<PhysAddr> {
-        if self.pages == 0 {
-            return None;
-        }
-        let page = PhysAddr(self.head);
-        self.head = machine.table(page)[0].swap(0, Ordering::Relaxed);
-        self.pages -= 1;
-        Some(page)
-    }
-}
 
 /// The tables of a guest.
 #[derive(Debug)]
@@ -62,89 +25,6 @@ pub struct GuestMap {
     context: Stage2Context,
 }
 
-/// A place in a guest's tables, for many changes near each other: the walk to
-/// a level-3 table is made once for all pages in it.
-///
-/// The tables must not be changed but through the cursor while there is one.
-pub struct Cursor<'m, M> {
-    map: &'m GuestMap,
-    machine: &'m M,
-    /// The 2 MiB of guest addresses that `here` is about.
-    block: u64,
-    here: Place<'m>,
-}
-
-#[derive(Clone, Copy)]
-enum Place<'m> {
-    /// There is a level-3 table.
-    Table(&'m Table),
-    /// There is nothing, and the tables for it have been counted.
-    Counted,
-    /// Anything else.
-    Other,
-}
-
-impl<'m, M: Machine> Cursor<'m, M> {
-    /// A cursor over a map.
-    pub fn new(map: &'m GuestMap, machine: &'m M) -> Cursor<'m, M> {
-        Cursor { map, machine, block: u64::MAX, here: Place::Other }
-    }
-
-    /// See [`GuestMap::prepare_map`].
-    #[inline]
-    pub fn prepare_map(&mut self, at: Ipa, order: Order, count: &mut TableCount) -> bool {
-        if order == Order::Page {
-            self.seek(at);
-            match self.here {
-                Place::Table(table) => {
-                    return !Descriptor(table[index(at, 3)].load(Ordering::Relaxed)).is_valid();
-                }
-                Place::Counted => return true,
-                Place::Other => {}
-            }
-        }
-        let room = self.map.prepare_map(self.machine, at, order, count);
-        if room && order == Order::Page {
-            self.here = Place::Counted;
-        }
-        room
-    }
-
-    /// See [`GuestMap::map`].
-    #[inline]
-    pub fn map(
-        &mut self,
-        pool: &mut PagePool,
-        at: Ipa,
-        to: PhysAddr,
-        order: Order,
-        attributes: Attributes,
-    ) {
-        if order == Order::Page {
-            self.seek(at);
-            if let Place::Table(table) = self.here {
-                let entry = Descriptor::page(to, attributes);
-                table[index(at, 3)].store(entry.0, Ordering::Relaxed);
-                return;
-            }
-        }
-        self.map.map(self.machine, pool, at, to, order, attributes);
-        self.block = u64::MAX;
-    }
-
-    #[inline]
-    fn seek(&mut self, at: Ipa) {
-        let block = at.0 / BLOCK_SIZE;
-        if block != self.block {
-            self.block = block;
-            self.here = match self.map.level3_table(self.machine, at) {
-                Some(table) => Place::Table(table),
-                None => Place::Other,
-            };
-        }
-    }
-}
-
 /// What a guest address leads to.
 #[derive(Clone, Copy, Debug)]
 pub struct Leaf {
@@ -152,6 +32,53 @@ pub struct Leaf {
     pub entry: Descriptor,
     /// Its level.
     pub level: u8,
+}
+
+/// What stays in the place of memory that leaves a guest's map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leave {
+    /// Nothing.
+    Nothing,
+    /// What the guest needs to have it back: it is the owner.
+    Away,
+    /// A mark that keeps the address taken.
+    Poisoned,
+}
+
+/// What happens to entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Change {
+    Leave(Leave),
+    /// What is away comes back.
+    Restore,
+}
+
+impl Change {
+    const fn of(self, entry: Descriptor) -> Descriptor {
+        match self {
+            Change::Leave(Leave::Nothing) => entry.emptied(),
+            Change::Leave(Leave::Away) => entry.away(),
+            Change::Leave(Leave::Poisoned) => entry.poisoned(),
+            Change::Restore if entry.is_away() => entry.back(),
+            Change::Restore => entry,
+        }
+    }
+}
+
+/// Pages that lie side by side in 2 MiB of a guest's addresses.
+#[derive(Clone, Copy, Debug)]
+pub struct Span {
+    /// Address of the first.
+    pub at: Ipa,
+    /// How many: 1 to 512.
+    pub pages: usize,
+}
+
+/// Where [`GuestMap::prepare_map`] found room.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Room {
+    /// The level-3 table, if there is one.
+    pub table: Option<PhysAddr>,
 }
 
 /// Counts the tables that a change will need, over addresses in ascending
@@ -165,18 +92,19 @@ pub struct TableCount {
 
 impl TableCount {
     /// Nothing yet.
-    pub fn new() -> TableCount {
+    pub const fn new() -> TableCount {
         TableCount { counted: [u64::MAX; 4], tables: 0 }
     }
 
     /// How many.
+    #[inline]
     pub fn tables(&self) -> u64 {
         self.tables
     }
 
     fn add(&mut self, at: Ipa, level: u8) {
         let prefix = at.0 >> level_shift(level - 1);
-        let counted = &mut self.counted[level as usize];
+        let counted = &mut self.counted[level as usize % 4];
         if *counted != prefix {
             *counted = prefix;
             self.tables += 1;
@@ -190,10 +118,18 @@ impl Default for TableCount {
     }
 }
 
-const fn leaf_level(order: Order) -> u8 {
-    match order {
-        Order::Page => 3,
-        Order::Block => 2,
+impl Span {
+    /// The slots of its pages in their level-3 table.
+    #[inline(always)]
+    fn slots(self, table: &Table) -> &[AtomicU64] {
+        let first = index(self.at, 3);
+        table.get(first..first + self.pages).unwrap_or_default()
+    }
+
+    /// Whether it is a whole block.
+    #[inline(always)]
+    const fn is_block(self) -> bool {
+        self.pages == PAGES_PER_BLOCK
     }
 }
 
@@ -204,6 +140,7 @@ impl GuestMap {
     }
 
     /// The registers that select this map.
+    #[inline]
     pub fn context(&self) -> &Stage2Context {
         &self.context
     }
@@ -216,113 +153,241 @@ impl GuestMap {
     /// What a guest address leads to. The address must be inside the space.
     pub fn lookup<M: Machine>(&self, machine: &M, at: Ipa) -> Leaf {
         let (slot, level) = self.walk(machine, at, 3);
-        Leaf { entry: Descriptor(slot.load(Ordering::Relaxed)), level }
+        Leaf { entry: load(slot), level }
     }
 
-    /// Counts the tables that mapping `order` at `at` needs; `false` if
-    /// something is mapped there already.
+    /// The page that a guest address leads to, in reach or away; `None` if there is none.
+    pub fn frame<M: Machine>(&self, machine: &M, at: Ipa) -> Option<(PhysAddr, Leaf)> {
+        let leaf = self.lookup(machine, at);
+        if !(leaf.entry.is_valid() || leaf.entry.is_away()) || leaf.level < 2 {
+            return None;
+        }
+        let in_block = if leaf.level == 2 { at.0 % BLOCK_SIZE } else { 0 };
+        Some((leaf.entry.address().add(in_block & !(PAGE_SIZE - 1)), leaf))
+    }
+
+    /// Finds room for pages, and counts the tables that mapping them needs.
+    ///
+    /// # Errors
+    /// How many of the pages there is room for before the first whose address
+    /// is taken.
+    #[inline(always)]
     pub fn prepare_map<M: Machine>(
         &self,
         machine: &M,
-        at: Ipa,
-        order: Order,
+        span: Span,
         count: &mut TableCount,
-    ) -> bool {
-        let target = leaf_level(order);
-        let (slot, level) = self.walk(machine, at, target);
-        let entry = Descriptor(slot.load(Ordering::Relaxed));
-        if entry.is_valid() {
-            // A table where a block is to go is in the way unless it is empty.
-            return level == target
-                && order == Order::Block
-                && entry.is_table()
-                && is_empty(machine.table(entry.address()));
+    ) -> Result<Room, usize> {
+        let (slot, level) = self.walk(machine, span.at, 2);
+        let entry = load(slot);
+        if level == 2 && entry.is_table() {
+            let table = machine.table(entry.address());
+            return match span.slots(table).iter().position(|slot| !load(slot).is_free()) {
+                Some(taken) => Err(taken),
+                None => Ok(Room { table: Some(entry.address()) }),
+            };
         }
-        for level in level + 1..=target {
-            count.add(at, level);
+        if !entry.is_free() {
+            return Err(0);
         }
-        true
+        if !entry.has_table() {
+            for level in level + 1..=3 {
+                count.add(span.at, level);
+            }
+        }
+        Ok(Room { table: None })
     }
 
-    /// Maps `order` at `at`, where [`Self::prepare_map`] found room. The
-    /// caller publishes it.
+    /// The same for a block that is to be one entry whatever happens. Where its table was is
+    /// room enough, if that is empty.
+    #[inline]
+    pub fn prepare_map_block<M: Machine>(
+        &self,
+        machine: &M,
+        at: Ipa,
+        count: &mut TableCount,
+    ) -> bool {
+        let (slot, level) = self.walk(machine, at, 2);
+        let entry = load(slot);
+        if level == 2 && entry.is_table() {
+            return machine.table(entry.address()).iter().all(|slot| load(slot).is_free());
+        }
+        for level in level + 1..=2 {
+            count.add(at, level);
+        }
+        entry.is_free()
+    }
+
+    /// Maps pages where [`Self::prepare_map`] found room. The caller publishes
+    /// them.
+    #[inline(always)]
     pub fn map<M: Machine>(
+        &self,
+        machine: &M,
+        pool: &mut PagePool,
+        span: Span,
+        room: Room,
+        to: PhysAddr,
+        attributes: Attributes,
+    ) {
+        let table = match room.table {
+            Some(page) => machine.table(page),
+            None => match self.make_room(machine, pool, span, to, attributes) {
+                Some(table) => table,
+                None => return,
+            },
+        };
+        let mut entry = Descriptor::page(to, attributes);
+        for slot in span.slots(table) {
+            machine.write_descriptor(slot, entry);
+            entry.0 += PAGE_SIZE;
+        }
+        if span.is_block() {
+            self.merge(machine, pool, span.at);
+        }
+    }
+
+    /// Makes the level-3 table for pages; `None` if it turned out that they can
+    /// be one entry, and are now.
+    #[inline(never)]
+    fn make_room<'m, M: Machine>(
+        &self,
+        machine: &'m M,
+        pool: &mut PagePool,
+        span: Span,
+        to: PhysAddr,
+        attributes: Attributes,
+    ) -> Option<&'m Table> {
+        let slot = self.level2_slot(machine, pool, span.at)?;
+        let entry = load(slot);
+        if entry.is_table() {
+            return Some(machine.table(entry.address()));
+        }
+        if span.is_block() && to.is_aligned(BLOCK_SIZE) {
+            if !entry.has_table() {
+                pool.keep_back();
+            }
+            machine.write_descriptor(slot, Descriptor::block(to, attributes).with_table());
+            return None;
+        }
+        let page = take_table(machine, pool, entry)?;
+        // The table is empty before it is seen.
+        machine.write_descriptor(slot, Descriptor::table(page));
+        Some(machine.table(page))
+    }
+
+    /// Maps a block as one entry where [`Self::prepare_map_block`] found room.
+    /// The caller publishes it.
+    #[inline]
+    pub fn map_block<M: Machine>(
         &self,
         machine: &M,
         pool: &mut PagePool,
         at: Ipa,
         to: PhysAddr,
-        order: Order,
         attributes: Attributes,
     ) {
-        let target = leaf_level(order);
-        let (mut slot, mut level) = self.walk(machine, at, target);
-        while level < target {
-            // The pool was checked to hold what `prepare_map` counted.
-            let Some(page) = pool.pop(machine) else { return };
-            // The table is empty before it is seen.
-            slot.store(Descriptor::table(page).0, Ordering::Release);
+        let Some(slot) = self.level2_slot(machine, pool, at) else { return };
+        let old = load(slot);
+        if old.is_table() {
+            self.break_entry(machine, slot, at);
+            pool.push(machine, old.address());
+        } else if old.has_table() {
+            pool.release();
+        }
+        machine.write_descriptor(slot, Descriptor::block(to, attributes));
+    }
+
+    /// The level-2 entry of an address; makes the table that it is in.
+    fn level2_slot<'m, M: Machine>(
+        &self,
+        machine: &'m M,
+        pool: &mut PagePool,
+        at: Ipa,
+    ) -> Option<&'m AtomicU64> {
+        let (mut slot, mut level) = self.walk(machine, at, 2);
+        while level < 2 {
+            // The pool was checked to hold what was counted.
+            let page = pool.pop(machine)?;
+            machine.write_descriptor(slot, Descriptor::table(page));
             level += 1;
             slot = &machine.table(page)[index(at, level)];
         }
-        let old = Descriptor(slot.load(Ordering::Relaxed));
-        if old.is_table() && order == Order::Block {
-            self.break_entry(machine, slot, at.align_down(BLOCK_SIZE), BLOCK_SIZE);
-            pool.push(machine, old.address());
-        }
-        let entry = match order {
-            Order::Page => Descriptor::page(to, attributes),
-            Order::Block => Descriptor::block(to, attributes),
-        };
-        slot.store(entry.0, Ordering::Relaxed);
+        Some(slot)
     }
 
-    /// Counts the tables that unmapping `order` at `at` needs: one if a block
-    /// must be split for it.
+    /// Counts the tables that taking pages out needs: one if an entry of 2 MiB
+    /// has to be taken apart for it.
+    #[inline]
     pub fn prepare_unmap<M: Machine>(
         &self,
         machine: &M,
-        at: Ipa,
-        order: Order,
+        span: Span,
+        leave: Leave,
         count: &mut TableCount,
     ) {
-        let (slot, level) = self.walk(machine, at, 3);
-        let entry = Descriptor(slot.load(Ordering::Relaxed));
-        if order == Order::Page && level == 2 && entry.is_valid() {
-            count.add(at, 3);
+        self.prepare_change(machine, span, Change::Leave(leave), count);
+    }
+
+    /// The same for [`Self::restore`].
+    pub fn prepare_restore<M: Machine>(&self, machine: &M, span: Span, count: &mut TableCount) {
+        self.prepare_change(machine, span, Change::Restore, count);
+    }
+
+    #[inline]
+    fn prepare_change<M: Machine>(
+        &self,
+        machine: &M,
+        span: Span,
+        change: Change,
+        count: &mut TableCount,
+    ) {
+        let (slot, level) = self.walk(machine, span.at, 2);
+        let entry = load(slot);
+        let changes =
+            level == 2 && !(entry.is_table() || entry.is_free()) && change.of(entry) != entry;
+        if changes && !span.is_block() && !entry.has_table() {
+            count.add(span.at, 3);
         }
     }
 
-    /// Takes `order` at `at` out of the map; the caller invalidates it
-    /// afterwards. A block of which a page goes is split first.
-    pub fn unmap<M: Machine>(&self, machine: &M, pool: &mut PagePool, at: Ipa, order: Order) {
-        if order == Order::Block && !at.is_aligned(BLOCK_SIZE) {
-            // A block of frames that went to the guest page by page may be
-            // anywhere; only an aligned one has a table to itself.
-            for n in 0..Order::Block.pages() {
-                self.unmap(machine, pool, at.add(n * PAGE_SIZE), Order::Page);
-            }
+    /// Takes pages out of the map; the caller invalidates them afterwards.
+    pub fn unmap<M: Machine>(&self, machine: &M, pool: &mut PagePool, span: Span, leave: Leave) {
+        self.change(machine, pool, span, Change::Leave(leave));
+    }
+
+    /// Puts pages that were away back into reach; the caller publishes them.
+    pub fn restore<M: Machine>(&self, machine: &M, pool: &mut PagePool, span: Span) {
+        self.change(machine, pool, span, Change::Restore);
+    }
+
+    fn change<M: Machine>(&self, machine: &M, pool: &mut PagePool, span: Span, change: Change) {
+        let (slot, level) = self.walk(machine, span.at, 2);
+        let entry = load(slot);
+        if level < 2 || change.of(entry) == entry && !entry.is_table() {
             return;
         }
-        let (slot, level) = self.walk(machine, at, 3);
-        let entry = Descriptor(slot.load(Ordering::Relaxed));
-        match (order, level) {
-            (Order::Page, 2) if entry.is_valid() => {
-                let Some(table) = self.split(machine, pool, slot, entry, at) else { return };
-                table[index(at, 3)].store(Descriptor::INVALID.0, Ordering::Relaxed);
+        let table = if entry.is_table() {
+            machine.table(entry.address())
+        } else if span.is_block() {
+            machine.write_descriptor(slot, change.of(entry));
+            return;
+        } else {
+            match self.split(machine, pool, slot, entry, span.at) {
+                Some(table) => table,
+                None => return,
             }
-            (Order::Block, 3) => {
-                // The block was split, or mapped page by page.
-                let (block, _) = self.walk(machine, at, 2);
-                let table = Descriptor(block.load(Ordering::Relaxed)).address();
-                for slot in machine.table(table) {
-                    slot.store(Descriptor::INVALID.0, Ordering::Relaxed);
-                }
+        };
+        for slot in span.slots(table) {
+            let entry = load(slot);
+            let changed = change.of(entry);
+            if changed != entry {
+                machine.write_descriptor(slot, changed);
             }
-            _ => slot.store(Descriptor::INVALID.0, Ordering::Relaxed),
         }
     }
 
+    /// Gives each page of an entry of 2 MiB its own.
     fn split<'m, M: Machine>(
         &self,
         machine: &'m M,
@@ -331,43 +396,78 @@ impl GuestMap {
         entry: Descriptor,
         at: Ipa,
     ) -> Option<&'m Table> {
-        // The pool was checked to hold what `prepare_unmap` counted.
-        let page = pool.pop(machine)?;
+        // The pool was checked to hold what `prepare_change` counted.
+        let page = take_table(machine, pool, entry)?;
         let table = machine.table(page);
-        for (n, slot) in table.iter().enumerate() {
-            let to = entry.address().add(n as u64 * PAGE_SIZE);
-            slot.store(Descriptor::page(to, entry.attributes()).0, Ordering::Relaxed);
+        let (mut to, step) = if entry.is_poisoned() {
+            (Descriptor::POISONED, 0)
+        } else {
+            let page = Descriptor::page(entry.address(), entry.attributes());
+            (if entry.is_valid() { page } else { page.away() }, PAGE_SIZE)
+        };
+        for slot in table {
+            machine.write_descriptor(slot, to);
+            to.0 += step;
         }
-        self.break_entry(machine, slot, at.align_down(BLOCK_SIZE), BLOCK_SIZE);
-        slot.store(Descriptor::table(page).0, Ordering::Release);
+        if entry.is_valid() {
+            self.break_entry(machine, slot, at);
+        }
+        machine.write_descriptor(slot, Descriptor::table(page));
         machine.publish();
         Some(table)
     }
 
-    /// The first half of break-before-make (DDI 0487, D8.16.1): the one place
-    /// where a guest's live entry goes so that another shape can take its
-    /// place.
-    fn break_entry<M: Machine>(&self, machine: &M, slot: &AtomicU64, base: Ipa, size: u64) {
-        slot.store(Descriptor::INVALID.0, Ordering::Relaxed);
-        machine.invalidate_range(&self.context, base, size);
-        machine.invalidate_finish(&self.context);
+    /// Makes 512 pages that fill 2 MiB, side by side and alike, one entry, and
+    /// keeps their table back. Does nothing for any others.
+    pub fn merge<M: Machine>(&self, machine: &M, pool: &mut PagePool, at: Ipa) {
+        let (slot, level) = self.walk(machine, at, 2);
+        let entry = load(slot);
+        if level != 2 || !entry.is_table() {
+            return;
+        }
+        let page = entry.address();
+        let table = machine.table(page);
+        let first = load(&table[0]);
+        let mut expected = first;
+        let alike = first.is_valid()
+            && first.address().is_aligned(BLOCK_SIZE)
+            && table.iter().all(|slot| {
+                let same = load(slot) == expected;
+                expected.0 += PAGE_SIZE;
+                same
+            });
+        if !alike {
+            return;
+        }
+        self.break_entry(machine, slot, at);
+        let block = Descriptor::block(first.address(), first.attributes()).with_table();
+        machine.write_descriptor(slot, block);
+        machine.publish();
+        for slot in table {
+            // No walker comes here any more.
+            slot.store(0, Ordering::Relaxed);
+        }
+        pool.push(machine, page);
+        pool.keep_back();
     }
 
-    /// The level-3 table of an address, if there is one.
-    fn level3_table<'m, M: Machine>(&self, machine: &'m M, at: Ipa) -> Option<&'m Table> {
-        let (slot, level) = self.walk(machine, at, 2);
-        let entry = Descriptor(slot.load(Ordering::Relaxed));
-        (level == 2 && entry.is_table()).then(|| machine.table(entry.address()))
+    /// The first half of break-before-make (DDI 0487, D8.16.1 "Using break-before-make when updating
+    /// translation table entries"): the one place where a guest's live entry goes so that another shape can take its
+    /// place.
+    fn break_entry<M: Machine>(&self, machine: &M, slot: &AtomicU64, at: Ipa) {
+        machine.write_descriptor(slot, Descriptor::INVALID);
+        machine
+            .invalidate(&self.context, core::iter::once((at.align_down(BLOCK_SIZE), BLOCK_SIZE)));
     }
 
     /// Follows tables towards `target`; stops at it, or at the first entry
     /// that is no table.
-    #[inline]
+    #[inline(always)]
     fn walk<'m, M: Machine>(&self, machine: &'m M, at: Ipa, target: u8) -> (&'m AtomicU64, u8) {
         let mut level = self.geometry.start_level;
         let mut slot = &machine.table(self.root)[index(at, level)];
         while level < target {
-            let entry = Descriptor(slot.load(Ordering::Relaxed));
+            let entry = load(slot);
             if !entry.is_table() {
                 break;
             }
@@ -378,11 +478,20 @@ impl GuestMap {
     }
 }
 
-#[inline]
+/// A zeroed page for the table in the place of `entry`.
+fn take_table<M: Machine>(machine: &M, pool: &mut PagePool, entry: Descriptor) -> Option<PhysAddr> {
+    if entry.has_table() {
+        pool.release();
+    }
+    pool.pop(machine)
+}
+
+#[inline(always)]
 fn index(at: Ipa, level: u8) -> usize {
     (at.0 >> level_shift(level)) as usize % 512
 }
 
-fn is_empty(table: &Table) -> bool {
-    table.iter().all(|slot| !Descriptor(slot.load(Ordering::Relaxed)).is_valid())
+#[inline(always)]
+fn load(slot: &AtomicU64) -> Descriptor {
+    Descriptor(slot.load(Ordering::Relaxed))
 }

@@ -126,7 +126,7 @@ impl HostMap {
             let reach = in_ram.max(EAGER_MMIO);
             for at in (0..reach.min(geometry.end())).step_by(1 << level_shift(0)) {
                 let slot = &machine.table(map.root)[(at >> level_shift(0)) as usize];
-                slot.store(Descriptor::table(pages(1)?).0, Ordering::Relaxed);
+                machine.write_descriptor(slot, Descriptor::table(pages(1)?));
             }
         }
         for gib in 0..EAGER_MMIO.min(geometry.end()) / GIB {
@@ -174,7 +174,7 @@ impl HostMap {
                     Descriptor::table(self.level3_page(block))
                 }
                 Some(block) => match ledger.whole_block(block) {
-                    Some(record) if record.owner_reaches() => {
+                    Some(record) if record.host_reaches() => {
                         Descriptor::block(at, Attributes::HOST_RAM)
                     }
                     _ => {
@@ -183,7 +183,7 @@ impl HostMap {
                     }
                 },
             };
-            slot.store(entry.0, Ordering::Relaxed);
+            machine.write_descriptor(slot, entry);
         }
         let entry = if whole {
             Descriptor::block(PhysAddr(gib * GIB), Attributes::HOST_RAM)
@@ -193,7 +193,7 @@ impl HostMap {
         let flags = if whole { WHOLE } else { NEVER_WHOLE };
         self.gibs[index as usize].store(flags, Ordering::Relaxed);
         if let Some(slot) = self.level1_slot(machine, gib) {
-            slot.store(entry.0, Ordering::Relaxed);
+            machine.write_descriptor(slot, entry);
         }
     }
 
@@ -213,7 +213,7 @@ impl HostMap {
         if self.level1_slot(machine, gib).is_none() {
             let Some(page) = spare.pop() else { return MmioMap::Refused };
             let slot = &machine.table(self.root)[(at.0 >> level_shift(0)) as usize];
-            slot.store(Descriptor::table(page).0, Ordering::Release);
+            machine.write_descriptor(slot, Descriptor::table(page));
         }
         self.map_mmio_gib(machine, gib);
         machine.publish();
@@ -223,7 +223,7 @@ impl HostMap {
     fn map_mmio_gib<M: Machine>(&self, machine: &M, gib: u64) {
         if let Some(slot) = self.level1_slot(machine, gib) {
             let entry = Descriptor::block(PhysAddr(gib * GIB), Attributes::HOST_MMIO);
-            slot.store(entry.0, Ordering::Relaxed);
+            machine.write_descriptor(slot, entry);
         }
     }
 
@@ -243,25 +243,36 @@ impl HostMap {
 
     /// Takes pages of a split block out of the map; the caller invalidates
     /// them afterwards. Needs the block's lock.
-    #[inline]
+    #[inline(always)]
     pub fn unmap_pages<M: Machine>(
         &self,
         machine: &M,
         block: BlockIndex,
-        pages: impl Iterator<Item = usize>,
+        first: usize,
+        pages: usize,
     ) {
         let table = machine.table(self.level3_page(block));
-        for page in pages {
-            table[page % PAGES_PER_BLOCK].store(Descriptor::INVALID.0, Ordering::Relaxed);
+        for slot in table.get(first..first + pages).unwrap_or_default() {
+            machine.write_descriptor(slot, Descriptor::INVALID);
         }
     }
 
-    /// Puts a page back into the map of a split block; the caller publishes
-    /// it. Needs the block's lock.
-    pub fn map_page<M: Machine>(&self, machine: &M, block: BlockIndex, at: PhysAddr) {
-        let slot = &machine.table(self.level3_page(block))[index(at.0, 3)];
-        let at = at.align_down(PAGE_SIZE);
-        slot.store(Descriptor::page(at, Attributes::HOST_RAM).0, Ordering::Relaxed);
+    /// Puts pages back into the map of a split block; the caller publishes
+    /// them. Needs the block's lock.
+    pub fn map_pages<M: Machine>(
+        &self,
+        machine: &M,
+        block: BlockIndex,
+        at: PhysAddr,
+        pages: usize,
+    ) {
+        let first = index(at.0, 3);
+        let mut entry = Descriptor::page(at, Attributes::HOST_RAM);
+        let table = machine.table(self.level3_page(block));
+        for slot in table.get(first..first + pages).unwrap_or_default() {
+            machine.write_descriptor(slot, entry);
+            entry.0 += PAGE_SIZE;
+        }
     }
 
     /// Takes a whole block out of the map; the caller invalidates it
@@ -269,7 +280,7 @@ impl HostMap {
     pub fn unmap_block<M: Machine>(&self, machine: &M, at: PhysAddr) {
         self.leave(machine, at);
         if let Some(slot) = self.level2_slot(machine, at) {
-            slot.store(Descriptor::INVALID.0, Ordering::Relaxed);
+            machine.write_descriptor(slot, Descriptor::INVALID);
         }
     }
 
@@ -280,30 +291,56 @@ impl HostMap {
             return;
         }
         let base = at.align_down(BLOCK_SIZE);
-        let reached = ledger.whole_block(block).is_some_and(Record::owner_reaches);
+        let reached = ledger.whole_block(block).is_some_and(Record::host_reaches);
         if reached {
             // It is a block entry now; a block that was lent has left before.
             self.leave(machine, base);
         }
         ledger.split(block);
         let first = Descriptor::page(base, Attributes::HOST_RAM).0;
-        for (n, slot) in (0u64..).zip(machine.table(self.level3_page(block))) {
-            let entry = if reached { first + n * PAGE_SIZE } else { Descriptor::INVALID.0 };
-            slot.store(entry, Ordering::Relaxed);
+        let (mut entry, step) = if reached { (first, PAGE_SIZE) } else { (0, 0) };
+        for slot in machine.table(self.level3_page(block)) {
+            machine.write_descriptor(slot, Descriptor(entry));
+            entry += step;
         }
         let Some(slot) = self.level2_slot(machine, base) else { return };
         let table = Descriptor::table(self.level3_page(block));
         self.replace(machine, slot, table, base, BLOCK_SIZE);
     }
 
-    /// Makes a block whose frames are all at home one record and one entry
-    /// again. Needs the block's lock. Does nothing while any frame is away.
-    pub fn merge<M: Machine>(&self, machine: &M, ledger: &Ledger, block: BlockIndex, at: PhysAddr) {
-        if ledger.away(block) != 0 || !ledger.is_split(block) {
-            return;
+    /// Makes a split block whose frames are alike one record and one entry
+    /// again; whether it was one. Needs the block's lock.
+    #[inline]
+    pub fn merge<M: Machine>(
+        &self,
+        machine: &M,
+        ledger: &Ledger,
+        block: BlockIndex,
+        at: PhysAddr,
+    ) -> bool {
+        let away = ledger.away(block);
+        let may = ledger.is_split(block) && (away == 0 || away == PAGES_PER_BLOCK as u64);
+        may && self.merge_alike(machine, ledger, block, at)
+    }
+
+    #[cold]
+    fn merge_alike<M: Machine>(
+        &self,
+        machine: &M,
+        ledger: &Ledger,
+        block: BlockIndex,
+        at: PhysAddr,
+    ) -> bool {
+        let Some(record) = ledger.whole_block(block) else { return false };
+        ledger.set_block(block, record);
+        let base = at.align_down(BLOCK_SIZE);
+        if record.host_reaches() {
+            self.map_block(machine, base);
+        } else if let Some(slot) = self.level2_slot(machine, base) {
+            // Walkers may hold the way to the table, which is to be filled anew.
+            self.replace(machine, slot, Descriptor::INVALID, base, BLOCK_SIZE);
         }
-        ledger.set_block(block, Record::HOME);
-        self.map_block(machine, at);
+        true
     }
 
     /// Puts a whole block back into the map. Needs the block's lock.
@@ -328,13 +365,13 @@ impl HostMap {
         size: u64,
     ) {
         if Descriptor(slot.load(Ordering::Relaxed)).is_valid() {
-            slot.store(Descriptor::INVALID.0, Ordering::Relaxed);
-            machine.invalidate_range(&self.context, base.identity(), size);
-            machine.invalidate_finish(&self.context);
+            machine.write_descriptor(slot, Descriptor::INVALID);
+            machine.invalidate(&self.context, core::iter::once((base.identity(), size)));
         }
-        // The table that `entry` may lead to is filled before it is seen.
-        slot.store(entry.0, Ordering::Release);
-        machine.publish();
+        if entry.is_valid() {
+            machine.write_descriptor(slot, entry);
+            machine.publish();
+        }
     }
 
     /// A block is about to get an entry of its own: its GiB must not be one.
@@ -388,12 +425,12 @@ impl HostMap {
             let record = ledger.get_in(block, at);
             let entry = if record == Record::NO_RAM {
                 Descriptor::page(at, Attributes::HOST_MMIO)
-            } else if record.owner_reaches() {
+            } else if record.host_reaches() {
                 Descriptor::page(at, Attributes::HOST_RAM)
             } else {
                 Descriptor::INVALID
             };
-            slot.store(entry.0, Ordering::Relaxed);
+            machine.write_descriptor(slot, entry);
         }
     }
 

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use escrow_abi::Rights;
 
 use super::*;
-use crate::addr::{BLOCK_SIZE, Ipa, Order, PAGE_SIZE, PhysAddr, PhysRange};
+use crate::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE, PhysAddr, PhysRange};
 use crate::hypervisor::tests::fake::Fake;
 use crate::ledger::{BlockCell, Ledger, RamMap, Record};
 use crate::machine::Machine;
@@ -121,8 +121,8 @@ fn a_block_with_a_frame_away_is_not_merged() {
     let at = PhysAddr(GIB + BLOCK_SIZE);
     let block = world.ledger.ram().locate(at).unwrap();
     world.map.split(&world.machine, &world.ledger, block, at);
-    world.map.unmap_pages(&world.machine, block, [3].into_iter());
-    world.ledger.set_in(block, at.add(3 * PAGE_SIZE), Record::PINNED);
+    world.map.unmap_pages(&world.machine, block, 3, 1);
+    world.ledger.set(at.add(3 * PAGE_SIZE), Record::POISONED);
     world.map.merge(&world.machine, &world.ledger, block, at);
     assert_eq!(world.levels(at.0), 3);
     assert!(!world.reaches(at.0 + 3 * PAGE_SIZE) && world.reaches(at.0 + 4 * PAGE_SIZE));
@@ -199,40 +199,58 @@ fn a_pool_gives_back_what_it_got() {
     assert!(got.iter().all(|page| machine.is_zero(page.0)), "no link is left in a table");
 }
 
+fn page(at: u64) -> Span {
+    Span { at: Ipa(at), pages: 1 }
+}
+
+/// Maps pages where there must be room.
+fn map_pages(machine: &Fake, map: &GuestMap, pool: &mut PagePool, span: Span, to: u64) {
+    let mut count = TableCount::new();
+    let room = map.prepare_map(machine, span, &mut count).unwrap();
+    let before = pool.len();
+    map.map(machine, pool, span, room, PhysAddr(to), ram());
+    assert_eq!(before - pool.len(), count.tables());
+}
+
 #[test]
 fn as_many_tables_are_used_as_were_counted() {
     let machine = Fake::default();
-    let at = [0, PAGE_SIZE, BLOCK_SIZE, GIB, GIB + PAGE_SIZE, 511 * GIB].map(Ipa);
+    let at = [0, PAGE_SIZE, BLOCK_SIZE, GIB, GIB + PAGE_SIZE, 511 * GIB];
     let mut count = TableCount::new();
     let (map, mut pool) = guest(&machine, 16);
-    let mut cursor = Cursor::new(&map, &machine);
-    assert!(at.iter().all(|&at| cursor.prepare_map(at, Order::Page, &mut count)));
+    let rooms = at.map(|at| map.prepare_map(&machine, page(at), &mut count).unwrap());
     // Level 3: four; level 2: three.
     assert_eq!(count.tables(), 7);
-    let mut cursor = Cursor::new(&map, &machine);
-    for (n, &at) in (0u64..).zip(&at) {
-        cursor.map(&mut pool, at, PhysAddr(n * PAGE_SIZE), Order::Page, ram());
+    for (n, (&at, room)) in (0u64..).zip(at.iter().zip(rooms)) {
+        map.map(&machine, &mut pool, page(at), room, PhysAddr(n * PAGE_SIZE), ram());
     }
     assert_eq!(pool.len(), 16 - 7);
     for (n, &at) in (0u64..).zip(&at) {
-        let leaf = map.lookup(&machine, at);
+        let leaf = map.lookup(&machine, Ipa(at));
         assert_eq!((leaf.entry.address(), leaf.level), (PhysAddr(n * PAGE_SIZE), 3));
         let mut none = TableCount::new();
-        assert!(!map.prepare_map(&machine, at, Order::Page, &mut none), "it is taken");
+        assert_eq!(map.prepare_map(&machine, page(at), &mut none), Err(0), "it is taken");
     }
+    let mut none = TableCount::new();
+    let three = Span { at: Ipa(GIB - PAGE_SIZE * 2 + GIB), pages: 2 };
+    assert_eq!(map.prepare_map(&machine, three, &mut none), Ok(Room::default()));
+    let across = Span { at: Ipa(GIB), pages: 3 };
+    assert_eq!(map.prepare_map(&machine, across, &mut none), Err(0));
+    let later = Span { at: Ipa(BLOCK_SIZE - PAGE_SIZE), pages: 1 };
+    assert!(map.prepare_map(&machine, later, &mut none).is_ok());
 }
 
 #[test]
 fn a_block_takes_the_place_of_an_empty_table() {
     let machine = Fake::default();
     let (map, mut pool) = guest(&machine, 4);
-    map.map(&machine, &mut pool, Ipa(0), PhysAddr(0), Order::Page, ram());
+    map_pages(&machine, &map, &mut pool, page(0), 0);
     let mut count = TableCount::new();
-    assert!(!map.prepare_map(&machine, Ipa(0), Order::Block, &mut count), "a page is there");
-    map.unmap(&machine, &mut pool, Ipa(0), Order::Page);
-    assert!(map.prepare_map(&machine, Ipa(0), Order::Block, &mut count));
+    assert!(!map.prepare_map_block(&machine, Ipa(0), &mut count), "a page is there");
+    map.unmap(&machine, &mut pool, page(0), Leave::Nothing);
+    assert!(map.prepare_map_block(&machine, Ipa(0), &mut count));
     assert_eq!((count.tables(), pool.len()), (0, 2));
-    map.map(&machine, &mut pool, Ipa(0), PhysAddr(BLOCK_SIZE), Order::Block, ram());
+    map.map_block(&machine, &mut pool, Ipa(0), PhysAddr(BLOCK_SIZE), ram());
     assert_eq!(pool.len(), 3, "the table is free");
     assert_eq!(machine.invalidations(map.context().vttbr, Ipa(0)), 1, "and out of the TLBs");
     assert_eq!(map.lookup(&machine, Ipa(0x5000)).level, 2);
@@ -242,15 +260,71 @@ fn a_block_takes_the_place_of_an_empty_table() {
 fn a_page_out_of_a_block_leaves_the_others() {
     let machine = Fake::default();
     let (map, mut pool) = guest(&machine, 4);
-    map.map(&machine, &mut pool, Ipa(0), PhysAddr(GIB), Order::Block, ram());
+    map.map_block(&machine, &mut pool, Ipa(0), PhysAddr(GIB), ram());
     let mut count = TableCount::new();
-    map.prepare_unmap(&machine, Ipa(0x3000), Order::Page, &mut count);
-    map.prepare_unmap(&machine, Ipa(0x4000), Order::Page, &mut count);
+    map.prepare_unmap(&machine, page(0x3000), Leave::Nothing, &mut count);
+    map.prepare_unmap(&machine, page(0x4000), Leave::Away, &mut count);
     assert_eq!(count.tables(), 1, "both are of one block");
-    map.unmap(&machine, &mut pool, Ipa(0x3000), Order::Page);
+    map.unmap(&machine, &mut pool, page(0x3000), Leave::Nothing);
+    assert_eq!(pool.len(), 2);
     assert!(!map.lookup(&machine, Ipa(0x3000)).entry.is_valid());
     let other = map.lookup(&machine, Ipa(0x4000)).entry;
     assert_eq!((other.address(), other.attributes()), (PhysAddr(GIB + 0x4000), ram()));
-    map.unmap(&machine, &mut pool, Ipa(0), Order::Block);
+    map.unmap(&machine, &mut pool, Span { at: Ipa(0), pages: 512 }, Leave::Nothing);
     assert!(!map.lookup(&machine, Ipa(0x4000)).entry.is_valid());
+}
+
+#[test]
+fn pages_that_fill_a_block_are_one_entry_and_their_table_stays_theirs() {
+    let machine = Fake::default();
+    let (map, mut pool) = guest(&machine, 2);
+    let all = Span { at: Ipa(GIB), pages: 512 };
+    map_pages(&machine, &map, &mut pool, all, 3 * GIB);
+    assert_eq!((map.lookup(&machine, Ipa(GIB)).level, pool.len()), (2, 0));
+    // It is taken apart without another table.
+    let mut count = TableCount::new();
+    map.prepare_unmap(&machine, page(GIB + 0x1000), Leave::Nothing, &mut count);
+    assert_eq!(count.tables(), 0);
+    map.unmap(&machine, &mut pool, page(GIB + 0x1000), Leave::Nothing);
+    assert_eq!((map.lookup(&machine, Ipa(GIB)).level, pool.len()), (3, 0));
+    assert_eq!(map.frame(&machine, Ipa(GIB + 0x2000)).unwrap().0, PhysAddr(3 * GIB + 0x2000));
+    assert!(map.frame(&machine, Ipa(GIB + 0x1000)).is_none());
+    // And is whole again with the page that is missing.
+    map_pages(&machine, &map, &mut pool, page(GIB + 0x1000), 3 * GIB + 0x1000);
+    map.merge(&machine, &mut pool, Ipa(GIB));
+    assert_eq!((map.lookup(&machine, Ipa(GIB)).level, pool.len()), (2, 0));
+    assert!(machine.invalidations(map.context().vttbr, Ipa(GIB)) >= 2, "break before make");
+    // All of it leaves, and its table is there for what comes next.
+    map.unmap(&machine, &mut pool, all, Leave::Nothing);
+    map_pages(&machine, &map, &mut pool, page(GIB), 0);
+    assert_eq!(map.lookup(&machine, Ipa(GIB)).level, 3);
+    map.unmap(&machine, &mut pool, page(GIB), Leave::Nothing);
+    // A block in its place sets the table free.
+    map.map_block(&machine, &mut pool, Ipa(GIB), PhysAddr(GIB), ram());
+    assert_eq!(pool.len(), 1);
+}
+
+#[test]
+fn what_is_away_comes_back_as_it_was() {
+    let machine = Fake::default();
+    let (map, mut pool) = guest(&machine, 2);
+    map.map_block(&machine, &mut pool, Ipa(0), PhysAddr(GIB), ram());
+    map.unmap(&machine, &mut pool, Span { at: Ipa(0), pages: 512 }, Leave::Away);
+    let leaf = map.lookup(&machine, Ipa(0x7000));
+    assert!(leaf.entry.is_away() && leaf.level == 2);
+    assert_eq!(map.frame(&machine, Ipa(0x7000)).unwrap().0, PhysAddr(GIB + 0x7000));
+    assert_eq!(map.prepare_map(&machine, page(0x7000), &mut TableCount::new()), Err(0));
+    // One page of it.
+    map.restore(&machine, &mut pool, page(0x7000));
+    let back = map.lookup(&machine, Ipa(0x7000));
+    assert_eq!(back.entry, Descriptor::page(PhysAddr(GIB + 0x7000), ram()));
+    assert!(map.lookup(&machine, Ipa(0x8000)).entry.is_away());
+    assert!(pool.is_empty());
+    // What broke keeps its place.
+    map.unmap(&machine, &mut pool, page(0x8000), Leave::Poisoned);
+    assert!(map.lookup(&machine, Ipa(0x8000)).entry.is_poisoned());
+    assert_eq!(map.prepare_map(&machine, page(0x8000), &mut TableCount::new()), Err(0));
+    assert!(map.frame(&machine, Ipa(0x8000)).is_none());
+    map.restore(&machine, &mut pool, page(0x8000));
+    assert!(map.lookup(&machine, Ipa(0x8000)).entry.is_poisoned());
 }

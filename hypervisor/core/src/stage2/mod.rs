@@ -8,10 +8,12 @@
 mod descriptor;
 mod guest;
 mod host;
+mod pool;
 
 pub use descriptor::{Attributes, Descriptor};
-pub use guest::{Cursor, GuestMap, Leaf, PagePool, TableCount};
+pub use guest::{GuestMap, Leaf, Leave, Room, Span, TableCount};
 pub use host::{HostMap, HostMapError, MmioMap};
+pub use pool::PagePool;
 
 /// What the CPUs' stage 2 can do, the least of all CPUs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

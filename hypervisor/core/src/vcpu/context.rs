@@ -151,6 +151,8 @@ pub struct Vcpu {
     pub pauth: bool,
     /// Whether it is switched on.
     pub(super) power: Power,
+    /// Its host was asked to lose sight of pages, and the guest's call goes on.
+    pub(crate) asked_back: bool,
     /// What the host has yet to answer.
     pub(super) pending: Pending,
 }
@@ -178,6 +180,7 @@ impl Vcpu {
             timer: TimerRegisters::default(),
             fp: FpRegisters::default(),
             pauth: false,
+            asked_back: false,
             power: if index == 0 { Power::On } else { Power::Off },
             pending: Pending::None,
         }

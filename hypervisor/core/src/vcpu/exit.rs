@@ -74,6 +74,13 @@ pub(super) const fn answer(state: u64, data: [u64; 3]) -> Answer {
 /// The answer when the run ended for a reason that is the host's own.
 pub const READY: Answer = answer(run::READY, [0; 3]);
 
+impl Abort {
+    /// Whether stage 2 has no entry, not one that allows less.
+    pub(super) fn is_translation(&self) -> bool {
+        abort::kind(self.esr) == abort::Kind::Translation
+    }
+}
+
 impl Vcpu {
     /// Decodes an exit. General registers and the timer must be up to date,
     /// and so must `SCTLR_EL1` when the exit is an abort.
@@ -202,6 +209,12 @@ impl Vcpu {
         } else {
             answer(run::MMIO_READ, [at.0, mmio.size(), 0])
         })
+    }
+
+    /// The guest touched memory that is its own and that it cannot have.
+    pub(super) fn unreachable(&mut self, abort: &Abort) -> Outcome {
+        let Abort { esr, far, .. } = *abort;
+        Outcome::Inject(Exception::external_abort(esr, far, self.regs.pstate))
     }
 
     fn fault(&mut self, esr: u64, far: u64, at: Ipa) -> Outcome {

@@ -2,14 +2,15 @@
 
 //! The exits that need more than the vCPU: its VM's memory, its siblings.
 
-use escrow_abi::{Error, psci, run};
+use escrow_abi::{psci, run};
 
 use super::context::{Power, Vcpu};
 use super::exception::Exception;
 use super::exit::{Answer, GuestExit, Outcome, READY, answer};
 use super::ids::GuestIds;
 use super::smccc::Service;
-use crate::hypervisor::Hypervisor;
+use crate::hypervisor::guest_calls::GuestCall;
+use crate::hypervisor::{Hypervisor, Scratch, Touched};
 use crate::machine::Machine;
 use crate::vm::{MAX_VCPUS, Run};
 
@@ -41,17 +42,34 @@ impl<M: Machine> Hypervisor<M> {
     /// Handles an exit of a run's guest. See [`Vcpu::decode`] for what of its
     /// registers must be in memory.
     #[inline(always)]
-    pub fn guest_exit(&self, run: &mut Run<'_>, exit: GuestExit, ids: &GuestIds) -> Next {
+    pub fn guest_exit(
+        &self,
+        scratch: &mut Scratch,
+        run: &mut Run<'_>,
+        exit: GuestExit,
+        ids: &GuestIds,
+    ) -> Next {
         let mut outcome = run.decode(exit, ids);
         if let Outcome::Abort(abort) = outcome {
-            let is_memory = run.slot().lock().ranges.contains(abort.at);
-            outcome = run.settle(&abort, is_memory);
+            let mut vm = run.slot().lock();
+            let is_memory = vm.ranges.contains(abort.at);
+            let touched = if (vm.owned != 0 || vm.has_broken) && abort.is_translation() {
+                self.guest_touches(run.id(), &mut vm, abort.at)
+            } else {
+                Touched::Nothing
+            };
+            drop(vm);
+            outcome = match touched {
+                Touched::Nothing => run.settle(&abort, is_memory),
+                Touched::Unreachable => run.unreachable(&abort),
+                Touched::Reachable => Outcome::Resume,
+            };
         }
         let next = match outcome {
             Outcome::Exit(answer) => return Next::Leave(answer),
             Outcome::Resume => Next::Enter,
             Outcome::Inject(exception) => Next::Inject(exception),
-            Outcome::Service(service) => self.serve(run, service),
+            Outcome::Service(service) => self.serve(scratch, run, service),
             // `settle` has no aborts left.
             Outcome::Abort(_) => Next::Enter,
         };
@@ -61,13 +79,16 @@ impl<M: Machine> Hypervisor<M> {
     }
 
     #[cold]
-    fn serve(&self, run: &mut Run<'_>, service: Service) -> Next {
+    fn serve(&self, scratch: &mut Scratch, run: &mut Run<'_>, service: Service) -> Next {
         match service {
-            Service::ModifyPages(args) => {
-                let result = self.modify_pages(run, &args);
-                run.regs.x[0] = result.err().map_or(0, Error::to_register);
-                run.regs.x[1..4].fill(0);
-            }
+            Service::Memory(args) => match self.guest_call(scratch, run, &args) {
+                GuestCall::Return(answer) => run.regs.x[..4].copy_from_slice(&answer),
+                GuestCall::Ask(answer) => {
+                    // The guest makes its call again when the host has answered.
+                    run.regs.pc = run.regs.pc.wrapping_sub(4);
+                    return Next::Leave(answer);
+                }
+            },
             Service::Down(reason) => {
                 run.slot().set_down(reason);
                 return Next::Leave(answer(run::SYSTEM_DOWN, [reason, 0, 0]));

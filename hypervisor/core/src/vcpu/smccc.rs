@@ -23,8 +23,8 @@ const NO_MIGRATION: u64 = 2;
 /// goes to `x0`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Service {
-    /// [`call::MODIFY_PAGES`], with `x0`–`x7`.
-    ModifyPages([u64; 8]),
+    /// A call about memory, with `x0`–`x7`.
+    Memory([u64; 8]),
     /// Switches the VM off, or asks for a reset: the reason for
     /// [`run::SYSTEM_DOWN`].
     Down(u64),
@@ -73,7 +73,15 @@ impl Vcpu {
                 self.regs.x[1..4].fill(0);
                 self.returns(call::IDENTIFY_INFO)
             }
-            call::MODIFY_PAGES => Outcome::Service(Service::ModifyPages(args)),
+            call::MODIFY_PAGES
+            | call::MEM_SHARE
+            | call::MEM_UNSHARE
+            | call::MEM_LEND
+            | call::MEM_RECLAIM
+            | call::MEM_DONATE
+            | call::MEM_SHARE_BACK
+            | call::MEM_ASK_BACK
+            | call::MEM_TAKE_BACK => Outcome::Service(Service::Memory(args)),
             _ => self.returns(NOT_SUPPORTED),
         }
     }

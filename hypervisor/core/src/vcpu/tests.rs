@@ -352,7 +352,7 @@ fn psci_of_a_guest() {
 fn the_guests_own_call_carries_its_arguments() {
     let mut vcpu = vcpu();
     let args = [call::MODIFY_PAGES.into(), 0, 0x4000_0000, 0x1000, 3, 5, 6, 7];
-    assert_eq!(hvc(&mut vcpu, &args), Outcome::Service(Service::ModifyPages(args)));
+    assert_eq!(hvc(&mut vcpu, &args), Outcome::Service(Service::Memory(args)));
 }
 
 #[test]

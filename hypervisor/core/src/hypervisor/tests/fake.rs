@@ -9,7 +9,7 @@ use std::sync::{Mutex, OnceLock};
 use escrow_abi::{Error, FrameState, MemEntry, Rights, call};
 
 use crate::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE, PhysAddr, PhysRange};
-use crate::hypervisor::{HostCall, Hypervisor, Scratch, Setup, Sizes};
+use crate::hypervisor::{Hypervisor, Scratch, Setup, Sizes};
 use crate::ledger::BlockCell;
 use crate::machine::{Machine, Table};
 use crate::stage2::{Stage2Context, Stage2Features};
@@ -34,11 +34,8 @@ struct Gib([OnceLock<Box<[Page]>>; 512]);
 /// Memory of which every block exists as soon as somebody looks at it.
 pub struct Fake {
     memory: Box<[OnceLock<Box<Gib>>]>,
-    /// `(vttbr, address)` of what was invalidated and not yet waited for.
-    begun: Mutex<Vec<(u64, Ipa)>>,
-    /// `(vttbr, address)` of all invalidations that are complete; no address
-    /// where it was the whole space.
-    invalidated: Mutex<Vec<(u64, Option<Ipa>)>>,
+    /// `(vttbr, address, size)` of all invalidations.
+    invalidated: Mutex<Vec<(u64, u64, u64)>>,
     /// What was cleaned to memory.
     pub cleaned: Mutex<Vec<u64>>,
 }
@@ -47,7 +44,6 @@ impl Default for Fake {
     fn default() -> Fake {
         Fake {
             memory: (0..END / GIB).map(|_| OnceLock::new()).collect(),
-            begun: Mutex::default(),
             invalidated: Mutex::default(),
             cleaned: Mutex::default(),
         }
@@ -77,17 +73,10 @@ impl Machine for Fake {
         self.page(page.0).vcpu.get().expect("no vCPU was placed there")
     }
 
-    fn read_entry(&self, at: PhysAddr) -> MemEntry {
+    fn read_entry(&self, at: PhysAddr) -> [u64; 4] {
         let table = self.table(at.align_down(PAGE_SIZE));
         let word = |n: usize| table[(at.0 % PAGE_SIZE) as usize / 8 + n].load(Ordering::Relaxed);
-        MemEntry {
-            frame: word(0),
-            guest: word(1),
-            refcount: word(2) as u32,
-            safe: (word(2) >> 32) as u32,
-            accessible: word(3) as u32,
-            reserved: (word(3) >> 32) as u32,
-        }
+        [word(0), word(1), word(2), word(3)]
     }
 
     fn zero(&self, at: PhysAddr, size: u64) {
@@ -109,18 +98,13 @@ impl Machine for Fake {
 
     fn publish(&self) {}
 
-    fn invalidate_range(&self, context: &Stage2Context, base: Ipa, _: u64) {
-        self.begun.lock().unwrap().push((context.vttbr, base));
-    }
-
-    fn invalidate_finish(&self, _: &Stage2Context) {
-        let mut begun = self.begun.lock().unwrap();
-        let complete = begun.drain(..).map(|(vttbr, at)| (vttbr, Some(at)));
+    fn invalidate(&self, context: &Stage2Context, ranges: impl Iterator<Item = (Ipa, u64)>) {
+        let complete = ranges.map(|(base, size)| (context.vttbr, base.0, size));
         self.invalidated.lock().unwrap().extend(complete);
     }
 
     fn invalidate_all(&self, context: &Stage2Context) {
-        self.invalidated.lock().unwrap().push((context.vttbr, None));
+        self.invalidated.lock().unwrap().push((context.vttbr, 0, u64::MAX));
     }
 }
 
@@ -156,7 +140,7 @@ impl Fake {
     /// address space, by address or all at once.
     pub fn invalidations(&self, vttbr: u64, at: Ipa) -> usize {
         let invalidated = self.invalidated.lock().unwrap();
-        let about = |i: &&(u64, Option<Ipa>)| i.0 == vttbr && i.1.is_none_or(|base| base == at);
+        let about = |i: &&(u64, u64, u64)| i.0 == vttbr && at.0.wrapping_sub(i.1) < i.2;
         invalidated.iter().filter(about).count()
     }
 
@@ -230,10 +214,11 @@ impl Host {
         let mut registers = [0; 8];
         registers[0] = function as u64;
         registers[1..=args.len()].copy_from_slice(args);
-        match self.escrow.host_call(&mut self.scratch, &registers) {
-            HostCall::Return([0, x1, x2, x3, x4]) => Ok([x1, x2, x3, x4]),
-            HostCall::Return([x0, x1, x2, ..]) => Err((Error::from_register(x0).unwrap(), x1, x2)),
-            HostCall::Run(_) => panic!("a run"),
+        let run = self.escrow.host_call(&mut self.scratch, &mut registers);
+        assert!(run.is_none(), "a run");
+        match registers {
+            [0, x1, x2, x3, x4, ..] => Ok([x1, x2, x3, x4]),
+            [x0, x1, x2, ..] => Err((Error::from_register(x0).unwrap(), x1, x2)),
         }
     }
 
@@ -303,10 +288,10 @@ impl Host {
 
     /// Runs the first vCPU of a started VM, as the CPU would.
     pub fn run<R>(&mut self, vcpu: u64, f: impl FnOnce(&Hypervisor<Fake>, Run<'_>) -> R) -> R {
-        let args = [call::VCPU_RUN as u64, vcpu, 0, 0, 0, 0, 0, 0];
-        match self.escrow.host_call(&mut self.scratch, &args) {
-            HostCall::Run(run) => f(&self.escrow, run),
-            HostCall::Return(x) => panic!("no run: {x:x?}"),
+        let mut args = [call::VCPU_RUN as u64, vcpu, 0, 0, 0, 0, 0, 0];
+        match self.escrow.host_call(&mut self.scratch, &mut args) {
+            Some(run) => f(&self.escrow, run),
+            None => panic!("no run: {args:x?}"),
         }
     }
 
@@ -327,7 +312,7 @@ impl Host {
     /// reaches: one answer for a block that is one record, 512 for others.
     pub fn snapshot(&self) -> (Vec<u64>, Vec<Vec<bool>>) {
         let ledger = self.escrow.ledger();
-        let counts = FrameState::ALL.iter().map(|&s| ledger.pages(s)).collect();
+        let counts = FrameState::ALL.iter().map(|&s| self.escrow.pages(s)).collect();
         let blocks = (RAM.base.0..RAM.end()).step_by(BLOCK_SIZE as usize);
         let reached = blocks.map(|base| {
             let split = ledger.is_split(ledger.ram().locate(PhysAddr(base)).unwrap());

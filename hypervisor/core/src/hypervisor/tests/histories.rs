@@ -223,7 +223,7 @@ impl World {
     /// Both hold the same.
     fn check(&mut self) {
         for state in FrameState::ALL.into_iter().skip(1) {
-            let real = self.host.escrow.ledger().pages(state);
+            let real = self.host.escrow.pages(state);
             assert_eq!(real, self.spec.count(state), "{state:?}");
         }
         for at in touched() {

@@ -4,7 +4,7 @@
 
 use escrow_abi::{Error, call, psci, run};
 
-use super::super::{HostCall, Hypervisor, Scratch};
+use super::super::{Hypervisor, Scratch};
 use super::fake::{FREE, Fake, Host};
 use super::page;
 use crate::addr::Ipa;
@@ -29,7 +29,7 @@ fn load(at: u64) -> GuestExit {
 
 fn hvc(escrow: &Hypervisor<Fake>, run: &mut Run<'_>, args: &[u64]) -> Next {
     run.regs.x[..args.len()].copy_from_slice(args);
-    escrow.guest_exit(run, HVC, &ids())
+    escrow.guest_exit(&mut Scratch::new(), run, HVC, &ids())
 }
 
 /// A started VM with declared memory and `N` vCPUs.
@@ -56,26 +56,28 @@ fn an_address_is_memory_where_it_was_declared() {
     let mut host = Host::new();
     let (vm, [vcpu]) = started(&mut host);
     host.run(vcpu, |escrow, mut run| {
-        let inside = leaves(escrow.guest_exit(&mut run, load(MEMORY + 0x1234), &ids()));
+        let inside =
+            leaves(escrow.guest_exit(&mut Scratch::new(), &mut run, load(MEMORY + 0x1234), &ids()));
         assert_eq!(inside, [run::PAGE_FAULT, MEMORY + 0x1000, 0x1000, 0]);
-        let outside = leaves(escrow.guest_exit(&mut run, load(MEMORY - 4), &ids()));
+        let outside =
+            leaves(escrow.guest_exit(&mut Scratch::new(), &mut run, load(MEMORY - 4), &ids()));
         assert_eq!(outside, [run::MMIO_READ, MEMORY - 4, 4, 0]);
     });
     // The read is answered by the next run, and only once.
     let mut scratch = Scratch::new();
     let resume = [call::VCPU_RUN as u64, vcpu, 77, run::ACTION_EMULATE, 0, 0, 0, 0];
-    match host.escrow.host_call(&mut scratch, &resume) {
-        HostCall::Run(run) => assert_eq!((run.regs.x[3], run.regs.pc), (77, 4)),
-        HostCall::Return(x) => panic!("{x:x?}"),
-    }
-    assert!(matches!(
-        host.escrow.host_call(&mut scratch, &resume),
-        HostCall::Return([x0, ..]) if x0 == Error::InvalidArgument.to_register()
-    ));
+    let mut x = resume;
+    let run = host.escrow.host_call(&mut scratch, &mut x).expect("a run");
+    assert_eq!((run.regs.x[3], run.regs.pc), (77, 4));
+    drop(run);
+    let mut x = resume;
+    assert!(host.escrow.host_call(&mut scratch, &mut x).is_none());
+    assert_eq!(x[0], Error::InvalidArgument.to_register());
     // Memory that is withdrawn is none.
     host.call(call::VM_CONFIGURE, &[vm, call::CONFIGURE_MEMORY_REMOVE, MEMORY, 0x1000]).unwrap();
     host.run(vcpu, |escrow, mut run| {
-        let withdrawn = leaves(escrow.guest_exit(&mut run, load(MEMORY), &ids()));
+        let withdrawn =
+            leaves(escrow.guest_exit(&mut Scratch::new(), &mut run, load(MEMORY), &ids()));
         assert_eq!(withdrawn[0], run::MMIO_READ);
     });
 }
@@ -158,8 +160,8 @@ fn a_call_about_a_vcpu_in_use_is_made_again() {
     let (_, [first, second]) = started(&mut host);
     let mut other_cpu = Scratch::new();
     host.run(first, |escrow, mut run| {
-        let args = [call::VCPU_RUN as u64, second, 0, 0, 0, 0, 0, 0];
-        let sibling = escrow.host_call(&mut other_cpu, &args);
+        let mut args = [call::VCPU_RUN as u64, second, 0, 0, 0, 0, 0, 0];
+        let sibling = escrow.host_call(&mut other_cpu, &mut args);
         run.regs.pc = MEMORY + 4;
         let on = [psci::CPU_ON_64.into(), 1, MEMORY, 0];
         assert_eq!(hvc(escrow, &mut run, &on), Next::Enter);
@@ -178,8 +180,8 @@ fn a_vm_that_ends_is_left_at_its_next_exit() {
     let mut other_cpu = Scratch::new();
     host.run(vcpu, |escrow, mut run| {
         assert_eq!(hvc(escrow, &mut run, &[psci::VERSION.into()]), Next::Enter);
-        let destroy = [call::VM_DESTROY as u64, vm, 0, 0, 0, 0, 0, 0];
-        escrow.host_call(&mut other_cpu, &destroy);
+        let mut destroy = [call::VM_DESTROY as u64, vm, 0, 0, 0, 0, 0, 0];
+        assert!(escrow.host_call(&mut other_cpu, &mut destroy).is_none());
         assert_eq!(hvc(escrow, &mut run, &[psci::VERSION.into()]), Next::Leave(READY));
         assert_eq!(run.regs.x[0], 0x1_0001, "answered nonetheless");
     });

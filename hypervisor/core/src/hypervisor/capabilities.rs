@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The host's calls about what guests may do with each other.
+
+use escrow_abi::{Error, HandleKind};
+
+use super::{Hypervisor, Refusal};
+use crate::capability::Capability;
+use crate::ledger::VmId;
+use crate::machine::Machine;
+
+impl<M: Machine> Hypervisor<M> {
+    /// Gives a guest a handle on another.
+    pub(super) fn cap_grant(
+        &self,
+        to: u64,
+        object: u64,
+        rights: u64,
+        base: u64,
+        size: u64,
+    ) -> Result<u64, Refusal> {
+        let (to, _) = self.slot(to, HandleKind::Vm)?;
+        let (object, _) = self.slot(object, HandleKind::Vm)?;
+        if to.slot == object.slot {
+            return Err(Error::InvalidArgument.into());
+        }
+        let named = (VmId::new(object.slot), object.generation);
+        let end = self.guest_geometry.end();
+        let capability = Capability::new(named, rights, (base, size), end)?;
+        let (mut holder, target) = self.lock_pair(VmId::new(to.slot), named.0);
+        let holder = holder.as_deref_mut().ok_or(Error::HandleNull)?;
+        if holder.generation != to.generation || !holder.is_live() {
+            return Err(Error::HandleRevoked.into());
+        }
+        if !target.is_some_and(|vm| vm.generation == object.generation && vm.is_live()) {
+            return Err(Error::HandleRevoked.into());
+        }
+        // A VM that is seen dead here stays dead; one that is not keeps its entry.
+        let is_dead = |entry: &Capability| {
+            let slot = self.slots.get(entry.object.get() as usize);
+            !slot.is_some_and(|slot| slot.lives(entry.generation))
+        };
+        Ok(holder.capabilities.insert(capability, is_dead)?.to_register())
+    }
+
+    /// Takes a guest's handle away. Calls that it allowed hold the guest's
+    /// lock, so none is under way afterwards.
+    pub(super) fn cap_revoke(&self, from: u64, handle: u64) -> Result<(), Refusal> {
+        let (_, mut vm) = self.lock_live_vm(from)?;
+        vm.capabilities.revoke(handle)?;
+        Ok(())
+    }
+
+    /// Whether a VM that owns pages is dead, without a lock. The host never is.
+    pub(super) fn is_dead(&self, owner: VmId) -> bool {
+        let slot = self.slots.get(owner.get() as usize);
+        owner != VmId::HOST && !slot.is_some_and(|slot| slot.has_life())
+    }
+}

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The VMs that a call is about, and what they have.
+
+use spin::mutex::TicketMutexGuard;
+
+use super::Hypervisor;
+use crate::ledger::{Record, VmId};
+use crate::machine::Machine;
+use crate::vm::Vm;
+
+/// A VM that is locked.
+pub(super) struct Party<'a> {
+    pub id: VmId,
+    pub vm: &'a mut Vm,
+}
+
+/// The guests among a call's parties: one, two, or none when pages are the host's alone.
+pub(super) struct Parties<'a>([Option<(VmId, &'a mut Vm)>; 2]);
+
+/// A VM's lock, or none for the host.
+pub(super) type MaybeLocked<'a> = Option<TicketMutexGuard<'a, Vm>>;
+
+impl<'a> Parties<'a> {
+    pub fn new(a: Option<&'a mut Party<'_>>, b: Option<&'a mut Party<'_>>) -> Self {
+        let [a, b] = [a.map(|a| (a.id, &mut *a.vm)), b.map(|b| (b.id, &mut *b.vm))];
+        Parties([a, b])
+    }
+
+    fn vm(&mut self, id: VmId) -> Option<&mut Vm> {
+        self.0.iter_mut().flatten().find(|party| party.0 == id).map(|party| &mut *party.1)
+    }
+
+    /// Counts pages that went from one record to another.
+    pub fn recount(&mut self, old: Record, new: Record, pages: u64) {
+        if let (Some(vm), Some(state)) = (old.holder().and_then(|id| self.vm(id)), old.state()) {
+            vm.counts.remove(state, pages);
+        }
+        if let (Some(vm), Some(state)) = (new.holder().and_then(|id| self.vm(id)), new.state()) {
+            vm.counts.add(state, pages);
+        }
+        if old.owner() != new.owner() {
+            if let Some(vm) = self.vm(old.owner()) {
+                vm.owned -= pages;
+            }
+            if let Some(vm) = self.vm(new.owner()) {
+                vm.owned += pages;
+            }
+        }
+    }
+}
+
+impl<M: Machine> Hypervisor<M> {
+    /// Takes the locks of two VMs, the one with the lower number first. The
+    /// host has none.
+    pub(super) fn lock_pair(&self, a: VmId, b: VmId) -> (MaybeLocked<'_>, MaybeLocked<'_>) {
+        let lock = |id: VmId| {
+            let slot = self.slots.get(id.get() as usize);
+            slot.filter(|_| id != VmId::HOST).map(|slot| slot.lock())
+        };
+        if a == b {
+            return (lock(a), None);
+        }
+        if a < b {
+            let first = lock(a);
+            (first, lock(b))
+        } else {
+            let first = lock(b);
+            (lock(a), first)
+        }
+    }
+}

@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Frames that are alike, and what happens to them together.
+
+use super::Hypervisor;
+use super::list::Run;
+use crate::addr::{Ipa, PAGE_SIZE, PAGES_PER_BLOCK, PhysAddr};
+use crate::ledger::{BlockIndex, Record, Records};
+use crate::machine::Machine;
+use crate::stage2::Span;
+
+/// Frames side by side that are in one state, of one owner and one borrower,
+/// whose guest addresses lie side by side in 2 MiB.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Piece {
+    /// The first, counted in its run.
+    pub page: usize,
+    pub pages: usize,
+    /// The first one's record.
+    pub record: Record,
+}
+
+impl Piece {
+    /// Where its guest sees it.
+    pub fn span(&self) -> Span {
+        Span { at: self.record.guest(), pages: self.pages }
+    }
+
+    /// The same, to invalidate.
+    pub fn range(&self) -> (Ipa, u64) {
+        (self.record.guest(), self.size())
+    }
+
+    /// Where it begins in memory.
+    pub fn frame(&self, run: &Run) -> PhysAddr {
+        run.frame.add(self.page as u64 * PAGE_SIZE)
+    }
+
+    /// Bytes.
+    pub fn size(&self) -> u64 {
+        self.pages as u64 * PAGE_SIZE
+    }
+}
+
+/// The pieces that a run is made of.
+#[derive(Clone)]
+pub(super) struct Pieces {
+    records: Records,
+    /// In the block.
+    first: usize,
+    /// In the run.
+    done: usize,
+    pages: usize,
+}
+
+impl Iterator for Pieces {
+    type Item = Piece;
+
+    #[inline]
+    fn next(&mut self) -> Option<Piece> {
+        let left = self.pages - self.done;
+        if left == 0 {
+            return None;
+        }
+        let record = self.records.get(self.first + self.done);
+        let limit = if record.has_guest_address() {
+            let in_block = (record.guest().0 / PAGE_SIZE) as usize % PAGES_PER_BLOCK;
+            left.min(PAGES_PER_BLOCK - in_block)
+        } else {
+            left
+        };
+        let pages = self.records.alike(self.first + self.done, limit);
+        let piece = Piece { page: self.done, pages, record };
+        self.done += pages;
+        Some(piece)
+    }
+}
+
+impl<M: Machine> Hypervisor<M> {
+    /// The pieces of a run, whose block is locked.
+    #[inline]
+    pub(super) fn pieces(&self, run: &Run) -> Pieces {
+        self.pieces_of(run.block, run.first(), run.pages.into())
+    }
+
+    /// The pieces of frames of a locked block.
+    #[inline]
+    pub(super) fn pieces_of(&self, block: BlockIndex, first: usize, pages: usize) -> Pieces {
+        Pieces { records: self.ledger.records(block), first, done: 0, pages }
+    }
+
+    /// Writes the record of a piece of a run, and changes the host's map as that
+    /// says: the caller invalidates what leaves it and publishes what comes.
+    #[inline]
+    pub(super) fn set_piece(&self, run: &Run, piece: &Piece, new: Record) {
+        self.set_frames(run.block, piece.frame(run), piece, new);
+    }
+
+    /// The same for a piece of any block.
+    pub(super) fn set_frames(&self, block: BlockIndex, at: PhysAddr, piece: &Piece, new: Record) {
+        let (was, is) = (piece.record.host_reaches(), new.host_reaches());
+        if piece.pages == PAGES_PER_BLOCK && !self.ledger.is_split(block) {
+            if was && !is {
+                self.host.unmap_block(&self.machine, at);
+            }
+            self.ledger.set_block(block, new);
+            if is && !was {
+                self.host.map_block(&self.machine, at);
+            }
+            return;
+        }
+        self.host.split(&self.machine, &self.ledger, block, at);
+        let first = crate::ledger::page_in_block(at);
+        if was && !is {
+            self.host.unmap_pages(&self.machine, block, first, piece.pages);
+        }
+        self.ledger.set_frames(block, first, piece.pages, new);
+        if is && !was {
+            self.host.map_pages(&self.machine, block, at, piece.pages);
+        }
+    }
+}

@@ -1,0 +1,318 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Pages that their owner takes: home, out of its own sight, out of use.
+
+use core::sync::atomic::Ordering;
+
+use escrow_abi::{Error, FrameState, RECLAIM_MAX};
+
+use super::list::{Form, Reader, Run, Scratch, check_all};
+use super::memory::enough_tables;
+use super::parties::{Parties, Party};
+use super::pieces::Piece;
+use super::{Hypervisor, Refusal};
+use crate::addr::PAGE_SIZE;
+use crate::ledger::{Record, VmId};
+use crate::machine::Machine;
+use crate::stage2::{Leave, Span, TableCount};
+use crate::vm::{Life, Vm};
+
+/// What an owner takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Take {
+    /// What it shares.
+    Unshare,
+    /// What was given up, or left behind.
+    Reclaim,
+    /// Out of its own sight: what the borrower had opened to it.
+    TakeBack,
+    /// Out of use.
+    Poison,
+}
+
+impl Take {
+    pub(super) const fn form(self) -> Form {
+        match self {
+            Take::TakeBack => Form::HIDE,
+            _ => Form::TAKE,
+        }
+    }
+
+    const fn leave(self) -> Leave {
+        match self {
+            Take::Poison => Leave::Poisoned,
+            _ => Leave::Nothing,
+        }
+    }
+}
+
+/// The VMs of a call that takes pages: whose they are, and who has them.
+pub(super) struct Sides<'a, 'v> {
+    /// `None` if it is the host.
+    pub owner: Option<&'a mut Party<'v>>,
+    /// `None` if nobody does.
+    pub borrower: Option<&'a mut Party<'v>>,
+    /// Who calls is the host, in the place of an owner that is dead.
+    pub inherits: bool,
+}
+
+impl Sides<'_, '_> {
+    fn ids(&self) -> (VmId, VmId) {
+        let id = |party: &Option<&mut Party<'_>>| party.as_ref().map_or(VmId::HOST, |p| p.id);
+        (id(&self.owner), id(&self.borrower))
+    }
+
+    fn borrower_is_dead(&self) -> bool {
+        self.borrower.as_ref().is_some_and(|party| party.vm.life == Life::Dead)
+    }
+
+    /// Who has the pages, if that is a VM that can still reach them.
+    fn reacher(&mut self) -> Option<&mut Vm> {
+        self.borrower.as_mut().map(|party| &mut *party.vm).filter(|vm| vm.is_alive())
+    }
+}
+
+impl<M: Machine> Hypervisor<M> {
+    /// The host takes pages: its own, or those of a dead VM.
+    pub(super) fn host_takes(
+        &self,
+        scratch: &mut Scratch,
+        kind: Take,
+        list: u64,
+        count: u64,
+    ) -> Result<(), Refusal> {
+        self.read_list(scratch, Reader::Host, kind.form(), list, count)?;
+        self.prepare_list(scratch)?;
+        let (owner, borrower) = self.peek(scratch)?;
+        let (mut owner_vm, mut borrower_vm) = self.lock_pair(owner, borrower);
+        let inherits = owner_vm.as_ref().is_some_and(|vm| vm.life == Life::Dead);
+        let mut owner = owner_vm.as_deref_mut().map(|vm| Party { id: owner, vm });
+        let mut borrower = borrower_vm.as_deref_mut().map(|vm| Party { id: borrower, vm });
+        let sides = Sides { owner: owner.as_mut(), borrower: borrower.as_mut(), inherits };
+        self.take(scratch, kind, VmId::HOST, sides)
+    }
+
+    /// Puts a list of frames into order, and bounds it: zeroing is done under locks.
+    pub(super) fn prepare_list(&self, scratch: &mut Scratch) -> Result<(), Refusal> {
+        scratch.sort_by_frame()?;
+        if scratch.pages() * PAGE_SIZE > RECLAIM_MAX {
+            return Err(Error::InvalidSize.into());
+        }
+        Ok(())
+    }
+
+    /// Whose the first entry's frame is and who has it, as it looks without a
+    /// lock; to be checked under it.
+    pub(super) fn peek(&self, scratch: &Scratch) -> Result<(VmId, VmId), Refusal> {
+        let first = scratch.first().ok_or(Error::InvalidSize)?;
+        Ok(pair(self.ledger.get_in(first.block, first.frame)))
+    }
+
+    /// Takes pages whose VMs are locked.
+    pub(super) fn take(
+        &self,
+        scratch: &mut Scratch,
+        kind: Take,
+        caller: VmId,
+        mut sides: Sides<'_, '_>,
+    ) -> Result<(), Refusal> {
+        self.lock_blocks(scratch);
+        let result = self.prepare_take(scratch, kind, caller, &mut sides);
+        if result.is_ok() {
+            self.commit_take(scratch, kind, &mut sides);
+        }
+        self.unlock_blocks(scratch);
+        if let Some(party) = sides.owner {
+            party.vm.free_if_empty();
+        }
+        if let Some(party) = sides.borrower {
+            party.vm.free_if_empty();
+        }
+        result
+    }
+
+    fn prepare_take(
+        &self,
+        scratch: &mut Scratch,
+        kind: Take,
+        caller: VmId,
+        sides: &mut Sides<'_, '_>,
+    ) -> Result<(), Refusal> {
+        let (owner, borrower) = sides.ids();
+        let dead = sides.borrower_is_dead();
+        let inherits = sides.inherits;
+        let mut tables = TableCount::new();
+        let mut own_tables = TableCount::new();
+        let reacher = sides.reacher().map(|vm| &*vm);
+        check_all(scratch.runs_mut().iter_mut(), |run| {
+            if run.is_block && self.ledger.whole_block(run.block).is_none() {
+                return Err(run.refuse(Error::WrongState, 0));
+            }
+            for piece in self.pieces(run) {
+                let record = piece.record;
+                let refuse = |error, detail| Err(run.refuse_page(piece.page, error, detail));
+                if record == Record::NO_RAM {
+                    return refuse(Error::InvalidAddress, 0);
+                }
+                let mine = record.owner() == caller || inherits && record.owner() == owner;
+                if record == Record::HYPERVISOR || !mine {
+                    return refuse(Error::NotOwner, 0);
+                }
+                if let Err((error, detail)) = allowed(kind, record, dead, inherits) {
+                    return refuse(error, detail);
+                }
+                if pair(record) != (owner, borrower) {
+                    return refuse(Error::MixedVms, 0);
+                }
+                if let Some(Vm { map: Some(map), .. }) = reacher
+                    && kind != Take::TakeBack
+                    && record.has_guest_address()
+                {
+                    map.prepare_unmap(&self.machine, piece.span(), kind.leave(), &mut tables);
+                }
+            }
+            Ok(())
+        })?;
+        if let Some(vm) = reacher {
+            // A block that the guest has as one entry is a block of frames, so
+            // in the order of frames its pages come together: exact.
+            enough_tables(&tables, &vm.pool, 0)?;
+        }
+        if let Some(Party { vm: Vm { map: Some(map), pool, .. }, .. }) = &sides.owner {
+            for run in scratch.runs() {
+                let span = run.own_span();
+                match kind {
+                    Take::TakeBack => {
+                        map.prepare_unmap(&self.machine, span, Leave::Away, &mut own_tables);
+                    }
+                    _ => map.prepare_restore(&self.machine, span, &mut own_tables),
+                }
+            }
+            enough_tables(&own_tables, pool, 1)?;
+        }
+        Ok(())
+    }
+
+    /// Pages leave their borrower; when no TLB holds them any more they are
+    /// zeroed, unless they are passed on, and then come to their owner.
+    fn commit_take(&self, scratch: &Scratch, kind: Take, sides: &mut Sides<'_, '_>) {
+        let runs = scratch.runs();
+        if kind != Take::TakeBack
+            && let Some(Vm { map: Some(map), pool, has_broken, .. }) = sides.reacher()
+        {
+            let pieces = runs.iter().flat_map(|run| self.pieces(run));
+            let pieces = pieces.filter(|piece| piece.record.has_guest_address());
+            for piece in pieces.clone() {
+                map.unmap(&self.machine, pool, piece.span(), kind.leave());
+            }
+            *has_broken |= kind == Take::Poison;
+            self.invalidate_guest(map, pieces.map(|piece| piece.range()));
+        }
+        let borrower_lives = sides.reacher().is_some();
+        for run in runs {
+            for piece in self.pieces(run) {
+                if kind == Take::Reclaim || kind == Take::Unshare {
+                    self.empty(run, &piece, borrower_lives, sides.inherits);
+                }
+                let new = self.taken(run, &piece, kind, sides);
+                self.set_piece(run, &piece, new);
+                Parties::new(sides.owner.as_deref_mut(), sides.borrower.as_deref_mut()).recount(
+                    piece.record,
+                    new,
+                    piece.pages as u64,
+                );
+                if kind == Take::Poison {
+                    self.poisoned.fetch_add(piece.pages as u64, Ordering::Relaxed);
+                }
+            }
+        }
+        if matches!(kind, Take::TakeBack | Take::Poison) && sides.owner.is_none() {
+            self.invalidate_host(runs);
+        }
+        self.change_owners_map(scratch, kind, sides);
+        if kind == Take::TakeBack && self.machine.needs_clean() {
+            for run in runs {
+                self.machine.clean_to_poc(run.frame, run.size());
+            }
+        }
+        self.machine.publish();
+        let to = match &mut sides.owner {
+            Some(Party { vm: Vm { map: Some(map), pool, .. }, .. }) => Some((&*map, pool)),
+            _ => None,
+        };
+        self.merge_runs(runs, to);
+    }
+
+    /// Zeroes what a guest may have written to, unless it lives and passed it on,
+    /// or the owner could see it all along.
+    fn empty(&self, run: &Run, piece: &Piece, borrower_lives: bool, inherits: bool) {
+        let record = piece.record;
+        let shared = record.is(FrameState::Shared);
+        let passed_on = borrower_lives && record.is(FrameState::UnlockedContents);
+        if inherits || !(shared || passed_on) {
+            self.machine.zero(piece.frame(run), piece.size());
+        } else if !shared {
+            // What is passed on is what the guest wrote last: a non-cacheable
+            // mapping of the host's would read what was in memory before.
+            self.machine.clean_to_poc(piece.frame(run), piece.size());
+        }
+    }
+
+    /// The record of what was taken.
+    fn taken(&self, run: &Run, piece: &Piece, kind: Take, sides: &Sides<'_, '_>) -> Record {
+        match (kind, &sides.owner) {
+            (Take::Poison, _) => Record::POISONED,
+            (Take::TakeBack, _) => piece.record.with_state(FrameState::Lent),
+            (_, Some(party)) if !sides.inherits => {
+                Record::donated(party.id, run.own.add(piece.page as u64 * PAGE_SIZE))
+            }
+            _ => Record::HOME,
+        }
+    }
+
+    /// An owner that is a guest has its pages back in its map, or out of it.
+    fn change_owners_map(&self, scratch: &Scratch, kind: Take, sides: &mut Sides<'_, '_>) {
+        let Some(Party { vm: Vm { map: Some(map), pool, .. }, .. }) = &mut sides.owner else {
+            return;
+        };
+        let spans = scratch.runs().iter().map(Run::own_span);
+        if kind == Take::TakeBack {
+            for span in spans.clone() {
+                map.unmap(&self.machine, pool, span, Leave::Away);
+            }
+            let range = |span: Span| (span.at, span.pages as u64 * PAGE_SIZE);
+            self.invalidate_guest(map, spans.map(range));
+        } else {
+            for span in spans {
+                map.restore(&self.machine, pool, span);
+            }
+        }
+    }
+}
+
+/// Whose a frame is, and who else has it.
+fn pair(record: Record) -> (VmId, VmId) {
+    (record.owner(), record.borrower())
+}
+
+/// Whether a call starts from a record. `dead`: its borrower is; `inherits`: its owner is.
+fn allowed(kind: Take, record: Record, dead: bool, inherits: bool) -> Result<(), (Error, u64)> {
+    use FrameState::{
+        Donated, Lent, Metadata, Owned, Pinned, Shared, SharedBack, UnlockedContents,
+        UnlockedZeroed,
+    };
+    let state = record.state().unwrap_or(FrameState::Hypervisor);
+    let starts = match (kind, state) {
+        (Take::Unshare, Shared) | (Take::TakeBack, SharedBack) => true,
+        (Take::Reclaim, UnlockedZeroed | UnlockedContents) => true,
+        (Take::Reclaim, Lent | Shared | SharedBack | Metadata) if dead => true,
+        (Take::Reclaim | Take::Poison, Donated) if inherits => true,
+        (Take::Reclaim, Lent) => return Err((Error::Locked, 0)),
+        (Take::Poison, Pinned) => return Err((Error::Pinned, 0)),
+        (Take::Poison, Owned | Shared | Lent | SharedBack | UnlockedZeroed | UnlockedContents) => {
+            true
+        }
+        _ => false,
+    };
+    if starts { Ok(()) } else { Err((Error::WrongState, state as u64)) }
+}
