@@ -3,6 +3,7 @@
 //! Boots of Debian as the host, with a script to run there.
 
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -17,11 +18,34 @@ const TROUBLE: &str = "the host complains";
 /// What such lines have.
 const SIGNS: [&str; 5] = ["BUG:", "WARNING:", "Oops", "SError", "Internal error"];
 
+/// In the machine's temporary folder.
+const INITRAMFS: &str = "initramfs.cpio.gz";
+/// A machine that is emulated slowly is no news about Escrow.
+const BOOTARGS: &str = "console=ttyAMA0 panic=-1 nosoftlockup escrow.init=script";
+
+/// Debian's kernels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kernel {
+    /// 6.12
+    Older,
+    /// 7.x
+    Newer,
+}
+
+impl Kernel {
+    fn image(self) -> &'static Path {
+        match self {
+            Kernel::Older => &artefacts().host_kernel,
+            Kernel::Newer => &artefacts().newer_kernel,
+        }
+    }
+}
+
 /// A machine with Debian as Escrow's host.
 pub struct Linux {
     name: String,
     // The initramfs is in it.
-    _folder: TempDir,
+    folder: TempDir,
     /// The machine, to be adapted.
     pub machine: Machine,
     /// How long it may take.
@@ -77,19 +101,28 @@ impl Linux {
         let mut initramfs = fs::read(&artefacts().initramfs).expect("the initramfs");
         initramfs.resize(initramfs.len().next_multiple_of(4), 0);
         initramfs.extend(archive.finish().expect("an archive"));
-        let path = folder.path().join("initramfs.cpio.gz");
-        fs::write(&path, initramfs).expect("a temporary file");
+        fs::write(folder.path().join(INITRAMFS), initramfs).expect("a temporary file");
 
         let mut machine = Machine::new(&artefacts().qemu, &artefacts().image);
         machine.cpu = cpu.into();
         machine.smp = smp;
         machine.memory_mib = memory_mib;
-        // A machine that is emulated slowly is no news about Escrow.
-        let bootargs = "console=ttyAMA0 panic=-1 nosoftlockup escrow.init=script";
-        if let Err(error) = machine.load_host(&artefacts().host_kernel, Some(&path), bootargs) {
-            panic!("{name}: {error:#}");
+        let limit = Duration::from_secs(150);
+        Linux { name: name.into(), folder, machine, limit }.of(Kernel::Older)
+    }
+
+    /// The same with another kernel.
+    ///
+    /// # Panics
+    /// It does not fit.
+    pub fn of(mut self, kernel: Kernel) -> Linux {
+        let image = kernel.image();
+        let initrd = self.folder.path().join(INITRAMFS);
+        self.machine.modules.clear();
+        if let Err(error) = self.machine.load_host(image, Some(&initrd), BOOTARGS) {
+            panic!("{}: {error:#}", self.name);
         }
-        Linux { name: name.into(), _folder: folder, machine, limit: Duration::from_secs(150) }
+        self
     }
 
     /// Boots it.

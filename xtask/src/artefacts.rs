@@ -57,8 +57,10 @@ artefacts! {
     host_modules = "ESCROW_HOST_MODULES";
     /// The host's initramfs, with the shim and the `escrow` program in it.
     initramfs = "ESCROW_INITRAMFS";
-    /// The shim.
-    module = "ESCROW_MODULE";
+    /// Debian's newer kernel, for hosts as well.
+    newer_kernel = "ESCROW_NEWER_KERNEL";
+    /// Folder of the modules built here: `RELEASE/NAME.ko` for each kernel.
+    modules = "ESCROW_MODULES";
     /// The `escrow` program, static, for arm64 Linux.
     vmm = "ESCROW_VMM";
     /// The tests of the shim, static, for arm64 Linux under Escrow.
@@ -126,10 +128,10 @@ impl BuildPaths {
         self.host().join("shim-tests")
     }
 
-    /// The shim.
+    /// Folder of the modules: `RELEASE/NAME.ko` for each kernel.
     #[must_use]
-    pub fn module(&self) -> PathBuf {
-        self.host().join("escrow.ko")
+    pub fn modules(&self) -> PathBuf {
+        self.host().join("modules")
     }
 
     /// The host's initramfs.
@@ -138,10 +140,11 @@ impl BuildPaths {
         self.host().join("initramfs.cpio.gz")
     }
 
-    /// Where Kbuild works, so that the source tree stays clean.
+    /// Where Kbuild works on a module for the kernel `release`, so that the
+    /// source tree stays clean.
     #[must_use]
-    pub fn module_build(&self) -> PathBuf {
-        self.root.join("module-build")
+    pub fn module_build(&self, release: &str, name: &str) -> PathBuf {
+        self.root.join("module-build").join(release).join(name)
     }
 
     /// The results of the last `cargo xtask bench`.

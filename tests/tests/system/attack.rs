@@ -53,7 +53,7 @@ fn the_shim_comes_and_goes() {
         for round in 1 2 3; do
             rmmod escrow
             [ ! -e /dev/gunyah ]
-            insmod /lib/modules/escrow.ko
+            insmod /lib/modules/$(uname -r)/escrow.ko
             [ -e /dev/gunyah ]
         done
         escrow demo";

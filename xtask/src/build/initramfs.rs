@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The host's user space: busybox, the module, the `escrow` program.
+//! The host's user space: busybox, the modules, the `escrow` program.
 
 use std::fs;
 use std::path::Path;
@@ -29,7 +29,14 @@ pub fn build(workspace: &Workspace, setup: &Setup) -> Result<()> {
     archive.file("bin/busybox", 0o755, &read(setup.busybox()?)?)?;
     archive.symlink("bin/sh", "busybox")?;
     archive.file("bin/escrow", 0o755, &stripped(&paths.vmm(), "--strip-all")?)?;
-    archive.file("lib/modules/escrow.ko", 0o644, &stripped(&paths.module(), "--strip-debug")?)?;
+    // One archive for every kernel that boots with it.
+    for kernel in setup.host_kernels()? {
+        let folder = format!("lib/modules/{}", kernel.release);
+        archive.directory(&folder)?;
+        let module = paths.modules().join(&kernel.release).join("escrow.ko");
+        let path = format!("{folder}/escrow.ko");
+        archive.file(&path, 0o644, &stripped(&module, "--strip-debug")?)?;
+    }
     archive.file("init", 0o755, &read(&sources.join("init"))?)?;
     archive.file("etc/profile", 0o644, &read(&sources.join("profile"))?)?;
     let bytes = archive.finish()?;

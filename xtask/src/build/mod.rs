@@ -30,7 +30,7 @@ pub enum What {
     Hypervisor,
     /// The bare-metal test programs: target/payloads/*.img
     Payloads,
-    /// What the host runs: the escrow program, the module, the initramfs
+    /// What the host runs: the escrow program, the modules, the initramfs
     Host,
 }
 
@@ -73,10 +73,11 @@ impl Workspace {
             host_kernel: kernel.image.clone(),
             host_modules: kernel.modules.clone(),
             initramfs: self.paths.initramfs(),
-            module: self.paths.module(),
+            newer_kernel: setup.newer_kernel()?.image.clone(),
+            modules: self.paths.modules(),
             vmm: self.paths.vmm(),
             shim_tests: self.paths.shim_tests(),
-            guest_kernel: setup.guest_kernel()?.image.clone(),
+            guest_kernel: setup.newer_kernel()?.image.clone(),
             busybox: setup.busybox()?.to_owned(),
             qemu: setup.qemu()?.to_owned(),
         })
@@ -95,7 +96,7 @@ pub fn build(workspace: &Workspace, setup: &Setup, parts: &[What]) -> Result<()>
     if wanted(What::Host) {
         vmm(workspace, setup).context("the escrow program does not build")?;
         shim_tests(workspace, setup).context("the tests of the shim do not build")?;
-        module::build(workspace, setup).context("the module does not build")?;
+        module::build(workspace, setup).context("the modules do not build")?;
         initramfs::build(workspace, setup).context("the initramfs cannot be made")?;
     }
     Ok(())

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The shim: Rust first, prelinked to one object file; then the kernel's own
-//! build, on copies of the C files, so that the source tree stays clean.
+//! The modules: the shim, and the tests' liar. Rust first, prelinked to one
+//! object file; then the kernel's own build, on copies of the C files, so that
+//! the source tree stays clean.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,10 +16,9 @@ use object::{Object as _, ObjectSymbol as _};
 
 use super::Workspace;
 use super::cargo::{Build, Kind, only};
-use crate::setup::{HostKernel, SOFTFLOAT, Setup};
+use crate::setup::{Kernel, SOFTFLOAT, Setup};
 use crate::shell::{Step, find_program, run_quietly, write_if_changed};
 
-const NAME: &str = "escrow";
 /// What Kbuild files call the Rust half.
 const RUST_OBJECT: &str = "escrow_rust.o";
 /// How the Rust half is linked.
@@ -32,25 +33,73 @@ const LINKER: &str = "aarch64-linux-gnu-ld";
 pub const FLAGS: &[&str] =
     &["-Crelocation-model=static", "-Ccode-model=large", "-Cforce-frame-pointers=yes"];
 
+/// A module, and where it comes from.
+struct Module {
+    name: &'static str,
+    /// Folder of the C files.
+    source: &'static str,
+    /// Package of the Rust half, if there is one.
+    rust: Option<&'static str>,
+}
+
+const MODULES: &[Module] = &[
+    Module { name: "escrow", source: "host/module", rust: Some("escrow-module") },
+    Module { name: "liar", source: "tests/liar/module", rust: None },
+];
+
+/// Builds every module for every kernel that hosts run.
 pub fn build(workspace: &Workspace, setup: &Setup) -> Result<()> {
     setup.cross_compiler()?;
     setup.kernel_tools()?;
-    let kernel = setup.host_kernel()?;
-    let built = Build::new("escrow-module", SOFTFLOAT).flags(FLAGS).run(workspace, setup)?;
-    let library = only(&built, Kind::StaticLibrary, "escrow_module")?;
-    let work = workspace.paths().module_build();
+    let kernels = setup.host_kernels()?;
+    for module in MODULES {
+        let library = match module.rust {
+            Some(package) => {
+                let built = Build::new(package, SOFTFLOAT).flags(FLAGS).run(workspace, setup)?;
+                let name = package.replace('-', "_");
+                Some(only(&built, Kind::StaticLibrary, &name)?.to_owned())
+            }
+            None => None,
+        };
+        for kernel in kernels {
+            let what = || format!("{} for {}", module.name, kernel.release);
+            build_for(workspace, kernel, module, library.as_deref()).with_context(what)?;
+        }
+    }
+    // Modules for kernels that are gone would go into the initramfs of tests.
+    for entry in fs::read_dir(workspace.paths().modules())? {
+        let entry = entry?;
+        if !kernels.iter().any(|kernel| entry.file_name() == *kernel.release) {
+            fs::remove_dir_all(entry.path())?;
+        }
+    }
+    Ok(())
+}
 
-    let source = workspace.root().join("host/module");
+fn build_for(
+    workspace: &Workspace,
+    kernel: &Kernel,
+    module: &Module,
+    library: Option<&Path>,
+) -> Result<()> {
+    let Module { name, source, .. } = module;
+    let work = workspace.paths().module_build(&kernel.release, name);
+    let source = workspace.root().join(source);
     let mut changed = stage(&source, &work)?;
-    changed |= prelink(library, &source.join(RUST_SCRIPT), &work)?;
+    if let Some(library) = library {
+        changed |= prelink(library, &source.join(RUST_SCRIPT), &work)?;
+    }
     // Another kernel is another module.
     changed |= write_if_changed(&work.join("kernel"), kernel.to_string().as_bytes())?;
-    let result = work.join(format!("{NAME}.ko"));
+    let result = work.join(format!("{name}.ko"));
     if changed || !result.exists() {
-        kbuild(&work, kernel)?;
+        // If this build fails, the next must not take the old one for it.
+        let _ = fs::remove_file(&result);
+        kbuild(&work, kernel, name)?;
     }
-    let module = fs::read(&result).with_context(|| format!("cannot read {}", result.display()))?;
-    write_if_changed(&workspace.paths().module(), &module)?;
+    let built = fs::read(&result).with_context(|| format!("cannot read {}", result.display()))?;
+    let place = workspace.paths().modules().join(&kernel.release).join(format!("{name}.ko"));
+    write_if_changed(&place, &built)?;
     Ok(())
 }
 
@@ -137,8 +186,8 @@ fn entries(library: &Path) -> Result<BTreeSet<String>> {
     Ok(names)
 }
 
-fn kbuild(work: &Path, kernel: &HostKernel) -> Result<()> {
-    let step = Step::start("building the module");
+fn kbuild(work: &Path, kernel: &Kernel, name: &str) -> Result<()> {
+    let step = Step::start(format!("building {name}.ko for {}", kernel.release));
     let mut command = Command::new("make");
     command
         .arg("-C")
@@ -147,7 +196,7 @@ fn kbuild(work: &Path, kernel: &HostKernel) -> Result<()> {
         .args(["ARCH=arm64", "CROSS_COMPILE=aarch64-linux-gnu-"])
         // The module builds without a warning, or it does not build.
         .arg("KCFLAGS=-Werror")
-        .args(compiler(kernel)?)
+        .args(compiler(kernel))
         .arg("modules")
         // A make that runs us must not steer this one.
         .env_remove("MAKEFLAGS")
@@ -163,23 +212,30 @@ fn kbuild(work: &Path, kernel: &HostKernel) -> Result<()> {
     Ok(())
 }
 
-/// What every out-of-tree build of this kernel says.
+/// What every out-of-tree build says.
 fn is_known_remark(line: &str) -> bool {
     line.trim().is_empty()
         || line.contains("the compiler differs from the one used to build the kernel")
+        || line.contains("pahole version differs from the one used to build the kernel")
         || line.trim_start().starts_with("The kernel was built by:")
+        || line.trim_start().starts_with("The kernel was built with:")
         || line.trim_start().starts_with("You are using:")
         || line.contains("Skipping BTF generation")
 }
 
-/// The headers name the compiler that the kernel was built with; another
-/// version does where that one is not installed.
-fn compiler(kernel: &HostKernel) -> Result<Option<String>> {
-    let variables = fs::read_to_string(kernel.headers.join(".kernelvariables")).unwrap_or_default();
-    let word = variables.split_whitespace().find(|word| word.contains("gcc-"));
-    let wanted = word.map(|word| word.replace("$(CROSS_COMPILE)", "aarch64-linux-gnu-"));
-    let there = wanted.is_some_and(|name| find_program(&name).is_some());
-    Ok((!there).then(|| "CC=aarch64-linux-gnu-gcc".to_owned()))
+/// Which compiler to use, where it is not the one that the headers name:
+/// another version does where that one is not installed.
+fn compiler(kernel: &Kernel) -> Option<OsString> {
+    let other = match &kernel.compiler {
+        Some(path) => path.clone().into_os_string(),
+        None if kernel.own_compiler().is_some_and(|name| find_program(&name).is_some()) => {
+            return None;
+        }
+        None => "aarch64-linux-gnu-gcc".into(),
+    };
+    let mut argument = OsString::from("CC=");
+    argument.push(other);
+    Some(argument)
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 
 mod components;
 mod debian;
+mod kernels;
 mod rust;
 mod system;
 
@@ -13,7 +14,7 @@ use std::{env, fs};
 
 use anyhow::{Context, Result, anyhow, bail};
 
-pub use components::{GuestKernel, HostKernel};
+pub use kernels::Kernel;
 pub use rust::{BareMetal, SOFTFLOAT, STATIC_LINUX};
 
 use crate::say;
@@ -65,8 +66,8 @@ pub struct Setup {
     kernel_tools: Provided<()>,
     linker: Provided<()>,
     bare_metal: Provided<BareMetal>,
-    host_kernel: Provided<HostKernel>,
-    guest_kernel: Provided<GuestKernel>,
+    older_kernel: Provided<Kernel>,
+    newer_kernel: Provided<Kernel>,
     busybox: Provided<PathBuf>,
     /// How to get the system's tools that are missing; empty if none is.
     remedy: String,
@@ -88,8 +89,8 @@ impl Setup {
             kernel_tools: missing.without(system::Use::Kbuild),
             linker: missing.without(system::Use::BareMetal),
             bare_metal: provided(toolchain.and_then(|it| rust::provide(&it, &mut parts))),
-            host_kernel: provided(parts.host_kernel()),
-            guest_kernel: provided(parts.guest_kernel()),
+            older_kernel: provided(kernels::older(&mut parts)),
+            newer_kernel: provided(kernels::newer(&mut parts)),
             busybox: provided(parts.busybox()),
             remedy: missing.remedy,
         })
@@ -106,8 +107,8 @@ impl Setup {
             problem("tools for the kernel's build", &self.kernel_tools),
             problem("linker for bare metal", &self.linker),
             problem("Rust for bare metal", &self.bare_metal),
-            problem("host kernel", &self.host_kernel),
-            problem("guest kernel", &self.guest_kernel),
+            problem("host's kernel", &self.older_kernel),
+            problem("newer kernel", &self.newer_kernel),
             problem("busybox", &self.busybox),
         ];
         problems.into_iter().flatten().collect()
@@ -133,12 +134,19 @@ impl Setup {
         need(&self.bare_metal)
     }
 
-    pub fn host_kernel(&self) -> Result<&HostKernel> {
-        need(&self.host_kernel)
+    /// The kernel of most hosts: the release's own.
+    pub fn host_kernel(&self) -> Result<&Kernel> {
+        need(&self.older_kernel)
     }
 
-    pub fn guest_kernel(&self) -> Result<&GuestKernel> {
-        need(&self.guest_kernel)
+    /// A newer one, for hosts and for guests.
+    pub fn newer_kernel(&self) -> Result<&Kernel> {
+        need(&self.newer_kernel)
+    }
+
+    /// The kernels that hosts run, the usual one first.
+    pub fn host_kernels(&self) -> Result<[&Kernel; 2]> {
+        Ok([self.host_kernel()?, self.newer_kernel()?])
     }
 
     pub fn busybox(&self) -> Result<&Path> {
@@ -155,8 +163,8 @@ impl Setup {
         let there = [
             self.qemu().map(|p| ("QEMU", p.display().to_string())),
             self.bare_metal().map(|b| ("Rust for bare metal", b.to_string())),
-            self.host_kernel().map(|k| ("host kernel", k.to_string())),
-            self.guest_kernel().map(|k| ("guest kernel", k.to_string())),
+            self.host_kernel().map(|k| ("host's kernel", k.to_string())),
+            self.newer_kernel().map(|k| ("newer kernel, for hosts and guests", k.to_string())),
             self.busybox().map(|p| ("busybox", p.display().to_string())),
         ];
         for (what, how) in there.into_iter().flatten() {
