@@ -65,6 +65,8 @@ artefacts! {
     vmm = "ESCROW_VMM";
     /// The tests of the shim, static, for arm64 Linux under Escrow.
     shim_tests = "ESCROW_SHIM_TESTS";
+    /// The tests of a host that lies, static, for arm64 Linux under Escrow.
+    liar = "ESCROW_LIAR";
     /// A kernel for guests: a Debian cloud arm64 `Image`.
     guest_kernel = "ESCROW_GUEST_KERNEL";
     /// Busybox, static, for arm64 Linux.
@@ -126,6 +128,12 @@ impl BuildPaths {
     #[must_use]
     pub fn shim_tests(&self) -> PathBuf {
         self.host().join("shim-tests")
+    }
+
+    /// The tests of a host that lies.
+    #[must_use]
+    pub fn liar(&self) -> PathBuf {
+        self.host().join("liar")
     }
 
     /// Folder of the modules: `RELEASE/NAME.ko` for each kernel.

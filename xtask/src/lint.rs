@@ -37,8 +37,12 @@ pub fn lint(workspace: &Workspace, setup: &Setup) -> Result<Count> {
         ("clippy of the module", on(SOFTFLOAT, MODULE_FLAGS, &["escrow-module"]).map(denying)),
         (
             "clippy of the programs for the host",
-            on(STATIC_LINUX, &[], &["escrow-vmm", "escrow-shim-tests", "escrow-workload"])
-                .map(denying),
+            on(
+                STATIC_LINUX,
+                &[],
+                &["escrow-vmm", "escrow-shim-tests", "escrow-liar", "escrow-workload"],
+            )
+            .map(denying),
         ),
     ];
     let mut count = Count::default();

@@ -43,6 +43,9 @@ pub struct Args {
     /// The host's kernel, an arm64 Image, in place of Debian's
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
+    /// Debian's newer kernel for the host, 7.x, in place of the usual one
+    #[arg(long, conflicts_with = "kernel")]
+    newer_kernel: bool,
     /// The host's initramfs, in place of the built one
     #[arg(long, value_name = "FILE")]
     initrd: Option<PathBuf>,
@@ -101,7 +104,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 
 fn machine(args: &Args, workspace: &Workspace, setup: &Setup) -> Result<Machine> {
     let artefacts = workspace.artefacts(setup)?;
-    let kernel = args.kernel.as_ref().unwrap_or(&artefacts.host_kernel);
+    let usual = if args.newer_kernel { &artefacts.newer_kernel } else { &artefacts.host_kernel };
+    let kernel = args.kernel.as_ref().unwrap_or(usual);
     let initrd = args.initrd.as_ref().unwrap_or(&artefacts.initramfs);
     for file in [kernel, initrd] {
         if !file.is_file() {

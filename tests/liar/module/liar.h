@@ -48,13 +48,12 @@ enum liar_probe_kind {
 	LIAR_LOAD = 0,
 	LIAR_STORE = 1,
 	LIAR_ATOMIC = 2,
-	LIAR_CLEAN = 3,			/* DC CIVAC */
-	LIAR_CALL = 4,
-	LIAR_THREAD_LOAD = 5,		/* by a kernel thread; result: its end */
-	LIAR_NOFAULT = 6,		/* copy_from_kernel_nofault */
-	LIAR_GET_NOFAULT = 7,		/* get_kernel_nofault, inline */
-	LIAR_ZEROPAD = 8,		/* load_unaligned_zeropad */
-	LIAR_HASH = 9,			/* full_name_hash, which does that */
+	LIAR_CALL = 3,
+	LIAR_THREAD_LOAD = 4,		/* by a kernel thread; result: its end */
+	LIAR_NOFAULT = 5,		/* copy_from_kernel_nofault */
+	LIAR_GET_NOFAULT = 6,		/* get_kernel_nofault, inline */
+	LIAR_ZEROPAD = 7,		/* load_unaligned_zeropad */
+	LIAR_HASH = 8,			/* full_name_hash, which does that */
 	/* Of the caller's addresses. */
 	LIAR_COPY_FROM_USER = 16,
 	LIAR_COPY_TO_USER = 17,
@@ -72,14 +71,17 @@ enum liar_probe_kind {
 #define LIAR_HOLD	_IOWR('L', 0x11, struct liar_page)
 /* The second of two adjacent pages of the kernel's. */
 #define LIAR_PAIR	_IOWR('L', 0x12, struct liar_page)
-/* A page of the kernel's that returns when it is called, at `linear`. */
+/*
+ * A page of the kernel's code that returns when it is called, at `linear`. Its
+ * contents are kept.
+ */
 #define LIAR_CODE	_IOWR('L', 0x13, struct liar_page)
 /*
  * The page of the caller's stage-1 tables, at a level, by which an address is
  * translated. Its contents are kept.
  */
 #define LIAR_TABLE	_IOWR('L', 0x14, struct liar_page)
-/* Puts the contents of all such tables back, and lets go of them. */
+/* Puts kept contents back, and lets go of the pages. */
 #define LIAR_RESTORE	_IO('L', 0x15)
 #define LIAR_PROBE	_IOWR('L', 0x16, struct liar_probe)
 
@@ -87,18 +89,18 @@ enum liar_probe_kind {
 struct liar {
 	struct mutex lock;
 	struct list_head pages;
-	struct list_head tables;
+	struct list_head kept;
 };
 
 /* page.c */
 int liar_hold(struct liar *liar, struct liar_page *page);
 int liar_pair(struct liar *liar, struct liar_page *page);
-int liar_code(struct liar *liar, struct liar_page *page);
 void liar_let_go(struct liar *liar);
 bool liar_is_home(const void *page);
 
-/* table.c */
+/* contents.c */
 int liar_table(struct liar *liar, struct liar_page *page);
+int liar_code(struct liar *liar, struct liar_page *page);
 int liar_restore(struct liar *liar);
 
 /* probe.c */

@@ -35,7 +35,7 @@ static int liar_open(struct inode *inode, struct file *file)
 		return -ENOMEM;
 	mutex_init(&liar->lock);
 	INIT_LIST_HEAD(&liar->pages);
-	INIT_LIST_HEAD(&liar->tables);
+	INIT_LIST_HEAD(&liar->kept);
 	file->private_data = liar;
 	return 0;
 }
@@ -45,7 +45,7 @@ static int liar_release(struct inode *inode, struct file *file)
 	struct liar *liar = file->private_data;
 
 	if (liar_restore(liar))
-		pr_err("a process is kept for good: its tables have not come home\n");
+		pr_err("a page that Linux needs has not come home\n");
 	liar_let_go(liar);
 	kfree(liar);
 	return 0;

@@ -9,23 +9,17 @@
 #include <linux/mm.h>
 #include <linux/slab.h>
 #include <linux/uaccess.h>
-#include <linux/vmalloc.h>
-
-#include <asm/cacheflush.h>
 
 #include "liar.h"
-
-#define INSN_RET 0xd65f03c0
 
 /* Pages with one reference to drop. */
 struct liar_held {
 	struct list_head link;
 	struct page *page;
 	unsigned int order;
-	void *alias; /* of vmap, or NULL */
 };
 
-static int liar_keep(struct liar *liar, struct page *page, unsigned int order, void *alias)
+static int liar_keep(struct liar *liar, struct page *page, unsigned int order)
 {
 	struct liar_held *held = kmalloc(sizeof(*held), GFP_KERNEL);
 
@@ -33,7 +27,6 @@ static int liar_keep(struct liar *liar, struct page *page, unsigned int order, v
 		return -ENOMEM;
 	held->page = page;
 	held->order = order;
-	held->alias = alias;
 	list_add(&held->link, &liar->pages);
 	return 0;
 }
@@ -52,7 +45,7 @@ int liar_hold(struct liar *liar, struct liar_page *to)
 	err = get_user_pages_fast(untagged_addr(to->at), 1, 0, &page);
 	if (err < 0)
 		return err;
-	err = liar_keep(liar, page, 0, NULL);
+	err = liar_keep(liar, page, 0);
 	if (err)
 		put_page(page);
 	else
@@ -67,38 +60,12 @@ int liar_pair(struct liar *liar, struct liar_page *to)
 
 	if (!page)
 		return -ENOMEM;
-	err = liar_keep(liar, page, 1, NULL);
+	err = liar_keep(liar, page, 1);
 	if (err)
 		__free_pages(page, 1);
 	else
 		liar_tell(to, page + 1);
 	return err;
-}
-
-int liar_code(struct liar *liar, struct liar_page *to)
-{
-	struct page *page = alloc_page(GFP_KERNEL | __GFP_ZERO);
-	u32 *alias;
-	int err;
-
-	if (!page)
-		return -ENOMEM;
-	*(u32 *)page_address(page) = INSN_RET;
-	alias = vmap(&page, 1, VM_MAP, PAGE_KERNEL_EXEC);
-	if (!alias) {
-		__free_page(page);
-		return -ENOMEM;
-	}
-	caches_clean_inval_pou((unsigned long)alias, (unsigned long)alias + sizeof(*alias));
-	err = liar_keep(liar, page, 0, alias);
-	if (err) {
-		vunmap(alias);
-		__free_page(page);
-		return err;
-	}
-	liar_tell(to, page);
-	to->linear = (unsigned long)alias;
-	return 0;
 }
 
 bool liar_is_home(const void *page)
@@ -118,8 +85,6 @@ void liar_let_go(struct liar *liar)
 
 		for (n = 0; n < 1 << held->order; n++)
 			is_home &= liar_is_home(page_address(held->page + n));
-		if (held->alias)
-			vunmap(held->alias);
 		if (!is_home)
 			pr_err("a page is kept for good: %pa has not come home\n",
 			       &(phys_addr_t){ page_to_phys(held->page) });

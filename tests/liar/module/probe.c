@@ -31,11 +31,6 @@ static noinline void liar_atomic(u64 at)
 	atomic64_inc((atomic64_t *)at);
 }
 
-static noinline void liar_clean(u64 at)
-{
-	asm volatile("dc civac, %0" : : "r"(at) : "memory");
-}
-
 static noinline void liar_call(u64 at)
 {
 	((void (*)(void))at)();
@@ -102,9 +97,6 @@ static void liar_reach(struct liar_probe *probe)
 		break;
 	case LIAR_ATOMIC:
 		liar_atomic(probe->at);
-		break;
-	case LIAR_CLEAN:
-		liar_clean(probe->at);
 		break;
 	case LIAR_CALL:
 		liar_call(probe->at);

@@ -4,4 +4,5 @@
 
 mod attack;
 mod demo;
+mod liar;
 mod shim;

@@ -77,6 +77,7 @@ impl Workspace {
             modules: self.paths.modules(),
             vmm: self.paths.vmm(),
             shim_tests: self.paths.shim_tests(),
+            liar: self.paths.liar(),
             guest_kernel: setup.newer_kernel()?.image.clone(),
             busybox: setup.busybox()?.to_owned(),
             qemu: setup.qemu()?.to_owned(),
@@ -94,8 +95,16 @@ pub fn build(workspace: &Workspace, setup: &Setup, parts: &[What]) -> Result<()>
         payloads(workspace, setup).context("the payloads do not build")?;
     }
     if wanted(What::Host) {
-        vmm(workspace, setup).context("the escrow program does not build")?;
-        shim_tests(workspace, setup).context("the tests of the shim do not build")?;
+        setup.cross_compiler()?;
+        let paths = &workspace.paths;
+        for (package, name, place) in [
+            ("escrow-vmm", "escrow", paths.vmm()),
+            ("escrow-shim-tests", "shim-tests", paths.shim_tests()),
+            ("escrow-liar", "liar", paths.liar()),
+        ] {
+            let built = program(workspace, setup, package, name, &place);
+            built.with_context(|| format!("the program {name} does not build"))?;
+        }
         module::build(workspace, setup).context("the modules do not build")?;
         initramfs::build(workspace, setup).context("the initramfs cannot be made")?;
     }
@@ -133,22 +142,19 @@ fn payloads(workspace: &Workspace, setup: &Setup) -> Result<()> {
     Ok(())
 }
 
-fn vmm(workspace: &Workspace, setup: &Setup) -> Result<()> {
-    setup.cross_compiler()?;
-    let built = cargo::Build::new("escrow-vmm", STATIC_LINUX).run(workspace, setup)?;
-    let program = cargo::only(&built, Kind::Program, "escrow")?;
+/// A program that runs on the host.
+fn program(
+    workspace: &Workspace,
+    setup: &Setup,
+    package: &str,
+    name: &str,
+    place: &Path,
+) -> Result<()> {
+    let built = cargo::Build::new(package, STATIC_LINUX).run(workspace, setup)?;
+    let program = cargo::only(&built, Kind::Program, name)?;
     let program =
         fs::read(program).with_context(|| format!("cannot read {}", program.display()))?;
-    write_if_changed(&workspace.paths.vmm(), &program)?;
-    Ok(())
-}
-
-fn shim_tests(workspace: &Workspace, setup: &Setup) -> Result<()> {
-    let built = cargo::Build::new("escrow-shim-tests", STATIC_LINUX).run(workspace, setup)?;
-    let program = cargo::only(&built, Kind::Program, "shim-tests")?;
-    let program =
-        fs::read(program).with_context(|| format!("cannot read {}", program.display()))?;
-    write_if_changed(&workspace.paths.shim_tests(), &program)?;
+    write_if_changed(place, &program)?;
     Ok(())
 }
 

@@ -11,17 +11,9 @@ mod start;
 mod storm;
 
 use anyhow::{Result, bail};
+use escrow_shim_tests::runner::same;
+use escrow_shim_tests::tests;
 use nix::errno::Errno;
-
-use crate::Test;
-
-macro_rules! tests {
-    ($($module:ident :: $name:ident),* $(,)?) => {
-        /// All of them.
-        pub const ALL: &[Test] =
-            &[$((concat!(stringify!($module), "::", stringify!($name)), $module::$name)),*];
-    };
-}
 
 tests! {
     arguments::of_memories,
@@ -60,10 +52,4 @@ fn refused<T>(result: Result<T, Errno>, errno: Errno) -> Result<()> {
         Err(error) => bail!("{error} instead of {errno}"),
         Ok(_) => bail!("done instead of {errno}"),
     }
-}
-
-/// Fails unless the two are equal.
-fn same<T: PartialEq + std::fmt::Debug>(seen: T, expected: T) -> Result<()> {
-    anyhow::ensure!(seen == expected, "seen {seen:x?}, expected {expected:x?}");
-    Ok(())
 }

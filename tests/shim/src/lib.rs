@@ -1,0 +1,6 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! What all tests that run on the host share.
+
+pub mod facts;
+pub mod runner;

@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Runs tests, each in a process of its own, and watches Escrow's counts.
+
+use std::fmt::Debug;
+use std::io::Write as _;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{ForkResult, fork};
+
+use crate::facts::Facts;
+
+/// A test, and the name that it is told by.
+pub type Test = (&'static str, fn() -> Result<()>);
+
+/// How long the kernel may take to clean up behind a process that has ended.
+const CLEAN_UP: Duration = Duration::from_secs(10);
+
+/// Runs those of `tests` whose names have the first argument of the program in
+/// them. A success if all of them are, and there are any.
+pub fn run(tests: &[Test]) -> ExitCode {
+    let filter = std::env::args().nth(1).unwrap_or_default();
+    let (mut passed, mut failed) = (0, 0);
+    for (name, test) in tests.iter().filter(|(name, _)| name.contains(&filter)) {
+        print!("test {name} ... ");
+        let _ = std::io::stdout().flush();
+        match in_a_process(*test) {
+            Ok(()) => {
+                println!("ok");
+                passed += 1;
+            }
+            Err(error) => {
+                println!("FAILED: {error:#}");
+                failed += 1;
+            }
+        }
+    }
+    println!("{passed} passed, {failed} failed");
+    if passed > 0 && failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Runs a test in a child, and compares Escrow's counts.
+fn in_a_process(test: fn() -> Result<()>) -> Result<()> {
+    let before = Facts::read()?;
+    let (mut reader, mut writer) = std::io::pipe()?;
+    // SAFETY: this process has one thread, so the child may do anything.
+    match unsafe { fork() }.context("fork")? {
+        ForkResult::Child => {
+            drop(reader);
+            let failed = match test() {
+                Ok(()) => false,
+                Err(error) => {
+                    // Without it, the status tells that something was wrong.
+                    let _ = writer.write_all(format!("{error:#}").as_bytes());
+                    true
+                }
+            };
+            // SAFETY: ends this process without what the parent set up for
+            // its own end.
+            unsafe { libc::_exit(failed.into()) }
+        }
+        ForkResult::Parent { child } => {
+            drop(writer);
+            let mut told = String::new();
+            std::io::Read::read_to_string(&mut reader, &mut told)?;
+            let status = waitpid(child, None).context("waitpid")?;
+            if !told.is_empty() {
+                bail!("{told}");
+            }
+            ensure!(matches!(status, WaitStatus::Exited(_, 0)), "{status:?}");
+        }
+    }
+    let deadline = Instant::now() + CLEAN_UP;
+    loop {
+        let after = Facts::read()?;
+        if after == before {
+            return Ok(());
+        }
+        ensure!(Instant::now() < deadline, "Escrow's counts were {before:?}, are {after:?}");
+        std::thread::yield_now();
+    }
+}
+
+/// `ALL`, a list of the tests that are named by module and function.
+#[macro_export]
+macro_rules! tests {
+    ($($module:ident :: $name:ident),* $(,)?) => {
+        /// All of them.
+        pub const ALL: &[$crate::runner::Test] =
+            &[$((concat!(stringify!($module), "::", stringify!($name)), $module::$name)),*];
+    };
+}
+
+/// Fails unless the two are equal.
+pub fn same<T: PartialEq + Debug>(seen: T, expected: T) -> Result<()> {
+    ensure!(seen == expected, "seen {seen:x?}, expected {expected:x?}");
+    Ok(())
+}

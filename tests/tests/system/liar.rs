@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! A host that lends pages behind its own back lives: see `tests/liar`.
+
+use std::fs;
+use std::time::Duration;
+
+use escrow_tests::artefacts;
+use escrow_tests::linux::{Kernel, Linux};
+
+/// Tests that there are, at least: one that was lost passes as well.
+const AT_LEAST: u32 = 27;
+
+fn liar_on(kernel: Kernel, cpu: &str, smp: u32) {
+    let read = |path| fs::read(path).expect("the tests of a host that lies");
+    // The modules for all kernels; the host takes its own.
+    let program = read(artefacts().liar.clone());
+    let mut files = vec![("bin/liar".to_owned(), program)];
+    for folder in fs::read_dir(&artefacts().modules).expect("the modules").flatten() {
+        let release = folder.file_name().to_string_lossy().into_owned();
+        files.push((format!("lib/modules/{release}/liar.ko"), read(folder.path().join("liar.ko"))));
+    }
+    let files: Vec<_> = files.iter().map(|(path, file)| (path.as_str(), file.as_slice())).collect();
+    let script = "insmod /lib/modules/$(uname -r)/liar.ko && exec /bin/liar";
+    let name = format!("liar-{kernel:?}-{cpu}-{smp}");
+    let mut linux = Linux::with_files(&name, cpu, smp, 1024, script, &files).of(kernel);
+    linux.limit = Duration::from_secs(240);
+    let lines = linux.passes();
+    let sum = lines.iter().find_map(|line| line.strip_suffix(" passed, 0 failed"));
+    let passed = sum.and_then(|passed| passed.parse().ok()).unwrap_or(0);
+    assert!(passed >= AT_LEAST, "{passed} tests passed");
+    // EL2 has met nothing that it had not expected.
+    let complaints = ["escrow: warning: ", "escrow: error: "];
+    let is_complaint = |line: &&String| complaints.iter().any(|text| line.contains(text));
+    assert_eq!(lines.iter().find(is_complaint), None);
+}
+
+#[test]
+fn on_two_cpus() {
+    liar_on(Kernel::Older, "max", 2);
+}
+
+#[test]
+fn on_an_old_cpu() {
+    liar_on(Kernel::Older, "cortex-a53", 1);
+}
+
+#[test]
+fn on_the_newer_kernel() {
+    liar_on(Kernel::Newer, "max", 2);
+}
+
+#[test]
+fn on_the_newer_kernel_and_an_old_cpu() {
+    liar_on(Kernel::Newer, "cortex-a53", 4);
+}
