@@ -145,10 +145,14 @@ receive:
 	sub	x1, x1, #8
 	b	receive
 
-// x0-x2 are there already.
+// x0-x2 are there already. Escrow wants zeros in the arguments that a call does
+// not have.
 hypercall:
 	ldr	x3, [x19, #{ARGUMENTS} + 24]
 	ldr	x4, [x19, #{ARGUMENTS} + 32]
+	mov	x5, xzr
+	mov	x6, xzr
+	mov	x7, xzr
 	hvc	#0
 	b	answer
 
