@@ -47,6 +47,10 @@ impl<M: Machine> Hypervisor<M> {
     /// lock, so none is under way afterwards.
     pub(super) fn cap_revoke(&self, from: u64, handle: u64) -> Result<(), Refusal> {
         let (_, mut vm) = self.lock_live_vm(from)?;
+        let &Capability { object, generation, .. } = vm.capabilities.get(handle)?;
+        if !self.slots.get(object.get() as usize).is_some_and(|slot| slot.lives(generation)) {
+            return Err(Error::HandleRevoked.into());
+        }
         vm.capabilities.revoke(handle)?;
         Ok(())
     }

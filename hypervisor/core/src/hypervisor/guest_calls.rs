@@ -81,12 +81,9 @@ impl<M: Machine> Hypervisor<M> {
         list: (u64, u64),
     ) -> Result<(), Refusal> {
         let id = run.id();
-        if handle == Handle::HOST {
+        if handle == Handle::HOST && kind == Give::Donate {
             let mut vm = run.slot().lock();
             let mut from = Party { id, vm: &mut vm };
-            if kind != Give::Donate {
-                return Err(Error::Denied.into());
-            }
             return self.guest_gives(scratch, kind, &mut from, None, list);
         }
         // Which VM it is decides the order of the locks; it is looked up again
@@ -94,7 +91,12 @@ impl<M: Machine> Hypervisor<M> {
         let object = run.slot().lock().capabilities.get(handle).map(|found| found.object);
         let (mut own, mut other) = self.lock_pair(id, object.unwrap_or(id));
         let own = own.as_deref_mut().ok_or(Error::Denied)?;
-        let found = own.capabilities.get(handle).copied().and_then(|capability| {
+        let named = if handle == Handle::HOST {
+            Err(Error::Denied)
+        } else {
+            own.capabilities.get(handle).copied()
+        };
+        let found = named.and_then(|capability| {
             let Some(vm) = other.as_deref_mut().filter(|_| object == Ok(capability.object)) else {
                 return Err(Error::HandleRevoked);
             };

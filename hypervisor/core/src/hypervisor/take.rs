@@ -154,7 +154,12 @@ impl<M: Machine> Hypervisor<M> {
                 if record == Record::NO_RAM {
                     return refuse(Error::InvalidAddress, 0);
                 }
-                let mine = record.owner() == caller || inherits && record.owner() == owner;
+                let inherits = if record.owner() == owner {
+                    inherits
+                } else {
+                    caller == VmId::HOST && self.is_dead(record.owner())
+                };
+                let mine = record.owner() == caller || inherits;
                 if record == Record::HYPERVISOR || !mine {
                     return refuse(Error::NotOwner, 0);
                 }
