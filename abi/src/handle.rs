@@ -38,6 +38,9 @@ impl Handle {
     /// [`MEM_DONATE`](crate::call::MEM_DONATE).
     pub const HOST: u64 = 1 << 20;
 
+    /// Lowest bit of the slot.
+    pub const SLOT_SHIFT: u32 = 8;
+
     /// The largest generation that a handle can carry.
     pub const GENERATION_MAX: u64 = (1 << 40) - 1;
 
@@ -47,7 +50,10 @@ impl Handle {
             HandleKind::Vm => 1,
             HandleKind::Vcpu => 2,
         };
-        self.generation << 24 | kind << 20 | ((self.slot & 0xfff) as u64) << 8 | self.vcpu as u64
+        self.generation << 24
+            | kind << 20
+            | ((self.slot & 0xfff) as u64) << Self::SLOT_SHIFT
+            | self.vcpu as u64
     }
 
     /// Unpacks a register; `None` if no handle looks like that.
@@ -62,7 +68,7 @@ impl Handle {
         if generation == 0 || (matches!(kind, HandleKind::Vm) && vcpu != 0) {
             return None;
         }
-        Some(Handle { generation, kind, slot: (value >> 8 & 0xfff) as u16, vcpu })
+        Some(Handle { generation, kind, slot: (value >> Self::SLOT_SHIFT & 0xfff) as u16, vcpu })
     }
 }
 

@@ -54,6 +54,22 @@ unsafe extern "C" fn escrow_host_hvc(frame: &mut HostFrame) {
     host_call(frame);
 }
 
+/// Answers a `MEM_LEND`: the way of one page or block first.
+///
+/// # Safety
+///
+/// As for [`escrow_host_hvc`].
+#[unsafe(no_mangle)]
+unsafe extern "C" fn escrow_host_lend(frame: &mut HostFrame) {
+    if let Some(Installed { hypervisor, .. }) = installed() {
+        let x = frame.x.first_chunk_mut::<8>().expect("19 is more than 8");
+        if hypervisor.host_lends_one(x) {
+            return;
+        }
+    }
+    host_call(frame);
+}
+
 /// The rest of them.
 #[inline(never)]
 fn host_call(frame: &mut HostFrame) {

@@ -66,4 +66,5 @@ core::arch::global_asm!(
     vcpu = const percpu::offsets::VCPU,
     fault_stack_top = const percpu::FAULT_STACK_TOP,
     fault_stack_size = const percpu::FAULT_STACK_SIZE,
+    mem_lend = const escrow_abi::call::MEM_LEND,
 );

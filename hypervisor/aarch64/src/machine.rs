@@ -51,8 +51,9 @@ pub struct Hardware {
     line: u64,
     /// FEAT_S2FWB, on all CPUs.
     force_write_back: bool,
-    /// Data need not be cleaned for instruction fetches (`CTR_EL0.IDC`).
-    fetch_sees_data: bool,
+    /// Memory that comes to a guest is cleaned: not with FEAT_S2FWB on CPUs whose
+    /// fetches see what data caches hold (`CTR_EL0.IDC` and `DIC`).
+    needs_clean: bool,
     /// Instruction caches need not be invalidated (`CTR_EL0.DIC`).
     fetch_sees_writes: bool,
     /// FEAT_TLBIRANGE.
@@ -83,7 +84,7 @@ impl Hardware {
             zva_block: features.zva_block.into(),
             line: features.cache_line.into(),
             force_write_back: features.stage2.force_write_back,
-            fetch_sees_data: features.idc,
+            needs_clean: !(features.stage2.force_write_back && features.idc && features.dic),
             fetch_sees_writes: features.dic,
             tlb_ranges: features.tlb_ranges,
             guest_ids: GuestIds::new(
@@ -234,8 +235,9 @@ impl Machine for Hardware {
         self.clean_and_invalidate(at, size);
     }
 
+    #[inline(always)]
     fn needs_clean(&self) -> bool {
-        !(self.force_write_back && self.fetch_sees_data && self.fetch_sees_writes)
+        self.needs_clean
     }
 
     fn clean_to_poc(&self, at: PhysAddr, size: u64) {

@@ -89,6 +89,8 @@ impl PageCounts {
 pub struct Vm {
     /// Where it is in its life.
     pub life: Life,
+    /// Its handle as long as that is worth something, 0 otherwise.
+    pub live_handle: u64,
     /// How many VMs have lived in this slot, this one included.
     pub generation: u64,
     /// Its stage 2, from creation to death.
@@ -112,6 +114,7 @@ impl Vm {
     const fn new() -> Vm {
         Vm {
             life: Life::Free,
+            live_handle: 0,
             generation: 0,
             map: None,
             pool: PagePool::new(),
@@ -126,6 +129,12 @@ impl Vm {
     /// Whether the guest's tables and vCPUs are in use or may come to be.
     pub fn is_alive(&self) -> bool {
         matches!(self.life, Life::Created | Life::Started | Life::Ending)
+    }
+
+    /// No call but the one for its end is to name it any more.
+    pub fn end(&mut self) {
+        self.life = Life::Ending;
+        self.live_handle = 0;
     }
 
     /// Whether its handles are worth something: created or started.

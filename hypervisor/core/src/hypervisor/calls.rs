@@ -38,22 +38,21 @@ impl<M: Machine> Hypervisor<M> {
                 Ok(run) => return Some(run),
                 Err(answer) => x[..5].copy_from_slice(&answer),
             },
-            call::MEM_LEND => self.host_lends(scratch, x),
             function => self.slow_call(scratch, function, x),
         }
         None
     }
 
-    /// The call that everything else is done for, on a path of its own.
+    /// [`call::MEM_LEND`] of one entry, for the machine half to try first. `false`:
+    /// it is for [`Self::host_call`] after all.
     #[inline(always)]
-    fn host_lends(&self, scratch: &mut Scratch, x: &mut [u64; 8]) {
-        let [_, vm, list, count, reserved @ ..] = *x;
-        let result = if reserved.iter().fold(0, |all, x| all | x) == 0 {
-            self.host_gives(scratch, Give::Lend, vm, list, count)
-        } else {
-            Err(Error::InvalidArgument.into())
-        };
-        answer(x, result.map(|()| [0; 4]));
+    pub fn host_lends_one(&self, x: &mut [u64; 8]) -> bool {
+        let [_, vm, list, count, x4, x5, x6, x7] = *x;
+        let done = (count ^ 1) | x4 | x5 | x6 | x7 == 0 && self.lend_one(vm, list);
+        if done {
+            x[..5].fill(0);
+        }
+        done
     }
 
     #[inline(never)]
@@ -95,6 +94,7 @@ impl<M: Machine> Hypervisor<M> {
             call::VM_INFO => self.vm_info(a),
             call::VCPU_CREATE => self.vcpu_create(a, b).map(one),
             call::VCPU_SET_REGISTER => self.vcpu_set_register(a, b, c).map(done),
+            call::MEM_LEND => self.host_gives(scratch, Give::Lend, a, b, c).map(done),
             call::MEM_SHARE => self.host_gives(scratch, Give::Share, a, b, c).map(done),
             call::MEM_DONATE => self.host_gives(scratch, Give::Donate, a, b, c).map(done),
             call::MEM_UNSHARE => self.host_takes(scratch, Take::Unshare, a, b).map(done),
@@ -139,7 +139,11 @@ const fn arguments(function: u32) -> Option<usize> {
         | call::MEM_POISON
         | call::CAP_REVOKE
         | call::LEDGER_INFO => 2,
-        call::VM_TOP_UP | call::VCPU_SET_REGISTER | call::MEM_SHARE | call::MEM_DONATE => 3,
+        call::VM_TOP_UP
+        | call::VCPU_SET_REGISTER
+        | call::MEM_SHARE
+        | call::MEM_LEND
+        | call::MEM_DONATE => 3,
         call::VM_CONFIGURE => 4,
         call::CAP_GRANT => 5,
         _ => return None,

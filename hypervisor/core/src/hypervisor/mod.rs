@@ -6,6 +6,7 @@
 mod calls;
 mod capabilities;
 pub(crate) mod guest_calls;
+mod lend_one;
 mod list;
 mod memory;
 mod parties;
@@ -23,7 +24,7 @@ use crate::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE, PhysAddr, PhysRange};
 use crate::ledger::{BlockCell, Ledger, RamError, RamMap, Record};
 use crate::machine::Machine;
 use crate::stage2::{
-    Attributes, Geometry, HostMap, HostMapError, MmioMap, Stage2Context, Stage2Features,
+    Attributes, Geometry, GuestMap, HostMap, HostMapError, MmioMap, Stage2Context, Stage2Features,
 };
 use crate::vm::{MAX_VMS, PageCounts, Slot};
 pub use calls::immediate;
@@ -167,6 +168,9 @@ impl<M: Machine> Hypervisor<M> {
             at_boot.add(state, ledger.count(state));
         }
         let guest_geometry = Geometry::new(setup.features.pa_bits.min(GUEST_ADDRESS_BITS));
+        if !GuestMap::fits(&guest_geometry) {
+            return Err(SetupError::Map(HostMapError::AddressesTooSmall));
+        }
         Ok(Hypervisor {
             machine,
             ledger,

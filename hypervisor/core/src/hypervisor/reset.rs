@@ -11,7 +11,6 @@ use super::Hypervisor;
 use crate::addr::{BLOCK_SIZE, PAGE_SIZE, PhysAddr};
 use crate::ledger::{Record, VmId};
 use crate::machine::Machine;
-use crate::vm::Life;
 
 impl<M: Machine> Hypervisor<M> {
     /// Ends all guests, zeroes all pages that the host has given away, and
@@ -26,7 +25,7 @@ impl<M: Machine> Hypervisor<M> {
         for slot in self.slots.iter().skip(1) {
             let mut vm = slot.lock();
             if vm.is_alive() {
-                vm.life = Life::Ending;
+                vm.end();
                 if slot.stop_runs() {
                     self.bury(slot, &mut vm);
                 } else {

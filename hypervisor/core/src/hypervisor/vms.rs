@@ -102,7 +102,8 @@ impl<M: Machine> Hypervisor<M> {
         vm.life = Life::Created;
         vm.capabilities = Capabilities::new();
         slot.open(&context, vm.generation);
-        Ok(vm_handle(number, vm.generation).to_register())
+        vm.live_handle = vm_handle(number, vm.generation).to_register();
+        Ok(vm.live_handle)
     }
 
     pub(super) fn vm_top_up(
@@ -146,7 +147,7 @@ impl<M: Machine> Hypervisor<M> {
 
     pub(super) fn vm_destroy(&self, vm: u64) -> Result<(), Refusal> {
         let (_, slot, mut vm) = self.lock_named(vm, HandleKind::Vm)?;
-        vm.life = Life::Ending;
+        vm.end();
         if !slot.stop_runs() {
             return Err(Error::Busy.into());
         }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
 use core::hint::spin_loop;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU32, Ordering, fence};
 
 /// A ticket lock without a guard.
 ///
@@ -22,6 +22,20 @@ impl TicketLock {
         while self.serving.load(Ordering::Acquire) != ticket {
             spin_loop();
         }
+    }
+
+    /// Reads without the lock; `None` if somebody had it meanwhile.
+    #[inline(always)]
+    pub(super) fn read<T>(&self, read: impl FnOnce() -> T) -> Option<T> {
+        // Whoever changes what the lock covers takes a ticket first. For a page that
+        // changes hands, what its next user writes there comes after the change's
+        // TLB invalidation, whose barriers put it behind the ticket for all
+        // observers: if `read` sees any of it, the second look sees the ticket.
+        let ticket = self.next.load(Ordering::Acquire);
+        let free = self.serving.load(Ordering::Acquire) == ticket;
+        let value = read();
+        fence(Ordering::Acquire);
+        (free && self.next.load(Ordering::Relaxed) == ticket).then_some(value)
     }
 
     #[inline]

@@ -40,6 +40,39 @@ pub struct BlockCell {
     lock: TicketLock,
 }
 
+impl BlockCell {
+    /// Takes the block's lock. Waiters get it in the order in which they came.
+    #[inline(always)]
+    pub fn lock(&self) {
+        self.lock.lock();
+    }
+
+    /// Gives the block's lock back.
+    #[inline(always)]
+    pub fn unlock(&self) {
+        self.lock.unlock();
+    }
+
+    /// Reads without the lock; `None` if somebody had it meanwhile, and the result
+    /// is worth nothing.
+    #[inline(always)]
+    pub fn read<T>(&self, read: impl FnOnce() -> T) -> Option<T> {
+        self.lock.read(read)
+    }
+
+    /// The block's record.
+    #[inline(always)]
+    pub fn record(&self) -> Record {
+        Record::from_bits(self.record.load(Ordering::Relaxed))
+    }
+
+    /// Writes it. Needs the lock.
+    #[inline(always)]
+    pub fn set_record(&self, record: Record) {
+        self.record.store(record.bits(), Ordering::Relaxed);
+    }
+}
+
 /// A block, as an index over all blocks of RAM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct BlockIndex(u32);
@@ -144,9 +177,36 @@ fn merge_touching(covers: &mut ArrayVec<(u64, u64), MAX_RANGES>) {
     }
 }
 
+/// What the ledger has of one block.
+#[derive(Clone, Copy)]
+pub struct Located {
+    /// Which block it is.
+    pub index: BlockIndex,
+    /// The ledger's hold on it.
+    pub cell: &'static BlockCell,
+    frames: &'static [AtomicU64; PAGES_PER_BLOCK],
+}
+
+impl Located {
+    /// The own record of a frame of the block, for when it is split.
+    #[inline(always)]
+    pub fn frame(&self, at: PhysAddr) -> &'static AtomicU64 {
+        &self.frames[page_in_block(at)]
+    }
+}
+
+/// The records of the largest region, which most addresses lie in.
+struct Main {
+    base: u64,
+    first: u32,
+    blocks: &'static [BlockCell],
+    frames: &'static [[AtomicU64; PAGES_PER_BLOCK]],
+}
+
 /// The records of all RAM.
 pub struct Ledger {
     ram: RamMap,
+    main: Main,
     blocks: &'static [BlockCell],
     frames: &'static [[AtomicU64; PAGES_PER_BLOCK]],
 }
@@ -164,7 +224,16 @@ impl Ledger {
     ) -> Option<Ledger> {
         let blocks = blocks.get(..map.blocks())?;
         let frames = frames.as_chunks().0.get(..map.blocks())?;
-        let ledger = Ledger { ram: map, blocks, frames };
+        let region = map.regions.iter().max_by_key(|region| region.size)?;
+        let range =
+            region.first as usize..region.first as usize + (region.size / BLOCK_SIZE) as usize;
+        let main = Main {
+            base: region.base,
+            first: region.first,
+            blocks: blocks.get(range.clone())?,
+            frames: frames.get(range)?,
+        };
+        let ledger = Ledger { ram: map, main, blocks, frames };
         ledger.mark_edges(ram);
         Some(ledger)
     }
@@ -206,16 +275,32 @@ impl Ledger {
         (0..self.ram.blocks).map(in_block).sum()
     }
 
-    /// Takes a block's lock. Waiters get it in the order in which they came.
+    /// The block that an address in the largest region of RAM lies in: all that
+    /// the shortest ways of calls care about.
+    #[inline(always)]
+    pub fn locate_main(&self, at: PhysAddr) -> Option<Located> {
+        let Main { base, first, blocks, frames } = &self.main;
+        let n = at.0.wrapping_sub(*base) / BLOCK_SIZE;
+        let cell = blocks.get(n as usize)?;
+        Some(Located { index: BlockIndex(first + n as u32), cell, frames: frames.get(n as usize)? })
+    }
+
+    /// The ledger's hold on a block.
+    #[inline(always)]
+    pub fn cell(&self, block: BlockIndex) -> &'static BlockCell {
+        &self.blocks[block.get()]
+    }
+
+    /// Takes a block's lock.
     #[inline(always)]
     pub fn lock(&self, block: BlockIndex) {
-        self.blocks[block.get()].lock.lock();
+        self.cell(block).lock();
     }
 
     /// Gives a block's lock back.
     #[inline(always)]
     pub fn unlock(&self, block: BlockIndex) {
-        self.blocks[block.get()].lock.unlock();
+        self.cell(block).unlock();
     }
 
     /// The record of the frame at an address; `None` outside RAM.
@@ -342,12 +427,12 @@ impl Ledger {
 
     #[inline(always)]
     fn block_record(&self, block: BlockIndex) -> Record {
-        Record::from_bits(self.blocks[block.get()].record.load(Ordering::Relaxed))
+        self.cell(block).record()
     }
 
     #[inline(always)]
     fn set_block_record(&self, block: BlockIndex, record: Record) {
-        self.blocks[block.get()].record.store(record.bits(), Ordering::Relaxed);
+        self.cell(block).set_record(record);
     }
 }
 

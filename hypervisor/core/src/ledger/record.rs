@@ -4,10 +4,11 @@
 //! borrower sees it, in one 64-bit word.
 
 use core::fmt;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use escrow_abi::FrameState;
 
-use crate::addr::{Ipa, PAGE_SIZE};
+use crate::addr::{Ipa, PAGE_SIZE, PAGES_PER_BLOCK};
 
 /// A VM in the ledger. 0 is the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -88,6 +89,31 @@ impl Record {
     /// How many frames of a split block are away; `None` for other records.
     pub(super) const fn split_away(self) -> Option<u64> {
         if self.0 >> KIND_SHIFT == KIND_SPLIT { Some(self.0 & GUEST_MASK) } else { None }
+    }
+
+    /// Whether each frame of the block has a record of its own.
+    #[inline(always)]
+    pub const fn is_split(self) -> bool {
+        self.0 >> KIND_SHIFT == KIND_SPLIT
+    }
+
+    /// The record of a split block of which one frame more is away, as long as one is still at home.
+    #[inline(always)]
+    pub const fn next_away(self) -> Option<Record> {
+        let next = self.0 + 1;
+        if next & GUEST_MASK < PAGES_PER_BLOCK as u64 { Some(Record(next)) } else { None }
+    }
+
+    /// Whether a frame's own record says that it is at home.
+    #[inline(always)]
+    pub fn is_home(frame: &AtomicU64) -> bool {
+        frame.load(Ordering::Relaxed) == Record::HOME.0
+    }
+
+    /// Makes it a frame's own record.
+    #[inline(always)]
+    pub fn store(self, frame: &AtomicU64) {
+        frame.store(self.0, Ordering::Relaxed);
     }
 
     pub(super) const fn from_bits(bits: u64) -> Record {

@@ -25,6 +25,9 @@ pub struct GuestMap {
     context: Stage2Context,
 }
 
+/// Where walks begin: known, so that they need not find out.
+const START_LEVEL: u8 = 1;
+
 /// What a guest address leads to.
 #[derive(Clone, Copy, Debug)]
 pub struct Leaf {
@@ -134,9 +137,15 @@ impl Span {
 }
 
 impl GuestMap {
-    /// An empty map. `root` is a zeroed page; the geometry has one root table.
+    /// An empty map. `root` is a zeroed page; the geometry is one that begins
+    /// with one table at level 1 ([`GuestMap::fits`]).
     pub fn new(geometry: Geometry, root: PhysAddr, context: Stage2Context) -> GuestMap {
         GuestMap { geometry, root, context }
+    }
+
+    /// Whether guests may have tables of this shape: 31 to 39 bits of address.
+    pub const fn fits(geometry: &Geometry) -> bool {
+        geometry.start_level == START_LEVEL && geometry.root_tables == 1
     }
 
     /// The registers that select this map.
@@ -316,6 +325,21 @@ impl GuestMap {
         Some(slot)
     }
 
+    /// The entry for a page, if there is one and it is free.
+    #[inline(always)]
+    pub fn free_page<'m, M: Machine>(&self, machine: &'m M, at: Ipa) -> Option<&'m AtomicU64> {
+        let (slot, level) = self.walk(machine, at, 3);
+        (level == 3 && load(slot).is_free()).then_some(slot)
+    }
+
+    /// The entry for a block, if there is one and it is free of anything, kept-back
+    /// tables included.
+    #[inline(always)]
+    pub fn free_block<'m, M: Machine>(&self, machine: &'m M, at: Ipa) -> Option<&'m AtomicU64> {
+        let (slot, level) = self.walk(machine, at, 2);
+        (level == 2 && load(slot) == Descriptor::INVALID).then_some(slot)
+    }
+
     /// Counts the tables that taking pages out needs: one if an entry of 2 MiB
     /// has to be taken apart for it.
     #[inline]
@@ -464,7 +488,7 @@ impl GuestMap {
     /// that is no table.
     #[inline(always)]
     fn walk<'m, M: Machine>(&self, machine: &'m M, at: Ipa, target: u8) -> (&'m AtomicU64, u8) {
-        let mut level = self.geometry.start_level;
+        let mut level = START_LEVEL;
         let mut slot = &machine.table(self.root)[index(at, level)];
         while level < target {
             let entry = load(slot);
