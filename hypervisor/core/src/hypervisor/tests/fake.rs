@@ -3,6 +3,7 @@
 //! A machine of fake memory, and the hypervisor on top of it as its host sees
 //! it.
 
+use std::array;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock};
 
@@ -13,7 +14,8 @@ use crate::hypervisor::{Hypervisor, Scratch, Setup, Sizes};
 use crate::ledger::BlockCell;
 use crate::machine::{Machine, Table};
 use crate::stage2::{Stage2Context, Stage2Features};
-use crate::vcpu::{Vcpu, VcpuCell};
+use crate::vcpu::syndrome::{Ec, IL};
+use crate::vcpu::{GuestExit, GuestIds, Next, Vcpu, VcpuCell};
 use crate::vm::Run;
 
 const GIB: u64 = 1 << 30;
@@ -75,8 +77,8 @@ impl Machine for Fake {
 
     fn read_entry(&self, at: PhysAddr) -> [u64; 4] {
         let table = self.table(at.align_down(PAGE_SIZE));
-        let word = |n: usize| table[(at.0 % PAGE_SIZE) as usize / 8 + n].load(Ordering::Relaxed);
-        [word(0), word(1), word(2), word(3)]
+        let first = (at.0 % PAGE_SIZE) as usize / 8;
+        array::from_fn(|n| table[first + n].load(Ordering::Relaxed))
     }
 
     fn zero(&self, at: PhysAddr, size: u64) {
@@ -99,8 +101,8 @@ impl Machine for Fake {
     fn publish(&self) {}
 
     fn invalidate(&self, context: &Stage2Context, ranges: impl Iterator<Item = (Ipa, u64)>) {
-        let complete = ranges.map(|(base, size)| (context.vttbr, base.0, size));
-        self.invalidated.lock().unwrap().extend(complete);
+        let ranges = ranges.map(|(base, size)| (context.vttbr, base.0, size));
+        self.invalidated.lock().unwrap().extend(ranges);
     }
 
     fn invalidate_all(&self, context: &Stage2Context) {
@@ -136,8 +138,8 @@ impl Fake {
         self.cleaned.lock().unwrap().clear();
     }
 
-    /// How often translations from an address on were invalidated in an
-    /// address space, by address or all at once.
+    /// How often translations of an address were invalidated in an address
+    /// space, by address or all at once.
     pub fn invalidations(&self, vttbr: u64, at: Ipa) -> usize {
         let invalidated = self.invalidated.lock().unwrap();
         let about = |i: &&(u64, u64, u64)| i.0 == vttbr && at.0.wrapping_sub(i.1) < i.2;
@@ -158,30 +160,50 @@ impl Fake {
 
 /// A few blocks, then a whole GiB.
 pub const RAM: PhysRange = PhysRange::new(0x7f00_0000, 0x4160_0000);
+/// The same few blocks, and a few more.
+pub const LITTLE_RAM: PhysRange = PhysRange::new(0x7f00_0000, 0x0180_0000);
 /// Escrow's own: the two blocks after the first.
 pub const ESCROW: PhysRange = PhysRange::new(0x7f20_0000, 2 * BLOCK_SIZE);
 /// Firmware's.
 pub const PINNED: PhysRange = PhysRange::new(0x7f80_1000, 0x2000);
 /// Where the host's lists are.
-const LIST: u64 = 0x7fa0_0000;
+pub const LIST: u64 = 0x7fa0_0000;
 /// Where the host takes the pages from that it donates.
-const METADATA: u64 = 0x7fb0_0000;
+pub const METADATA: u64 = 0x7fb0_0000;
 /// Host memory for the tests, in a GiB that is all the host's.
 pub const FREE: u64 = 0x8000_0000;
+
+const HVC: GuestExit = GuestExit::Instruction(Ec::HVC64.bits() | IL);
 
 /// The host's side of the tests.
 pub struct Host {
     pub escrow: Hypervisor<Fake>,
     scratch: Scratch,
     metadata: u64,
+    ids: GuestIds,
 }
 
 /// An error with its index and detail.
 pub type Refused = (Error, u64, u64);
 
+/// What a guest's call comes to.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Called {
+    /// `x1` to `x3`, or why not.
+    Returned(Result<[u64; 3], Refused>),
+    /// The host has to do something first: what `VCPU_RUN` answers in `x1` to
+    /// `x4`.
+    Left([u64; 4]),
+}
+
 impl Host {
+    /// On a machine with all of [`RAM`].
     pub fn new() -> Host {
-        let ram = [RAM];
+        Host::on(RAM)
+    }
+
+    pub fn on(ram: PhysRange) -> Host {
+        let ram = [ram];
         let sizes = Sizes::of(&ram).unwrap();
         let blocks = Vec::leak((0..sizes.blocks).map(|_| BlockCell::default()).collect());
         let frames = Vec::leak((0..sizes.frames).map(|_| AtomicU64::new(!0)).collect());
@@ -206,42 +228,107 @@ impl Host {
             features: Stage2Features { pa_bits: 40, force_write_back: false, vmid16: false },
         };
         let escrow = Hypervisor::new(Fake::default(), setup).unwrap();
-        Host { escrow, scratch: Scratch::new(), metadata: METADATA }
+        let ids = GuestIds::new(|_, _| 0, 39);
+        Host { escrow, scratch: Scratch::new(), metadata: METADATA, ids }
     }
 
-    /// A call without a list.
+    /// A call of the host.
     pub fn call(&mut self, function: u32, args: &[u64]) -> Result<[u64; 4], Refused> {
-        let mut registers = [0; 8];
-        registers[0] = function as u64;
-        registers[1..=args.len()].copy_from_slice(args);
+        let mut x = [0; 8];
+        x[0] = function as u64;
+        x[1..=args.len()].copy_from_slice(args);
         // As the machine half does it.
-        if function != call::MEM_LEND || !self.escrow.host_lends_one(&mut registers) {
-            let run = self.escrow.host_call(&mut self.scratch, &mut registers);
-            assert!(run.is_none(), "a run");
+        if function != call::MEM_LEND || !self.escrow.host_lends_one(&mut x) {
+            assert!(self.escrow.host_call(&mut self.scratch, &mut x).is_none(), "a run");
         }
-        match registers {
+        match x {
             [0, x1, x2, x3, x4, ..] => Ok([x1, x2, x3, x4]),
             [x0, x1, x2, ..] => Err((Error::from_register(x0).unwrap(), x1, x2)),
         }
     }
 
+    /// A call of a guest, made by a vCPU that is run for it.
+    pub fn guest_call(
+        &mut self,
+        vcpu: u64,
+        function: u32,
+        args: &[u64],
+    ) -> Result<[u64; 3], Refused> {
+        match self.begin_guest_call(vcpu, function, args) {
+            Called::Returned(result) => result,
+            Called::Left(answer) => panic!("the guest left: {answer:x?}"),
+        }
+    }
+
+    /// The same for a call that may have to wait for the host.
+    pub fn begin_guest_call(&mut self, vcpu: u64, function: u32, args: &[u64]) -> Called {
+        self.guest_exits(vcpu, |run| {
+            run.regs.x[..8].fill(0);
+            run.regs.x[0] = function as u64;
+            run.regs.x[1..=args.len()].copy_from_slice(args);
+        })
+    }
+
+    /// The vCPU runs on after its call left for the host.
+    pub fn resume_guest_call(&mut self, vcpu: u64) -> Called {
+        self.guest_exits(vcpu, |_| {})
+    }
+
+    /// Runs a vCPU up to the HVC behind where it is.
+    fn guest_exits(&mut self, vcpu: u64, prepare: impl FnOnce(&mut Run<'_>)) -> Called {
+        let mut x = [call::VCPU_RUN as u64, vcpu, 0, 0, 0, 0, 0, 0];
+        let run = self.escrow.host_call(&mut self.scratch, &mut x);
+        let mut run = run.unwrap_or_else(|| panic!("no run: {x:x?}"));
+        prepare(&mut run);
+        let pc = run.regs.pc;
+        run.regs.pc = pc.wrapping_add(4);
+        match self.escrow.guest_exit(&mut self.scratch, &mut run, HVC, &self.ids) {
+            Next::Enter => {
+                assert_eq!(run.regs.pc, pc.wrapping_add(4), "past its call");
+                Called::Returned(match run.regs.x {
+                    [0, x1, x2, x3, ..] => Ok([x1, x2, x3]),
+                    [x0, x1, x2, ..] => Err((Error::from_register(x0).unwrap(), x1, x2)),
+                })
+            }
+            Next::Leave(answer) => {
+                assert_eq!(run.regs.pc, pc, "it makes its call again");
+                Called::Left(answer)
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// What follows when a vCPU that is run for it leaves its code.
+    pub fn guest_exit(&mut self, vcpu: u64, exit: GuestExit) -> Next {
+        let mut x = [call::VCPU_RUN as u64, vcpu, 0, 0, 0, 0, 0, 0];
+        let run = self.escrow.host_call(&mut self.scratch, &mut x);
+        let mut run = run.unwrap_or_else(|| panic!("no run: {x:x?}"));
+        self.escrow.guest_exit(&mut self.scratch, &mut run, exit, &self.ids)
+    }
+
     /// Writes a list into the host's memory; returns its arguments.
     pub fn list(&mut self, entries: &[MemEntry]) -> [u64; 2] {
-        for (n, entry) in entries.iter().enumerate() {
-            let at = LIST + n as u64 * 32;
-            let table = self.escrow.machine.table(PhysAddr(at).align_down(PAGE_SIZE));
-            let first = (at % PAGE_SIZE) as usize / 8;
-            let words = [
-                entry.frame,
-                entry.guest,
-                entry.refcount as u64 | (entry.safe as u64) << 32,
-                entry.accessible as u64 | (entry.reserved as u64) << 32,
-            ];
-            for (n, word) in words.into_iter().enumerate() {
-                table[first + n].store(word, Ordering::Relaxed);
+        self.write_list(entries, |page| LIST + page * PAGE_SIZE);
+        [LIST, entries.len() as u64]
+    }
+
+    /// Writes a list into pages of somebody's memory.
+    pub fn write_list(&self, entries: &[MemEntry], page: impl Fn(u64) -> u64) {
+        const IN_PAGE: usize = PAGE_SIZE as usize / 32;
+        for (n, entries) in entries.chunks(IN_PAGE).enumerate() {
+            let table = self.escrow.machine.table(PhysAddr(page(n as u64)));
+            for (words, entry) in table.chunks(4).zip(entries) {
+                let values = [
+                    entry.frame,
+                    entry.guest,
+                    entry.refcount as u64 | (entry.safe as u64) << 32,
+                    entry.accessible as u64 | (entry.reserved as u64) << 32,
+                ];
+                for (word, value) in words.iter().zip(values) {
+                    word.store(value, Ordering::Relaxed);
+                }
             }
         }
-        [LIST, entries.len() as u64]
     }
 
     pub fn give(&mut self, function: u32, vm: u64, entries: &[MemEntry]) -> Result<(), Refused> {
@@ -289,12 +376,12 @@ impl Host {
         (vm, entries.iter().map(|e| (e.frame, 0)).collect())
     }
 
-    /// Runs the first vCPU of a started VM, as the CPU would.
+    /// Runs a vCPU of a started VM, as the CPU would.
     pub fn run<R>(&mut self, vcpu: u64, f: impl FnOnce(&Hypervisor<Fake>, Run<'_>) -> R) -> R {
-        let mut args = [call::VCPU_RUN as u64, vcpu, 0, 0, 0, 0, 0, 0];
-        match self.escrow.host_call(&mut self.scratch, &mut args) {
+        let mut x = [call::VCPU_RUN as u64, vcpu, 0, 0, 0, 0, 0, 0];
+        match self.escrow.host_call(&mut self.scratch, &mut x) {
             Some(run) => f(&self.escrow, run),
-            None => panic!("no run: {args:x?}"),
+            None => panic!("no run: {x:x?}"),
         }
     }
 
@@ -316,12 +403,79 @@ impl Host {
     pub fn snapshot(&self) -> (Vec<u64>, Vec<Vec<bool>>) {
         let ledger = self.escrow.ledger();
         let counts = FrameState::ALL.iter().map(|&s| self.escrow.pages(s)).collect();
-        let blocks = (RAM.base.0..RAM.end()).step_by(BLOCK_SIZE as usize);
+        let ram = ledger.ram().ranges();
+        let blocks = ram.flat_map(|r| (r.base.0..r.end()).step_by(BLOCK_SIZE as usize));
         let reached = blocks.map(|base| {
             let split = ledger.is_split(ledger.ram().locate(PhysAddr(base)).unwrap());
             let pages = if split { 512 } else { 1 };
             (0..pages).map(|n| self.reaches(base + n * PAGE_SIZE)).collect()
         });
         (counts, reached.collect())
+    }
+
+    /// All of the host's tables, entry by entry, as the CPU finds them.
+    pub fn host_tables(&self) -> Vec<u64> {
+        let mut entries = Vec::new();
+        self.read_tables(self.escrow.host_context(), |_, _, entry| entries.push(entry));
+        entries
+    }
+
+    /// Shows all entries of a VM's tables but those that lead to tables: their
+    /// addresses, levels and bits, in ascending order. The walk is the one that
+    /// the CPU makes (DDI 0487, D8.2), from the registers on.
+    pub fn read_tables(&self, context: &Stage2Context, mut f: impl FnMut(u64, u32, u64)) {
+        let ipa_bits = 64 - (context.vtcr & 0x3f) as u32;
+        let start_level = 2 - (context.vtcr >> 6 & 3) as u32;
+        let in_root = ipa_bits - (39 - 9 * start_level);
+        let root = context.vttbr & 0xffff_ffff_f000;
+        for n in 0..(1u64 << in_root).div_ceil(512) {
+            let table = PhysAddr(root + n * PAGE_SIZE);
+            self.read_table(table, start_level, n << (48 - 9 * start_level), &mut f);
+        }
+    }
+
+    /// The entries for the pages of 2 MiB of a VM's addresses.
+    pub fn read_block(&self, context: &Stage2Context, base: u64, mut f: impl FnMut(u64, u64)) {
+        let start_level = 2 - (context.vtcr >> 6 & 3) as u32;
+        let root = context.vttbr & 0xffff_ffff_f000;
+        let index = base >> (39 - 9 * start_level);
+        let mut table = root + index / 512 * PAGE_SIZE;
+        let mut entry = 0;
+        let mut level = start_level;
+        while level <= 2 {
+            let index = (base >> (39 - 9 * level)) as usize % 512;
+            entry = self.escrow.machine.table(PhysAddr(table))[index].load(Ordering::Relaxed);
+            if entry & 3 != 3 {
+                break;
+            }
+            table = entry & 0xffff_ffff_f000;
+            level += 1;
+        }
+        if level == 3 {
+            return self.read_table(PhysAddr(table), 3, base, &mut |at, _, entry| f(at, entry));
+        }
+        // A larger entry stands for it.
+        let offset = base & ((1 << (39 - 9 * level)) - 1);
+        for n in 0..512 {
+            f(base + n * PAGE_SIZE, entry + offset + n * PAGE_SIZE);
+        }
+    }
+
+    fn read_table(
+        &self,
+        table: PhysAddr,
+        level: u32,
+        base: u64,
+        f: &mut impl FnMut(u64, u32, u64),
+    ) {
+        for (n, slot) in (0u64..).zip(self.escrow.machine.table(table)) {
+            let entry = slot.load(Ordering::Relaxed);
+            let at = base + (n << (39 - 9 * level));
+            if level < 3 && entry & 3 == 3 {
+                self.read_table(PhysAddr(entry & 0xffff_ffff_f000), level + 1, at, f);
+            } else {
+                f(at, level, entry);
+            }
+        }
     }
 }
