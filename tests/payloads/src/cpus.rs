@@ -77,6 +77,34 @@ pub(crate) fn start(board: &Board) -> Outcome {
     Ok(())
 }
 
+/// Gives way to the CPUs that one waits for: where an emulator runs all CPUs in
+/// one thread, to the next of them at once.
+pub fn relax() {
+    // SAFETY: a hint.
+    unsafe { asm!("yield", options(nomem, nostack)) };
+}
+
+/// Where the CPUs wait for each other.
+#[derive(Default)]
+pub struct Barrier(AtomicUsize);
+
+impl Barrier {
+    /// One at which nobody waits yet.
+    pub const fn new() -> Barrier {
+        Barrier(AtomicUsize::new(0))
+    }
+
+    /// Waits until all CPUs are here. It may be used again and again.
+    ///
+    /// # Errors
+    /// One does not come.
+    pub fn wait(&self) -> Outcome {
+        let all = count();
+        let end = (self.0.fetch_add(1, Ordering::AcqRel) / all + 1) * all;
+        wait_until(|| self.0.load(Ordering::Acquire) >= end, "a CPU does not come to the barrier")
+    }
+}
+
 /// Waits for a condition.
 ///
 /// # Errors
@@ -87,7 +115,7 @@ pub fn wait_until(condition: impl Fn() -> bool, what: &'static str) -> Outcome {
         if is_past(deadline) {
             fail!("{what}");
         }
-        core::hint::spin_loop();
+        relax();
     }
     Ok(())
 }

@@ -5,7 +5,8 @@
 // and the exception if the routine took one, go back there. It asks for the
 // next command by a store to its doorbell, an address without memory.
 //
-// Entered with the MMU off; x0: mailbox, x1: doorbell. x27 to x29 are the agent's own.
+// Entered with the MMU off; x0: mailbox, x1: doorbell, or 0 for DOORBELL: PSCI CPU_ON
+// brings nothing but x0. x27 to x29 are the agent's own.
 
         .set    MAIL_ROUTINE, 0
         .set    MAIL_ARGUMENTS, 8
@@ -23,6 +24,9 @@
 agent_begin:
         mov     x28, x0
         mov     x27, x1
+        cbnz    x27, 1f
+        mov     x27, #{DOORBELL}
+1:
         adr     x0, agent_vectors
         msr     vbar_el1, x0
         // CPACR_EL1.FPEN, and ZEN: what is hidden of SVE is to be EL2's doing.
@@ -119,12 +123,14 @@ agent_spin:
         add     x0, x0, #1
         b       agent_spin
 
-        // Counts at x1 + 8, and looks at x1 before each step.
+        // Counts at x1 + 8, and looks at x1 before each step; then at x2, to tell
+        // of it.
         .global agent_poll
 agent_poll:
         ldr     x3, [x1]
         add     x0, x0, #1
         str     x0, [x1, #8]
+        str     x0, [x2]
         b       agent_poll
 
         // Switches the MMU on: x0 TTBR0_EL1, x1 TCR_EL1, x2 SCTLR_EL1.

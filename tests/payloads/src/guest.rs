@@ -4,13 +4,13 @@
 
 use core::arch::global_asm;
 
-use escrow_abi::{MemEntry, ORDER_PAGE, PAGE_SIZE, Rights, call, run};
+use escrow_abi::{MemEntry, ORDER_PAGE, PAGE_SIZE, Rights, call, psci, run};
 
 use crate::host::{Host, Lists, peek, poke, refused};
 use crate::hvc::{Refusal, call, call_with_vectors};
 use crate::{Outcome, check, check_eq, fail, mmu};
 
-global_asm!(include_str!("guest.S"));
+global_asm!(include_str!("guest.S"), DOORBELL = const DOORBELL);
 
 /// Where the guest has the agent's code.
 pub const CODE: u64 = 0x4000_0000;
@@ -120,8 +120,13 @@ impl Exit {
         }
     }
 
-    /// The agent's store to its doorbell.
-    pub const DOORBELL: Exit = Exit::MmioWrite(DOORBELL, 8, MAILBOX);
+    /// The store to its doorbell of the agent with its mailbox at [`MAILBOX`].
+    pub const DOORBELL: Exit = Exit::doorbell(MAILBOX);
+
+    /// The store to its doorbell of an agent with its mailbox somewhere else.
+    pub const fn doorbell(mailbox_at: u64) -> Exit {
+        Exit::MmioWrite(DOORBELL, 8, mailbox_at)
+    }
 }
 
 /// Runs a vCPU once.
@@ -166,6 +171,8 @@ pub struct Agent {
     pub code: u64,
     /// The page of the mailbox, shared.
     pub mailbox: u64,
+    /// Where the guest has it.
+    pub mailbox_at: u64,
 }
 
 impl Agent {
@@ -221,7 +228,39 @@ impl Agent {
             call(call::VCPU_SET_REGISTER, &[vcpu, register, value])
                 .map_err(refused("VCPU_SET_REGISTER"))?;
         }
-        Ok(Agent { vm, vcpu, code, mailbox })
+        Ok(Agent { vm, vcpu, code, mailbox, mailbox_at: MAILBOX })
+    }
+
+    /// Gives a VM that is not yet started one more vCPU, which has the page `mailbox`
+    /// at `mailbox_at`. [`Self::wake`] switches it on.
+    ///
+    /// # Errors
+    /// Escrow refuses.
+    pub fn add_vcpu(
+        &self,
+        lists: &Lists,
+        index: u64,
+        mailbox: u64,
+        mailbox_at: u64,
+    ) -> Outcome<Agent> {
+        lists
+            .share(self.vm, &[MemEntry::new(mailbox, ORDER_PAGE, mailbox_at, Rights::READ_WRITE)])
+            .map_err(refused("MEM_SHARE of a mailbox"))?;
+        let [vcpu, ..] =
+            call(call::VCPU_CREATE, &[self.vm, index]).map_err(refused("VCPU_CREATE"))?;
+        Ok(Agent { vcpu, mailbox, mailbox_at, ..*self })
+    }
+
+    /// Has the first vCPU switch on `other`, number `index`, which then waits for its
+    /// first command.
+    ///
+    /// # Errors
+    /// Escrow refuses, or it does not come up.
+    pub fn wake(&self, other: &Agent, index: u64) -> Outcome {
+        let on = [psci::CPU_ON_64 as u64, index, CODE, other.mailbox_at];
+        check_eq!(self.hvc(&on)?, psci::SUCCESS);
+        check_eq!(other.run([0; 3])?, Exit::doorbell(other.mailbox_at), "vCPU {index} comes up");
+        Ok(())
     }
 
     /// Runs the vCPU until it ends with something.
@@ -274,7 +313,7 @@ impl Agent {
     /// # Errors
     /// Escrow refuses, or the guest ends with something else.
     pub fn finish(&self, resume: [u64; 3]) -> Outcome<Results> {
-        check_eq!(self.run(resume)?, Exit::DOORBELL, "the agent comes back");
+        check_eq!(self.run(resume)?, Exit::doorbell(self.mailbox_at), "the agent comes back");
         Ok(self.results())
     }
 

@@ -5,7 +5,7 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use arrayvec::ArrayVec;
-use escrow_abi::{Error, FrameState, LIST_MAX, MemEntry, ORDER_PAGE, PAGE_SIZE, Rights, call};
+use escrow_abi::{Error, FrameState, LIST_MAX, MemEntry, ORDER_BLOCK, ORDER_PAGE, PAGE_SIZE, Rights, call};
 
 use crate::arena::Arena;
 use crate::board::Board;
@@ -169,6 +169,16 @@ pub const fn frame(at: u64) -> MemEntry {
 /// An entry that names a page and where a guest is to have it, with all rights.
 pub const fn page_at(at: u64, guest: u64) -> MemEntry {
     MemEntry::new(at, ORDER_PAGE, guest, Rights::ALL)
+}
+
+/// An entry that names a block and nothing else.
+pub const fn block(at: u64) -> MemEntry {
+    MemEntry::new(at, ORDER_BLOCK, 0, Rights::NONE)
+}
+
+/// An entry that names a block and where a guest is to have it, with all rights.
+pub const fn block_at(at: u64, guest: u64) -> MemEntry {
+    MemEntry::new(at, ORDER_BLOCK, guest, Rights::ALL)
 }
 
 /// Turns a refusal into a failure.

@@ -11,7 +11,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use arrayvec::ArrayVec;
 use escrow_abi::{BLOCK_SIZE, Error, MemEntry, ORDER_BLOCK, PAGE_SIZE, Rights, call};
 use escrow_payloads::expect::refusal;
-use escrow_payloads::guest::{Agent, Exit, FREE, routine, run_once};
+use escrow_payloads::guest::{Agent, Exit, FREE, MAILBOX, routine, run_once};
 use escrow_payloads::host::{Lists, frame, is_zero, page_at, refused};
 use escrow_payloads::{
     Host, Outcome, Test, check, check_eq, cpus, fail, hvc, interrupts, payload, probe, tests,
@@ -254,7 +254,7 @@ fn taken_pages_leave_a_running_guest(host: &mut Host) -> Outcome {
     let lists = host.lists;
     for round in 0..20 {
         lists.share(agent.vm, &[page_at(page, FREE)]).map_err(refused("MEM_SHARE"))?;
-        agent.command(routine::poll(), &[0, FREE]);
+        agent.command(routine::poll(), &[0, FREE, MAILBOX + 0x800]);
         let inside = AtomicBool::new(false);
         cpus::try_on_all(|n| {
             match n {

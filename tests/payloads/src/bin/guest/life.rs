@@ -48,7 +48,7 @@ fn two_vcpus_of_a_vm(host: &mut Host) -> Outcome {
         hvc::call(call::VCPU_CREATE, &[agent.vm, 1]).map_err(refused("VCPU_CREATE"))?;
     hvc::call(call::VM_START, &[agent.vm]).map_err(refused("VM_START"))?;
     check_eq!(agent.run([0; 3])?, Exit::DOORBELL);
-    let second = Agent { vcpu: second, mailbox, ..agent };
+    let second = Agent { vcpu: second, mailbox, mailbox_at: FREE, ..agent };
     // The second is off until the first switches it on.
     let exit = run_once(second.vcpu, [0; 3]).map_err(refused("VCPU_RUN"))?;
     let off_until_on = exit == Exit::PoweredOff;
@@ -57,15 +57,13 @@ fn two_vcpus_of_a_vm(host: &mut Host) -> Outcome {
         check_eq!(agent.hvc(&on)?, psci::SUCCESS);
         check_eq!(agent.hvc(&on)?, psci::ALREADY_ON);
         check_eq!(agent.hvc(&[psci::AFFINITY_INFO_64 as u64, 1, 0])?, 0);
-        // X0 is the context; X1 is not set, so its doorbell is at 0.
-        check_eq!(second.run([0; 3])?, Exit::MmioWrite(0, 8, FREE));
+        // X0 is the context.
+        check_eq!(second.run([0; 3])?, Exit::doorbell(FREE));
     }
     check_eq!(off_until_on, true, "{exit:x?}");
     // Each has its own registers.
     check_eq!(agent.call(routine::id(), &[])?.x[1] & 0xff, 0);
-    second.command(routine::id(), &[]);
-    check_eq!(second.run([0; 3])?, Exit::MmioWrite(0, 8, FREE));
-    check_eq!(second.results().x[1] & 0xff, 1);
+    check_eq!(second.call(routine::id(), &[])?.x[1] & 0xff, 1);
     host.end(agent.vm)
 }
 

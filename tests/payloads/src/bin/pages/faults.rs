@@ -7,10 +7,9 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use escrow_abi::{BLOCK_SIZE, PAGE_SIZE};
 use escrow_payloads::expect::{is_in_reach, is_out_of_reach, is_taken_away};
-use escrow_payloads::host::{fill, is_filled, page_at, poke, refused};
+use escrow_payloads::host::{block_at, fill, is_filled, page_at, poke, refused};
 use escrow_payloads::{Host, Outcome, Test, check_eq, cpus, fail, mmu, probe, tests};
 
-use crate::block_at;
 
 pub const TESTS: &[Test] = tests![
     a_lent_page_is_out_of_reach,

@@ -12,7 +12,6 @@ mod share;
 mod states;
 mod unlock;
 
-use escrow_abi::{MemEntry, ORDER_BLOCK, Rights};
 use escrow_payloads::payload;
 
 payload!(
@@ -24,13 +23,3 @@ payload!(
     unlock::TESTS,
     home::TESTS,
 );
-
-/// An entry that names a block and nothing else.
-const fn block(at: u64) -> MemEntry {
-    MemEntry::new(at, ORDER_BLOCK, 0, Rights::NONE)
-}
-
-/// An entry that names a block and where a guest is to have it.
-const fn block_at(at: u64, guest: u64) -> MemEntry {
-    MemEntry::new(at, ORDER_BLOCK, guest, Rights::ALL)
-}

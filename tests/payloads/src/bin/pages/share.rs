@@ -5,10 +5,9 @@
 use escrow_abi::{MemEntry, ORDER_PAGE, Rights, call, run};
 use escrow_payloads::expect::is_in_reach;
 use escrow_payloads::guest::{Agent, Exit, FREE, FREE_BLOCK, routine};
-use escrow_payloads::host::{frame, page_at, peek, poke, refused};
+use escrow_payloads::host::{block, block_at, frame, page_at, peek, poke, refused};
 use escrow_payloads::{Host, Outcome, Test, check_eq, hvc, tests};
 
-use crate::{block, block_at};
 
 pub const TESTS: &[Test] = tests![
     both_see_a_shared_page,

@@ -6,7 +6,7 @@
 use escrow_abi::{Error, FrameState, call};
 use escrow_payloads::expect::{refusal_of, refuses_with};
 use escrow_payloads::guest::{Agent, FREE};
-use escrow_payloads::host::{frame, frame_state, page_at, refused};
+use escrow_payloads::host::{block_at, frame, frame_state, page_at, refused};
 use escrow_payloads::{Host, Outcome, Test, check_eq, hvc, tests};
 
 pub const TESTS: &[Test] =
@@ -116,7 +116,7 @@ fn the_counters_follow(host: &mut Host) -> Outcome {
     let pages = host.arena.pages(3);
     let block = host.arena.blocks(1);
     host.lists
-        .lend(vm, &[page_at(pages, 0x1000), crate::block_at(block, 0x20_0000)])
+        .lend(vm, &[page_at(pages, 0x1000), block_at(block, 0x20_0000)])
         .map_err(refused("MEM_LEND"))?;
     expected = expected.moved(Owned, Lent, 513);
     check_eq!(Counts::read(), expected);
