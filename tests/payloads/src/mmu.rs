@@ -26,7 +26,9 @@ const TABLE: u64 = 0b11;
 const NORMAL: u64 = 3 << 8 | 1 << 10 | 1 << 54;
 /// Attribute 1: device; accessed; never executed.
 const DEVICE: u64 = 1 << 2 | 1 << 10 | 1 << 54 | 1 << 53;
-const MAIR: u64 = 0x04 << 8 | 0xff;
+/// Attribute 2: normal, not cached; accessed; never executed.
+const UNCACHED: u64 = 2 << 2 | 3 << 8 | 1 << 10 | 1 << 54 | 1 << 53;
+const MAIR: u64 = 0x44 << 16 | 0x04 << 8 | 0xff;
 
 /// Builds the map: GiB that hold RAM are normal memory, others device.
 pub(crate) fn build(board: &Board) {
@@ -90,6 +92,16 @@ pub const fn block_entry(block: u64) -> u64 {
     block | BLOCK | NORMAL
 }
 
+/// A level-2 entry that maps the block at `block` as normal memory that is not cached.
+pub const fn uncached_block_entry(block: u64) -> u64 {
+    block | BLOCK | UNCACHED
+}
+
+/// A level-2 entry that maps the block at `block` as device memory.
+pub const fn device_block_entry(block: u64) -> u64 {
+    block | BLOCK | DEVICE
+}
+
 /// A level-3 entry that maps the page at `page` as normal memory.
 pub const fn page_entry(page: u64) -> u64 {
     page | 0b11 | NORMAL
@@ -118,4 +130,39 @@ pub fn clean(at: u64, size: u64) {
     }
     // SAFETY: as above; instructions are fetched anew.
     unsafe { asm!("dsb ish", "ic ialluis", "dsb ish", "isb") };
+}
+
+/// All words of `at..at + size`, or-ed and exclusive-or-ed together, as this CPU reads them
+/// with its MMU and caches off.
+pub fn digest_without_mmu(at: u64, size: u64) -> [u64; 2] {
+    let (or, xor): (u64, u64);
+    // SAFETY: the map is the identity, so the instructions go on where they are. The
+    // loop accesses no memory but what it reads, and that is the test's.
+    unsafe {
+        asm!(
+            "mrs {sctlr}, sctlr_el1",
+            // M and C.
+            "bic {off}, {sctlr}, #(1 << 2)",
+            "bic {off}, {off}, #1",
+            "dsb sy",
+            "msr sctlr_el1, {off}",
+            "isb",
+            "2: ldr {word}, [{at}], #8",
+            "orr {or}, {or}, {word}",
+            "eor {xor}, {xor}, {word}",
+            "cmp {at}, {end}",
+            "b.ne 2b",
+            "dsb sy",
+            "msr sctlr_el1, {sctlr}",
+            "isb",
+            sctlr = out(reg) _,
+            off = out(reg) _,
+            word = out(reg) _,
+            at = inout(reg) at => _,
+            end = in(reg) at + size,
+            or = inout(reg) 0u64 => or,
+            xor = inout(reg) 0u64 => xor,
+        );
+    }
+    [or, xor]
 }
