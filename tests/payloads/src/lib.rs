@@ -35,6 +35,7 @@ pub mod random;
 pub mod runner;
 pub mod shape;
 pub mod smc;
+pub mod spoil;
 
 use core::arch::global_asm;
 use core::cell::UnsafeCell;

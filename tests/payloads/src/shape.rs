@@ -4,15 +4,35 @@
 
 use escrow_abi::call;
 
-/// What the first argument of a call is.
+/// What an argument of a call is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum First {
+pub enum Argument {
     /// A VM's handle.
     Vm,
     /// A vCPU's handle.
     Vcpu,
-    /// Something else.
-    Other,
+    /// The address of a list; its count follows.
+    List,
+    /// How many entries the list before it has.
+    Count,
+    /// A physical address.
+    Physical,
+    /// The begin of a range of a guest's addresses; its size follows.
+    Guest,
+    /// How many bytes the range before it has.
+    Size,
+    /// A `CONFIGURE_*` key.
+    Key,
+    /// The index of a vCPU.
+    Index,
+    /// The number of a register.
+    Register,
+    /// An `INFO_*` selector.
+    Selector,
+    /// What goes with a selector.
+    Detail,
+    /// Any value is right.
+    Any,
 }
 
 /// The shape of a call of the host's.
@@ -20,33 +40,45 @@ pub enum First {
 pub struct Shape {
     /// Its number.
     pub function: u32,
-    /// How many arguments it has after its number.
-    pub arguments: usize,
-    /// What the first of them is.
-    pub first: First,
-    /// Which argument is the address of a list, if one is; its count follows.
-    pub list: Option<usize>,
+    /// Its arguments, from X1 on.
+    pub arguments: &'static [Argument],
 }
 
-const fn shape(function: u32, arguments: usize, first: First, list: Option<usize>) -> Shape {
-    Shape { function, arguments, first, list }
+impl Shape {
+    /// What its first argument is.
+    pub fn first(&self) -> Argument {
+        self.arguments.first().copied().unwrap_or(Argument::Any)
+    }
+
+    /// In which register it takes a list, if it does; its count is in the next.
+    pub fn list(&self) -> Option<usize> {
+        self.arguments.iter().position(|&argument| argument == Argument::List).map(|n| n + 1)
+    }
 }
+
+const fn shape(function: u32, arguments: &'static [Argument]) -> Shape {
+    Shape { function, arguments }
+}
+
+use Argument::{
+    Any, Count, Detail, Guest, Index, Key, List, Physical, Register, Selector, Size, Vcpu, Vm,
+};
 
 /// All calls of the host's but [`call::HYP_IDENTIFY`].
 pub const CALLS: &[Shape] = &[
-    shape(call::VCPU_RUN, 4, First::Vcpu, None),
-    shape(call::VM_CREATE, 2, First::Other, Some(1)),
-    shape(call::VM_CONFIGURE, 4, First::Vm, None),
-    shape(call::VM_TOP_UP, 3, First::Vm, Some(2)),
-    shape(call::VM_START, 1, First::Vm, None),
-    shape(call::VM_DESTROY, 1, First::Vm, None),
-    shape(call::VM_INFO, 1, First::Vm, None),
-    shape(call::VCPU_CREATE, 2, First::Vm, None),
-    shape(call::VCPU_SET_REGISTER, 3, First::Vcpu, None),
-    shape(call::MEM_SHARE, 3, First::Vm, Some(2)),
-    shape(call::MEM_UNSHARE, 2, First::Other, Some(1)),
-    shape(call::MEM_LEND, 3, First::Vm, Some(2)),
-    shape(call::MEM_RECLAIM, 2, First::Other, Some(1)),
-    shape(call::LEDGER_INFO, 2, First::Other, None),
-    shape(call::FRAME_INFO, 1, First::Other, None),
+    shape(call::VCPU_RUN, &[Vcpu, Any, Any, Any]),
+    shape(call::VM_CREATE, &[List, Count]),
+    shape(call::VM_CONFIGURE, &[Vm, Key, Guest, Size]),
+    shape(call::VM_TOP_UP, &[Vm, List, Count]),
+    shape(call::VM_START, &[Vm]),
+    shape(call::VM_DESTROY, &[Vm]),
+    shape(call::VM_INFO, &[Vm]),
+    shape(call::VCPU_CREATE, &[Vm, Index]),
+    shape(call::VCPU_SET_REGISTER, &[Vcpu, Register, Any]),
+    shape(call::MEM_SHARE, &[Vm, List, Count]),
+    shape(call::MEM_UNSHARE, &[List, Count]),
+    shape(call::MEM_LEND, &[Vm, List, Count]),
+    shape(call::MEM_RECLAIM, &[List, Count]),
+    shape(call::LEDGER_INFO, &[Selector, Detail]),
+    shape(call::FRAME_INFO, &[Physical]),
 ];

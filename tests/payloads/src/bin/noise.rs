@@ -13,7 +13,7 @@ use escrow_abi::{MemEntry, PAGE_SIZE, call};
 use escrow_payloads::expect::{escrow_memory, not_ram};
 use escrow_payloads::host::{Lists, note_vm};
 use escrow_payloads::random::Random;
-use escrow_payloads::shape::{CALLS, First, Shape};
+use escrow_payloads::shape::{Argument, CALLS, Shape};
 use escrow_payloads::{Host, Outcome, Test, check, cpus, hvc, interrupts, payload, tests};
 
 payload!("noise", TESTS);
@@ -126,15 +126,15 @@ impl Noise<'_> {
         let mut arguments = [0; 8];
         arguments[0] = shape.function as u64;
         let small = [0, 1, 2, 3, 0x1000, 0x2000, 1 << 21, u64::MAX];
-        for argument in &mut arguments[1..=shape.arguments] {
+        for argument in &mut arguments[1..=shape.arguments.len()] {
             *argument = self.random.pick(&small);
         }
-        if shape.first != First::Other {
+        if matches!(shape.first(), Argument::Vm | Argument::Vcpu) {
             arguments[1] = self.handle();
         } else if shape.function == call::FRAME_INFO {
             arguments[1] = self.frame();
         }
-        if let Some(list) = shape.list {
+        if let Some(list) = shape.list() {
             let [at, count] = self.list(shape.function);
             arguments[list..list + 2].copy_from_slice(&[at, count]);
         }

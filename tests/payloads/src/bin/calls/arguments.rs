@@ -25,7 +25,7 @@ pub const TESTS: &[Test] = tests![
 fn reserved_arguments_are_zero(host: &mut Host) -> Outcome {
     let agent = Agent::create(host)?;
     for shape in CALLS {
-        for reserved in 1 + shape.arguments..8 {
+        for reserved in 1 + shape.arguments.len()..8 {
             for value in [1, 1 << 63, u64::MAX] {
                 let mut registers = [0; 8];
                 registers[0] = shape.function as u64;

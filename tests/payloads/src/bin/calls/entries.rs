@@ -7,13 +7,11 @@ use arrayvec::ArrayVec;
 use escrow_abi::{
     BLOCK_SIZE, Error, FrameState, LIST_MAX, MemEntry, ORDER_BLOCK, PAGE_SIZE, Rights, call,
 };
-use escrow_payloads::expect::{
-    escrow_memory, is_in_reach, is_out_of_reach, refusal_of, refuses, refuses_with,
-};
+use escrow_payloads::expect::{is_in_reach, is_out_of_reach, refusal_of, refuses, refuses_with};
 use escrow_payloads::host::{Counts, frame, page_at, refused};
 use escrow_payloads::{Host, Outcome, Test, check_eq, hvc, tests};
 
-use escrow_payloads::expect::not_ram;
+use escrow_payloads::spoil::{Bad, BadEntries, Elsewhere};
 
 pub const TESTS: &[Test] = tests![
     lend_lists_are_all_or_nothing,
@@ -33,69 +31,6 @@ pub const TESTS: &[Test] = tests![
 /// A guest address that no good entry has.
 const SPARE: u64 = 0x70_0000;
 
-/// An entry, and why it is refused.
-type Bad = (MemEntry, Error, u64);
-type BadEntries = ArrayVec<Bad, 64>;
-
-/// What is wrong with an entry in any list, made out of one that is right.
-fn bad_anywhere(host: &Host, good: MemEntry, bad: &mut BadEntries) -> Outcome {
-    for order in [1, 8, 10, 0x200, 0x7ff, 0x800] {
-        bad.push((MemEntry { frame: good.frame | order, ..good }, Error::InvalidArgument, 0));
-    }
-    bad.push((MemEntry { reserved: 1, ..good }, Error::InvalidArgument, 0));
-    bad.push((MemEntry { reserved: u32::MAX, ..good }, Error::InvalidArgument, 0));
-    for bit in [3, 7, 11] {
-        let guest = good.guest | 1 << bit;
-        bad.push((MemEntry { guest, ..good }, Error::InvalidArgument, 0));
-    }
-    for at in not_ram(host) {
-        bad.push((MemEntry { frame: at, ..good }, Error::InvalidAddress, 0));
-    }
-    for range in escrow_memory(host)?.iter().take(4) {
-        bad.push((MemEntry { frame: range.start, ..good }, Error::NotOwner, 0));
-    }
-    Ok(())
-}
-
-/// What is wrong with an entry that names a guest address.
-fn bad_in_maps(good: MemEntry, bad: &mut BadEntries) {
-    let guest = good.guest & !0xfff;
-    for rights in [0, 2, 4, 6] {
-        bad.push((MemEntry { guest: guest | rights, ..good }, Error::InvalidArgument, 0));
-    }
-    for guest in [1 << 39, 1 << 40, 1 << 52, 1 << 63, !0xfff] {
-        bad.push((MemEntry { guest: guest | 7, ..good }, Error::AddressOverflow, 0));
-    }
-}
-
-/// What is wrong with an entry that carries no report.
-fn bad_without_report(good: MemEntry, bad: &mut BadEntries) {
-    for report in [(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0)] {
-        let entry = good.with_report(report.0, report.1, report.2);
-        bad.push((entry, Error::InvalidArgument, 0));
-    }
-}
-
-/// What is wrong with the report of an entry.
-fn bad_reports(good: MemEntry, bad: &mut BadEntries) {
-    for (refcount, safe, accessible) in [
-        (1, 0, 0),
-        (2, 1, 0),
-        (0, 1, 0),
-        (1025, 1, 0),
-        (u32::MAX, 0, 0),
-        (0, u32::MAX, 0),
-        (3, 1, 9),
-    ] {
-        let entry = good.with_report(refcount, safe, accessible);
-        bad.push((entry, Error::Excess, refcount as i64 as u64 - safe as u64));
-    }
-    for accessible in [1, 2, u32::MAX] {
-        let entry = good.with_report(5, 5, accessible);
-        bad.push((entry, Error::Accessible, accessible as u64));
-    }
-}
-
 /// Tries a call with each bad entry in each place of a list of good ones.
 fn each_spoils(
     host: &Host,
@@ -104,7 +39,7 @@ fn each_spoils(
     call: impl Fn(&Host, &[MemEntry]) -> hvc::Answer,
 ) -> Outcome {
     let mut list: ArrayVec<MemEntry, LIST_MAX> = good.iter().copied().collect();
-    for &(entry, error, detail) in bad {
+    for &Bad { entry, error, detail } in bad {
         for place in [0, good.len() / 2, good.len() - 1] {
             list[place] = entry;
             let what = [entry.frame, entry.guest, place as u64];
@@ -146,10 +81,11 @@ fn lend_lists_are_all_or_nothing(host: &mut Host) -> Outcome {
         let lend = |host: &Host, list: &[MemEntry]| host.lists.lend(vm, list);
         let good = pages(host.arena.pages(count), count);
         let spare = page_at(host.page(), SPARE);
-        let mut bad = BadEntries::new();
-        bad_anywhere(host, spare, &mut bad)?;
-        bad_in_maps(spare, &mut bad);
-        bad_reports(spare, &mut bad);
+        let elsewhere = Elsewhere::find(host)?;
+        let mut bad = BadEntries::default();
+        bad.anywhere(&elsewhere, spare);
+        bad.in_maps(spare);
+        bad.reports(spare);
         each_spoils(host, &good, &bad, lend)?;
         for entry in &good {
             is_in_reach(entry.frame)?;
@@ -160,7 +96,7 @@ fn lend_lists_are_all_or_nothing(host: &mut Host) -> Outcome {
         }
         // Lent already: refused with the state.
         let taken = page_at(good[0].frame, SPARE);
-        let bad = [(taken, Error::WrongState, FrameState::Lent as u64)];
+        let bad = [Bad::new(taken, Error::WrongState, FrameState::Lent as u64)];
         let others = host.arena.pages(3);
         let others: ArrayVec<_, 3> =
             (0..3).map(|n| page_at(others + n * PAGE_SIZE, 0x90_0000 + n * PAGE_SIZE)).collect();
@@ -175,10 +111,11 @@ fn share_lists_are_all_or_nothing(host: &mut Host) -> Outcome {
     let share = |host: &Host, list: &[MemEntry]| host.lists.share(vm, list);
     let good = pages(host.arena.pages(5), 5);
     let spare = page_at(host.page(), SPARE);
-    let mut bad = BadEntries::new();
-    bad_anywhere(host, spare, &mut bad)?;
-    bad_in_maps(spare, &mut bad);
-    bad_without_report(spare, &mut bad);
+    let elsewhere = Elsewhere::find(host)?;
+    let mut bad = BadEntries::default();
+    bad.anywhere(&elsewhere, spare);
+    bad.in_maps(spare);
+    bad.without_report(spare);
     each_spoils(host, &good, &bad, share)?;
     moved(host, FrameState::Owned, FrameState::Shared, 5, &good, share)?;
     for entry in &good {
@@ -192,12 +129,17 @@ fn donation_lists_are_all_or_nothing(host: &mut Host) -> Outcome {
     let good = frames(host.arena.pages(5), 5);
     let spare = frame(host.page());
     let block = host.arena.blocks(1);
-    let mut bad = BadEntries::new();
-    bad_anywhere(host, spare, &mut bad)?;
-    bad_reports(spare, &mut bad);
-    bad.push((MemEntry::new(block, ORDER_BLOCK, 0, Rights::NONE), Error::InvalidArgument, 0));
-    bad.push((page_at(spare.frame, 0), Error::InvalidArgument, 0));
-    bad.push((page_at(spare.frame, 0x1000), Error::InvalidArgument, 0));
+    let elsewhere = Elsewhere::find(host)?;
+    let mut bad = BadEntries::default();
+    bad.anywhere(&elsewhere, spare);
+    bad.reports(spare);
+    bad.push(Bad::new(
+        MemEntry::new(block, ORDER_BLOCK, 0, Rights::NONE),
+        Error::InvalidArgument,
+        0,
+    ));
+    bad.push(Bad::new(page_at(spare.frame, 0), Error::InvalidArgument, 0));
+    bad.push(Bad::new(page_at(spare.frame, 0x1000), Error::InvalidArgument, 0));
     let create =
         |host: &Host, list: &[MemEntry]| host.lists.vm_create(list).map(|vm| [vm, 0, 0, 0]);
     each_spoils(host, &good, &bad, create)?;
@@ -225,10 +167,11 @@ fn reclaim_lists_are_all_or_nothing(host: &mut Host) -> Outcome {
         refuses_with(locked, &[place as u64], || reclaim(host, &good[place..]))?;
     }
     hvc::call(call::VM_DESTROY, &[vm]).map_err(refused("VM_DESTROY"))?;
-    let mut bad = BadEntries::new();
-    bad_anywhere(host, good[0], &mut bad)?;
-    bad_without_report(good[0], &mut bad);
-    bad.push((page_at(good[0].frame, 0x1000), Error::InvalidArgument, 0));
+    let elsewhere = Elsewhere::find(host)?;
+    let mut bad = BadEntries::default();
+    bad.anywhere(&elsewhere, good[0]);
+    bad.without_report(good[0]);
+    bad.push(Bad::new(page_at(good[0].frame, 0x1000), Error::InvalidArgument, 0));
     each_spoils(host, &good, &bad, reclaim)?;
     // The host's own page is of no VM. Entry 0 says which VM the call is
     // about, so it is not tried there.
@@ -249,9 +192,10 @@ fn unshare_lists_are_all_or_nothing(host: &mut Host) -> Outcome {
     host.lists.share(vm, &pages(first, 5)).map_err(refused("MEM_SHARE"))?;
     let good = frames(first, 5);
     let unshare = |host: &Host, list: &[MemEntry]| host.lists.unshare(list);
-    let mut bad = BadEntries::new();
-    bad_anywhere(host, good[0], &mut bad)?;
-    bad_without_report(good[0], &mut bad);
+    let elsewhere = Elsewhere::find(host)?;
+    let mut bad = BadEntries::default();
+    bad.anywhere(&elsewhere, good[0]);
+    bad.without_report(good[0]);
     each_spoils(host, &good, &bad, unshare)?;
     moved(host, FrameState::Shared, FrameState::Owned, 5, &good, unshare)?;
     host.end(vm)

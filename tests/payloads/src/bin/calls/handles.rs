@@ -8,7 +8,7 @@ use escrow_payloads::guest::Agent;
 use escrow_payloads::host::{frame, page_at, refused};
 use escrow_payloads::{Host, Outcome, Test, check, fail, hvc, tests};
 
-use escrow_payloads::shape::{CALLS, First, Shape};
+use escrow_payloads::shape::{Argument, CALLS, Shape};
 
 pub const TESTS: &[Test] = tests![
     handles_that_are_none,
@@ -22,7 +22,7 @@ pub const TESTS: &[Test] = tests![
 /// Arguments for a call that are right but for its handle.
 fn arguments(host: &Host, shape: &Shape, handle: u64, page: u64) -> [u64; 4] {
     let mut arguments = [handle, 0, 0, 0];
-    if let Some(list) = shape.list {
+    if let Some(list) = shape.list() {
         let maps = matches!(shape.function, call::MEM_LEND | call::MEM_SHARE);
         let entry = if maps { page_at(page, 0x1000) } else { frame(page) };
         arguments[list - 1..list + 1].copy_from_slice(&host.lists.put(&[entry]));
@@ -34,10 +34,10 @@ fn arguments(host: &Host, shape: &Shape, handle: u64, page: u64) -> [u64; 4] {
 }
 
 /// Every call that takes a handle refuses this one.
-fn all_refuse(host: &Host, handle: u64, kind: First, page: u64, error: Error) -> Outcome {
-    for shape in CALLS.iter().filter(|shape| shape.first == kind) {
+fn all_refuse(host: &Host, handle: u64, kind: Argument, page: u64, error: Error) -> Outcome {
+    for shape in CALLS.iter().filter(|shape| shape.first() == kind) {
         let arguments = arguments(host, shape, handle, page);
-        refuses(shape.function, &arguments[..shape.arguments], refusal(error))?;
+        refuses(shape.function, &arguments[..shape.arguments.len()], refusal(error))?;
     }
     Ok(())
 }
@@ -53,7 +53,7 @@ fn handles_that_are_none(host: &mut Host) -> Outcome {
     let agent = Agent::create(host)?;
     let page = host.page();
     let vm = unpack(agent.vm)?;
-    for (kind, right) in [(First::Vm, agent.vm), (First::Vcpu, agent.vcpu)] {
+    for (kind, right) in [(Argument::Vm, agent.vm), (Argument::Vcpu, agent.vcpu)] {
         let handle = unpack(right)?;
         let none = [
             0,
@@ -75,22 +75,22 @@ fn handles_that_are_none(host: &mut Host) -> Outcome {
     // A VM has no vCPU number.
     let odd = agent.vm | 1;
     check!(vm.kind == HandleKind::Vm);
-    all_refuse(host, odd, First::Vm, page, Error::HandleNull)?;
+    all_refuse(host, odd, Argument::Vm, page, Error::HandleNull)?;
     host.end(agent.vm)
 }
 
 fn handles_of_another_kind(host: &mut Host) -> Outcome {
     let agent = Agent::create(host)?;
     let page = host.page();
-    all_refuse(host, agent.vcpu, First::Vm, page, Error::HandleType)?;
-    all_refuse(host, agent.vm, First::Vcpu, page, Error::HandleType)?;
+    all_refuse(host, agent.vcpu, Argument::Vm, page, Error::HandleType)?;
+    all_refuse(host, agent.vm, Argument::Vcpu, page, Error::HandleType)?;
     host.end(agent.vm)
 }
 
 fn handles_of_others(host: &mut Host) -> Outcome {
     let agent = Agent::create(host)?;
     let page = host.page();
-    for (kind, right) in [(First::Vm, agent.vm), (First::Vcpu, agent.vcpu)] {
+    for (kind, right) in [(Argument::Vm, agent.vm), (Argument::Vcpu, agent.vcpu)] {
         let handle = unpack(right)?;
         // Generations that are not, and slots where nobody lives.
         for generation in [handle.generation + 1, Handle::GENERATION_MAX] {
@@ -108,16 +108,16 @@ fn dead_handles_stay_dead(host: &mut Host) -> Outcome {
     let page = host.page();
     hvc::call(call::VM_DESTROY, &[dead.vm]).map_err(refused("VM_DESTROY"))?;
     // Before its pages are home, after that, and when the slot is taken again.
-    all_refuse(host, dead.vm, First::Vm, page, Error::HandleRevoked)?;
-    all_refuse(host, dead.vcpu, First::Vcpu, page, Error::HandleRevoked)?;
+    all_refuse(host, dead.vm, Argument::Vm, page, Error::HandleRevoked)?;
+    all_refuse(host, dead.vcpu, Argument::Vcpu, page, Error::HandleRevoked)?;
     host.bring_home()?;
-    all_refuse(host, dead.vm, First::Vm, page, Error::HandleRevoked)?;
-    all_refuse(host, dead.vcpu, First::Vcpu, page, Error::HandleRevoked)?;
+    all_refuse(host, dead.vm, Argument::Vm, page, Error::HandleRevoked)?;
+    all_refuse(host, dead.vcpu, Argument::Vcpu, page, Error::HandleRevoked)?;
     for _ in 0..3 {
         let next = Agent::start(host)?;
         check!(next.vm != dead.vm && next.vcpu != dead.vcpu, "a handle is used twice");
-        all_refuse(host, dead.vm, First::Vm, page, Error::HandleRevoked)?;
-        all_refuse(host, dead.vcpu, First::Vcpu, page, Error::HandleRevoked)?;
+        all_refuse(host, dead.vm, Argument::Vm, page, Error::HandleRevoked)?;
+        all_refuse(host, dead.vcpu, Argument::Vcpu, page, Error::HandleRevoked)?;
         host.end(next.vm)?;
     }
     Ok(())

@@ -8,7 +8,7 @@ use escrow_payloads::host::{Lists, frame, page_at, refused};
 use escrow_payloads::{Host, Outcome, Test, hvc, tests};
 
 use escrow_payloads::expect::not_ram;
-use escrow_payloads::shape::{CALLS, Shape};
+use escrow_payloads::shape::CALLS;
 
 pub const TESTS: &[Test] = tests![
     lists_have_one_to_512_entries,
@@ -26,8 +26,8 @@ const ENTRIES_PER_PAGE: u64 = PAGE_SIZE / 32;
 /// Every call that takes a list refuses this one.
 fn all_refuse(vm: u64, list: u64, count: u64, error: Error) -> Outcome {
     for shape in CALLS {
-        let Some(at) = shape.list else { continue };
-        let Shape { function, arguments: length, .. } = *shape;
+        let Some(at) = shape.list() else { continue };
+        let (function, length) = (shape.function, shape.arguments.len());
         let mut arguments = [vm, 0, 0, 0];
         arguments[at - 1..at + 1].copy_from_slice(&[list, count]);
         refuses(function, &arguments[..length], refusal(error))?;

@@ -10,7 +10,6 @@ use escrow_payloads::expect::{is_in_reach, is_out_of_reach, is_taken_away};
 use escrow_payloads::host::{block_at, fill, is_filled, page_at, poke, refused};
 use escrow_payloads::{Host, Outcome, Test, check_eq, cpus, fail, mmu, probe, tests};
 
-
 pub const TESTS: &[Test] = tests![
     a_lent_page_is_out_of_reach,
     a_lent_block_is_out_of_reach,

@@ -6,7 +6,9 @@
 use escrow_abi::{BLOCK_SIZE, Error, FrameState, LIST_MAX, MemEntry, PAGE_SIZE, call};
 use escrow_payloads::expect::{is_in_reach, is_out_of_reach, refusal_of, refuses_with};
 use escrow_payloads::guest::{Agent, FREE, FREE_BLOCK};
-use escrow_payloads::host::{Counts, block, block_at, fill, frame, frame_state, is_filled, is_zero, page_at, peek, refused};
+use escrow_payloads::host::{
+    Counts, block, block_at, fill, frame, frame_state, is_filled, is_zero, page_at, peek, refused,
+};
 use escrow_payloads::{Host, Outcome, Test, check, check_eq, hvc, tests};
 
 use arrayvec::ArrayVec;

@@ -8,7 +8,6 @@ use escrow_payloads::guest::{Agent, Exit, FREE, FREE_BLOCK, routine};
 use escrow_payloads::host::{block, block_at, frame, page_at, peek, poke, refused};
 use escrow_payloads::{Host, Outcome, Test, check_eq, hvc, tests};
 
-
 pub const TESTS: &[Test] = tests![
     both_see_a_shared_page,
     both_see_a_shared_block,

@@ -6,9 +6,10 @@
 use escrow_abi::{BLOCK_SIZE, Error, FrameState, MODIFY_MAX, call};
 use escrow_payloads::expect::{is_in_reach, is_out_of_reach, refusal_of, refuses_with};
 use escrow_payloads::guest::{Agent, CODE, FREE, FREE_BLOCK, MAILBOX};
-use escrow_payloads::host::{Counts, block, block_at, fill, frame, frame_state, is_filled, is_zero, page_at, peek, refused};
+use escrow_payloads::host::{
+    Counts, block, block_at, fill, frame, frame_state, is_filled, is_zero, page_at, peek, refused,
+};
 use escrow_payloads::{Host, Outcome, Test, check, check_eq, tests};
-
 
 pub const TESTS: &[Test] = tests![
     locked_pages_stay,
