@@ -2,6 +2,7 @@
 
 //! The host's part: memory of its own, and calls about it.
 
+use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use arrayvec::ArrayVec;
@@ -153,6 +154,39 @@ impl Lists {
         call(call::MEM_RECLAIM, &self.put(entries))
     }
 
+    /// Brings home all pages of a range that belong to VMs that are gone.
+    ///
+    /// # Errors
+    /// Escrow refuses.
+    pub fn bring_home(&self, range: Range<u64>) -> Outcome {
+        let mut away: ArrayVec<MemEntry, LIST_MAX> = ArrayVec::new();
+        for at in range.clone().step_by(PAGE_SIZE as usize) {
+            let state = frame_state(at)?;
+            if state != FrameState::Owned {
+                away.push(frame(at));
+            }
+            if away.is_full() || at + PAGE_SIZE == range.end && !away.is_empty() {
+                self.bring_home_some(&away)?;
+                away.clear();
+            }
+        }
+        Ok(())
+    }
+
+    fn bring_home_some(&self, entries: &[MemEntry]) -> Outcome {
+        if self.reclaim(entries).is_ok() {
+            return Ok(());
+        }
+        // They belong to several VMs, perhaps, and some of these live.
+        for entry in entries {
+            match self.reclaim(&[*entry]) {
+                Ok(_) | Err(Refusal { error: Error::WrongState | Error::Locked, .. }) => {}
+                Err(refusal) => fail!("{:#x} does not come home: {refusal:?}", entry.frame),
+            }
+        }
+        Ok(())
+    }
+
     /// Creates a VM with `pages` pages of metadata from `at` on.
     ///
     /// # Errors
@@ -217,33 +251,7 @@ impl Host {
     /// # Errors
     /// Escrow refuses.
     pub fn bring_home(&mut self) -> Outcome {
-        let mut away: ArrayVec<MemEntry, LIST_MAX> = ArrayVec::new();
-        let range = self.arena.range();
-        for at in range.clone().step_by(PAGE_SIZE as usize) {
-            let state = frame_state(at)?;
-            if state != FrameState::Owned {
-                away.push(frame(at));
-            }
-            if away.is_full() || at + PAGE_SIZE == range.end && !away.is_empty() {
-                self.bring_home_some(&away)?;
-                away.clear();
-            }
-        }
-        Ok(())
-    }
-
-    fn bring_home_some(&self, entries: &[MemEntry]) -> Outcome {
-        if self.lists.reclaim(entries).is_ok() {
-            return Ok(());
-        }
-        // They belong to several VMs, perhaps, and some of these live.
-        for entry in entries {
-            match self.lists.reclaim(&[*entry]) {
-                Ok(_) | Err(Refusal { error: Error::WrongState | Error::Locked, .. }) => {}
-                Err(refusal) => fail!("{:#x} does not come home: {refusal:?}", entry.frame),
-            }
-        }
-        Ok(())
+        self.lists.bring_home(self.arena.range())
     }
 
     /// Destroys all VMs.

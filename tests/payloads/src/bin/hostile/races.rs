@@ -1,0 +1,1 @@
+pub const TESTS: &[escrow_payloads::Test] = &[];
