@@ -27,6 +27,12 @@ pub enum Argument {
     Index,
     /// The number of a register.
     Register,
+    /// The handle of a VM that another is to have a handle on.
+    Object,
+    /// `RIGHT_*` bits.
+    Rights,
+    /// A handle of a guest's own.
+    OfGuest,
     /// An `INFO_*` selector.
     Selector,
     /// What goes with a selector.
@@ -50,6 +56,11 @@ impl Shape {
         self.arguments.first().copied().unwrap_or(Argument::Any)
     }
 
+    /// Whether the entries of its list name guest addresses.
+    pub fn maps(&self) -> bool {
+        matches!(self.function, call::MEM_SHARE | call::MEM_LEND | call::MEM_DONATE)
+    }
+
     /// In which register it takes a list, if it does; its count is in the next.
     pub fn list(&self) -> Option<usize> {
         self.arguments.iter().position(|&argument| argument == Argument::List).map(|n| n + 1)
@@ -61,7 +72,8 @@ const fn shape(function: u32, arguments: &'static [Argument]) -> Shape {
 }
 
 use Argument::{
-    Any, Count, Detail, Guest, Index, Key, List, Physical, Register, Selector, Size, Vcpu, Vm,
+    Any, Count, Detail, Guest, Index, Key, List, Object, OfGuest, Physical, Register, Rights,
+    Selector, Size, Vcpu, Vm,
 };
 
 /// All calls of the host's but [`call::HYP_IDENTIFY`].
@@ -79,6 +91,11 @@ pub const CALLS: &[Shape] = &[
     shape(call::MEM_UNSHARE, &[List, Count]),
     shape(call::MEM_LEND, &[Vm, List, Count]),
     shape(call::MEM_RECLAIM, &[List, Count]),
+    shape(call::MEM_DONATE, &[Vm, List, Count]),
+    shape(call::MEM_TAKE_BACK, &[List, Count]),
+    shape(call::MEM_POISON, &[List, Count]),
+    shape(call::CAP_GRANT, &[Vm, Object, Rights, Guest, Size]),
+    shape(call::CAP_REVOKE, &[Vm, OfGuest]),
     shape(call::LEDGER_INFO, &[Selector, Detail]),
     shape(call::FRAME_INFO, &[Physical]),
 ];

@@ -91,7 +91,7 @@ impl Noise<'_> {
 
     fn entry(&mut self, function: u32) -> MemEntry {
         let mut guest = 0;
-        if matches!(function, call::MEM_LEND | call::MEM_SHARE) {
+        if matches!(function, call::MEM_LEND | call::MEM_SHARE | call::MEM_DONATE) {
             guest = (self.random.below(96) * PAGE_SIZE) | self.random.pick(&[7, 7, 7, 3, 1, 0]);
             if self.random.below(8) == 0 {
                 guest = self.random.below(4) << 21 | 7;
@@ -134,6 +134,9 @@ impl Noise<'_> {
         } else if shape.function == call::FRAME_INFO {
             arguments[1] = self.frame();
         }
+        if shape.function == call::CAP_GRANT {
+            arguments[2] = self.handle();
+        }
         if let Some(list) = shape.list() {
             let [at, count] = self.list(shape.function);
             arguments[list..list + 2].copy_from_slice(&[at, count]);
@@ -146,6 +149,10 @@ impl Noise<'_> {
 
     fn call(&mut self) {
         let shape = self.random.pick(CALLS);
+        if shape.function == call::MEM_POISON {
+            // What is poisoned never comes home.
+            return;
+        }
         let arguments = self.arguments(&shape);
         // A guest runs what happens to be in its memory; not for ever.
         interrupts::start_timer(50);

@@ -25,6 +25,8 @@ struct Subject<'a> {
     lists: Lists,
     vm: u64,
     vcpu: u64,
+    /// Another VM that lives.
+    other: u64,
     /// Handles of a VM and a vCPU that are no more.
     dead: [u64; 2],
     /// A page at home, one that is the VM's metadata, one that is lent to it.
@@ -46,6 +48,9 @@ impl Subject<'_> {
                 Argument::Count | Argument::Key => 1,
                 Argument::Physical => self.page,
                 Argument::Guest | Argument::Size => 0x1000,
+                Argument::Object => self.other,
+                Argument::Rights => call::RIGHT_SHARE,
+                Argument::OfGuest => 0,
                 // One that is there already, so that none is made.
                 Argument::Index | Argument::Register => 0,
                 Argument::Selector | Argument::Detail | Argument::Any => 0,
@@ -94,7 +99,13 @@ impl Subject<'_> {
         let mut all = |values: &[u64], error| wrongs.extend(values.iter().map(|&v| (v, error)));
         let minus_one = u64::MAX;
         match argument {
-            Argument::Vm => self.handles(HandleKind::Vm, &mut wrongs),
+            Argument::Vm | Argument::Object => self.handles(HandleKind::Vm, &mut wrongs),
+            Argument::Rights => all(&[0, 8, 1 << 32, 1 << 63, minus_one], Error::InvalidArgument),
+            Argument::OfGuest => {
+                all(&[0, minus_one, Handle::HOST, 1 << 24, self.page], Error::HandleNull);
+                all(&[self.vm, 1 << 24 | 1 << 20, 7 << 24 | 1 << 20], Error::HandleRevoked);
+                all(&[self.vcpu], Error::HandleType);
+            }
             Argument::Vcpu => self.handles(HandleKind::Vcpu, &mut wrongs),
             Argument::List => {
                 let list = self.lists.address();
@@ -145,8 +156,7 @@ impl Subject<'_> {
     /// Tries all of one call. How many tries that were.
     fn try_call(&self, shape: &Shape) -> Outcome<u64> {
         // An entry that is right for the call's list, if it has one.
-        let maps = matches!(shape.function, call::MEM_LEND | call::MEM_SHARE);
-        let entry = if maps { page_at(self.page, 0x5000) } else { frame(self.page) };
+        let entry = if shape.maps() { page_at(self.page, 0x5000) } else { frame(self.page) };
         self.lists.put(&[entry]);
         let right = self.right(shape);
         let mut tries = 0;
@@ -154,6 +164,11 @@ impl Subject<'_> {
             for (value, error) in self.wrongs(argument) {
                 let mut registers = right;
                 registers[n] = value;
+                // A VM has no handle on itself, nor on who was in its place before.
+                let to_itself = shape.function == call::CAP_GRANT
+                    && error == Error::HandleRevoked
+                    && slot(registers[1]) == slot(registers[2]);
+                let error = if to_itself { Error::InvalidArgument } else { error };
                 check_eq!(
                     hvc::call_registers(&registers),
                     Err(refusal(error)),
@@ -190,13 +205,17 @@ impl Subject<'_> {
     }
 }
 
+fn slot(handle: u64) -> u64 {
+    handle >> 8 & 0xfff
+}
+
 /// Slots of VMs, the host's own included; see `docs/tests.md`.
 const MAX_VMS: u16 = 64;
 
 fn every_argument_of_every_call(host: &mut Host) -> Outcome {
     let elsewhere = Elsewhere::find(host)?;
     let lists = all_lists(host);
-    let stride = 8;
+    let stride = 9;
     let pages = host.arena.pages(stride * cpus::MAX_CPUS as u64);
     let ready = cpus::Barrier::new();
     let settled = cpus::Barrier::new();
@@ -214,6 +233,7 @@ fn every_argument_of_every_call(host: &mut Host) -> Outcome {
         hvc::call(call::VM_DESTROY, &[dead[0]]).map_err(refused("VM_DESTROY"))?;
         lists.reclaim(&[frame(own(0)), frame(own(1))]).map_err(refused("MEM_RECLAIM"))?;
         let [vm, vcpu] = make(2)?;
+        let other = lists.vm_of(own(8), 1)?;
         lists.top_up(vm, &[frame(own(4)), frame(own(5))]).map_err(refused("VM_TOP_UP"))?;
         lists.lend(vm, &[page_at(own(6), 0x1000)]).map_err(refused("MEM_LEND"))?;
         let subject = Subject {
@@ -221,6 +241,7 @@ fn every_argument_of_every_call(host: &mut Host) -> Outcome {
             lists,
             vm,
             vcpu,
+            other,
             dead,
             page: own(7),
             metadata: own(2),
