@@ -3,6 +3,8 @@
 //! The payloads, in the host's place. Each run is many tests of its own: see
 //! `tests/payloads`.
 
+use std::time::Duration;
+
 use escrow_tests::payload::Run;
 
 /// A payload's tests must be as many as they were, at least: one that was
@@ -88,6 +90,44 @@ fn smp_with_more_cpus() {
 fn noise() {
     run(Run::of("noise"), 2);
     run(Run { cpu: "cortex-a76", arguments: "seed=77", ..Run::of("noise") }, 2);
+}
+
+#[test]
+fn residue() {
+    run(Run::of("residue"), 12);
+    // No FEAT_S2FWB: what is zeroed is cleaned to memory.
+    run(Run { cpu: "cortex-a53", smp: 1, ..Run::of("residue") }, 12);
+}
+
+#[test]
+fn tlb() {
+    run(Run::of("tlb"), 14);
+    run(Run { cpu: "cortex-a72", smp: 4, ..Run::of("tlb") }, 14);
+}
+
+#[test]
+fn hostile_on_one_cpu() {
+    run(Run { smp: 1, ..Run::of("hostile") }, 12);
+}
+
+#[test]
+fn hostile_on_two_cpus() {
+    run(Run::of("hostile"), 16);
+}
+
+#[test]
+fn hostile_on_four_cpus() {
+    run(Run { cpu: "cortex-a76", smp: 4, arguments: "seed=4", ..patient("hostile") }, 16);
+}
+
+#[test]
+fn hostile_on_eight_cpus() {
+    run(Run { smp: 8, arguments: "seed=8", ..patient("hostile") }, 16);
+}
+
+/// Many emulated CPUs that wait for each other's locks are slow on a machine that is busy.
+fn patient(payload: &'static str) -> Run {
+    Run { limit: Duration::from_secs(300), ..Run::of(payload) }
 }
 
 #[test]

@@ -6,7 +6,6 @@ use core::arch::asm;
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
-use aarch64_cpu::asm as cpu;
 use aarch64_cpu::registers::{CNTFRQ_EL0, CNTPCT_EL0, Readable as _};
 use escrow_abi::psci;
 
@@ -17,6 +16,9 @@ use crate::{Failure, Outcome, fail, interrupts, mmu, smc};
 pub const MAX_CPUS: usize = 8;
 /// How long work on all CPUs may take, in seconds.
 const PATIENCE: u64 = 60;
+
+/// Looks at what a CPU waits for, before it sleeps between them.
+const SPINS: u32 = 2000;
 
 type Work<'a> = dyn Fn(usize) + Sync + 'a;
 
@@ -111,11 +113,18 @@ impl Barrier {
 /// It does not come.
 pub fn wait_until(condition: impl Fn() -> bool, what: &'static str) -> Outcome {
     let deadline = deadline(PATIENCE);
-    while !condition() {
+    for turn in 0.. {
+        if condition() {
+            break;
+        }
         if is_past(deadline) {
             fail!("{what}");
         }
-        relax();
+        if turn < SPINS {
+            relax();
+        } else {
+            interrupts::doze(50);
+        }
     }
     Ok(())
 }
@@ -128,8 +137,9 @@ extern "C" fn payload_secondary(n: usize) -> ! {
     let mut round = ROUND.load(Ordering::Acquire);
     ONLINE.fetch_add(1, Ordering::AcqRel);
     loop {
+        // Asleep, or an emulator's idle CPUs would take the time of the busy ones.
         while ROUND.load(Ordering::Acquire) == round {
-            cpu::wfe();
+            interrupts::doze(200);
         }
         round += 1;
         if LEAVING.compare_exchange(n, NOBODY, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
@@ -158,8 +168,6 @@ pub fn on_all(work: impl Fn(usize) + Sync) {
     // SAFETY: all other CPUs wait for a new round.
     unsafe { *WORK.0.get() = Some(work) };
     ROUND.fetch_add(1, Ordering::AcqRel);
-    // SAFETY: it wakes CPUs.
-    unsafe { asm!("dsb ish", "sev") };
     work(0);
     let others = count() - 1;
     if wait_until(|| DONE.load(Ordering::Acquire) == others, "").is_err() {

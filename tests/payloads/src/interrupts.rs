@@ -78,6 +78,18 @@ pub fn stop_timer() {
     barrier::isb(barrier::SY);
 }
 
+/// Sleeps for some microseconds, if this CPU's timer is free and can wake it.
+pub(crate) fn doze(microseconds: u64) {
+    if !WORKS.load(Ordering::Acquire) || CNTP_CTL_EL0.is_set(CNTP_CTL_EL0::ENABLE) {
+        crate::cpus::relax();
+        return;
+    }
+    start_timer(microseconds);
+    // A masked interrupt ends it as well as one that is taken.
+    aarch64_cpu::asm::wfi();
+    stop_timer();
+}
+
 /// Whether an interrupt is pending for this CPU.
 pub fn is_pending() -> bool {
     let isr: u64;

@@ -102,9 +102,11 @@ impl Subject<'_> {
             Argument::Vm | Argument::Object => self.handles(HandleKind::Vm, &mut wrongs),
             Argument::Rights => all(&[0, 8, 1 << 32, 1 << 63, minus_one], Error::InvalidArgument),
             Argument::OfGuest => {
-                all(&[0, minus_one, Handle::HOST, 1 << 24, self.page], Error::HandleNull);
-                all(&[self.vm, 1 << 24 | 1 << 20, 7 << 24 | 1 << 20], Error::HandleRevoked);
-                all(&[self.vcpu], Error::HandleType);
+                let looks_right = [1 << 24 | 1 << 20, 7 << 24 | 1 << 20, self.vm, self.vcpu];
+                let values = looks_right.into_iter().chain(self.elsewhere.addresses());
+                for value in values.chain([0, minus_one, Handle::HOST, 1 << 24, self.page]) {
+                    wrongs.push((value, handle_of_guest(value)));
+                }
             }
             Argument::Vcpu => self.handles(HandleKind::Vcpu, &mut wrongs),
             Argument::List => {
@@ -205,12 +207,23 @@ impl Subject<'_> {
     }
 }
 
+/// How a handle of a guest's own is refused, where the guest has none.
+fn handle_of_guest(value: u64) -> Error {
+    match Handle::from_register(value) {
+        Some(Handle { kind: HandleKind::Vcpu, .. }) => Error::HandleType,
+        Some(Handle { slot: 0..MAX_CAPABILITIES, .. }) => Error::HandleRevoked,
+        _ => Error::HandleNull,
+    }
+}
+
 fn slot(handle: u64) -> u64 {
     handle >> 8 & 0xfff
 }
 
 /// Slots of VMs, the host's own included; see `docs/tests.md`.
 const MAX_VMS: u16 = 64;
+/// Handles that a guest may have.
+const MAX_CAPABILITIES: u16 = 16;
 
 fn every_argument_of_every_call(host: &mut Host) -> Outcome {
     let elsewhere = Elsewhere::find(host)?;

@@ -205,7 +205,8 @@ impl Scene<'_> {
     /// Entries for pages in an order by the seed, with a block among them where that may be.
     fn entries(&self, random: &mut Random, has_guest: bool, has_blocks: bool) -> List {
         let free = self.pages + States::PAGES * PAGE_SIZE;
-        let count = 3 + random.below(LONGEST - 2);
+        let longest = if cpus::count() > 2 { 40 } else { LONGEST };
+        let count = 3 + random.below(longest - 2);
         let pages = (0..count).map(|n| n * PAGE_SIZE);
         let mut list: List = pages
             .map(|n| if has_guest { page_at(free + n, GUEST + n) } else { frame(free + n) })
@@ -245,11 +246,17 @@ impl Scene<'_> {
         }
         let mut tries = 0;
         let before = self.states(&good)?;
+        // Where CPUs wait for each other, each tries some.
+        let share = (cpus::count() * cpus::count()) as u64;
+        let mut is_tried = || cpus::count() <= 2 || random.below(share) == 0;
         let mut list = good.clone();
         for bad in &*states.wrong(kind, self.elsewhere) {
             for place in [0, good.len() / 2, good.len() - 1] {
                 if place == 0 && bad.error == Error::MixedVms {
                     // It would be the others that do not fit.
+                    continue;
+                }
+                if !is_tried() {
                     continue;
                 }
                 list[place] = bad.entry;
@@ -264,7 +271,9 @@ impl Scene<'_> {
                 list[place] = good[place];
                 tries += 1;
             }
-            check_eq!(self.states(&good)?, before, "{:#x}, {:x?}", kind.function, bad.entry);
+            if is_tried() {
+                check_eq!(self.states(&good)?, before, "{:#x}, {:x?}", kind.function, bad.entry);
+            }
         }
         // With good ones in all places, all of it is done.
         let vm = make(kind, self.lists, states.vm, &good).map_err(refused("the good list"))?;
@@ -290,12 +299,11 @@ impl Scene<'_> {
             hvc::call(call::VM_DESTROY, &[states.vm]).map_err(refused("VM_DESTROY"))?;
         }
         hvc::call(call::VM_DESTROY, &[states.other]).map_err(refused("VM_DESTROY"))?;
-        for (at, size) in [
-            (self.pages, PAGES * PAGE_SIZE),
-            (self.blocks[0], BLOCK_SIZE),
-            (self.blocks[1], BLOCK_SIZE),
-        ] {
-            self.lists.bring_home(at..at + size)?;
+        self.lists.bring_home(self.pages..self.pages + PAGES * PAGE_SIZE)?;
+        let [whole, broken] = self.blocks;
+        self.lists.bring_home(broken..broken + 8 * PAGE_SIZE)?;
+        if frame_state(whole)? != FrameState::Owned {
+            self.lists.reclaim(&[block(whole)]).map_err(refused("MEM_RECLAIM"))?;
         }
         Ok(())
     }
@@ -319,7 +327,7 @@ fn one_wrong_entry_refuses_the_list(host: &mut Host) -> Outcome {
         for kind in KINDS {
             tries += scene.play(kind, &mut random)?;
         }
-        check!(tries > 600, "{tries} tries");
+        check!(tries > if cpus::count() > 2 { 5 } else { 600 }, "{tries} tries");
         Ok(())
     })
 }

@@ -47,6 +47,6 @@ fn seed(host: &Host) -> u64 {
 /// so the more there are, the less each does.
 fn rounds(host: &Host, alone: u64) -> u64 {
     let cpus = cpus::count() as u64;
-    let share = if cpus <= 2 { alone / cpus } else { alone / (cpus * cpus) };
+    let share = if cpus <= 2 { alone / cpus } else { alone / (8 * cpus * cpus) };
     host.board.number("rounds").unwrap_or(share.max(2))
 }

@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arrayvec::ArrayVec;
 use escrow_abi::{Error, FrameState, MemEntry, PAGE_SIZE, call};
-use escrow_payloads::expect::{is_in_reach, is_out_of_reach};
+use escrow_payloads::expect::{is_in_reach, is_out_of_reach, refusal, refusal_of};
 use escrow_payloads::host::{Lists, frame, frame_state, page_at, poke, refused};
 use escrow_payloads::random::Random;
 use escrow_payloads::spoil::Elsewhere;
@@ -92,8 +92,36 @@ fn against(rewriters: &Rewriters<'_>, seed: u64, work: impl Fn() -> Outcome + Sy
     Ok(())
 }
 
+/// What came of the calls.
+#[derive(Default)]
+struct Tally {
+    done: AtomicU64,
+    refused: AtomicU64,
+}
+
+impl Tally {
+    /// Makes calls until there were some of both kinds, and as many as there should be.
+    ///
+    /// # Errors
+    /// A call's; or of one kind there was none.
+    fn until_both(&self, rounds: u64, mut call: impl FnMut(u64) -> Outcome<bool>) -> Outcome {
+        // Other CPUs may not have had their turn for a long time.
+        let end = cpus::deadline(20);
+        for round in 0.. {
+            let counter = if call(round)? { &self.done } else { &self.refused };
+            counter.fetch_add(1, Ordering::Relaxed);
+            let [done, refused] = [&self.done, &self.refused].map(|n| n.load(Ordering::Relaxed));
+            if done > 0 && refused > 0 && done + refused >= rounds {
+                break;
+            }
+            check!(!cpus::is_past(end), "{done} done, {refused} refused");
+        }
+        Ok(())
+    }
+}
+
 fn rounds(host: &Host) -> u64 {
-    host.board.number("rounds").unwrap_or(if cpus::count() > 2 { 150 } else { 1500 })
+    host.board.number("rounds").unwrap_or(if cpus::count() > 2 { 100 } else { 1500 })
 }
 
 fn entries_change_while_they_are_read(host: &mut Host) -> Outcome {
@@ -125,11 +153,11 @@ fn entries_change_while_they_are_read(host: &mut Host) -> Outcome {
     let rewriters = Rewriters { list: list.address(), choices: &choices, stop, rewrites };
     let (seed, rounds) = (seed(host), rounds(host));
     let lists = host.lists;
-    let (done, refusals) = (AtomicU64::new(0), AtomicU64::new(0));
+    let tally = Tally::default();
     rewriters.set_right(&mut Random::new(seed));
     against(&rewriters, seed, || {
         let mut vm = lists.vm_of(metadata, METADATA)?;
-        for round in 0..rounds {
+        tally.until_both(rounds, |round| {
             let lend = round % 2 == 0;
             let function = if lend { call::MEM_LEND } else { call::MEM_SHARE };
             if !lend {
@@ -145,10 +173,8 @@ fn entries_change_while_they_are_read(host: &mut Host) -> Outcome {
                 for at in (0..ENTRIES).flat_map(frames) {
                     check!(!is_away(at)?, "{at:#x} is away; the call said {refusal:?}");
                 }
-                refusals.fetch_add(1, Ordering::Relaxed);
-                continue;
+                return Ok(false);
             }
-            done.fetch_add(1, Ordering::Relaxed);
             for n in 0..ENTRIES {
                 // One of the two frames, at one of the two addresses.
                 let [first, second] = frames(n);
@@ -175,12 +201,9 @@ fn entries_change_while_they_are_read(host: &mut Host) -> Outcome {
             hvc::call(call::VM_DESTROY, &[vm]).map_err(refused("VM_DESTROY"))?;
             lists.bring_home(pages..metadata + METADATA * PAGE_SIZE)?;
             vm = lists.vm_of(metadata, METADATA)?;
-        }
-        Ok(())
+            Ok(true)
+        })
     })?;
-    let [done, refusals] = [done, refusals].map(AtomicU64::into_inner);
-    // Both must happen, or this tests nothing.
-    check!(done > 0 && refusals > 0, "{done} done, {refusals} refused");
     host.destroy_all()?;
     host.bring_home()
 }
@@ -212,7 +235,7 @@ fn frames_change_places_while_they_are_read(host: &mut Host) -> Outcome {
     let mut give: [Choices; ENTRIES] = core::array::from_fn(|_| Choices::default());
     for (n, choices) in (0..).zip(&mut give) {
         choices.right[0].extend((0..4).map(|k| frames((n + k) % count)));
-        choices.right[1].push(0x1000 * (n + 1) | 7);
+        choices.right[1].push((0x1000 * (n + 1)) | 7);
         choices.right[2].push(0);
         choices.right[3].push(0);
     }
@@ -222,11 +245,11 @@ fn frames_change_places_while_they_are_read(host: &mut Host) -> Outcome {
     let (seed, rounds) = (seed(host), rounds(host));
     let lists = host.lists;
     let vm = host.vm(METADATA)?;
-    let (done, refusals) = (AtomicU64::new(0), AtomicU64::new(0));
+    let tally = Tally::default();
     rewriters.set_right(&mut Random::new(seed));
     let used = 3;
     against(&rewriters, seed, || {
-        for round in 0..rounds {
+        tally.until_both(rounds, |round| {
             let answer = hvc::call(call::MEM_SHARE, &[vm, list.address(), used]);
             let mut away: ArrayVec<MemEntry, 8> = ArrayVec::new();
             for n in 0..count {
@@ -240,20 +263,17 @@ fn frames_change_places_while_they_are_read(host: &mut Host) -> Outcome {
                 Ok(_) => {
                     // As many frames as entries, so no two were one.
                     check_eq!(away.len() as u64, used, "round {round}");
-                    done.fetch_add(1, Ordering::Relaxed);
                     lists.unshare(&away).map_err(refused("MEM_UNSHARE"))?;
+                    Ok(true)
                 }
                 Err(seen) => {
                     let overlap = seen.error == Error::Overlap && seen.index < used;
                     check!(overlap && away.is_empty(), "{seen:?}, {} away", away.len());
-                    refusals.fetch_add(1, Ordering::Relaxed);
+                    Ok(false)
                 }
             }
-        }
-        Ok(())
+        })
     })?;
-    let [done, refusals] = [done, refusals].map(AtomicU64::into_inner);
-    check!(done > 0 && refusals > 0, "{done} done, {refusals} refused");
     host.end(vm)
 }
 
@@ -272,7 +292,7 @@ fn the_list_goes_away_while_it_is_read(host: &mut Host) -> Outcome {
         (0..=per_page).map(|n| frame(pages + n * PAGE_SIZE)).collect();
     let stop = AtomicBool::new(false);
     let rounds = rounds(host);
-    let (done, refusals) = (AtomicU64::new(0), AtomicU64::new(0));
+    let tally = Tally::default();
     list.put(&entries);
     let vm = lists[0].vm_of(metadata, METADATA)?;
     let last = entries[per_page as usize];
@@ -280,29 +300,23 @@ fn the_list_goes_away_while_it_is_read(host: &mut Host) -> Outcome {
     cpus::try_on_all(|n| match n {
         0 => {
             at_home.wait()?;
-            let work = || -> Outcome {
-                for _ in 0..rounds {
-                    match hvc::call(call::MEM_SHARE, &[vm, list.address(), per_page + 1]) {
-                        Ok(_) => {
-                            done.fetch_add(1, Ordering::Relaxed);
-                            check_eq!(frame_state(last.frame)?, FrameState::Shared);
-                            lists[0].unshare(&bare).map_err(refused("MEM_UNSHARE"))?;
-                        }
-                        // The list is not the caller's, or it came home empty.
-                        Err(seen) => {
-                            let gone = hvc::Refusal { error: Error::NotOwner, index: 0, detail: 0 };
-                            let index = per_page;
-                            let empty =
-                                hvc::Refusal { error: Error::InvalidArgument, index, detail: 0 };
-                            check!(seen == gone || seen == empty, "{seen:?}");
-                            check_eq!(frame_state(pages)?, FrameState::Owned);
-                            refusals.fetch_add(1, Ordering::Relaxed);
-                        }
+            let outcome = tally.until_both(rounds, |_| {
+                match hvc::call(call::MEM_SHARE, &[vm, list.address(), per_page + 1]) {
+                    Ok(_) => {
+                        check_eq!(frame_state(last.frame)?, FrameState::Shared);
+                        lists[0].unshare(&bare).map_err(refused("MEM_UNSHARE"))?;
+                        Ok(true)
+                    }
+                    // The list is not the caller's, or it came home empty.
+                    Err(seen) => {
+                        let gone = refusal(Error::NotOwner);
+                        let empty = refusal_of(Error::InvalidArgument, per_page, 0);
+                        check!(seen == gone || seen == empty, "{seen:?}");
+                        check_eq!(frame_state(pages)?, FrameState::Owned);
+                        Ok(false)
                     }
                 }
-                Ok(())
-            };
-            let outcome = work();
+            });
             stop.store(true, Ordering::SeqCst);
             outcome
         }
@@ -326,7 +340,5 @@ fn the_list_goes_away_while_it_is_read(host: &mut Host) -> Outcome {
         }
         _ => at_home.wait(),
     })?;
-    let [done, refusals] = [done, refusals].map(AtomicU64::into_inner);
-    check!(done > 0 && refusals > 0, "{done} done, {refusals} refused");
     host.end(vm)
 }

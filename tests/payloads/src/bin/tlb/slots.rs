@@ -39,7 +39,7 @@ fn fill_all_slots(host: &mut Host, generation: u64) -> Outcome<ArrayVec<Tenant, 
         }
         let agent = Agent::start(host)?;
         let page = host.page();
-        let value = generation << 32 | tenants.len() as u64 + 1;
+        let value = (generation << 32) | (tenants.len() as u64 + 1);
         poke(page + 0x10, value);
         host.lists.lend(agent.vm, &[page_at(page, FREE)]).map_err(refused("MEM_LEND"))?;
         check!(!tenants.is_full(), "there is no end of VMs");
