@@ -63,6 +63,9 @@ struct SetupArgs {
     /// Do not install packages into the system; say which are missing
     #[arg(long)]
     no_install: bool,
+    /// Also get the hypervisors that `bench` holds Escrow against
+    #[arg(long)]
+    peers: bool,
 }
 
 fn main() -> ExitCode {
@@ -77,7 +80,8 @@ fn main() -> ExitCode {
 fn run_task(task: Task) -> Result<ExitCode> {
     match task {
         Task::Setup(args) => {
-            let options = setup::Options { refresh: args.refresh, no_install: args.no_install };
+            let SetupArgs { refresh, no_install, peers } = args;
+            let options = setup::Options { refresh, no_install, peers };
             Setup::ensure(options)?.report()?;
         }
         Task::Build(args) => {

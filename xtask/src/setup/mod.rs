@@ -6,6 +6,7 @@
 mod components;
 mod debian;
 mod kernels;
+mod peers;
 mod rust;
 mod system;
 
@@ -15,6 +16,7 @@ use std::{env, fs};
 use anyhow::{Context, Result, anyhow, bail};
 
 pub use kernels::Kernel;
+pub use peers::Peers;
 pub use rust::{BareMetal, SOFTFLOAT, STATIC_LINUX};
 
 use crate::say;
@@ -26,6 +28,8 @@ pub struct Options {
     pub refresh: bool,
     /// Leave the system's packages alone, also where they could be installed.
     pub no_install: bool,
+    /// Fetch the hypervisors that a bench holds Escrow against.
+    pub peers: bool,
 }
 
 /// The user's folder for what was fetched.
@@ -69,6 +73,9 @@ pub struct Setup {
     older_kernel: Provided<Kernel>,
     newer_kernel: Provided<Kernel>,
     busybox: Provided<PathBuf>,
+    peers: Provided<Peers>,
+    /// Whether the peers were asked for.
+    wants_peers: bool,
     /// How to get the system's tools that are missing; empty if none is.
     remedy: String,
 }
@@ -92,6 +99,12 @@ impl Setup {
             older_kernel: provided(kernels::older(&mut parts)),
             newer_kernel: provided(kernels::newer(&mut parts)),
             busybox: provided(parts.busybox()),
+            peers: provided(if options.peers {
+                peers::provide(&mut parts)
+            } else {
+                peers::present(&parts)
+            }),
+            wants_peers: options.peers,
             remedy: missing.remedy,
         })
     }
@@ -110,6 +123,7 @@ impl Setup {
             problem("host's kernel", &self.older_kernel),
             problem("newer kernel", &self.newer_kernel),
             problem("busybox", &self.busybox),
+            self.wants_peers.then(|| problem("peers", &self.peers)).flatten(),
         ];
         problems.into_iter().flatten().collect()
     }
@@ -153,6 +167,11 @@ impl Setup {
         need(&self.busybox).map(PathBuf::as_path)
     }
 
+    /// What a bench boots besides Escrow.
+    pub fn peers(&self) -> Result<&Peers> {
+        need(&self.peers)
+    }
+
     /// A part that comes with the system's packages.
     fn need_tool<'a, T>(&self, part: &'a Provided<T>) -> Result<&'a T> {
         part.as_ref().map_err(|why| anyhow!("{why}: {}", self.remedy))
@@ -166,6 +185,7 @@ impl Setup {
             self.host_kernel().map(|k| ("host's kernel", k.to_string())),
             self.newer_kernel().map(|k| ("newer kernel, for hosts and guests", k.to_string())),
             self.busybox().map(|p| ("busybox", p.display().to_string())),
+            self.peers().map(|p| ("Xen, a peer", format!("{} ({})", p.xen.display(), p.version))),
         ];
         for (what, how) in there.into_iter().flatten() {
             say!("{what}: {how}");

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Instructions that the machine's CPU executes at EL2.
+//!
+//! The PMU counts those itself, but pKVM stops it while it runs a protected VM,
+//! its own work around that included. So what EL2 does for a running VM is
+//! what the virtual counter counts and the PMU does not at EL0 and EL1. A
+//! guest's instructions are in one or the other: they cancel out between two
+//! runs of equal length, one that exits and one that does not. (The virtual
+//! counter runs on while the CPU idles; a VM that runs does not idle.)
+
+use std::arch::asm;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use perf_event::events::Hardware;
+use perf_event::{Builder, Counter};
+
+/// What counts. There is one CPU, and whatever runs on it counts.
+pub struct El2 {
+    lower: Counter,
+    own: Counter,
+}
+
+impl El2 {
+    /// Starts counting.
+    pub fn start() -> Result<El2> {
+        let counter = |lower: bool| -> Result<Counter> {
+            let mut builder = Builder::new(Hardware::INSTRUCTIONS);
+            builder.one_cpu(0).any_pid().pinned(true);
+            builder.exclude_user(!lower).exclude_kernel(!lower).exclude_hv(lower);
+            let mut counter = builder.build().context("the PMU cannot count instructions")?;
+            counter.enable()?;
+            Ok(counter)
+        };
+        Ok(El2 { lower: counter(true)?, own: counter(false)? })
+    }
+
+    /// Instructions at EL2 up to now while VMs run, and some constant.
+    pub fn read(&mut self) -> Result<i64> {
+        let ticks = ticks();
+        Ok(ticks as i64 - read(&mut self.lower)?)
+    }
+
+    /// Instructions at EL2 up to now while no VM runs.
+    pub fn read_own(&mut self) -> Result<i64> {
+        read(&mut self.own)
+    }
+}
+
+fn read(counter: &mut Counter) -> Result<i64> {
+    let data = counter.read_full()?;
+    let times = data.time_enabled().zip(data.time_running());
+    ensure!(times.is_none_or(|(enabled, running)| enabled == running), "the PMU was shared");
+    Ok(data.count() as i64)
+}
+
+/// The virtual counter.
+fn ticks() -> u64 {
+    let now: u64;
+    // SAFETY: reads a register.
+    unsafe { asm!("isb", "mrs {}, cntvct_el0", out(reg) now, options(nomem, nostack)) };
+    now
+}
+
+/// Ticks of the virtual counter a second.
+pub fn frequency() -> u64 {
+    let frequency: u64;
+    // SAFETY: reads a register.
+    unsafe { asm!("mrs {}, cntfrq_el0", out(reg) frequency, options(nomem, nostack)) };
+    frequency
+}
+
+/// Time since the counter's start.
+pub fn uptime() -> Duration {
+    Duration::from_secs_f64(ticks() as f64 / frequency().max(1) as f64)
+}

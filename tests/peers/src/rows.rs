@@ -1,0 +1,247 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! What is counted. Each row's meaning is in docs/performance.md.
+
+use anyhow::{Context, Result, ensure};
+use kvm_ioctls::Kvm;
+
+use crate::counter::El2;
+use crate::vm::{BLOCK, Done, PAGE, Vm, What, Work};
+
+/// `SMCCC_VERSION`: the host answers it.
+const SMCCC_VERSION: u64 = 0x8000_0000;
+/// `ARM_SMCCC_VENDOR_HYP_KVM_HYP_MEMINFO_FUNC_ID`: EL2 answers it to a
+/// protected VM, by the size of a page.
+const HYP_MEMINFO: u64 = 0xc600_0002;
+/// `ARM_SMCCC_VENDOR_HYP_KVM_MEM_SHARE_FUNC_ID` and its opposite.
+const MEM_SHARE: u64 = 0xc600_0003;
+const MEM_UNSHARE: u64 = 0xc600_0004;
+
+const PAGES_PER_BLOCK: u64 = BLOCK / PAGE;
+/// Operations in a batch: EL2's part is only known of batches.
+const BATCH: u64 = 100;
+const BATCHES: usize = 50;
+/// Samples of operations about single pages.
+const PAGES: u64 = 256;
+/// Samples of operations about blocks.
+const BLOCKS: u64 = 8;
+
+/// The samples of a row, each of `per` operations.
+struct Row {
+    name: &'static str,
+    per: u64,
+    samples: Vec<i64>,
+}
+
+impl Row {
+    fn new(name: &'static str, per: u64, samples: Vec<i64>) -> Row {
+        Row { name, per, samples }
+    }
+
+    /// Ticks of single operations, less `overhead` each.
+    fn of_ticks(name: &'static str, done: &Done, overhead: u64) -> Row {
+        Row::new(name, 1, done.ticks.iter().map(|&t| t as i64 - overhead as i64).collect())
+    }
+
+    fn min(&self) -> i64 {
+        self.samples.iter().copied().min().unwrap_or(0)
+    }
+
+    fn mean(&self) -> f64 {
+        self.samples.iter().sum::<i64>() as f64 / self.samples.len().max(1) as f64
+    }
+
+    fn print(&self) -> Result<()> {
+        let Row { name, per, samples } = self;
+        let (min, total) = (self.min(), samples.iter().sum::<i64>());
+        ensure!(min >= 0 && total > 0, "{name} takes less than nothing: {samples:?}");
+        println!("bench: {name} min {min} total {total} n {} per {per}", samples.len());
+        Ok(())
+    }
+}
+
+/// The machine's KVM and what counts.
+struct Bench {
+    kvm: Kvm,
+    el2: El2,
+    protected: bool,
+}
+
+/// Counts everything that this KVM has.
+pub fn measure(protected: bool) -> Result<()> {
+    let mut bench = Bench { kvm: Kvm::new().context("/dev/kvm")?, el2: El2::start()?, protected };
+    let exit = bench.calls()?;
+    bench.pages(&exit)?;
+    bench.blocks(&exit)?;
+    if protected {
+        bench.shares()?;
+        bench.teardown()?;
+    }
+    Ok(())
+}
+
+/// What an exit that the host answers takes, on average.
+struct Exit {
+    el2: f64,
+    all: f64,
+}
+
+/// The sum of the addresses of pages, which is what the guest finds in them.
+fn addresses(at: u64, pages: u64) -> u64 {
+    (0..pages).map(|n| at + n * PAGE).sum()
+}
+
+const fn work(what: What, first: u64, stride: u64, count: u64) -> Work {
+    Work { what, first, stride, count }
+}
+
+impl Bench {
+    fn vm(&self, blocks: u64, large: bool) -> Result<Vm> {
+        Vm::new(&self.kvm, self.protected, blocks, large)
+    }
+
+    /// What the counter counts around nothing.
+    fn overhead(&mut self, vm: &mut Vm) -> Result<u64> {
+        let done = vm.run(work(What::Nothing, 0, 0, 32), true, &mut self.el2)?;
+        done.ticks.iter().copied().min().context("no ticks")
+    }
+
+    /// EL2's part of some work: less that of `idle`, which takes the guest the
+    /// same instructions and does not exit.
+    fn el2(&mut self, vm: &mut Vm, work: Work, idle: Work) -> Result<(i64, u64)> {
+        let nothing = vm.run(idle, false, &mut self.el2)?.el2;
+        let done = vm.run(work, false, &mut self.el2)?;
+        Ok((done.el2 - nothing, done.sum))
+    }
+
+    /// EL2's part of batches of calls.
+    fn batches(&mut self, vm: &mut Vm, function: u64) -> Result<Vec<i64>> {
+        let calls = work(What::Calls(function), 0, 0, BATCH);
+        let idle = work(What::Nothing, 0, 0, BATCH);
+        (0..BATCHES).map(|_| Ok(self.el2(vm, calls, idle)?.0)).collect()
+    }
+
+    /// EL2's part of touching pages for the first time, each of which is found to
+    /// hold its address.
+    fn touch(&mut self, vm: &mut Vm, at: u64, pages: u64) -> Result<i64> {
+        // The first page of block 0 is touched first of all.
+        let idle = work(What::Loads, Vm::block(0), 0, pages);
+        let (el2, sum) = self.el2(vm, work(What::Loads, at, PAGE, pages), idle)?;
+        ensure!(sum == addresses(at, pages), "the guest found {sum:#x} from {at:#x} on");
+        Ok(el2)
+    }
+
+    /// Hypercalls: one that the host answers, and one that EL2 does.
+    fn calls(&mut self) -> Result<Exit> {
+        let mut vm = self.vm(0, false)?;
+        let overhead = self.overhead(&mut vm)?;
+        let calls = work(What::Calls(SMCCC_VERSION), 0, 0, 1000);
+        let done = vm.run(calls, true, &mut self.el2)?;
+        ensure!(done.sum == 1000 * 0x1_0001, "SMCCC_VERSION: {:#x}", done.sum);
+        let all = Row::of_ticks("guest_exit_with_host", &done, overhead);
+        all.print()?;
+        let el2 = Row::new("guest_exit", BATCH, self.batches(&mut vm, SMCCC_VERSION)?);
+        el2.print()?;
+        if self.protected {
+            let calls = work(What::Calls(HYP_MEMINFO), 0, 0, 1000);
+            let done = vm.run(calls, true, &mut self.el2)?;
+            ensure!(done.sum == 1000 * PAGE, "HYP_MEMINFO: {:#x}", done.sum);
+            Row::of_ticks("hvc_el2", &done, overhead).print()?;
+        }
+        Ok(Exit { el2: el2.mean() / BATCH as f64, all: all.mean() })
+    }
+
+    /// Pages that the host has and the guest has not, touched one by one.
+    fn pages(&mut self, exit: &Exit) -> Result<()> {
+        let mut vm = self.vm(2, false)?;
+        let overhead = self.overhead(&mut vm)?;
+        // The first touch of a block brings its table.
+        let first = |n| work(What::Loads, Vm::block(n), PAGE, 1);
+        vm.run(first(0), false, &mut self.el2)?;
+        vm.run(first(1), false, &mut self.el2)?;
+        let loads = work(What::Loads, Vm::block(0) + PAGE, PAGE, PAGES);
+        let done = vm.run(loads, true, &mut self.el2)?;
+        ensure!(
+            done.sum == addresses(Vm::block(0) + PAGE, PAGES),
+            "the guest found {:#x} in its pages",
+            done.sum
+        );
+        let all = Row::of_ticks("lend_4k_with_host", &done, overhead);
+        all.print()?;
+        if !self.protected {
+            // What maps the page is the host.
+            let exit = exit.all as i64;
+            let samples = all.samples.iter().map(|s| s - exit).collect();
+            return Row::new("lend_4k", 1, samples).print();
+        }
+        const GROUP: u64 = 8;
+        let mut samples = Vec::new();
+        for group in 0..PAGES / GROUP {
+            let el2 = self.touch(&mut vm, Vm::block(1) + (1 + group * GROUP) * PAGE, GROUP)?;
+            samples.push(el2 - (GROUP as f64 * exit.el2) as i64);
+        }
+        Row::new("lend_4k", GROUP, samples).print()
+    }
+
+    /// Whole blocks that the guest touches, all of each.
+    fn blocks(&mut self, exit: &Exit) -> Result<()> {
+        let mut vm = self.vm(BLOCKS + 1, true)?;
+        let overhead = self.overhead(&mut vm)?;
+        // The first finds fewer tables.
+        vm.run(work(What::Loads, Vm::block(0), PAGE, PAGES_PER_BLOCK), false, &mut self.el2)?;
+        if !self.protected {
+            // Of large pages, one touch maps the block.
+            let loads = work(What::Loads, Vm::block(1), BLOCK, BLOCKS);
+            let done = vm.run(loads, true, &mut self.el2)?;
+            let all = Row::of_ticks("lend_2m_with_host", &done, overhead);
+            all.print()?;
+            let rest = self.touch(&mut vm, Vm::block(1), BLOCKS * PAGES_PER_BLOCK)?;
+            ensure!((rest as f64) < 20.0 * exit.el2, "blocks were mapped in parts: {rest}");
+            let samples = all.samples.iter().map(|s| s - exit.all as i64).collect();
+            return Row::new("lend_2m", 1, samples).print();
+        }
+        let mut samples = Vec::new();
+        for n in 1..=BLOCKS {
+            let el2 = self.touch(&mut vm, Vm::block(n), PAGES_PER_BLOCK)?;
+            samples.push(el2 - (PAGES_PER_BLOCK as f64 * exit.el2) as i64);
+        }
+        Row::new("lend_512x4k_per_page", PAGES_PER_BLOCK, samples.clone()).print()?;
+        Row::new("lend_2m", 1, samples).print()
+    }
+
+    /// Pages that a protected guest opens to the host, and closes again.
+    fn shares(&mut self) -> Result<()> {
+        let mut vm = self.vm(1, false)?;
+        let overhead = self.overhead(&mut vm)?;
+        let at = Vm::block(0);
+        vm.run(work(What::Loads, at, PAGE, PAGES + 1), false, &mut self.el2)?;
+        for (name, function) in [("share_4k", MEM_SHARE), ("unshare_4k", MEM_UNSHARE)] {
+            // The first call of a block divides something, perhaps.
+            vm.run(work(What::Calls(function), at, 0, 1), false, &mut self.el2)?;
+            let calls = work(What::Calls(function), at + PAGE, PAGE, PAGES);
+            let done = vm.run(calls, true, &mut self.el2)?;
+            ensure!(done.sum == 0, "{name}: {:#x}", done.sum);
+            Row::of_ticks(name, &done, overhead).print()?;
+        }
+        Ok(())
+    }
+
+    /// The end of a protected VM: EL2 gives its pages back, zeroed.
+    fn teardown(&mut self) -> Result<()> {
+        let mut end = |blocks| -> Result<i64> {
+            let mut vm = self.vm(BLOCKS, false)?;
+            let loads = work(What::Loads, Vm::block(0), PAGE, blocks * PAGES_PER_BLOCK);
+            vm.run(loads, false, &mut self.el2)?;
+            let before = self.el2.read_own()?;
+            drop(vm);
+            Ok(self.el2.read_own()? - before)
+        };
+        let mut samples = Vec::new();
+        for _ in 0..4 {
+            let few = end(1)?;
+            samples.push((end(BLOCKS)? - few) / (BLOCKS - 1) as i64);
+        }
+        Row::new("reclaim_4k", PAGES_PER_BLOCK, samples.clone()).print()?;
+        Row::new("reclaim_2m", 1, samples).print()
+    }
+}
