@@ -33,6 +33,7 @@ pub mod mmu;
 pub mod probe;
 pub mod random;
 pub mod runner;
+pub mod samples;
 pub mod shape;
 pub mod smc;
 pub mod spoil;

@@ -5,9 +5,10 @@
 
 use escrow_abi::{MemEntry, ORDER_PAGE, PAGE_SIZE, Rights, call, run};
 use escrow_payloads::host::refused;
-use escrow_payloads::{Host, Outcome, Test, check, check_eq, hvc, mmu, tests};
+use escrow_payloads::samples::Samples;
+use escrow_payloads::{Host, Outcome, Test, check, check_eq, hvc, mmu, println, tests};
 
-use crate::sample::{self, Samples};
+use crate::sample;
 
 pub const TESTS: &[Test] = tests![guests_are_counted, guest_exits, guest_exits_with_vectors];
 
@@ -103,9 +104,9 @@ fn guest_exits(host: &mut Host) -> Outcome {
     let (wait, read) = (&raw const guest_wait, &raw const guest_read);
     let write = &raw const guest_write;
     // One branch between two exits.
-    exits(host, "guest_exit", wait, run::EXPECTS_WAKEUP, 1, sample::hvc)?.print();
-    exits(host, "guest_exit_mmio_read", read, run::MMIO_READ, 1, sample::hvc)?.print();
-    exits(host, "guest_exit_mmio_write", write, run::MMIO_WRITE, 1, sample::hvc)?.print();
+    println!("{}", exits(host, "guest_exit", wait, run::EXPECTS_WAKEUP, 1, sample::hvc)?);
+    println!("{}", exits(host, "guest_exit_mmio_read", read, run::MMIO_READ, 1, sample::hvc)?);
+    println!("{}", exits(host, "guest_exit_mmio_write", write, run::MMIO_WRITE, 1, sample::hvc)?);
     Ok(())
 }
 
@@ -115,6 +116,6 @@ fn guest_exits_with_vectors(host: &mut Host) -> Outcome {
     let guest = &raw const guest_vectors;
     // The guest's branch and its vector instruction; the host's own.
     let sample = sample::hvc_vectors;
-    exits(host, "guest_exit_vectors", guest, run::MMIO_WRITE, 3, sample)?.print();
+    println!("{}", exits(host, "guest_exit_vectors", guest, run::MMIO_WRITE, 3, sample)?);
     Ok(())
 }

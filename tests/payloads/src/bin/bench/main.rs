@@ -18,6 +18,7 @@
 #![no_std]
 #![no_main]
 
+mod borrower;
 mod exits;
 mod memory;
 mod sample;
@@ -26,9 +27,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use aarch64_cpu::registers::{CNTFRQ_EL0, Readable as _};
 use escrow_abi::call;
+use escrow_payloads::samples::Samples;
 use escrow_payloads::{Host, Outcome, Test, check_eq, println, runner, tests};
-
-use sample::Samples;
 
 /// The counter at the payload's first instruction.
 static ENTERED: AtomicU64 = AtomicU64::new(0);
@@ -58,6 +58,6 @@ fn hvc_el2(_host: &mut Host) -> Outcome {
         samples.add(sample::hvc(&mut registers));
         check_eq!(registers, [call::IDENTIFY_INFO, 0, 0, 0, 0, 0, 0, 0], "identified");
     }
-    samples.print();
+    println!("{samples}");
     Ok(())
 }

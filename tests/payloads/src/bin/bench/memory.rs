@@ -2,15 +2,20 @@
 
 //! Pages that change hands. Lists are written before the counting begins.
 
-use escrow_abi::{BLOCK_SIZE, LIST_MAX, MemEntry, ORDER_BLOCK, PAGE_SIZE, Rights};
-use escrow_abi::{ORDER_PAGE, call};
-use escrow_payloads::guest::Agent;
-use escrow_payloads::host::{frame, refused};
-use escrow_payloads::{Host, Outcome, Test, check_eq, hvc, tests};
+use arrayvec::ArrayVec;
+use escrow_abi::{
+    BLOCK_SIZE, LIST_MAX, MemEntry, ORDER_BLOCK, ORDER_PAGE, PAGE_SIZE, Rights, call,
+};
+use escrow_payloads::guest::FREE_BLOCK;
+use escrow_payloads::host::frame;
+use escrow_payloads::random::Random;
+use escrow_payloads::samples::Samples;
+use escrow_payloads::{Host, Outcome, Test, println, tests};
 
-use crate::sample::{self, Samples};
+use crate::borrower::{Borrower, Left, entry, take};
 
-pub const TESTS: &[Test] = tests![pages, blocks, lists, unlocked_pages];
+pub const TESTS: &[Test] =
+    tests![pages, blocks, whole_lists, short_lists, scattered_lists, unlocked_pages];
 
 /// Where guests get memory, in a part of their address space whose tables
 /// have nothing else in them.
@@ -20,104 +25,85 @@ const PAGES_PER_BLOCK: u64 = BLOCK_SIZE / PAGE_SIZE;
 const PAGES: u64 = 256;
 /// Samples of calls about blocks.
 const BLOCKS: u64 = 8;
-
-/// A call with a list, counted.
-fn list_call(
-    host: &Host,
-    samples: &mut Samples,
-    function: u32,
-    vm: Option<u64>,
-    entries: &[MemEntry],
-) -> Outcome {
-    let [list, count] = host.lists.put(entries);
-    let function = function as u64;
-    let mut registers = match vm {
-        Some(vm) => [function, vm, list, count, 0, 0, 0, 0],
-        None => [function, list, count, 0, 0, 0, 0, 0],
-    };
-    samples.add(sample::hvc(&mut registers));
-    check_eq!(registers[0], 0, "the answer");
-    Ok(())
-}
+/// Blocks that scattered pages are taken from.
+const SCATTERED_BLOCKS: u64 = 16;
+const SCATTERED_PAGES: usize = (SCATTERED_BLOCKS * PAGES_PER_BLOCK) as usize;
 
 fn page(block: u64, n: u64, guest: u64) -> MemEntry {
-    let (at, guest) = (block + n * PAGE_SIZE, guest + n * PAGE_SIZE);
-    MemEntry::new(at, ORDER_PAGE, guest, Rights::READ_WRITE)
+    entry(block + n * PAGE_SIZE, ORDER_PAGE, guest + n * PAGE_SIZE)
 }
 
 /// Single pages, one a call. The first of a block, which divides it, is a
 /// sample of its own.
 fn pages(host: &mut Host) -> Outcome {
-    let vm = host.vm(4 + 2 * BLOCKS)?;
+    let borrower = Borrower::start(host, 4 + 2 * BLOCKS)?;
     let blocks = host.arena.blocks(BLOCKS);
     let to_share = host.arena.blocks(1);
     let mut first = Samples::new("lend_4k_first_of_block");
     for n in 0..BLOCKS {
         let offset = n * BLOCK_SIZE;
         let entry = page(blocks + offset, 0, GUEST + offset);
-        list_call(host, &mut first, call::MEM_LEND, Some(vm), &[entry])?;
+        borrower.give(host, &mut first, call::MEM_LEND, &[entry])?;
     }
-    first.print();
+    println!("{first}");
     let mut lend = Samples::new("lend_4k");
     for n in 1..=PAGES {
-        list_call(host, &mut lend, call::MEM_LEND, Some(vm), &[page(blocks, n, GUEST)])?;
+        borrower.give(host, &mut lend, call::MEM_LEND, &[page(blocks, n, GUEST)])?;
     }
-    lend.print();
+    println!("{lend}");
 
     let guest = GUEST + BLOCKS * BLOCK_SIZE;
-    host.lists.share(vm, &[page(to_share, 0, guest)]).map_err(refused("MEM_SHARE"))?;
     let mut share = Samples::new("share_4k");
+    // As for lending, the block is divided already.
+    let mut ignored = share.clone();
+    borrower.give(host, &mut ignored, call::MEM_SHARE, &[page(to_share, 0, guest)])?;
     for n in 1..=PAGES {
-        list_call(host, &mut share, call::MEM_SHARE, Some(vm), &[page(to_share, n, guest)])?;
+        borrower.give(host, &mut share, call::MEM_SHARE, &[page(to_share, n, guest)])?;
     }
-    share.print();
+    println!("{share}");
     let mut unshare = Samples::new("unshare_4k");
     for n in 1..=PAGES {
         let entry = frame(to_share + n * PAGE_SIZE);
-        list_call(host, &mut unshare, call::MEM_UNSHARE, None, &[entry])?;
+        take(host, &mut unshare, call::MEM_UNSHARE, &[entry], Left::Contents)?;
     }
-    unshare.print();
+    println!("{unshare}");
 
-    // From a dead VM, and so zeroed.
-    hvc::call(call::VM_DESTROY, &[vm]).map_err(refused("VM_DESTROY"))?;
+    borrower.destroy()?;
     let mut reclaim = Samples::new("reclaim_4k");
     for n in 1..=PAGES {
         let entry = frame(blocks + n * PAGE_SIZE);
-        list_call(host, &mut reclaim, call::MEM_RECLAIM, None, &[entry])?;
+        take(host, &mut reclaim, call::MEM_RECLAIM, &[entry], Left::Nothing)?;
     }
-    reclaim.print();
+    println!("{reclaim}");
     host.bring_home()
 }
 
 /// Whole blocks, one a call.
 fn blocks(host: &mut Host) -> Outcome {
-    let vm = host.vm(8)?;
-    let blocks = host.arena.blocks(BLOCKS);
+    let borrower = Borrower::start(host, 4)?;
+    let blocks = host.arena.blocks(BLOCKS + 1);
     let mut lend = Samples::new("lend_2m");
     // The first one finds no tables.
-    let spare = host.arena.blocks(1);
-    let entry = MemEntry::new(spare, ORDER_BLOCK, GUEST, Rights::READ_WRITE);
-    host.lists.lend(vm, &[entry]).map_err(refused("MEM_LEND"))?;
-    for n in 0..BLOCKS {
-        let guest = GUEST + (n + 1) * BLOCK_SIZE;
-        let entry = MemEntry::new(blocks + n * BLOCK_SIZE, ORDER_BLOCK, guest, Rights::READ_WRITE);
-        list_call(host, &mut lend, call::MEM_LEND, Some(vm), &[entry])?;
+    let mut ignored = lend.clone();
+    let block = |n| entry(blocks + n * BLOCK_SIZE, ORDER_BLOCK, GUEST + n * BLOCK_SIZE);
+    borrower.give(host, &mut ignored, call::MEM_LEND, &[block(0)])?;
+    for n in 1..=BLOCKS {
+        borrower.give(host, &mut lend, call::MEM_LEND, &[block(n)])?;
     }
-    lend.print();
-    hvc::call(call::VM_DESTROY, &[vm]).map_err(refused("VM_DESTROY"))?;
+    println!("{lend}");
+    borrower.destroy()?;
     let mut reclaim = Samples::new("reclaim_2m");
-    for n in 0..BLOCKS {
-        let at = blocks + n * BLOCK_SIZE;
-        let entry = MemEntry::new(at, ORDER_BLOCK, 0, Rights::NONE);
-        list_call(host, &mut reclaim, call::MEM_RECLAIM, None, &[entry])?;
+    for n in 1..=BLOCKS {
+        let entry = MemEntry::new(blocks + n * BLOCK_SIZE, ORDER_BLOCK, 0, Rights::NONE);
+        take(host, &mut reclaim, call::MEM_RECLAIM, &[entry], Left::Nothing)?;
     }
-    reclaim.print();
+    println!("{reclaim}");
     host.bring_home()
 }
 
 /// As many pages as one call takes: all of a block's, which it divides.
-fn lists(host: &mut Host) -> Outcome {
-    let vm = host.vm(4 + BLOCKS)?;
+fn whole_lists(host: &mut Host) -> Outcome {
+    let borrower = Borrower::start(host, 4 + BLOCKS)?;
     let blocks = host.arena.blocks(BLOCKS);
     let per = LIST_MAX as u64;
     let mut entries = [frame(0); LIST_MAX];
@@ -127,37 +113,106 @@ fn lists(host: &mut Host) -> Outcome {
         for (entry, number) in entries.iter_mut().zip(0..PAGES_PER_BLOCK) {
             *entry = page(block, number, guest);
         }
-        list_call(host, &mut lend, call::MEM_LEND, Some(vm), &entries)?;
+        borrower.give(host, &mut lend, call::MEM_LEND, &entries)?;
     }
-    lend.print();
-    hvc::call(call::VM_DESTROY, &[vm]).map_err(refused("VM_DESTROY"))?;
+    println!("{lend}");
+    borrower.destroy()?;
     let mut reclaim = Samples::per("reclaim_512x4k_per_page", per);
     for n in 0..BLOCKS {
         for (entry, number) in entries.iter_mut().zip(0..PAGES_PER_BLOCK) {
             *entry = frame(blocks + n * BLOCK_SIZE + number * PAGE_SIZE);
         }
-        list_call(host, &mut reclaim, call::MEM_RECLAIM, None, &entries)?;
+        take(host, &mut reclaim, call::MEM_RECLAIM, &entries, Left::Nothing)?;
     }
-    reclaim.print();
+    println!("{reclaim}");
     host.bring_home()
+}
+
+/// Lends lists of `N` of these pages, which get ascending guest addresses from
+/// `guest` on.
+fn lend_lists<const N: usize>(
+    host: &Host,
+    borrower: &Borrower,
+    name: &'static str,
+    pages: &[u64],
+    guest: u64,
+) -> Outcome {
+    let mut samples = Samples::per(name, N as u64);
+    let guests = (0..).map(|n| guest + n * N as u64 * PAGE_SIZE);
+    for (list, guest) in pages.as_chunks::<N>().0.iter().zip(guests) {
+        let guest = |n| guest + n as u64 * PAGE_SIZE;
+        let entries: [_; N] = core::array::from_fn(|n| entry(list[n], ORDER_PAGE, guest(n)));
+        borrower.give(host, &mut samples, call::MEM_LEND, &entries)?;
+    }
+    println!("{samples}");
+    Ok(())
+}
+
+/// Adjacent pages of blocks that are divided already.
+fn short_lists(host: &mut Host) -> Outcome {
+    const PAGES_BEFORE: u64 = 64;
+    let borrower = Borrower::start(host, 8)?;
+    let blocks = host.arena.blocks(2);
+    let adjacent = |block: u64| -> [u64; (PAGES_PER_BLOCK - PAGES_BEFORE) as usize] {
+        let first = blocks + block * BLOCK_SIZE + PAGES_BEFORE * PAGE_SIZE;
+        core::array::from_fn(|n| first + n as u64 * PAGE_SIZE)
+    };
+    let mut ignored = Samples::new("");
+    for block in 0..2 {
+        let (at, guest) = (blocks + block * BLOCK_SIZE, GUEST + block * BLOCK_SIZE);
+        borrower.give(host, &mut ignored, call::MEM_LEND, &[page(at, 0, guest)])?;
+    }
+    let guest = |block| GUEST + block * BLOCK_SIZE + PAGES_BEFORE * PAGE_SIZE;
+    lend_lists::<8>(host, &borrower, "lend_8x4k_per_page", &adjacent(0), guest(0))?;
+    lend_lists::<64>(host, &borrower, "lend_64x4k_per_page", &adjacent(1), guest(1))?;
+    borrower.end(host)
+}
+
+/// Pages in no order, as a host that ran for a while has them: of many blocks,
+/// which are divided already. The guest has them one after the other.
+fn scattered_lists(host: &mut Host) -> Outcome {
+    let blocks = host.arena.blocks(SCATTERED_BLOCKS);
+    // One page of each block is lent all the time, so that it stays divided.
+    let keeper = Borrower::start(host, 4 + SCATTERED_BLOCKS)?;
+    for block in 0..SCATTERED_BLOCKS {
+        let (at, guest) = (blocks + block * BLOCK_SIZE, GUEST + block * BLOCK_SIZE);
+        keeper.give(host, &mut Samples::new(""), call::MEM_LEND, &[page(at, 0, guest)])?;
+    }
+    let mut pages: ArrayVec<u64, SCATTERED_PAGES> = (0..SCATTERED_PAGES as u64)
+        .filter(|n| !n.is_multiple_of(PAGES_PER_BLOCK))
+        .map(|n| blocks + n * PAGE_SIZE)
+        .collect();
+    let mut random = Random::new(4);
+    for n in (1..pages.len()).rev() {
+        pages.swap(n, random.below(n as u64 + 1) as usize);
+    }
+    let borrower = Borrower::start(host, 4 + SCATTERED_BLOCKS)?;
+    let (few, rest) = pages.split_at(512);
+    let (more, rest) = rest.split_at(1024);
+    lend_lists::<8>(host, &borrower, "lend_8x4k_scattered_per_page", few, GUEST)?;
+    let guest = GUEST + BLOCK_SIZE;
+    lend_lists::<64>(host, &borrower, "lend_64x4k_scattered_per_page", more, guest)?;
+    let guest = guest + 2 * BLOCK_SIZE;
+    lend_lists::<512>(host, &borrower, "lend_512x4k_scattered_per_page", rest, guest)?;
+    keeper.destroy()?;
+    borrower.end(host)
 }
 
 /// Pages that a guest which lives on gave up with their contents: nothing is
 /// zeroed, but the guest's map changes.
 fn unlocked_pages(host: &mut Host) -> Outcome {
-    let agent = Agent::start(host)?;
+    let borrower = Borrower::start(host, 0)?;
     let block = host.arena.blocks(1);
-    let guest = escrow_payloads::guest::FREE_BLOCK;
+    let guest = FREE_BLOCK;
     // Not all: a block whose pages are all home again is one again.
     let entries: [MemEntry; 300] = core::array::from_fn(|n| page(block, n as u64, guest));
-    host.lists.lend(agent.vm, &entries).map_err(refused("MEM_LEND"))?;
-    let unlock = [call::MODIFY_PAGES as u64, 0, guest, PAGES * PAGE_SIZE, call::MODIFY_UNLOCK];
-    check_eq!(agent.hvc(&unlock)?, 0, "unlocked");
+    borrower.give(host, &mut Samples::new(""), call::MEM_LEND, &entries)?;
+    borrower.unlock(guest, PAGES * PAGE_SIZE)?;
     let mut reclaim = Samples::new("reclaim_4k_unlocked");
     for n in 0..PAGES {
         let entry = frame(block + n * PAGE_SIZE);
-        list_call(host, &mut reclaim, call::MEM_RECLAIM, None, &[entry])?;
+        take(host, &mut reclaim, call::MEM_RECLAIM, &[entry], Left::Contents)?;
     }
-    reclaim.print();
-    host.end(agent.vm)
+    println!("{reclaim}");
+    borrower.end(host)
 }

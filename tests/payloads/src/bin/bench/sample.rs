@@ -4,8 +4,7 @@
 
 use core::arch::global_asm;
 
-use escrow_payloads::println;
-
+global_asm!(include_str!("sample.S"));
 global_asm!(include_str!("bench.S"));
 
 unsafe extern "C" {
@@ -34,38 +33,4 @@ pub fn hvc_vectors(registers: &mut [u64; 8]) -> u64 {
     // this target.
     let ticks = unsafe { sample_hvc_vectors(registers) };
     ticks - overhead()
-}
-
-/// Samples of one operation.
-pub struct Samples {
-    name: &'static str,
-    per: u64,
-    pub min: u64,
-    total: u64,
-    n: u64,
-}
-
-impl Samples {
-    /// None yet; each will be of one operation.
-    pub const fn new(name: &'static str) -> Samples {
-        Self::per(name, 1)
-    }
-
-    /// None yet; each will be of `per` operations.
-    pub const fn per(name: &'static str, per: u64) -> Samples {
-        Samples { name, per, min: u64::MAX, total: 0, n: 0 }
-    }
-
-    /// Adds one.
-    pub fn add(&mut self, ticks: u64) {
-        self.min = self.min.min(ticks);
-        self.total += ticks;
-        self.n += 1;
-    }
-
-    /// Prints them for `cargo xtask bench`.
-    pub fn print(&self) {
-        let Samples { name, per, min, total, n } = self;
-        println!("bench: {name} min {min} total {total} n {n} per {per}");
-    }
 }

@@ -15,7 +15,9 @@ mod xen;
 
 use core::arch::asm;
 
-use xen::{Samples, say};
+use escrow_payloads::samples::Samples;
+
+use xen::say;
 
 /// What went wrong, and the answer that said so.
 type Outcome = Result<(), (&'static str, u64)>;
@@ -62,6 +64,6 @@ fn hypercall() -> Outcome {
             return Err(("XENVER_version", call[0]));
         }
     }
-    samples.print();
+    say!("{samples}");
     Ok(())
 }

@@ -6,10 +6,11 @@
 //! leave out is said in docs/performance.md.
 
 use escrow_abi::{BLOCK_SIZE, PAGE_SIZE};
+use escrow_payloads::samples::Samples;
 use fdt::Fdt;
 
 use crate::Outcome;
-use crate::xen::{self, GRANT_TABLE_OP, MEMORY_OP, Samples};
+use crate::xen::{self, GRANT_TABLE_OP, MEMORY_OP, say};
 
 const XENMEM_DECREASE_RESERVATION: u64 = 1;
 const XENMEM_POPULATE_PHYSMAP: u64 = 6;
@@ -140,12 +141,12 @@ fn pages(block: u64) -> Outcome {
     let frame = |n: u64| (block + n * PAGE_SIZE) / PAGE_SIZE;
     let mut first = Samples::new("lend_4k_first_of_block");
     reserve(&mut first, XENMEM_DECREASE_RESERVATION, &[frame(0)], 0)?;
-    first.print();
+    say!("{first}");
     let mut out = Samples::new("lend_4k");
     for n in 1..=PAGES {
         reserve(&mut out, XENMEM_DECREASE_RESERVATION, &[frame(n)], 0)?;
     }
-    out.print();
+    say!("{out}");
     let mut back = Samples::new("reclaim_4k");
     for n in 1..=PAGES {
         reserve(&mut back, XENMEM_POPULATE_PHYSMAP, &[frame(n)], 0)?;
@@ -155,7 +156,7 @@ fn pages(block: u64) -> Outcome {
             return Err(("a page that came back", word));
         }
     }
-    back.print();
+    say!("{back}");
     Ok(())
 }
 
@@ -171,8 +172,8 @@ fn lists(blocks: u64) -> Outcome {
         reserve(&mut out, XENMEM_DECREASE_RESERVATION, &extents, 0)?;
         reserve(&mut back, XENMEM_POPULATE_PHYSMAP, &extents, 0)?;
     }
-    out.print();
-    back.print();
+    say!("{out}");
+    say!("{back}");
     Ok(())
 }
 
@@ -185,8 +186,8 @@ fn whole_blocks(blocks: u64) -> Outcome {
         reserve(&mut out, XENMEM_DECREASE_RESERVATION, &extent, ORDER_BLOCK)?;
         reserve(&mut back, XENMEM_POPULATE_PHYSMAP, &extent, ORDER_BLOCK)?;
     }
-    out.print();
-    back.print();
+    say!("{out}");
+    say!("{back}");
     Ok(())
 }
 
@@ -250,7 +251,7 @@ fn grants(block: u64) -> Outcome {
             return Err(("GNTTABOP_unmap_grant_ref", grant.status as u64));
         }
     }
-    map.print();
-    unmap.print();
+    say!("{map}");
+    say!("{unmap}");
     Ok(())
 }

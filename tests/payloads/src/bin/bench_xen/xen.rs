@@ -48,40 +48,6 @@ pub fn sample_with<T>(number: u64, command: u64, argument: &mut T, count: u64) -
     (call[0], ticks)
 }
 
-/// Samples of one operation.
-pub struct Samples {
-    name: &'static str,
-    per: u64,
-    min: u64,
-    total: u64,
-    n: u64,
-}
-
-impl Samples {
-    /// None yet; each will be of one operation.
-    pub const fn new(name: &'static str) -> Samples {
-        Self::per(name, 1)
-    }
-
-    /// None yet; each will be of `per` operations.
-    pub const fn per(name: &'static str, per: u64) -> Samples {
-        Samples { name, per, min: u64::MAX, total: 0, n: 0 }
-    }
-
-    /// Adds one.
-    pub fn add(&mut self, ticks: u64) {
-        self.min = self.min.min(ticks);
-        self.total += ticks;
-        self.n += 1;
-    }
-
-    /// Prints them for `cargo xtask bench`.
-    pub fn print(&self) {
-        let Samples { name, per, min, total, n } = self;
-        say!("bench: {name} min {min} total {total} n {n} per {per}");
-    }
-}
-
 /// A line on its way to Xen's console, which takes one in one call.
 pub struct Line {
     text: [u8; 160],
