@@ -85,6 +85,11 @@ impl Lists {
         Lists(arena.pages(LIST_PAGES))
     }
 
+    /// Uses the pages from `at` on, as many as the longest list needs.
+    pub const fn at(at: u64) -> Lists {
+        Lists(at)
+    }
+
     /// Where lists are written.
     pub fn address(&self) -> u64 {
         self.0
