@@ -15,7 +15,7 @@
 #![no_main]
 
 use core::arch::global_asm;
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use aarch64_cpu::registers::{CNTFRQ_EL0, Readable as _};
 use escrow_abi::{
@@ -71,6 +71,9 @@ const CPUS: u64 = cpus::MAX_CPUS as u64;
 const GUEST: u64 = 0x1_0000_0000;
 /// Pages of a VM's metadata.
 const METADATA: u64 = 16;
+/// Calls of each CPU. A trace of a few is long enough.
+const SINGLE_CALLS: u64 = 24;
+const LIST_CALLS: u64 = 3;
 /// What is lent beforehand: it divides the block and brings tables.
 const AHEAD: u64 = 1;
 
@@ -84,14 +87,14 @@ fn frequency(_host: &mut Host) -> Outcome {
 fn single_pages(host: &mut Host) -> Outcome {
     let blocks = host.arena.blocks(CPUS);
     let own = |cpu, n| page(blocks + cpu * BLOCK_SIZE, n);
-    Lenders::new(host).measure::<1>(SINGLE_PAGES, 48, own)
+    Lenders::new(host).measure::<1>(SINGLE_PAGES, SINGLE_CALLS, own)
 }
 
 /// 64 pages a call; each CPU has a block of its own.
 fn lists(host: &mut Host) -> Outcome {
     let blocks = host.arena.blocks(CPUS);
     let own = |cpu, n| page(blocks + cpu * BLOCK_SIZE, n);
-    Lenders::new(host).measure::<64>(LISTS, 6, own)
+    Lenders::new(host).measure::<64>(LISTS, LIST_CALLS, own)
 }
 
 /// One page a call, all of one block: what it looks like when calls do wait for
@@ -99,7 +102,7 @@ fn lists(host: &mut Host) -> Outcome {
 fn pages_of_one_block(host: &mut Host) -> Outcome {
     let block = host.arena.blocks(1);
     let own = |cpu, n| page(block, n * CPUS + cpu);
-    Lenders::new(host).measure::<1>(SAME_BLOCK, 48, own)
+    Lenders::new(host).measure::<1>(SAME_BLOCK, SINGLE_CALLS, own)
 }
 
 /// Calls whose barriers and invalidations are counted in the trace.
@@ -107,12 +110,12 @@ fn upkeep(host: &mut Host) -> Outcome {
     let lenders = Lenders::new(host);
     let blocks = host.arena.blocks(8);
     let own = |_, n| page(blocks, n);
-    lenders.measure::<1>(PAGE_UPKEEP, 16, own)?;
+    lenders.measure::<1>(PAGE_UPKEEP, 8, own)?;
     // Each call divides a block; what is lent ahead is one of another.
     let own = |_, n| page(blocks + BLOCK_SIZE, n + 512 - AHEAD);
-    lenders.measure::<512>(LIST_UPKEEP, 3, own)?;
+    lenders.measure::<512>(LIST_UPKEEP, 2, own)?;
     let own = |_, n| Piece { at: blocks + n * BLOCK_SIZE, order: ORDER_BLOCK };
-    lenders.measure::<1>(BLOCK_UPKEEP, 6, own)
+    lenders.measure::<1>(BLOCK_UPKEEP, 3, own)
 }
 
 /// Memory that one entry of a list is about.
@@ -169,6 +172,7 @@ impl Lenders {
     ) -> Outcome {
         let pieces = AHEAD + calls * N as u64;
         let ready = AtomicUsize::new(0);
+        let vms = [const { AtomicU64::new(0) }; CPUS as usize];
         cpus::try_on_all(|cpu| {
             if cpu >= count {
                 return Ok(());
@@ -176,6 +180,7 @@ impl Lenders {
             let (lists, metadata) = self.0[cpu];
             let own = |n| own(cpu as u64, n);
             let vm = lists.vm_of(metadata, METADATA)?;
+            vms[cpu].store(vm, Ordering::Relaxed);
             let entry = |n| {
                 let (piece, guest) = (own(n), GUEST + n * own(n).size());
                 MemEntry::new(piece.at, piece.order, guest, Rights::READ_WRITE)
@@ -209,14 +214,22 @@ impl Lenders {
                 check_eq!(frame_state(piece.at)?, FrameState::Lent);
             }
             check!(probe::read(own(pieces - 1).at).is_err(), "the host reads what it lent");
+            Ok(())
+        })?;
+        // One after the other: what waits here is nobody's subject, and
+        // lengthens the trace.
+        for cpu in 0..count {
+            let (lists, metadata) = self.0[cpu];
+            let vm = vms[cpu].load(Ordering::Relaxed);
             hvc::call(call::VM_DESTROY, &[vm]).map_err(refused("VM_DESTROY"))?;
-            for piece in (0..pieces).map(own) {
-                lists.reclaim(&[piece.alone()]).map_err(refused("MEM_RECLAIM"))?;
+            for n in 0..pieces {
+                let piece = own(cpu as u64, n).alone();
+                lists.reclaim(&[piece]).map_err(refused("MEM_RECLAIM"))?;
             }
             let tables: [_; METADATA as usize] =
                 core::array::from_fn(|n| frame(metadata + n as u64 * PAGE_SIZE));
             lists.reclaim(&tables).map_err(refused("MEM_RECLAIM"))?;
-            Ok(())
-        })
+        }
+        Ok(())
     }
 }
