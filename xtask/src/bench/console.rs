@@ -12,7 +12,7 @@ use xtask::qemu::Machine;
 const TAIL_LINES: usize = 20;
 
 /// Boots a machine and hands each line of its console to `read`, which says
-/// when it has seen enough: `Ok(true)`.
+/// when it has seen enough: `Ok(true)`. Returns what QEMU wrote to its log.
 ///
 /// # Errors
 /// `read` fails, time is up, or QEMU ends before `read` has seen enough.
@@ -20,7 +20,7 @@ pub fn read_console(
     machine: &Machine,
     limit: Duration,
     mut read: impl FnMut(&str) -> Result<bool>,
-) -> Result<()> {
+) -> Result<String> {
     let deadline = Instant::now() + limit;
     let mut session = Session::start(machine.command())?;
     let mut lines = Vec::new();
@@ -30,7 +30,7 @@ pub fn read_console(
                 let enough = read(&line);
                 lines.push(line);
                 match enough {
-                    Ok(true) => return Ok(()),
+                    Ok(true) => return Ok(session.finish()?.errors),
                     Ok(false) => {}
                     Err(error) => break format!("{error:#}"),
                 }

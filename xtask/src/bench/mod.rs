@@ -1,26 +1,34 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What Escrow costs, in instructions, measured under QEMU.
+//! What Escrow costs, in instructions, measured under QEMU, and what others do.
 //!
-//! Every machine here has one CPU and counts instructions: with
-//! `-icount shift=0` QEMU's virtual clock advances by a nanosecond at each,
-//! and the counter of its CPU type `max` ticks at 1 GHz. The counts are the
-//! same on every build machine, busy or idle. What they leave out, and what
-//! each row means, is in docs/performance.md.
+//! Every machine here counts instructions: with `-icount shift=0` QEMU's virtual
+//! clock advances by a nanosecond at each, and the counter of its CPU type `max`
+//! ticks at 1 GHz. The counts are the same on every build machine, busy or idle.
+//! What they leave out, and what each row means, is in docs/performance.md.
 
 mod calls;
+mod chart;
 mod console;
+mod cpus;
+mod docs;
+mod payload;
+mod peers;
 mod report;
+mod table;
 mod workload;
 
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
+use xtask::artefacts::Artefacts;
 
 use crate::build::{self, What, Workspace};
+use crate::say;
 use crate::setup::Setup;
 use crate::shell::Step;
+use report::{Report, Row};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -30,45 +38,100 @@ pub struct Args {
     /// Do not build; measure what was built last
     #[arg(long)]
     no_build: bool,
+    /// Do not measure; take target/bench.json as it is
+    #[arg(long, conflicts_with_all = ["only", "no_build"])]
+    no_measure: bool,
+    /// Draw the charts and write the tables of docs/performance.md
+    #[arg(long)]
+    chart: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Part {
     /// Hypercalls, guest exits and the boot, seen from a payload in the host's place
     Calls,
+    /// Several CPUs that lend at once
+    Cpus,
+    /// Other hypervisors, if `cargo xtask setup --peers` has fetched them
+    Peers,
     /// A Debian host's user space, with Escrow and without
     Workload,
 }
 
-/// Measures, prints a table and writes `target/bench.json`.
+/// Measures, prints tables and writes `target/bench.json`.
 ///
 /// A goal that is missed is shown and is no error; what cannot be measured is.
 pub fn bench(args: &Args) -> Result<ExitCode> {
     let workspace = Workspace::find()?;
+    let json = workspace.paths().bench_json();
+    let report = if args.no_measure {
+        Report::read(&json)?
+    } else {
+        let report = Report(measure(args, &workspace)?);
+        report.write(&json)?;
+        report
+    };
+    let headed = [
+        ("", table::own(&report)),
+        ("against peers, which stand with the least that they take:\n", table::peers(&report)),
+        ("what else the peers take:\n", table::others(&report)),
+        ("lending more at once:\n", table::growth(&report)),
+        ("lending by several CPUs at once:\n", table::cpus(&report)),
+    ];
+    let shown = headed.into_iter().filter(|(_, table)| !table.is_empty());
+    let shown: Vec<_> = shown.map(|(head, table)| format!("{head}{}", table.text())).collect();
+    print!("{}", shown.join("\n"));
+    if args.chart {
+        docs::update(&report, &workspace.root().join("docs"))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn measure(args: &Args, workspace: &Workspace) -> Result<Vec<Row>> {
     let setup = Setup::ensure(Default::default())?;
     setup.qemu()?;
     let wanted = |part| args.only.is_none_or(|only| only == part);
     if !args.no_build {
         let mut needed = vec![What::Hypervisor];
-        needed.extend(wanted(Part::Calls).then_some(What::Payloads));
+        needed.extend((args.only != Some(Part::Workload)).then_some(What::Payloads));
         needed.extend(wanted(Part::Workload).then_some(What::Host));
-        build::build(&workspace, &setup, &needed)?;
+        build::build(workspace, &setup, &needed)?;
     }
     let artefacts = workspace.artefacts(&setup)?;
     let mut rows = Vec::new();
     if wanted(Part::Calls) {
-        let step = Step::start("counting what calls, exits and the boot take");
-        rows.extend(calls::measure(&artefacts).context("the calls cannot be measured")?);
-        step.done();
+        rows.extend(step("what calls, exits and the boot take", || calls::measure(&artefacts))?);
+    }
+    if wanted(Part::Cpus) {
+        let plugin = build::plugin(workspace)?;
+        let measure = || cpus::measure(&artefacts, &plugin);
+        rows.extend(step("what CPUs take that lend at once", measure)?);
+    }
+    if wanted(Part::Peers) {
+        rows.extend(measure_peers(workspace, &setup, &artefacts)?);
     }
     if wanted(Part::Workload) {
-        let program = build::workload(&workspace, &setup)?;
-        let step = Step::start("counting a workload with Escrow and without");
-        let measured = workload::measure(&artefacts, &program, &workspace.paths().bench());
-        rows.extend(measured.context("the workload cannot be measured")?);
-        step.done();
+        let program = build::workload(workspace, &setup)?;
+        let measure = || workload::measure(&artefacts, &program, &workspace.paths().bench());
+        rows.extend(step("a workload with Escrow and without", measure)?);
     }
-    report::write(&rows, &workspace.paths().bench_json())?;
-    print!("{}", report::table(&rows));
-    Ok(ExitCode::SUCCESS)
+    Ok(rows)
+}
+
+/// The peers' rows; none, and a line that says so, if they are not there.
+fn measure_peers(workspace: &Workspace, setup: &Setup, artefacts: &Artefacts) -> Result<Vec<Row>> {
+    let Ok(peers) = setup.peers() else {
+        say!("no peers to compare with: `cargo xtask setup --peers` fetches them");
+        return Ok(Vec::new());
+    };
+    let program = build::peers(workspace, setup)?;
+    let folder = workspace.paths().bench();
+    step("what other hypervisors take", || peers::measure(artefacts, peers, &program, &folder))
+}
+
+fn step(what: &str, measure: impl FnOnce() -> Result<Vec<Row>>) -> Result<Vec<Row>> {
+    let step = Step::start(format!("counting {what}"));
+    let rows = measure().with_context(|| format!("cannot measure {what}"))?;
+    step.done();
+    Ok(rows)
 }

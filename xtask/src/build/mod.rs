@@ -21,7 +21,7 @@ pub use module::FLAGS as MODULE_FLAGS;
 use cargo::Kind;
 
 use crate::setup::{SOFTFLOAT, STATIC_LINUX, Setup};
-use crate::shell::write_if_changed;
+use crate::shell::{run_quietly, write_if_changed};
 
 /// What can be built on its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -163,4 +163,19 @@ pub fn workload(workspace: &Workspace, setup: &Setup) -> Result<PathBuf> {
     setup.cross_compiler()?;
     let built = cargo::Build::new("escrow-workload", STATIC_LINUX).run(workspace, setup)?;
     Ok(cargo::only(&built, Kind::Program, "escrow-workload")?.to_owned())
+}
+
+/// Builds the VMM that `cargo xtask bench` runs on KVM. The program.
+pub fn peers(workspace: &Workspace, setup: &Setup) -> Result<PathBuf> {
+    setup.cross_compiler()?;
+    let built = cargo::Build::new("escrow-peers", STATIC_LINUX).run(workspace, setup)?;
+    Ok(cargo::only(&built, Kind::Program, "escrow-peers")?.to_owned())
+}
+
+/// Builds the plugin for QEMU that counts what each CPU executes.
+pub fn plugin(workspace: &Workspace) -> Result<PathBuf> {
+    let mut command = plain_cargo(workspace, "build");
+    command.args(["--release", "--package", "escrow-plugin"]);
+    run_quietly(&mut command).context("the plugin for QEMU does not build")?;
+    Ok(workspace.paths.root().join("release/libescrow_plugin.so"))
 }
