@@ -20,7 +20,7 @@ pub fn lint(workspace: &Workspace, setup: &Setup) -> Result<Count> {
     host.arg("--all-targets");
 
     let mut tests = build::plain_cargo(workspace, "clippy");
-    tests.args(["--package=escrow-tests", "--all-targets"]);
+    tests.args(["--package=escrow-tests", "--package=escrow-plugin", "--all-targets"]);
 
     let on = |target, flags, packages: &[&str]| -> Result<Command> {
         let mut clippy = build::cargo_command(workspace, setup, "clippy", target, flags)?;
@@ -40,7 +40,13 @@ pub fn lint(workspace: &Workspace, setup: &Setup) -> Result<Count> {
             on(
                 STATIC_LINUX,
                 &[],
-                &["escrow-vmm", "escrow-shim-tests", "escrow-liar", "escrow-workload"],
+                &[
+                    "escrow-vmm",
+                    "escrow-shim-tests",
+                    "escrow-liar",
+                    "escrow-workload",
+                    "escrow-peers",
+                ],
             )
             .map(denying),
         ),

@@ -218,9 +218,8 @@ impl Lenders {
         })?;
         // One after the other: what waits here is nobody's subject, and
         // lengthens the trace.
-        for cpu in 0..count {
-            let (lists, metadata) = self.0[cpu];
-            let vm = vms[cpu].load(Ordering::Relaxed);
+        for (cpu, (vm, (lists, metadata))) in vms.iter().zip(self.0).enumerate().take(count) {
+            let vm = vm.load(Ordering::Relaxed);
             hvc::call(call::VM_DESTROY, &[vm]).map_err(refused("VM_DESTROY"))?;
             for n in 0..pieces {
                 let piece = own(cpu as u64, n).alone();
