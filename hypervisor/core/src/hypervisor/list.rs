@@ -52,12 +52,12 @@ impl Run {
     /// Its pages at their addresses in the VM that gets them.
     #[inline(always)]
     pub fn span(&self) -> Span {
-        Span { at: self.guest(), pages: self.pages.into() }
+        Span { at: self.guest(), pages: self.pages.into(), is_block: self.is_block }
     }
 
     /// Its pages at the calling guest's addresses.
     pub fn own_span(&self) -> Span {
-        Span { at: self.own, pages: self.pages.into() }
+        Span { at: self.own, pages: self.pages.into(), is_block: self.is_block }
     }
 
     /// Bytes.
@@ -124,6 +124,20 @@ pub(super) enum Reader<'a> {
     Host,
     /// A guest, whose VM is locked.
     Guest(&'a GuestMap),
+}
+
+/// Why a list was not read.
+enum Unread {
+    /// It was, and this is what is wrong with it.
+    Refused(Refusal),
+    /// What it lies in may have changed hands meanwhile.
+    Changed,
+}
+
+impl<E: Into<Refusal>> From<E> for Unread {
+    fn from(error: E) -> Unread {
+        Unread::Refused(error.into())
+    }
 }
 
 const ENTRY_SIZE: u64 = size_of::<MemEntry>() as u64;
@@ -224,7 +238,6 @@ impl<M: Machine> Hypervisor<M> {
         list: u64,
         count: u64,
     ) -> Result<(), Refusal> {
-        scratch.clear();
         if count.wrapping_sub(1) >= LIST_MAX as u64 {
             return Err(Error::InvalidSize.into());
         }
@@ -234,26 +247,51 @@ impl<M: Machine> Hypervisor<M> {
         if list.checked_add(count * ENTRY_SIZE).is_none() {
             return Err(Error::AddressOverflow.into());
         }
-        let mut done = 0;
+        // A list is read without a lock, so that calls whose lists lie side by side do
+        // not wait for each other; with it, if the block of a page of the list changed meanwhile.
+        let mut locked = false;
         loop {
+            scratch.clear();
+            match self.read_pages(scratch, reader, form, (list, count), locked) {
+                Ok(()) => return Ok(()),
+                Err(Unread::Refused(refusal)) => return Err(refusal),
+                Err(Unread::Changed) => locked = true,
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn read_pages(
+        &self,
+        scratch: &mut Scratch,
+        reader: Reader<'_>,
+        form: Form,
+        (list, count): (u64, u64),
+        locked: bool,
+    ) -> Result<(), Unread> {
+        let mut done = 0;
+        // What the next entry would have to say to prolong the last run.
+        let mut next = (1, 0);
+        while done < count {
             let page = list + done * ENTRY_SIZE;
             let end = count.min(done + ENTRIES_PER_PAGE);
+            let entries = (done, end);
             match reader {
-                Reader::Host => self.read_host_page(scratch, form, page, done, end)?,
+                Reader::Host => {
+                    self.read_host_page(scratch, form, PhysAddr(page), entries, &mut next, locked)?;
+                }
                 Reader::Guest(map) => {
                     let inside = page < map.end();
                     let frame = inside.then(|| map.frame(&self.machine, Ipa(page))).flatten();
                     let frame = frame.filter(|(_, leaf)| leaf.entry.is_valid());
                     let (frame, _) = frame.ok_or(Error::InvalidAddress)?;
                     // What is mapped for a guest stays so while it is locked.
-                    self.read_page(scratch, reader, form, frame, done, end)?;
+                    self.read_page(scratch, reader, form, frame, entries, &mut next)?;
                 }
             }
             done = end;
-            if done == count {
-                return Ok(());
-            }
         }
+        Ok(())
     }
 
     #[inline(always)]
@@ -261,25 +299,34 @@ impl<M: Machine> Hypervisor<M> {
         &self,
         scratch: &mut Scratch,
         form: Form,
-        page: u64,
-        first: u64,
-        end: u64,
-    ) -> Result<(), Refusal> {
-        let page = PhysAddr(page);
+        page: PhysAddr,
+        entries: (u64, u64),
+        next: &mut (u64, u64),
+        locked: bool,
+    ) -> Result<(), Unread> {
         let block = self.ledger.ram().locate(page).ok_or(Error::InvalidAddress)?;
-        // The lock keeps the page its caller's while it is read; the caller
-        // itself may still write to it, which harms nobody but the caller.
-        self.ledger.lock(block);
-        let result = if self.ledger.get_in(block, page).host_reaches() {
-            self.read_page(scratch, Reader::Host, form, page, first, end)
-        } else {
-            Err(Error::NotOwner.into())
+        let cell = self.ledger.cell(block);
+        // The page must be the host's while it is read; the host itself may still write to it, which
+        // harms nobody but the host. What is not the host's is not looked at.
+        let mut read = || {
+            if self.ledger.get_in(block, page).host_reaches() {
+                self.read_page(scratch, Reader::Host, form, page, entries, next)
+            } else {
+                Err(Error::NotOwner.into())
+            }
         };
-        self.ledger.unlock(block);
-        result
+        let result = if locked {
+            cell.lock();
+            let result = read();
+            cell.unlock();
+            Some(result)
+        } else {
+            cell.read(read)
+        };
+        Ok(result.ok_or(Unread::Changed)??)
     }
 
-    /// Reads entries `first` to `end` from a page.
+    /// Reads entries from a page: from the first of a pair of places up to the second.
     #[inline(always)]
     fn read_page(
         &self,
@@ -287,14 +334,13 @@ impl<M: Machine> Hypervisor<M> {
         reader: Reader<'_>,
         form: Form,
         page: PhysAddr,
-        first: u64,
-        end: u64,
+        (first, end): (u64, u64),
+        carried: &mut (u64, u64),
     ) -> Result<(), Refusal> {
         let step = if form.guests { PAGE_SIZE } else { 0 };
         let mut at = page;
         let mut index = first;
-        // What the entry after the last run would have to say to prolong it.
-        let mut next = (1, 0);
+        let mut next = *carried;
         while index < end {
             let [frame, guest, references, users] = self.machine.read_entry(at);
             at = at.add(ENTRY_SIZE);
@@ -321,6 +367,7 @@ impl<M: Machine> Hypervisor<M> {
             next = (next.0 + PAGE_SIZE, next.1 + step);
             index += 1;
         }
+        *carried = next;
         Ok(())
     }
 

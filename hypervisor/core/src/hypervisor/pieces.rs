@@ -18,12 +18,14 @@ pub(super) struct Piece {
     pub pages: usize,
     /// The first one's record.
     pub record: Record,
+    /// It is part of one entry of a list, or of a guest's range.
+    is_block: bool,
 }
 
 impl Piece {
     /// Where its guest sees it.
     pub fn span(&self) -> Span {
-        Span { at: self.record.guest(), pages: self.pages }
+        Span { at: self.record.guest(), pages: self.pages, is_block: self.is_block }
     }
 
     /// The same, to invalidate.
@@ -51,6 +53,7 @@ pub(super) struct Pieces {
     /// In the run.
     done: usize,
     pages: usize,
+    is_block: bool,
 }
 
 impl Iterator for Pieces {
@@ -70,7 +73,7 @@ impl Iterator for Pieces {
             left
         };
         let pages = self.records.alike(self.first + self.done, limit);
-        let piece = Piece { page: self.done, pages, record };
+        let piece = Piece { page: self.done, pages, record, is_block: self.is_block };
         self.done += pages;
         Some(piece)
     }
@@ -80,13 +83,16 @@ impl<M: Machine> Hypervisor<M> {
     /// The pieces of a run, whose block is locked.
     #[inline]
     pub(super) fn pieces(&self, run: &Run) -> Pieces {
-        self.pieces_of(run.block, run.first(), run.pages.into())
+        Pieces {
+            is_block: run.is_block,
+            ..self.pieces_of(run.block, run.first(), run.pages.into())
+        }
     }
 
     /// The pieces of frames of a locked block.
     #[inline]
     pub(super) fn pieces_of(&self, block: BlockIndex, first: usize, pages: usize) -> Pieces {
-        Pieces { records: self.ledger.records(block), first, done: 0, pages }
+        Pieces { records: self.ledger.records(block), first, done: 0, pages, is_block: true }
     }
 
     /// Writes the record of a piece of a run, and changes the host's map as that

@@ -45,9 +45,9 @@ impl<M: Machine> Hypervisor<M> {
         self.ledger.lock(block);
         let whole = leaf.level == 2 && self.ledger.whole_block(block).is_some_and(opened);
         let span = if whole {
-            Span { at: at.align_down(BLOCK_SIZE), pages: PAGES_PER_BLOCK }
+            Span { at: at.align_down(BLOCK_SIZE), pages: PAGES_PER_BLOCK, is_block: true }
         } else {
-            Span { at: at.align_down(PAGE_SIZE), pages: 1 }
+            Span { at: at.align_down(PAGE_SIZE), pages: 1, is_block: false }
         };
         let mut tables = TableCount::new();
         map.prepare_restore(&self.machine, span, &mut tables);

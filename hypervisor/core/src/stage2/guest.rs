@@ -75,6 +75,9 @@ pub struct Span {
     pub at: Ipa,
     /// How many: 1 to 512.
     pub pages: usize,
+    /// They are one entry of a list. 512 pages that are not have a table of their own as
+    /// far as the pool is concerned, whatever their order in the list.
+    pub is_block: bool,
 }
 
 /// Where [`GuestMap::prepare_map`] found room.
@@ -129,9 +132,9 @@ impl Span {
         table.get(first..first + self.pages).unwrap_or_default()
     }
 
-    /// Whether it is a whole block.
+    /// Whether it fills 2 MiB.
     #[inline(always)]
-    const fn is_block(self) -> bool {
+    const fn fills(self) -> bool {
         self.pages == PAGES_PER_BLOCK
     }
 }
@@ -251,7 +254,7 @@ impl GuestMap {
             machine.write_descriptor(slot, entry);
             entry.0 += PAGE_SIZE;
         }
-        if span.is_block() {
+        if span.fills() {
             self.merge(machine, pool, span.at);
         }
     }
@@ -272,7 +275,7 @@ impl GuestMap {
         if entry.is_table() {
             return Some(machine.table(entry.address()));
         }
-        if span.is_block() && to.is_aligned(BLOCK_SIZE) {
+        if span.fills() && to.is_aligned(BLOCK_SIZE) {
             if !entry.has_table() {
                 pool.keep_back();
             }
@@ -370,7 +373,7 @@ impl GuestMap {
         let entry = load(slot);
         let changes =
             level == 2 && !(entry.is_table() || entry.is_free()) && change.of(entry) != entry;
-        if changes && !span.is_block() && !entry.has_table() {
+        if changes && !(span.is_block && span.fills()) && !entry.has_table() {
             count.add(span.at, 3);
         }
     }
@@ -393,8 +396,13 @@ impl GuestMap {
         }
         let table = if entry.is_table() {
             machine.table(entry.address())
-        } else if span.is_block() {
-            machine.write_descriptor(slot, change.of(entry));
+        } else if span.fills() {
+            let mut changed = change.of(entry);
+            if !span.is_block && !entry.has_table() {
+                pool.keep_back();
+                changed = changed.with_table();
+            }
+            machine.write_descriptor(slot, changed);
             return;
         } else {
             match self.split(machine, pool, slot, entry, span.at) {

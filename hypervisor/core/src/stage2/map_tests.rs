@@ -200,7 +200,7 @@ fn a_pool_gives_back_what_it_got() {
 }
 
 fn page(at: u64) -> Span {
-    Span { at: Ipa(at), pages: 1 }
+    Span { at: Ipa(at), pages: 1, is_block: false }
 }
 
 /// Maps pages where there must be room.
@@ -232,11 +232,11 @@ fn as_many_tables_are_used_as_were_counted() {
         assert_eq!(map.prepare_map(&machine, page(at), &mut none), Err(0), "it is taken");
     }
     let mut none = TableCount::new();
-    let three = Span { at: Ipa(GIB - PAGE_SIZE * 2 + GIB), pages: 2 };
+    let three = Span { at: Ipa(GIB - PAGE_SIZE * 2 + GIB), pages: 2, is_block: false };
     assert_eq!(map.prepare_map(&machine, three, &mut none), Ok(Room::default()));
-    let across = Span { at: Ipa(GIB), pages: 3 };
+    let across = Span { at: Ipa(GIB), pages: 3, is_block: false };
     assert_eq!(map.prepare_map(&machine, across, &mut none), Err(0));
-    let later = Span { at: Ipa(BLOCK_SIZE - PAGE_SIZE), pages: 1 };
+    let later = Span { at: Ipa(BLOCK_SIZE - PAGE_SIZE), pages: 1, is_block: false };
     assert!(map.prepare_map(&machine, later, &mut none).is_ok());
 }
 
@@ -270,7 +270,12 @@ fn a_page_out_of_a_block_leaves_the_others() {
     assert!(!map.lookup(&machine, Ipa(0x3000)).entry.is_valid());
     let other = map.lookup(&machine, Ipa(0x4000)).entry;
     assert_eq!((other.address(), other.attributes()), (PhysAddr(GIB + 0x4000), ram()));
-    map.unmap(&machine, &mut pool, Span { at: Ipa(0), pages: 512 }, Leave::Nothing);
+    map.unmap(
+        &machine,
+        &mut pool,
+        Span { at: Ipa(0), pages: 512, is_block: false },
+        Leave::Nothing,
+    );
     assert!(!map.lookup(&machine, Ipa(0x4000)).entry.is_valid());
 }
 
@@ -278,7 +283,7 @@ fn a_page_out_of_a_block_leaves_the_others() {
 fn pages_that_fill_a_block_are_one_entry_and_their_table_stays_theirs() {
     let machine = Fake::default();
     let (map, mut pool) = guest(&machine, 2);
-    let all = Span { at: Ipa(GIB), pages: 512 };
+    let all = Span { at: Ipa(GIB), pages: 512, is_block: false };
     map_pages(&machine, &map, &mut pool, all, 3 * GIB);
     assert_eq!((map.lookup(&machine, Ipa(GIB)).level, pool.len()), (2, 0));
     // It is taken apart without another table.
@@ -309,7 +314,7 @@ fn what_is_away_comes_back_as_it_was() {
     let machine = Fake::default();
     let (map, mut pool) = guest(&machine, 2);
     map.map_block(&machine, &mut pool, Ipa(0), PhysAddr(GIB), ram());
-    map.unmap(&machine, &mut pool, Span { at: Ipa(0), pages: 512 }, Leave::Away);
+    map.unmap(&machine, &mut pool, Span { at: Ipa(0), pages: 512, is_block: true }, Leave::Away);
     let leaf = map.lookup(&machine, Ipa(0x7000));
     assert!(leaf.entry.is_away() && leaf.level == 2);
     assert_eq!(map.frame(&machine, Ipa(0x7000)).unwrap().0, PhysAddr(GIB + 0x7000));
