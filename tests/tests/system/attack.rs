@@ -3,10 +3,9 @@
 //! A host that reaches for what is not its own, with all the means of its
 //! kernel: it is told off, and lives.
 
-use escrow_tests::linux::Linux;
+use escrow_tests::linux::{Kernel, Linux};
 
-#[test]
-fn escrow_s_memory_is_no_memory_of_the_host() {
+fn escrow_s_memory_is_none_of(kernel: Kernel) {
     // What the kernel knows as RAM leaves Escrow's image out: QEMU puts it 2
     // MiB above the start of RAM.
     let script = "set -e
@@ -19,14 +18,24 @@ fn escrow_s_memory_is_no_memory_of_the_host() {
             if [ $from -le $end ] && [ $to -ge $start ]; then echo 'RAM over Escrow'; fi
         done
         echo looked";
-    let lines = Linux::with_script("iomem", script).passes();
+    let name = format!("iomem-{kernel:?}");
+    let lines = Linux::with_script(&name, script).of(kernel).passes();
     assert!(lines.iter().any(|line| line == "looked"));
     assert!(lines.iter().any(|line| line.contains(": System RAM")));
     assert!(!lines.iter().any(|line| line == "RAM over Escrow"));
 }
 
 #[test]
-fn reading_escrow_s_memory_kills_the_reader_only() {
+fn escrow_s_memory_is_no_memory_of_the_host() {
+    escrow_s_memory_is_none_of(Kernel::Older);
+}
+
+#[test]
+fn escrow_s_memory_is_no_memory_of_the_newer_host() {
+    escrow_s_memory_is_none_of(Kernel::Newer);
+}
+
+fn reading_escrow_s_memory_on(kernel: Kernel) {
     // busybox's devmem maps /dev/mem; the kernel lets it have what it does not
     // know as RAM. Loads and stores end in SIGBUS (status 128 + 7), and the
     // host lives.
@@ -38,7 +47,8 @@ fn reading_escrow_s_memory_kills_the_reader_only() {
         done
         echo alive
         escrow info";
-    let lines = Linux::with_script("devmem", script).passes();
+    let name = format!("devmem-{kernel:?}");
+    let lines = Linux::with_script(&name, script).of(kernel).passes();
     let tries: Vec<_> = lines.iter().filter(|line| line.starts_with("devmem 0x")).collect();
     assert_eq!(tries.len(), 6, "{tries:?}");
     for line in tries {
@@ -48,7 +58,16 @@ fn reading_escrow_s_memory_kills_the_reader_only() {
 }
 
 #[test]
-fn the_shim_comes_and_goes() {
+fn reading_escrow_s_memory_kills_the_reader_only() {
+    reading_escrow_s_memory_on(Kernel::Older);
+}
+
+#[test]
+fn reading_escrow_s_memory_kills_the_newer_host_s_reader_only() {
+    reading_escrow_s_memory_on(Kernel::Newer);
+}
+
+fn the_shim_comes_and_goes_on(kernel: Kernel) {
     let script = "set -e
         for round in 1 2 3; do
             rmmod escrow
@@ -57,8 +76,19 @@ fn the_shim_comes_and_goes() {
             [ -e /dev/gunyah ]
         done
         escrow demo";
-    let lines = Linux::with_script("rmmod", script).passes();
+    let name = format!("rmmod-{kernel:?}");
+    let lines = Linux::with_script(&name, script).of(kernel).passes();
     assert!(lines.iter().any(|line| line == "demo: 9 passed, 0 failed"));
+}
+
+#[test]
+fn the_shim_comes_and_goes() {
+    the_shim_comes_and_goes_on(Kernel::Older);
+}
+
+#[test]
+fn the_shim_comes_and_goes_on_the_newer_kernel() {
+    the_shim_comes_and_goes_on(Kernel::Newer);
 }
 
 #[test]
