@@ -159,6 +159,9 @@ impl Vcpu {
             run::SYSTEM_DOWN => Step::Down {
                 kind: if data0 == 0 { uapi::EXIT_TYPE_POWER_OFF } else { uapi::EXIT_TYPE_RESET },
             },
+            // Nothing in the host looks at pages that the guest opened to it, but nothing
+            // promises that either: they stay open, and the guest hears so.
+            run::TAKE_BACK => Step::Again,
             // Nobody can emulate it: the guest hears of it as it would on a
             // machine that has nothing at that address.
             run::FAULT => {
@@ -317,6 +320,7 @@ mod tests {
         let mut vcpu = vcpu();
         assert_eq!(vcpu.ended([0, run::FAULT, 0x9300_0000, 0x6000, 0]), Ok(Step::Again));
         assert_eq!(vcpu.resume([0; 3]).unwrap()[3], run::ACTION_FAULT);
+        assert_eq!(vcpu.ended([0, run::TAKE_BACK, 0x8000_0000, 0x1000, 0]), Ok(Step::Again));
         assert_eq!(vcpu.ended([0, run::READY, 0, 0, 0]), Ok(Step::Again));
         assert_eq!(vcpu.resume([0; 3]).unwrap()[3], 0, "one abort for one fault");
     }

@@ -6,6 +6,7 @@ use escrow_abi::{Error, FrameState, Handle, MODIFY_MAX, call, run};
 
 use super::list::{Reader, Scratch};
 use super::memory::Give;
+use super::oracle::Asked;
 use super::parties::Party;
 use super::pieces::Piece;
 use super::take::{Sides, Take};
@@ -184,7 +185,7 @@ impl<M: Machine> Hypervisor<M> {
                 } else {
                     FrameState::UnlockedContents
                 };
-                self.set_state(found, vm, state);
+                self.set_state(found, vm, state, (run.id(), Asked::Unlock));
             }
         })
     }
@@ -196,7 +197,7 @@ impl<M: Machine> Hypervisor<M> {
         self.for_range(run.id(), &mut vm, at, size, allowed, |found, vm| {
             // The owner may look without caches.
             self.machine.clean_to_poc(found.frame, found.piece.size());
-            self.set_state(found, vm, FrameState::SharedBack);
+            self.set_state(found, vm, FrameState::SharedBack, (run.id(), Asked::ShareBack));
         })?;
         self.machine.publish();
         Ok(())
@@ -228,14 +229,16 @@ impl<M: Machine> Hypervisor<M> {
     }
 
     /// Puts a piece into another state; its host's or owner's view follows.
-    fn set_state(&self, found: &Found, vm: &mut Vm, state: FrameState) {
+    fn set_state(&self, found: &Found, vm: &mut Vm, state: FrameState, call: (VmId, Asked)) {
         let old = found.piece.record;
-        self.set_frames(found.block, found.frame, &found.piece, old.with_state(state));
+        self.set_frames(found.block, found.frame, &found.piece, old.with_state(state), call);
         self.host.merge(&self.machine, &self.ledger, found.block, found.frame);
         if let Some(old) = old.state() {
             vm.counts.remove(old, found.piece.pages as u64);
             vm.counts.add(state, found.piece.pages as u64);
         }
+        let maps = [(call.0, vm.map.as_ref())];
+        self.oracle_look_at(found.block, found.frame, found.piece.pages, &maps);
     }
 
     /// Checks a range of a guest's addresses, page by page, then works on all

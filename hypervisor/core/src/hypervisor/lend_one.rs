@@ -11,6 +11,7 @@ use core::sync::atomic::AtomicU64;
 use escrow_abi::{FrameState, Handle, ORDER_BLOCK};
 
 use super::Hypervisor;
+use super::oracle::Asked;
 use crate::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE, PAGES_PER_BLOCK, PhysAddr};
 use crate::ledger::{BlockCell, Located, Record, VmId, page_in_block};
 use crate::machine::Machine;
@@ -76,10 +77,12 @@ impl<M: Machine> Hypervisor<M> {
             cell.unlock();
             return false;
         }
+        self.oracle_step(VmId::HOST, Asked::Lend, index, (page_in_block(frame), 1), record);
         self.host.unmap_pages(&self.machine, index, page_in_block(frame), 1);
         self.out_of_sight(frame, PAGE_SIZE);
         self.machine.write_descriptor(entry, Descriptor::page(frame, attributes));
         self.machine.publish();
+        self.oracle_look_at(index, frame, 1, &[(id, Some(map))]);
         cell.unlock();
         counts.add(FrameState::Lent, 1);
         true
@@ -102,11 +105,14 @@ impl<M: Machine> Hypervisor<M> {
             cell.unlock();
             return false;
         }
+        let record = Record::borrowed(FrameState::Lent, VmId::HOST, id, at);
+        self.oracle_step(VmId::HOST, Asked::Lend, block.index, (0, PAGES_PER_BLOCK), record);
         self.host.unmap_block(&self.machine, frame);
-        cell.set_record(Record::borrowed(FrameState::Lent, VmId::HOST, id, at));
+        cell.set_record(record);
         self.out_of_sight(frame, BLOCK_SIZE);
         self.machine.write_descriptor(entry, Descriptor::block(frame, attributes));
         self.machine.publish();
+        self.oracle_look_at(block.index, frame, PAGES_PER_BLOCK, &[(id, Some(map))]);
         cell.unlock();
         counts.add(FrameState::Lent, PAGES_PER_BLOCK as u64);
         true

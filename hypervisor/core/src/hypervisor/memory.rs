@@ -10,6 +10,7 @@
 use escrow_abi::{Error, FrameState, call};
 
 use super::list::{Form, Reader, Run, Scratch, check_all};
+use super::oracle::Asked;
 use super::parties::{Parties, Party};
 use super::{Hypervisor, Refusal};
 use crate::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE, PAGES_PER_BLOCK};
@@ -77,6 +78,14 @@ impl Give {
     }
 
     /// Whether the owner loses sight of the pages.
+    const fn asked(self) -> Asked {
+        match self {
+            Give::Share => Asked::Share,
+            Give::Lend => Asked::Lend,
+            Give::Donate => Asked::Donate,
+        }
+    }
+
     const fn hides(self) -> bool {
         !matches!(self, Give::Share)
     }
@@ -108,7 +117,7 @@ impl<M: Machine> Hypervisor<M> {
             let mut pages = 0;
             for run in scratch.runs() {
                 let record = kind.record(VmId::HOST, id, run.guest());
-                full |= self.leave_home(run, record, kind.hides());
+                full |= self.leave_home(run, record, kind.asked());
                 pages += run.pages as u64;
             }
             if kind.hides() {
@@ -124,6 +133,7 @@ impl<M: Machine> Hypervisor<M> {
                 self.merge_runs(scratch.runs(), Some((map, pool)));
             }
         }
+        self.oracle_look(scratch.runs(), &[(id, Some(map))]);
         self.unlock_blocks(scratch);
         result
     }
@@ -167,6 +177,7 @@ impl<M: Machine> Hypervisor<M> {
         if result.is_ok() {
             self.commit_guest_gives(scratch, kind, from, to.map(|(party, _)| party), to_id);
         }
+        self.oracle_look(scratch.runs(), &[(from.id, from.vm.map.as_ref())]);
         self.unlock_blocks(scratch);
         result
     }
@@ -192,10 +203,11 @@ impl<M: Machine> Hypervisor<M> {
                 Some(_) => kind.record(from.id, to_id, run.guest()),
                 None => Record::HOME,
             };
+            let from_id = from.id;
             let mut parties = Parties::new(Some(&mut *from), to.as_deref_mut());
             for piece in self.pieces(run) {
                 let new = record.nth(piece.page as u64);
-                self.set_piece(run, &piece, new);
+                self.set_piece(run, &piece, new, (from_id, kind.asked()));
                 parties.recount(piece.record, new, piece.pages as u64);
             }
         }
@@ -226,7 +238,7 @@ impl<M: Machine> Hypervisor<M> {
             let record = Record::borrowed(FrameState::Metadata, VmId::HOST, id, Ipa(0));
             let mut full = false;
             for run in scratch.runs() {
-                full |= self.leave_home(run, record, true);
+                full |= self.leave_home(run, record, Asked::Equip);
             }
             self.invalidate_host(scratch.runs());
             for run in scratch.runs() {
@@ -240,6 +252,7 @@ impl<M: Machine> Hypervisor<M> {
                 self.merge_runs(scratch.runs(), None);
             }
         }
+        self.oracle_look(scratch.runs(), &[(id, vm.map.as_ref())]);
         self.unlock_blocks(scratch);
         result
     }
@@ -326,8 +339,10 @@ impl<M: Machine> Hypervisor<M> {
     /// host's map if they are to. Whether no frame of the block is at home then, but each has a
     /// record of its own.
     #[inline(always)]
-    fn leave_home(&self, run: &Run, record: Record, hide: bool) -> bool {
+    fn leave_home(&self, run: &Run, record: Record, asked: Asked) -> bool {
+        let hide = asked != Asked::Share;
         let pages = run.pages as usize;
+        self.oracle_step(VmId::HOST, asked, run.block, (run.first(), pages), record);
         if pages == PAGES_PER_BLOCK && !self.ledger.is_split(run.block) {
             if hide {
                 self.host.unmap_block(&self.machine, run.frame);

@@ -9,6 +9,7 @@ pub(crate) mod guest_calls;
 mod lend_one;
 mod list;
 mod memory;
+mod oracle;
 mod parties;
 mod pieces;
 mod reset;
@@ -20,7 +21,7 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use escrow_abi::{Error, FrameState, Rights};
 
-use crate::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE, PhysAddr, PhysRange};
+use crate::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE, PAGES_PER_BLOCK, PhysAddr, PhysRange};
 use crate::ledger::{BlockCell, Ledger, RamError, RamMap, Record};
 use crate::machine::Machine;
 use crate::stage2::{
@@ -75,7 +76,7 @@ impl Sizes {
         let blocks = RamMap::new(ram).map_err(SetupError::Ram)?.blocks();
         Ok(Sizes {
             blocks,
-            frames: blocks * 512,
+            frames: blocks * 512 * (1 + oracle::WORDS),
             level3: blocks,
             pages: HostMap::pages_needed(blocks),
         })
@@ -109,6 +110,8 @@ pub struct Hypervisor<M: Machine> {
     /// Slot 0 is never used: its number is the host's.
     slots: [Slot; MAX_VMS],
     cpus: AtomicU32,
+    #[cfg_attr(not(feature = "oracle"), expect(dead_code, reason = "it sees nothing then"))]
+    oracle: oracle::Oracle,
     /// Pages that are broken.
     poisoned: AtomicU64,
     /// Pages that were in each state when the host began.
@@ -147,8 +150,12 @@ impl<M: Machine> Hypervisor<M> {
     /// Sets the hypervisor up: all RAM is the host's, but for Escrow's own.
     pub fn new(machine: M, setup: Setup<'_>) -> Result<Hypervisor<M>, SetupError> {
         let map = RamMap::new(setup.ram).map_err(SetupError::Ram)?;
-        let ledger = Ledger::new(map, setup.ram, setup.blocks, setup.frames)
+        let (frames, shadow) = setup
+            .frames
+            .split_at_checked(map.blocks() * PAGES_PER_BLOCK)
             .ok_or(SetupError::LedgerTooSmall)?;
+        let ledger =
+            Ledger::new(map, setup.ram, setup.blocks, frames).ok_or(SetupError::LedgerTooSmall)?;
         for range in setup.pinned {
             pin(&ledger, range);
         }
@@ -163,6 +170,7 @@ impl<M: Machine> Hypervisor<M> {
         }
         let host = HostMap::new(&machine, &ledger, &setup.features, setup.level3, setup.pages)
             .map_err(SetupError::Map)?;
+        let oracle = oracle::Oracle::new(&ledger, shadow);
         let mut at_boot = PageCounts::new();
         for state in FrameState::ALL {
             at_boot.add(state, ledger.count(state));
@@ -183,6 +191,7 @@ impl<M: Machine> Hypervisor<M> {
             guest_vtcr: guest_geometry.vtcr(&setup.features),
             slots: [const { Slot::new() }; MAX_VMS],
             cpus: AtomicU32::new(0),
+            oracle,
             poisoned: AtomicU64::new(0),
             at_boot,
             closed: AtomicBool::new(false),

@@ -4,8 +4,9 @@
 
 use super::Hypervisor;
 use super::list::Run;
+use super::oracle::Asked;
 use crate::addr::{Ipa, PAGE_SIZE, PAGES_PER_BLOCK, PhysAddr};
-use crate::ledger::{BlockIndex, Record, Records};
+use crate::ledger::{BlockIndex, Record, Records, VmId, page_in_block};
 use crate::machine::Machine;
 use crate::stage2::Span;
 
@@ -98,12 +99,20 @@ impl<M: Machine> Hypervisor<M> {
     /// Writes the record of a piece of a run, and changes the host's map as that
     /// says: the caller invalidates what leaves it and publishes what comes.
     #[inline]
-    pub(super) fn set_piece(&self, run: &Run, piece: &Piece, new: Record) {
-        self.set_frames(run.block, piece.frame(run), piece, new);
+    pub(super) fn set_piece(&self, run: &Run, piece: &Piece, new: Record, call: (VmId, Asked)) {
+        self.set_frames(run.block, piece.frame(run), piece, new, call);
     }
 
     /// The same for a piece of any block.
-    pub(super) fn set_frames(&self, block: BlockIndex, at: PhysAddr, piece: &Piece, new: Record) {
+    pub(super) fn set_frames(
+        &self,
+        block: BlockIndex,
+        at: PhysAddr,
+        piece: &Piece,
+        new: Record,
+        (by, asked): (VmId, Asked),
+    ) {
+        self.oracle_step(by, asked, block, (page_in_block(at), piece.pages), new);
         let (was, is) = (piece.record.host_reaches(), new.host_reaches());
         if piece.pages == PAGES_PER_BLOCK && !self.ledger.is_split(block) {
             if was && !is {
@@ -116,7 +125,7 @@ impl<M: Machine> Hypervisor<M> {
             return;
         }
         self.host.split(&self.machine, &self.ledger, block, at);
-        let first = crate::ledger::page_in_block(at);
+        let first = page_in_block(at);
         if was && !is {
             self.host.unmap_pages(&self.machine, block, first, piece.pages);
         }

@@ -8,13 +8,14 @@ use escrow_abi::{Error, FrameState, RECLAIM_MAX};
 
 use super::list::{Form, Reader, Run, Scratch, check_all};
 use super::memory::enough_tables;
+use super::oracle::Asked;
 use super::parties::{Parties, Party};
 use super::pieces::Piece;
 use super::{Hypervisor, Refusal};
 use crate::addr::PAGE_SIZE;
 use crate::ledger::{Record, VmId};
 use crate::machine::Machine;
-use crate::stage2::{Leave, Span, TableCount};
+use crate::stage2::{GuestMap, Leave, Span, TableCount};
 use crate::vm::{Life, Vm};
 
 /// What an owner takes.
@@ -35,6 +36,15 @@ impl Take {
         match self {
             Take::TakeBack => Form::HIDE,
             _ => Form::TAKE,
+        }
+    }
+
+    const fn asked(self) -> Asked {
+        match self {
+            Take::Unshare => Asked::Unshare,
+            Take::Reclaim => Asked::Reclaim,
+            Take::TakeBack => Asked::TakeBack,
+            Take::Poison => Asked::Poison,
         }
     }
 
@@ -60,6 +70,14 @@ impl Sides<'_, '_> {
     fn ids(&self) -> (VmId, VmId) {
         let id = |party: &Option<&mut Party<'_>>| party.as_ref().map_or(VmId::HOST, |p| p.id);
         (id(&self.owner), id(&self.borrower))
+    }
+
+    /// The maps of those that have one.
+    fn maps(&self) -> [(VmId, Option<&GuestMap>); 2] {
+        [&self.owner, &self.borrower].map(|party| match party {
+            Some(party) => (party.id, party.vm.map.as_ref()),
+            None => (VmId::HOST, None),
+        })
     }
 
     fn borrower_is_dead(&self) -> bool {
@@ -119,8 +137,9 @@ impl<M: Machine> Hypervisor<M> {
         self.lock_blocks(scratch);
         let result = self.prepare_take(scratch, kind, caller, &mut sides);
         if result.is_ok() {
-            self.commit_take(scratch, kind, &mut sides);
+            self.commit_take(scratch, kind, caller, &mut sides);
         }
+        self.oracle_look(scratch.runs(), &sides.maps());
         self.unlock_blocks(scratch);
         if let Some(party) = sides.owner {
             party.vm.free_if_empty();
@@ -200,7 +219,7 @@ impl<M: Machine> Hypervisor<M> {
 
     /// Pages leave their borrower; when no TLB holds them any more they are
     /// zeroed, unless they are passed on, and then come to their owner.
-    fn commit_take(&self, scratch: &Scratch, kind: Take, sides: &mut Sides<'_, '_>) {
+    fn commit_take(&self, scratch: &Scratch, kind: Take, caller: VmId, sides: &mut Sides<'_, '_>) {
         let runs = scratch.runs();
         if kind != Take::TakeBack
             && let Some(Vm { map: Some(map), pool, has_broken, .. }) = sides.reacher()
@@ -220,7 +239,7 @@ impl<M: Machine> Hypervisor<M> {
                     self.empty(run, &piece, borrower_lives, sides.inherits);
                 }
                 let new = self.taken(run, &piece, kind, sides);
-                self.set_piece(run, &piece, new);
+                self.set_piece(run, &piece, new, (caller, kind.asked()));
                 Parties::new(sides.owner.as_deref_mut(), sides.borrower.as_deref_mut()).recount(
                     piece.record,
                     new,

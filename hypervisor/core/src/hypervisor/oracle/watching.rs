@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The oracle with its eyes open.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use escrow_abi::FrameState;
+use escrow_spec::{Event, Frame, Living, Transition, VmId as SpecVm, step};
+
+use super::super::Hypervisor;
+use super::super::list::Run;
+use super::{Asked, Oracle};
+use crate::addr::{Ipa, PAGE_SIZE, PAGES_PER_BLOCK, PhysAddr};
+use crate::ledger::{BlockIndex, Ledger, Record, VmId, page_in_block};
+use crate::machine::Machine;
+use crate::stage2::GuestMap;
+
+/// No frame of RAM.
+const NO_RAM: u64 = u64::MAX;
+
+fn spec(id: VmId) -> SpecVm {
+    SpecVm(id.get())
+}
+
+/// What the specification would say of a frame with this record.
+fn frame_of(record: Record) -> Option<Frame> {
+    let state = record.state()?;
+    let owner = spec(record.owner());
+    Some(match state {
+        FrameState::Donated => Frame::donated(owner, record.guest().0),
+        FrameState::Owned | FrameState::Hypervisor | FrameState::Pinned | FrameState::Poisoned => {
+            Frame { state, owner, borrower: None, guest: 0 }
+        }
+        _ => {
+            let borrower = Some(spec(record.borrower()));
+            Frame { state, owner, borrower, guest: record.guest().0 }
+        }
+    })
+}
+
+/// 4 bits of state, 12 of owner, 12 of borrower, 36 of page address. The
+/// states say whether there is a borrower.
+fn pack(frame: Option<Frame>) -> u64 {
+    frame.map_or(NO_RAM, |frame| {
+        (frame.state as u64) << 60
+            | (frame.owner.0 as u64) << 48
+            | (frame.borrower.map_or(0, |vm| vm.0) as u64) << 36
+            | frame.guest / PAGE_SIZE
+    })
+}
+
+fn unpack(word: u64) -> Option<Frame> {
+    let state = FrameState::from_number(word >> 60)?;
+    let alone = matches!(
+        state,
+        FrameState::Owned
+            | FrameState::Hypervisor
+            | FrameState::Pinned
+            | FrameState::Poisoned
+            | FrameState::Donated
+    );
+    Some(Frame {
+        state,
+        owner: SpecVm((word >> 48 & 0xfff) as u16),
+        borrower: (!alone).then_some(SpecVm((word >> 36 & 0xfff) as u16)),
+        guest: (word & ((1 << 36) - 1)) * PAGE_SIZE,
+    })
+}
+
+impl Oracle {
+    pub fn new(ledger: &Ledger, frames: &'static [AtomicU64]) -> Oracle {
+        for range in ledger.ram().ranges() {
+            for at in (range.base.0..range.end()).step_by(PAGE_SIZE as usize) {
+                let at = PhysAddr(at);
+                let block = ledger.ram().locate(at);
+                let word = pack(ledger.get(at).and_then(frame_of));
+                let place = block.map(|block| index(block, page_in_block(at)));
+                if let Some(cell) = place.and_then(|place| frames.get(place)) {
+                    cell.store(word, Ordering::Relaxed);
+                }
+            }
+        }
+        Oracle { frames }
+    }
+
+    fn get(&self, place: usize) -> Option<Frame> {
+        unpack(self.frames[place].load(Ordering::Relaxed))
+    }
+
+    fn set(&self, place: usize, frame: Frame) {
+        self.frames[place].store(pack(Some(frame)), Ordering::Relaxed);
+    }
+}
+
+fn index(block: BlockIndex, page: usize) -> usize {
+    block.get() * PAGES_PER_BLOCK + page
+}
+
+fn transition(asked: Asked, new: Record) -> Transition {
+    let at = new.guest().0;
+    // Where an owner that is a guest has it again.
+    let home = if new.is(FrameState::Donated) { at } else { 0 };
+    match asked {
+        Asked::Share => Transition::Share(spec(new.borrower()), at),
+        Asked::Lend => Transition::Lend(spec(new.borrower()), at),
+        Asked::Donate => Transition::Donate(spec(new.owner()), home),
+        Asked::Equip => Transition::Equip(spec(new.borrower())),
+        Asked::Unlock => Transition::Unlock { sanitize: new.is(FrameState::UnlockedZeroed) },
+        Asked::ShareBack => Transition::ShareBack,
+        Asked::TakeBack => Transition::TakeBack,
+        Asked::Unshare => Transition::Unshare(home),
+        Asked::Reclaim => Transition::Reclaim(home),
+        Asked::Poison => Transition::Poison,
+    }
+}
+
+impl<M: Machine> Hypervisor<M> {
+    /// Notes that a call changes `pages` frames of a block from the `first` on.
+    pub(in super::super) fn oracle_step(
+        &self,
+        by: VmId,
+        asked: Asked,
+        block: BlockIndex,
+        (first, pages): (usize, usize),
+        new: Record,
+    ) {
+        let alive = |vm: SpecVm| !self.is_dead(VmId::new(vm.0));
+        for n in 0..pages {
+            let place = index(block, first + n);
+            let record = new.nth(n as u64);
+            let Some(old) = self.oracle.get(place) else {
+                panic!("oracle: {asked:?} by {by:?} of what is no RAM: {record:?}");
+            };
+            let living =
+                Living { owner: alive(old.owner), borrower: old.borrower.is_none_or(alive) };
+            let event = Event { by: spec(by), transition: transition(asked, record), living };
+            match step(old, event) {
+                Ok(frame) if Some(frame) == frame_of(record) => self.oracle.set(place, frame),
+                other => panic!("oracle: {old:?}, {event:?}: {other:?}, not {record:?}"),
+            }
+        }
+    }
+
+    /// Looks at the frames of runs whose blocks are locked.
+    pub(in super::super) fn oracle_look(&self, runs: &[Run], vms: &[(VmId, Option<&GuestMap>)]) {
+        for run in runs {
+            self.oracle_look_at(run.block, run.frame, run.pages.into(), vms);
+        }
+    }
+
+    /// The same for frames of one block.
+    pub(in super::super) fn oracle_look_at(
+        &self,
+        block: BlockIndex,
+        at: PhysAddr,
+        pages: usize,
+        vms: &[(VmId, Option<&GuestMap>)],
+    ) {
+        for n in 0..pages {
+            let at = at.add(n as u64 * PAGE_SIZE);
+            let record = self.ledger.get_in(block, at);
+            let Some(frame) = self.oracle.get(index(block, page_in_block(at))) else {
+                assert!(record == Record::NO_RAM, "oracle: {record:?} of what is no RAM");
+                continue;
+            };
+            assert!(
+                frame_of(record) == Some(frame),
+                "oracle: {at} is {record:?} in the ledger, not {frame:?}"
+            );
+            let reached = frame.is_reached_by(SpecVm::HOST);
+            assert!(
+                self.host.reaches(&self.machine, at) == reached,
+                "oracle: {at}: {frame:?}, and the host's map says otherwise"
+            );
+            let has = frame.borrower.unwrap_or(frame.owner);
+            for (_, map) in vms.iter().filter(|vm| spec(vm.0) == has) {
+                // A VM that is dead has no map.
+                let Some(map) = map else { continue };
+                if frame.is_reached_by(has) {
+                    let found = map.frame(&self.machine, Ipa(frame.guest));
+                    let there =
+                        found.is_some_and(|(page, leaf)| page == at && leaf.entry.is_valid());
+                    assert!(there, "oracle: {at}: {frame:?}, and the guest has {found:?}");
+                }
+            }
+        }
+    }
+}
