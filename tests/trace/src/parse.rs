@@ -189,6 +189,10 @@ fn parse_line(
             let (at, size) = pages(words)?;
             Event::Table { at, size }
         }
+        "raw" => {
+            let (at, size) = pages(words)?;
+            Event::Raw { at, size }
+        }
         "write" | "release" => {
             let at = address(words.next(), "address of a descriptor", 8)?;
             let old = number(words.next(), "descriptor", u64::MAX)?;

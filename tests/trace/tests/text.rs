@@ -118,6 +118,7 @@ fn event() -> impl Strategy<Value = Event> {
         }),
         1 => vm().prop_map(|vm| Event::Drop { vm }),
         1 => (page(), size()).prop_map(|(at, size)| Event::Table { at, size }),
+        1 => (page(), size()).prop_map(|(at, size)| Event::Raw { at, size }),
         12 => (page(), 0..4u64, descriptor(), descriptor(), any::<bool>()).prop_map(
             |(page, n, old, new, release)| Event::Write { at: page + 8 * n, old, new, release }
         ),
@@ -154,6 +155,7 @@ fn word() -> impl Strategy<Value = String> {
         "root",
         "drop",
         "table",
+        "raw",
         "write",
         "release",
         "zero",

@@ -15,7 +15,7 @@ use super::{Hypervisor, Refusal};
 use crate::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE, PAGES_PER_BLOCK};
 use crate::capability::Capability;
 use crate::ledger::{Record, VmId};
-use crate::machine::Machine;
+use crate::machine::{Machine, Note};
 use crate::stage2::{GuestMap, Leave, PagePool, TableCount};
 use crate::vm::Vm;
 
@@ -328,6 +328,7 @@ impl<M: Machine> Hypervisor<M> {
     #[inline(always)]
     fn leave_home(&self, run: &Run, record: Record, hide: bool) -> bool {
         let pages = run.pages as usize;
+        self.machine.note(Note::Record { at: run.frame, size: run.size(), record });
         if pages == PAGES_PER_BLOCK && !self.ledger.is_split(run.block) {
             if hide {
                 self.host.unmap_block(&self.machine, run.frame);

@@ -6,7 +6,7 @@ use super::Hypervisor;
 use super::list::Run;
 use crate::addr::{Ipa, PAGE_SIZE, PAGES_PER_BLOCK, PhysAddr};
 use crate::ledger::{BlockIndex, Record, Records};
-use crate::machine::Machine;
+use crate::machine::{Machine, Note};
 use crate::stage2::Span;
 
 /// Frames side by side that are in one state, of one owner and one borrower,
@@ -104,6 +104,7 @@ impl<M: Machine> Hypervisor<M> {
 
     /// The same for a piece of any block.
     pub(super) fn set_frames(&self, block: BlockIndex, at: PhysAddr, piece: &Piece, new: Record) {
+        self.machine.note(Note::Record { at, size: piece.size(), record: new });
         let (was, is) = (piece.record.host_reaches(), new.host_reaches());
         if piece.pages == PAGES_PER_BLOCK && !self.ledger.is_split(block) {
             if was && !is {
