@@ -98,7 +98,7 @@ pub trait Machine: Sync {
     /// Removes all that TLBs hold of a VM, and waits.
     fn invalidate_all(&self, context: &Stage2Context);
 
-    /// Takes a note for a trace, in test builds.
+    /// Takes a note for a trace, in test builds; in others nobody even writes it.
     #[inline(always)]
-    fn note(&self, _note: Note<'_>) {}
+    fn note<'a>(&self, _note: impl FnOnce() -> Note<'a>) {}
 }

@@ -32,19 +32,19 @@ impl<M: Machine> Hypervisor<M> {
     /// with is the answer.
     #[inline(always)]
     pub fn host_call(&self, scratch: &mut Scratch, x: &mut [u64; 8]) -> Option<Run<'_>> {
-        self.machine.note(Note::Begin(x[0]));
+        self.machine.note(|| Note::Begin(x[0]));
         // SMCCC: the identifier is 32 bits, and what is above must be ignored.
         match x[0] as u32 {
             call::VCPU_RUN => match self.vcpu_run(x) {
                 Ok(run) => {
-                    self.machine.note(Note::End(0));
+                    self.machine.note(|| Note::End(0));
                     return Some(run);
                 }
                 Err(answer) => x[..5].copy_from_slice(&answer),
             },
             function => self.slow_call(scratch, function, x),
         }
-        self.machine.note(Note::End(x[0]));
+        self.machine.note(|| Note::End(x[0]));
         None
     }
 

@@ -39,12 +39,14 @@ impl<M: Machine> Hypervisor<M> {
         run: &mut Run<'_>,
         args: &[u64; 8],
     ) -> GuestCall {
-        self.machine.note(Note::Begin(args[0]));
+        self.machine.note(|| Note::Begin(args[0]));
         let answer = self.answer_guest(scratch, run, args);
-        self.machine.note(Note::End(match answer {
-            GuestCall::Return([x0, ..]) => x0,
-            GuestCall::Ask(_) => 0,
-        }));
+        self.machine.note(|| {
+            Note::End(match answer {
+                GuestCall::Return([x0, ..]) => x0,
+                GuestCall::Ask(_) => 0,
+            })
+        });
         answer
     }
 

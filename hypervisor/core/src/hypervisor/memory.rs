@@ -328,7 +328,7 @@ impl<M: Machine> Hypervisor<M> {
     #[inline(always)]
     fn leave_home(&self, run: &Run, record: Record, hide: bool) -> bool {
         let pages = run.pages as usize;
-        self.machine.note(Note::Record { at: run.frame, size: run.size(), record });
+        self.machine.note(|| Note::Record { at: run.frame, size: run.size(), record });
         if pages == PAGES_PER_BLOCK && !self.ledger.is_split(run.block) {
             if hide {
                 self.host.unmap_block(&self.machine, run.frame);

@@ -162,15 +162,15 @@ impl<M: Machine> Hypervisor<M> {
             }
         }
         let size = ledger.ram().blocks() as u64 * PAGE_SIZE;
-        machine.note(Note::Tables { at: setup.level3, size, zeroed: false });
+        machine.note(|| Note::Tables { at: setup.level3, size, zeroed: false });
         let mut pages = |count| {
             let at = (setup.pages)(count)?;
-            machine.note(Note::Tables { at, size: count as u64 * PAGE_SIZE, zeroed: true });
+            machine.note(|| Note::Tables { at, size: count as u64 * PAGE_SIZE, zeroed: true });
             Some(at)
         };
         let host = HostMap::new(&machine, &ledger, &setup.features, setup.level3, &mut pages)
             .map_err(SetupError::Map)?;
-        machine.note(Note::Root(VmId::HOST, host.context()));
+        machine.note(|| Note::Root(VmId::HOST, host.context()));
         let mut at_boot = PageCounts::new();
         for state in FrameState::ALL {
             at_boot.add(state, ledger.count(state));
@@ -229,7 +229,7 @@ impl<M: Machine> Hypervisor<M> {
         let Some(block) = self.ledger.ram().locate(at) else {
             let mapped = self.host.map_mmio(&self.machine, at.identity());
             // Not a call, but the host runs on as after one.
-            self.machine.note(Note::End(0));
+            self.machine.note(|| Note::End(0));
             return match mapped {
                 MmioMap::Mapped => HostAbort::Retry,
                 MmioMap::Refused => HostAbort::Inject,

@@ -104,7 +104,7 @@ impl<M: Machine> Hypervisor<M> {
 
     /// The same for a piece of any block.
     pub(super) fn set_frames(&self, block: BlockIndex, at: PhysAddr, piece: &Piece, new: Record) {
-        self.machine.note(Note::Record { at, size: piece.size(), record: new });
+        self.machine.note(move || Note::Record { at, size: piece.size(), record: new });
         let (was, is) = (piece.record.host_reaches(), new.host_reaches());
         if piece.pages == PAGES_PER_BLOCK && !self.ledger.is_split(block) {
             if was && !is {

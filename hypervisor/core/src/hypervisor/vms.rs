@@ -95,7 +95,7 @@ impl<M: Machine> Hypervisor<M> {
         let root = vm.pool.pop(&self.machine).ok_or(Error::NoMemory)?;
         let context =
             Stage2Context { vttbr: (number as u64) << 48 | root.0, vtcr: self.guest_vtcr };
-        self.machine.note(Note::Root(id, &context));
+        self.machine.note(|| Note::Root(id, &context));
         vm.map = Some(GuestMap::new(self.guest_geometry, root, context));
         vm.ranges.clear();
         vm.has_broken = false;
@@ -162,7 +162,7 @@ impl<M: Machine> Hypervisor<M> {
         // What TLBs hold of it goes once, for all its pages and for the next VM
         // with its VMID.
         if let Some(map) = vm.map.take() {
-            self.machine.note(Note::Drop(id));
+            self.machine.note(|| Note::Drop(id));
             self.machine.invalidate_all(map.context());
         }
         // The tables and vCPUs are plain metadata pages from here on.

@@ -56,7 +56,7 @@ impl<M: Machine> Hypervisor<M> {
             let touched = if (vm.owned != 0 || vm.has_broken) && abort.is_translation() {
                 let touched = self.guest_touches(run.id(), &mut vm, abort.at);
                 // Not a call, but the guest may run on as after one.
-                self.machine.note(Note::End(0));
+                self.machine.note(|| Note::End(0));
                 touched
             } else {
                 Touched::Nothing

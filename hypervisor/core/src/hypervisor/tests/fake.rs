@@ -139,9 +139,9 @@ impl Machine for Fake {
         self.invalidated.lock().unwrap().push((context.vttbr, 0, u64::MAX));
     }
 
-    fn note(&self, note: Note<'_>) {
+    fn note<'a>(&self, note: impl FnOnce() -> Note<'a>) {
         if let Some(trace) = &self.trace {
-            trace.note(note);
+            trace.note(note());
         }
     }
 }
