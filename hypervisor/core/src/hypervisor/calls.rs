@@ -52,9 +52,11 @@ impl<M: Machine> Hypervisor<M> {
     /// it is for [`Self::host_call`] after all.
     #[inline(always)]
     pub fn host_lends_one(&self, x: &mut [u64; 8]) -> bool {
+        self.machine.note(|| Note::Begin(x[0]));
         let [_, vm, list, count, x4, x5, x6, x7] = *x;
         let done = (count ^ 1) | x4 | x5 | x6 | x7 == 0 && self.lend_one(vm, list);
         if done {
+            self.machine.note(|| Note::End(0));
             x[..5].fill(0);
         }
         done

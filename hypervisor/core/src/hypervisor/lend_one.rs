@@ -13,7 +13,7 @@ use escrow_abi::{FrameState, Handle, ORDER_BLOCK};
 use super::Hypervisor;
 use crate::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE, PAGES_PER_BLOCK, PhysAddr};
 use crate::ledger::{BlockCell, Located, Record, VmId, page_in_block};
-use crate::machine::Machine;
+use crate::machine::{Machine, Note};
 use crate::stage2::{Attributes, Descriptor};
 use crate::vm::{Slot, Vm};
 
@@ -76,6 +76,7 @@ impl<M: Machine> Hypervisor<M> {
             cell.unlock();
             return false;
         }
+        self.machine.note(|| Note::Record { at: frame, size: PAGE_SIZE, record });
         self.host.unmap_pages(&self.machine, index, page_in_block(frame), 1);
         self.out_of_sight(frame, PAGE_SIZE);
         self.machine.write_descriptor(entry, Descriptor::page(frame, attributes));
@@ -103,7 +104,9 @@ impl<M: Machine> Hypervisor<M> {
             return false;
         }
         self.host.unmap_block(&self.machine, frame);
-        cell.set_record(Record::borrowed(FrameState::Lent, VmId::HOST, id, at));
+        let record = Record::borrowed(FrameState::Lent, VmId::HOST, id, at);
+        self.machine.note(|| Note::Record { at: frame, size: BLOCK_SIZE, record });
+        cell.set_record(record);
         self.out_of_sight(frame, BLOCK_SIZE);
         self.machine.write_descriptor(entry, Descriptor::block(frame, attributes));
         self.machine.publish();
