@@ -239,15 +239,20 @@ fn fill(
 ) -> Result<impl Iterator<Item = Event> + use<>, LineError> {
     let at = address(words.next(), "address of a descriptor", 8)?;
     let count = number(words.next(), "count of descriptors", ENTRIES as u64)?;
-    let old = number(words.next(), "descriptor", u64::MAX)?;
-    let new = number(words.next(), "descriptor", u64::MAX)?;
-    let step = number(words.next(), "difference of descriptors", u64::MAX)?;
+    let mut row = || -> Result<_, LineError> {
+        let first = number(words.next(), "descriptor", u64::MAX)?;
+        let step = number(words.next(), "difference of descriptors", u64::MAX)?;
+        Ok(move |n: u64| first.wrapping_add(n.wrapping_mul(step)))
+    };
+    let (old, new) = (row()?, row()?);
     if count == 0 || at % PAGE_SIZE + 8 * count > PAGE_SIZE {
         return Err(LineError::Inconsistent("the descriptors are not some of one table"));
     }
-    Ok((0..count).map(move |n| {
-        let new = new.wrapping_add(n.wrapping_mul(step));
-        Event::Write { at: at + 8 * n, old, new, release: true }
+    Ok((0..count).map(move |n| Event::Write {
+        at: at + 8 * n,
+        old: old(n),
+        new: new(n),
+        release: true,
     }))
 }
 

@@ -11,6 +11,7 @@ use core::ptr;
 use core::slice;
 use core::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 
+use escrow_abi::PAGE_SIZE;
 use escrow_core::machine::Note;
 use escrow_core::stage2::{Descriptor, level_shift};
 
@@ -20,8 +21,12 @@ use crate::sysreg::VTTBR_EL2;
 
 /// The number of the CPU that boots, until it has its own.
 const BOOT_CPU: u64 = 4095;
-/// Descriptors that make a line of their own worth it.
-const SHORTEST_FILL: usize = 4;
+/// Descriptors in a row that make a line of their own worth it.
+const SHORTEST_ROW: usize = 3;
+/// CPUs whose calls are known to be under way.
+const MAX_CPUS: usize = 512;
+/// A call is under way and nothing of it was recorded yet. Its number is below.
+const SILENT: u64 = 1 << 63;
 
 /// Room for an event. All zeros is one that has not come yet.
 #[derive(Debug)]
@@ -34,6 +39,9 @@ pub struct Cell {
 static CELLS: AtomicPtr<Cell> = AtomicPtr::new(ptr::null_mut());
 static ROOM: AtomicUsize = AtomicUsize::new(0);
 static NEXT: AtomicUsize = AtomicUsize::new(0);
+/// The call that each CPU serves: most do nothing to tables, and are left out
+/// of the trace.
+static CALLS: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(0) }; MAX_CPUS];
 
 /// Makes zeroed cells the trace's. Events before that are not in it.
 pub fn install(cells: &'static [Cell]) {
@@ -101,9 +109,28 @@ pub(crate) fn event<'a>(event: impl FnOnce() -> Event<'a>) {
     if ROOM.load(Ordering::Relaxed) == 0 {
         return;
     }
+    let event = event();
+    let cpu = cpu_index().map_or(BOOT_CPU, u64::from);
+    if let Some(call) = CALLS.get(cpu as usize) {
+        match event {
+            Event::Note(Note::Begin(function)) => {
+                call.store(function | SILENT, Ordering::Relaxed);
+                return;
+            }
+            _ => {
+                let silent = call.swap(0, Ordering::Relaxed);
+                if silent != 0 && matches!(event, Event::Note(Note::End(_))) {
+                    return;
+                }
+                if silent != 0 {
+                    record(cpu, Kind::Begin, [silent & !SILENT, 0, 0]);
+                }
+            }
+        }
+    }
     // What the register says is what TLB maintenance goes by.
     let vmid = VTTBR_EL2::read() >> 48;
-    let (kind, words) = match event() {
+    let (kind, words) = match event {
         Event::Write { at, old, new } => (Kind::Write, [at, old, new]),
         Event::Zero { at, size } => (Kind::Zero, [at, size, 0]),
         Event::DsbIshst => (Kind::DsbIshst, [0; 3]),
@@ -116,13 +143,16 @@ pub(crate) fn event<'a>(event: impl FnOnce() -> Event<'a>) {
         Event::TlbiVmalls12e1is => (Kind::Vmalls12e1is, [vmid, 0, 0]),
         Event::Note(note) => from_note(note),
     };
+    record(cpu, kind, words);
+}
+
+fn record(cpu: u64, kind: Kind, words: [u64; 3]) {
     // Events of other CPUs that this one waited for have lower numbers, and
     // the instruction that this one is about is on its side of it.
     let Some(cell) = cells().get(NEXT.fetch_add(1, Ordering::SeqCst)) else { return };
     for (place, word) in cell.words.iter().zip(words) {
         place.store(word, Ordering::Relaxed);
     }
-    let cpu = cpu_index().map_or(BOOT_CPU, u64::from);
     cell.kind.store(kind as u64 + 1 | cpu << 8, Ordering::Release);
 }
 
@@ -161,7 +191,7 @@ pub(crate) fn write_descriptor(slot: &AtomicU64, to: Descriptor) {
 }
 
 /// An event that was recorded.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 struct Recorded {
     kind: Kind,
     cpu: u64,
@@ -177,14 +207,14 @@ impl Recorded {
         Some(Recorded { kind: *Kind::ALL.get(number)?, cpu: kind >> 8, words })
     }
 
-    /// Whether a descriptor is written `n` descriptors behind this one's, in the same
-    /// table, as the same CPU's next write in a row that goes on by `step`.
-    fn is_followed_by(&self, other: &Recorded, n: u64, step: u64) -> bool {
+    /// The event `n` events behind this one in a row of descriptors side by side
+    /// that a CPU writes.
+    fn in_row(&self, n: u64, steps: Steps) -> Option<Recorded> {
         let [at, old, new] = self.words;
-        other.kind == Kind::Write
-            && other.cpu == self.cpu
-            && at % 0x1000 + 8 * n < 0x1000
-            && other.words == [at + 8 * n, old, new.wrapping_add(n.wrapping_mul(step))]
+        let row = |first: u64, step| first.wrapping_add(n.wrapping_mul(step));
+        let words = [row(at, 8), row(old, steps.old), row(new, steps.new)];
+        let goes_on = self.kind == Kind::Write && at % PAGE_SIZE + 8 * n < PAGE_SIZE;
+        goes_on.then_some(Recorded { words, ..*self })
     }
 }
 
@@ -202,9 +232,9 @@ pub fn dump(out: &mut dyn Write) -> fmt::Result {
     while let Some(event) = rest.first().map(Recorded::read) {
         let lines = match event {
             Some(event) => {
-                let fill = fill(rest, &event);
-                write_line(out, seq, &event, fill)?;
-                fill.0
+                let row = row(rest, &event);
+                write_line(out, seq, &event, row)?;
+                row.0
             }
             None => {
                 unwritten += 1;
@@ -218,32 +248,40 @@ pub fn dump(out: &mut dyn Write) -> fmt::Result {
     writeln!(out, "trace end {} {lost}", seq - unwritten)
 }
 
-/// How many events from the first on are descriptors in a row, and by how much
-/// they grow.
-fn fill(cells: &[Cell], first: &Recorded) -> (usize, u64) {
-    let Some(second) = cells.get(1).and_then(Recorded::read) else { return (1, 0) };
-    if first.kind != Kind::Write || second.kind != Kind::Write {
-        return (1, 0);
-    }
-    let step = second.words[2].wrapping_sub(first.words[2]);
-    let follows = |&(n, cell): &(u64, &Cell)| {
-        Recorded::read(cell).is_some_and(|other| first.is_followed_by(&other, n, step))
+/// By how much what descriptors in a row held, and hold, grows from one to the
+/// next.
+#[derive(Clone, Copy)]
+struct Steps {
+    old: u64,
+    new: u64,
+}
+
+/// How many events from the first on are descriptors in a row, if it is worth
+/// it, and how they differ.
+fn row(cells: &[Cell], first: &Recorded) -> (usize, Steps) {
+    let [_, old, new] =
+        cells.get(1).and_then(Recorded::read).map_or(first.words, |second| second.words);
+    let steps =
+        Steps { old: old.wrapping_sub(first.words[1]), new: new.wrapping_sub(first.words[2]) };
+    let goes_on = |&(n, cell): &(u64, &Cell)| {
+        first.in_row(n, steps).is_some_and(|expected| Recorded::read(cell) == Some(expected))
     };
-    let count = 1 + (1..).zip(&cells[1..]).take_while(follows).count();
-    if count < SHORTEST_FILL { (1, 0) } else { (count, step) }
+    let count = 1 + (1..).zip(&cells[1..]).take_while(goes_on).count();
+    (if count < SHORTEST_ROW { 1 } else { count }, steps)
 }
 
 fn write_line(
     out: &mut dyn Write,
     seq: usize,
     event: &Recorded,
-    (count, step): (usize, u64),
+    (count, steps): (usize, Steps),
 ) -> fmt::Result {
     let [a, b, c] = event.words;
     write!(out, "{} {seq} ", event.cpu)?;
     match event.kind {
         Kind::Write if count > 1 => {
-            writeln!(out, "fill {a:#x} {count} {b:#x} {c:#x} {step:#x}")
+            let Steps { old, new } = steps;
+            writeln!(out, "fill {a:#x} {count} {b:#x} {old:#x} {c:#x} {new:#x}")
         }
         Kind::Write => writeln!(out, "release {a:#x} {b:#x} {c:#x}"),
         Kind::Zero => writeln!(out, "zero {a:#x} {b:#x}"),
