@@ -87,6 +87,17 @@ fn write(text: fmt::Arguments<'_>) {
     OWNER.store(0, Ordering::Relaxed);
 }
 
+/// Writes the trace of table writes.
+#[cfg(feature = "trace")]
+pub fn dump_trace() {
+    let uart = UART.lock();
+    if let Some(uart) = uart.as_ref() {
+        // The writer never fails.
+        let _ = escrow_aarch64::trace::dump(&mut Writer(uart));
+        uart.flush();
+    }
+}
+
 fn emit(uart: Option<&Pl011>, text: fmt::Arguments<'_>) {
     if let Some(uart) = uart {
         // The writer never fails.

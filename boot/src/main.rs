@@ -209,6 +209,8 @@ fn working_size(board: &Board<'_>, sizes: &Sizes) -> u64 {
     let ledger = sizes.blocks * size_of::<BlockCell>() + sizes.frames * size_of::<AtomicU64>();
     // The pool may have to begin at a multiple of its size.
     let rest = stacks + 2 * pool_size(cpus) + ledger as u64 + 4 * PAGE;
+    #[cfg(feature = "trace")]
+    let rest = rest + (TRACE_EVENTS * size_of::<escrow_aarch64::trace::Cell>()) as u64;
     (pages as u64 * PAGE + rest).next_multiple_of(BLOCK)
 }
 
@@ -216,6 +218,20 @@ fn working_size(board: &Board<'_>, sizes: &Sizes) -> u64 {
 fn pool_size(cpus: usize) -> u64 {
     let fixed = [size_of::<Hypervisor<Hardware>>(), size_of::<Installed>(), PAGE as usize];
     pool::size_for(fixed.into_iter().chain(smp::allocations(cpus)))
+}
+
+/// Events that a trace may have: 48 MiB of them.
+#[cfg(feature = "trace")]
+const TRACE_EVENTS: usize = 3 << 19;
+
+/// Has everything that happens to stage-2 tables from here on written down.
+#[cfg(feature = "trace")]
+fn install_trace(arena: &mut Arena) {
+    // SAFETY: a cell is a few words, and zeros are one.
+    match unsafe { arena.zeroed_slice(TRACE_EVENTS) } {
+        Some(cells) => escrow_aarch64::trace::install(cells),
+        None => fatal!("working memory is too small"),
+    }
 }
 
 /// Builds the hypervisor: ledger and host stage 2.
@@ -227,6 +243,8 @@ fn set_up(
     sizes: &Sizes,
     features: &Features,
 ) -> &'static Hypervisor<Hardware> {
+    #[cfg(feature = "trace")]
+    install_trace(arena);
     let pinned: ArrayVec<PhysRange, MAX_RESERVED> = board.reserved.iter().map(phys).collect();
     let level3 = arena.take(sizes.level3 as u64 * PAGE, PAGE);
     // SAFETY: a cell is two words, and zeros are one; any word is a word.

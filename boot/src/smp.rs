@@ -218,6 +218,8 @@ impl Cpus {
             }
             core::hint::spin_loop();
         }
+        #[cfg(feature = "trace")]
+        crate::console::dump_trace();
         let answer = firmware(call);
         self.hypervisor.reopen();
         answer

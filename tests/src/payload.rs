@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use escrow_trace::Counts;
 use xtask::layout::RAM_BASE;
 use xtask::qemu::Machine;
 
@@ -26,6 +27,8 @@ pub struct Run {
     pub memory_mib: u64,
     /// More words for the payload's command line.
     pub arguments: &'static str,
+    /// Whether Escrow writes down what it does to tables.
+    pub traced: bool,
     /// How long it may take.
     pub limit: Duration,
 }
@@ -39,13 +42,15 @@ impl Run {
             smp: 2,
             memory_mib: 1024,
             arguments: "",
+            traced: false,
             limit: Duration::from_secs(120),
         }
     }
 
     fn name(&self) -> String {
         let Run { payload, cpu, smp, memory_mib, .. } = self;
-        format!("payload-{payload}-{cpu}-{smp}-{memory_mib}M")
+        let what = if self.traced { "trace" } else { "payload" };
+        format!("{what}-{payload}-{cpu}-{smp}-{memory_mib}M")
     }
 
     /// Boots Escrow with the payload in the host's place; all its tests must
@@ -55,7 +60,27 @@ impl Run {
     /// One fails, or none ran, or one has no verdict, or the machine does not
     /// end by itself.
     pub fn passes(&self) -> usize {
-        self.judge(&self.machine())
+        self.judge(&self.machine()).0
+    }
+
+    /// The same on an Escrow that writes down what it does to tables. That must
+    /// keep the rules of the architecture (`docs/trace.md`). Returns what there was
+    /// to check.
+    ///
+    /// # Panics
+    /// As for [`Self::passes`]; or a rule is broken, or there is no trace.
+    pub fn keeps_the_rules(self) -> Counts {
+        let run = Run { traced: true, ..self };
+        let (_, serial) = run.judge(&run.machine());
+        let report = match escrow_trace::parse(&serial.lines().join("\n")) {
+            Ok(records) => escrow_trace::check(&records),
+            Err(error) => serial.fail(&format!("the trace: {error}")),
+        };
+        if let Some(finding) = report.findings.first() {
+            let count = report.findings.len();
+            serial.fail(&format!("the trace has {count} findings, of which the first: {finding}"));
+        }
+        report.counts
     }
 
     /// Boots Escrow with the payload in the host's place, in a machine that
@@ -68,7 +93,8 @@ impl Run {
 
     fn machine(&self) -> Machine {
         let artefacts = artefacts();
-        let mut machine = Machine::new(&artefacts.qemu, &artefacts.image);
+        let escrow = if self.traced { &artefacts.traced_image } else { &artefacts.image };
+        let mut machine = Machine::new(&artefacts.qemu, escrow);
         machine.cpu = self.cpu.into();
         machine.smp = self.smp;
         machine.memory_mib = self.memory_mib;
@@ -92,14 +118,14 @@ impl Run {
         machine.smp = self.smp;
         machine.memory_mib = self.memory_mib;
         machine.el2 = false;
-        self.judge(&machine)
+        self.judge(&machine).0
     }
 
-    fn judge(&self, machine: &Machine) -> usize {
+    fn judge(&self, machine: &Machine) -> (usize, Serial) {
         let mut serial = Serial::boot(&self.name(), machine, self.limit);
         serial.wait_for_end();
         match Verdict::read(self.payload, serial.lines()).map(|verdict| verdict.check()) {
-            Ok(Ok(passed)) => passed,
+            Ok(Ok(passed)) => (passed, serial),
             Ok(Err(why)) | Err(why) => serial.fail(&why),
         }
     }

@@ -49,6 +49,8 @@ artefacts! {
     image = "ESCROW_IMG";
     /// Escrow as ELF with its symbols, for gdb and for booting by ELF.
     elf = "ESCROW_ELF";
+    /// Escrow for tests as an `Image`: it writes down what it does to tables.
+    traced_image = "ESCROW_TRACED_IMG";
     /// Folder of the bare-metal payloads, one `NAME.img` each.
     payloads = "ESCROW_PAYLOADS";
     /// The host's kernel: a stock Debian arm64 `Image`.
@@ -104,6 +106,18 @@ impl BuildPaths {
     #[must_use]
     pub fn image(&self) -> PathBuf {
         self.root.join("escrow.img")
+    }
+
+    /// Escrow for tests as ELF: it writes down what it does to tables.
+    #[must_use]
+    pub fn traced_elf(&self) -> PathBuf {
+        self.root.join("escrow-trace.elf")
+    }
+
+    /// The same as a flat arm64 `Image`.
+    #[must_use]
+    pub fn traced_image(&self) -> PathBuf {
+        self.root.join("escrow-trace.img")
     }
 
     /// Folder of the payloads' images.

@@ -10,7 +10,7 @@ use std::process::{Command, ExitCode, Stdio};
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 
-use crate::build::{self, Workspace};
+use crate::build::{self, What, Workspace};
 use crate::lint;
 use crate::say;
 use crate::setup::Setup;
@@ -32,6 +32,9 @@ enum Level {
     Unit,
     /// Bare-metal programs in the host's place, under QEMU
     Payload,
+    /// Some of them on an Escrow that writes down what it does to tables, held
+    /// against the architecture's rules
+    Trace,
     /// Boots of every sort of machine, and of bad input, under QEMU
     Boot,
     /// Debian as the host, the module, the demo, under QEMU
@@ -117,6 +120,7 @@ impl Level {
             Self::Lint => "lint",
             Self::Unit => "unit",
             Self::Payload => "payload",
+            Self::Trace => "trace",
             Self::Boot => "boot",
             Self::System => "system",
         }
@@ -137,8 +141,12 @@ impl Level {
                 }
                 Ok(count)
             }
-            Self::Payload | Self::Boot | Self::System => {
-                build::build(workspace, setup, build::What::value_variants())?;
+            Self::Payload | Self::Trace | Self::Boot | Self::System => {
+                let parts = match self {
+                    Self::Trace => &[What::Traced, What::Payloads][..],
+                    _ => &[What::Hypervisor, What::Payloads, What::Host],
+                };
+                build::build(workspace, setup, parts)?;
                 let mut command = build::plain_cargo(workspace, "test");
                 command.args(["--no-fail-fast", "--package=escrow-tests", "--test", self.name()]);
                 command.arg("--").args(arguments);

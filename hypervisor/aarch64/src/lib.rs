@@ -11,6 +11,7 @@
 //! | `world`, `switch.S`, `fp`, `debug` | running a guest |
 //! | `machine` | page tables, TLBs and caches for `escrow-core` |
 //! | `fault` | reporting a bug |
+//! | `trace` | the trace of table writes, in test builds |
 //!
 //! The boot code detects [`Features`], places a [`PerCpu`] for each CPU, builds
 //! the `Hypervisor` over [`Hardware`], [`install`]s it, and then has each CPU
@@ -30,6 +31,7 @@ mod machine;
 mod percpu;
 mod smc;
 mod sysreg;
+pub mod trace;
 mod world;
 
 pub use fault::{backtrace, halt, stop_machine};

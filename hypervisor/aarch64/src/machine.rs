@@ -5,19 +5,26 @@
 
 use core::arch::asm;
 use core::ptr;
+#[cfg(feature = "trace")]
+use core::sync::atomic::AtomicU64;
 use core::sync::atomic::{AtomicPtr, Ordering};
 
 use aarch64_cpu::asm::barrier;
 use escrow_abi::PAGE_SIZE;
 use escrow_core::addr::{Ipa, PhysAddr};
 use escrow_core::hypervisor::{GUEST_ADDRESS_BITS, Hypervisor};
+#[cfg(feature = "trace")]
+use escrow_core::machine::Note;
 use escrow_core::machine::{Machine, Table};
+#[cfg(feature = "trace")]
+use escrow_core::stage2::Descriptor;
 use escrow_core::stage2::Stage2Context;
 use escrow_core::vcpu::{GuestIds, Vcpu, VcpuCell};
 
 use crate::features::Features;
 use crate::host::Firmware;
 use crate::sysreg::{VTCR_EL2, VTTBR_EL2};
+use crate::trace::{self, Event};
 
 /// What the exception handlers work on.
 pub struct Installed {
@@ -105,7 +112,9 @@ impl Hardware {
     fn invalidate_stage2(&self, base: Ipa, size: u64) {
         let page = base.0 >> 12;
         let pages = size / PAGE_SIZE;
+        let by_address = || Event::TlbiIpas2e1is { ipa: base.0, size };
         if pages == 1 {
+            trace::event(by_address);
             tlbi!("tlbi ipas2e1is", page);
         } else if self.tlb_ranges && pages <= 32 * 64 {
             // RIPAS2E1IS covers (NUM + 1) * 2^(5 * SCALE + 1) pages; what is
@@ -114,14 +123,18 @@ impl Hardware {
             let num = pages.div_ceil(unit) - 1;
             // TG in bits 47:46: 4 KiB; SCALE in 45:44, NUM in 43:39.
             let operand = page | 1 << 46 | scale << 44 | num << 39;
+            trace::event(by_address);
             tlbi!("sys #4, c8, c0, #2", operand);
         } else if pages <= 16 {
             for page in page..page + pages {
+                let ipa = page << 12;
+                trace::event(|| Event::TlbiIpas2e1is { ipa, size: PAGE_SIZE });
                 tlbi!("tlbi ipas2e1is", page);
             }
         } else {
             // There may have been pages where now is a block, so one address
             // does not stand for all.
+            trace::event(|| Event::TlbiVmalls12e1is);
             tlbi!("tlbi vmalls12e1is");
         }
     }
@@ -152,7 +165,17 @@ impl Hardware {
         // Complete for all observers (DDI 0487, "Ordering and
         // completion of data and instruction cache instructions").
         barrier::dsb(barrier::SY);
+        trace::event(|| Event::DsbSy);
     }
+}
+
+/// Waits for TLB maintenance, on all CPUs and on this one.
+#[inline(always)]
+fn wait() {
+    barrier::dsb(barrier::ISH);
+    trace::event(|| Event::DsbIsh);
+    barrier::isb(barrier::SY);
+    trace::event(|| Event::Isb);
 }
 
 /// Points `VTTBR_EL2` and `VTCR_EL2` at a VM.
@@ -160,9 +183,11 @@ impl Hardware {
 fn select(context: &Stage2Context) {
     VTCR_EL2::write(context.vtcr);
     VTTBR_EL2::write(context.vttbr);
+    trace::event(|| Event::Vttbr(context.vttbr));
     // TLB maintenance uses the VMID that is in force (DDI 0487, "Scope of
     // the A64 TLB maintenance instructions"): the write has to be.
     barrier::isb(barrier::SY);
+    trace::event(|| Event::Isb);
 }
 
 /// Points them at a VM, for TLB maintenance under its VMID, unless they are.
@@ -214,7 +239,18 @@ impl Machine for Hardware {
         }
     }
 
+    #[cfg(feature = "trace")]
+    fn write_descriptor(&self, slot: &AtomicU64, to: Descriptor) {
+        trace::write_descriptor(slot, to);
+    }
+
+    #[cfg(feature = "trace")]
+    fn note<'a>(&self, note: impl FnOnce() -> Note<'a>) {
+        trace::event(|| Event::Note(note()));
+    }
+
     fn zero(&self, at: PhysAddr, size: u64) {
+        trace::event(|| Event::Zero { at: at.0, size });
         if self.zva_block != 0
             && at.is_aligned(self.zva_block)
             && size.is_multiple_of(self.zva_block)
@@ -258,6 +294,7 @@ impl Machine for Hardware {
         // completion of translation table walks"): after this it sees the new
         // descriptors.
         barrier::dsb(barrier::ISHST);
+        trace::event(|| Event::DsbIshst);
     }
 
     #[inline(always)]
@@ -266,6 +303,7 @@ impl Machine for Hardware {
         // walk could bring them back (DDI 0487, "Using break-before-make when
         // updating translation table entries").
         barrier::dsb(barrier::ISHST);
+        trace::event(|| Event::DsbIshst);
         let home = home(context);
         for (base, size) in ranges {
             self.invalidate_stage2(base, size);
@@ -274,9 +312,10 @@ impl Machine for Hardware {
         // made of them again (DDI 0487, "Invalidation of TLB entries from stage 2
         // translations").
         barrier::dsb(barrier::ISH);
+        trace::event(|| Event::DsbIsh);
+        trace::event(|| Event::TlbiVmalle1is);
         tlbi!("tlbi vmalle1is");
-        barrier::dsb(barrier::ISH);
-        barrier::isb(barrier::SY);
+        wait();
         if let Some(home) = home {
             select(&home);
         }
@@ -284,10 +323,11 @@ impl Machine for Hardware {
 
     fn invalidate_all(&self, context: &Stage2Context) {
         barrier::dsb(barrier::ISHST);
+        trace::event(|| Event::DsbIshst);
         let home = home(context);
+        trace::event(|| Event::TlbiVmalls12e1is);
         tlbi!("tlbi vmalls12e1is");
-        barrier::dsb(barrier::ISH);
-        barrier::isb(barrier::SY);
+        wait();
         if let Some(home) = home {
             select(&home);
         }

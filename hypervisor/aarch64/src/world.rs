@@ -26,6 +26,7 @@ use crate::features::Features;
 use crate::machine::Hardware;
 use crate::percpu::{HostRegisters, PerCpu};
 use crate::sysreg::*;
+use crate::trace::{self, Event};
 use crate::{debug, fp};
 
 // The assembly knows of these structures what lib.rs and the assertions below
@@ -233,6 +234,9 @@ unsafe fn enter(cpu: *mut PerCpu, context: Stage2Context, vcpu: &mut Vcpu) -> bo
     // SAFETY: the host's state is in the CPU. What a guest has in its
     // registers acts on its own memory only.
     let held_back = unsafe { escrow_to_guest(cpu, vcpu, context.vttbr, context.vtcr) };
+    // Nothing is invalidated by it before the exception return.
+    trace::event(|| Event::Vttbr(context.vttbr));
+    trace::event(|| Event::Isb);
     if vcpu.pauth {
         // SAFETY: the keys are the host's.
         unsafe { lend_keys(host, vcpu, controls) };
@@ -270,6 +274,9 @@ unsafe fn leave(cpu: *mut PerCpu, vcpu: &mut Vcpu) {
         }
         escrow_to_host(cpu, vcpu);
     }
+    // SAFETY: the CPU's own data.
+    trace::event(|| Event::Vttbr(unsafe { (*cpu).host_stage2.vttbr }));
+    trace::event(|| Event::Isb);
     if optional.has(Optional::RARE) {
         // SAFETY: `features` does not change.
         leave_rarely(unsafe { &(*cpu).features }, optional, host, vcpu, controls);

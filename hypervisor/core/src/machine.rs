@@ -5,11 +5,44 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::addr::{Ipa, PhysAddr};
+use crate::ledger::{Record, VmId};
 use crate::stage2::{Descriptor, Stage2Context};
 use crate::vcpu::{Vcpu, VcpuCell};
 
 /// A translation table: one page of descriptors.
 pub type Table = [AtomicU64; 512];
+
+/// What a trace of table writes tells beside them, and beside what TLBs and
+/// caches are told (`docs/trace.md`).
+#[derive(Clone, Copy, Debug)]
+pub enum Note<'a> {
+    /// From here on CPUs may walk a VM's tables.
+    Root(VmId, &'a Stage2Context),
+    /// From here on no CPU begins to walk them.
+    Drop(VmId),
+    /// Memory is for tables from here on.
+    Tables {
+        /// First address.
+        at: PhysAddr,
+        /// Bytes.
+        size: u64,
+        /// It holds zeros, that walkers see.
+        zeroed: bool,
+    },
+    /// The ledger says anew who has memory.
+    Record {
+        /// First address.
+        at: PhysAddr,
+        /// Bytes.
+        size: u64,
+        /// The first page's record; the others' say the same.
+        record: Record,
+    },
+    /// The CPU begins to serve a call of this number.
+    Begin(u64),
+    /// It has served it, with this answer, and is about to return.
+    End(u64),
+}
 
 /// Memory, TLBs and caches of the machine.
 ///
@@ -64,4 +97,8 @@ pub trait Machine: Sync {
 
     /// Removes all that TLBs hold of a VM, and waits.
     fn invalidate_all(&self, context: &Stage2Context);
+
+    /// Takes a note for a trace, in test builds; in others nobody even writes it.
+    #[inline(always)]
+    fn note<'a>(&self, _note: impl FnOnce() -> Note<'a>) {}
 }

@@ -49,6 +49,14 @@ pub enum Event {
         /// Bytes.
         size: u64,
     },
+    /// The same, but that nobody knows what it holds: all of a table is written
+    /// before it is linked.
+    Raw {
+        /// First address.
+        at: u64,
+        /// Bytes.
+        size: u64,
+    },
     /// A descriptor is written.
     Write {
         /// The address of the descriptor.
@@ -186,6 +194,7 @@ impl fmt::Display for Event {
             }
             Event::Drop { vm } => write!(f, "drop {vm}"),
             Event::Table { at, size } => write!(f, "table {at:#x} {size:#x}"),
+            Event::Raw { at, size } => write!(f, "raw {at:#x} {size:#x}"),
             Event::Write { at, old, new, release } => {
                 let order = if *release { "release" } else { "write" };
                 write!(f, "{order} {at:#x} {old:#x} {new:#x}")

@@ -7,6 +7,7 @@ use std::str::SplitAsciiWhitespace;
 
 use crate::descriptor::PAGE_SIZE;
 use crate::event::{Dsb, Event, Record, Tlbi};
+use crate::tables::ENTRIES;
 
 /// The version of the format that is read here.
 pub const VERSION: u64 = 1;
@@ -129,10 +130,10 @@ pub fn parse(text: &str) -> Result<Vec<Record>, ParseError> {
                     part = None;
                     continue;
                 }
-                let record =
-                    parse_line(words, line).map_err(|why| ParseError::Line { line, why })?;
-                records.push(record);
-                part = Some((begin, events + 1));
+                let before = records.len();
+                parse_line(words, line, &mut records)
+                    .map_err(|why| ParseError::Line { line, why })?;
+                part = Some((begin, events + (records.len() - before) as u64));
             }
         }
     }
@@ -170,17 +171,27 @@ fn check_end(
     Ok(())
 }
 
-fn parse_line(mut words: SplitAsciiWhitespace<'_>, line: usize) -> Result<Record, LineError> {
+/// Reads a line into one record, or as many as it stands for.
+fn parse_line(
+    mut words: SplitAsciiWhitespace<'_>,
+    line: usize,
+    records: &mut Vec<Record>,
+) -> Result<(), LineError> {
     let words = &mut words;
     let cpu = number(words.next(), "number of a CPU", 4095)? as u16;
     let seq = number(words.next(), "number of an event", u64::MAX)?;
     let name = words.next().ok_or(LineError::Missing("the event"))?;
+    let mut push = |seq, event| records.push(Record { cpu, seq, line, event });
     let event = match name {
         "root" => root(words)?,
         "drop" => Event::Drop { vm: vm(words.next())? },
         "table" => {
             let (at, size) = pages(words)?;
             Event::Table { at, size }
+        }
+        "raw" => {
+            let (at, size) = pages(words)?;
+            Event::Raw { at, size }
         }
         "write" | "release" => {
             let at = address(words.next(), "address of a descriptor", 8)?;
@@ -207,12 +218,42 @@ fn parse_line(mut words: SplitAsciiWhitespace<'_>, line: usize) -> Result<Record
             let (at, size) = pages(words)?;
             Event::State { at, size, reach: reach(words)? }
         }
-        "begin" => return Ok(Record { cpu, seq, line, event: Event::Begin { call: rest(words) } }),
-        "end" => return Ok(Record { cpu, seq, line, event: Event::End { result: rest(words) } }),
+        "fill" => {
+            let fill = fill(words)?;
+            end(words.clone())?;
+            (0..).zip(fill).for_each(|(n, event)| push(seq.wrapping_add(n), event));
+            return Ok(());
+        }
+        "begin" => Event::Begin { call: rest(words) },
+        "end" => Event::End { result: rest(words) },
         other => return Err(LineError::Unknown(other.into())),
     };
     end(words.clone())?;
-    Ok(Record { cpu, seq, line, event })
+    push(seq, event);
+    Ok(())
+}
+
+/// Descriptors side by side that get values in a row.
+fn fill(
+    words: &mut SplitAsciiWhitespace<'_>,
+) -> Result<impl Iterator<Item = Event> + use<>, LineError> {
+    let at = address(words.next(), "address of a descriptor", 8)?;
+    let count = number(words.next(), "count of descriptors", ENTRIES as u64)?;
+    let mut row = || -> Result<_, LineError> {
+        let first = number(words.next(), "descriptor", u64::MAX)?;
+        let step = number(words.next(), "difference of descriptors", u64::MAX)?;
+        Ok(move |n: u64| first.wrapping_add(n.wrapping_mul(step)))
+    };
+    let (old, new) = (row()?, row()?);
+    if count == 0 || at % PAGE_SIZE + 8 * count > PAGE_SIZE {
+        return Err(LineError::Inconsistent("the descriptors are not some of one table"));
+    }
+    Ok((0..count).map(move |n| Event::Write {
+        at: at + 8 * n,
+        old: old(n),
+        new: new(n),
+        release: true,
+    }))
 }
 
 fn root(words: &mut SplitAsciiWhitespace<'_>) -> Result<Event, LineError> {

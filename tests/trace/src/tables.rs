@@ -65,6 +65,9 @@ impl Slot {
 pub struct Page {
     /// Its descriptors.
     pub words: Box<[u64; ENTRIES]>,
+    /// Which of them nobody knows: one that EL2 has not written to since it took
+    /// the page into use with what was in it.
+    unknown: Option<Box<[bool; ENTRIES]>>,
     /// CPUs that wrote to it and have made no DSB since, with the line.
     pub unpublished: Vec<(u16, usize)>,
     /// Where it stands, if walkers can find it.
@@ -77,6 +80,24 @@ pub struct Tables {
     pages: BTreeMap<u64, Page>,
     /// Memory that holds zeros and is in nobody's map.
     zeros: RangeSet<u64>,
+    /// Memory for tables that holds anything.
+    raw: RangeSet<u64>,
+}
+
+impl Page {
+    /// Writes a descriptor. Returns what it held, which was `old` if nobody else
+    /// knows.
+    pub fn write(&mut self, index: usize, old: u64, new: u64) -> u64 {
+        let unknown = self.unknown.as_mut().map(|unknown| &mut unknown[index]);
+        let unknown = unknown.is_some_and(std::mem::take);
+        let held = std::mem::replace(&mut self.words[index], new);
+        if unknown { old } else { held }
+    }
+
+    /// Whether all that it holds is known.
+    pub fn is_known(&self) -> bool {
+        self.unknown.as_ref().is_none_or(|unknown| !unknown.contains(&true))
+    }
 }
 
 /// The page of an address, and the descriptor in it.
@@ -87,16 +108,29 @@ pub fn split(at: u64) -> (u64, usize) {
 impl Tables {
     /// Memory holds zeros now. Pages in it are forgotten.
     pub fn zero(&mut self, at: u64, size: u64) {
+        self.forget(at, size);
+        self.zeros.insert(at..at + size);
+    }
+
+    /// Memory for tables holds anything.
+    pub fn raw(&mut self, at: u64, size: u64) {
+        self.forget(at, size);
+        self.raw.insert(at..at + size);
+    }
+
+    fn forget(&mut self, at: u64, size: u64) {
         let gone: Vec<u64> = self.pages.range(at..at + size).map(|(&page, _)| page).collect();
         for page in gone {
             self.pages.remove(&page);
         }
-        self.zeros.insert(at..at + size);
+        self.zeros.remove(at..at + size);
+        self.raw.remove(at..at + size);
     }
 
     /// Memory is somebody's who may write to it.
     pub fn forget_zeros(&mut self, at: u64, size: u64) {
         self.zeros.remove(at..at + size);
+        self.raw.remove(at..at + size);
         let unplaced: Vec<u64> = self
             .pages
             .range(at..at + size)
@@ -110,10 +144,18 @@ impl Tables {
 
     /// A page whose contents are known.
     pub fn page(&mut self, at: u64) -> Option<&mut Page> {
-        if !self.pages.contains_key(&at) && self.zeros.contains(&at) {
+        if !self.pages.contains_key(&at) {
+            let unknown = if self.zeros.contains(&at) {
+                None
+            } else if self.raw.contains(&at) {
+                Some(Box::new([true; ENTRIES]))
+            } else {
+                return None;
+            };
             self.zeros.remove(at..at + PAGE_SIZE);
+            self.raw.remove(at..at + PAGE_SIZE);
             let words = Box::new([0; ENTRIES]);
-            self.pages.insert(at, Page { words, unpublished: Vec::new(), place: None });
+            self.pages.insert(at, Page { words, unknown, unpublished: Vec::new(), place: None });
         }
         self.pages.get_mut(&at)
     }

@@ -55,6 +55,31 @@ fn errors_name_their_lines() {
 }
 
 #[test]
+fn a_line_may_stand_for_many_descriptors() {
+    let text = "trace begin 1\n0 5 fill 0x1ff0 2 0x100 1 0x4000 0x1000\n0 7 isb\ntrace end 3 0";
+    let write = |n: u64| Record {
+        cpu: 0,
+        seq: 5 + n,
+        line: 2,
+        event: Event::Write {
+            at: 0x1ff0 + 8 * n,
+            old: 0x100 + n,
+            new: 0x4000 + n * 0x1000,
+            release: true,
+        },
+    };
+    assert_eq!(parse(text).unwrap()[..2], [write(0), write(1)]);
+    let beyond = LineError::Inconsistent("the descriptors are not some of one table");
+    for fill in ["0x1ff0 3 0 0 1 1", "0x1000 0 0 0 1 1"] {
+        let found = parse(&trace(&[&format!("0 5 fill {fill}")]));
+        assert_eq!(found, Err(ParseError::Line { line: 3, why: beyond.clone() }));
+    }
+    // Down to nothing, and on: numbers wrap.
+    let down = trace(&["0 18446744073709551615 fill 0x1000 1 0 0 0 0xfffffffffffff000"]);
+    assert!(parse(&down).is_ok());
+}
+
+#[test]
 fn a_trace_that_is_not_whole_is_none() {
     assert_eq!(parse(""), Err(ParseError::NoTrace));
     let version = ParseError::Version { line: 1, found: "2".into() };
@@ -98,6 +123,7 @@ fn event() -> impl Strategy<Value = Event> {
         }),
         1 => vm().prop_map(|vm| Event::Drop { vm }),
         1 => (page(), size()).prop_map(|(at, size)| Event::Table { at, size }),
+        1 => (page(), size()).prop_map(|(at, size)| Event::Raw { at, size }),
         12 => (page(), 0..4u64, descriptor(), descriptor(), any::<bool>()).prop_map(
             |(page, n, old, new, release)| Event::Write { at: page + 8 * n, old, new, release }
         ),
@@ -134,6 +160,7 @@ fn word() -> impl Strategy<Value = String> {
         "root",
         "drop",
         "table",
+        "raw",
         "write",
         "release",
         "zero",

@@ -33,11 +33,12 @@ pub struct Build<'a> {
     package: &'a str,
     target: &'a str,
     flags: &'a [&'a str],
+    features: &'a str,
 }
 
 impl<'a> Build<'a> {
     pub fn new(package: &'a str, target: &'a str) -> Self {
-        Self { package, target, flags: &[] }
+        Self { package, target, flags: &[], features: "" }
     }
 
     /// Flags for rustc, in place of those in `.cargo/config.toml`.
@@ -46,10 +47,16 @@ impl<'a> Build<'a> {
         self
     }
 
+    /// Features of the package, with commas between.
+    pub fn features(mut self, features: &'a str) -> Self {
+        self.features = features;
+        self
+    }
+
     /// Builds, and tells which files came of it.
     pub fn run(self, workspace: &Workspace, setup: &Setup) -> Result<Vec<Built>> {
         let mut command = command(workspace, setup, "build", self.target, self.flags)?;
-        command.args(["--release", "--package", self.package]);
+        command.args(["--release", "--package", self.package, "--features", self.features]);
         command.arg("--message-format=json-render-diagnostics");
         let mut child = command
             .stdin(Stdio::null())

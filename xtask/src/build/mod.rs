@@ -28,6 +28,9 @@ use crate::shell::{run_quietly, write_if_changed};
 pub enum What {
     /// Escrow itself: target/escrow.elf and target/escrow.img
     Hypervisor,
+    /// Escrow for tests, which writes down what it does to tables:
+    /// target/escrow-trace.elf and target/escrow-trace.img
+    Traced,
     /// The bare-metal test programs: target/payloads/*.img
     Payloads,
     /// What the host runs: the escrow program, the modules, the initramfs
@@ -69,6 +72,7 @@ impl Workspace {
         Ok(Artefacts {
             image: self.paths.image(),
             elf: self.paths.elf(),
+            traced_image: self.paths.traced_image(),
             payloads: self.paths.payloads(),
             host_kernel: kernel.image.clone(),
             host_modules: kernel.modules.clone(),
@@ -89,7 +93,13 @@ impl Workspace {
 pub fn build(workspace: &Workspace, setup: &Setup, parts: &[What]) -> Result<()> {
     let wanted = |what| parts.contains(&what);
     if wanted(What::Hypervisor) {
-        hypervisor(workspace, setup).context("the hypervisor does not build")?;
+        let [elf, image] = [workspace.paths.elf(), workspace.paths.image()];
+        hypervisor(workspace, setup, "", &elf, &image).context("the hypervisor does not build")?;
+    }
+    if wanted(What::Traced) {
+        let [elf, image] = [workspace.paths.traced_elf(), workspace.paths.traced_image()];
+        hypervisor(workspace, setup, "trace", &elf, &image)
+            .context("the hypervisor that writes traces does not build")?;
     }
     if wanted(What::Payloads) {
         payloads(workspace, setup).context("the payloads do not build")?;
@@ -111,12 +121,19 @@ pub fn build(workspace: &Workspace, setup: &Setup, parts: &[What]) -> Result<()>
     Ok(())
 }
 
-fn hypervisor(workspace: &Workspace, setup: &Setup) -> Result<()> {
-    let built = cargo::Build::new("escrow-boot", SOFTFLOAT).run(workspace, setup)?;
+fn hypervisor(
+    workspace: &Workspace,
+    setup: &Setup,
+    features: &str,
+    to_elf: &Path,
+    to_image: &Path,
+) -> Result<()> {
+    let build = cargo::Build::new("escrow-boot", SOFTFLOAT).features(features);
+    let built = build.run(workspace, setup)?;
     let elf = cargo::only(&built, Kind::Program, "escrow-boot")?;
     let elf = fs::read(elf).with_context(|| format!("cannot read {}", elf.display()))?;
-    write_if_changed(&workspace.paths.elf(), &elf)?;
-    write_if_changed(&workspace.paths.image(), &image::flatten(&elf)?)?;
+    write_if_changed(to_elf, &elf)?;
+    write_if_changed(to_image, &image::flatten(&elf)?)?;
     Ok(())
 }
 

@@ -9,7 +9,7 @@ use super::take::Take;
 use super::{Hypervisor, Refusal, Scratch};
 use crate::addr::PhysAddr;
 use crate::ledger::VmId;
-use crate::machine::Machine;
+use crate::machine::{Machine, Note};
 use crate::vm::Run;
 
 const NOT_SUPPORTED: u64 = Error::Unimplemented.to_register();
@@ -32,14 +32,19 @@ impl<M: Machine> Hypervisor<M> {
     /// with is the answer.
     #[inline(always)]
     pub fn host_call(&self, scratch: &mut Scratch, x: &mut [u64; 8]) -> Option<Run<'_>> {
+        self.machine.note(|| Note::Begin(x[0]));
         // SMCCC: the identifier is 32 bits, and what is above must be ignored.
         match x[0] as u32 {
             call::VCPU_RUN => match self.vcpu_run(x) {
-                Ok(run) => return Some(run),
+                Ok(run) => {
+                    self.machine.note(|| Note::End(0));
+                    return Some(run);
+                }
                 Err(answer) => x[..5].copy_from_slice(&answer),
             },
             function => self.slow_call(scratch, function, x),
         }
+        self.machine.note(|| Note::End(x[0]));
         None
     }
 
@@ -47,9 +52,11 @@ impl<M: Machine> Hypervisor<M> {
     /// it is for [`Self::host_call`] after all.
     #[inline(always)]
     pub fn host_lends_one(&self, x: &mut [u64; 8]) -> bool {
+        self.machine.note(|| Note::Begin(x[0]));
         let [_, vm, list, count, x4, x5, x6, x7] = *x;
         let done = (count ^ 1) | x4 | x5 | x6 | x7 == 0 && self.lend_one(vm, list);
         if done {
+            self.machine.note(|| Note::End(0));
             x[..5].fill(0);
         }
         done

@@ -13,7 +13,7 @@ use super::take::{Sides, Take};
 use super::{Hypervisor, Refusal, check_range};
 use crate::addr::{Ipa, PAGE_SIZE, PAGES_PER_BLOCK, PhysAddr};
 use crate::ledger::{BlockIndex, Record, VmId, page_in_block};
-use crate::machine::Machine;
+use crate::machine::{Machine, Note};
 use crate::vcpu::Answer;
 use crate::vm::{Run, Vm};
 
@@ -40,6 +40,19 @@ impl<M: Machine> Hypervisor<M> {
         run: &mut Run<'_>,
         args: &[u64; 8],
     ) -> GuestCall {
+        self.machine.note(|| Note::Begin(args[0]));
+        let answer = self.answer_guest(scratch, run, args);
+        self.machine.note(|| {
+            Note::End(match answer {
+                GuestCall::Return([x0, ..]) => x0,
+                GuestCall::Ask(_) => 0,
+            })
+        });
+        answer
+    }
+
+    #[inline(always)]
+    fn answer_guest(&self, scratch: &mut Scratch, run: &mut Run<'_>, args: &[u64; 8]) -> GuestCall {
         let [function, a, b, c, d, ..] = *args;
         let function = function as u32;
         let arguments = match function {

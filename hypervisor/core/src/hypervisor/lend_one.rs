@@ -14,7 +14,7 @@ use super::Hypervisor;
 use super::oracle::Asked;
 use crate::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE, PAGES_PER_BLOCK, PhysAddr};
 use crate::ledger::{BlockCell, Located, Record, VmId, page_in_block};
-use crate::machine::Machine;
+use crate::machine::{Machine, Note};
 use crate::stage2::{Attributes, Descriptor};
 use crate::vm::{Slot, Vm};
 
@@ -78,6 +78,7 @@ impl<M: Machine> Hypervisor<M> {
             return false;
         }
         self.oracle_step(VmId::HOST, Asked::Lend, index, (page_in_block(frame), 1), record);
+        self.machine.note(|| Note::Record { at: frame, size: PAGE_SIZE, record });
         self.host.unmap_pages(&self.machine, index, page_in_block(frame), 1);
         self.out_of_sight(frame, PAGE_SIZE);
         self.machine.write_descriptor(entry, Descriptor::page(frame, attributes));
@@ -108,6 +109,7 @@ impl<M: Machine> Hypervisor<M> {
         let record = Record::borrowed(FrameState::Lent, VmId::HOST, id, at);
         self.oracle_step(VmId::HOST, Asked::Lend, block.index, (0, PAGES_PER_BLOCK), record);
         self.host.unmap_block(&self.machine, frame);
+        self.machine.note(|| Note::Record { at: frame, size: BLOCK_SIZE, record });
         cell.set_record(record);
         self.out_of_sight(frame, BLOCK_SIZE);
         self.machine.write_descriptor(entry, Descriptor::block(frame, attributes));

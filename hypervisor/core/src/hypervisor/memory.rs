@@ -16,7 +16,7 @@ use super::{Hypervisor, Refusal};
 use crate::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE, PAGES_PER_BLOCK};
 use crate::capability::Capability;
 use crate::ledger::{Record, VmId};
-use crate::machine::Machine;
+use crate::machine::{Machine, Note};
 use crate::stage2::{GuestMap, Leave, PagePool, TableCount};
 use crate::vm::Vm;
 
@@ -343,6 +343,7 @@ impl<M: Machine> Hypervisor<M> {
         let hide = asked != Asked::Share;
         let pages = run.pages as usize;
         self.oracle_step(VmId::HOST, asked, run.block, (run.first(), pages), record);
+        self.machine.note(|| Note::Record { at: run.frame, size: run.size(), record });
         if pages == PAGES_PER_BLOCK && !self.ledger.is_split(run.block) {
             if hide {
                 self.host.unmap_block(&self.machine, run.frame);

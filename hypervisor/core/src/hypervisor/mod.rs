@@ -22,8 +22,8 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use escrow_abi::{Error, FrameState, Rights};
 
 use crate::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE, PAGES_PER_BLOCK, PhysAddr, PhysRange};
-use crate::ledger::{BlockCell, Ledger, RamError, RamMap, Record};
-use crate::machine::Machine;
+use crate::ledger::{BlockCell, Ledger, RamError, RamMap, Record, VmId};
+use crate::machine::{Machine, Note};
 use crate::stage2::{
     Attributes, Geometry, GuestMap, HostMap, HostMapError, MmioMap, Stage2Context, Stage2Features,
 };
@@ -168,8 +168,16 @@ impl<M: Machine> Hypervisor<M> {
                 ledger.set_block(block, Record::HYPERVISOR);
             }
         }
-        let host = HostMap::new(&machine, &ledger, &setup.features, setup.level3, setup.pages)
+        let size = ledger.ram().blocks() as u64 * PAGE_SIZE;
+        machine.note(|| Note::Tables { at: setup.level3, size, zeroed: false });
+        let mut pages = |count| {
+            let at = (setup.pages)(count)?;
+            machine.note(|| Note::Tables { at, size: count as u64 * PAGE_SIZE, zeroed: true });
+            Some(at)
+        };
+        let host = HostMap::new(&machine, &ledger, &setup.features, setup.level3, &mut pages)
             .map_err(SetupError::Map)?;
+        machine.note(|| Note::Root(VmId::HOST, host.context()));
         let oracle = oracle::Oracle::new(&ledger, shadow);
         let mut at_boot = PageCounts::new();
         for state in FrameState::ALL {
@@ -228,7 +236,10 @@ impl<M: Machine> Hypervisor<M> {
     pub fn host_abort(&self, at: Ipa) -> HostAbort {
         let at = at.identity();
         let Some(block) = self.ledger.ram().locate(at) else {
-            return match self.host.map_mmio(&self.machine, at.identity()) {
+            let mapped = self.host.map_mmio(&self.machine, at.identity());
+            // Not a call, but the host runs on as after one.
+            self.machine.note(|| Note::End(0));
+            return match mapped {
                 MmioMap::Mapped => HostAbort::Retry,
                 MmioMap::Refused => HostAbort::Inject,
             };

@@ -7,7 +7,7 @@ use super::list::Run;
 use super::oracle::Asked;
 use crate::addr::{Ipa, PAGE_SIZE, PAGES_PER_BLOCK, PhysAddr};
 use crate::ledger::{BlockIndex, Record, Records, VmId, page_in_block};
-use crate::machine::Machine;
+use crate::machine::{Machine, Note};
 use crate::stage2::Span;
 
 /// Frames side by side that are in one state, of one owner and one borrower,
@@ -113,6 +113,7 @@ impl<M: Machine> Hypervisor<M> {
         (by, asked): (VmId, Asked),
     ) {
         self.oracle_step(by, asked, block, (page_in_block(at), piece.pages), new);
+        self.machine.note(move || Note::Record { at, size: piece.size(), record: new });
         let (was, is) = (piece.record.host_reaches(), new.host_reaches());
         if piece.pages == PAGES_PER_BLOCK && !self.ledger.is_split(block) {
             if was && !is {

@@ -22,12 +22,12 @@ impl<M: Machine> Hypervisor<M> {
     pub fn scrub(&self) -> Result<(), Error> {
         self.closed.store(true, Ordering::SeqCst);
         let mut running = false;
-        for slot in self.slots.iter().skip(1) {
+        for (number, slot) in (0..).zip(&self.slots).skip(1) {
             let mut vm = slot.lock();
             if vm.is_alive() {
                 vm.end();
                 if slot.stop_runs() {
-                    self.bury(slot, &mut vm);
+                    self.bury(VmId::new(number), slot, &mut vm);
                 } else {
                     running = true;
                 }

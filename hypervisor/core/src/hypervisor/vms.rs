@@ -12,7 +12,7 @@ use super::{Hypervisor, Refusal, check_range};
 use crate::addr::PAGE_SIZE;
 use crate::capability::Capabilities;
 use crate::ledger::VmId;
-use crate::machine::Machine;
+use crate::machine::{Machine, Note};
 use crate::stage2::{GuestMap, PagePool, Stage2Context};
 use crate::vcpu::{Vcpu, VcpuCell};
 use crate::vm::{Life, MAX_VCPUS, Run, Slot, Vm, vm_handle};
@@ -95,6 +95,7 @@ impl<M: Machine> Hypervisor<M> {
         let root = vm.pool.pop(&self.machine).ok_or(Error::NoMemory)?;
         let context =
             Stage2Context { vttbr: (number as u64) << 48 | root.0, vtcr: self.guest_vtcr };
+        self.machine.note(|| Note::Root(id, &context));
         vm.map = Some(GuestMap::new(self.guest_geometry, root, context));
         vm.ranges.clear();
         vm.has_broken = false;
@@ -146,21 +147,22 @@ impl<M: Machine> Hypervisor<M> {
     }
 
     pub(super) fn vm_destroy(&self, vm: u64) -> Result<(), Refusal> {
-        let (_, slot, mut vm) = self.lock_named(vm, HandleKind::Vm)?;
+        let (handle, slot, mut vm) = self.lock_named(vm, HandleKind::Vm)?;
         vm.end();
         if !slot.stop_runs() {
             return Err(Error::Busy.into());
         }
-        self.bury(slot, &mut vm);
+        self.bury(VmId::new(handle.slot), slot, &mut vm);
         Ok(())
     }
 
     /// The end of a VM that no CPU is inside of, and none can enter.
-    pub(super) fn bury(&self, slot: &Slot, vm: &mut Vm) {
+    pub(super) fn bury(&self, id: VmId, slot: &Slot, vm: &mut Vm) {
         slot.close();
         // What TLBs hold of it goes once, for all its pages and for the next VM
         // with its VMID.
         if let Some(map) = vm.map.take() {
+            self.machine.note(|| Note::Drop(id));
             self.machine.invalidate_all(map.context());
         }
         // The tables and vCPUs are plain metadata pages from here on.

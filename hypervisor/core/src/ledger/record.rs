@@ -177,6 +177,19 @@ impl Record {
         if self.has_guest_address() { Record(self.0 + pages) } else { self }
     }
 
+    /// The VMs whose address spaces may hold the frame.
+    pub fn reached_by(self) -> impl Iterator<Item = VmId> {
+        use FrameState::{
+            Donated, Lent, Owned, Pinned, Shared, SharedBack, UnlockedContents, UnlockedZeroed,
+        };
+        let state = self.state();
+        let owner = matches!(state, Some(Owned | Pinned | Donated | Shared | SharedBack));
+        let borrower =
+            matches!(state, Some(Shared | SharedBack | Lent | UnlockedContents | UnlockedZeroed));
+        let owner = owner.then_some(self.owner());
+        owner.into_iter().chain(borrower.then_some(self.borrower()))
+    }
+
     /// Whether the host's address space holds the frame.
     pub const fn host_reaches(self) -> bool {
         self.owner().0 == 0

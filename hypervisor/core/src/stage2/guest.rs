@@ -477,7 +477,7 @@ impl GuestMap {
         machine.publish();
         for slot in table {
             // No walker comes here any more.
-            slot.store(0, Ordering::Relaxed);
+            machine.write_descriptor(slot, Descriptor::INVALID);
         }
         pool.push(machine, page);
         pool.keep_back();

@@ -11,7 +11,7 @@ use super::ids::GuestIds;
 use super::smccc::Service;
 use crate::hypervisor::guest_calls::GuestCall;
 use crate::hypervisor::{Hypervisor, Scratch, Touched};
-use crate::machine::Machine;
+use crate::machine::{Machine, Note};
 use crate::vm::{MAX_VCPUS, Run};
 
 /// What the machine half does next with a run.
@@ -54,7 +54,10 @@ impl<M: Machine> Hypervisor<M> {
             let mut vm = run.slot().lock();
             let is_memory = vm.ranges.contains(abort.at);
             let touched = if (vm.owned != 0 || vm.has_broken) && abort.is_translation() {
-                self.guest_touches(run.id(), &mut vm, abort.at)
+                let touched = self.guest_touches(run.id(), &mut vm, abort.at);
+                // Not a call, but the guest may run on as after one.
+                self.machine.note(|| Note::End(0));
+                touched
             } else {
                 Touched::Nothing
             };

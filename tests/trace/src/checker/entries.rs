@@ -118,7 +118,7 @@ impl Checker {
 
     /// A table comes to its place.
     pub(super) fn link(&mut self, at: At, page_at: u64, place: Place, release: bool) {
-        let Some(page) = self.tables.page(page_at) else {
+        let Some(page) = self.tables.page(page_at).filter(|page| page.is_known()) else {
             let text = format!("{page_at:#x} becomes a table and what it holds is not known");
             self.find(Rule::Replay, at, None, text);
             return;

@@ -10,13 +10,15 @@ use crate::tables::{Place, Slot, split};
 
 impl Checker {
     /// Memory is for tables from now on.
-    pub(super) fn table(&mut self, at: At, from: u64, size: u64) {
+    pub(super) fn table(&mut self, at: At, from: u64, size: u64, zeroed: bool) {
         if let Some((page, place)) = self.tables.first_placed(from, size) {
             let text = format!("{page:#x} is a table of VM {} already", place.vm);
             self.find(Rule::Replay, at, None, text);
-            return;
+        } else if zeroed {
+            self.tables.zero(from, size);
+        } else {
+            self.tables.raw(from, size);
         }
-        self.tables.zero(from, size);
     }
 
     /// Memory is zeroed: whoever can still translate to it loses what it wrote,

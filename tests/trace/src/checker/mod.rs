@@ -130,7 +130,8 @@ impl Checker {
                 self.root(at, vm, Space { vmid, root: table, tables, level, bits });
             }
             &Event::Drop { vm } => self.drop_space(at, vm),
-            &Event::Table { at: page, size } => self.table(at, page, size),
+            &Event::Table { at: page, size } => self.table(at, page, size, true),
+            &Event::Raw { at: page, size } => self.table(at, page, size, false),
             &Event::Write { at: slot, old, new, release } => {
                 self.report.counts.writes += 1;
                 self.write(at, slot, old, new, release);

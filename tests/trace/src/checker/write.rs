@@ -16,8 +16,7 @@ impl Checker {
             self.find(Rule::Replay, at, None, text);
             return;
         };
-        let held = page.words[index];
-        page.words[index] = new;
+        let held = page.write(index, old, new);
         page.unpublished.push((at.cpu, at.line));
         let place = page.place;
         self.cpu(at.cpu).written.insert(page_at);

@@ -129,6 +129,17 @@ fn a_trace_does_not_contradict_itself() {
          + 0 release 0x101010 0 0x110003 # here
            0 dsb ishst",
     );
+    // A table with anything in it is written to from one end to the other.
+    planted(
+        Rule::Replay,
+        None,
+        "  0 raw 0x110000 0x1000
+         - 0 fill 0x110000 1 0x5555 0 0 0
+           0 fill 0x110008 1 0x1234 0 0x804007ff 0
+           0 fill 0x110010 510 0xabcd 3 0 0
+           0 release 0x101010 0 0x110003 # here
+           0 dsb ishst",
+    );
 }
 
 #[test]

@@ -37,7 +37,7 @@ struct Numbered {
 
 fn numbered(lines: &str, drop: char) -> Numbered {
     let mut text = String::from("trace begin 1\n");
-    let (mut line, mut here, mut since) = (1, None, None);
+    let (mut line, mut events, mut here, mut since) = (1, 0, None, None);
     for content in BEFORE.lines().chain(lines.lines()).map(str::trim) {
         let (content, mark) = content.split_once('#').unwrap_or((content, ""));
         if content.is_empty() || content.starts_with(drop) {
@@ -46,14 +46,16 @@ fn numbered(lines: &str, drop: char) -> Numbered {
         let content = content.trim_start_matches(['-', '+']).trim();
         let (cpu, event) = content.split_once(' ').unwrap();
         line += 1;
-        text += &format!("{cpu} {line} {event}\n");
+        text += &format!("{cpu} {events} {event}\n");
+        let fill = event.strip_prefix("fill ").and_then(|fill| fill.split(' ').nth(1));
+        events += fill.map_or(1, |count| count.parse().unwrap());
         match mark.trim() {
             "here" => here = Some(line),
             "since" => since = Some(line),
             _ => {}
         }
     }
-    text += &format!("trace end {} 0\n", line - 1);
+    text += &format!("trace end {events} 0\n");
     Numbered { text, here, since }
 }
 

@@ -4,16 +4,18 @@
 //! it.
 
 use std::array;
+use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock};
 
 use escrow_abi::{Error, FrameState, MemEntry, Rights, call};
 
+use super::trace::Trace;
 use crate::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE, PhysAddr, PhysRange};
 use crate::hypervisor::{Hypervisor, Scratch, Setup, Sizes};
 use crate::ledger::BlockCell;
-use crate::machine::{Machine, Table};
-use crate::stage2::{Stage2Context, Stage2Features};
+use crate::machine::{Machine, Note, Table};
+use crate::stage2::{Descriptor, Stage2Context, Stage2Features};
 use crate::vcpu::syndrome::{Ec, IL};
 use crate::vcpu::{GuestExit, GuestIds, Next, Vcpu, VcpuCell};
 use crate::vm::Run;
@@ -40,6 +42,8 @@ pub struct Fake {
     invalidated: Mutex<Vec<(u64, u64, u64)>>,
     /// What was cleaned to memory.
     pub cleaned: Mutex<Vec<u64>>,
+    /// What happens to tables, if somebody wants to know.
+    trace: Option<Trace>,
 }
 
 impl Default for Fake {
@@ -48,6 +52,7 @@ impl Default for Fake {
             memory: (0..END / GIB).map(|_| OnceLock::new()).collect(),
             invalidated: Mutex::default(),
             cleaned: Mutex::default(),
+            trace: None,
         }
     }
 }
@@ -55,9 +60,20 @@ impl Default for Fake {
 impl Machine for Fake {
     fn table(&self, page: PhysAddr) -> &Table {
         assert!(page.is_aligned(PAGE_SIZE), "{page:?}");
-        let page = self.page(page.0);
+        let at = page.0;
+        let page = self.page(at);
         page.written.store(true, Ordering::Relaxed);
+        if let Some(trace) = &self.trace {
+            trace.found(&page.words, at);
+        }
         &page.words
+    }
+
+    fn write_descriptor(&self, slot: &AtomicU64, to: Descriptor) {
+        let old = slot.swap(to.0, Ordering::AcqRel);
+        if let Some(trace) = &self.trace {
+            trace.write(ptr::from_ref(slot).addr(), old, to.0);
+        }
     }
 
     fn place_vcpu(&self, page: PhysAddr, vcpu: Vcpu) {
@@ -82,6 +98,9 @@ impl Machine for Fake {
     }
 
     fn zero(&self, at: PhysAddr, size: u64) {
+        if let Some(trace) = &self.trace {
+            trace.zero(at.0, size);
+        }
         for at in (at.0..at.0 + size).step_by(PAGE_SIZE as usize) {
             let Some(page) = self.looked_at(at) else { continue };
             if page.written.swap(false, Ordering::Relaxed) {
@@ -98,19 +117,49 @@ impl Machine for Fake {
         self.cleaned.lock().unwrap().push(at.0);
     }
 
-    fn publish(&self) {}
+    fn publish(&self) {
+        if let Some(trace) = &self.trace {
+            trace.publish();
+        }
+    }
 
     fn invalidate(&self, context: &Stage2Context, ranges: impl Iterator<Item = (Ipa, u64)>) {
-        let ranges = ranges.map(|(base, size)| (context.vttbr, base.0, size));
+        let ranges: Vec<_> = ranges.map(|(base, size)| (base.0, size)).collect();
+        if let Some(trace) = &self.trace {
+            trace.invalidate(context, &ranges);
+        }
+        let ranges = ranges.into_iter().map(|(base, size)| (context.vttbr, base, size));
         self.invalidated.lock().unwrap().extend(ranges);
     }
 
     fn invalidate_all(&self, context: &Stage2Context) {
+        if let Some(trace) = &self.trace {
+            trace.invalidate_all(context);
+        }
         self.invalidated.lock().unwrap().push((context.vttbr, 0, u64::MAX));
+    }
+
+    fn note<'a>(&self, note: impl FnOnce() -> Note<'a>) {
+        if let Some(trace) = &self.trace {
+            trace.note(note());
+        }
     }
 }
 
 impl Fake {
+    /// Memory of which is told what happens to tables in it.
+    fn traced() -> Fake {
+        Fake { trace: Some(Trace::default()), ..Fake::default() }
+    }
+
+    /// What happened to tables.
+    ///
+    /// # Panics
+    /// Nobody asked to be told.
+    pub fn trace(&self) -> &Trace {
+        self.trace.as_ref().expect("a traced machine")
+    }
+
     fn page(&self, at: u64) -> &Page {
         let gib = self.memory[(at / GIB) as usize]
             .get_or_init(|| Box::new(Gib([const { OnceLock::new() }; 512])));
@@ -203,19 +252,29 @@ impl Host {
     }
 
     pub fn on(ram: PhysRange) -> Host {
+        Host::with(Fake::default(), ram)
+    }
+
+    /// On a machine that tells what happens to tables.
+    pub fn traced(ram: PhysRange) -> Host {
+        Host::with(Fake::traced(), ram)
+    }
+
+    fn with(machine: Fake, ram: PhysRange) -> Host {
         let ram = [ram];
         let sizes = Sizes::of(&ram).unwrap();
         let blocks = Vec::leak((0..sizes.blocks).map(|_| BlockCell::default()).collect());
         let frames = Vec::leak((0..sizes.frames).map(|_| AtomicU64::new(!0)).collect());
-        // Escrow's tables are outside of RAM here; a bug shows as a stray one.
-        let mut next = 0x10_0000_0000;
+        // Escrow's tables are in its own memory.
+        let level3 = ESCROW.base;
+        let mut next = level3.0 + sizes.level3 as u64 * PAGE_SIZE;
         let mut left = sizes.pages;
         let mut pages = |count: usize| {
             left = left.checked_sub(count)?;
             next = u64::next_multiple_of(next, count.next_power_of_two() as u64 * PAGE_SIZE);
             let page = next;
             next += count as u64 * PAGE_SIZE;
-            Some(PhysAddr(page))
+            (next <= ESCROW.end()).then_some(PhysAddr(page))
         };
         let setup = Setup {
             ram: &ram,
@@ -223,11 +282,11 @@ impl Host {
             pinned: &[PINNED],
             blocks,
             frames,
-            level3: PhysAddr(0x20_0000_0000),
+            level3,
             pages: &mut pages,
             features: Stage2Features { pa_bits: 40, force_write_back: false, vmid16: false },
         };
-        let escrow = Hypervisor::new(Fake::default(), setup).unwrap();
+        let escrow = Hypervisor::new(machine, setup).unwrap();
         let ids = GuestIds::new(|_, _| 0, 39);
         Host { escrow, scratch: Scratch::new(), metadata: METADATA, ids }
     }

@@ -21,8 +21,10 @@ use proptest::test_runner::{Config, FileFailurePersistence, TestCaseError, TestR
 
 use super::fake::{LITTLE_RAM, RAM};
 use crate::addr::PhysRange;
-use steps::{Step, history};
-use world::{Outcomes, World};
+use steps::Step;
+pub use steps::history;
+use world::Outcomes;
+pub use world::World;
 
 /// Histories of a normal run.
 const CASES: u32 = 100_000;

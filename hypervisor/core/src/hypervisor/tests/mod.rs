@@ -3,6 +3,8 @@
 pub(crate) mod fake;
 mod histories;
 mod runs;
+mod trace;
+mod traces;
 
 use escrow_abi::{Error, FrameState, MemEntry, ORDER_BLOCK, ORDER_PAGE, Rights, call};
 

@@ -59,7 +59,11 @@ pub struct World {
 
 impl World {
     pub fn new(ram: PhysRange) -> World {
-        let host = Host::on(ram);
+        World::on(Host::on(ram), ram)
+    }
+
+    /// The same for a host that has been set up, on a machine with that RAM.
+    pub fn on(host: Host, ram: PhysRange) -> World {
         let mut world = World {
             view: View::default(),
             spec: Spec::new(0..0, 0),
