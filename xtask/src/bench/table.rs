@@ -140,10 +140,11 @@ pub fn per_page(report: &Report, pages: u32, scattered: bool) -> Option<f64> {
 
 /// What CPUs that lend at once take, by what they lend: the row's name, and
 /// what it is.
-pub const AT_ONCE: [(&str, &str); 3] = [
-    ("lend_4k", "a page a call, own blocks"),
-    ("lend_64x4k_per_page", "64 pages a call, own blocks, a page"),
-    ("lend_4k_same_block", "a page a call, one block for all"),
+pub const AT_ONCE: [(&str, &str); 4] = [
+    ("lend_4k", "a page, of a block of its own"),
+    ("lend_4k_near_lists", "the same, all lists in one block"),
+    ("lend_64x4k_per_page", "64 pages of a block of its own, each"),
+    ("lend_4k_same_block", "a page, of a block for all"),
 ];
 
 /// Instructions of each CPU's call, the mean of all, when so many lend at once.
@@ -253,6 +254,6 @@ mod tests {
             ("lend_4k_same_block_cpus_8", ESCROW, 900.0),
         ]);
         assert!(growth(&report).markdown().contains("| scattered, a page | 250 |  |  | 80 |"));
-        assert!(cpus(&report).markdown().contains("one block for all |  |  |  | 900 |"));
+        assert!(cpus(&report).markdown().contains("a block for all |  |  |  | 900 |"));
     }
 }

@@ -7,6 +7,7 @@
         .irp    cpus, 1, 2, 4, 8
         sample  lend_4k_cpus_\cpus, "hvc #0"
         sample  lend_64x4k_per_page_cpus_\cpus, "hvc #0"
+        sample  lend_4k_near_lists_cpus_\cpus, "hvc #0"
         sample  lend_4k_same_block_cpus_\cpus, "hvc #0"
         .endr
         sample  lend_4k, "hvc #0"

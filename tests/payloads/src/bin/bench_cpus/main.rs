@@ -32,7 +32,8 @@ payload!("bench_cpus", TESTS);
 global_asm!(include_str!("../bench/sample.S"));
 global_asm!(include_str!("cpus.S"));
 
-const TESTS: &[Test] = tests![frequency, single_pages, lists, pages_of_one_block, upkeep];
+const TESTS: &[Test] =
+    tests![frequency, single_pages, lists, lists_of_one_block, pages_of_one_block, upkeep];
 
 /// Takes a sample: makes the call whose X0 to X7 are given, and leaves there
 /// what they are afterwards. Ticks meanwhile, of all CPUs.
@@ -61,6 +62,9 @@ rows! {
     SAME_BLOCK =
         sample_lend_4k_same_block_cpus_1 by 1, sample_lend_4k_same_block_cpus_2 by 2,
         sample_lend_4k_same_block_cpus_4 by 4, sample_lend_4k_same_block_cpus_8 by 8;
+    NEAR_LISTS =
+        sample_lend_4k_near_lists_cpus_1 by 1, sample_lend_4k_near_lists_cpus_2 by 2,
+        sample_lend_4k_near_lists_cpus_4 by 4, sample_lend_4k_near_lists_cpus_8 by 8;
     PAGE_UPKEEP = sample_lend_4k by 1;
     LIST_UPKEEP = sample_lend_512x4k by 1;
     BLOCK_UPKEEP = sample_lend_2m by 1;
@@ -95,6 +99,13 @@ fn lists(host: &mut Host) -> Outcome {
     let blocks = host.arena.blocks(CPUS);
     let own = |cpu, n| page(blocks + cpu * BLOCK_SIZE, n);
     Lenders::new(host).measure::<64>(LISTS, LIST_CALLS, own)
+}
+
+/// One page a call; each CPU has a block of its own, but all lists are in one.
+fn lists_of_one_block(host: &mut Host) -> Outcome {
+    let blocks = host.arena.blocks(CPUS);
+    let own = |cpu, n| page(blocks + cpu * BLOCK_SIZE, n);
+    Lenders::with_near_lists(host).measure::<1>(NEAR_LISTS, SINGLE_CALLS, own)
 }
 
 /// One page a call, all of one block: what it looks like when calls do wait for
@@ -151,6 +162,13 @@ impl Lenders {
         }))
     }
 
+    /// The same with all lists next to each other.
+    fn with_near_lists(host: &mut Host) -> Lenders {
+        let mut lenders = Self::new(host);
+        lenders.0.iter_mut().for_each(|(lists, _)| *lists = Lists::new(&mut host.arena));
+        lenders
+    }
+
     /// Takes the samples of rows that the machine has enough CPUs for.
     fn measure<const N: usize>(
         &self,
@@ -194,9 +212,7 @@ impl Lenders {
             let mut samples = Samples::per(name, N as u64);
             // SAFETY: reads the counter twice.
             let overhead = unsafe { sample_nothing(&mut [0; 8]) };
-            ready.fetch_add(1, Ordering::AcqRel);
-            let all = || ready.load(Ordering::Acquire) == count;
-            cpus::wait_until(all, "the others do not come")?;
+            begin_together(&ready, count)?;
             for n in 0..calls {
                 let first = AHEAD + n * N as u64;
                 let entries: [_; N] = core::array::from_fn(|n| entry(first + n as u64));
@@ -231,4 +247,15 @@ impl Lenders {
         }
         Ok(())
     }
+}
+
+/// Waits for so many CPUs, without sleep: who slept would come late.
+fn begin_together(ready: &AtomicUsize, count: usize) -> Outcome {
+    ready.fetch_add(1, Ordering::AcqRel);
+    let deadline = cpus::deadline(20);
+    while ready.load(Ordering::Acquire) < count {
+        check!(!cpus::is_past(deadline), "the others do not come");
+        core::hint::spin_loop();
+    }
+    Ok(())
 }
