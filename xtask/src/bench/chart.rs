@@ -170,7 +170,7 @@ fn lines(canvas: &Canvas<'_>, title: &str, axis: [u32; 4], series: &[Line<'_>]) 
         .margin(12)
         .x_label_area_size(30)
         .y_label_area_size(60)
-        .build_cartesian_2d(-0.3..3.3, 0.0..most * 1.35)
+        .build_cartesian_2d(-0.3..3.3, 0.0..most * 1.45)
         .map_err(failed)?;
     chart
         .configure_mesh()
@@ -182,6 +182,9 @@ fn lines(canvas: &Canvas<'_>, title: &str, axis: [u32; 4], series: &[Line<'_>]) 
         .y_label_formatter(&|value| number(value.round()))
         .draw()
         .map_err(failed)?;
+    // The chart's coordinates are of the whole picture, ours of the canvas.
+    let (left, top) = canvas.get_base_pixel();
+    let mut numbered = Vec::new();
     for ((name, values), colour) in series.iter().zip(COLOURS) {
         let points = values.iter().enumerate().filter_map(|(n, value)| Some((n as f64, (*value)?)));
         let points: Vec<_> = points.collect();
@@ -192,14 +195,21 @@ fn lines(canvas: &Canvas<'_>, title: &str, axis: [u32; 4], series: &[Line<'_>]) 
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 14, y)], colour.stroke_width(2)));
         for (x, value) in points {
             let (x, y) = chart.backend_coord(&(x, value));
-            let text = Text::new(number(value), (x, y - 5), label(11, HPos::Center, VPos::Bottom));
-            canvas.draw(&text).map_err(failed)?;
+            // Where lines meet, one number is enough.
+            let hidden = |&(a, b): &(i32, i32)| (x - a).abs() < 40 && (y - b).abs() < 14;
+            if !numbered.iter().any(hidden) {
+                numbered.push((x, y));
+                let style = label(11, HPos::Center, VPos::Bottom);
+                let at = (x - left, y - top - 5);
+                canvas.draw(&Text::new(number(value), at, style)).map_err(failed)?;
+            }
         }
     }
     for (n, name) in axis.into_iter().enumerate() {
         let (x, y) = chart.backend_coord(&(n as f64, 0.0));
         let style = label(13, HPos::Center, VPos::Top);
-        canvas.draw(&Text::new(name.to_string(), (x, y + 6), style)).map_err(failed)?;
+        let at = (x - left, y - top + 6);
+        canvas.draw(&Text::new(name.to_string(), at, style)).map_err(failed)?;
     }
     chart
         .configure_series_labels()
