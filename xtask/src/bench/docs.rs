@@ -52,7 +52,8 @@ fn measured(report: &Report) -> String {
         ("### More CPUs at once", table::cpus(report)),
     ];
     let shown = parts.into_iter().filter(|(_, table)| !table.is_empty());
-    shown.map(|(head, table)| format!("\n{head}\n\n{}\n", table.markdown())).collect()
+    let shown = shown.map(|(head, table)| format!("\n{head}\n\n{}", table.markdown()));
+    shown.chain(["\n".into()]).collect()
 }
 
 #[cfg(test)]

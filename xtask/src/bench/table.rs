@@ -154,7 +154,7 @@ pub fn at_once(report: &Report, what: &str, cpus: u32) -> Option<f64> {
 
 /// How lending grows with the pages of a call.
 pub fn growth(report: &Report) -> Table {
-    let mut table = Table::new(&["pages a call", "1", "8", "64", "512"]);
+    let mut table = Table::new(&["pages a call", "1", "8", "64", "512", "512 to 1"]);
     for (name, scattered) in [("adjacent, a page", false), ("scattered, a page", true)] {
         let cells = PAGES.map(|pages| per_page(report, pages, scattered));
         series(&mut table, name, cells);
@@ -164,17 +164,20 @@ pub fn growth(report: &Report) -> Table {
 
 /// How lending grows with the CPUs that lend at once.
 pub fn cpus(report: &Report) -> Table {
-    let mut table = Table::new(&["CPUs at once", "1", "2", "4", "8"]);
+    let mut table = Table::new(&["CPUs at once", "1", "2", "4", "8", "8 to 1"]);
     for (what, name) in AT_ONCE {
         series(&mut table, name, CPUS.map(|cpus| at_once(report, what, cpus)));
     }
     table
 }
 
+/// A row of values, and how many times the first the last is.
 fn series(table: &mut Table, name: &str, values: [Option<f64>; 4]) {
     if values.iter().any(Option::is_some) {
+        let ratio = values[0].zip(values[3]).map(|(first, last)| format!("{:.2}×", last / first));
         let cells = values.map(|value| value.map(number).unwrap_or_default());
-        table.row([String::from(name)].into_iter().chain(cells));
+        let row = [String::from(name)].into_iter().chain(cells);
+        table.row(row.chain([ratio.unwrap_or_default()]));
     }
 }
 
@@ -253,7 +256,9 @@ mod tests {
             ("lend_512x4k_scattered_per_page", ESCROW, 80.0),
             ("lend_4k_same_block_cpus_8", ESCROW, 900.0),
         ]);
-        assert!(growth(&report).markdown().contains("| scattered, a page | 250 |  |  | 80 |"));
+        assert!(
+            growth(&report).markdown().contains("| scattered, a page | 250 |  |  | 80 | 0.32× |")
+        );
         assert!(cpus(&report).markdown().contains("a block for all |  |  |  | 900 |"));
     }
 }
