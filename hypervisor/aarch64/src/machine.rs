@@ -69,8 +69,10 @@ pub struct Hardware {
     pub(crate) guest_ids: GuestIds,
 }
 
+/// Issues a TLB maintenance instruction, and says so.
 macro_rules! tlbi {
-    ($operation:literal $(, $argument:expr)?) => {
+    ($event:expr, $operation:literal $(, $argument:expr)?) => {
+        trace::event(|| $event);
         // SAFETY: removes cached translations only, of EL1&0.
         unsafe {
             asm!(
@@ -81,6 +83,34 @@ macro_rules! tlbi {
         }
     };
     (@ $argument:expr) => { ", {}" };
+}
+
+/// Makes stores visible to table walkers.
+#[inline(always)]
+fn dsb_ishst() {
+    barrier::dsb(barrier::ISHST);
+    trace::event(|| Event::DsbIshst);
+}
+
+/// Waits for TLB maintenance as well.
+#[inline(always)]
+fn dsb_ish() {
+    barrier::dsb(barrier::ISH);
+    trace::event(|| Event::DsbIsh);
+}
+
+/// Waits for all that is under way.
+#[inline(always)]
+fn dsb_sy() {
+    barrier::dsb(barrier::SY);
+    trace::event(|| Event::DsbSy);
+}
+
+/// What was written to registers and completed before holds from here on.
+#[inline(always)]
+fn isb() {
+    barrier::isb(barrier::SY);
+    trace::event(|| Event::Isb);
 }
 
 impl Hardware {
@@ -112,10 +142,8 @@ impl Hardware {
     fn invalidate_stage2(&self, base: Ipa, size: u64) {
         let page = base.0 >> 12;
         let pages = size / PAGE_SIZE;
-        let by_address = || Event::TlbiIpas2e1is { ipa: base.0, size };
         if pages == 1 {
-            trace::event(by_address);
-            tlbi!("tlbi ipas2e1is", page);
+            tlbi!(Event::TlbiIpas2e1is { ipa: base.0, size }, "tlbi ipas2e1is", page);
         } else if self.tlb_ranges && pages <= 32 * 64 {
             // RIPAS2E1IS covers (NUM + 1) * 2^(5 * SCALE + 1) pages; what is
             // beyond the range goes as well, which is no harm.
@@ -123,19 +151,16 @@ impl Hardware {
             let num = pages.div_ceil(unit) - 1;
             // TG in bits 47:46: 4 KiB; SCALE in 45:44, NUM in 43:39.
             let operand = page | 1 << 46 | scale << 44 | num << 39;
-            trace::event(by_address);
-            tlbi!("sys #4, c8, c0, #2", operand);
+            tlbi!(Event::TlbiIpas2e1is { ipa: base.0, size }, "sys #4, c8, c0, #2", operand);
         } else if pages <= 16 {
             for page in page..page + pages {
                 let ipa = page << 12;
-                trace::event(|| Event::TlbiIpas2e1is { ipa, size: PAGE_SIZE });
-                tlbi!("tlbi ipas2e1is", page);
+                tlbi!(Event::TlbiIpas2e1is { ipa, size: PAGE_SIZE }, "tlbi ipas2e1is", page);
             }
         } else {
             // There may have been pages where now is a block, so one address
             // does not stand for all.
-            trace::event(|| Event::TlbiVmalls12e1is);
-            tlbi!("tlbi vmalls12e1is");
+            tlbi!(Event::TlbiVmalls12e1is, "tlbi vmalls12e1is");
         }
     }
 
@@ -164,18 +189,15 @@ impl Hardware {
         }
         // Complete for all observers (DDI 0487, "Ordering and
         // completion of data and instruction cache instructions").
-        barrier::dsb(barrier::SY);
-        trace::event(|| Event::DsbSy);
+        dsb_sy();
     }
 }
 
 /// Waits for TLB maintenance, on all CPUs and on this one.
 #[inline(always)]
 fn wait() {
-    barrier::dsb(barrier::ISH);
-    trace::event(|| Event::DsbIsh);
-    barrier::isb(barrier::SY);
-    trace::event(|| Event::Isb);
+    dsb_ish();
+    isb();
 }
 
 /// Points `VTTBR_EL2` and `VTCR_EL2` at a VM.
@@ -186,8 +208,7 @@ fn select(context: &Stage2Context) {
     trace::event(|| Event::Vttbr(context.vttbr));
     // TLB maintenance uses the VMID that is in force (DDI 0487, "Scope of
     // the A64 TLB maintenance instructions"): the write has to be.
-    barrier::isb(barrier::SY);
-    trace::event(|| Event::Isb);
+    isb();
 }
 
 /// Points them at a VM, for TLB maintenance under its VMID, unless they are.
@@ -284,7 +305,7 @@ impl Machine for Hardware {
             // instruction accesses").
             // SAFETY: invalidating instruction caches loses nothing.
             unsafe { asm!("ic ialluis", options(nostack, preserves_flags)) };
-            barrier::dsb(barrier::ISH);
+            dsb_ish();
         }
     }
 
@@ -293,8 +314,7 @@ impl Machine for Hardware {
         // A table walker is an observer of its own (DDI 0487, "Ordering and
         // completion of translation table walks"): after this it sees the new
         // descriptors.
-        barrier::dsb(barrier::ISHST);
-        trace::event(|| Event::DsbIshst);
+        dsb_ishst();
     }
 
     #[inline(always)]
@@ -302,8 +322,7 @@ impl Machine for Hardware {
         // The invalid descriptors are visible before the entries go, or a
         // walk could bring them back (DDI 0487, "Using break-before-make when
         // updating translation table entries").
-        barrier::dsb(barrier::ISHST);
-        trace::event(|| Event::DsbIshst);
+        dsb_ishst();
         let home = home(context);
         for (base, size) in ranges {
             self.invalidate_stage2(base, size);
@@ -311,10 +330,8 @@ impl Machine for Hardware {
         // Stage-2 entries are gone before the combined ones go, which could be
         // made of them again (DDI 0487, "Invalidation of TLB entries from stage 2
         // translations").
-        barrier::dsb(barrier::ISH);
-        trace::event(|| Event::DsbIsh);
-        trace::event(|| Event::TlbiVmalle1is);
-        tlbi!("tlbi vmalle1is");
+        dsb_ish();
+        tlbi!(Event::TlbiVmalle1is, "tlbi vmalle1is");
         wait();
         if let Some(home) = home {
             select(&home);
@@ -322,11 +339,9 @@ impl Machine for Hardware {
     }
 
     fn invalidate_all(&self, context: &Stage2Context) {
-        barrier::dsb(barrier::ISHST);
-        trace::event(|| Event::DsbIshst);
+        dsb_ishst();
         let home = home(context);
-        trace::event(|| Event::TlbiVmalls12e1is);
-        tlbi!("tlbi vmalls12e1is");
+        tlbi!(Event::TlbiVmalls12e1is, "tlbi vmalls12e1is");
         wait();
         if let Some(home) = home {
             select(&home);
