@@ -27,10 +27,21 @@ pub struct Run {
     pub memory_mib: u64,
     /// More words for the payload's command line.
     pub arguments: &'static str,
-    /// Whether Escrow writes down what it does to tables.
-    pub traced: bool,
+    /// Which build of Escrow.
+    pub escrow: Build,
     /// How long it may take.
     pub limit: Duration,
+}
+
+/// A build of Escrow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Build {
+    /// The one that people run.
+    Release,
+    /// One that writes down what it does to tables.
+    Traced,
+    /// One that holds every call against the specification.
+    Oracle,
 }
 
 impl Run {
@@ -42,14 +53,18 @@ impl Run {
             smp: 2,
             memory_mib: 1024,
             arguments: "",
-            traced: false,
+            escrow: Build::Release,
             limit: Duration::from_secs(120),
         }
     }
 
     fn name(&self) -> String {
         let Run { payload, cpu, smp, memory_mib, .. } = self;
-        let what = if self.traced { "trace" } else { "payload" };
+        let what = match self.escrow {
+            Build::Release => "payload",
+            Build::Traced => "trace",
+            Build::Oracle => "oracle",
+        };
         format!("{what}-{payload}-{cpu}-{smp}-{memory_mib}M")
     }
 
@@ -70,7 +85,7 @@ impl Run {
     /// # Panics
     /// As for [`Self::passes`]; or a rule is broken, or there is no trace.
     pub fn keeps_the_rules(self) -> Counts {
-        let run = Run { traced: true, ..self };
+        let run = Run { escrow: Build::Traced, ..self };
         let (_, serial) = run.judge(&run.machine());
         let report = match escrow_trace::parse(&serial.lines().join("\n")) {
             Ok(records) => escrow_trace::check(&records),
@@ -93,7 +108,11 @@ impl Run {
 
     fn machine(&self) -> Machine {
         let artefacts = artefacts();
-        let escrow = if self.traced { &artefacts.traced_image } else { &artefacts.image };
+        let escrow = match self.escrow {
+            Build::Release => &artefacts.image,
+            Build::Traced => &artefacts.traced_image,
+            Build::Oracle => &artefacts.oracle_image,
+        };
         let mut machine = Machine::new(&artefacts.qemu, escrow);
         machine.cpu = self.cpu.into();
         machine.smp = self.smp;

@@ -51,6 +51,8 @@ artefacts! {
     elf = "ESCROW_ELF";
     /// Escrow for tests as an `Image`: it writes down what it does to tables.
     traced_image = "ESCROW_TRACED_IMG";
+    /// Escrow for tests as an `Image`: it holds every call against the specification.
+    oracle_image = "ESCROW_ORACLE_IMG";
     /// Folder of the bare-metal payloads, one `NAME.img` each.
     payloads = "ESCROW_PAYLOADS";
     /// The host's kernel: a stock Debian arm64 `Image`.
@@ -106,6 +108,18 @@ impl BuildPaths {
     #[must_use]
     pub fn image(&self) -> PathBuf {
         self.root.join("escrow.img")
+    }
+
+    /// Escrow for tests as ELF: it holds every call against the specification.
+    #[must_use]
+    pub fn oracle_elf(&self) -> PathBuf {
+        self.root.join("escrow-oracle.elf")
+    }
+
+    /// The same as a flat arm64 `Image`.
+    #[must_use]
+    pub fn oracle_image(&self) -> PathBuf {
+        self.root.join("escrow-oracle.img")
     }
 
     /// Escrow for tests as ELF: it writes down what it does to tables.

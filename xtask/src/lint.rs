@@ -34,7 +34,7 @@ pub fn lint(workspace: &Workspace, setup: &Setup) -> Result<Count> {
         ("clippy on the build machine", Ok(denying(host))),
         ("clippy of the QEMU tests", Ok(denying(tests))),
         ("clippy on bare metal", on(SOFTFLOAT, &[], &bare_metal).map(denying)),
-        ("clippy of the traced build", on(SOFTFLOAT, &[], &["escrow-boot"]).map(traced)),
+        ("clippy of the test builds", on(SOFTFLOAT, &[], &["escrow-boot"]).map(test_builds)),
         ("clippy of the module", on(SOFTFLOAT, MODULE_FLAGS, &["escrow-module"]).map(denying)),
         (
             "clippy of the programs for the host",
@@ -68,8 +68,8 @@ pub fn lint(workspace: &Workspace, setup: &Setup) -> Result<Count> {
     Ok(count)
 }
 
-fn traced(mut clippy: Command) -> Command {
-    clippy.args(["--features", "escrow-boot/trace"]);
+fn test_builds(mut clippy: Command) -> Command {
+    clippy.args(["--features", "escrow-boot/trace,escrow-boot/oracle"]);
     denying(clippy)
 }
 

@@ -35,6 +35,8 @@ enum Level {
     /// Some of them on an Escrow that writes down what it does to tables, held
     /// against the architecture's rules
     Trace,
+    /// Some of them on an Escrow that holds every call against the specification
+    Oracle,
     /// Boots of every sort of machine, and of bad input, under QEMU
     Boot,
     /// Debian as the host, the module, the demo, under QEMU
@@ -121,6 +123,7 @@ impl Level {
             Self::Unit => "unit",
             Self::Payload => "payload",
             Self::Trace => "trace",
+            Self::Oracle => "oracle",
             Self::Boot => "boot",
             Self::System => "system",
         }
@@ -141,9 +144,10 @@ impl Level {
                 }
                 Ok(count)
             }
-            Self::Payload | Self::Trace | Self::Boot | Self::System => {
+            Self::Payload | Self::Trace | Self::Oracle | Self::Boot | Self::System => {
                 let parts = match self {
                     Self::Trace => &[What::Traced, What::Payloads][..],
+                    Self::Oracle => &[What::Oracle, What::Payloads],
                     _ => &[What::Hypervisor, What::Payloads, What::Host],
                 };
                 build::build(workspace, setup, parts)?;

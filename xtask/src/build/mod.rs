@@ -31,6 +31,9 @@ pub enum What {
     /// Escrow for tests, which writes down what it does to tables:
     /// target/escrow-trace.elf and target/escrow-trace.img
     Traced,
+    /// Escrow for tests, which holds every call against the specification:
+    /// target/escrow-oracle.elf and target/escrow-oracle.img
+    Oracle,
     /// The bare-metal test programs: target/payloads/*.img
     Payloads,
     /// What the host runs: the escrow program, the modules, the initramfs
@@ -73,6 +76,7 @@ impl Workspace {
             image: self.paths.image(),
             elf: self.paths.elf(),
             traced_image: self.paths.traced_image(),
+            oracle_image: self.paths.oracle_image(),
             payloads: self.paths.payloads(),
             host_kernel: kernel.image.clone(),
             host_modules: kernel.modules.clone(),
@@ -100,6 +104,11 @@ pub fn build(workspace: &Workspace, setup: &Setup, parts: &[What]) -> Result<()>
         let [elf, image] = [workspace.paths.traced_elf(), workspace.paths.traced_image()];
         hypervisor(workspace, setup, "trace", &elf, &image)
             .context("the hypervisor that writes traces does not build")?;
+    }
+    if wanted(What::Oracle) {
+        let [elf, image] = [workspace.paths.oracle_elf(), workspace.paths.oracle_image()];
+        hypervisor(workspace, setup, "oracle", &elf, &image)
+            .context("the hypervisor with the oracle does not build")?;
     }
     if wanted(What::Payloads) {
         payloads(workspace, setup).context("the payloads do not build")?;

@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Payloads on an Escrow that holds every call against the specification
+//! (`hypervisor/core/src/hypervisor/oracle`): what the table of transitions does not
+//! allow, and what the ledger or a stage-2 table says otherwise, stops the machine.
+
+use escrow_tests::payload::{Build, Run};
+
+fn run(run: Run) {
+    let run = Run { escrow: Build::Oracle, ..run };
+    let passed = run.passes();
+    println!("{} on {} CPUs: {passed} passed", run.payload, run.smp);
+}
+
+#[test]
+fn pages() {
+    run(Run::of("pages"));
+}
+
+#[test]
+fn smp() {
+    run(Run { smp: 4, ..Run::of("smp") });
+}
+
+#[test]
+fn noise_of_four_cpus() {
+    run(Run { smp: 4, ..Run::of("noise") });
+}
+
+#[test]
+fn hostile_on_four_cpus() {
+    run(Run { smp: 4, ..Run::of("hostile") });
+}
