@@ -241,3 +241,6 @@ impl Frame {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -15,7 +15,7 @@ use crate::Refused;
 use crate::capability::CapId;
 use crate::frame::{Contents, Event, Frame, Living, Refusal, Transition, VmId, contents, step};
 use crate::guest::Guest;
-use crate::list::{Form, no_overlap};
+use crate::list::{Form, Piece, no_overlap};
 use crate::map::{Entry, Tables};
 
 /// What a caller names.
@@ -203,36 +203,31 @@ impl Spec {
 
     /// VM_CREATE.
     pub fn create(&mut self, entries: &[MemEntry]) -> Result<VmId, Refused> {
+        let pieces = self.pieces(VmId::HOST, entries, Form::EQUIP)?;
         self.attempt(|spec| {
-            spec.guests.push(Arc::new(Guest::new(entries.len() as u64)));
+            spec.guests.push(Arc::new(Guest::new(pieces.len() as u64)));
             let vm = VmId(spec.guests.len() as u16);
-            spec.equip(vm, entries)?;
+            spec.equip(vm, &pieces)?;
             Ok(vm)
         })
     }
 
     /// VM_TOP_UP.
     pub fn top_up(&mut self, vm: Target, entries: &[MemEntry]) -> Result<(), Refused> {
+        let pieces = self.pieces(VmId::HOST, entries, Form::EQUIP)?;
+        let vm = self.named(vm)?;
+        self.guest(vm).must_live()?;
         self.attempt(|spec| {
-            let vm = spec.equip_named(vm, entries)?;
+            spec.equip(vm, &pieces)?;
             let guest = spec.guest_mut(vm);
-            guest.metadata += entries.len() as u64;
-            guest.pool += entries.len() as u64;
+            guest.metadata += pieces.len() as u64;
+            guest.pool += pieces.len() as u64;
             Ok(())
         })
     }
 
-    fn equip_named(&mut self, vm: Target, entries: &[MemEntry]) -> Result<VmId, Refused> {
-        self.pieces(VmId::HOST, entries, Form::EQUIP)?;
-        let vm = self.named(vm)?;
-        self.guest(vm).must_live()?;
-        self.equip(vm, entries)?;
-        Ok(vm)
-    }
-
-    fn equip(&mut self, vm: VmId, entries: &[MemEntry]) -> Result<(), Refused> {
-        let pieces = self.pieces(VmId::HOST, entries, Form::EQUIP)?;
-        no_overlap(&pieces, |piece| piece.frame)?;
+    fn equip(&mut self, vm: VmId, pieces: &[Piece]) -> Result<(), Refused> {
+        no_overlap(pieces, |piece| piece.frame)?;
         for piece in pieces {
             self.apply(piece.frame, VmId::HOST, Transition::Equip(vm))
                 .map_err(|refusal| piece.refuse(refusal))?;

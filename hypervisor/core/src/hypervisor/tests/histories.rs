@@ -9,13 +9,17 @@
 //! `PROPTEST_CASES` says how many; [`CASES`] otherwise. What failed once is
 //! kept in `proptest-regressions/histories.txt` and tried first.
 
+mod borrowers;
+mod choose;
 mod compare;
+mod lists;
 mod steps;
+mod tally;
 mod world;
 
 use std::cell::RefCell;
-use std::env;
 use std::thread;
+use std::{env, mem, panic};
 
 use proptest::test_runner::{Config, FileFailurePersistence, TestCaseError, TestRunner};
 
@@ -23,11 +27,13 @@ use super::fake::{LITTLE_RAM, RAM};
 use crate::addr::PhysRange;
 use steps::Step;
 pub use steps::history;
-use world::Outcomes;
+use tally::Tally;
 pub use world::World;
 
 /// Histories of a normal run.
 const CASES: u32 = 100_000;
+/// From so many on, nothing that can happen may be missing.
+const ENOUGH: u32 = 50_000;
 const REGRESSIONS: &str =
     concat!(env!("CARGO_MANIFEST_DIR"), "/proptest-regressions/histories.txt");
 
@@ -36,7 +42,7 @@ const REGRESSIONS: &str =
 struct Stage {
     ram: PhysRange,
     world: RefCell<Option<Box<World>>>,
-    outcomes: RefCell<Outcomes>,
+    tally: RefCell<Tally>,
 }
 
 type Snapshot = (Vec<u64>, Vec<Vec<bool>>, Vec<u64>);
@@ -48,7 +54,7 @@ fn snapshot(world: &World) -> Snapshot {
 
 impl Stage {
     fn new(ram: PhysRange) -> Stage {
-        Stage { ram, world: RefCell::default(), outcomes: RefCell::default() }
+        Stage { ram, world: RefCell::default(), tally: RefCell::default() }
     }
 
     /// Plays one history. A world that something failed in is not used again.
@@ -61,10 +67,7 @@ impl Stage {
             world.apply(step);
         }
         world.end();
-        let mut outcomes = self.outcomes.borrow_mut();
-        for (outcome, times) in std::mem::take(&mut world.outcomes) {
-            *outcomes.entry(outcome).or_default() += times;
-        }
+        self.tally.borrow_mut().add(mem::take(&mut world.tally));
         if !world.has_broken_memory() {
             assert!(snapshot(&world) == before, "all is as it was");
             self.world.replace(Some(world));
@@ -77,12 +80,11 @@ fn cases() -> u32 {
 }
 
 /// Plays so many histories on a machine.
-fn histories(ram: PhysRange, cases: u32) -> Outcomes {
+fn histories(ram: PhysRange, cases: u32) -> Tally {
     let stage = Stage::new(ram);
-    let persistence = FileFailurePersistence::Direct(REGRESSIONS);
     let config = Config {
         cases,
-        failure_persistence: Some(Box::new(persistence)),
+        failure_persistence: Some(Box::new(FileFailurePersistence::Direct(REGRESSIONS))),
         max_shrink_iters: 4096,
         ..Config::default()
     };
@@ -93,7 +95,7 @@ fn histories(ram: PhysRange, cases: u32) -> Outcomes {
     if let Err(error) = played {
         panic!("{error}");
     }
-    stage.outcomes.into_inner()
+    stage.tally.into_inner()
 }
 
 #[test]
@@ -102,27 +104,19 @@ fn the_ledger_does_as_specified() {
     let share = cases().div_ceil(threads);
     // Most on a few blocks, some on a machine with a GiB that can be one entry.
     let play = || {
-        let mut outcomes = histories(LITTLE_RAM, share - share / 8);
-        for (outcome, times) in histories(RAM, share / 8) {
-            *outcomes.entry(outcome).or_default() += times;
-        }
-        outcomes
+        let mut tally = histories(LITTLE_RAM, share - share / 8);
+        tally.add(histories(RAM, share / 8));
+        tally
     };
-    let outcomes = thread::scope(|scope| {
+    let mut all = Tally::default();
+    thread::scope(|scope| {
         let threads: Vec<_> = (0..threads).map(|_| scope.spawn(play)).collect();
-        threads.into_iter().map(|thread| thread.join()).collect::<Vec<_>>()
-    });
-    let mut all = Outcomes::new();
-    for outcomes in outcomes {
-        let outcomes = outcomes.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        for (outcome, times) in outcomes {
-            *all.entry(outcome).or_default() += times;
+        for thread in threads {
+            all.add(thread.join().unwrap_or_else(|failure| panic::resume_unwind(failure)));
         }
-    }
-    let mut all: Vec<_> = all.into_iter().collect();
-    all.sort_by_key(|((name, guest, error), _)| (*guest, *name, error.map_or(0, |e| e as i32)));
-    for ((name, guest, error), times) in &all {
-        let by = if *guest { "guest" } else { "host" };
-        println!("{times:8} {by}: {name}: {error:?}");
+    });
+    println!("{all}");
+    if cases() >= ENOUGH {
+        assert!(all.missing().is_empty(), "never seen: {:?}", all.missing());
     }
 }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use escrow_abi::{BLOCK_SIZE, Error, FrameState, Handle, PAGE_SIZE, Rights, call};
-use escrow_spec::{Entry, Frame, Life, VmId};
+use escrow_spec::{Entry, Frame, Life, Spec, VmId};
 
 use super::super::fake::{FREE, METADATA};
 use super::steps::{BLOCKS, pages_of_interest};
@@ -54,6 +54,9 @@ impl World {
         let then = std::mem::replace(&mut self.checked, self.spec.clone());
         let mut view = self.view.clone();
         for base in blocks() {
+            if !self.spec.same_block(&then, base) {
+                self.count_frames(&then, base);
+            }
             if all || !self.spec.same_block(&then, base) {
                 self.check_block(base);
                 view.host.insert(base, Rc::new(self.host_view(base)));
@@ -125,6 +128,12 @@ impl World {
                 && frame.borrower.is_none_or(|vm| is(vm, record.borrower().get()));
             assert!(same, "{record:?} at {at:#x}, not {frame:x?}");
         });
+    }
+
+    fn count_frames(&mut self, then: &Spec, base: u64) {
+        for at in (base..base + BLOCK_SIZE).step_by(PAGE_SIZE as usize) {
+            self.tally.frame(then.frame(at), self.spec.frame(at));
+        }
     }
 
     fn for_block(&self, base: u64, mut f: impl FnMut(u64, Frame)) {

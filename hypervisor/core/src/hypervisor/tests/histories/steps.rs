@@ -37,6 +37,8 @@ pub enum To {
     Vm(usize),
     /// A guest: the n-th capability that it was ever given.
     Nth(usize),
+    /// A guest: by the n-th handle that any guest was ever given.
+    Anybodys(usize),
     /// A guest: its host.
     Host,
     Null,
@@ -118,20 +120,75 @@ pub enum Reaction {
 
 #[derive(Clone, Debug)]
 pub enum Step {
-    Create { pages: u64, start: bool },
-    TopUp { vm: usize, pages: u64 },
-    Start { vm: usize },
-    Destroy { vm: usize },
-    Grant { to: usize, object: To, rights: u64, window: (u64, u64) },
-    Revoke { from: usize, which: To },
-    Give { who: Who, gift: Gift, to: To, parts: Vec<Part>, fault: Option<(usize, Fault)> },
-    Take { who: Who, taking: Taking, parts: Vec<Pages>, fault: Option<(usize, Fault)> },
-    BadList { who: Who, gift: Gift, to: To, bad: BadList },
-    Modify { vm: usize, at: (Pages, u64), flags: u64 },
-    ShareBack { vm: usize, at: (Pages, u64) },
-    AskBack { vm: usize, at: (Pages, u64), reaction: Reaction },
-    Touch { vm: usize, at: Pages },
-    Write { who: Who, at: Pages },
+    Create {
+        pages: u64,
+        start: bool,
+    },
+    TopUp {
+        vm: usize,
+        pages: u64,
+    },
+    Start {
+        vm: usize,
+    },
+    Destroy {
+        vm: usize,
+    },
+    /// Ends a VM and takes home what can be taken: its slot may be free then.
+    Bury {
+        vm: usize,
+    },
+    Grant {
+        to: usize,
+        object: To,
+        rights: u64,
+        window: (u64, u64),
+    },
+    Revoke {
+        from: usize,
+        which: To,
+    },
+    Give {
+        who: Who,
+        gift: Gift,
+        to: To,
+        parts: Vec<Part>,
+        fault: Option<(usize, Fault)>,
+    },
+    Take {
+        who: Who,
+        taking: Taking,
+        parts: Vec<Pages>,
+        fault: Option<(usize, Fault)>,
+    },
+    BadList {
+        who: Who,
+        gift: Gift,
+        to: To,
+        bad: BadList,
+    },
+    Modify {
+        vm: usize,
+        at: (Pages, u64),
+        flags: u64,
+    },
+    ShareBack {
+        vm: usize,
+        at: (Pages, u64),
+    },
+    AskBack {
+        vm: usize,
+        at: (Pages, u64),
+        reaction: Reaction,
+    },
+    Touch {
+        vm: usize,
+        at: Pages,
+    },
+    Write {
+        who: Who,
+        at: Pages,
+    },
 }
 
 /// Pages of a block that may come to differ.
@@ -167,7 +224,8 @@ fn who() -> impl Strategy<Value = Who> {
 fn to() -> impl Strategy<Value = To> {
     prop_oneof![
         12 => vm().prop_map(To::Vm),
-        1 => (0..4usize).prop_map(To::Nth),
+        2 => (0..4usize).prop_map(To::Nth),
+        1 => (0..16usize).prop_map(To::Anybodys),
         2 => Just(To::Host),
         1 => select(vec![To::Null, To::WrongType]),
     ]
@@ -290,6 +348,7 @@ pub fn step(poison: bool) -> impl Strategy<Value = Step> {
         2 => (vm(), 1..3u64).prop_map(|(vm, pages)| Step::TopUp { vm, pages }),
         1 => vm().prop_map(|vm| Step::Start { vm }),
         2 => vm().prop_map(|vm| Step::Destroy { vm }),
+        1 => vm().prop_map(|vm| Step::Bury { vm }),
         2 => (vm(), to(), prop_oneof![4 => Just(7), 1 => 0..9u64], window())
             .prop_map(|(to, object, rights, window)| Step::Grant { to, object, rights, window }),
         1 => (vm(), to()).prop_map(|(from, which)| Step::Revoke { from, which }),
@@ -334,23 +393,59 @@ fn endowment(vm: usize) -> impl Strategy<Value = Step> {
 fn beginning() -> impl Strategy<Value = Vec<Step>> {
     let vms = prop_oneof![1 => Just(0), 2 => Just(1), 6 => Just(2), 4 => Just(VMS)];
     let endowments = (endowment(0), endowment(1), endowment(2));
-    (vms, vec(3..12u64, VMS), endowments).prop_map(|(vms, pages, (a, b, c))| {
+    // Mostly they may do everything.
+    let all = Just((7, (0, GUEST_END)));
+    let granted = prop_oneof![4 => all, 1 => (1..8u64, window())];
+    (vms, vec(3..12u64, VMS), endowments, granted).prop_map(|(vms, pages, (a, b, c), granted)| {
         let create = pages.into_iter().map(|pages| Step::Create { pages, start: true });
         let pairs = (0..vms).flat_map(|to| (0..vms).map(move |object| (to, object)));
         let grants = pairs.filter(|(to, object)| to != object).map(|(to, object)| Step::Grant {
             to,
             object: To::Vm(object),
-            rights: 7,
-            window: (0, GUEST_END),
+            rights: granted.0,
+            window: granted.1,
         });
         create.take(vms).chain(grants).chain([a, b, c].into_iter().take(vms)).collect()
+    })
+}
+
+/// What two guests do with pages that one lends or shares to the other, which chance
+/// alone would hardly ever come to.
+fn between_guests() -> impl Strategy<Value = Vec<Step>> {
+    let known = (0..64usize, prop_oneof![3 => Just(1), 1 => 2..4u64, 2 => Just(0)]);
+    (0..2usize, known, 0..4u32).prop_flat_map(|(owner, (n, pages), shared)| {
+        let borrower = 1 - owner;
+        // Even: what guests have of each other.
+        let these = Pages::Known(2 * n, pages);
+        let size = if pages == 0 { 512 } else { pages };
+        let part = Part { pages: these, place: Place::Same, rights: Rights::ALL };
+        let to = To::Vm(0);
+        let gift = if shared == 0 { Gift::Share } else { Gift::Lend };
+        let who = Who::Guest(owner);
+        let give = Step::Give { who, gift, to, parts: vec![part], fault: None };
+        let at = (these, size);
+        let then = prop_oneof![
+            4 => Just(Step::ShareBack { vm: borrower, at }),
+            2 => Just(Step::ShareBack { vm: borrower, at: (these, 1) }),
+            3 => Just(Step::Touch { vm: owner, at: these }),
+            1 => Just(Step::AskBack { vm: borrower, at, reaction: Reaction::Nothing }),
+            3 => (1..4u64).prop_map(move |flags| Step::Modify { vm: borrower, at, flags }),
+            2 => select(vec![owner, borrower]).prop_map(|vm| Step::Destroy { vm }),
+            6 => taking(false)
+                .prop_map(move |taking| Step::Take { who, taking, parts: vec![these], fault: None }),
+            1 => Just(Step::Write { who: Who::Guest(borrower), at: these }),
+            2 => step(false),
+        ];
+        vec(then, 2..8).prop_map(move |then| [give.clone()].into_iter().chain(then).collect())
     })
 }
 
 /// A whole history: a beginning, then anything.
 pub fn history() -> impl Strategy<Value = Vec<Step>> {
     let steps = prop_oneof![24 => vec(step(false), 1..24), 1 => vec(step(true), 1..24)];
-    (beginning(), steps).prop_map(|(mut beginning, mut steps)| {
+    let between = prop_oneof![2 => Just(Vec::new()), 1 => between_guests()];
+    (beginning(), between, steps).prop_map(|(mut beginning, mut between, mut steps)| {
+        beginning.append(&mut between);
         beginning.append(&mut steps);
         beginning
     })

@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Calls that take a list of pages, in the caller's memory.
+
+use escrow_abi::{Error, FrameState, MemEntry, PAGE_SIZE, call};
+use escrow_spec::{Entry, Refused, VmId};
+
+use super::super::fake::{ESCROW, LIST};
+use super::steps::{BadList, Gift, Taking, To, Who};
+use super::world::{GUEST_END, Pair, World, bare, vcpu};
+
+impl World {
+    pub(super) fn give(&mut self, who: Who, gift: Gift, to: To, entries: &[MemEntry]) {
+        let Some(by) = self.caller(who) else { return };
+        let (handle, target) = match &by {
+            None => self.host_target(to),
+            Some(pair) => self.guest_target(to, pair),
+        };
+        let (name, function) = match gift {
+            Gift::Share => ("share", call::MEM_SHARE),
+            Gift::Lend => ("lend", call::MEM_LEND),
+            Gift::Donate => ("donate", call::MEM_DONATE),
+        };
+        let (real, list) = self.list_call(by.as_ref(), function, Some(handle), entries);
+        let id = by.as_ref().map_or(VmId::HOST, |pair| pair.id);
+        let spec = list.and_then(|()| match gift {
+            Gift::Share => self.spec.share(id, target, entries),
+            Gift::Lend => self.spec.lend(id, target, entries),
+            Gift::Donate => self.spec.donate(id, target, entries),
+        });
+        self.agree(name, by.as_ref(), &real, &spec);
+    }
+
+    pub(super) fn take(&mut self, who: Who, taking: Taking, entries: &[MemEntry]) {
+        let Some(by) = self.caller(who) else { return };
+        let (name, function) = match taking {
+            Taking::Unshare => ("unshare", call::MEM_UNSHARE),
+            Taking::Reclaim => ("reclaim", call::MEM_RECLAIM),
+            Taking::TakeBack => ("take back", call::MEM_TAKE_BACK),
+            Taking::Poison => ("poison", call::MEM_POISON),
+        };
+        let (real, list) = self.list_call(by.as_ref(), function, None, entries);
+        let id = by.as_ref().map_or(VmId::HOST, |pair| pair.id);
+        let spec = match taking {
+            Taking::Poison if by.is_some() => Err(bare(Error::Unimplemented)),
+            Taking::Poison => self.spec.poison(entries),
+            taking => list.and_then(|()| match taking {
+                Taking::Unshare => self.spec.unshare(id, entries),
+                Taking::Reclaim => self.spec.reclaim(id, entries),
+                _ => self.spec.take_back(id, entries),
+            }),
+        };
+        self.agree(name, by.as_ref(), &real, &spec);
+    }
+
+    /// Makes a call with a list in its caller's memory. If that has no room
+    /// for it, the second answer is the one that is expected.
+    pub(super) fn list_call(
+        &mut self,
+        by: Option<&Pair>,
+        function: u32,
+        handle: Option<u64>,
+        entries: &[MemEntry],
+    ) -> (Result<(), Refused>, Result<(), Refused>) {
+        let args = |list: u64| -> Vec<u64> {
+            handle.into_iter().chain([list, entries.len() as u64]).collect()
+        };
+        let Some(pair) = by else {
+            let [list, _] = self.host.list(entries);
+            return (self.host.call(function, &args(list)).map(drop), Ok(()));
+        };
+        let room = self.room_for_list(pair, entries.len());
+        let (list, there) = match &room {
+            Some((at, _)) => (*at, Ok(())),
+            None if entries.is_empty() => (GUEST_END / 2, Ok(())),
+            None => (GUEST_END / 2, Err(bare(Error::InvalidAddress))),
+        };
+        if let Some((_, frames)) = room {
+            for &frame in &frames {
+                self.host.escrow.machine.scribble(frame);
+                self.spec.write(frame, false);
+            }
+            self.host.write_list(entries, |page| frames[page as usize]);
+        }
+        (self.host.guest_call(vcpu(pair), function, &args(list)).map(drop), there)
+    }
+
+    /// Pages of a guest's that a list goes into, side by side in its space, and
+    /// the frames that they are.
+    pub(super) fn room_for_list(&self, pair: &Pair, entries: usize) -> Option<(u64, Vec<u64>)> {
+        let pages = (entries * 32).div_ceil(PAGE_SIZE as usize);
+        let mut run = (0, Vec::new());
+        for (at, entry) in self.spec.guest(pair.id).entries() {
+            let Entry::Valid(frame, _) = entry else { continue };
+            // What was opened to its owner may not be in its map yet.
+            let seen = self.spec.frame(frame);
+            if seen.state == FrameState::SharedBack && seen.owner == pair.id {
+                continue;
+            }
+            if run.0 + run.1.len() as u64 * PAGE_SIZE != at {
+                run = (at, Vec::new());
+            }
+            run.1.push(frame);
+            if run.1.len() == pages {
+                return Some(run);
+            }
+        }
+        None
+    }
+
+    pub(super) fn bad_list(&mut self, who: Who, gift: Gift, to: To, bad: BadList) {
+        let Some(by) = self.caller(who) else { return };
+        let function = match gift {
+            Gift::Share => call::MEM_SHARE,
+            Gift::Lend => call::MEM_LEND,
+            Gift::Donate => call::MEM_DONATE,
+        };
+        let handle = match &by {
+            None => self.host_target(to).0,
+            Some(pair) => self.guest_target(to, pair).0,
+        };
+        let host = by.is_none();
+        let list = if host { LIST } else { 0 };
+        let (args, error) = match bad {
+            BadList::Reserved => (vec![handle, list, 1, 1], Error::InvalidArgument),
+            BadList::Empty => (vec![handle, list, 0], Error::InvalidSize),
+            BadList::TooLong => (vec![handle, list, 513], Error::InvalidSize),
+            BadList::Misaligned => (vec![handle, list + 8, 1], Error::Misaligned),
+            BadList::Overflow => (vec![handle, !0xfff, 512], Error::AddressOverflow),
+            BadList::NotThere if host => (vec![handle, ESCROW.base.0, 1], Error::NotOwner),
+            BadList::NotThere => (vec![handle, GUEST_END, 1], Error::InvalidAddress),
+        };
+        let real = match &by {
+            None => self.host.call(function, &args).map(drop),
+            Some(pair) => self.host.guest_call(vcpu(pair), function, &args).map(drop),
+        };
+        self.agree("bad list", by.as_ref(), &real, &Err::<(), _>(bare(error)));
+    }
+}
