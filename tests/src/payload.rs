@@ -94,7 +94,9 @@ impl Run {
         };
         if let Some(finding) = report.findings.first() {
             let count = report.findings.len();
-            serial.fail(&format!("the trace has {count} findings, of which the first: {finding}"));
+            serial.fail(&format!(
+                "{count} findings in the trace, as `escrow-trace` shows them; on the console, {finding}"
+            ));
         }
         report.counts
     }
