@@ -30,10 +30,10 @@ use std::sync::OnceLock;
 use api::{Instruction, Plugin, TranslationBlock};
 use sample::Kind;
 
-/// Version of the interface that this was written for; QEMU reads it.
+/// Version of the interface that this was written for, QEMU 9.1's; QEMU reads it.
 #[unsafe(no_mangle)]
 #[allow(non_upper_case_globals)]
-pub static qemu_plugin_version: c_int = 4;
+pub static qemu_plugin_version: c_int = 3;
 
 /// What is to be counted.
 #[derive(Default)]

@@ -20,13 +20,15 @@ const COLOURS: [RGBColor; 4] =
     [RGBColor(0, 114, 178), RGBColor(230, 159, 0), RGBColor(0, 158, 115), RGBColor(204, 121, 167)];
 
 /// The operations of the chart of peers, in the order of its groups.
-const OPERATIONS: [&str; 9] = [
+const OPERATIONS: [&str; 11] = [
     "hvc_el2",
+    "hvc_guest",
     "guest_exit",
     "lend_4k",
     "lend_512x4k_per_page",
     "lend_2m",
     "share_4k",
+    "share_back_4k",
     "reclaim_4k",
     "reclaim_2m",
     "boot_el2",
@@ -75,7 +77,7 @@ pub fn peers(report: &Report) -> Result<String> {
     let all = groups.iter().flat_map(|name| subjects.map(|subject| value(name, subject)));
     let range = decades(all.flatten().collect::<Vec<_>>().into_iter())?;
     let base = range.start;
-    svg((1000, 460), |canvas| {
+    svg((1180, 460), |canvas| {
         let mut chart = ChartBuilder::on(canvas)
             .caption("Instructions, less is better", label(18, HPos::Left, VPos::Top))
             .margin(12)

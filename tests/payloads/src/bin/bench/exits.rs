@@ -15,7 +15,7 @@ pub const TESTS: &[Test] = tests![guests_are_counted, guest_exits, guest_exits_w
 /// Where guests have their code.
 const CODE: u64 = 0x4000_0000;
 /// Where guests have no memory.
-const DEVICE: u64 = 0x0900_0000;
+pub const DEVICE: u64 = 0x0900_0000;
 /// Pages donated for a guest: tables, vCPUs.
 const METADATA: u64 = 12;
 const SAMPLES: usize = 1000;
@@ -31,14 +31,23 @@ unsafe extern "C" {
 }
 
 /// A VM with one vCPU that runs a guest of `bench.S`.
-struct Guest {
-    vm: u64,
-    vcpu: u64,
+pub struct Guest {
+    pub vm: u64,
+    pub vcpu: u64,
 }
 
 impl Guest {
     /// Starts the guest at a symbol.
     fn start(host: &mut Host, guest: *const u8) -> Outcome<Guest> {
+        Self::start_with(host, guest, &[])
+    }
+
+    /// The same with registers of its own.
+    pub fn start_with(
+        host: &mut Host,
+        guest: *const u8,
+        registers: &[(u64, u64)],
+    ) -> Outcome<Guest> {
         let vm = host.vm(METADATA)?;
         let code = host.page();
         let source = &raw const guests_begin;
@@ -51,7 +60,8 @@ impl Guest {
         host.lists.lend(vm, &[entry]).map_err(refused("MEM_LEND of the guests"))?;
         let [vcpu, ..] = hvc::call(call::VCPU_CREATE, &[vm, 0]).map_err(refused("VCPU_CREATE"))?;
         let entry = CODE + (guest as u64 - source as u64);
-        for (register, value) in [(1 << 8, entry), (1, DEVICE)] {
+        let own = [(1 << 8, entry), (1, DEVICE)];
+        for &(register, value) in own.iter().chain(registers) {
             hvc::call(call::VCPU_SET_REGISTER, &[vcpu, register, value])
                 .map_err(refused("VCPU_SET_REGISTER"))?;
         }

@@ -20,6 +20,7 @@
 
 mod borrower;
 mod exits;
+mod guest_calls;
 mod memory;
 mod sample;
 
@@ -40,7 +41,7 @@ const CALLS: &[Test] = tests![entered, hvc_el2];
 #[unsafe(no_mangle)]
 extern "C" fn payload_start(tree: usize, entered: u64) -> ! {
     ENTERED.store(entered, Ordering::Relaxed);
-    runner::main("bench", tree, &[CALLS, exits::TESTS, memory::TESTS])
+    runner::main("bench", tree, &[CALLS, exits::TESTS, guest_calls::TESTS, memory::TESTS])
 }
 
 /// Tells what the boot took.
