@@ -88,6 +88,8 @@ impl Run {
 #[derive(Default)]
 pub struct Scratch {
     runs: ArrayVec<Run, LIST_MAX>,
+    /// To sort by.
+    keys: ArrayVec<u64, LIST_MAX>,
     /// The runs are in the order of their frames, and none overlap.
     frames_sorted: bool,
     /// The same for their guest addresses.
@@ -141,6 +143,8 @@ impl<E: Into<Refusal>> From<E> for Unread {
 }
 
 const ENTRY_SIZE: u64 = size_of::<MemEntry>() as u64;
+/// Bits for the place of a run among 512.
+const PLACE_BITS: u32 = 9;
 const ENTRIES_PER_PAGE: u64 = PAGE_SIZE / ENTRY_SIZE;
 
 impl Scratch {
@@ -148,6 +152,7 @@ impl Scratch {
     pub const fn new() -> Scratch {
         Scratch {
             runs: ArrayVec::new_const(),
+            keys: ArrayVec::new_const(),
             frames_sorted: true,
             guests_sorted: true,
             frame_end: 0,
@@ -172,7 +177,7 @@ impl Scratch {
     #[inline(always)]
     pub(super) fn sort_by_frame(&mut self) -> Result<(), Refusal> {
         if !self.frames_sorted {
-            sort_by(&mut self.runs, |run| run.frame.0)?;
+            self.sort_by(|run| run.frame.0)?;
             self.frames_sorted = true;
             self.guests_sorted = false;
         }
@@ -184,7 +189,7 @@ impl Scratch {
     #[inline(always)]
     pub(super) fn sort_by_guest(&mut self) -> Result<(), Refusal> {
         if !self.guests_sorted {
-            sort_by(&mut self.runs, |run| run.guest().0)?;
+            self.sort_by(|run| run.guest().0)?;
             self.guests_sorted = true;
             self.frames_sorted = false;
         }
@@ -507,25 +512,56 @@ fn for_each_block(runs: &[Run], mut f: impl FnMut(BlockIndex)) {
     }
 }
 
-#[cold]
-fn sort_by(runs: &mut [Run], key: impl Fn(&Run) -> u64) -> Result<(), Refusal> {
-    // In place and without allocation; at most 512 runs.
-    runs.sort_unstable_by_key(&key);
-    // The end of what came before: a block may cover several later pages.
-    let mut end = (0, 0);
-    let mut bad: Option<u16> = None;
-    for run in runs.iter() {
-        if key(run) < end.0 {
-            let later = run.index.max(end.1);
-            bad = Some(bad.map_or(later, |b| b.min(later)));
+impl Scratch {
+    /// Sorts the runs by an address of theirs, in place and without
+    /// allocation; refuses those that overlap in it.
+    ///
+    /// Keys are sorted, words of their own that know which run they are of: runs are too long to be
+    /// moved about at each step.
+    #[inline(never)]
+    fn sort_by(&mut self, address: impl Fn(&Run) -> u64) -> Result<(), Refusal> {
+        const { assert!(LIST_MAX <= 1 << PLACE_BITS) };
+        let Scratch { runs, keys, .. } = self;
+        keys.clear();
+        for (place, run) in runs.iter().enumerate() {
+            // As many keys as runs have room.
+            let _ = keys.try_push(address(run) / PAGE_SIZE << PLACE_BITS | place as u64);
         }
-        let here = key(run) + run.size();
-        if here > end.0 {
-            end = (here, run.index);
+        keys.sort_unstable();
+        let place_of = |key: u64| (key & ((1 << PLACE_BITS) - 1)) as usize;
+        // The end of what came before: a block may cover several later pages.
+        let mut end = (0, 0);
+        let mut bad: Option<u16> = None;
+        for &key in keys.iter() {
+            let Some(run) = runs.get(place_of(key)) else { continue };
+            let at = address(run);
+            if at < end.0 {
+                let later = run.index.max(end.1);
+                bad = Some(bad.map_or(later, |b| b.min(later)));
+            }
+            if at + run.size() > end.0 {
+                end = (at + run.size(), run.index);
+            }
         }
+        if let Some(index) = bad {
+            return Err(Refusal { error: Error::Overlap, index: index as u64, detail: 0 });
+        }
+        // Each run goes to its place along the cycles of the permutation; a key that is done
+        // names its own place.
+        for start in 0..keys.len() {
+            let mut to = start;
+            loop {
+                let from = place_of(keys[to]);
+                keys[to] = to as u64;
+                if from == start {
+                    break;
+                }
+                runs.swap(to, from);
+                to = from;
+            }
+        }
+        Ok(())
     }
-    let overlap = |index| Refusal { error: Error::Overlap, index, detail: 0 };
-    bad.map_or(Ok(()), |index| Err(overlap(index as u64)))
 }
 
 /// Keeps the refusal of the entry that stands first in the caller's list.
