@@ -7,6 +7,7 @@
 //! that the change will need; it may refuse, and then nothing has changed.
 //! Committing cannot fail.
 
+use arrayvec::ArrayVec;
 use escrow_abi::{Error, FrameState, call};
 
 use super::list::{Form, Reader, Run, Scratch, check_all};
@@ -20,9 +21,27 @@ use crate::machine::{Machine, Note};
 use crate::stage2::{GuestMap, Leave, PagePool, TableCount};
 use crate::vm::Vm;
 
+/// What left a guest's map, for its TLB entries to go as well: by address as
+/// long as it is little.
+pub(super) struct Gone {
+    ranges: ArrayVec<(Ipa, u64), INVALIDATE_BY_ADDRESS>,
+    more: bool,
+}
+
+impl Gone {
+    pub fn new() -> Gone {
+        Gone { ranges: ArrayVec::new(), more: false }
+    }
+
+    /// A range of addresses, and its size in bytes.
+    pub fn add(&mut self, at: Ipa, size: u64) {
+        self.more |= self.ranges.try_push((at, size)).is_err();
+    }
+}
+
 /// Up to so many runs, TLB entries are removed by address; beyond, all of
 /// the VM's are.
-pub(super) const INVALIDATE_BY_ADDRESS: usize = 16;
+const INVALIDATE_BY_ADDRESS: usize = 16;
 
 /// How pages are given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -192,10 +211,12 @@ impl<M: Machine> Hypervisor<M> {
     ) {
         if kind.hides() {
             let Vm { map: Some(map), pool, .. } = &mut *from.vm else { return };
+            let mut gone = Gone::new();
             for run in scratch.runs() {
                 map.unmap(&self.machine, pool, run.own_span(), kind.leave());
+                gone.add(run.own, run.size());
             }
-            self.invalidate_guest(map, scratch.runs().iter().map(|run| (run.own, run.size())));
+            self.invalidate_guest(map, &gone);
             self.clean(scratch.runs());
         }
         for run in scratch.runs() {
@@ -378,15 +399,11 @@ impl<M: Machine> Hypervisor<M> {
         self.machine.invalidate(context, ranges);
     }
 
-    pub(super) fn invalidate_guest(
-        &self,
-        map: &GuestMap,
-        ranges: impl Iterator<Item = (Ipa, u64)> + Clone,
-    ) {
-        if ranges.clone().nth(INVALIDATE_BY_ADDRESS).is_some() {
+    pub(super) fn invalidate_guest(&self, map: &GuestMap, gone: &Gone) {
+        if gone.more {
             self.machine.invalidate_all(map.context());
         } else {
-            self.machine.invalidate(map.context(), ranges);
+            self.machine.invalidate(map.context(), gone.ranges.iter().copied());
         }
     }
 

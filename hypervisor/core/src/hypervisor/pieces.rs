@@ -5,7 +5,7 @@
 use super::Hypervisor;
 use super::list::Run;
 use super::oracle::Asked;
-use crate::addr::{Ipa, PAGE_SIZE, PAGES_PER_BLOCK, PhysAddr};
+use crate::addr::{PAGE_SIZE, PAGES_PER_BLOCK, PhysAddr};
 use crate::ledger::{BlockIndex, Record, Records, VmId, page_in_block};
 use crate::machine::{Machine, Note};
 use crate::stage2::Span;
@@ -29,11 +29,6 @@ impl Piece {
         Span { at: self.record.guest(), pages: self.pages, is_block: self.is_block }
     }
 
-    /// The same, to invalidate.
-    pub fn range(&self) -> (Ipa, u64) {
-        (self.record.guest(), self.size())
-    }
-
     /// Where it begins in memory.
     pub fn frame(&self, run: &Run) -> PhysAddr {
         run.frame.add(self.page as u64 * PAGE_SIZE)
@@ -46,7 +41,6 @@ impl Piece {
 }
 
 /// The pieces that a run is made of.
-#[derive(Clone)]
 pub(super) struct Pieces {
     records: Records,
     /// In the block.

@@ -7,7 +7,7 @@ use core::sync::atomic::Ordering;
 use escrow_abi::{Error, FrameState, RECLAIM_MAX};
 
 use super::list::{Form, Reader, Run, Scratch, check_all};
-use super::memory::enough_tables;
+use super::memory::{Gone, enough_tables};
 use super::oracle::Asked;
 use super::parties::{Parties, Party};
 use super::pieces::Piece;
@@ -15,7 +15,7 @@ use super::{Hypervisor, Refusal};
 use crate::addr::PAGE_SIZE;
 use crate::ledger::{Record, VmId};
 use crate::machine::Machine;
-use crate::stage2::{GuestMap, Leave, Span, TableCount};
+use crate::stage2::{GuestMap, Leave, TableCount};
 use crate::vm::{Life, Vm};
 
 /// What an owner takes.
@@ -224,13 +224,17 @@ impl<M: Machine> Hypervisor<M> {
         if kind != Take::TakeBack
             && let Some(Vm { map: Some(map), pool, has_broken, .. }) = sides.reacher()
         {
-            let pieces = runs.iter().flat_map(|run| self.pieces(run));
-            let pieces = pieces.filter(|piece| piece.record.has_guest_address());
-            for piece in pieces.clone() {
-                map.unmap(&self.machine, pool, piece.span(), kind.leave());
+            let mut gone = Gone::new();
+            for run in runs {
+                for piece in self.pieces(run) {
+                    if piece.record.has_guest_address() {
+                        map.unmap(&self.machine, pool, piece.span(), kind.leave());
+                        gone.add(piece.record.guest(), piece.size());
+                    }
+                }
             }
             *has_broken |= kind == Take::Poison;
-            self.invalidate_guest(map, pieces.map(|piece| piece.range()));
+            self.invalidate_guest(map, &gone);
         }
         let borrower_lives = sides.reacher().is_some();
         for run in runs {
@@ -299,18 +303,18 @@ impl<M: Machine> Hypervisor<M> {
         let Some(Party { vm: Vm { map: Some(map), pool, .. }, .. }) = &mut sides.owner else {
             return;
         };
-        let spans = scratch.runs().iter().map(Run::own_span);
-        if kind == Take::TakeBack {
-            for span in spans.clone() {
-                map.unmap(&self.machine, pool, span, Leave::Away);
+        if kind != Take::TakeBack {
+            for run in scratch.runs() {
+                map.restore(&self.machine, pool, run.own_span());
             }
-            let range = |span: Span| (span.at, span.pages as u64 * PAGE_SIZE);
-            self.invalidate_guest(map, spans.map(range));
-        } else {
-            for span in spans {
-                map.restore(&self.machine, pool, span);
-            }
+            return;
         }
+        let mut gone = Gone::new();
+        for run in scratch.runs() {
+            map.unmap(&self.machine, pool, run.own_span(), Leave::Away);
+            gone.add(run.own, run.size());
+        }
+        self.invalidate_guest(map, &gone);
     }
 }
 
