@@ -98,6 +98,8 @@ pub enum Exit {
     PageFault(u64, u64, u64),
     /// It is down: 0 off, 1 reset.
     SystemDown(u64),
+    /// It asks its host to lose sight of pages: address, bytes.
+    TakeBack(u64, u64),
     /// It did what cannot be emulated: syndrome, address.
     Fault(u64, u64),
     /// No state that the interface has.
@@ -116,6 +118,7 @@ impl Exit {
             run::PAGE_FAULT => Exit::PageFault(a, b, c),
             run::SYSTEM_DOWN => Exit::SystemDown(a),
             run::FAULT => Exit::Fault(a, b),
+            run::TAKE_BACK => Exit::TakeBack(a, b),
             _ => Exit::Unknown(answer),
         }
     }
@@ -211,12 +214,7 @@ impl Agent {
     fn create_with(lists: &Lists, pages: u64) -> Outcome<Agent> {
         let vm = lists.vm_of(pages, METADATA)?;
         let [code, mailbox] = [METADATA, METADATA + 1].map(|n| pages + n * PAGE_SIZE);
-        let source = &raw const agent_begin;
-        let size = &raw const agent_end as usize - source as usize;
-        check!(size <= PAGE_SIZE as usize, "the agent has {size} bytes");
-        // SAFETY: the page is the arena's, and the agent fits.
-        unsafe { core::ptr::copy_nonoverlapping(source, code as *mut u8, size) };
-        mmu::clean(code, PAGE_SIZE);
+        Self::install(code)?;
         lists
             .lend(vm, &[MemEntry::new(code, ORDER_PAGE, CODE, Rights::READ_EXECUTE)])
             .map_err(refused("MEM_LEND of the agent"))?;
@@ -224,11 +222,34 @@ impl Agent {
             .share(vm, &[MemEntry::new(mailbox, ORDER_PAGE, MAILBOX, Rights::READ_WRITE)])
             .map_err(refused("MEM_SHARE of the mailbox"))?;
         let [vcpu, ..] = call(call::VCPU_CREATE, &[vm, 0]).map_err(refused("VCPU_CREATE"))?;
+        Self::aim(vcpu)?;
+        Ok(Agent { vm, vcpu, code, mailbox, mailbox_at: MAILBOX })
+    }
+
+    /// Copies the agent into a page, which the guest is to have at [`CODE`].
+    ///
+    /// # Errors
+    /// It does not fit.
+    pub fn install(code: u64) -> Outcome {
+        let source = &raw const agent_begin;
+        let size = &raw const agent_end as usize - source as usize;
+        check!(size <= PAGE_SIZE as usize, "the agent has {size} bytes");
+        // SAFETY: the page is the arena's, and the agent fits.
+        unsafe { core::ptr::copy_nonoverlapping(source, code as *mut u8, size) };
+        mmu::clean(code, PAGE_SIZE);
+        Ok(())
+    }
+
+    /// Sets a vCPU up to run the agent, with its mailbox at [`MAILBOX`].
+    ///
+    /// # Errors
+    /// Escrow refuses.
+    pub fn aim(vcpu: u64) -> Outcome {
         for (register, value) in [(1 << 8, CODE), (0, MAILBOX), (1, DOORBELL)] {
             call(call::VCPU_SET_REGISTER, &[vcpu, register, value])
                 .map_err(refused("VCPU_SET_REGISTER"))?;
         }
-        Ok(Agent { vm, vcpu, code, mailbox, mailbox_at: MAILBOX })
+        Ok(())
     }
 
     /// Gives a VM that is not yet started one more vCPU, which has the page `mailbox`
