@@ -146,6 +146,9 @@ impl Run {
     fn judge(&self, machine: &Machine) -> (usize, Serial) {
         let mut serial = Serial::boot(&self.name(), machine, self.limit);
         serial.wait_for_end();
+        for note in serial.lines().iter().filter(|line| line.starts_with("note: ")) {
+            println!("{}: {note}", self.name());
+        }
         match Verdict::read(self.payload, serial.lines()).map(|verdict| verdict.check()) {
             Ok(Ok(passed)) => (passed, serial),
             Ok(Err(why)) | Err(why) => serial.fail(&why),

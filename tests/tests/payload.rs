@@ -125,6 +125,17 @@ fn hostile_on_eight_cpus() {
     run(Run { smp: 8, arguments: "seed=8", ..patient("hostile") }, 16);
 }
 
+#[test]
+fn model() {
+    run(Run { smp: 1, ..Run::of("model") }, 1);
+    run(Run { arguments: "seed=77", ..patient("model") }, 1);
+}
+
+#[test]
+fn model_on_four_cpus() {
+    run(Run { cpu: "cortex-a72", smp: 4, arguments: "seed=4", ..patient("model") }, 1);
+}
+
 /// Many emulated CPUs that wait for each other's locks are slow on a machine that is busy.
 fn patient(payload: &'static str) -> Run {
     Run { limit: Duration::from_secs(300), ..Run::of(payload) }

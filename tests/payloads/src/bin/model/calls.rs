@@ -38,9 +38,9 @@ impl World<'_> {
             first = self.page();
         }
         let folios = self.frames_like(first);
-        let list = self.mapped(&folios);
-        let list = self.spoil(&list);
         let member = self.member();
+        let list = self.mapped(&folios, Some(member.id));
+        let list = self.spoil(&list);
         let to = Target::Vm(member.id);
         let function = self.random.pick(&[call::MEM_LEND, call::MEM_SHARE, call::MEM_DONATE]);
         let real = self.list_call(function, Some(member.handle), &list);
@@ -55,8 +55,8 @@ impl World<'_> {
 
     fn host_takes(&mut self) -> Outcome {
         let mut first = self.page();
-        for _ in 0..6 {
-            if self.spec.frame(first) != Frame::HOME {
+        for _ in 0..20 {
+            if self.is_takeable(VmId::HOST, self.spec.frame(first)) {
                 break;
             }
             first = self.page();
@@ -107,6 +107,18 @@ impl World<'_> {
             call::MEM_TAKE_BACK => self.spec.take_back(by, list),
             _ => self.spec.reclaim(by, list),
         }
+    }
+
+    /// Whether there is a call by which a VM, or the host, can take a frame.
+    fn is_takeable(&self, by: VmId, frame: Frame) -> bool {
+        let living = self.spec.living(frame);
+        let given_up = match frame.state {
+            FrameState::Owned | FrameState::Donated => false,
+            FrameState::Lent | FrameState::Metadata => !living.borrower,
+            _ => true,
+        };
+        let heir = by == VmId::HOST && !living.owner;
+        if frame.owner == by { given_up } else { heir && (given_up || frame.borrower.is_none()) }
     }
 
     /// A VM that runs.
@@ -174,7 +186,7 @@ impl World<'_> {
 
     fn guest_gives(&mut self) -> Outcome {
         let Some((member, guest)) = self.runner() else { return Ok(()) };
-        let (target, handle) = self.target(&member);
+        let (target, handle, object) = self.target(&member);
         let functions = [call::MEM_LEND, call::MEM_SHARE, call::MEM_DONATE];
         let mut function = self.random.pick(&functions);
         if target == Target::Host && self.random.below(8) != 0 {
@@ -184,7 +196,8 @@ impl World<'_> {
         if folios.is_empty() {
             return Ok(());
         }
-        let list = if target == Target::Host { self.bare(&folios) } else { self.mapped(&folios) };
+        let list =
+            if target == Target::Host { self.bare(&folios) } else { self.mapped(&folios, object) };
         let list = self.spoil(&list);
         let real = self.guest_call(&guest, function, Some(handle), &list)?;
         let spec = match function {
@@ -197,10 +210,18 @@ impl World<'_> {
 
     fn guest_takes(&mut self) -> Outcome {
         let Some((member, guest)) = self.runner() else { return Ok(()) };
-        let folios = self.own_like(&member);
-        let Some(&(first, _)) = folios.first() else { return Ok(()) };
-        let state = self.spec.guest(member.id).entry(first).frame();
-        let mut function = match state.map(|frame| self.spec.frame(frame).state) {
+        let mut folios = self.own_like(&member);
+        let mut record = None;
+        for _ in 0..10 {
+            let Some(&(first, _)) = folios.first() else { return Ok(()) };
+            let frame = self.spec.guest(member.id).entry(first).frame();
+            record = frame.map(|frame| self.spec.frame(frame));
+            if record.is_some_and(|record| self.is_takeable(member.id, record)) {
+                break;
+            }
+            folios = self.own_like(&member);
+        }
+        let mut function = match record.map(|record| record.state) {
             Some(FrameState::Shared) => call::MEM_UNSHARE,
             Some(FrameState::SharedBack) => call::MEM_TAKE_BACK,
             _ => call::MEM_RECLAIM,

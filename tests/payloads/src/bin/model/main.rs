@@ -46,7 +46,7 @@ fn as_specified(host: &mut Host) -> Outcome {
     let supplies = host.arena.pages(SUPPLIES * count);
     let blocks = host.arena.blocks(BLOCKS * count + 1);
     let seed = host.board.number("seed").unwrap_or(1);
-    let rounds = host.board.number("rounds").unwrap_or(if count > 2 { 1500 } else { 6000 } / count);
+    let rounds = host.board.number("rounds").unwrap_or(if count > 2 { 400 } else { 6000 } / count);
     let (done, refused) = (AtomicU64::new(0), AtomicU64::new(0));
     let begin = CNTPCT_EL0.get();
     cpus::try_on_all(|n| {

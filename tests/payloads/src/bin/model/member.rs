@@ -22,7 +22,7 @@ pub struct Member {
     /// If it runs.
     pub guest: Option<Guest>,
     /// The handles that it was given, in the order of their numbers.
-    pub capabilities: Vec<(CapId, u64)>,
+    pub capabilities: Vec<(CapId, u64, VmId)>,
 }
 
 /// What runs in a VM.
@@ -149,9 +149,12 @@ impl World<'_> {
 
     /// A handle that a guest gets on another, or loses.
     pub fn change_capabilities(&mut self) -> Outcome {
-        let [to, object] = [self.member(), self.member()];
+        let [to, mut object] = [self.member(), self.member()];
+        if to.id == object.id {
+            object = self.member();
+        }
         if self.random.below(4) == 0 && !to.capabilities.is_empty() {
-            let (cap, handle) = self.random.pick(&to.capabilities);
+            let (cap, handle, _) = self.random.pick(&to.capabilities);
             let real = refused(hvc::call(call::CAP_REVOKE, &[to.handle, handle]));
             let spec = self.spec.revoke(Target::Vm(to.id), Some(cap));
             return self.agree("CAP_REVOKE", real, &spec);
@@ -166,27 +169,27 @@ impl World<'_> {
         if let (Ok([handle, ..]), Ok(cap)) = (real, spec) {
             let held = self.members.iter_mut().find(|member| member.id == to.id);
             match held {
-                Some(member) => member.capabilities.push((cap, handle)),
+                Some(member) => member.capabilities.push((cap, handle, object.id)),
                 None => fail!("a handle for nobody"),
             }
         }
         Ok(())
     }
 
-    /// What a guest may write into X1 to name another VM, and what that is.
-    pub fn target(&mut self, of: &Member) -> (Target, u64) {
+    /// What a guest may write into X1 to name another VM, and which that is.
+    pub fn target(&mut self, of: &Member) -> (Target, u64, Option<VmId>) {
         if of.capabilities.is_empty() || self.random.below(6) == 0 {
             let vcpu = Handle { generation: 1, kind: HandleKind::Vcpu, slot: 1, vcpu: 0 };
             return self.random.pick(&[
-                (Target::Host, Handle::HOST),
-                (Target::Host, Handle::HOST),
-                (Target::Null, 0),
-                (Target::Null, u64::MAX),
-                (Target::WrongType, vcpu.to_register()),
+                (Target::Host, Handle::HOST, None),
+                (Target::Host, Handle::HOST, None),
+                (Target::Null, 0, None),
+                (Target::Null, u64::MAX, None),
+                (Target::WrongType, vcpu.to_register(), None),
             ]);
         }
-        let (cap, handle) = self.random.pick(&of.capabilities);
-        (Target::Capability(cap), handle)
+        let (cap, handle, object) = self.random.pick(&of.capabilities);
+        (Target::Capability(cap), handle, Some(object))
     }
 
     /// A guest's call, with a list if there is one.

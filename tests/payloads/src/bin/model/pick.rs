@@ -68,13 +68,20 @@ impl World<'_> {
     }
 
     /// A guest address for a folio: where it would be in one piece with others, or
-    /// anywhere.
-    pub fn guest_for(&mut self, at: u64, order: u32) -> u64 {
+    /// anywhere that is free, mostly.
+    fn guest_for(&mut self, at: u64, order: u32, to: Option<VmId>) -> u64 {
         let near = GUEST + (at - self.place.blocks.min(at)) % (GUEST_BLOCKS * BLOCK_SIZE);
         let size = if order == ORDER_BLOCK { BLOCK_SIZE } else { PAGE_SIZE };
-        let anywhere = GUEST + self.random.below(GUEST_BLOCKS * BLOCK_SIZE);
-        let at = if self.random.below(4) == 0 { anywhere } else { near };
-        at & !(size - 1)
+        let mut guest = near;
+        for _ in 0..6 {
+            guest &= !(size - 1);
+            let free = |vm| self.spec.guest(vm).entry(guest) == Entry::Nothing;
+            if to.is_none_or(free) {
+                break;
+            }
+            guest = GUEST + self.random.below(GUEST_BLOCKS * BLOCK_SIZE);
+        }
+        guest & !(size - 1)
     }
 
     fn rights(&mut self) -> Rights {
@@ -82,11 +89,11 @@ impl World<'_> {
     }
 
     /// Entries with guest addresses, for folios.
-    pub fn mapped(&mut self, folios: &[(u64, u32)]) -> List {
+    pub fn mapped(&mut self, folios: &[(u64, u32)], to: Option<VmId>) -> List {
         folios
             .iter()
             .map(|&(at, order)| {
-                let (guest, rights) = (self.guest_for(at, order), self.rights());
+                let (guest, rights) = (self.guest_for(at, order, to), self.rights());
                 MemEntry::new(at, order, guest, rights)
             })
             .collect()
@@ -136,11 +143,18 @@ impl World<'_> {
 
     /// A range of guest addresses of a VM's: page-aligned, mostly of what it has.
     pub fn range(&mut self, member: &Member) -> (u64, u64) {
+        // Mostly what it borrows, at times what is its own.
+        let own = self.random.below(8) == 0;
         let has: Vec<u64> = self
             .spec
             .guest(member.id)
             .entries()
-            .filter(|&(at, entry)| at >= GUEST && matches!(entry, Entry::Valid(..)))
+            .filter(|&(at, entry)| match entry {
+                Entry::Valid(frame, _) => {
+                    at >= GUEST && (self.spec.frame(frame).borrower == Some(member.id)) != own
+                }
+                _ => false,
+            })
             .map(|(at, _)| at)
             .collect();
         if has.is_empty() || self.random.below(10) == 0 {

@@ -12,7 +12,7 @@ use escrow_payloads::host::{Lists, frame, poke};
 use escrow_payloads::hvc::{self, Answer};
 use escrow_payloads::random::Random;
 use escrow_payloads::spoil::Elsewhere;
-use escrow_payloads::{Outcome, check_eq, fail};
+use escrow_payloads::{Outcome, check_eq, cpus, fail};
 use escrow_spec::{Frame, Refused, Spec, VmId};
 
 use crate::member::Member;
@@ -39,7 +39,7 @@ pub const MEMBERS: usize = 3;
 pub const TAG: u64 = 0x20;
 /// Guest addresses end here.
 const GUEST_END: u64 = 1 << 39;
-/// Calls between two looks at everything.
+/// Calls between two looks at everything, if the CPU is alone.
 const LOOK: u64 = 64;
 
 /// The world.
@@ -198,7 +198,7 @@ impl<'a> World<'a> {
         while self.done + self.refused < calls {
             self.step()?;
             if self.done + self.refused >= next_look {
-                next_look = self.done + self.refused + LOOK;
+                next_look = self.done + self.refused + LOOK * cpus::count() as u64;
                 self.look_at_all()?;
             }
         }
