@@ -55,7 +55,7 @@ fn as_specified(host: &mut Host) -> Outcome {
             lists: lists[n as usize],
             blocks: blocks + n * BLOCKS * BLOCK_SIZE,
             // A part of the block that all CPUs have a part of.
-            part: blocks + count * BLOCKS * BLOCK_SIZE + n * (BLOCK_SIZE / count & !0xfff),
+            part: blocks + count * BLOCKS * BLOCK_SIZE + n * ((BLOCK_SIZE / count) & !0xfff),
             supplies: supplies + n * SUPPLIES * 0x1000,
             ram: host.board.memory.first().map_or(0, |r| r.start)
                 ..host.board.memory.last().map_or(0, |r| r.end).next_multiple_of(1 << 30),
