@@ -101,8 +101,8 @@ fn residue() {
 
 #[test]
 fn tlb() {
-    run(Run::of("tlb"), 14);
-    run(Run { cpu: "cortex-a72", smp: 4, ..Run::of("tlb") }, 14);
+    run(Run::of("tlb"), 17);
+    run(Run { cpu: "cortex-a72", smp: 4, ..Run::of("tlb") }, 17);
 }
 
 #[test]

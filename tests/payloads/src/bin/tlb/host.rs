@@ -13,13 +13,25 @@ use crate::hammer::{Target, neighbour};
 pub const TESTS: &[Test] = tests![
     a_lent_page_leaves_all_tlbs,
     a_page_out_of_a_block_leaves_all_tlbs,
+    a_page_lent_the_short_way_leaves_all_tlbs,
     a_lent_block_leaves_all_tlbs,
+    a_block_lent_the_short_way_leaves_all_tlbs,
+    a_short_list_leaves_all_tlbs,
     a_long_list_leaves_all_tlbs,
     donated_metadata_leaves_all_tlbs,
 ];
 
 /// Metadata pages of a VM that pages are lent to.
 const METADATA: u64 = 4;
+
+/// What the VM has when it is lent something.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Tables {
+    /// A root table: others are made.
+    Root,
+    /// All that it needs: Escrow may take a shorter way.
+    All,
+}
 
 /// What a round gives away, and where the other CPUs are meanwhile.
 struct Round {
@@ -32,9 +44,9 @@ struct Round {
 }
 
 /// CPU 0 gives away and takes home, the others access.
-fn rounds(host: &mut Host, round: impl Fn(&mut Random) -> Round + Sync) -> Outcome {
+fn rounds(host: &mut Host, tables: Tables, round: impl Fn(&mut Random) -> Round + Sync) -> Outcome {
     cpus::need(2)?;
-    let metadata = host.arena.pages(METADATA);
+    let metadata = host.arena.pages(METADATA + 1);
     let target = Target::default();
     let count = host.board.number("rounds").unwrap_or(if cpus::count() > 2 { 8 } else { 40 });
     let seed = host.board.number("seed").unwrap_or(1);
@@ -46,13 +58,18 @@ fn rounds(host: &mut Host, round: impl Fn(&mut Random) -> Round + Sync) -> Outco
         for _ in 0..count {
             let Round { entries, at, kept } = round(&mut random);
             target.aim(at, kept);
-            target.wait_until_through()?;
             let vm = lists.vm_of(metadata, METADATA)?;
+            let other = metadata + METADATA * PAGE_SIZE;
+            if tables == Tables::All {
+                lists.share(vm, &[page_at(other, 0x1f_f000)]).map_err(refused("MEM_SHARE"))?;
+            }
+            // After all that invalidates TLBs by the way.
+            target.wait_until_through()?;
             lists.lend(vm, &entries).map_err(refused("MEM_LEND"))?;
             target.is_taken()?;
             hvc::call(call::VM_DESTROY, &[vm]).map_err(refused("VM_DESTROY"))?;
             home(&lists, &entries)?;
-            home_pages(&lists, metadata)?;
+            lists.bring_home(metadata..other + PAGE_SIZE)?;
         }
         target.wait_until_through()
     };
@@ -67,21 +84,22 @@ fn home(lists: &Lists, entries: &[MemEntry]) -> Outcome {
     Ok(())
 }
 
-fn home_pages(lists: &Lists, metadata: u64) -> Outcome {
-    let bare: [MemEntry; METADATA as usize] =
-        core::array::from_fn(|n| frame(metadata + n as u64 * PAGE_SIZE));
-    lists.reclaim(&bare).map_err(refused("MEM_RECLAIM"))?;
-    Ok(())
+fn a_lent_page_leaves_all_tlbs(host: &mut Host) -> Outcome {
+    page_of_pieces(host, Tables::Root)
 }
 
-fn a_lent_page_leaves_all_tlbs(host: &mut Host) -> Outcome {
+fn a_page_lent_the_short_way_leaves_all_tlbs(host: &mut Host) -> Outcome {
+    page_of_pieces(host, Tables::All)
+}
+
+fn page_of_pieces(host: &mut Host, tables: Tables) -> Outcome {
     // In a block that is in pieces anyhow: its TLB entries are pages.
     let pages = host.arena.pages(64);
     let keeper = host.vm(METADATA)?;
     let lists = host.lists;
     let away = [page_at(pages, 0x1000)];
     lists.lend(keeper, &away).map_err(refused("MEM_LEND"))?;
-    rounds(host, |random| {
+    rounds(host, tables, |random| {
         let at = pages + (2 + random.below(62)) * PAGE_SIZE;
         Round { entries: [page_at(at, 0x1000)].into_iter().collect(), at, kept: neighbour(at) }
     })?;
@@ -91,15 +109,23 @@ fn a_lent_page_leaves_all_tlbs(host: &mut Host) -> Outcome {
 fn a_page_out_of_a_block_leaves_all_tlbs(host: &mut Host) -> Outcome {
     // The block is whole at each begin: the CPUs' entries for it are one block.
     let block = host.arena.blocks(1);
-    rounds(host, |random| {
+    rounds(host, Tables::All, |random| {
         let at = block + random.below(512) * PAGE_SIZE;
         Round { entries: [page_at(at, 0x1000)].into_iter().collect(), at, kept: neighbour(at) }
     })
 }
 
 fn a_lent_block_leaves_all_tlbs(host: &mut Host) -> Outcome {
+    whole_block(host, Tables::Root)
+}
+
+fn a_block_lent_the_short_way_leaves_all_tlbs(host: &mut Host) -> Outcome {
+    whole_block(host, Tables::All)
+}
+
+fn whole_block(host: &mut Host, tables: Tables) -> Outcome {
     let blocks = host.arena.blocks(2);
-    rounds(host, |random| {
+    rounds(host, tables, |random| {
         let at = blocks + random.below(512) * PAGE_SIZE;
         let kept = blocks + BLOCK_SIZE + random.below(512) * PAGE_SIZE;
         let entries = [block_at(blocks, 0x20_0000)].into_iter().collect();
@@ -108,16 +134,29 @@ fn a_lent_block_leaves_all_tlbs(host: &mut Host) -> Outcome {
 }
 
 fn a_long_list_leaves_all_tlbs(host: &mut Host) -> Outcome {
-    // Longer than what is invalidated entry by entry.
+    // More pieces than are invalidated one by one.
+    scattered(host, 48)
+}
+
+fn a_short_list_leaves_all_tlbs(host: &mut Host) -> Outcome {
+    scattered(host, 5)
+}
+
+/// Every other page of a block that is in pieces anyhow.
+fn scattered(host: &mut Host, count: u64) -> Outcome {
     let block = host.arena.blocks(1);
-    rounds(host, |random| {
-        let first = random.below(448);
-        let entries =
-            (0..63).map(|n| page_at(block + (first + n) * PAGE_SIZE, 0x10_0000 + n * PAGE_SIZE));
-        let at = block + (first + random.below(63)) * PAGE_SIZE;
-        let kept = block + (first + 63) * PAGE_SIZE;
-        Round { entries: entries.collect(), at, kept }
-    })
+    let keeper = host.vm(METADATA)?;
+    let lists = host.lists;
+    let away = block + 511 * PAGE_SIZE;
+    lists.lend(keeper, &[page_at(away, 0x1000)]).map_err(refused("MEM_LEND"))?;
+    rounds(host, Tables::Root, |random| {
+        let first = random.below(200) * 2;
+        let page = |n: u64| block + (first + 2 * n) * PAGE_SIZE;
+        let entries = (0..count).map(|n| page_at(page(n), 0x10_0000 + n * PAGE_SIZE)).collect();
+        let at = page(random.below(count));
+        Round { entries, at, kept: neighbour(at) }
+    })?;
+    host.end(keeper)
 }
 
 fn donated_metadata_leaves_all_tlbs(host: &mut Host) -> Outcome {
