@@ -393,10 +393,11 @@ fn endowment(vm: usize) -> impl Strategy<Value = Step> {
 fn beginning() -> impl Strategy<Value = Vec<Step>> {
     let vms = prop_oneof![1 => Just(0), 2 => Just(1), 6 => Just(2), 4 => Just(VMS)];
     let endowments = (endowment(0), endowment(1), endowment(2));
+    let pools = prop_oneof![2 => 3..5u64, 3 => 3..12u64];
     // Mostly they may do everything.
     let all = Just((7, (0, GUEST_END)));
     let granted = prop_oneof![4 => all, 1 => (1..8u64, window())];
-    (vms, vec(3..12u64, VMS), endowments, granted).prop_map(|(vms, pages, (a, b, c), granted)| {
+    (vms, vec(pools, VMS), endowments, granted).prop_map(|(vms, pages, (a, b, c), granted)| {
         let create = pages.into_iter().map(|pages| Step::Create { pages, start: true });
         let pairs = (0..vms).flat_map(|to| (0..vms).map(move |object| (to, object)));
         let grants = pairs.filter(|(to, object)| to != object).map(|(to, object)| Step::Grant {
@@ -418,6 +419,8 @@ fn between_guests() -> impl Strategy<Value = Vec<Step>> {
         // Even: what guests have of each other.
         let these = Pages::Known(2 * n, pages);
         let size = if pages == 0 { 512 } else { pages };
+        let own = (Pages::Known(4 * n + 1, pages), size);
+        let one = Pages::Known(2 * n, 1);
         let part = Part { pages: these, place: Place::Same, rights: Rights::ALL };
         let to = To::Vm(0);
         let gift = if shared == 0 { Gift::Share } else { Gift::Lend };
@@ -429,7 +432,13 @@ fn between_guests() -> impl Strategy<Value = Vec<Step>> {
             2 => Just(Step::ShareBack { vm: borrower, at: (these, 1) }),
             3 => Just(Step::Touch { vm: owner, at: these }),
             1 => Just(Step::AskBack { vm: borrower, at, reaction: Reaction::Nothing }),
+            // By the owner, whose it is not to ask.
+            1 => Just(Step::AskBack { vm: owner, at: own, reaction: Reaction::Nothing }),
             3 => (1..4u64).prop_map(move |flags| Step::Modify { vm: borrower, at, flags }),
+            1 => (1..4u64)
+                .prop_map(move |flags| Step::Modify { vm: borrower, at: (one, 1), flags }),
+            2 => taking(false)
+                .prop_map(move |taking| Step::Take { who, taking, parts: vec![one], fault: None }),
             2 => select(vec![owner, borrower]).prop_map(|vm| Step::Destroy { vm }),
             6 => taking(false)
                 .prop_map(move |taking| Step::Take { who, taking, parts: vec![these], fault: None }),

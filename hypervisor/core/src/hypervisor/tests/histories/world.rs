@@ -200,7 +200,8 @@ impl World {
     }
 
     fn top_up(&mut self, vm: usize, pages: u64) {
-        let (Some(pair), Some(list)) = (self.vms[vm].clone(), self.metadata(pages)) else { return };
+        let Some(pair) = self.vms[vm].clone() else { return };
+        let Some(list) = self.metadata(pages) else { return };
         let real = self.host.give(call::VM_TOP_UP, pair.handle, &list);
         let spec = self.spec.top_up(Target::Vm(pair.id), &list);
         self.agree("top up", None, &real, &spec);
@@ -220,13 +221,20 @@ impl World {
         self.agree("destroy", None, &real, &spec);
     }
 
-    /// Pages for the host to donate that it has at the moment.
-    fn metadata(&self, pages: u64) -> Option<Vec<MemEntry>> {
+    /// Pages for the host to donate that it has at the moment, with something in
+    /// them.
+    fn metadata(&mut self, pages: u64) -> Option<Vec<MemEntry>> {
         let all = (0..METADATA_PAGES).map(|n| METADATA + n * PAGE_SIZE);
         let mine = all.filter(|&at| self.spec.frame(at) == Frame::HOME);
         let list: Vec<_> = mine.take(pages as usize).collect();
-        let entry = |&at: &u64| MemEntry::new(at, 0, 0, Rights::NONE);
-        (list.len() == pages as usize).then(|| list.iter().map(entry).collect())
+        if list.len() < pages as usize {
+            return None;
+        }
+        for &at in &list {
+            self.host.escrow.machine.scribble(at);
+            self.spec.write(at, false);
+        }
+        Some(list.into_iter().map(|at| MemEntry::new(at, 0, 0, Rights::NONE)).collect())
     }
 
     fn grant(&mut self, to: usize, object: To, rights: u64, (base, size): (u64, u64)) {
