@@ -6,13 +6,15 @@
 //! same: frame by frame, entry by entry of every table, pool by pool. At the end
 //! everything is home, and the host's tables are what they were at boot.
 //!
-//! `PROPTEST_CASES` says how many; [`CASES`] otherwise. What failed once is
-//! kept in `proptest-regressions/histories.txt` and tried first.
+//! `PROPTEST_CASES` says how many; [`CASES`] otherwise. The seeds of those that
+//! failed are kept in `proptest-regressions/histories.txt` and tried first, and
+//! what they were shrunk to belongs into `once.rs`.
 
 mod borrowers;
 mod choose;
 mod compare;
 mod lists;
+mod once;
 mod steps;
 mod tally;
 mod world;

@@ -3,7 +3,7 @@
 //! Which pages a step is about, as things stand when its turn comes.
 
 use escrow_abi::{BLOCK_SIZE, FrameState, LIST_MAX, MemEntry, ORDER_BLOCK, PAGE_SIZE, Rights};
-use escrow_spec::{Event, Frame, Life, Transition, VmId, step};
+use escrow_spec::{Entry, Event, Frame, Life, Transition, VmId, step};
 
 use super::super::fake::{FREE, METADATA};
 use super::steps::{Fault, Pages, Part, Place, Taking, To, VMS, Who, is_of_interest};
@@ -170,7 +170,15 @@ impl World {
             let at = self.first_of(Who::Guest(vm), pages, borrows)?;
             Some((pair, at))
         });
-        found.map(|(pair, at)| (pair, at, size * PAGE_SIZE))
+        let (pair, at) = found?;
+        // Whether what was opened to its owner is in that one's map shows in
+        // which error such a call ends in.
+        let unsettled = |at| match self.spec.guest(pair.id).entry(at) {
+            Entry::Away(frame, _) => self.spec.frame(frame).state == FrameState::SharedBack,
+            _ => false,
+        };
+        let mut pages = (at..).step_by(PAGE_SIZE as usize).take(size.min(512) as usize);
+        if pages.any(unsettled) { None } else { Some((pair, at, size * PAGE_SIZE)) }
     }
 }
 
