@@ -21,7 +21,7 @@ pub const GUEST_END: u64 = 1 << 39;
 const METADATA_PAGES: u64 = 64;
 /// After so many steps, everything is compared, not only what the
 /// specification has changed.
-const ALL_EVERY: u32 = 4;
+const ALL_EVERY: u32 = 8;
 
 /// A VM on both sides.
 #[derive(Clone, Debug)]
