@@ -106,7 +106,7 @@ impl<M: Machine> Hypervisor<M> {
             call::MEM_DONATE => self.host_gives(scratch, Give::Donate, a, b, c).map(done),
             call::MEM_UNSHARE => self.host_takes(scratch, Take::Unshare, a, b).map(done),
             call::MEM_RECLAIM => self.host_takes(scratch, Take::Reclaim, a, b).map(done),
-            call::MEM_TAKE_BACK => self.host_takes(scratch, Take::TakeBack, a, b).map(done),
+            call::MEM_TAKE_BACK => self.host_takes(scratch, Take::Hide, a, b).map(done),
             call::MEM_POISON => self.host_takes(scratch, Take::Poison, a, b).map(done),
             call::CAP_GRANT => self.cap_grant(a, b, c, d, e).map(one),
             call::CAP_REVOKE => self.cap_revoke(a, b).map(done),

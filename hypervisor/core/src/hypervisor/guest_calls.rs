@@ -70,7 +70,7 @@ impl<M: Machine> Hypervisor<M> {
                 call::MEM_DONATE => self.guest_gives_to(scratch, run, Give::Donate, a, (b, c)),
                 call::MEM_UNSHARE => self.guest_takes(scratch, run, Take::Unshare, a, b),
                 call::MEM_RECLAIM => self.guest_takes(scratch, run, Take::Reclaim, a, b),
-                call::MEM_TAKE_BACK => self.guest_takes(scratch, run, Take::TakeBack, a, b),
+                call::MEM_TAKE_BACK => self.guest_takes(scratch, run, Take::Hide, a, b),
                 call::MEM_SHARE_BACK => self.share_back(run, a, b).map_err(Refusal::from),
                 call::MEM_ASK_BACK => match self.ask_back(run, a, b) {
                     Ok(None) => Ok(()),

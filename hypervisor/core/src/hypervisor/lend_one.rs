@@ -32,9 +32,9 @@ impl<M: Machine> Hypervisor<M> {
             | (guest & (PAGE_SIZE - 1) & !6) ^ 1
             | guest >> self.guest_geometry.ipa_bits;
         let attributes = self.guest_attributes[(guest % 8) as usize];
-        if odd | frame % PAGE_SIZE == 0 {
+        if odd | (frame % PAGE_SIZE) == 0 {
             self.lend_page(vm, PhysAddr(frame), guest, attributes)
-        } else if odd | (frame % BLOCK_SIZE ^ ORDER_BLOCK as u64) == 0
+        } else if odd | ((frame % BLOCK_SIZE) ^ ORDER_BLOCK as u64) == 0
             && guest % BLOCK_SIZE < PAGE_SIZE
         {
             self.lend_block(vm, PhysAddr(frame).align_down(BLOCK_SIZE), guest, attributes)

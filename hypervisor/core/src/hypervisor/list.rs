@@ -525,7 +525,7 @@ impl Scratch {
         keys.clear();
         for (place, run) in runs.iter().enumerate() {
             // As many keys as runs have room.
-            let _ = keys.try_push(address(run) / PAGE_SIZE << PLACE_BITS | place as u64);
+            let _ = keys.try_push((address(run) / PAGE_SIZE) << PLACE_BITS | place as u64);
         }
         keys.sort_unstable();
         let place_of = |key: u64| (key & ((1 << PLACE_BITS) - 1)) as usize;

@@ -25,8 +25,8 @@ pub(super) enum Take {
     Unshare,
     /// What was given up, or left behind.
     Reclaim,
-    /// Out of its own sight: what the borrower had opened to it.
-    TakeBack,
+    /// Out of its own sight (`MEM_TAKE_BACK`): what the borrower had opened to it.
+    Hide,
     /// Out of use.
     Poison,
 }
@@ -34,7 +34,7 @@ pub(super) enum Take {
 impl Take {
     pub(super) const fn form(self) -> Form {
         match self {
-            Take::TakeBack => Form::HIDE,
+            Take::Hide => Form::HIDE,
             _ => Form::TAKE,
         }
     }
@@ -43,7 +43,7 @@ impl Take {
         match self {
             Take::Unshare => Asked::Unshare,
             Take::Reclaim => Asked::Reclaim,
-            Take::TakeBack => Asked::TakeBack,
+            Take::Hide => Asked::TakeBack,
             Take::Poison => Asked::Poison,
         }
     }
@@ -189,7 +189,7 @@ impl<M: Machine> Hypervisor<M> {
                     return refuse(Error::MixedVms, 0);
                 }
                 if let Some(Vm { map: Some(map), .. }) = reacher
-                    && kind != Take::TakeBack
+                    && kind != Take::Hide
                     && record.has_guest_address()
                 {
                     map.prepare_unmap(&self.machine, piece.span(), kind.leave(), &mut tables);
@@ -206,7 +206,7 @@ impl<M: Machine> Hypervisor<M> {
             for run in scratch.runs() {
                 let span = run.own_span();
                 match kind {
-                    Take::TakeBack => {
+                    Take::Hide => {
                         map.prepare_unmap(&self.machine, span, Leave::Away, &mut own_tables);
                     }
                     _ => map.prepare_restore(&self.machine, span, &mut own_tables),
@@ -221,7 +221,7 @@ impl<M: Machine> Hypervisor<M> {
     /// zeroed, unless they are passed on, and then come to their owner.
     fn commit_take(&self, scratch: &Scratch, kind: Take, caller: VmId, sides: &mut Sides<'_, '_>) {
         let runs = scratch.runs();
-        if kind != Take::TakeBack
+        if kind != Take::Hide
             && let Some(Vm { map: Some(map), pool, has_broken, .. }) = sides.reacher()
         {
             let mut gone = Gone::new();
@@ -254,11 +254,11 @@ impl<M: Machine> Hypervisor<M> {
                 }
             }
         }
-        if matches!(kind, Take::TakeBack | Take::Poison) && sides.owner.is_none() {
+        if matches!(kind, Take::Hide | Take::Poison) && sides.owner.is_none() {
             self.invalidate_host(runs);
         }
         self.change_owners_map(scratch, kind, sides);
-        if kind == Take::TakeBack && self.machine.needs_clean() {
+        if kind == Take::Hide && self.machine.needs_clean() {
             for run in runs {
                 self.machine.clean_to_poc(run.frame, run.size());
             }
@@ -290,7 +290,7 @@ impl<M: Machine> Hypervisor<M> {
     fn taken(&self, run: &Run, piece: &Piece, kind: Take, sides: &Sides<'_, '_>) -> Record {
         match (kind, &sides.owner) {
             (Take::Poison, _) => Record::POISONED,
-            (Take::TakeBack, _) => piece.record.with_state(FrameState::Lent),
+            (Take::Hide, _) => piece.record.with_state(FrameState::Lent),
             (_, Some(party)) if !sides.inherits => {
                 Record::donated(party.id, run.own.add(piece.page as u64 * PAGE_SIZE))
             }
@@ -303,7 +303,7 @@ impl<M: Machine> Hypervisor<M> {
         let Some(Party { vm: Vm { map: Some(map), pool, .. }, .. }) = &mut sides.owner else {
             return;
         };
-        if kind != Take::TakeBack {
+        if kind != Take::Hide {
             for run in scratch.runs() {
                 map.restore(&self.machine, pool, run.own_span());
             }
@@ -331,7 +331,7 @@ fn allowed(kind: Take, record: Record, dead: bool, inherits: bool) -> Result<(),
     };
     let state = record.state().unwrap_or(FrameState::Hypervisor);
     let starts = match (kind, state) {
-        (Take::Unshare, Shared) | (Take::TakeBack, SharedBack) => true,
+        (Take::Unshare, Shared) | (Take::Hide, SharedBack) => true,
         (Take::Reclaim, UnlockedZeroed | UnlockedContents) => true,
         (Take::Reclaim, Lent | Shared | SharedBack | Metadata) if dead => true,
         (Take::Reclaim | Take::Poison, Donated) if inherits => true,
