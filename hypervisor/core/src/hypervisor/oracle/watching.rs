@@ -45,7 +45,7 @@ fn pack(frame: Option<Frame>) -> u64 {
         (frame.state as u64) << 60
             | (frame.owner.0 as u64) << 48
             | (frame.borrower.map_or(0, |vm| vm.0) as u64) << 36
-            | frame.guest / PAGE_SIZE
+            | (frame.guest / PAGE_SIZE)
     })
 }
 
