@@ -22,15 +22,16 @@ impl TicketLock {
         while self.serving.load(Ordering::Acquire) != ticket {
             spin_loop();
         }
+        // For `read`: who sees a change made under the lock sees the ticket.
+        fence(Ordering::Release);
     }
 
     /// Reads without the lock; `None` if somebody had it meanwhile.
     #[inline(always)]
     pub(super) fn read<T>(&self, read: impl FnOnce() -> T) -> Option<T> {
-        // Whoever changes what the lock covers takes a ticket first. For a page that
-        // changes hands, what its next user writes there comes after the change's
-        // TLB invalidation, whose barriers put it behind the ticket for all
-        // observers: if `read` sees any of it, the second look sees the ticket.
+        // As a sequence lock reads: whoever changes what the lock covers has
+        // taken a ticket before, and so has whoever makes a page another's, before that one
+        // writes to it. If `read` sees any of it, the second look sees the ticket.
         let ticket = self.next.load(Ordering::Acquire);
         let free = self.serving.load(Ordering::Acquire) == ticket;
         let value = read();
