@@ -6,12 +6,14 @@
 use std::cell::RefCell;
 
 use escrow_trace::Counts;
-use proptest::test_runner::{Config, TestCaseError, TestRunner};
+use proptest::test_runner::{Config, FileFailurePersistence, TestCaseError, TestRunner};
 
 use super::fake::{Host, LITTLE_RAM, RAM};
 use super::histories::{World, history};
 use crate::addr::PhysRange;
 
+/// What failed once is tried first.
+const REGRESSIONS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/proptest-regressions/traces.txt");
 /// Histories on each of two machines.
 const HISTORIES: u32 = 150;
 
@@ -25,7 +27,11 @@ fn the_tables_of_a_new_machine_are_in_its_trace() {
 /// Plays histories, each on a new machine. What there was to check.
 fn traced_histories(ram: PhysRange) -> Counts {
     let counts = RefCell::new(Counts::default());
-    let config = Config { cases: HISTORIES, failure_persistence: None, ..Config::default() };
+    let config = Config {
+        cases: HISTORIES,
+        failure_persistence: Some(Box::new(FileFailurePersistence::Direct(REGRESSIONS))),
+        ..Config::default()
+    };
     let played = TestRunner::new(config).run(&history(), |steps| {
         let mut world = World::on(Host::traced(ram), ram);
         for step in &steps {
