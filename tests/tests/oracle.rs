@@ -31,3 +31,8 @@ fn noise_of_four_cpus() {
 fn hostile_on_four_cpus() {
     run(Run { smp: 4, ..Run::of("hostile") });
 }
+
+#[test]
+fn model_on_four_cpus() {
+    run(Run { smp: 4, ..Run::of("model") });
+}
