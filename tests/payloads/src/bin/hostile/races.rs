@@ -176,7 +176,7 @@ fn all_after_the_same_pages(host: &mut Host) -> Outcome {
         vm.store(host.lists.vm_of(pages, METADATA)?, Ordering::SeqCst);
     }
     let before = Counts::read();
-    let (seed, rounds) = (seed(host), rounds(host, 20_000));
+    let (seed, rounds) = (seed(host), rounds(host, 8_000));
     cpus::try_on_all(|n| {
         let random = Random::new(seed << 8 | n as u64);
         let mut racer = Racer { prize: &prize, lists: &lists[n], random };
