@@ -35,7 +35,7 @@ pub use world::World;
 /// Histories of a normal run.
 const CASES: u32 = 100_000;
 /// From so many on, nothing that can happen may be missing.
-const ENOUGH: u32 = 50_000;
+const ENOUGH: u32 = 100_000;
 const REGRESSIONS: &str =
     concat!(env!("CARGO_MANIFEST_DIR"), "/proptest-regressions/histories.txt");
 
