@@ -13,7 +13,6 @@ mod lists;
 mod races;
 mod rewrites;
 mod storms;
-mod strangers;
 mod tables;
 
 use escrow_payloads::host::Lists;
@@ -23,7 +22,6 @@ payload!(
     "hostile",
     arguments::TESTS,
     lists::TESTS,
-    strangers::TESTS,
     tables::TESTS,
     storms::TESTS,
     races::TESTS,

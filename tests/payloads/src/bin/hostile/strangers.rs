@@ -1,1 +1,0 @@
-pub const TESTS: &[escrow_payloads::Test] = &[];
