@@ -103,7 +103,8 @@ mod tests {
     use super::*;
 
     const PAGES: &str = "owned 1000\nhypervisor 20\nshared 0\nlent 3\nunlocked-zeroed 4\n\
-                         unlocked-with-contents 5\nVM-metadata 6\npinned 7\npoisoned 0\n";
+                         unlocked-with-contents 5\nVM-metadata 6\npinned 7\npoisoned 0\nshared-back 0\n\
+                         donated 0\n";
 
     fn facts(pages: &str, vms: u64) -> Facts {
         Facts { version: "0.1.0".into(), cpus: 2, vms, pages: parse_pages(pages).unwrap() }

@@ -165,7 +165,8 @@ fn from_note(note: Note<'_>) -> (Kind, [u64; 3]) {
         }
         Note::Record { at, size, record } => {
             // At most two, each plus one.
-            let reach = record.reached_by().fold(0, |reach, vm| reach << 16 | vm.get() as u64 + 1);
+            let reach =
+                record.reached_by().fold(0, |reach, vm| (reach << 16) | (vm.get() as u64 + 1));
             (Kind::State, [at.0, size, reach])
         }
         Note::Begin(call) => (Kind::Begin, [call, 0, 0]),
