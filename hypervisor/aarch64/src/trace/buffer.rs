@@ -153,7 +153,7 @@ fn record(cpu: u64, kind: Kind, words: [u64; 3]) {
     for (place, word) in cell.words.iter().zip(words) {
         place.store(word, Ordering::Relaxed);
     }
-    cell.kind.store(kind as u64 + 1 | cpu << 8, Ordering::Release);
+    cell.kind.store((kind as u64 + 1) | (cpu << 8), Ordering::Release);
 }
 
 fn from_note(note: Note<'_>) -> (Kind, [u64; 3]) {
