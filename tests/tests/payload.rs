@@ -148,3 +148,9 @@ fn a_reset_leaves_nothing_of_a_guest() {
     serial.wait_for("escrow: Escrow ");
     serial.wait_for("payload reset: 1 passed, 0 failed");
 }
+
+#[test]
+fn poison() {
+    run(Run::of("poison"), 1);
+    run(Run { cpu: "cortex-a53", smp: 1, ..Run::of("poison") }, 1);
+}

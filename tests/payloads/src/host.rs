@@ -26,6 +26,8 @@ pub struct Host {
     pub arena: Arena,
     /// Where the boot CPU writes its lists.
     pub lists: Lists,
+    /// Pages that the test has put out of use for good.
+    pub poisoned: u64,
 }
 
 /// The ledger's counters: pages by state, and VMs.

@@ -2,6 +2,8 @@
 
 //! Sets the machine up, runs the tests, and says how they ended.
 
+use escrow_abi::FrameState;
+
 use crate::arena::Arena;
 use crate::board::Board;
 use crate::host::{Counts, Host, Lists};
@@ -41,7 +43,7 @@ pub fn main(name: &str, tree: usize, lists: &[&[Test]]) -> ! {
         panic!("{failure:?}");
     }
     let Some(mut arena) = Arena::find(&board) else { panic!("no room for the arena") };
-    let mut host = Host { lists: Lists::new(&mut arena), board, arena };
+    let mut host = Host { lists: Lists::new(&mut arena), board, arena, poisoned: 0 };
     let (mut passed, mut failed, mut skipped) = (0, 0, 0);
     for test in tests() {
         match run(test, &mut host) {
@@ -68,12 +70,14 @@ pub fn main(name: &str, tree: usize, lists: &[&[Test]]) -> ! {
 fn run(test: &Test, host: &mut Host) -> Outcome {
     host.arena.reset();
     host.lists = Lists::new(&mut host.arena);
+    host.poisoned = 0;
     let before = host.board.has_escrow.then(Counts::read);
     let outcome = (test.run)(host);
     interrupts::stop_timer();
     let Some(before) = before else { return outcome };
     let outcome = outcome.and_then(|()| {
-        check_eq!(Counts::read(), before, "after the test");
+        let expected = before.moved(FrameState::Owned, FrameState::Poisoned, host.poisoned);
+        check_eq!(Counts::read(), expected, "after the test");
         Ok(())
     });
     // The next test is not to suffer for it.
