@@ -19,9 +19,10 @@
 //! entry's index in the list, and `x2` a detail that the error explains.
 //!
 //! An entry's `frame` is the caller's own address of the page: for the host the
-//! physical address, for a guest its guest address. What a guest owns and has lent
-//! it still names by the address at which it had it. A block ([`ORDER_BLOCK`](crate::ORDER_BLOCK)) in a guest's list is
-//! 2 MiB of the guest's addresses that lead to one whole block of frames.
+//! physical address, for a guest its guest address. What a guest owns and has
+//! lent it still names by the address at which it had it. A block
+//! ([`ORDER_BLOCK`](crate::ORDER_BLOCK)) in a guest's list is 2 MiB of the
+//! guest's addresses that lead to one whole block of frames.
 //!
 //! # Owners and heirs
 //!
@@ -84,8 +85,8 @@ pub const VM_CREATE: u32 = vendor(0x100);
 /// VM handle, `CONFIGURE_*` key, guest address, size (bytes, page-aligned)
 ///
 /// A guest access to declared memory that is not there ends in
-/// [`run::PAGE_FAULT`](crate::run::PAGE_FAULT), which shows the host an address and nothing else;
-/// elsewhere it is an MMIO access, decoded for emulation.
+/// [`run::PAGE_FAULT`](crate::run::PAGE_FAULT), which shows the host an address
+/// and nothing else; elsewhere it is an MMIO access, decoded for emulation.
 pub const VM_CONFIGURE: u32 = vendor(0x101);
 /// Donates more metadata pages to a VM. VM handle, list, count
 pub const VM_TOP_UP: u32 = vendor(0x102);
@@ -93,10 +94,10 @@ pub const VM_TOP_UP: u32 = vendor(0x102);
 pub const VM_START: u32 = vendor(0x103);
 /// Ends a VM. VM handle
 ///
-/// Its handles are dead at once. Its pages, lent and donated, stay out of
-/// reach until [`MEM_RECLAIM`] brings each home. [`Error::Busy`](crate::Error::Busy) while a vCPU is
-/// inside `VCPU_RUN` on another CPU: none can enter again, so interrupt that
-/// CPU and call again.
+/// Its handles are dead at once. Its pages, lent and donated, stay out of reach
+/// until [`MEM_RECLAIM`] brings each home. [`Error::Busy`](crate::Error::Busy)
+/// while a vCPU is inside `VCPU_RUN` on another CPU: none can enter again, so
+/// interrupt that CPU and call again.
 pub const VM_DESTROY: u32 = vendor(0x104);
 /// Counts of a VM. VM handle → state (0 created, 1 started, 2 ending), pages
 /// reachable by the guest (lent, shared, its own), metadata pages, those of them free
@@ -110,8 +111,8 @@ pub const CONFIGURE_MEMORY_REMOVE: u64 = 2;
 /// Creates a vCPU in one of the VM's free metadata pages.
 /// VM handle, index (0 to 31) → vCPU handle
 pub const VCPU_CREATE: u32 = vendor(0x110);
-/// Sets a register that the vCPU starts with.
-/// vCPU handle, `set << 8 | index` (sets: 0 X0–X30, 1 PC, 2 SP), value
+/// Sets a register that the vCPU starts with. vCPU handle, `set << 8 | index`
+/// (sets: 0 X0–X30, 1 PC, 2 SP), value
 ///
 /// Only before the VM is started.
 pub const VCPU_SET_REGISTER: u32 = vendor(0x111);
@@ -136,13 +137,13 @@ pub const MEM_UNSHARE: u32 = vendor(0x121);
 pub const MEM_LEND: u32 = vendor(0x122);
 /// Owner: takes pages home. list, count
 ///
-/// A lent page whose borrower unlocked it or is dead; a page shared either way, or
-/// metadata, of a dead VM; what a dead VM owned, unless a living VM borrows it. All
-/// entries of one call are of one owner and one borrower. Pages come home
-/// zeroed, unless their borrower lives and unlocked them with their contents;
-/// pages that the owner shared keep what is in them, which it could read all along, unless
-/// the owner is dead: an heir finds zeros whatever the page was. At
-/// most [`RECLAIM_MAX`](crate::RECLAIM_MAX) bytes a call.
+/// A lent page whose borrower unlocked it or is dead; a page shared either way,
+/// or metadata, of a dead VM; what a dead VM owned, unless a living VM borrows
+/// it. All entries of one call are of one owner and one borrower. Pages come
+/// home zeroed, unless their borrower lives and unlocked them with their
+/// contents; pages that the owner shared keep what is in them, which it could
+/// read all along, unless the owner is dead: an heir finds zeros whatever the
+/// page was. At most [`RECLAIM_MAX`](crate::RECLAIM_MAX) bytes a call.
 pub const MEM_RECLAIM: u32 = vendor(0x123);
 /// Owner, host or guest: gives pages away for good, with their contents. VM handle, list, count
 ///
@@ -162,23 +163,24 @@ pub const MEM_SHARE_BACK: u32 = vendor(0x125);
 ///
 /// All of the range must be lent to the caller or opened by it
 /// ([`Error::Denied`](crate::Error::Denied)), at most
-/// [`MODIFY_MAX`](crate::MODIFY_MAX) bytes. If the owner has access to any of it and is the host, it is asked
-/// ([`run::TAKE_BACK`](crate::run::TAKE_BACK)). Succeeds when the owner has
-/// access to none of it any more, which EL2 has seen for itself;
-/// [`Error::Busy`](crate::Error::Busy) otherwise.
+/// [`MODIFY_MAX`](crate::MODIFY_MAX) bytes. If the owner has access to any of
+/// it and is the host, it is asked ([`run::TAKE_BACK`](crate::run::TAKE_BACK)).
+/// Succeeds when the owner has access to none of it any more, which EL2 has
+/// seen for itself; [`Error::Busy`](crate::Error::Busy) otherwise.
 pub const MEM_ASK_BACK: u32 = vendor(0x126);
 /// Owner: loses sight of pages that their borrower had opened. list, count
 ///
-/// Guest addresses and rights are zero; reports as for [`MEM_LEND`]. All entries of one call are of one
-/// owner and one borrower. The host does this when the guest has asked for it
-/// ([`MEM_ASK_BACK`]); nothing is taken from the guest, so it may at any time.
+/// Guest addresses and rights are zero; reports as for [`MEM_LEND`]. All
+/// entries of one call are of one owner and one borrower. The host does this
+/// when the guest has asked for it ([`MEM_ASK_BACK`]); nothing is taken from
+/// the guest, so it may at any time.
 pub const MEM_TAKE_BACK: u32 = vendor(0x127);
 /// Owner, the host: puts broken memory out of use for good. list, count
 ///
 /// Owned, shared, lent and unlocked pages of one owner and one borrower. Nobody
-/// reaches them any more, not even EL2, and they never come home. A borrower that touches one takes a
-/// synchronous external abort; its address stays taken as long as it lives, so
-/// nothing else can be slipped in there.
+/// reaches them any more, not even EL2, and they never come home. A borrower
+/// that touches one takes a synchronous external abort; its address stays taken
+/// as long as it lives, so nothing else can be slipped in there.
 pub const MEM_POISON: u32 = vendor(0x128);
 
 /// Gives a guest a handle on another. handle of the guest that gets it,
@@ -186,8 +188,8 @@ pub const MEM_POISON: u32 = vendor(0x128);
 /// (bytes, both page-aligned) → the handle, in the guest's own numbering
 ///
 /// The window is the range of the named VM's addresses that the guest may put
-/// pages at. The handle is worth something to that guest alone, and dead for good with [`CAP_REVOKE`], with
-/// the guest, and with the VM that it names.
+/// pages at. The handle is worth something to that guest alone, and dead for
+/// good with [`CAP_REVOKE`], with the guest, and with the VM that it names.
 pub const CAP_GRANT: u32 = vendor(0x140);
 /// Takes a guest's handle away. handle of the guest, the guest's handle
 ///

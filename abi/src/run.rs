@@ -32,9 +32,10 @@ pub const SYSTEM_DOWN: u64 = 0x100;
 /// instruction again.
 pub const FAULT: u64 = 0x101;
 /// The guest asks its host to lose sight of pages that it had opened
-/// ([`MEM_ASK_BACK`](crate::call::MEM_ASK_BACK)). data 0: guest address; data 1: size (bytes).
-/// The host lets go of the pages and makes [`MEM_TAKE_BACK`](crate::call::MEM_TAKE_BACK),
-/// or does not; the guest learns which from EL2 when its vCPU runs again.
+/// ([`MEM_ASK_BACK`](crate::call::MEM_ASK_BACK)). data 0: guest address; data
+/// 1: size (bytes). The host lets go of the pages and makes
+/// [`MEM_TAKE_BACK`](crate::call::MEM_TAKE_BACK), or does not; the guest learns
+/// which from EL2 when its vCPU runs again.
 pub const TAKE_BACK: u64 = 0x102;
 
 /// Resume action: done, with the value in resume data 0 for a read.

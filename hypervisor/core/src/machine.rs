@@ -55,8 +55,8 @@ pub trait Machine: Sync {
     fn table(&self, page: PhysAddr) -> &Table;
 
     /// Writes a descriptor that table walkers may be reading: the one way in
-    /// which a stage-2 entry changes. What it leads to, if that is a table, is seen filled by
-    /// whoever sees the entry.
+    /// which a stage-2 entry changes. What it leads to, if that is a table, is
+    /// seen filled by whoever sees the entry.
     #[inline]
     fn write_descriptor(&self, slot: &AtomicU64, to: Descriptor) {
         slot.store(to.0, Ordering::Release);
@@ -91,8 +91,8 @@ pub trait Machine: Sync {
     fn publish(&self);
 
     /// Removes what TLBs hold of ranges of a VM's addresses, stage 2 and
-    /// combined, after their descriptors were made invalid, and waits. Sizes are in bytes, whole
-    /// pages.
+    /// combined, after their descriptors were made invalid, and waits. Sizes
+    /// are in bytes, whole pages.
     fn invalidate(&self, context: &Stage2Context, ranges: impl Iterator<Item = (Ipa, u64)>);
 
     /// Removes all that TLBs hold of a VM, and waits.

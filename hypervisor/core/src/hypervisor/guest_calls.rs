@@ -166,8 +166,8 @@ impl<M: Machine> Hypervisor<M> {
         self.take(scratch, kind, id, sides)
     }
 
-    /// [`call::MODIFY_PAGES`]: every page of the range must be lent to the guest; if one is
-    /// not, none changes.
+    /// [`call::MODIFY_PAGES`]: every page of the range must be lent to the
+    /// guest; if one is not, none changes.
     fn modify_pages(
         &self,
         run: &Run<'_>,

@@ -4,7 +4,8 @@
 //! the general way, without what only lists need.
 //!
 //! Whatever is not as it usually is goes the general way, which also finds the
-//! error. Nothing has changed then, so there is one place that refuses, and one order of checks.
+//! error. Nothing has changed then, so there is one place that refuses, and one
+//! order of checks.
 
 use core::sync::atomic::AtomicU64;
 

@@ -252,8 +252,9 @@ impl<M: Machine> Hypervisor<M> {
         if list.checked_add(count * ENTRY_SIZE).is_none() {
             return Err(Error::AddressOverflow.into());
         }
-        // A list is read without a lock, so that calls whose lists lie side by side do
-        // not wait for each other; with it, if the block of a page of the list changed meanwhile.
+        // A list is read without a lock, so that calls whose lists lie side by
+        // side do not wait for each other; with it, if the block of a page of
+        // the list changed meanwhile.
         let mut locked = false;
         loop {
             scratch.clear();
@@ -311,8 +312,9 @@ impl<M: Machine> Hypervisor<M> {
     ) -> Result<(), Unread> {
         let block = self.ledger.ram().locate(page).ok_or(Error::InvalidAddress)?;
         let cell = self.ledger.cell(block);
-        // The page must be the host's while it is read; the host itself may still write to it, which
-        // harms nobody but the host. What is not the host's is not looked at.
+        // The page must be the host's while it is read; the host itself may
+        // still write to it, which harms nobody but the host. What is not the
+        // host's is not looked at.
         let mut read = || {
             if self.ledger.get_in(block, page).host_reaches() {
                 self.read_page(scratch, Reader::Host, form, page, entries, next)
@@ -516,8 +518,8 @@ impl Scratch {
     /// Sorts the runs by an address of theirs, in place and without
     /// allocation; refuses those that overlap in it.
     ///
-    /// Keys are sorted, words of their own that know which run they are of: runs are too long to be
-    /// moved about at each step.
+    /// Keys are sorted, words of their own that know which run they are of:
+    /// runs are too long to be moved about at each step.
     #[inline(never)]
     fn sort_by(&mut self, address: impl Fn(&Run) -> u64) -> Result<(), Refusal> {
         const { assert!(LIST_MAX <= 1 << PLACE_BITS) };
@@ -546,8 +548,8 @@ impl Scratch {
         if let Some(index) = bad {
             return Err(Refusal { error: Error::Overlap, index: index as u64, detail: 0 });
         }
-        // Each run goes to its place along the cycles of the permutation; a key that is done
-        // names its own place.
+        // Each run goes to its place along the cycles of the permutation; a key
+        // that is done names its own place.
         for start in 0..keys.len() {
             let mut to = start;
             loop {

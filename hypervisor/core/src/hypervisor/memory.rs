@@ -357,8 +357,8 @@ impl<M: Machine> Hypervisor<M> {
     }
 
     /// Writes the records of frames that leave home, and takes them out of the
-    /// host's map if they are to. Whether no frame of the block is at home then, but each has a
-    /// record of its own.
+    /// host's map if they are to. Whether no frame of the block is at home
+    /// then, but each has a record of its own.
     #[inline(always)]
     fn leave_home(&self, run: &Run, record: Record, asked: Asked) -> bool {
         let hide = asked != Asked::Share;

@@ -30,8 +30,9 @@ impl TicketLock {
     #[inline(always)]
     pub(super) fn read<T>(&self, read: impl FnOnce() -> T) -> Option<T> {
         // As a sequence lock reads: whoever changes what the lock covers has
-        // taken a ticket before, and so has whoever makes a page another's, before that one
-        // writes to it. If `read` sees any of it, the second look sees the ticket.
+        // taken a ticket before, and so has whoever makes a page another's,
+        // before that one writes to it. If `read` sees any of it, the second
+        // look sees the ticket.
         let ticket = self.next.load(Ordering::Acquire);
         let free = self.serving.load(Ordering::Acquire) == ticket;
         let value = read();

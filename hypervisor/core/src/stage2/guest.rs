@@ -8,8 +8,9 @@
 //!
 //! An entry is valid, or free, or *away*: the VM owns the memory behind it and
 //! cannot reach it at the moment; or it marks memory that broke. What came as
-//! 512 pages and fills 2 MiB is one entry all the same; the table page that it does without is
-//! kept back for it, so that taking it apart again never needs one.
+//! 512 pages and fills 2 MiB is one entry all the same; the table page that it
+//! does without is kept back for it, so that taking it apart again never needs
+//! one.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -210,8 +211,8 @@ impl GuestMap {
         Ok(Room { table: None })
     }
 
-    /// The same for a block that is to be one entry whatever happens. Where its table was is
-    /// room enough, if that is empty.
+    /// The same for a block that is to be one entry whatever happens. Where its
+    /// table was is room enough, if that is empty.
     #[inline]
     pub fn prepare_map_block<M: Machine>(
         &self,
@@ -483,8 +484,9 @@ impl GuestMap {
         pool.keep_back();
     }
 
-    /// The first half of break-before-make (DDI 0487, D8.16.1 "Using break-before-make when updating
-    /// translation table entries"): the one place where a guest's live entry goes so that another shape can take its
+    /// The first half of break-before-make (DDI 0487, D8.16.1 "Using
+    /// break-before-make when updating translation table entries"): the one
+    /// place where a guest's live entry goes so that another shape can take its
     /// place.
     fn break_entry<M: Machine>(&self, machine: &M, slot: &AtomicU64, at: Ipa) {
         machine.write_descriptor(slot, Descriptor::INVALID);
