@@ -96,7 +96,6 @@ impl Give {
         }
     }
 
-    /// Whether the owner loses sight of the pages.
     const fn asked(self) -> Asked {
         match self {
             Give::Share => Asked::Share,
@@ -105,6 +104,7 @@ impl Give {
         }
     }
 
+    /// Whether the owner loses sight of the pages.
     const fn hides(self) -> bool {
         !matches!(self, Give::Share)
     }
@@ -217,7 +217,15 @@ impl<M: Machine> Hypervisor<M> {
                 gone.add(run.own, run.size());
             }
             self.invalidate_guest(map, &gone);
-            self.clean(scratch.runs());
+            if to.is_some() {
+                self.clean(scratch.runs());
+            } else {
+                // Whatever its caches show: a non-cacheable mapping of the host's
+                // would read what was in memory before.
+                for run in scratch.runs() {
+                    self.machine.clean_to_poc(run.frame, run.size());
+                }
+            }
         }
         for run in scratch.runs() {
             let record = match to {

@@ -265,7 +265,10 @@ impl<M: Machine> Hypervisor<M> {
         }
         self.machine.publish();
         let to = match &mut sides.owner {
-            Some(Party { vm: Vm { map: Some(map), pool, .. }, .. }) => Some((&*map, pool)),
+            // What it hides stays where its borrower has it.
+            Some(Party { vm: Vm { map: Some(map), pool, .. }, .. }) if kind != Take::Hide => {
+                Some((&*map, pool))
+            }
             _ => None,
         };
         self.merge_runs(runs, to);

@@ -40,6 +40,8 @@ pub struct Fake {
     memory: Box<[OnceLock<Box<Gib>>]>,
     /// `(vttbr, address, size)` of all invalidations.
     invalidated: Mutex<Vec<(u64, u64, u64)>>,
+    /// Guests' accesses are cacheable whatever they say.
+    pub forces_write_back: AtomicBool,
     /// What was cleaned to memory.
     pub cleaned: Mutex<Vec<u64>>,
     /// What happens to tables, if somebody wants to know.
@@ -51,6 +53,7 @@ impl Default for Fake {
         Fake {
             memory: (0..END / GIB).map(|_| OnceLock::new()).collect(),
             invalidated: Mutex::default(),
+            forces_write_back: AtomicBool::new(false),
             cleaned: Mutex::default(),
             trace: None,
         }
@@ -110,7 +113,7 @@ impl Machine for Fake {
     }
 
     fn needs_clean(&self) -> bool {
-        true
+        !self.forces_write_back.load(Ordering::Relaxed)
     }
 
     fn clean_to_poc(&self, at: PhysAddr, _: u64) {

@@ -6,11 +6,14 @@ mod runs;
 mod trace;
 mod traces;
 
-use escrow_abi::{Error, FrameState, MemEntry, ORDER_BLOCK, ORDER_PAGE, Rights, call};
+use escrow_abi::{Error, FrameState, Handle, MemEntry, ORDER_BLOCK, ORDER_PAGE, Rights, call};
+
+use std::sync::atomic::Ordering;
 
 use super::HostAbort;
 use super::guest_calls::GuestCall;
 use crate::addr::{Ipa, PAGE_SIZE, PhysAddr};
+use crate::machine::Machine;
 use fake::{ESCROW, FREE, Host, PINNED};
 
 fn page(at: u64, guest: u64) -> MemEntry {
@@ -522,4 +525,20 @@ fn nothing_of_a_guest_outlives_the_machine() {
     host.escrow.reopen();
     host.call(call::VM_CREATE, &[list, count]).unwrap();
     host.reclaim(&[(FREE, 0), (FREE + 0x20_0000, 9)]).unwrap();
+}
+
+#[test]
+fn what_a_guest_donates_to_its_host_is_cleaned_whatever_its_accesses_are() {
+    let mut host = Host::new();
+    let (vm, vcpu) = started(&mut host);
+    let list = FREE + 0x1000;
+    host.give(call::MEM_DONATE, vm, &[page(FREE, 0x1000)]).unwrap();
+    host.lend(vm, &[page(list, 0x2000)]).unwrap();
+    host.escrow.machine.table(PhysAddr(list))[0].store(0x1000, Ordering::Relaxed);
+    host.escrow.machine.forces_write_back.store(true, Ordering::Relaxed);
+    host.escrow.machine.cleaned.lock().unwrap().clear();
+    host.guest_call(vcpu, call::MEM_DONATE, &[Handle::HOST, 0x2000, 1]).unwrap();
+    let cleaned = host.escrow.machine.cleaned.lock().unwrap().clone();
+    assert_eq!(cleaned, [FREE], "what memory held before is not the host's to see");
+    assert!(host.reaches(FREE));
 }
