@@ -12,6 +12,7 @@
 #include <linux/slab.h>
 
 #include "escrow.h"
+#include "stats.h"
 
 void *escrow_alloc(size_t size)
 {
@@ -67,6 +68,7 @@ bool escrow_pause(u32 microseconds)
 {
 	if (fatal_signal_pending(current))
 		return false;
+	escrow_count(ESCROW_RETRIES, 1);
 	if (microseconds)
 		usleep_range(microseconds, microseconds + microseconds / 2);
 	else
