@@ -9,10 +9,11 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::ptr::NonNull;
 
 use anyhow::{Context as _, Result};
-use escrow_shim_tests::facts::fdinfo;
 use escrow_vmcore::uapi;
 use nix::errno::Errno;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+
+use crate::facts::fdinfo;
 
 /// Bytes in a page.
 pub const PAGE: u64 = 4096;

@@ -2,5 +2,8 @@
 
 //! What all tests that run on the host share.
 
+pub mod access;
 pub mod facts;
+pub mod guest;
+pub mod gunyah;
 pub mod runner;

@@ -11,14 +11,11 @@
 //! 1 passed, 0 failed
 //! ```
 
-mod access;
-mod guest;
-mod gunyah;
 mod tests;
 
 use std::process::ExitCode;
 
-use escrow_shim_tests::runner;
+use escrow_shim_tests::{access, guest, gunyah, runner};
 
 fn main() -> ExitCode {
     runner::run(tests::ALL)
