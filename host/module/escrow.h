@@ -28,6 +28,7 @@
 #include <linux/xarray.h>
 
 #include "gunyah_uapi.h"
+#include "stats.h"
 
 #undef pr_fmt
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
@@ -164,6 +165,7 @@ struct escrow_mem {
 	bool was_refused;
 	u64 refused_offset;
 	struct escrow_refusal refusal;
+	struct escrow_listing listing; /* in escrow_memories */
 };
 
 struct escrow_vcpu;
@@ -173,8 +175,11 @@ struct escrow_vm {
 	struct rw_semaphore lock;
 	struct escrow_vm_core *core;
 	u64 handle;
-	bool is_down; /* set once; the core knows why */
+	bool is_down; /* set once; the core knows why, unless it is closed */
+	bool is_closed; /* set once, before is_down: shut down from outside */
 	bool is_destroyed;
+	bool is_left; /* nobody has a file, but EL2 has pages */
+	bool is_home; /* EL2 has nothing of it any more, and gets nothing */
 	wait_queue_head_t wait; /* vCPUs that sleep for their guests */
 	struct escrow_vcpu *vcpus[ESCROW_VCPUS_MAX]; /* no references */
 
@@ -185,6 +190,7 @@ struct escrow_vm {
 	struct escrow_batch *batch; /* under metadata_lock */
 
 	struct list_head remains;
+	struct escrow_listing listing; /* in escrow_vms, until it is freed */
 };
 
 struct escrow_vcpu {
@@ -231,14 +237,33 @@ int escrow_mem_take_back(struct escrow_mem *mem, u64 offset, u64 size, u64 vm, i
 int escrow_vm_create(void);
 struct escrow_vm *escrow_vm_hold(struct escrow_vm *vm);
 void escrow_vm_release(struct escrow_vm *vm);
-bool escrow_vm_exists(void);
+int escrow_vm_lock(struct escrow_vm *vm);
+void escrow_vm_shut_down(struct escrow_vm *vm);
+void escrow_vm_flush_remains(void);
 void escrow_vm_exit(void);
+
+/* vms.c */
+int escrow_vms_enter(struct escrow_vm *vm);
+void escrow_vms_leave(struct escrow_vm *vm);
+void escrow_vms_changed(void);
+bool escrow_vms_suspend(void);
+void escrow_vms_resume(void);
+void escrow_vms_shut_down(void);
+bool escrow_vms_are_shut_down(void);
 
 /* vcpu.c */
 int escrow_vcpu_add(struct escrow_vm *vm, u32 id);
 
 /* sysfs.c */
 extern const struct attribute_group *escrow_groups[];
+
+/* debugfs.c */
+void escrow_debugfs_init(void);
+void escrow_debugfs_exit(void);
+
+/* power.c */
+int escrow_power_init(void);
+void escrow_power_exit(void);
 
 /* What Rust calls. */
 void *escrow_alloc(size_t size);
@@ -285,6 +310,8 @@ bool escrow_rs_identify(void);
 int escrow_rs_vm_create(u64 list, u32 count, u64 *handle);
 int escrow_rs_vm_top_up(u64 vm, u64 list, u32 count);
 int escrow_rs_vm_destroy(u64 vm);
+/* state, pages within the guest's reach, metadata pages, those that are free */
+int escrow_rs_vm_info(u64 vm, u64 out[4]);
 int escrow_rs_mem_give(struct escrow_vm *donor, u64 vm, u32 how, u64 list, u32 count,
 		       u64 *index, u64 *detail);
 int escrow_rs_mem_take_back(u32 how, u64 list, u32 count);

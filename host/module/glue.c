@@ -12,7 +12,6 @@
 #include <linux/slab.h>
 
 #include "escrow.h"
-#include "stats.h"
 
 void *escrow_alloc(size_t size)
 {

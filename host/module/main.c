@@ -4,15 +4,17 @@
 #include <linux/miscdevice.h>
 #include <linux/module.h>
 #include <linux/of.h>
-#include <linux/suspend.h>
 #include <linux/uaccess.h>
 
 #include <asm/virt.h>
 
 #include "escrow.h"
+#include "escrow_version.h"
 
 static long escrow_dev_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
 {
+	if (escrow_vms_are_shut_down())
+		return -ENODEV;
 	switch (cmd) {
 	case GUNYAH_CREATE_VM:
 		/* The only type of VM that there is. */
@@ -43,6 +45,13 @@ static struct miscdevice escrow_dev = {
 	.groups = escrow_groups,
 };
 
+/* The node that Escrow adds to its host's tree; udev finds the module by it. */
+static const struct of_device_id escrow_ids[] = {
+	{ .compatible = "escrow,hypervisor" },
+	{}
+};
+MODULE_DEVICE_TABLE(of, escrow_ids);
+
 /*
  * An HVC that nobody answers is an undefined instruction, so the device tree
  * is asked first.
@@ -55,7 +64,7 @@ static bool __init escrow_is_below(void)
 		pr_err("this kernel runs at EL2 itself, not under Escrow\n");
 		return false;
 	}
-	node = of_find_compatible_node(NULL, NULL, "escrow,hypervisor");
+	node = of_find_matching_node(NULL, escrow_ids);
 	if (!node) {
 		pr_err("not running under Escrow: the device tree names no escrow,hypervisor\n");
 		return false;
@@ -68,40 +77,30 @@ static bool __init escrow_is_below(void)
 	return true;
 }
 
-/* An image of all memory cannot be taken while some of it is out of reach. */
-static int escrow_pm_notify(struct notifier_block *block, unsigned long event, void *data)
-{
-	if (event != PM_HIBERNATION_PREPARE || !escrow_vm_exists())
-		return NOTIFY_DONE;
-	pr_warn("no hibernation while there are VMs\n");
-	return notifier_from_errno(-EBUSY);
-}
-
-static struct notifier_block escrow_pm = {
-	.notifier_call = escrow_pm_notify,
-};
-
 static int __init escrow_init(void)
 {
 	int err;
 
 	if (!escrow_is_below())
 		return -ENODEV;
-	err = register_pm_notifier(&escrow_pm);
+	err = escrow_power_init();
 	if (err)
 		return err;
 	err = misc_register(&escrow_dev);
 	if (err) {
 		pr_err("cannot register /dev/gunyah: %d\n", err);
-		unregister_pm_notifier(&escrow_pm);
+		escrow_power_exit();
+		return err;
 	}
-	return err;
+	escrow_debugfs_init();
+	return 0;
 }
 
 static void __exit escrow_exit(void)
 {
+	escrow_debugfs_exit();
 	misc_deregister(&escrow_dev);
-	unregister_pm_notifier(&escrow_pm);
+	escrow_power_exit();
 	escrow_vm_exit();
 }
 
@@ -109,4 +108,6 @@ module_init(escrow_init);
 module_exit(escrow_exit);
 
 MODULE_DESCRIPTION("Guests on memory that is held in escrow");
+MODULE_AUTHOR("The Escrow authors");
 MODULE_LICENSE("GPL");
+MODULE_VERSION(ESCROW_VERSION);

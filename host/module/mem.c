@@ -218,6 +218,7 @@ static int escrow_mem_release(struct inode *inode, struct file *file)
 	unsigned long index;
 	int err;
 
+	escrow_listing_remove(&escrow_memories, &mem->listing);
 	filemap_invalidate_lock(inode->i_mapping);
 	err = __escrow_mem_take_back(mem, 0, ULONG_MAX, 0, -1, true);
 	/*
@@ -315,6 +316,7 @@ int escrow_mem_create(const struct gunyah_create_guest_mem_args *args)
 	/* What makes ftruncate and fallocate look at it. */
 	inode->i_mode |= S_IFREG;
 	i_size_write(inode, args->size);
+	escrow_listing_add(&escrow_memories, &mem->listing);
 	fd_install(fd, file);
 	return fd;
 

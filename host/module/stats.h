@@ -73,9 +73,9 @@ static inline void escrow_note_reclaim(u64 memory, u64 vm, u64 offset, u32 pages
 
 /*
  * A place in a list of all objects of a kind, and who made the object. The
- * object is listed once it is complete and until its end begins; the lists'
- * mutexes are taken inside of all other locks, and nothing is taken inside of
- * them but spinlocks.
+ * lists' mutexes are taken inside of all other locks of the module, and
+ * nothing is taken inside of them. An object on a list is not freed while the
+ * mutex is held, but may be about to end.
  */
 struct escrow_listing {
 	struct list_head link;
@@ -89,9 +89,31 @@ struct escrow_list {
 };
 
 extern struct escrow_list escrow_memories;
+extern struct escrow_list escrow_vms;
 
 void escrow_listing_add(struct escrow_list *list, struct escrow_listing *listing);
+/* With the list's lock. */
+void __escrow_listing_add(struct escrow_list *list, struct escrow_listing *listing);
 /* Also of what was never added, if it is zero. */
 void escrow_listing_remove(struct escrow_list *list, struct escrow_listing *listing);
+
+/* What there is at the moment; pages are of 4 KiB. */
+enum escrow_total {
+	ESCROW_TOTAL_MEMORIES,
+	ESCROW_TOTAL_PRESENT, /* pages of memories that the host has for itself */
+	ESCROW_TOTAL_LENT,
+	ESCROW_TOTAL_SHARED,
+	ESCROW_TOTAL_QUARANTINED, /* pages that Escrow should have given back */
+	ESCROW_TOTAL_VMS, /* also those whose files are closed, until all is home */
+	ESCROW_TOTAL_METADATA, /* pages that Escrow keeps VMs in */
+	ESCROW_TOTAL_REMAINS, /* VMs that nobody has a file of, whose pages do not come */
+	ESCROW_TOTALS
+};
+
+/* As they are called in sysfs and debugfs. */
+extern const char *const escrow_total_names[ESCROW_TOTALS];
+extern const char *const escrow_event_names[ESCROW_EVENTS];
+
+void escrow_totals(u64 totals[ESCROW_TOTALS]);
 
 #endif

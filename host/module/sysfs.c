@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* What Escrow says of itself: /sys/class/misc/gunyah/escrow/. */
+/*
+ * /sys/class/misc/gunyah/: what Escrow says of itself (escrow/), and what the
+ * module has counted (shim/; units in stats.h).
+ */
 
 #include <linux/device.h>
 #include <linux/sysfs.h>
@@ -56,6 +59,76 @@ static ssize_t pages_show(struct device *dev, struct device_attribute *attr, cha
 }
 static DEVICE_ATTR_RO(pages);
 
+/* One number of the module's own; which one is told by the attribute. */
+struct escrow_shim_attr {
+	struct device_attribute attr;
+	int which;
+};
+
+static int escrow_which(struct device_attribute *attr)
+{
+	return container_of(attr, struct escrow_shim_attr, attr)->which;
+}
+
+static ssize_t total_show(struct device *dev, struct device_attribute *attr, char *buf)
+{
+	u64 totals[ESCROW_TOTALS];
+
+	escrow_totals(totals);
+	return sysfs_emit(buf, "%llu\n", totals[escrow_which(attr)]);
+}
+
+static ssize_t event_show(struct device *dev, struct device_attribute *attr, char *buf)
+{
+	return sysfs_emit(buf, "%llu\n", escrow_event_total(escrow_which(attr)));
+}
+
+#define ESCROW_SHIM_ATTR(kind, name, number) \
+	static struct escrow_shim_attr shim_attr_##name = { \
+		.attr = __ATTR(name, 0444, kind##_show, NULL), \
+		.which = number, \
+	}
+
+ESCROW_SHIM_ATTR(total, memories, ESCROW_TOTAL_MEMORIES);
+ESCROW_SHIM_ATTR(total, present, ESCROW_TOTAL_PRESENT);
+ESCROW_SHIM_ATTR(total, lent, ESCROW_TOTAL_LENT);
+ESCROW_SHIM_ATTR(total, shared, ESCROW_TOTAL_SHARED);
+ESCROW_SHIM_ATTR(total, quarantined, ESCROW_TOTAL_QUARANTINED);
+ESCROW_SHIM_ATTR(total, vms, ESCROW_TOTAL_VMS);
+ESCROW_SHIM_ATTR(total, metadata, ESCROW_TOTAL_METADATA);
+ESCROW_SHIM_ATTR(total, remains, ESCROW_TOTAL_REMAINS);
+ESCROW_SHIM_ATTR(event, lends, ESCROW_LENDS);
+ESCROW_SHIM_ATTR(event, shares, ESCROW_SHARES);
+ESCROW_SHIM_ATTR(event, refusals, ESCROW_REFUSALS);
+ESCROW_SHIM_ATTR(event, retries, ESCROW_RETRIES);
+ESCROW_SHIM_ATTR(event, reclaims, ESCROW_RECLAIMS);
+ESCROW_SHIM_ATTR(event, unlocks, ESCROW_UNLOCKS);
+ESCROW_SHIM_ATTR(event, kept, ESCROW_KEPT);
+
+static struct attribute *shim_attrs[] = {
+	&shim_attr_memories.attr.attr,
+	&shim_attr_present.attr.attr,
+	&shim_attr_lent.attr.attr,
+	&shim_attr_shared.attr.attr,
+	&shim_attr_quarantined.attr.attr,
+	&shim_attr_vms.attr.attr,
+	&shim_attr_metadata.attr.attr,
+	&shim_attr_remains.attr.attr,
+	&shim_attr_lends.attr.attr,
+	&shim_attr_shares.attr.attr,
+	&shim_attr_refusals.attr.attr,
+	&shim_attr_retries.attr.attr,
+	&shim_attr_reclaims.attr.attr,
+	&shim_attr_unlocks.attr.attr,
+	&shim_attr_kept.attr.attr,
+	NULL,
+};
+
+static const struct attribute_group shim_group = {
+	.name = "shim",
+	.attrs = shim_attrs,
+};
+
 static struct attribute *escrow_attrs[] = {
 	&dev_attr_version.attr,
 	&dev_attr_cpus.attr,
@@ -71,5 +144,6 @@ static const struct attribute_group escrow_group = {
 
 const struct attribute_group *escrow_groups[] = {
 	&escrow_group,
+	&shim_group,
 	NULL,
 };

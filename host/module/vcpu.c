@@ -72,7 +72,7 @@ static int escrow_vcpu_bring(struct escrow_vcpu *vcpu, u64 guest, u64 access)
 	int err;
 
 	down_read(&vm->lock);
-	err = escrow_rs_vm_find(vm->core, guest, access, &place);
+	err = vm->is_closed ? -ENODEV : escrow_rs_vm_find(vm->core, guest, access, &place);
 	if (!err)
 		err = escrow_mem_give(vm, &place);
 	up_read(&vm->lock);
@@ -97,7 +97,7 @@ static int escrow_vcpu_check(struct escrow_vcpu *vcpu, struct escrow_exit *exit)
 	int ret = 0;
 
 	down_read(&vm->lock);
-	if (vcpu->is_removed || !escrow_rs_vm_is_started(vm->core))
+	if (vm->is_closed || vcpu->is_removed || !escrow_rs_vm_is_started(vm->core))
 		ret = -ENODEV;
 	else if (escrow_rs_vm_status(vm->core, exit))
 		ret = 1;
@@ -265,10 +265,9 @@ int escrow_vcpu_add(struct escrow_vm *vm, u32 id)
 		goto err_free;
 	}
 
-	if (down_write_killable(&vm->lock)) {
-		err = -EINTR;
+	err = escrow_vm_lock(vm);
+	if (err)
 		goto err_fd;
-	}
 	err = escrow_rs_vm_add_vcpu(vm->core, vm, id, &vcpu->core);
 	if (!err) {
 		file = anon_inode_getfile("[gunyah-vcpu]", &escrow_vcpu_fops, vcpu, O_RDWR);

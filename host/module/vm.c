@@ -24,14 +24,6 @@ static DEFINE_MUTEX(remains_lock);
 static LIST_HEAD(remains);
 static DECLARE_DELAYED_WORK(remains_work, escrow_remains_work);
 
-/* VMs that EL2 may have pages of. */
-static atomic_t alive = ATOMIC_INIT(0);
-
-bool escrow_vm_exists(void)
-{
-	return atomic_read(&alive) != 0;
-}
-
 struct escrow_vm *escrow_vm_hold(struct escrow_vm *vm)
 {
 	kref_get(&vm->ref);
@@ -66,8 +58,6 @@ static int escrow_vm_give_metadata(struct escrow_vm *vm, u32 count)
 	}
 	if (!err && !vm->handle) {
 		err = escrow_rs_vm_create(escrow_batch_address(batch), batch->count, &vm->handle);
-		if (!err)
-			atomic_inc(&alive);
 	} else if (!err) {
 		err = escrow_rs_vm_top_up(vm->handle, escrow_batch_address(batch), batch->count);
 	}
@@ -189,17 +179,52 @@ static int escrow_vm_destroy(struct escrow_vm *vm)
  */
 static bool escrow_vm_end(struct escrow_vm *vm)
 {
-	if (escrow_vm_destroy(vm))
-		return false;
-	if (escrow_vm_take_back(vm, -1, true))
-		return false;
-	return escrow_vm_reclaim_metadata(vm);
+	/* Without a handle, its creation failed before EL2 got anything. */
+	if (vm->handle && !vm->is_home) {
+		if (escrow_vm_destroy(vm))
+			return false;
+		if (escrow_vm_take_back(vm, -1, true))
+			return false;
+		if (!escrow_vm_reclaim_metadata(vm))
+			return false;
+	}
+	WRITE_ONCE(vm->is_home, true);
+	escrow_vms_changed();
+	return true;
+}
+
+/*
+ * Ends the VM while others have files of it: from then on these answer ENODEV,
+ * and closing them finds nothing left to do. The caller has a reference, and
+ * no lock. What others do with the VM they do under vm->lock, so with it for
+ * writing the VM is ours; a vCPU that runs its guest has no lock, and EL2 ends
+ * its run when the VM is destroyed.
+ */
+void escrow_vm_shut_down(struct escrow_vm *vm)
+{
+	WRITE_ONCE(vm->is_closed, true);
+	WRITE_ONCE(vm->is_down, true);
+	wake_up_all(&vm->wait);
+	down_write(&vm->lock);
+	if (!escrow_vm_end(vm))
+		pr_err("VM %#llx: Escrow keeps pages of it\n", vm->handle);
+	up_write(&vm->lock);
+}
+
+/* For an ioctl: -EINTR, or -ENODEV if there is no VM any more. */
+int escrow_vm_lock(struct escrow_vm *vm)
+{
+	if (down_write_killable(&vm->lock))
+		return -EINTR;
+	if (!vm->is_closed)
+		return 0;
+	up_write(&vm->lock);
+	return -ENODEV;
 }
 
 static void escrow_vm_free(struct escrow_vm *vm)
 {
-	if (vm->handle)
-		atomic_dec(&alive);
+	escrow_vms_leave(vm);
 	/* The bindings let go of their memories. */
 	escrow_rs_vm_free(vm->core);
 	escrow_batch_free(vm->batch);
@@ -216,6 +241,7 @@ static void escrow_vm_last(struct kref *ref)
 	}
 	pr_warn("VM %#llx: Escrow keeps pages of it; they are set aside\n", vm->handle);
 	__module_get(THIS_MODULE);
+	WRITE_ONCE(vm->is_left, true);
 	mutex_lock(&remains_lock);
 	list_add_tail(&vm->remains, &remains);
 	mutex_unlock(&remains_lock);
@@ -247,6 +273,13 @@ static void escrow_remains_work(struct work_struct *work)
 		schedule_delayed_work(&remains_work, REMAINS_PERIOD);
 }
 
+/* Looks after all remains once, now. */
+void escrow_vm_flush_remains(void)
+{
+	mod_delayed_work(system_wq, &remains_work, 0);
+	flush_delayed_work(&remains_work);
+}
+
 void escrow_vm_exit(void)
 {
 	/* Whatever is left holds the module; this waits for the work's return. */
@@ -260,8 +293,9 @@ static int escrow_vm_set_dtb(struct escrow_vm *vm, void __user *argp)
 
 	if (copy_from_user(&config, argp, sizeof(config)))
 		return -EFAULT;
-	if (down_write_killable(&vm->lock))
-		return -EINTR;
+	err = escrow_vm_lock(vm);
+	if (err)
+		return err;
 	err = escrow_rs_vm_set_dtb(vm->core, &config);
 	up_write(&vm->lock);
 	return err;
@@ -274,8 +308,9 @@ static int escrow_vm_set_boot_context(struct escrow_vm *vm, void __user *argp)
 
 	if (copy_from_user(&context, argp, sizeof(context)))
 		return -EFAULT;
-	if (down_write_killable(&vm->lock))
-		return -EINTR;
+	err = escrow_vm_lock(vm);
+	if (err)
+		return err;
 	err = escrow_rs_vm_set_boot_context(vm->core, &context);
 	up_write(&vm->lock);
 	return err;
@@ -315,12 +350,14 @@ static int escrow_vm_map(struct escrow_vm *vm, void __user *argp)
 	mem = escrow_mem_of(file);
 	if (!mem) {
 		err = -EINVAL;
-	} else if (down_write_killable(&vm->lock)) {
-		err = -EINTR;
 	} else {
-		err = request.unbind ? escrow_vm_unbind(vm, &request, mem) :
-				       escrow_rs_vm_bind(vm->core, vm, &request, mem);
-		up_write(&vm->lock);
+		err = escrow_vm_lock(vm);
+		if (!err) {
+			err = request.unbind ?
+				escrow_vm_unbind(vm, &request, mem) :
+				escrow_rs_vm_bind(vm->core, vm, &request, mem);
+			up_write(&vm->lock);
+		}
 	}
 	fput(file);
 	return err;
@@ -331,8 +368,9 @@ static int escrow_vm_start(struct escrow_vm *vm)
 	struct escrow_place place;
 	int err;
 
-	if (down_write_killable(&vm->lock))
-		return -EINTR;
+	err = escrow_vm_lock(vm);
+	if (err)
+		return err;
 	err = escrow_rs_vm_check_start(vm->core, num_online_cpus(), &place);
 	if (err > 0) {
 		err = escrow_mem_give(vm, &place);
@@ -362,8 +400,9 @@ static int escrow_vm_function(struct escrow_vm *vm, void __user *argp, bool add)
 	if (add)
 		return escrow_vcpu_add(vm, id);
 
-	if (down_write_killable(&vm->lock))
-		return -EINTR;
+	err = escrow_vm_lock(vm);
+	if (err)
+		return err;
 	err = escrow_rs_vm_remove_vcpu(vm->core, id);
 	if (!err && vm->vcpus[id]) {
 		vm->vcpus[id]->is_removed = true;
@@ -409,10 +448,27 @@ static const struct file_operations escrow_vm_fops = {
 	.release = escrow_vm_close,
 };
 
+/* Creates the VM at EL2 and a file for it, which has the caller's reference. */
+static int escrow_vm_set_up(struct escrow_vm *vm)
+{
+	int err;
+
+	vm->batch = escrow_batch_alloc(ESCROW_BATCH);
+	if (!vm->batch)
+		return -ENOMEM;
+	err = escrow_vm_donate(vm, escrow_rs_metadata_initial());
+	if (err)
+		return err;
+	vm->core = escrow_rs_vm_new(vm->handle);
+	if (!vm->core)
+		return -ENOMEM;
+	return anon_inode_getfd("[gunyah-vm]", &escrow_vm_fops, vm, O_RDWR | O_CLOEXEC);
+}
+
 int escrow_vm_create(void)
 {
 	struct escrow_vm *vm;
-	int ret;
+	int err;
 
 	vm = kzalloc(sizeof(*vm), GFP_KERNEL_ACCOUNT);
 	if (!vm)
@@ -422,19 +478,19 @@ int escrow_vm_create(void)
 	init_waitqueue_head(&vm->wait);
 	mutex_init(&vm->metadata_lock);
 	INIT_LIST_HEAD(&vm->metadata_pages);
-	vm->batch = escrow_batch_alloc(ESCROW_BATCH);
-	ret = vm->batch ? escrow_vm_donate(vm, escrow_rs_metadata_initial()) : -ENOMEM;
-	if (!ret) {
-		vm->core = escrow_rs_vm_new(vm->handle);
-		ret = vm->core ? anon_inode_getfd("[gunyah-vm]", &escrow_vm_fops, vm,
-						  O_RDWR | O_CLOEXEC) : -ENOMEM;
+	err = escrow_vms_enter(vm);
+	if (err) {
+		kfree(vm);
+		return err;
 	}
-	if (ret >= 0)
-		return ret;
-	/* With a handle, EL2 has pages of ours. */
-	if (vm->handle)
-		escrow_vm_release(vm);
-	else
-		escrow_vm_free(vm);
-	return ret;
+	/* Others see it in the list, and may end it at once. */
+	err = escrow_vm_lock(vm);
+	if (!err) {
+		err = escrow_vm_set_up(vm);
+		up_write(&vm->lock);
+	}
+	if (err >= 0)
+		return err;
+	escrow_vm_release(vm);
+	return err;
 }

@@ -37,6 +37,12 @@ pub extern "C" fn escrow_rs_vm_destroy(vm: u64) -> i32 {
     status(hypercall::vm_destroy(&mut Hvc, vm).map_err(Errno::from))
 }
 
+/// Counts of a VM: see [`hypercall::vm_info`]. ENODEV: it has ended.
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_vm_info(vm: u64, out: &mut [u64; 4]) -> i32 {
+    store(hypercall::vm_info(&mut Hvc, vm).map_err(Errno::from), out)
+}
+
 /// Lends or shares the pages of a list. On an error that concerns one of
 /// them, `index` is its place and `detail` what Escrow says about it.
 #[unsafe(no_mangle)]

@@ -159,6 +159,12 @@ pub fn vm_destroy(hv: &mut impl Hypervisor, vm: u64) -> Result<(), Refused> {
     }
 }
 
+/// Counts of a VM: its state (0 created, 1 started, 2 ending), the pages that
+/// its guest reaches, its metadata pages, and those of them that are free.
+pub fn vm_info(hv: &mut impl Hypervisor, vm: u64) -> Result<[u64; 4], Refused> {
+    call(hv, call::VM_INFO, &[vm])
+}
+
 /// Creates a vCPU. → its handle
 pub fn vcpu_create(
     hv: &mut impl Hypervisor,

@@ -19,6 +19,8 @@ use super::cargo::{Build, Kind, only};
 use crate::setup::{Kernel, SOFTFLOAT, Setup};
 use crate::shell::{Step, find_program, run_quietly, write_if_changed};
 
+/// Made for the C files: the workspace's version.
+const VERSION_HEADER: &str = "escrow_version.h";
 /// What Kbuild files call the Rust half.
 const RUST_OBJECT: &str = "escrow_rust.o";
 /// How the Rust half is linked.
@@ -86,6 +88,8 @@ fn build_for(
     let work = workspace.paths().module_build(&kernel.release, name);
     let source = workspace.root().join(source);
     let mut changed = stage(&source, &work)?;
+    let version = format!("#define ESCROW_VERSION \"{}\"\n", env!("CARGO_PKG_VERSION"));
+    changed |= write_if_changed(&work.join(VERSION_HEADER), version.as_bytes())?;
     if let Some(library) = library {
         changed |= prelink(library, &source.join(RUST_SCRIPT), &work)?;
     }
@@ -116,7 +120,7 @@ fn stage(source: &Path, work: &Path) -> Result<bool> {
     if work.exists() {
         for stale in sources(work)?.iter().filter(|path| !staged.contains(*path)) {
             // Kbuild leaves generated C files beside the others.
-            if !stale.to_string_lossy().ends_with(".mod.c") {
+            if !stale.to_string_lossy().ends_with(".mod.c") && !stale.ends_with(VERSION_HEADER) {
                 fs::remove_file(stale)?;
                 changed = true;
             }
