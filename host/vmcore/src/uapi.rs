@@ -25,6 +25,26 @@ pub const DEVICE: &str = "/dev/gunyah";
 /// [`FrameState`], in the order of its numbers; `NAME` is [`state_name`]).
 pub const SYSFS_DIR: &str = "/sys/class/misc/gunyah/escrow";
 
+/// Folder of files that tell what the shim has counted, one decimal number in
+/// each: [`SHIM_TOTALS`] as they are, [`SHIM_EVENTS`] since it was loaded.
+pub const SHIM_SYSFS_DIR: &str = "/sys/class/misc/gunyah/shim";
+
+/// Files of [`SHIM_SYSFS_DIR`]: memories; their 4 KiB pages that the host has
+/// for itself, that are lent, shared, and kept by Escrow though they should be
+/// home; VMs; pages that Escrow keeps VMs in; VMs that only wait for pages.
+pub const SHIM_TOTALS: [&str; 8] =
+    ["memories", "present", "lent", "shared", "quarantined", "vms", "metadata", "remains"];
+
+/// Files of [`SHIM_SYSFS_DIR`], in 4 KiB pages: lent; shared; not lent because
+/// somebody used them; (looks at such users again, not pages); come home; of
+/// these, unlocked by guests that live on; asked back in vain.
+pub const SHIM_EVENTS: [&str; 7] =
+    ["lends", "shares", "refusals", "retries", "reclaims", "unlocks", "kept"];
+
+/// Folder with a list of the memories (`memories`) and VMs (`vms`) of the
+/// shim. The first line of each names the columns.
+pub const DEBUGFS_DIR: &str = "/sys/kernel/debug/escrow";
+
 /// The name of a state in [`SYSFS_DIR`]'s `pages`.
 pub fn state_name(state: FrameState) -> impl Iterator<Item = u8> {
     let bytes = state.name().bytes().filter(|&byte| byte != b',');

@@ -12,6 +12,7 @@ mod guest;
 mod gunyah;
 mod host;
 mod info;
+mod stat;
 
 use std::process::ExitCode;
 
@@ -41,6 +42,11 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Show who has which pages: what `info` shows, what the shim has counted,
+    /// and each memory and VM
+    ///
+    /// Memories and VMs are listed for root alone.
+    Stat(stat::Arguments),
 }
 
 /// How the demo reports.
@@ -58,6 +64,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Demo(arguments) => demo(arguments),
         Command::Info { json } => info::print(json).map(|()| true),
+        Command::Stat(arguments) => stat::stat(arguments).map(|()| true),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,

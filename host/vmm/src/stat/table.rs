@@ -1,0 +1,288 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The report for people.
+
+use std::fmt::Write as _;
+
+use escrow_abi::{FrameState, PAGE_SIZE};
+
+use super::read::{Memory, Report, Vm};
+
+/// The terminal, if there is one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Screen {
+    /// Columns; longer lines are cut.
+    width: usize,
+    /// Lines; the rest is left out when the screen is redrawn.
+    height: usize,
+    /// Whether reports overwrite each other.
+    redraw: bool,
+}
+
+impl Screen {
+    /// The terminal of standard output, or a file without limits.
+    pub fn of(is_terminal: bool) -> Screen {
+        match terminal_size::terminal_size() {
+            Some((width, height)) if is_terminal && width.0 > 0 && height.0 > 0 => {
+                Screen { width: width.0.into(), height: height.0.into(), redraw: true }
+            }
+            _ => Screen { width: usize::MAX, height: usize::MAX, redraw: false },
+        }
+    }
+}
+
+/// The report as text; `before` is there if it is one of several.
+pub fn render(report: &Report, before: Option<&Report>, screen: Screen) -> String {
+    let mut lines = lines(report, before);
+    let mut text = String::new();
+    match (before.is_some(), screen.redraw) {
+        (true, true) => {
+            // The cursor goes home, and what is below is erased: no flicker.
+            text.push_str("\x1b[H\x1b[J");
+            // The last line stays free for the cursor.
+            lines.truncate(screen.height.saturating_sub(1));
+        }
+        // So that a reader sees where the next begins.
+        (true, false) => lines.push(String::new()),
+        (false, _) => {}
+    }
+    for line in lines {
+        text.extend(line.trim_end().chars().take(screen.width));
+        text.push('\n');
+    }
+    text
+}
+
+fn lines(report: &Report, before: Option<&Report>) -> Vec<String> {
+    let Report { escrow, shim, .. } = report;
+    let mut lines = vec![
+        format!("Escrow {}: {} CPUs, {} VMs", escrow.version, escrow.cpus, escrow.vms),
+        String::new(),
+        format!("{:<26}{:>10}{:>12}", "ESCROW'S PAGES", "4 KIB", "SIZE"),
+    ];
+    for state in FrameState::ALL {
+        let pages = escrow.pages_in(state);
+        lines.push(format!("{:<26}{pages:>10}{:>12}", state.name(), size(pages * PAGE_SIZE)));
+    }
+    lines.push(String::new());
+
+    lines
+        .push(format!("{:<14}{:>10}    {:<14}{:>10}", "THE SHIM NOW", "", "SINCE IT IS", "LOADED"));
+    let now = [
+        ("memories", shim.memories),
+        ("present", shim.present),
+        ("lent", shim.lent),
+        ("shared", shim.shared),
+        ("quarantined", shim.quarantined),
+        ("VMs", shim.vms),
+        ("metadata", shim.metadata),
+        ("remains", shim.remains),
+    ];
+    let old = before.map(|before| &before.shim);
+    let since = [
+        ("lends", shim.lends, old.map(|old| old.lends)),
+        ("shares", shim.shares, old.map(|old| old.shares)),
+        ("refusals", shim.refusals, old.map(|old| old.refusals)),
+        ("retries", shim.retries, old.map(|old| old.retries)),
+        ("reclaims", shim.reclaims, old.map(|old| old.reclaims)),
+        ("unlocks", shim.unlocks, old.map(|old| old.unlocks)),
+        ("kept", shim.kept, old.map(|old| old.kept)),
+    ];
+    let mut since = since.iter();
+    for (name, value) in now {
+        let mut line = format!("{name:<14}{value:>10}");
+        if let Some((name, value, old)) = since.next() {
+            // Writing to a String cannot fail.
+            let _ = write!(line, "    {name:<14}{value:>10}");
+            if let Some(more) = old.map(|old| value.saturating_sub(old)).filter(|&more| more > 0) {
+                let _ = write!(line, "  +{more}");
+            }
+        }
+        lines.push(line);
+    }
+    lines.push(String::new());
+
+    if let Some(why) = &report.lists_missing {
+        lines.push(format!("no list of memories and VMs: {why}"));
+    }
+    if let Some(memories) = &report.memories {
+        lines.push(format!(
+            "{:<10}{:>12}{:>10}{:>10}{:>10}{:>12}  {}",
+            "MEMORY", "SIZE", "PRESENT", "LENT", "SHARED", "QUARANTINED", "CREATOR"
+        ));
+        lines.extend(memories.iter().map(memory));
+        lines.push(String::new());
+    }
+    if let Some(vms) = &report.vms {
+        lines.push(format!(
+            "{:<20}{:<9}{:>6}{:>10}{:>10}{:>7}  {}",
+            "VM", "STATE", "VCPUS", "MAPPED", "METADATA", "FREE", "CREATOR"
+        ));
+        lines.extend(vms.iter().map(vm));
+    }
+    lines
+}
+
+fn memory(memory: &Memory) -> String {
+    let Memory { inode, present, lent, shared, quarantined, creator, .. } = memory;
+    format!(
+        "{inode:<10}{:>12}{present:>10}{lent:>10}{shared:>10}{quarantined:>12}  {creator} {}",
+        size(memory.size),
+        printable(&memory.name),
+    )
+}
+
+fn vm(vm: &Vm) -> String {
+    let Vm { handle, state, vcpus, mapped, metadata, free, creator, .. } = vm;
+    format!(
+        "{handle:<20}{state:<9}{vcpus:>6}{mapped:>10}{metadata:>10}{free:>7}  {creator} {}",
+        printable(&vm.name),
+    )
+}
+
+/// A process may call itself anything; a terminal obeys some of it.
+fn printable(name: &str) -> String {
+    name.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+}
+
+/// Bytes, for people: at least two digits, and one behind the point.
+fn size(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
+    let mut value = bytes as f64 / 1024.0;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    let digits = usize::from(unit > 0);
+    format!("{value:.digits$} {}", UNITS.get(unit).unwrap_or(&""))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::host::Facts;
+    use crate::stat::read::Shim;
+
+    const FILE: Screen = Screen { width: usize::MAX, height: usize::MAX, redraw: false };
+
+    fn report() -> Report {
+        let pages: BTreeMap<_, _> = FrameState::ALL
+            .into_iter()
+            .map(|state| (state.name(), if state == FrameState::Lent { 300 } else { 0 }))
+            .collect();
+        Report {
+            time_ms: 1,
+            escrow: Facts { version: "1.2.3".into(), cpus: 2, vms: 1, pages },
+            shim: Shim { lent: 300, lends: 305, refusals: 4, ..Shim::default() },
+            memories: Some(vec![Memory {
+                inode: 41,
+                size: 3 << 20,
+                present: 1,
+                lent: 300,
+                shared: 2,
+                quarantined: 3,
+                creator: 77,
+                name: "bad\x1b[2Jname".into(),
+            }]),
+            vms: Some(vec![Vm {
+                handle: "0x10001".into(),
+                state: "started".into(),
+                vcpus: 2,
+                mapped: 302,
+                metadata: 20,
+                free: 5,
+                creator: 77,
+                name: "vmm".into(),
+            }]),
+            lists_missing: None,
+        }
+    }
+
+    fn line_with<'a>(text: &'a str, start: &str) -> &'a str {
+        text.lines().find(|line| line.starts_with(start)).unwrap_or_else(|| panic!("{text}"))
+    }
+
+    #[test]
+    fn everything_has_a_line() {
+        let text = render(&report(), None, FILE);
+        assert_eq!(line_with(&text, "Escrow 1"), "Escrow 1.2.3: 2 CPUs, 1 VMs");
+        let words = |start: &str| line_with(&text, start).split_whitespace().collect::<Vec<_>>();
+        assert_eq!(words("lent  ")[..], ["lent", "300", "1.2", "MiB"]);
+        assert_eq!(words("memories")[..], ["memories", "0", "lends", "305"]);
+        let memory = ["41", "3.0", "MiB", "1", "300", "2", "3", "77", "bad?[2Jname"];
+        assert_eq!(words("41")[..], memory);
+        let vm = ["0x10001", "started", "2", "302", "20", "5", "77", "vmm"];
+        assert_eq!(words("0x10001")[..], vm);
+        assert!(!text.contains('\x1b'));
+    }
+
+    #[test]
+    fn what_has_come_is_told() {
+        let before = report();
+        let mut now = report();
+        now.shim.lends += 7;
+        let text = render(&now, Some(&before), FILE);
+        assert!(line_with(&text, "memories").ends_with("312  +7"), "{text}");
+        assert!(!line_with(&text, "lent  ").contains('+'));
+        // A module that was loaded anew has counted from 0.
+        let text = render(&before, Some(&now), FILE);
+        assert!(!text.contains('+'));
+        assert!(text.ends_with("\n\n"), "one report ends where the next begins");
+    }
+
+    #[test]
+    fn without_lists() {
+        let report =
+            Report { memories: None, vms: None, lists_missing: Some("why".into()), ..report() };
+        let text = render(&report, None, FILE);
+        assert!(text.contains("no list of memories and VMs: why\n"));
+        assert!(!text.contains("MEMORY"));
+    }
+
+    #[test]
+    fn a_screen_is_kept() {
+        let screen = Screen { width: 20, height: 6, redraw: true };
+        let text = render(&report(), Some(&report()), screen);
+        let text = text.strip_prefix("\x1b[H\x1b[J").unwrap();
+        assert_eq!(text.lines().count(), 5);
+        assert!(text.lines().all(|line| line.chars().count() <= 20));
+        // Once, nothing scrolls away that cannot be scrolled back to.
+        let text = render(&report(), None, screen);
+        assert!(text.lines().count() > 20 && !text.contains('\x1b'));
+    }
+
+    #[test]
+    fn sizes() {
+        for (bytes, text) in [
+            (0, "0 KiB"),
+            (4096, "4 KiB"),
+            (1 << 20, "1.0 MiB"),
+            (3 << 29, "1.5 GiB"),
+            (u64::MAX, "16384.0 PiB"),
+        ] {
+            assert_eq!(size(bytes), text);
+        }
+    }
+
+    #[test]
+    fn json_has_the_documented_names() {
+        let value = serde_json::to_value(report()).unwrap();
+        for path in [
+            "/time_ms",
+            "/escrow/version",
+            "/escrow/pages/lent",
+            "/shim/refusals",
+            "/shim/quarantined",
+            "/memories/0/inode",
+            "/memories/0/creator",
+            "/vms/0/handle",
+            "/vms/0/metadata",
+            "/lists_missing",
+        ] {
+            assert!(value.pointer(path).is_some(), "{path}");
+        }
+    }
+}
