@@ -60,6 +60,24 @@ struct escrow_vcpu_core {
 
 /* Rust's alone. */
 struct escrow_vm_core;
+struct escrow_ioeventfds;
+
+/* A function's argument, with zeros behind its end. */
+union escrow_fn_arg {
+	u64 words[4];
+	struct gunyah_fn_vcpu_arg vcpu;
+	struct gunyah_fn_irqfd_arg irqfd;
+	struct gunyah_fn_ioeventfd_arg ioeventfd;
+};
+
+/* A checked function. */
+struct escrow_function {
+	u32 type;
+	u32 id; /* a vCPU's number, an IRQFD's label */
+	s32 fd; /* of what is to be added */
+	bool level;
+	u8 reserved[3];
+};
 
 /* An entry of a list that goes to EL2. */
 struct escrow_entry {
@@ -89,6 +107,7 @@ struct escrow_map_request {
 };
 
 struct escrow_mem;
+struct eventfd_ctx;
 
 /* Guest addresses and the memory behind them. */
 struct escrow_place {
@@ -113,13 +132,14 @@ enum escrow_step_kind {
 	ESCROW_STEP_BRING = 3,
 	ESCROW_STEP_DOWN = 4,
 	ESCROW_STEP_EXIT = 5,
+	ESCROW_STEP_WRITE = 6,
 };
 
 struct escrow_step {
 	u32 kind;
-	u32 down;
+	u32 down; /* of WRITE: the size */
 	u64 at;
-	u64 access;
+	u64 access; /* of WRITE: the value */
 	struct escrow_exit exit;
 };
 
@@ -135,6 +155,8 @@ static_assert(sizeof(struct escrow_place) == 40);
 static_assert(sizeof(struct escrow_exit) == 32);
 static_assert(sizeof(struct escrow_step) == 56);
 static_assert(sizeof(struct gunyah_vcpu_run) == 40);
+static_assert(sizeof(union escrow_fn_arg) == 32);
+static_assert(sizeof(struct escrow_function) == 16);
 
 /* One page, of a memory or of a VM's metadata. */
 struct escrow_page {
@@ -182,6 +204,7 @@ struct escrow_vm {
 	bool is_home; /* EL2 has nothing of it any more, and gets nothing */
 	wait_queue_head_t wait; /* vCPUs that sleep for their guests */
 	struct escrow_vcpu *vcpus[ESCROW_VCPUS_MAX]; /* no references */
+	struct escrow_ioeventfds *ioeventfds; /* NULL until there is one */
 
 	struct mutex metadata_lock;
 	struct escrow_metadata metadata;
@@ -253,6 +276,19 @@ bool escrow_vms_are_shut_down(void);
 
 /* vcpu.c */
 int escrow_vcpu_add(struct escrow_vm *vm, u32 id);
+int escrow_vcpu_remove(struct escrow_vm *vm, u32 id);
+
+/* function.c */
+int escrow_function_add(struct escrow_vm *vm, void __user *argp);
+int escrow_function_remove(struct escrow_vm *vm, void __user *argp);
+void escrow_functions_end(struct escrow_vm *vm);
+
+/* ioeventfd.c */
+int escrow_ioeventfd_add(struct escrow_vm *vm, s32 fd, const struct gunyah_fn_desc *desc,
+			 const union escrow_fn_arg *arg);
+int escrow_ioeventfd_remove(struct escrow_vm *vm, const struct gunyah_fn_desc *desc,
+			    const union escrow_fn_arg *arg);
+bool escrow_ioeventfd_write(struct escrow_vm *vm, u64 address, u32 size, u64 data);
 
 /* sysfs.c */
 extern const struct attribute_group *escrow_groups[];
@@ -277,6 +313,8 @@ bool escrow_pause(u32 microseconds);
 int escrow_vm_donate(struct escrow_vm *vm, u64 pages);
 void escrow_mem_get(struct escrow_mem *mem);
 void escrow_mem_put(struct escrow_mem *mem);
+void escrow_event_signal(struct eventfd_ctx *event);
+void escrow_event_put(struct eventfd_ctx *event);
 
 /*
  * What Rust offers; documented there, in src/. Pointers are not NULL. All
@@ -332,9 +370,24 @@ int escrow_rs_map_check(const struct gunyah_map_mem_args *args,
 			struct escrow_map_request *request);
 /* 1: close on exec */
 int escrow_rs_create_mem_check(const struct gunyah_create_guest_mem_args *args);
-/* The vCPU's number. */
-int escrow_rs_function_check(const struct gunyah_fn_desc *desc,
-			     const struct gunyah_fn_vcpu_arg *arg);
+int escrow_rs_function_to_add(const struct gunyah_fn_desc *desc,
+			      const union escrow_fn_arg *arg, struct escrow_function *function);
+int escrow_rs_function_to_remove(const struct gunyah_fn_desc *desc,
+				 const union escrow_fn_arg *arg,
+				 struct escrow_function *function);
+
+/* IOEVENTFDs: under vm->lock, for writing unless const. */
+struct escrow_ioeventfds *escrow_rs_ioeventfds_new(void);
+void escrow_rs_ioeventfds_free(struct escrow_ioeventfds *events); /* may be NULL */
+/* Takes the reference over, also when it fails. */
+int escrow_rs_ioeventfd_add(struct escrow_ioeventfds *events, const struct gunyah_fn_desc *desc,
+			    const union escrow_fn_arg *arg, struct eventfd_ctx *event);
+int escrow_rs_ioeventfd_remove(struct escrow_ioeventfds *events,
+			       const struct gunyah_fn_desc *desc,
+			       const union escrow_fn_arg *arg);
+/* Whether there was an event for it. */
+bool escrow_rs_ioeventfd_write(const struct escrow_ioeventfds *events, u64 address, u32 size,
+			       u64 data);
 
 /* VMs: under vm->lock, for writing unless the core is const. */
 struct escrow_vm_core *escrow_rs_vm_new(u64 handle);
@@ -370,6 +423,7 @@ int escrow_rs_vcpu_resume(const struct escrow_vcpu_core *vcpu,
 			  const u64 answer[GUNYAH_EXIT_WORDS], u64 registers[8]);
 int escrow_rs_vcpu_ended(struct escrow_vcpu_core *vcpu, const u64 results[5],
 			 struct escrow_step *step);
+void escrow_rs_vcpu_write_done(struct escrow_vcpu_core *vcpu);
 void escrow_rs_vcpu_page_brought(struct escrow_vcpu_core *vcpu, u64 guest, int result,
 				 struct escrow_step *step);
 u64 escrow_rs_nanoseconds_until(u64 now, u64 deadline, u32 frequency);

@@ -148,6 +148,13 @@ static long escrow_vcpu_run(struct escrow_vcpu *vcpu)
 			err = escrow_vcpu_bring(vcpu, guest, step.access);
 			escrow_rs_vcpu_page_brought(&vcpu->core, guest, err, &step);
 		}
+		if (step.kind == ESCROW_STEP_WRITE) {
+			if (escrow_ioeventfd_write(vcpu->vm, step.at, step.down, step.access)) {
+				escrow_rs_vcpu_write_done(&vcpu->core);
+				continue;
+			}
+			step.kind = ESCROW_STEP_EXIT;
+		}
 		switch (step.kind) {
 		case ESCROW_STEP_SLEEP:
 			escrow_vcpu_sleep(vcpu, step.at == U64_MAX ? U64_MAX :
@@ -288,5 +295,20 @@ err_fd:
 	put_unused_fd(fd);
 err_free:
 	escrow_vcpu_free(vcpu);
+	return err;
+}
+
+int escrow_vcpu_remove(struct escrow_vm *vm, u32 id)
+{
+	int err;
+
+	if (down_write_killable(&vm->lock))
+		return -EINTR;
+	err = escrow_rs_vm_remove_vcpu(vm->core, id);
+	if (!err && vm->vcpus[id]) {
+		vm->vcpus[id]->is_removed = true;
+		vm->vcpus[id] = NULL;
+	}
+	up_write(&vm->lock);
 	return err;
 }

@@ -235,6 +235,7 @@ static void escrow_vm_last(struct kref *ref)
 {
 	struct escrow_vm *vm = container_of(ref, struct escrow_vm, ref);
 
+	escrow_functions_end(vm);
 	if (escrow_vm_end(vm)) {
 		escrow_vm_free(vm);
 		return;
@@ -381,6 +382,7 @@ static int escrow_vm_start(struct escrow_vm *vm)
 	return err;
 }
 
+<<<<<<< HEAD
 static int escrow_vm_function(struct escrow_vm *vm, void __user *argp, bool add)
 {
 	struct gunyah_fn_vcpu_arg arg = {};
@@ -412,6 +414,8 @@ static int escrow_vm_function(struct escrow_vm *vm, void __user *argp, bool add)
 	return err;
 }
 
+=======
+>>>>>>> bfe4403 (module: functions of their own; IOEVENTFD in the kernel)
 static long escrow_vm_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
 {
 	struct escrow_vm *vm = file->private_data;
@@ -423,9 +427,9 @@ static long escrow_vm_ioctl(struct file *file, unsigned int cmd, unsigned long a
 	case GUNYAH_VM_START:
 		return escrow_vm_start(vm);
 	case GUNYAH_VM_ADD_FUNCTION:
-		return escrow_vm_function(vm, argp, true);
+		return escrow_function_add(vm, argp);
 	case GUNYAH_VM_REMOVE_FUNCTION:
-		return escrow_vm_function(vm, argp, false);
+		return escrow_function_remove(vm, argp);
 	case GUNYAH_VM_MAP_MEM:
 		return escrow_vm_map(vm, argp);
 	case GUNYAH_VM_SET_BOOT_CONTEXT:

@@ -21,6 +21,8 @@ unsafe extern "C" {
     fn escrow_vm_donate(vm: NonNull<c_void>, pages: u64) -> i32;
     fn escrow_mem_get(mem: NonNull<c_void>);
     fn escrow_mem_put(mem: NonNull<c_void>);
+    fn escrow_event_signal(event: NonNull<c_void>);
+    fn escrow_event_put(event: NonNull<c_void>);
 }
 
 /// `hvc #0` on this CPU.
@@ -123,3 +125,23 @@ impl Drop for MemRef {
 #[derive(Clone, Copy)]
 #[repr(transparent)]
 pub(crate) struct MemPtr(pub(crate) NonNull<c_void>);
+
+/// A reference to a `struct eventfd_ctx`.
+#[derive(Debug)]
+#[repr(transparent)]
+pub(crate) struct EventRef(NonNull<c_void>);
+
+impl EventRef {
+    /// Adds one to the counter and wakes who waits for it.
+    pub(crate) fn signal(&self) {
+        // SAFETY: it is one, and this value holds a reference to it.
+        unsafe { escrow_event_signal(self.0) }
+    }
+}
+
+impl Drop for EventRef {
+    fn drop(&mut self) {
+        // SAFETY: gives up the reference that this value stands for.
+        unsafe { escrow_event_put(self.0) }
+    }
+}

@@ -17,12 +17,17 @@
 extern crate alloc;
 
 mod allocator;
+mod function;
 mod hypervisor;
 mod kernel;
 mod page;
 mod panic;
 mod vcpu;
 mod vm;
+
+use alloc::boxed::Box;
+use core::alloc::Layout;
+use core::ptr::NonNull;
 
 use escrow_abi::MemEntry;
 use escrow_memfd::{Counts, Folio};
@@ -44,6 +49,8 @@ const _: () = {
     assert!(size_of::<vcpu::CExit>() == 32);
     assert!(size_of::<vcpu::CStep>() == 56);
     assert!(size_of::<uapi::VcpuRun>() == 40);
+    assert!(size_of::<function::CFunction>() == 16);
+    assert!(size_of::<escrow_vmcore::function::Words>() == 32);
 };
 
 /// The C form of a result without a value.
@@ -57,4 +64,18 @@ fn status(result: Result<(), Errno>) -> i32 {
 /// The C form of a result whose value goes through a pointer.
 fn store<T>(result: Result<T, Errno>, to: &mut T) -> i32 {
     status(result.map(|value| *to = value))
+}
+
+/// Moves a value to the heap; `None` without memory. Types of no size are not
+/// for it.
+fn new<T>(value: T) -> Option<Box<T>> {
+    const { assert!(size_of::<T>() != 0) };
+    // SAFETY: the layout is not empty.
+    let block = NonNull::new(unsafe { alloc::alloc::alloc(Layout::new::<T>()) })?.cast::<T>();
+    // SAFETY: the block has the layout of a `T` and nobody else has it; it is
+    // initialised before a `Box` owns it, whose allocator it came from.
+    unsafe {
+        block.write(value);
+        Some(Box::from_raw(block.as_ptr()))
+    }
 }

@@ -29,13 +29,13 @@ impl From<Exit> for CExit {
 pub struct CStep {
     /// An `ESCROW_STEP_*`.
     kind: u32,
-    /// `DOWN`: the exit type.
+    /// `DOWN`: the exit type. `WRITE`: the size.
     down: u32,
-    /// `BRING`: the guest address. `SLEEP`: the deadline.
+    /// `BRING`, `WRITE`: the guest address. `SLEEP`: the deadline.
     at: u64,
-    /// `BRING`: the access.
+    /// `BRING`: the access. `WRITE`: the value.
     access: u64,
-    /// `EXIT`: for the program.
+    /// `EXIT`, `WRITE`: for the program.
     exit: CExit,
 }
 
@@ -48,6 +48,9 @@ impl From<Step> for CStep {
             Step::Off => CStep { kind: 2, ..nothing },
             Step::Bring { guest, access } => CStep { kind: 3, at: guest, access, ..nothing },
             Step::Down { kind } => CStep { kind: 4, down: kind.into(), ..nothing },
+            Step::Write { address, size, data, exit } => {
+                CStep { kind: 6, down: size, at: address, access: data, exit: exit.into() }
+            }
             Step::Exit(exit) => CStep { kind: 5, exit: exit.into(), ..nothing },
         }
     }
@@ -72,6 +75,12 @@ pub extern "C" fn escrow_rs_vcpu_ended(
     step: &mut CStep,
 ) -> i32 {
     store(vcpu.ended(*results).map(CStep::from), step)
+}
+
+/// The write of a `WRITE` step is done, without the program.
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_vcpu_write_done(vcpu: &mut Vcpu) {
+    vcpu.write_done();
 }
 
 /// How bringing in a page went: 0 or a negative errno.

@@ -3,9 +3,7 @@
 //! A VM: bindings, vCPUs, start and end.
 
 use alloc::boxed::Box;
-use core::alloc::Layout;
 use core::ops::Range;
-use core::ptr;
 
 use escrow_abi::{PAGE_SIZE, Rights};
 use escrow_memfd::How;
@@ -17,7 +15,7 @@ use escrow_vmcore::{Errno, hypercall, uapi};
 
 use crate::kernel::{Hvc, MemPtr, MemRef, VmPtr};
 use crate::vcpu::CExit;
-use crate::{status, store};
+use crate::{new, status, store};
 
 /// A VM as the module keeps it.
 pub type Core = Vm<MemRef>;
@@ -75,15 +73,7 @@ fn how(give: Give) -> u32 {
 /// A VM without anything; null without memory.
 #[unsafe(no_mangle)]
 pub extern "C" fn escrow_rs_vm_new(handle: u64) -> Option<Box<Core>> {
-    let layout = Layout::new::<Core>();
-    // SAFETY: the layout is not empty.
-    let block = ptr::NonNull::new(unsafe { alloc::alloc::alloc(layout) })?.cast::<Core>();
-    // SAFETY: the block has the layout of a `Core` and nobody else has it;
-    // it is initialised before a `Box` owns it, whose allocator it came from.
-    unsafe {
-        block.write(Vm::new(handle));
-        Some(Box::from_raw(block.as_ptr()))
-    }
+    new(Vm::new(handle))
 }
 
 /// The end of what `escrow_rs_vm_new` made.
@@ -132,15 +122,6 @@ pub extern "C" fn escrow_rs_map_check(args: &uapi::MapMem, request: &mut CMapReq
 pub extern "C" fn escrow_rs_create_mem_check(args: &uapi::CreateMem) -> i32 {
     match args::create_mem(args) {
         Ok(close_on_exec) => close_on_exec.into(),
-        Err(errno) => errno.to_return(),
-    }
-}
-
-/// Checks a function and its argument. → the vCPU's number
-#[unsafe(no_mangle)]
-pub extern "C" fn escrow_rs_function_check(desc: &uapi::FunctionDesc, arg: &uapi::VcpuArg) -> i32 {
-    match args::vcpu_function(desc, arg) {
-        Ok(id) => id as i32,
         Err(errno) => errno.to_return(),
     }
 }

@@ -87,22 +87,6 @@ pub fn create_mem(args: &uapi::CreateMem) -> Result<bool, Errno> {
     Ok(args.flags & uapi::MEM_CLOEXEC != 0)
 }
 
-/// Checks the description of a function, which must be a vCPU's, and its
-/// argument. → the vCPU's number
-///
-/// # Errors
-/// `Unsupported` for another function, `Invalid` for an argument that is none
-/// of a vCPU.
-pub fn vcpu_function(desc: &uapi::FunctionDesc, arg: &uapi::VcpuArg) -> Result<u32, Errno> {
-    if desc.kind != uapi::FUNCTION_VCPU {
-        return Err(Errno::Unsupported);
-    }
-    if desc.arg_size as usize != size_of::<uapi::VcpuArg>() || arg.id >= VCPUS_MAX {
-        return Err(Errno::Invalid);
-    }
-    Ok(arg.id)
-}
-
 fn is_aligned(value: u64) -> bool {
     value & (PAGE_SIZE - 1) == 0
 }
@@ -195,16 +179,5 @@ mod tests {
         ] {
             assert_eq!(create_mem(&bad), Err(Errno::Invalid), "{bad:x?}");
         }
-    }
-
-    #[test]
-    fn only_vcpus_with_a_number_in_range() {
-        let desc = uapi::FunctionDesc { kind: uapi::FUNCTION_VCPU, arg_size: 4, arg: 0 };
-        assert_eq!(vcpu_function(&desc, &uapi::VcpuArg { id: 31 }), Ok(31));
-        assert_eq!(vcpu_function(&desc, &uapi::VcpuArg { id: 32 }), Err(Errno::Invalid));
-        let short = uapi::FunctionDesc { arg_size: 2, ..desc };
-        assert_eq!(vcpu_function(&short, &uapi::VcpuArg { id: 0 }), Err(Errno::Invalid));
-        let irqfd = uapi::FunctionDesc { kind: 2, ..desc };
-        assert_eq!(vcpu_function(&irqfd, &uapi::VcpuArg { id: 0 }), Err(Errno::Unsupported));
     }
 }

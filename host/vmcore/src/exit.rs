@@ -63,6 +63,18 @@ pub enum Step {
         /// An `EXIT_TYPE_*`.
         kind: u16,
     },
+    /// The guest writes where no memory is. If somebody else sees to it, tell
+    /// [`Vcpu::write_done`]; otherwise tell the program.
+    Write {
+        /// Guest address.
+        address: u64,
+        /// Bytes: 1, 2, 4 or 8.
+        size: u32,
+        /// The value.
+        data: u64,
+        /// For the program.
+        exit: Exit,
+    },
     /// Tell the program.
     Exit(Exit),
 }
@@ -151,9 +163,18 @@ impl Vcpu {
                     _ => return Err(Errno::Io),
                 };
                 let write = (state == run::MMIO_WRITE).then(|| truncate(data2, size));
-                self.pending = if write.is_some() { Pending::Write } else { Pending::Read };
                 self.size = size;
-                Step::Exit(Exit::mmio(data0, size, write))
+                let exit = Exit::mmio(data0, size, write);
+                match write {
+                    Some(data) => {
+                        self.pending = Pending::Write;
+                        Step::Write { address: data0, size, data, exit }
+                    }
+                    None => {
+                        self.pending = Pending::Read;
+                        Step::Exit(exit)
+                    }
+                }
             }
             run::PAGE_FAULT => Step::Bring { guest: data0, access: data2 },
             run::SYSTEM_DOWN => Step::Down {
@@ -170,6 +191,11 @@ impl Vcpu {
             }
             _ => return Err(Errno::Io),
         })
+    }
+
+    /// The write of a [`Step::Write`] is done: the program does not hear of it.
+    pub fn write_done(&mut self) {
+        self.pending = Pending::Nothing;
     }
 
     /// How bringing in the page of a [`Step::Bring`] went.
@@ -229,7 +255,7 @@ mod tests {
 
     fn exit_of(step: Result<Step, Errno>) -> Exit {
         match step {
-            Ok(Step::Exit(exit)) => exit,
+            Ok(Step::Exit(exit) | Step::Write { exit, .. }) => exit,
             other => panic!("{other:?}"),
         }
     }
@@ -273,6 +299,18 @@ mod tests {
         let exit = exit_of(vcpu.ended([0, run::MMIO_WRITE, 0x6004, 2, 0xdead_beef]));
         assert_eq!(exit.words, words(mmio_bytes(0x6004, 0xbeef, 2, 1, 0)));
         assert_eq!(vcpu.resume(exit.words).unwrap()[2..4], [0, run::ACTION_EMULATE]);
+    }
+
+    #[test]
+    fn a_write_that_somebody_else_saw_to_needs_no_answer() {
+        let mut vcpu = vcpu();
+        let step = vcpu.ended([0, run::MMIO_WRITE, 0x6004, 1, 0x1ff]).unwrap();
+        let Step::Write { address: 0x6004, size: 1, data: 0xff, .. } = step else {
+            panic!("{step:?}");
+        };
+        vcpu.write_done();
+        // What a program may have left in the page is not read.
+        assert_eq!(vcpu.resume([u64::MAX; 3]).unwrap()[2..4], [0, run::ACTION_EMULATE]);
     }
 
     #[test]

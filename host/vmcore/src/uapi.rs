@@ -134,8 +134,19 @@ pub const MAP_UNMAP: u32 = 0x100;
 
 /// [`FunctionDesc::kind`]: a vCPU; the argument is a [`VcpuArg`].
 pub const FUNCTION_VCPU: u32 = 1;
+/// [`FunctionDesc::kind`]: an eventfd that rings a doorbell of the guest; the
+/// argument is an [`IrqfdArg`].
+pub const FUNCTION_IRQFD: u32 = 2;
+/// [`FunctionDesc::kind`]: an eventfd that guest writes signal; the argument is
+/// an [`IoeventfdArg`].
+pub const FUNCTION_IOEVENTFD: u32 = 3;
 /// The largest [`FunctionDesc::arg_size`], in bytes.
 pub const FUNCTION_ARG_MAX: u32 = 256;
+
+/// [`IrqfdArg::flags`]: the interrupt is level-triggered.
+pub const IRQFD_LEVEL: u32 = 1;
+/// [`IoeventfdArg::flags`]: only writes of [`IoeventfdArg::datamatch`] count.
+pub const IOEVENTFD_DATAMATCH: u32 = 1;
 
 /// Set of [`BootContext::reg`]: X0 to X30.
 pub const REG_SET_X: u32 = 0;
@@ -215,6 +226,38 @@ pub struct FunctionDesc {
 pub struct VcpuArg {
     /// The vCPU's number, also its MPIDR affinity 0.
     pub id: u32,
+}
+
+/// Argument of the IRQFD function.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct IrqfdArg {
+    /// File descriptor of the eventfd.
+    pub fd: u32,
+    /// Label of the doorbell in the guest's device tree. One IRQFD to a label.
+    pub label: u32,
+    /// [`IRQFD_LEVEL`].
+    pub flags: u32,
+    /// Zero.
+    pub padding: u32,
+}
+
+/// Argument of the IOEVENTFD function.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct IoeventfdArg {
+    /// With [`IOEVENTFD_DATAMATCH`]: the value that counts.
+    pub datamatch: u64,
+    /// The guest address that is written to.
+    pub addr: u64,
+    /// Size of the write in bytes: 1, 2, 4 or 8; 0 for any.
+    pub len: u32,
+    /// File descriptor of the eventfd.
+    pub fd: i32,
+    /// [`IOEVENTFD_DATAMATCH`].
+    pub flags: u32,
+    /// Zero.
+    pub padding: u32,
 }
 
 /// Argument of [`VM_MAP_MEM`].
@@ -338,6 +381,8 @@ const _: () = {
     assert!(size_of::<CreateMem>() == 64);
     assert!(size_of::<DtbConfig>() == 16);
     assert!(size_of::<FunctionDesc>() == 16);
+    assert!(size_of::<IrqfdArg>() == 16);
+    assert!(size_of::<IoeventfdArg>() == 32 && offset_of!(IoeventfdArg, fd) == 20);
     assert!(size_of::<MapMem>() == 32);
     assert!(size_of::<BootContext>() == 16);
     assert!(size_of::<Exit>() == EXIT_WORDS * 8);

@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* Guest writes that signal an eventfd, without the program that runs the vCPU. */
+
+#include <linux/err.h>
+#include <linux/eventfd.h>
+
+#include "escrow.h"
+
+void escrow_event_signal(struct eventfd_ctx *event)
+{
+	eventfd_signal(event);
+}
+
+void escrow_event_put(struct eventfd_ctx *event)
+{
+	eventfd_ctx_put(event);
+}
+
+/*
+ * The reference to the eventfd is the table's: closing the last descriptor
+ * leaves an event that nobody hears, until the function or the VM goes.
+ */
+int escrow_ioeventfd_add(struct escrow_vm *vm, s32 fd, const struct gunyah_fn_desc *desc,
+			 const union escrow_fn_arg *arg)
+{
+	struct eventfd_ctx *event = eventfd_ctx_fdget(fd);
+	int err = 0;
+
+	if (IS_ERR(event))
+		return PTR_ERR(event);
+	if (down_write_killable(&vm->lock)) {
+		eventfd_ctx_put(event);
+		return -EINTR;
+	}
+	if (!vm->ioeventfds) {
+		vm->ioeventfds = escrow_rs_ioeventfds_new();
+		err = vm->ioeventfds ? 0 : -ENOMEM;
+	}
+	if (err)
+		eventfd_ctx_put(event);
+	else
+		err = escrow_rs_ioeventfd_add(vm->ioeventfds, desc, arg, event);
+	up_write(&vm->lock);
+	return err;
+}
+
+int escrow_ioeventfd_remove(struct escrow_vm *vm, const struct gunyah_fn_desc *desc,
+			    const union escrow_fn_arg *arg)
+{
+	int err = -ENOENT;
+
+	if (down_write_killable(&vm->lock))
+		return -EINTR;
+	if (vm->ioeventfds)
+		err = escrow_rs_ioeventfd_remove(vm->ioeventfds, desc, arg);
+	up_write(&vm->lock);
+	return err;
+}
+
+/*
+ * A guest's write. true: it was for an event, and that is all there is to it.
+ * With the lock held, no removal lets go of the event meanwhile; afterwards
+ * none is signalled any more.
+ */
+bool escrow_ioeventfd_write(struct escrow_vm *vm, u64 address, u32 size, u64 data)
+{
+	bool done;
+
+	down_read(&vm->lock);
+	done = vm->ioeventfds && escrow_rs_ioeventfd_write(vm->ioeventfds, address, size, data);
+	up_read(&vm->lock);
+	return done;
+}
