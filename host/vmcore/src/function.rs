@@ -120,12 +120,7 @@ fn high(word: u64) -> u32 {
 
 fn irqfd(words: &Words) -> uapi::IrqfdArg {
     let [first, second, ..] = *words;
-    uapi::IrqfdArg {
-        fd: low(first),
-        label: high(first),
-        flags: low(second),
-        padding: high(second),
-    }
+    uapi::IrqfdArg { fd: low(first), label: high(first), flags: low(second), padding: high(second) }
 }
 
 fn ioeventfd(words: &Words) -> uapi::IoeventfdArg {

@@ -174,6 +174,9 @@ mod tests {
         events.add(filter(0x6000, 4, Some(1)), 'e').unwrap();
     }
 
+    /// Address, size and value of a filter.
+    type Parts = (u64, u32, Option<u64>);
+
     #[derive(Clone, Debug)]
     enum Op {
         Add(u64, u32, Option<u64>),
@@ -201,10 +204,10 @@ mod tests {
         /// where an overlap is looked for write by write.
         #[test]
         fn behaves_as_its_model(ops in prop::collection::vec(op(), 1..60)) {
-            let admits = |(at, len, value): (u64, u32, Option<u64>), address, size, data| {
+            let admits = |(at, len, value): Parts, address, size, data| {
                 at == address && (len == 0 || len == size) && value.is_none_or(|v| v == data)
             };
-            let mut model: Vec<((u64, u32, Option<u64>), usize)> = Vec::new();
+            let mut model: Vec<(Parts, usize)> = Vec::new();
             let mut events = Ioeventfds::default();
             for (number, op) in ops.into_iter().enumerate() {
                 match op {

@@ -33,6 +33,10 @@ next:
 	b.eq	visit
 	cmp	x1, #6
 	b.eq	come_and_go
+	cmp	x1, #0x10
+	b.eq	store_part
+	cmp	x1, #0x11
+	b.eq	count_down
 	b	off
 load:				// of x2
 	ldr	x0, [x2]
@@ -40,6 +44,25 @@ load:				// of x2
 store:				// x3 to x2
 	str	x3, [x2]
 	mov	x0, #0
+	b	answer
+store_part:			// x4 bytes of x3 to x2
+	mov	x0, #0
+	tbnz	x4, #0, 1f
+	tbnz	x4, #1, 2f
+	tbnz	x4, #2, 4f
+	str	x3, [x2]
+	b	answer
+1:	strb	w3, [x2]
+	b	answer
+2:	strh	w3, [x2]
+	b	answer
+4:	str	w3, [x2]
+	b	answer
+count_down:			// x3, x3 - 1, ..., 1 to x2
+	mov	x0, x3
+1:	str	w3, [x2]
+	subs	x3, x3, #1
+	b.ne	1b
 	b	answer
 unlock:				// x3 bytes at x2, flags x4
 	bl	modify

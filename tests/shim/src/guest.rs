@@ -53,6 +53,10 @@ pub enum Order {
     Visit(u64, u64),
     /// The same, then unlock each with flags, for ever.
     ComeAndGo(u64, u64, u64),
+    /// Store the low bytes of a word, as many as the last number says.
+    Write(u64, u64, u64),
+    /// Store 4 bytes so many times, counting down to 1.
+    CountDown(u64, u64),
 }
 
 impl Order {
@@ -65,6 +69,8 @@ impl Order {
             Order::Off => [4, 0, 0, 0],
             Order::Visit(at, pages) => [5, at, pages, 0],
             Order::ComeAndGo(at, pages, flags) => [6, at, pages, flags],
+            Order::Write(at, word, size) => [0x10, at, word, size],
+            Order::CountDown(at, times) => [0x11, at, times, 0],
         }
     }
 

@@ -214,6 +214,25 @@ impl Vm {
         tell(&self.0, uapi::VM_ADD_FUNCTION, function).map(owned)
     }
 
+    /// `VM_ADD_FUNCTION` of what has no file descriptor.
+    pub fn add_function<T>(&self, kind: u32, arg: &T) -> Result<(), Errno> {
+        match tell(&self.0, uapi::VM_ADD_FUNCTION, &function(kind, arg))? {
+            0 => Ok(()),
+            // Whatever it is, it is open now.
+            _ => Err(Errno::EPROTO),
+        }
+    }
+
+    /// `VM_REMOVE_FUNCTION`
+    pub fn remove_function<T>(&self, kind: u32, arg: &T) -> Result<(), Errno> {
+        self.remove(&function(kind, arg))
+    }
+
+    /// `VM_REMOVE_FUNCTION`
+    pub fn remove(&self, function: &uapi::FunctionDesc) -> Result<(), Errno> {
+        tell(&self.0, uapi::VM_REMOVE_FUNCTION, function).map(drop)
+    }
+
     /// Adds a vCPU.
     pub fn vcpu(&self, id: u32) -> Result<Vcpu> {
         let arg = uapi::VcpuArg { id };
@@ -223,9 +242,7 @@ impl Vm {
 
     /// Takes a vCPU away.
     pub fn remove_vcpu(&self, id: u32) -> Result<(), Errno> {
-        let arg = uapi::VcpuArg { id };
-        let function = vcpu_function(&arg);
-        tell(&self.0, uapi::VM_REMOVE_FUNCTION, &function).map(drop)
+        self.remove_function(uapi::FUNCTION_VCPU, &uapi::VcpuArg { id })
     }
 
     /// `VM_START`
@@ -234,14 +251,16 @@ impl Vm {
     }
 }
 
-/// The description of a vCPU, with the address of `arg`, which must live as
-/// long as it is used.
+/// The description of a function, with the address of `arg`, which must live
+/// as long as it is used.
+pub fn function<T>(kind: u32, arg: &T) -> uapi::FunctionDesc {
+    let arg_size = size_of::<T>() as u32;
+    uapi::FunctionDesc { kind, arg_size, arg: std::ptr::from_ref(arg) as u64 }
+}
+
+/// The description of a vCPU, likewise.
 pub fn vcpu_function(arg: &uapi::VcpuArg) -> uapi::FunctionDesc {
-    uapi::FunctionDesc {
-        kind: uapi::FUNCTION_VCPU,
-        arg_size: size_of::<uapi::VcpuArg>() as u32,
-        arg: std::ptr::from_ref(arg) as u64,
-    }
+    function(uapi::FUNCTION_VCPU, arg)
 }
 
 /// What a run has ended with.

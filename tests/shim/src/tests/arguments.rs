@@ -99,7 +99,7 @@ pub fn of_functions() -> Result<()> {
     let arg = uapi::VcpuArg { id: 0 };
     let good = vcpu_function(&arg);
     let none = uapi::FunctionDesc { kind: 9, ..good };
-    refused(vm.add(&none), Errno::EOPNOTSUPP).context("no function")?;
+    refused(vm.add(&none), Errno::ENOENT).context("no function")?;
     let large = uapi::FunctionDesc { arg_size: uapi::FUNCTION_ARG_MAX + 1, ..good };
     refused(vm.add(&large), Errno::EINVAL).context("a large argument")?;
     let short = uapi::FunctionDesc { arg_size: 2, ..good };

@@ -4,6 +4,8 @@
 
 mod arguments;
 mod ends;
+mod functions;
+mod ioeventfd;
 mod lent;
 mod memory;
 mod shared;
@@ -41,6 +43,13 @@ tests! {
     ends::in_any_order,
     ends::of_all_vcpus_at_once,
     ends::killed_at_any_moment,
+    functions::are_checked,
+    functions::are_told_apart,
+    ioeventfd::a_write_ends_in_the_kernel,
+    ioeventfd::values_are_told_apart,
+    ioeventfd::other_accesses_are_the_programs,
+    ioeventfd::goes_under_a_running_vcpu,
+    ioeventfd::outlives_its_descriptor_and_dies_with_the_vm,
     storm::unlocking_with_zeros,
     storm::unlocking_with_contents,
 }
