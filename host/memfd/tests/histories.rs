@@ -1,0 +1,490 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Random histories of three folios of one memory, on the real bookkeeping and
+//! on a model of it that is meant to be read. After every step the two agree
+//! on the answer and on all that can be seen.
+//!
+//! `PROPTEST_CASES=1000000` plays more. Seeds of histories that failed are in
+//! `proptest-regressions/histories.txt` and are played first.
+
+#![cfg(not(loom))]
+
+use std::cell::Cell;
+use std::env;
+
+use escrow_memfd::{
+    Borrower, Counts, Folio, How, Pause, References, Refusal, Report, Retry, Sleeper, State,
+};
+use proptest::prelude::*;
+use proptest::test_runner::{Config, FileFailurePersistence, TestRunner};
+
+const REGRESSIONS: &str =
+    concat!(env!("CARGO_MANIFEST_DIR"), "/proptest-regressions/histories.txt");
+const CASES: u32 = 20_000;
+const FOLIOS: usize = 3;
+
+/// What happens to a folio.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Populate,
+    Remove,
+    /// Somebody lets go of a reference, or of an access, at a pause.
+    BeginLend {
+        put_at: Option<u32>,
+        end_access_at: Option<u32>,
+        killed_at: Option<u32>,
+    },
+    Lent(Borrower),
+    LendCancelled,
+    BeginShare,
+    Shared(Borrower),
+    ShareCancelled,
+    BeginTakeBack,
+    TakenBack,
+    Kept {
+        quarantine: bool,
+    },
+    Access,
+    EndAccess,
+    TryGet,
+    Put,
+    Break,
+}
+
+/// Where a folio is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Nowhere,
+    Home,
+    /// The hypervisor is asked to give it away.
+    Leaving(How),
+    Away {
+        how: How,
+        to: Borrower,
+        overdue: bool,
+    },
+    /// The hypervisor is asked for it.
+    Returning {
+        how: How,
+        from: Borrower,
+    },
+}
+
+/// The model of a folio.
+#[derive(Clone, Copy, Debug)]
+struct Model {
+    place: Place,
+    /// References of others; the memory has one of its own while the folio is
+    /// anywhere.
+    others: u32,
+    /// Kernel users that are told that it stays.
+    users: u32,
+    broken: bool,
+}
+
+impl Model {
+    const NEW: Model = Model { place: Place::Nowhere, others: 0, users: 0, broken: false };
+
+    /// Lent, or on the way there or back: nobody gets a reference.
+    fn is_frozen(&self) -> bool {
+        matches!(
+            self.place,
+            Place::Leaving(How::Lent)
+                | Place::Away { how: How::Lent, .. }
+                | Place::Returning { how: How::Lent, .. }
+        )
+    }
+
+    fn state(&self) -> State {
+        match self.place {
+            Place::Nowhere => State::Hole,
+            Place::Home => State::Present,
+            Place::Leaving(How::Lent) => State::Lending,
+            Place::Leaving(How::Shared) => State::Sharing,
+            Place::Away { overdue: true, .. } => State::Quarantined,
+            Place::Away { how: How::Lent, .. } => State::Lent,
+            Place::Away { how: How::Shared, .. } => State::Shared,
+            Place::Returning { .. } => State::TakingBack,
+        }
+    }
+
+    fn borrower(&self) -> Option<(How, Borrower)> {
+        match self.place {
+            Place::Away { how, to, .. } => Some((how, to)),
+            Place::Returning { how, from } => Some((how, from)),
+            _ => None,
+        }
+    }
+
+    /// Why it cannot be given away, if it is not at home.
+    fn elsewhere(&self) -> Result<(), Refusal> {
+        match self.place {
+            Place::Home => Ok(()),
+            Place::Away { how, to, overdue: false } => Err(Refusal::Away(how, to)),
+            _ => Err(Refusal::State(self.state())),
+        }
+    }
+
+    /// Who is in the way of a lend, if anybody is.
+    fn obstacle(&self) -> Option<Refusal> {
+        if self.broken {
+            Some(Refusal::Poisoned)
+        } else if self.users > 0 {
+            Some(Refusal::Accessible(self.users))
+        } else if self.others > 0 {
+            Some(Refusal::Excess(self.others.into()))
+        } else {
+            None
+        }
+    }
+}
+
+/// What the bookkeeping has said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Answer {
+    Done,
+    Wrong(State),
+    Report(Report),
+    Refused(Refusal),
+    How(How),
+    /// Whether there was a reference to be had.
+    Got(bool),
+    /// The step was not one that anybody could take.
+    Nothing,
+}
+
+impl From<Result<(), State>> for Answer {
+    fn from(result: Result<(), State>) -> Self {
+        result.map_or_else(Answer::Wrong, |()| Answer::Done)
+    }
+}
+
+/// The steps of patience that there are.
+fn pauses() -> u32 {
+    let mut retry = Retry::new();
+    (0..).take_while(|_| retry.after(&Refusal::Excess(1)).is_some()).count() as u32
+}
+
+fn step_model(model: &mut Model, step: Step) -> Answer {
+    let wrong = Answer::Wrong(model.state());
+    match (step, model.place) {
+        (Step::Populate, Place::Nowhere) => {
+            *model = Model { place: Place::Home, ..Model::NEW };
+            Answer::Done
+        }
+        // Whoever still has a reference keeps the folio, which is no longer
+        // this memory's; whoever accesses it keeps the memory as it is.
+        (Step::Remove, _) if model.users > 0 => Answer::Nothing,
+        (Step::Remove, Place::Home) => {
+            *model = Model::NEW;
+            Answer::Done
+        }
+        (Step::BeginLend { put_at, end_access_at, killed_at }, _) => {
+            if let Err(refusal) = model.elsewhere() {
+                return Answer::Refused(refusal);
+            }
+            for pause in 0.. {
+                let Some(obstacle) = model.obstacle() else { break };
+                if obstacle == Refusal::Poisoned || pause == pauses() {
+                    return Answer::Refused(obstacle);
+                }
+                if put_at == Some(pause) {
+                    model.others = model.others.saturating_sub(1);
+                }
+                if end_access_at == Some(pause) {
+                    model.users = model.users.saturating_sub(1);
+                }
+                if killed_at == Some(pause) {
+                    return Answer::Refused(obstacle);
+                }
+            }
+            model.place = Place::Leaving(How::Lent);
+            Answer::Report(Report { refcount: 1, safe: 1, accessible: 0 })
+        }
+        (Step::Lent(to), Place::Leaving(How::Lent)) => {
+            model.place = Place::Away { how: How::Lent, to, overdue: false };
+            Answer::Done
+        }
+        (Step::BeginShare, _) => {
+            let refusal = model.elsewhere().err();
+            let refusal = refusal.or(model.broken.then_some(Refusal::Poisoned));
+            if let Some(refusal) = refusal {
+                return Answer::Refused(refusal);
+            }
+            model.place = Place::Leaving(How::Shared);
+            Answer::Done
+        }
+        (Step::Shared(to), Place::Leaving(How::Shared)) => {
+            model.place = Place::Away { how: How::Shared, to, overdue: false };
+            Answer::Done
+        }
+        (Step::LendCancelled, Place::Leaving(How::Lent))
+        | (Step::ShareCancelled, Place::Leaving(How::Shared))
+        | (Step::TakenBack, Place::Returning { .. }) => {
+            model.place = Place::Home;
+            Answer::Done
+        }
+        (Step::BeginTakeBack, Place::Away { how, to: from, .. }) => {
+            model.place = Place::Returning { how, from };
+            Answer::How(how)
+        }
+        (Step::Kept { quarantine: overdue }, Place::Returning { how, from: to }) => {
+            model.place = Place::Away { how, to, overdue };
+            Answer::Done
+        }
+        (Step::Access, _) => match model.state() {
+            State::Present | State::Sharing | State::Shared => {
+                model.users += 1;
+                Answer::Done
+            }
+            _ => wrong,
+        },
+        (Step::EndAccess, _) if model.users > 0 => {
+            model.users -= 1;
+            Answer::Done
+        }
+        (Step::TryGet, _) => {
+            let there = model.place != Place::Nowhere && !model.is_frozen();
+            model.others += u32::from(there);
+            Answer::Got(there)
+        }
+        (Step::Put, _) if model.others > 0 => {
+            model.others -= 1;
+            Answer::Done
+        }
+        (Step::Break, _) => {
+            model.broken = model.place != Place::Nowhere;
+            Answer::Done
+        }
+        (Step::EndAccess | Step::Put, _) => Answer::Nothing,
+        _ => wrong,
+    }
+}
+
+/// The kernel's side of a folio.
+#[derive(Default)]
+struct Kernel {
+    count: Cell<u32>,
+    broken: Cell<bool>,
+}
+
+impl References for Kernel {
+    fn freeze(&self, at: u32) -> Result<(), u32> {
+        match self.count.get() {
+            count if count == at => {
+                self.count.set(0);
+                Ok(())
+            }
+            count => Err(count),
+        }
+    }
+
+    fn unfreeze(&self, to: u32) {
+        assert_eq!(self.count.get(), 0, "thawed without having been frozen");
+        self.count.set(to);
+    }
+
+    fn is_poisoned(&self) -> bool {
+        self.broken.get()
+    }
+}
+
+/// A folio as it is, with what the model says of the others who use it.
+#[derive(Default)]
+struct Real {
+    folio: Folio,
+    kernel: Kernel,
+}
+
+/// At pauses, others let go.
+struct Pauses<'a> {
+    real: &'a Real,
+    others: Cell<u32>,
+    users: Cell<u32>,
+    seen: Cell<u32>,
+    put_at: Option<u32>,
+    end_access_at: Option<u32>,
+    killed_at: Option<u32>,
+}
+
+impl Sleeper for Pauses<'_> {
+    fn pause(&self, _: Pause) -> bool {
+        let pause = Some(self.seen.replace(self.seen.get() + 1));
+        if pause == self.put_at && self.others.get() > 0 {
+            self.others.set(self.others.get() - 1);
+            self.real.kernel.count.set(self.real.kernel.count.get() - 1);
+        }
+        if pause == self.end_access_at && self.users.get() > 0 {
+            self.users.set(self.users.get() - 1);
+            self.real.folio.end_access();
+        }
+        pause != self.killed_at
+    }
+}
+
+fn step_real(real: &Real, counts: &Counts, before: &Model, step: Step) -> Answer {
+    let Real { folio, kernel } = real;
+    match step {
+        Step::Populate => {
+            let result = folio.populate(counts);
+            if result.is_ok() {
+                kernel.count.set(1);
+                kernel.broken.set(false);
+            }
+            result.into()
+        }
+        Step::Remove if before.users > 0 => Answer::Nothing,
+        Step::Remove => {
+            let result = folio.remove(counts);
+            if result.is_ok() {
+                kernel.count.set(0);
+            }
+            result.into()
+        }
+        Step::BeginLend { put_at, end_access_at, killed_at } => {
+            let pauses = Pauses {
+                real,
+                others: before.others.into(),
+                users: before.users.into(),
+                seen: 0.into(),
+                put_at,
+                end_access_at,
+                killed_at,
+            };
+            folio.begin_lend(kernel, &pauses).map_or_else(Answer::Refused, Answer::Report)
+        }
+        Step::Lent(to) => folio.lent(to, counts).into(),
+        Step::LendCancelled => folio.lend_cancelled(kernel).into(),
+        Step::BeginShare => {
+            folio.begin_share(kernel).map_or_else(Answer::Refused, |()| Answer::Done)
+        }
+        Step::Shared(with) => folio.shared(with, counts).into(),
+        Step::ShareCancelled => folio.share_cancelled().into(),
+        Step::BeginTakeBack => {
+            folio.begin_take_back(counts).map_or_else(Answer::Wrong, Answer::How)
+        }
+        Step::TakenBack => folio.taken_back(kernel, counts).into(),
+        Step::Kept { quarantine } => folio.kept(quarantine, counts).into(),
+        Step::Access => folio.access().into(),
+        Step::EndAccess if before.users == 0 => Answer::Nothing,
+        Step::EndAccess => {
+            folio.end_access();
+            Answer::Done
+        }
+        Step::TryGet => {
+            let count = kernel.count.get();
+            kernel.count.set(if count == 0 { 0 } else { count + 1 });
+            Answer::Got(count != 0)
+        }
+        Step::Put if before.others == 0 => Answer::Nothing,
+        Step::Put => {
+            kernel.count.set(kernel.count.get() - 1);
+            Answer::Done
+        }
+        Step::Break => {
+            kernel.broken.set(before.place != Place::Nowhere);
+            Answer::Done
+        }
+    }
+}
+
+fn compare(real: &Real, model: &Model) {
+    let Real { folio, kernel } = real;
+    assert_eq!(folio.state(), model.state());
+    assert_eq!(folio.borrower(), model.borrower());
+    let reachable = matches!(model.state(), State::Present | State::Shared);
+    assert_eq!(folio.is_reachable(), reachable);
+    let own = u32::from(model.place != Place::Nowhere && !model.is_frozen());
+    assert_eq!(kernel.count.get(), own + model.others, "references");
+}
+
+fn compare_counts(counts: &Counts, models: &[Model]) {
+    let of = |wanted| models.iter().filter(|model| model.state() == wanted).count() as u64;
+    // What is on its way out still counts as present, what is on its way home
+    // as nothing.
+    let leaving = |model: &&Model| matches!(model.place, Place::Leaving(_));
+    let present = of(State::Present) + models.iter().filter(leaving).count() as u64;
+    assert_eq!(counts.present(), present, "present");
+    assert_eq!(counts.lent(), of(State::Lent), "lent");
+    assert_eq!(counts.shared(), of(State::Shared), "shared");
+    assert_eq!(counts.quarantined(), of(State::Quarantined), "quarantined");
+}
+
+fn play(history: &[(usize, Step)]) {
+    let counts = Counts::default();
+    let reals: [Real; FOLIOS] = Default::default();
+    let mut models = [Model::NEW; FOLIOS];
+    for &(which, step) in history {
+        let (real, model) = (&reals[which], &mut models[which]);
+        let seen = step_real(real, &counts, model, step);
+        assert_eq!(seen, step_model(model, step), "{step:?}, folio {which}");
+        compare(real, model);
+        compare_counts(&counts, &models);
+    }
+    // All comes home, and leaves nothing behind.
+    for (real, model) in reals.iter().zip(&mut models) {
+        let mut steps = vec![Step::LendCancelled, Step::ShareCancelled];
+        steps.extend([Step::BeginTakeBack, Step::TakenBack]);
+        steps.extend(vec![Step::EndAccess; model.users as usize]);
+        steps.extend(vec![Step::Put; model.others as usize]);
+        steps.push(Step::Remove);
+        for step in steps {
+            let seen = step_real(real, &counts, model, step);
+            assert_eq!(seen, step_model(model, step), "{step:?} at the end");
+        }
+        compare(real, model);
+        assert_eq!(model.state(), State::Hole);
+    }
+    compare_counts(&counts, &models);
+}
+
+fn borrower() -> impl Strategy<Value = Borrower> {
+    (1..4u64, 0..4u64).prop_map(|(vm, guest)| Borrower { vm, guest: guest << 12 })
+}
+
+fn moment() -> impl Strategy<Value = Option<u32>> {
+    // A pause more than there are.
+    prop::option::weighted(0.3, 0..=pauses())
+}
+
+/// The steps of a life come often, so that histories get anywhere.
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        6 => Just(Step::Populate),
+        1 => Just(Step::Remove),
+        8 => (moment(), moment(), moment()).prop_map(|(put_at, end_access_at, killed_at)| {
+            Step::BeginLend { put_at, end_access_at, killed_at }
+        }),
+        8 => borrower().prop_map(Step::Lent),
+        2 => Just(Step::LendCancelled),
+        4 => Just(Step::BeginShare),
+        6 => borrower().prop_map(Step::Shared),
+        2 => Just(Step::ShareCancelled),
+        8 => Just(Step::BeginTakeBack),
+        6 => Just(Step::TakenBack),
+        4 => any::<bool>().prop_map(|quarantine| Step::Kept { quarantine }),
+        2 => Just(Step::Access),
+        3 => Just(Step::EndAccess),
+        2 => Just(Step::TryGet),
+        3 => Just(Step::Put),
+        1 => Just(Step::Break),
+    ]
+}
+
+#[test]
+fn the_bookkeeping_does_as_the_model() {
+    let cases = env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok());
+    let config = Config {
+        cases: cases.unwrap_or(CASES),
+        failure_persistence: Some(Box::new(FileFailurePersistence::Direct(REGRESSIONS))),
+        ..Config::default()
+    };
+    let history = prop::collection::vec((0..FOLIOS, step()), 1..80);
+    let played = TestRunner::new(config).run(&history, |history| {
+        play(&history);
+        Ok(())
+    });
+    if let Err(error) = played {
+        panic!("{error}");
+    }
+}
