@@ -143,13 +143,19 @@ fn patience() {
     }
 }
 
-/// Two lenders that forget the lock, and those who need none.
+/// Those who forget the lock, and those who need none: each transition is one
+/// caller's alone.
 #[test]
 fn without_the_lock() {
     let mut tally = Tally::default();
     let [one, other] = [Actor::LendUnlocked(1), Actor::LendUnlocked(2)];
     tally.play(None, Start::Home, Patience(0), &[one, other]);
     for third in [Actor::Speculate, Actor::Access] {
-        tally.play(Some(3), Start::Home, Patience(0), &[one, other, third]);
+        tally.play(Some(2), Start::Home, Patience(0), &[one, other, third]);
+    }
+    for start in [Start::Lent, Start::Shared, Start::Quarantined] {
+        tally.play(None, start, Patience(0), &[Actor::FetchUnlocked, one]);
+        tally.play(None, start, Patience(0), &[Actor::FetchUnlocked; 2]);
+        tally.play(Some(2), start, Patience(0), &[Actor::FetchUnlocked, one, other]);
     }
 }

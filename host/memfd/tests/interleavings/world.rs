@@ -113,6 +113,8 @@ pub enum Actor {
     Lend(u64),
     /// The same without the folio lock, which is wrong, and by itself harmless.
     LendUnlocked(u64),
+    /// Takes it back without the lock.
+    FetchUnlocked,
     /// Opens it to a VM.
     Share(u64),
     /// A page fault in the host, which fetches it if it is away.
@@ -151,7 +153,8 @@ impl Actor {
         match self {
             // The page may be with another VM: it is asked for first.
             Actor::Lend(_) | Actor::Share(_) => 2,
-            Actor::LendUnlocked(_) | Actor::Fault | Actor::Punch | Actor::Release => 1,
+            Actor::LendUnlocked(_) | Actor::FetchUnlocked => 1,
+            Actor::Fault | Actor::Punch | Actor::Release => 1,
             Actor::Pin | Actor::Speculate | Actor::Access | Actor::Look => 0,
         }
     }
@@ -206,6 +209,7 @@ impl World {
         let answers = &mut answers;
         match actor {
             Actor::Lend(vm) => self.lend(vm, answers, patience),
+            Actor::FetchUnlocked => self.fetch_unlocked(answers),
             Actor::LendUnlocked(vm) => self.lend_if_home(vm, answers, patience),
             Actor::Share(vm) => self.share(vm, answers),
             Actor::Fault => self.fault(answers),
@@ -298,6 +302,16 @@ impl World {
             self.folio.kept(quarantine, &self.counts).unwrap();
         }
         home
+    }
+
+    fn fetch_unlocked(&self, answers: &mut Answers) {
+        if self.folio.begin_take_back(&self.counts).is_err() {
+            // Another does, or nobody has it.
+        } else if self.take(answers) {
+            self.folio.taken_back(&self.refs, &self.counts).unwrap();
+        } else {
+            self.folio.kept(false, &self.counts).unwrap();
+        }
     }
 
     fn lend(&self, vm: u64, answers: &mut Answers, patience: Patience) {
