@@ -24,13 +24,14 @@ int escrow_ioeventfd_add(struct escrow_vm *vm, s32 fd, const struct gunyah_fn_de
 			 const union escrow_fn_arg *arg)
 {
 	struct eventfd_ctx *event = eventfd_ctx_fdget(fd);
-	int err = 0;
+	int err;
 
 	if (IS_ERR(event))
 		return PTR_ERR(event);
-	if (down_write_killable(&vm->lock)) {
+	err = escrow_vm_lock(vm);
+	if (err) {
 		eventfd_ctx_put(event);
-		return -EINTR;
+		return err;
 	}
 	if (!vm->ioeventfds) {
 		vm->ioeventfds = escrow_rs_ioeventfds_new();
@@ -47,10 +48,12 @@ int escrow_ioeventfd_add(struct escrow_vm *vm, s32 fd, const struct gunyah_fn_de
 int escrow_ioeventfd_remove(struct escrow_vm *vm, const struct gunyah_fn_desc *desc,
 			    const union escrow_fn_arg *arg)
 {
-	int err = -ENOENT;
+	int err;
 
-	if (down_write_killable(&vm->lock))
-		return -EINTR;
+	err = escrow_vm_lock(vm);
+	if (err)
+		return err;
+	err = -ENOENT;
 	if (vm->ioeventfds)
 		err = escrow_rs_ioeventfd_remove(vm->ioeventfds, desc, arg);
 	up_write(&vm->lock);

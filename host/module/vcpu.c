@@ -302,8 +302,9 @@ int escrow_vcpu_remove(struct escrow_vm *vm, u32 id)
 {
 	int err;
 
-	if (down_write_killable(&vm->lock))
-		return -EINTR;
+	err = escrow_vm_lock(vm);
+	if (err)
+		return err;
 	err = escrow_rs_vm_remove_vcpu(vm->core, id);
 	if (!err && vm->vcpus[id]) {
 		vm->vcpus[id]->is_removed = true;

@@ -382,40 +382,6 @@ static int escrow_vm_start(struct escrow_vm *vm)
 	return err;
 }
 
-<<<<<<< HEAD
-static int escrow_vm_function(struct escrow_vm *vm, void __user *argp, bool add)
-{
-	struct gunyah_fn_vcpu_arg arg = {};
-	struct gunyah_fn_desc desc;
-	int id, err;
-
-	if (copy_from_user(&desc, argp, sizeof(desc)))
-		return -EFAULT;
-	if (desc.arg_size > GUNYAH_FN_MAX_ARG_SIZE)
-		return -EINVAL;
-	if (copy_from_user(&arg, u64_to_user_ptr(desc.arg),
-			   min_t(size_t, desc.arg_size, sizeof(arg))))
-		return -EFAULT;
-	id = escrow_rs_function_check(&desc, &arg);
-	if (id < 0)
-		return id;
-	if (add)
-		return escrow_vcpu_add(vm, id);
-
-	err = escrow_vm_lock(vm);
-	if (err)
-		return err;
-	err = escrow_rs_vm_remove_vcpu(vm->core, id);
-	if (!err && vm->vcpus[id]) {
-		vm->vcpus[id]->is_removed = true;
-		vm->vcpus[id] = NULL;
-	}
-	up_write(&vm->lock);
-	return err;
-}
-
-=======
->>>>>>> bfe4403 (module: functions of their own; IOEVENTFD in the kernel)
 static long escrow_vm_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
 {
 	struct escrow_vm *vm = file->private_data;
