@@ -6,13 +6,18 @@
  * the order in which they are taken:
  *
  *   vm->lock		bindings, vCPUs, start; read by vCPUs that fetch pages
- *   invalidate_lock	of a memory's mapping: its pages come and go under the
+ *   invalidate_lock	of a memory's mapping: its folios come and go under the
  *			exclusive lock, are looked up, made and given away
  *			singly under the shared one
- *   folio lock		transitions of one page, and its user mappings
+ *   mem->make_lock	one task makes a folio, where it may be a large one
+ *   folio lock		transitions of one folio, unless the invalidate_lock is
+ *			exclusive; and its user mappings. A page fault keeps it
+ *			when it has left the invalidate_lock, and takes nothing
+ *			further
  *   vm->metadata_lock	donations of one VM
  *
  * and, outside of all of these, mmap_lock (page faults) and vcpu->run_lock.
+ * mem->refusal_lock is a spinlock inside of everything.
  */
 #ifndef ESCROW_H
 #define ESCROW_H
@@ -20,6 +25,7 @@
 #include <linux/fs.h>
 #include <linux/kref.h>
 #include <linux/list.h>
+#include <linux/mm.h>
 #include <linux/mutex.h>
 #include <linux/rwsem.h>
 #include <linux/spinlock.h>
@@ -42,12 +48,14 @@ enum escrow_how {
 };
 
 /* State of Rust's that lives in objects of C's. Zero bytes are a valid start. */
-struct escrow_page_state {
-	u64 opaque[4];
+struct escrow_folio_state {
+	u64 opaque[5];
 };
 
+#define ESCROW_COUNTS 7
+
 struct escrow_counts {
-	u64 opaque[4];
+	u64 opaque[ESCROW_COUNTS];
 };
 
 struct escrow_metadata {
@@ -109,7 +117,7 @@ struct escrow_map_request {
 struct escrow_mem;
 struct eventfd_ctx;
 
-/* Guest addresses and the memory behind them. */
+/* A binding: guest addresses and the memory behind them. */
 struct escrow_place {
 	struct escrow_mem *mem;
 	u64 guest;
@@ -143,8 +151,10 @@ struct escrow_step {
 	struct escrow_exit exit;
 };
 
-static_assert(sizeof(struct escrow_page_state) == 32);
-static_assert(sizeof(struct escrow_counts) == 32);
+static_assert(sizeof(struct escrow_folio_state) == 40);
+static_assert(sizeof(struct escrow_counts) == 56);
+/* EL2's pages are the host's; arm64 has kernels with others. */
+static_assert(PAGE_SIZE == 4096);
 static_assert(sizeof(struct escrow_metadata) == 8);
 static_assert(sizeof(struct escrow_vcpu_core) == 16);
 static_assert(sizeof(struct escrow_entry) == 32);
@@ -158,29 +168,47 @@ static_assert(sizeof(struct gunyah_vcpu_run) == 40);
 static_assert(sizeof(union escrow_fn_arg) == 32);
 static_assert(sizeof(struct escrow_function) == 16);
 
-/* One page, of a memory or of a VM's metadata. */
-struct escrow_page {
-	struct escrow_page_state state;
+/* Large folios are what one descriptor of a level-2 table maps. */
+#define ESCROW_HUGE_ORDER 9
+#define ESCROW_HUGE_PAGES (1UL << ESCROW_HUGE_ORDER)
+
+/* One folio, of a memory or of a VM's metadata. */
+struct escrow_folio {
+	struct escrow_folio_state state;
 	struct folio *folio;
-	struct list_head link; /* of metadata: in vm->metadata_pages */
+	union {
+		pgoff_t index; /* of a memory: of its first page */
+		struct list_head link; /* of metadata: in vm->metadata_folios */
+	};
 };
 
-/* Pages on their way to or from EL2 in one call. */
+/* Index of the page behind a folio of a memory. */
+static inline pgoff_t escrow_folio_next(const struct escrow_folio *ef)
+{
+	return ef->index + folio_nr_pages(ef->folio);
+}
+
+/* Folios on their way to or from EL2 in one call. */
 struct escrow_batch {
 	struct escrow_entry *list;
 	u32 capacity;
 	u32 count;
+	u32 pages;
 	u64 vm;
 	int how;
-	struct escrow_page *pages[] __counted_by(capacity);
+	struct escrow_folio *folios[] __counted_by(capacity);
 };
 
-#define ESCROW_BATCH 128
+#define ESCROW_BATCH ESCROW_HUGE_PAGES
+/* Pages that one call takes back at the most: RECLAIM_MAX of escrow-abi. */
+#define ESCROW_CALL_PAGES 16384
 
 /* A guest memory: what its file's private_data points to. */
 struct escrow_mem {
 	struct file *file;
-	struct xarray pages; /* of struct escrow_page, by page offset */
+	bool huge; /* may be made of large folios */
+	struct xarray folios; /* of struct escrow_folio, by their first page */
+	struct mutex make_lock; /* makes folios, where they may be large */
 	struct escrow_counts counts;
 	struct escrow_batch *batch; /* under the exclusive invalidate_lock */
 	spinlock_t refusal_lock;
@@ -209,7 +237,7 @@ struct escrow_vm {
 	struct mutex metadata_lock;
 	struct escrow_metadata metadata;
 	struct escrow_counts metadata_counts;
-	struct list_head metadata_pages;
+	struct list_head metadata_folios;
 	struct escrow_batch *batch; /* under metadata_lock */
 
 	struct list_head remains;
@@ -222,19 +250,23 @@ struct escrow_vcpu {
 	bool is_removed; /* under vm->lock */
 	struct mutex run_lock;
 	struct escrow_vcpu_core core; /* under run_lock */
+	struct escrow_batch *batch; /* under run_lock: for the page that a run needs */
 	struct gunyah_vcpu_run *run; /* shared with user space */
 };
 
-/* page.c */
-struct escrow_page *escrow_page_alloc(struct escrow_counts *counts);
-void escrow_page_free(struct escrow_page *page, struct escrow_counts *counts);
+/* folio.c */
+struct escrow_folio *escrow_folio_alloc(struct escrow_counts *counts, unsigned int order);
+void escrow_folio_free(struct escrow_folio *ef, struct escrow_counts *counts);
+
+/* batch.c */
 struct escrow_batch *escrow_batch_alloc(u32 capacity);
 void escrow_batch_free(struct escrow_batch *batch);
 void escrow_batch_reset(struct escrow_batch *batch);
-void escrow_batch_add(struct escrow_batch *batch, struct escrow_page *page, u64 guest,
-		      u32 rights, const struct escrow_report *report);
-int escrow_batch_take_back(struct escrow_batch *batch, struct escrow_counts *counts,
-			   bool quarantine);
+bool escrow_batch_is_full(const struct escrow_batch *batch, const struct escrow_folio *ef);
+void escrow_batch_add(struct escrow_batch *batch, struct escrow_folio *ef, u64 guest, u32 rights,
+		      const struct escrow_report *report);
+int escrow_batch_take_back(struct escrow_batch *batch, struct escrow_mem *mem,
+			   struct escrow_counts *counts, bool quarantine);
 u64 escrow_batch_address(const struct escrow_batch *batch);
 
 /* mem.c */
@@ -246,13 +278,29 @@ static inline struct address_space *escrow_mapping(struct escrow_mem *mem)
 	return mem->file->f_mapping;
 }
 
+/* What people know a memory by: its inode's number. */
+static inline u64 escrow_mem_id(struct escrow_mem *mem)
+{
+	return file_inode(mem->file)->i_ino;
+}
+
+/* hold.c */
+struct escrow_folio *escrow_mem_find(struct escrow_mem *mem, pgoff_t index);
+pgoff_t escrow_mem_head(struct escrow_mem *mem, pgoff_t index);
+struct escrow_folio *escrow_mem_make(struct escrow_mem *mem, pgoff_t index);
+int escrow_mem_split(struct escrow_mem *mem, struct escrow_folio *ef);
+void escrow_mem_drop(struct escrow_mem *mem, pgoff_t first, pgoff_t last);
+
 /* lend.c */
-struct escrow_page *escrow_mem_page(struct escrow_mem *mem, pgoff_t index);
-int escrow_mem_fetch(struct escrow_mem *mem, struct escrow_page *page,
-		     struct escrow_batch *batch);
+int escrow_mem_fetch(struct escrow_mem *mem, struct escrow_folio *ef);
+void escrow_mem_refused(struct escrow_mem *mem, const struct escrow_folio *ef,
+			const struct escrow_refusal *refusal);
+int escrow_mem_give(struct escrow_vm *vm, const struct escrow_place *place, u64 guest, u64 size,
+		    bool unmapped);
+int escrow_mem_give_one(struct escrow_vm *vm, const struct escrow_place *place, u64 guest,
+			struct escrow_batch *batch);
 int __escrow_mem_take_back(struct escrow_mem *mem, pgoff_t first, pgoff_t last, u64 vm,
 			   int how, bool quarantine);
-int escrow_mem_give(struct escrow_vm *vm, const struct escrow_place *place);
 int escrow_mem_take_back(struct escrow_mem *mem, u64 offset, u64 size, u64 vm, int how,
 			 bool quarantine);
 
@@ -321,27 +369,39 @@ void escrow_event_put(struct eventfd_ctx *event);
  * return 0 or a negative errno, unless they say otherwise.
  */
 
-/* Pages: with the folio locked, or alone with the page. */
-int escrow_rs_page_populate(struct escrow_page_state *page, struct escrow_counts *counts);
-int escrow_rs_page_remove(struct escrow_page_state *page, struct escrow_counts *counts);
-bool escrow_rs_page_is_reachable(const struct escrow_page_state *page);
+/*
+ * Folios: with the folio locked or the memory to oneself, or alone with the
+ * folio.
+ */
+int escrow_rs_folio_populate(struct escrow_folio_state *ef, u32 order,
+			     struct escrow_counts *counts);
+int escrow_rs_folio_remove(struct escrow_folio_state *ef, struct escrow_counts *counts);
+bool escrow_rs_folio_is_reachable(const struct escrow_folio_state *ef);
 /* enum escrow_how, or -1 */
-int escrow_rs_page_borrower(const struct escrow_page_state *page, u64 *vm);
+int escrow_rs_folio_borrower(const struct escrow_folio_state *ef, u64 *vm);
+int escrow_rs_folio_access(struct escrow_folio_state *ef);
+void escrow_rs_folio_end_access(struct escrow_folio_state *ef);
 /* 0, or 1: there already */
-int escrow_rs_page_begin_give(struct escrow_page_state *page, struct folio *folio, u32 how,
-			      u64 vm, u64 guest, struct escrow_report *report,
-			      struct escrow_refusal *refusal);
-int escrow_rs_page_end_give(struct escrow_page_state *page, struct escrow_counts *counts,
-			    struct folio *folio, u32 how, u64 vm, u64 guest, bool done);
+int escrow_rs_folio_begin_give(struct escrow_folio_state *ef, struct escrow_counts *counts,
+			       struct folio *folio, u32 how, u64 vm, u64 guest,
+			       struct escrow_report *report, struct escrow_refusal *refusal);
+int escrow_rs_folio_end_give(struct escrow_folio_state *ef, struct escrow_counts *counts,
+			     struct folio *folio, bool done);
 /* enum escrow_how */
-int escrow_rs_page_begin_take_back(struct escrow_page_state *page, struct escrow_counts *counts);
-int escrow_rs_page_taken_back(struct escrow_page_state *page, struct escrow_counts *counts,
-			      struct folio *folio);
-int escrow_rs_page_kept(struct escrow_page_state *page, struct escrow_counts *counts,
-			bool quarantine);
-void escrow_rs_counts(const struct escrow_counts *counts, u64 out[4]);
-void escrow_rs_list_entry(struct escrow_entry *entry, u64 frame, u64 guest, u32 rights,
+int escrow_rs_folio_begin_take_back(struct escrow_folio_state *ef, struct escrow_counts *counts);
+int escrow_rs_folio_taken_back(struct escrow_folio_state *ef, struct escrow_counts *counts,
+			       struct folio *folio);
+int escrow_rs_folio_kept(struct escrow_folio_state *ef, struct escrow_counts *counts,
+			 bool quarantine);
+/*
+ * present, lent, shared, quarantined, poisoned (in pages), refusals, retries;
+ * at any time
+ */
+void escrow_rs_counts(const struct escrow_counts *counts, u64 out[ESCROW_COUNTS]);
+void escrow_rs_list_entry(struct escrow_entry *entry, u64 frame, u32 order, u64 guest, u32 rights,
 			  const struct escrow_report *report);
+/* Whether a folio fits into the binding as a whole, and where. */
+bool escrow_rs_place_takes(const struct escrow_place *place, u64 offset, u64 size, u64 *guest);
 
 /* Calls to EL2. */
 bool escrow_rs_identify(void);
@@ -368,7 +428,9 @@ void escrow_rs_metadata_got_back(struct escrow_metadata *metadata, u64 pages);
 /* Arguments. */
 int escrow_rs_map_check(const struct gunyah_map_mem_args *args,
 			struct escrow_map_request *request);
-/* 1: close on exec */
+#define ESCROW_MEM_CLOEXEC 1
+#define ESCROW_MEM_HUGE 2
+/* ESCROW_MEM_* */
 int escrow_rs_create_mem_check(const struct gunyah_create_guest_mem_args *args);
 int escrow_rs_function_to_add(const struct gunyah_fn_desc *desc,
 			      const union escrow_fn_arg *arg, struct escrow_function *function);
@@ -411,9 +473,9 @@ int escrow_rs_vm_add_vcpu(struct escrow_vm_core *core, struct escrow_vm *donor, 
 			  struct escrow_vcpu_core *vcpu);
 int escrow_rs_vm_remove_vcpu(struct escrow_vm_core *core, u32 id);
 bool escrow_rs_vm_is_started(const struct escrow_vm_core *core);
-/* 0: runs already, 1: needs the place */
+/* 0: runs already, 1: needs @size bytes from @guest on */
 int escrow_rs_vm_check_start(const struct escrow_vm_core *core, u32 cpus,
-			     struct escrow_place *place);
+			     struct escrow_place *place, u64 *guest, u64 *size, bool *unmapped);
 int escrow_rs_vm_start(struct escrow_vm_core *core, struct escrow_vm *donor);
 void escrow_rs_vm_down(const struct escrow_vm_core *core, u32 kind);
 bool escrow_rs_vm_status(const struct escrow_vm_core *core, struct escrow_exit *exit);

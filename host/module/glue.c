@@ -58,11 +58,6 @@ void escrow_folio_unfreeze(struct folio *folio, u32 to)
 	folio_ref_unfreeze(folio, to);
 }
 
-bool escrow_folio_is_poisoned(struct folio *folio)
-{
-	return folio_test_hwpoison(folio);
-}
-
 bool escrow_pause(u32 microseconds)
 {
 	if (fatal_signal_pending(current))

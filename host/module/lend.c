@@ -1,214 +1,296 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* How a memory's pages come into being, leave for a guest, and come home. */
+/* How a memory's folios leave for a guest, and come home. */
 
 #include <linux/err.h>
 #include <linux/fs.h>
 #include <linux/mm.h>
 #include <linux/pagemap.h>
 #include <linux/sched.h>
-#include <linux/slab.h>
 
 #include "escrow.h"
 
-/* The page at an offset, made if there is none. Under the invalidate_lock. */
-struct escrow_page *escrow_mem_page(struct escrow_mem *mem, pgoff_t index)
-{
-	struct escrow_page *page, *old;
-
-	page = xa_load(&mem->pages, index);
-	if (page)
-		return page;
-	page = escrow_page_alloc(&mem->counts);
-	if (!page)
-		return ERR_PTR(-ENOMEM);
-	old = xa_cmpxchg(&mem->pages, index, NULL, page, GFP_KERNEL_ACCOUNT);
-	if (!old)
-		return page;
-	escrow_page_free(page, &mem->counts);
-	return xa_is_err(old) ? ERR_PTR(xa_err(old)) : old;
-}
-
 /*
- * Asks EL2 for one page that is away, under the shared lock, with its folio
- * locked.
+ * Asks EL2 for one folio that is away. The folio is locked, or nobody else has
+ * the memory.
  */
-int escrow_mem_fetch(struct escrow_mem *mem, struct escrow_page *page,
-		     struct escrow_batch *batch)
+int escrow_mem_fetch(struct escrow_mem *mem, struct escrow_folio *ef)
 {
 	static const struct escrow_report none;
-	int how;
+	struct escrow_batch *batch;
+	int err;
+	u64 vm;
 
-	how = escrow_rs_page_begin_take_back(&page->state, &mem->counts);
-	if (how < 0)
-		return how;
-	escrow_batch_reset(batch);
-	batch->how = how;
-	escrow_batch_add(batch, page, 0, 0, &none);
-	return escrow_batch_take_back(batch, &mem->counts, false);
+	if (escrow_rs_folio_borrower(&ef->state, &vm) < 0)
+		return -ENOENT;
+	batch = escrow_batch_alloc(folio_nr_pages(ef->folio));
+	if (!batch)
+		return -ENOMEM;
+	batch->vm = vm;
+	err = escrow_rs_folio_begin_take_back(&ef->state, &mem->counts);
+	if (err >= 0) {
+		batch->how = err;
+		escrow_batch_add(batch, ef, 0, 0, &none);
+		err = escrow_batch_take_back(batch, mem, &mem->counts, false);
+	}
+	escrow_batch_free(batch);
+	return err;
 }
 
-static void escrow_mem_refused(struct escrow_mem *mem, u64 offset,
-			       const struct escrow_refusal *refusal)
+/* Another VM that the folio was lent to may have given it up, or died. */
+static void escrow_mem_recall(struct escrow_mem *mem, const struct escrow_vm *vm,
+			      struct escrow_folio *ef)
 {
-	pr_debug("offset %#llx is in use: excess %lld, accessible %u\n", offset, refusal->excess,
-		 refusal->accessible);
+	u64 borrower;
+
+	/* If it stays where it is, giving it away says so. */
+	if (escrow_rs_folio_borrower(&ef->state, &borrower) == ESCROW_LENT &&
+	    borrower != vm->handle)
+		escrow_mem_fetch(mem, ef);
+}
+
+void escrow_mem_refused(struct escrow_mem *mem, const struct escrow_folio *ef,
+			const struct escrow_refusal *refusal)
+{
+	u64 offset = (u64)ef->index << PAGE_SHIFT;
+
 	spin_lock(&mem->refusal_lock);
 	mem->was_refused = true;
 	mem->refused_offset = offset;
 	mem->refusal = *refusal;
 	spin_unlock(&mem->refusal_lock);
+	escrow_note_refusal(escrow_mem_id(mem), offset, folio_nr_pages(ef->folio),
+			    refusal->excess, refusal->accessible, -EAGAIN);
 }
 
-/* Prepares one page for a guest. 0: is in the batch, 1: is there already. */
-static int escrow_mem_prepare(struct escrow_mem *mem, struct escrow_vm *vm,
-			      const struct escrow_place *place, u32 i,
-			      struct escrow_page *page, struct escrow_batch *batch)
+/*
+ * Prepares one folio, which is locked. 0: it is in the batch, 1: it is where
+ * it should be already.
+ */
+static int escrow_mem_prepare(struct escrow_mem *mem, const struct escrow_vm *vm,
+			      const struct escrow_place *place, struct escrow_folio *ef, u64 guest,
+			      struct escrow_batch *batch)
 {
-	u64 at = (u64)i << PAGE_SHIFT;
 	struct escrow_report report = {};
 	struct escrow_refusal refusal = {};
 	int err;
 
-	err = escrow_rs_page_begin_give(&page->state, page->folio, place->how, vm->handle,
-					place->guest + at, &report, &refusal);
+	/* With the folio locked, no mapping of it can come back. */
+	if (place->how == ESCROW_LENT && folio_mapped(ef->folio))
+		unmap_mapping_range(escrow_mapping(mem), (loff_t)ef->index << PAGE_SHIFT,
+				    folio_size(ef->folio), 0);
+	err = escrow_rs_folio_begin_give(&ef->state, &mem->counts, ef->folio, place->how,
+					 vm->handle, guest, &report, &refusal);
 	if (err == -EAGAIN)
-		escrow_mem_refused(mem, place->offset + at, &refusal);
+		escrow_mem_refused(mem, ef, &refusal);
 	if (!err)
-		escrow_batch_add(batch, page, place->guest + at, place->rights, &report);
+		escrow_batch_add(batch, ef, guest, place->rights, &report);
+	return err;
+}
+
+/* Ends what was prepared: with @err, all stays with the host. */
+static void escrow_mem_settle(struct escrow_mem *mem, struct escrow_vm *vm,
+			      const struct escrow_place *place, struct escrow_batch *batch, int err)
+{
+	u32 i;
+
+	for (i = 0; i < batch->count; i++) {
+		struct escrow_folio *ef = batch->folios[i];
+		u64 offset = (u64)ef->index << PAGE_SHIFT;
+
+		WARN_ON_ONCE(escrow_rs_folio_end_give(&ef->state, &mem->counts, ef->folio, !err));
+		if (!err)
+			escrow_note_lend(escrow_mem_id(mem), vm->handle,
+					 place->guest + (offset - place->offset), offset,
+					 folio_nr_pages(ef->folio), place->how);
+	}
+	escrow_batch_reset(batch);
+}
+
+/* Hands the batch to EL2, all of it or nothing. */
+static int escrow_mem_hand_over(struct escrow_mem *mem, struct escrow_vm *vm,
+				const struct escrow_place *place, struct escrow_batch *batch)
+{
+	u64 index = 0, detail = 0;
+	int err;
+
+	if (!batch->count)
+		return 0;
+	err = escrow_rs_mem_give(vm, vm->handle, place->how, escrow_batch_address(batch),
+				 batch->count, &index, &detail);
+	/* EL2 has seen through a report of ours: a bug. */
+	if (err == -EAGAIN && index < batch->count)
+		pr_warn_once("refused by EL2, entry %llu, detail %llu\n", index, detail);
+	escrow_mem_settle(mem, vm, place, batch, err);
+	return err;
+}
+
+static bool escrow_mem_ends_before(struct escrow_mem *mem, u64 offset)
+{
+	return offset > i_size_read(escrow_mapping(mem)->host);
+}
+
+/* Folios in the place of a run of pages: whole ones that fit the binding. */
+static int escrow_mem_give_locked(struct escrow_mem *mem, struct escrow_vm *vm,
+				  const struct escrow_place *place, u64 offset, u64 size,
+				  bool unmapped, struct escrow_batch *batch)
+{
+	pgoff_t first = offset >> PAGE_SHIFT, last = (offset + size - 1) >> PAGE_SHIFT, i;
+	struct escrow_folio *ef;
+	int err = 0;
+	u64 guest;
+
+	if (escrow_mem_ends_before(mem, offset + size))
+		return -EINVAL;
+	for (i = first; i <= last; i = escrow_folio_next(ef)) {
+		ef = escrow_mem_make(mem, i);
+		if (IS_ERR(ef))
+			return PTR_ERR(ef);
+		if (unmapped && folio_mapped(ef->folio)) {
+			/* But for the memory's own, the references are not asked to go. */
+			struct escrow_refusal refusal = {
+				.excess = folio_ref_count(ef->folio) - 1,
+			};
+
+			escrow_mem_refused(mem, ef, &refusal);
+			return -EAGAIN;
+		}
+		escrow_mem_recall(mem, vm, ef);
+		if (escrow_rs_place_takes(place, (u64)ef->index << PAGE_SHIFT,
+					  folio_size(ef->folio), &guest))
+			continue;
+		err = escrow_mem_split(mem, ef);
+		if (err)
+			return err;
+		ef = escrow_mem_find(mem, i);
+	}
+
+	escrow_batch_reset(batch);
+	for (i = first; i <= last && err >= 0; i = escrow_folio_next(ef)) {
+		ef = escrow_mem_find(mem, i);
+		escrow_rs_place_takes(place, (u64)ef->index << PAGE_SHIFT, folio_size(ef->folio),
+				      &guest);
+		/*
+		 * A page fault that began before may be about to map the folio.
+		 * After this, it is frozen.
+		 */
+		folio_lock(ef->folio);
+		err = escrow_mem_prepare(mem, vm, place, ef, guest, batch);
+		folio_unlock(ef->folio);
+		cond_resched();
+	}
+	if (err < 0) {
+		escrow_mem_settle(mem, vm, place, batch, err);
+		return err;
+	}
+	return escrow_mem_hand_over(mem, vm, place, batch);
+}
+
+/*
+ * Gives the guest what is behind the binding @place from @guest on: all of it
+ * or none. -EAGAIN: somebody uses a folio, or, if they must be @unmapped, maps
+ * it; fdinfo says which. Under vm->lock.
+ */
+int escrow_mem_give(struct escrow_vm *vm, const struct escrow_place *place, u64 guest, u64 size,
+		    bool unmapped)
+{
+	struct escrow_mem *mem = place->mem;
+	struct address_space *mapping = escrow_mapping(mem);
+	struct escrow_batch *batch;
+	int err;
+
+	batch = escrow_batch_alloc(size >> PAGE_SHIFT);
+	if (!batch)
+		return -ENOMEM;
+	filemap_invalidate_lock(mapping);
+	err = escrow_mem_give_locked(mem, vm, place, place->offset + (guest - place->guest), size,
+				     unmapped, batch);
+	filemap_invalidate_unlock(mapping);
+	escrow_batch_free(batch);
 	return err;
 }
 
 /*
- * Gives the guest a run of pages: all of them or none. -EAGAIN: somebody uses
- * one of them; fdinfo says which. Under vm->lock.
+ * The same for the one folio that a guest needs at @guest, side by side with
+ * others. Nothing is allocated where the folio is there already: @batch is the
+ * caller's, and has room for one.
  */
-int escrow_mem_give(struct escrow_vm *vm, const struct escrow_place *place)
+int escrow_mem_give_one(struct escrow_vm *vm, const struct escrow_place *place, u64 guest,
+			struct escrow_batch *batch)
 {
 	struct escrow_mem *mem = place->mem;
 	struct address_space *mapping = escrow_mapping(mem);
-	u32 count = place->size >> PAGE_SHIFT, locked, begun, i;
-	pgoff_t first = place->offset >> PAGE_SHIFT;
-	struct escrow_page **pages;
-	struct escrow_batch *batch;
-	bool mapped = false;
-	int err = 0;
+	u64 offset = place->offset + (guest - place->guest), at;
+	struct escrow_folio *ef;
+	int err;
 
-	batch = escrow_batch_alloc(count);
-	pages = kvcalloc(count, sizeof(*pages), GFP_KERNEL_ACCOUNT);
-	if (!batch || !pages) {
-		err = -ENOMEM;
-		goto out_free;
-	}
-
-	/* Several folios are only locked by one task at a time. */
-	if (count == 1)
-		filemap_invalidate_lock_shared(mapping);
-	else
-		filemap_invalidate_lock(mapping);
-	if (place->offset + place->size > i_size_read(mapping->host)) {
+	filemap_invalidate_lock_shared(mapping);
+	if (escrow_mem_ends_before(mem, offset + PAGE_SIZE)) {
 		err = -EINVAL;
-		goto out_unlock;
+		goto out;
 	}
-	for (locked = 0; locked < count; locked++) {
-		struct escrow_page *page = escrow_mem_page(mem, first + locked);
-		u64 borrower;
-
-		if (IS_ERR(page)) {
-			err = PTR_ERR(page);
-			goto out_folios;
-		}
-		pages[locked] = page;
-		folio_lock(page->folio);
-		mapped |= folio_mapped(page->folio);
-		/* Another VM that it was lent to may have given it up, or died. */
-		if (escrow_rs_page_borrower(&page->state, &borrower) == ESCROW_LENT &&
-		    borrower != vm->handle)
-			escrow_mem_fetch(mem, page, batch);
+	ef = escrow_mem_make(mem, offset >> PAGE_SHIFT);
+	if (IS_ERR(ef)) {
+		err = PTR_ERR(ef);
+		goto out;
 	}
-
-	/* With the folios locked, no mapping of them can come back. */
-	if (mapped && place->how == ESCROW_LENT)
-		unmap_mapping_range(mapping, place->offset, place->size, 0);
-	escrow_batch_reset(batch);
-	for (i = 0; i < count; i++) {
-		err = escrow_mem_prepare(mem, vm, place, i, pages[i], batch);
-		if (err < 0)
-			break;
-	}
-	if (err >= 0 && batch->count) {
-		u64 index = 0, detail = 0;
-
-		err = escrow_rs_mem_give(vm, vm->handle, place->how, escrow_batch_address(batch),
-					 batch->count, &index, &detail);
-		if (err == -EAGAIN && index < batch->count) {
-			/* EL2 has seen through a report of ours: a bug. */
-			pr_warn_once("refused by EL2, entry %llu, detail %llu\n", index, detail);
-		}
-	}
-	/* The pages that were begun are in the batch, in the same order. */
-	for (i = 0, begun = 0; begun < batch->count; i++) {
-		struct escrow_page *page = pages[i];
-
-		if (batch->pages[begun] != page)
-			continue;
-		begun++;
-		WARN_ON_ONCE(escrow_rs_page_end_give(&page->state, &mem->counts, page->folio,
-						     place->how, vm->handle,
-						     place->guest + ((u64)i << PAGE_SHIFT),
-						     err >= 0));
-	}
-out_folios:
-	for (i = 0; i < locked; i++)
-		folio_unlock(pages[i]->folio);
-out_unlock:
-	if (count == 1)
+	if (!escrow_rs_place_takes(place, (u64)ef->index << PAGE_SHIFT, folio_size(ef->folio),
+				   &at)) {
+		/* It has to be split, which nobody may look at. */
 		filemap_invalidate_unlock_shared(mapping);
-	else
-		filemap_invalidate_unlock(mapping);
-out_free:
-	kvfree(pages);
-	escrow_batch_free(batch);
-	return min(err, 0);
+		return escrow_mem_give(vm, place, guest, PAGE_SIZE, false);
+	}
+
+	folio_lock(ef->folio);
+	escrow_mem_recall(mem, vm, ef);
+	escrow_batch_reset(batch);
+	err = escrow_mem_prepare(mem, vm, place, ef, at, batch);
+	if (err >= 0)
+		err = escrow_mem_hand_over(mem, vm, place, batch);
+	folio_unlock(ef->folio);
+out:
+	filemap_invalidate_unlock_shared(mapping);
+	return err;
 }
 
 /*
- * Takes back what guests have of a range; only @vm's pages unless it is 0,
- * only those that it has in that way unless @how is negative. Without
- * @quarantine, stops at the first page that EL2 keeps; what came home before
- * is fetched again by the guest as it needs it. Under the exclusive lock.
+ * Takes back what guests have of a range, and of the folios that reach out of
+ * it; only @vm's unless it is 0, only those that it has in that way unless
+ * @how is negative. Without @quarantine, stops at the first folio that EL2
+ * keeps; what came home before is fetched again by the guest as it needs it.
+ * Under the exclusive lock.
  */
 int __escrow_mem_take_back(struct escrow_mem *mem, pgoff_t first, pgoff_t last, u64 vm,
 			   int how, bool quarantine)
 {
 	static const struct escrow_report none;
 	struct escrow_batch *batch = mem->batch;
-	struct escrow_page *page;
+	struct escrow_folio *ef;
 	unsigned long index;
 	int err = 0, one;
 
 	escrow_batch_reset(batch);
-	xa_for_each_range(&mem->pages, index, page, first, last) {
+	xa_for_each_range(&mem->folios, index, ef, escrow_mem_head(mem, first), last) {
 		u64 borrower = 0;
-		int has = escrow_rs_page_borrower(&page->state, &borrower);
+		int has = escrow_rs_folio_borrower(&ef->state, &borrower);
 
 		if (has < 0 || (vm && borrower != vm) || (how >= 0 && has != how))
 			continue;
-		/* One call takes pages of one VM, in one way. */
-		if (batch->count == batch->capacity ||
+		/* One call takes folios of one VM, in one way. */
+		if (escrow_batch_is_full(batch, ef) ||
 		    (batch->count && (batch->vm != borrower || batch->how != has))) {
-			one = escrow_batch_take_back(batch, &mem->counts, quarantine);
+			one = escrow_batch_take_back(batch, mem, &mem->counts, quarantine);
 			err = err ?: one;
 			if (err && !quarantine)
 				return err;
 			cond_resched();
 		}
-		if (escrow_rs_page_begin_take_back(&page->state, &mem->counts) < 0)
+		if (escrow_rs_folio_begin_take_back(&ef->state, &mem->counts) < 0)
 			continue;
 		batch->vm = borrower;
 		batch->how = has;
-		escrow_batch_add(batch, page, 0, 0, &none);
+		escrow_batch_add(batch, ef, 0, 0, &none);
 	}
-	one = escrow_batch_take_back(batch, &mem->counts, quarantine);
+	one = escrow_batch_take_back(batch, mem, &mem->counts, quarantine);
 	return err ?: one;
 }
 

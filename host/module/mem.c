@@ -34,8 +34,9 @@ static vm_fault_t escrow_mem_fault(struct vm_fault *vmf)
 {
 	struct escrow_mem *mem = vmf->vma->vm_file->private_data;
 	struct address_space *mapping = escrow_mapping(mem);
-	struct escrow_page *page;
 	vm_fault_t ret = VM_FAULT_SIGBUS;
+	struct escrow_folio *ef;
+	struct page *page;
 
 	/*
 	 * The lock keeps the page's record in place, so that the folio can be
@@ -44,32 +45,31 @@ static vm_fault_t escrow_mem_fault(struct vm_fault *vmf)
 	filemap_invalidate_lock_shared(mapping);
 	if (vmf->pgoff >= DIV_ROUND_UP(i_size_read(mapping->host), PAGE_SIZE))
 		goto out;
-	page = escrow_mem_page(mem, vmf->pgoff);
-	if (IS_ERR(page)) {
+	ef = escrow_mem_make(mem, vmf->pgoff);
+	if (IS_ERR(ef)) {
 		ret = VM_FAULT_OOM;
 		goto out;
 	}
 
-	folio_lock(page->folio);
-	if (!escrow_rs_page_is_reachable(&page->state)) {
+	folio_lock(ef->folio);
+	page = folio_page(ef->folio, vmf->pgoff - ef->index);
+	if (PageHWPoison(page)) {
+		folio_unlock(ef->folio);
+		ret = VM_FAULT_HWPOISON;
+		goto out;
+	}
+	if (!escrow_rs_folio_is_reachable(&ef->state)) {
 		/* The guest may have given it up in the meantime. */
-		struct escrow_batch *batch = escrow_batch_alloc(1);
-		int err = batch ? escrow_mem_fetch(mem, page, batch) : -ENOMEM;
+		int err = escrow_mem_fetch(mem, ef);
 
-		escrow_batch_free(batch);
 		if (err) {
-			folio_unlock(page->folio);
+			folio_unlock(ef->folio);
 			ret = err == -ENOMEM ? VM_FAULT_OOM : VM_FAULT_SIGBUS;
 			goto out;
 		}
 	}
-	if (folio_test_hwpoison(page->folio)) {
-		folio_unlock(page->folio);
-		ret = VM_FAULT_HWPOISON;
-		goto out;
-	}
-	folio_get(page->folio);
-	vmf->page = folio_page(page->folio, 0);
+	folio_get(ef->folio);
+	vmf->page = page;
 	ret = VM_FAULT_LOCKED;
 out:
 	filemap_invalidate_unlock_shared(mapping);
@@ -94,25 +94,6 @@ static int escrow_mem_mmap(struct file *file, struct vm_area_struct *vma)
 	return 0;
 }
 
-/* Frees the pages of a range, none of which is away. Under the exclusive lock. */
-static void escrow_mem_drop(struct escrow_mem *mem, pgoff_t first, pgoff_t last)
-{
-	struct address_space *mapping = escrow_mapping(mem);
-	struct escrow_page *page;
-	unsigned long index;
-
-	xa_for_each_range(&mem->pages, index, page, first, last) {
-		/* A page fault may have left with the folio, to map it. */
-		folio_lock(page->folio);
-		if (folio_mapped(page->folio))
-			unmap_mapping_range(mapping, (loff_t)index << PAGE_SHIFT, PAGE_SIZE, 0);
-		folio_unlock(page->folio);
-		xa_erase(&mem->pages, index);
-		escrow_page_free(page, &mem->counts);
-		cond_resched();
-	}
-}
-
 /* Pages @first to @last become a hole, or -EBUSY and all stay. */
 static int escrow_mem_clear(struct escrow_mem *mem, pgoff_t first, pgoff_t last)
 {
@@ -128,21 +109,23 @@ static int escrow_mem_clear(struct escrow_mem *mem, pgoff_t first, pgoff_t last)
 static int escrow_mem_allocate(struct escrow_mem *mem, pgoff_t first, pgoff_t last)
 {
 	struct address_space *mapping = escrow_mapping(mem);
-	pgoff_t index;
-	int err = 0;
+	pgoff_t index = first;
 
-	for (index = first; index <= last && !err; index++) {
-		struct escrow_page *page;
+	while (index <= last) {
+		struct escrow_folio *ef;
 
 		if (signal_pending(current))
 			return -EINTR;
 		filemap_invalidate_lock_shared(mapping);
-		page = escrow_mem_page(mem, index);
-		err = PTR_ERR_OR_ZERO(page);
+		ef = escrow_mem_make(mem, index);
+		if (!IS_ERR(ef))
+			index = escrow_folio_next(ef);
 		filemap_invalidate_unlock_shared(mapping);
+		if (IS_ERR(ef))
+			return PTR_ERR(ef);
 		cond_resched();
 	}
-	return err;
+	return 0;
 }
 
 static long escrow_mem_fallocate(struct file *file, int mode, loff_t offset, loff_t len)
@@ -177,6 +160,25 @@ static long escrow_mem_fallocate(struct file *file, int mode, loff_t offset, lof
 	return err;
 }
 
+/* Ends the memory before page @end, or all stays. Under the exclusive lock. */
+static int escrow_mem_shrink(struct escrow_mem *mem, pgoff_t end, pgoff_t old)
+{
+	struct escrow_folio *ef;
+	int err;
+
+	err = __escrow_mem_take_back(mem, end, old - 1, 0, -1, false);
+	if (err)
+		return err == -ENOMEM ? err : -EBUSY;
+	/* What is beyond the end must not be reached through what is not. */
+	ef = escrow_mem_find(mem, end);
+	if (ef && ef->index < end)
+		err = escrow_mem_split(mem, ef);
+	if (err)
+		return err == -EAGAIN ? -EBUSY : err;
+	escrow_mem_drop(mem, end, old - 1);
+	return 0;
+}
+
 static int escrow_mem_setattr(struct mnt_idmap *idmap, struct dentry *dentry, struct iattr *attr)
 {
 	struct inode *inode = d_inode(dentry);
@@ -192,8 +194,8 @@ static int escrow_mem_setattr(struct mnt_idmap *idmap, struct dentry *dentry, st
 			return -EINVAL;
 		filemap_invalidate_lock(inode->i_mapping);
 		if (attr->ia_size < old)
-			err = escrow_mem_clear(inode->i_private, attr->ia_size >> PAGE_SHIFT,
-					       (old - 1) >> PAGE_SHIFT);
+			err = escrow_mem_shrink(inode->i_private, attr->ia_size >> PAGE_SHIFT,
+						old >> PAGE_SHIFT);
 		if (!err)
 			i_size_write(inode, attr->ia_size);
 		filemap_invalidate_unlock(inode->i_mapping);
@@ -206,7 +208,7 @@ static int escrow_mem_setattr(struct mnt_idmap *idmap, struct dentry *dentry, st
 
 static void escrow_mem_free(struct escrow_mem *mem)
 {
-	xa_destroy(&mem->pages);
+	xa_destroy(&mem->folios);
 	escrow_batch_free(mem->batch);
 	kfree(mem);
 }
@@ -214,7 +216,7 @@ static void escrow_mem_free(struct escrow_mem *mem)
 static int escrow_mem_release(struct inode *inode, struct file *file)
 {
 	struct escrow_mem *mem = file->private_data;
-	struct escrow_page *page;
+	struct escrow_folio *ef;
 	unsigned long index;
 	int err;
 
@@ -227,11 +229,11 @@ static int escrow_mem_release(struct inode *inode, struct file *file)
 	 * are lost rather than freed.
 	 */
 	if (WARN_ON_ONCE(err)) {
-		xa_for_each(&mem->pages, index, page) {
+		xa_for_each(&mem->folios, index, ef) {
 			u64 borrower;
 
-			if (escrow_rs_page_borrower(&page->state, &borrower) >= 0)
-				xa_erase(&mem->pages, index);
+			if (escrow_rs_folio_borrower(&ef->state, &borrower) >= 0)
+				xa_erase(&mem->folios, index);
 		}
 	}
 	escrow_mem_drop(mem, 0, ULONG_MAX);
@@ -245,7 +247,7 @@ static void escrow_mem_show_fdinfo(struct seq_file *m, struct file *file)
 {
 	struct escrow_mem *mem = file->private_data;
 	struct escrow_refusal refusal;
-	u64 counts[4], offset;
+	u64 counts[ESCROW_COUNTS], offset;
 	bool was_refused;
 
 	escrow_rs_counts(&mem->counts, counts);
@@ -258,6 +260,8 @@ static void escrow_mem_show_fdinfo(struct seq_file *m, struct file *file)
 	seq_printf(m, "size:\t%lld\n", i_size_read(file_inode(file)));
 	seq_printf(m, "present:\t%llu\nlent:\t%llu\nshared:\t%llu\nquarantined:\t%llu\n",
 		   counts[0], counts[1], counts[2], counts[3]);
+	seq_printf(m, "poisoned:\t%llu\nrefusals:\t%llu\nretries:\t%llu\n", counts[4],
+		   counts[5], counts[6]);
 	if (was_refused)
 		seq_printf(m, "last_refusal:\toffset=%#llx excess=%lld accessible=%u\n", offset,
 			   refusal.excess, refusal.accessible);
@@ -292,14 +296,16 @@ int escrow_mem_create(const struct gunyah_create_guest_mem_args *args)
 	mem = kzalloc(sizeof(*mem), GFP_KERNEL_ACCOUNT);
 	if (!mem)
 		return -ENOMEM;
-	xa_init(&mem->pages);
+	xa_init(&mem->folios);
+	mutex_init(&mem->make_lock);
 	spin_lock_init(&mem->refusal_lock);
+	mem->huge = flags & ESCROW_MEM_HUGE;
 	mem->batch = escrow_batch_alloc(ESCROW_BATCH);
 	if (!mem->batch) {
 		fd = -ENOMEM;
 		goto err_free;
 	}
-	fd = get_unused_fd_flags(flags ? O_CLOEXEC : 0);
+	fd = get_unused_fd_flags(flags & ESCROW_MEM_CLOEXEC ? O_CLOEXEC : 0);
 	if (fd < 0)
 		goto err_free;
 	file = anon_inode_create_getfile("[gunyah-mem]", &escrow_mem_fops, mem, O_RDWR, NULL);

@@ -74,7 +74,7 @@ static int escrow_vcpu_bring(struct escrow_vcpu *vcpu, u64 guest, u64 access)
 	down_read(&vm->lock);
 	err = vm->is_closed ? -ENODEV : escrow_rs_vm_find(vm->core, guest, access, &place);
 	if (!err)
-		err = escrow_mem_give(vm, &place);
+		err = escrow_mem_give_one(vm, &place, round_down(guest, PAGE_SIZE), vcpu->batch);
 	up_read(&vm->lock);
 	return err;
 }
@@ -223,6 +223,7 @@ static int escrow_vcpu_mmap(struct file *file, struct vm_area_struct *vma)
 static void escrow_vcpu_free(struct escrow_vcpu *vcpu)
 {
 	escrow_vm_release(vcpu->vm);
+	escrow_batch_free(vcpu->batch);
 	free_page((unsigned long)vcpu->run);
 	kfree(vcpu);
 }
@@ -262,7 +263,8 @@ int escrow_vcpu_add(struct escrow_vm *vm, u32 id)
 	vcpu->id = id;
 	mutex_init(&vcpu->run_lock);
 	vcpu->run = (void *)get_zeroed_page(GFP_KERNEL_ACCOUNT);
-	if (!vcpu->run) {
+	vcpu->batch = escrow_batch_alloc(1);
+	if (!vcpu->run || !vcpu->batch) {
 		err = -ENOMEM;
 		goto err_free;
 	}

@@ -34,7 +34,7 @@ struct escrow_vm *escrow_vm_hold(struct escrow_vm *vm)
 static int escrow_vm_give_metadata(struct escrow_vm *vm, u32 count)
 {
 	struct escrow_batch *batch = vm->batch;
-	struct escrow_page *page;
+	struct escrow_folio *ef;
 	int err = 0;
 	u32 i;
 
@@ -43,18 +43,18 @@ static int escrow_vm_give_metadata(struct escrow_vm *vm, u32 count)
 		struct escrow_report report = {};
 		struct escrow_refusal refusal;
 
-		page = escrow_page_alloc(&vm->metadata_counts);
-		if (!page) {
+		ef = escrow_folio_alloc(&vm->metadata_counts, 0);
+		if (!ef) {
 			err = -ENOMEM;
 			break;
 		}
-		err = escrow_rs_page_begin_give(&page->state, page->folio, ESCROW_LENT,
-						vm->handle, 0, &report, &refusal);
+		err = escrow_rs_folio_begin_give(&ef->state, &vm->metadata_counts, ef->folio,
+						 ESCROW_LENT, vm->handle, 0, &report, &refusal);
 		if (err) {
-			escrow_page_free(page, &vm->metadata_counts);
+			escrow_folio_free(ef, &vm->metadata_counts);
 			break;
 		}
-		escrow_batch_add(batch, page, 0, 0, &report);
+		escrow_batch_add(batch, ef, 0, 0, &report);
 	}
 	if (!err && !vm->handle) {
 		err = escrow_rs_vm_create(escrow_batch_address(batch), batch->count, &vm->handle);
@@ -63,14 +63,13 @@ static int escrow_vm_give_metadata(struct escrow_vm *vm, u32 count)
 	}
 
 	for (i = 0; i < batch->count; i++) {
-		page = batch->pages[i];
-		WARN_ON_ONCE(escrow_rs_page_end_give(&page->state, &vm->metadata_counts,
-						     page->folio, ESCROW_LENT, vm->handle, 0,
-						     !err));
+		ef = batch->folios[i];
+		WARN_ON_ONCE(escrow_rs_folio_end_give(&ef->state, &vm->metadata_counts,
+						      ef->folio, !err));
 		if (err)
-			escrow_page_free(page, &vm->metadata_counts);
+			escrow_folio_free(ef, &vm->metadata_counts);
 		else
-			list_add_tail(&page->link, &vm->metadata_pages);
+			list_add_tail(&ef->link, &vm->metadata_folios);
 	}
 	if (!err)
 		escrow_rs_metadata_gave(&vm->metadata, batch->count);
@@ -100,37 +99,37 @@ static bool escrow_vm_reclaim_metadata(struct escrow_vm *vm)
 {
 	static const struct escrow_report none;
 	struct escrow_batch *batch = vm->batch;
-	struct escrow_page *page, *next;
+	struct escrow_folio *ef, *next;
 	LIST_HEAD(kept);
 
 	mutex_lock(&vm->metadata_lock);
-	while (!list_empty(&vm->metadata_pages)) {
+	while (!list_empty(&vm->metadata_folios)) {
 		LIST_HEAD(asked);
 
 		escrow_batch_reset(batch);
-		list_for_each_entry_safe(page, next, &vm->metadata_pages, link) {
+		list_for_each_entry_safe(ef, next, &vm->metadata_folios, link) {
 			if (batch->count == batch->capacity)
 				break;
-			list_move_tail(&page->link, &asked);
-			if (escrow_rs_page_begin_take_back(&page->state, &vm->metadata_counts) >= 0)
-				escrow_batch_add(batch, page, 0, 0, &none);
+			list_move_tail(&ef->link, &asked);
+			if (escrow_rs_folio_begin_take_back(&ef->state, &vm->metadata_counts) >= 0)
+				escrow_batch_add(batch, ef, 0, 0, &none);
 		}
 		batch->how = ESCROW_LENT;
-		escrow_batch_take_back(batch, &vm->metadata_counts, true);
-		list_for_each_entry_safe(page, next, &asked, link) {
-			if (!escrow_rs_page_is_reachable(&page->state)) {
-				list_move_tail(&page->link, &kept);
+		escrow_batch_take_back(batch, NULL, &vm->metadata_counts, true);
+		list_for_each_entry_safe(ef, next, &asked, link) {
+			if (!escrow_rs_folio_is_reachable(&ef->state)) {
+				list_move_tail(&ef->link, &kept);
 				continue;
 			}
-			list_del(&page->link);
-			escrow_page_free(page, &vm->metadata_counts);
+			list_del(&ef->link);
+			escrow_folio_free(ef, &vm->metadata_counts);
 			escrow_rs_metadata_got_back(&vm->metadata, 1);
 		}
 		cond_resched();
 	}
-	list_splice(&kept, &vm->metadata_pages);
+	list_splice(&kept, &vm->metadata_folios);
 	mutex_unlock(&vm->metadata_lock);
-	return list_empty(&vm->metadata_pages);
+	return list_empty(&vm->metadata_folios);
 }
 
 /* Takes back what the VM has of all its memories. */
@@ -367,14 +366,17 @@ static int escrow_vm_map(struct escrow_vm *vm, void __user *argp)
 static int escrow_vm_start(struct escrow_vm *vm)
 {
 	struct escrow_place place;
+	u64 guest, size;
+	bool unmapped;
 	int err;
 
 	err = escrow_vm_lock(vm);
 	if (err)
 		return err;
-	err = escrow_rs_vm_check_start(vm->core, num_online_cpus(), &place);
+	err = escrow_rs_vm_check_start(vm->core, num_online_cpus(), &place, &guest, &size,
+				       &unmapped);
 	if (err > 0) {
-		err = escrow_mem_give(vm, &place);
+		err = escrow_mem_give(vm, &place, guest, size, unmapped);
 		if (!err)
 			err = escrow_rs_vm_start(vm->core, vm);
 	}
@@ -447,7 +449,7 @@ int escrow_vm_create(void)
 	init_rwsem(&vm->lock);
 	init_waitqueue_head(&vm->wait);
 	mutex_init(&vm->metadata_lock);
-	INIT_LIST_HEAD(&vm->metadata_pages);
+	INIT_LIST_HEAD(&vm->metadata_folios);
 	err = escrow_vms_enter(vm);
 	if (err) {
 		kfree(vm);

@@ -3,8 +3,9 @@
 use crate::State;
 use crate::sync::{AtomicU64, Ordering};
 
-/// How many folios of a memory are where. For people to read: nothing is
-/// decided on these numbers, and reading them stops nobody.
+/// How many 4 KiB pages of a memory are where, and how often lending them did
+/// not go smoothly. For people to read: nothing is decided on these numbers,
+/// and reading them stops nobody.
 ///
 /// All-zero bytes are a valid, empty value.
 #[derive(Debug, Default)]
@@ -14,37 +15,65 @@ pub struct Counts {
     lent: AtomicU64,
     shared: AtomicU64,
     quarantined: AtomicU64,
+    poisoned: AtomicU64,
+    refusals: AtomicU64,
+    retries: AtomicU64,
 }
 
+const _: () = assert!(cfg!(loom) || size_of::<Counts>() == 56);
+
 impl Counts {
-    /// Folios that only the host reaches.
+    /// Pages that only the host reaches.
     pub fn present(&self) -> u64 {
         self.present.load(Ordering::Relaxed)
     }
 
-    /// Folios that are lent.
+    /// Pages that are lent.
     pub fn lent(&self) -> u64 {
         self.lent.load(Ordering::Relaxed)
     }
 
-    /// Folios that are shared.
+    /// Pages that are shared.
     pub fn shared(&self) -> u64 {
         self.shared.load(Ordering::Relaxed)
     }
 
-    /// Folios that the hypervisor did not give back.
+    /// Pages that the hypervisor did not give back.
     pub fn quarantined(&self) -> u64 {
         self.quarantined.load(Ordering::Relaxed)
     }
 
-    /// Moves one folio from the count of `from` to the count of `to`. States
-    /// that are on the way to another count as neither.
-    pub(crate) fn moved(&self, from: State, to: State) {
+    /// Pages of folios that broke while a guest had them.
+    pub fn poisoned(&self) -> u64 {
+        self.poisoned.load(Ordering::Relaxed)
+    }
+
+    /// How many times a folio was not lent because somebody used it.
+    pub fn refusals(&self) -> u64 {
+        self.refusals.load(Ordering::Relaxed)
+    }
+
+    /// How many times a lend waited for a user of the folio to go away.
+    pub fn retries(&self) -> u64 {
+        self.retries.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn refused(&self) {
+        self.refusals.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn retried(&self) {
+        self.retries.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Moves so many pages from the count of `from` to the count of `to`.
+    /// States that are on the way to another count as neither.
+    pub(crate) fn moved(&self, from: State, to: State, pages: u64) {
         if let Some(count) = self.of(from) {
-            count.fetch_sub(1, Ordering::Relaxed);
+            count.fetch_sub(pages, Ordering::Relaxed);
         }
         if let Some(count) = self.of(to) {
-            count.fetch_add(1, Ordering::Relaxed);
+            count.fetch_add(pages, Ordering::Relaxed);
         }
     }
 
@@ -54,6 +83,7 @@ impl Counts {
             State::Lent => Some(&self.lent),
             State::Shared => Some(&self.shared),
             State::Quarantined => Some(&self.quarantined),
+            State::Poisoned => Some(&self.poisoned),
             State::Hole | State::Lending | State::Sharing | State::TakingBack => None,
         }
     }

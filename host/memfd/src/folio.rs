@@ -24,10 +24,13 @@ pub enum State {
     /// Should be home, but the hypervisor keeps it: out of use until it does
     /// not. Reached only from states in which a guest had it.
     Quarantined = 7,
+    /// Broke while a guest had it: out of use for good. The folio stays
+    /// frozen, if it was, and is never freed.
+    Poisoned = 8,
 }
 
 impl State {
-    const ALL: [State; 8] = [
+    const ALL: [State; 9] = [
         State::Hole,
         State::Present,
         State::Lending,
@@ -36,12 +39,13 @@ impl State {
         State::Shared,
         State::TakingBack,
         State::Quarantined,
+        State::Poisoned,
     ];
 
     fn from_number(number: u32) -> State {
         // Only `as u32` of a `State` is ever stored; the last one is the
         // answer that lets nobody at the folio.
-        Self::ALL.get(number as usize).copied().unwrap_or(State::Quarantined)
+        Self::ALL.get(number as usize).copied().unwrap_or(State::Poisoned)
     }
 }
 
@@ -105,21 +109,37 @@ pub struct Folio {
     frozen: AtomicU32,
     vm: AtomicU64,
     guest: AtomicU64,
+    /// The folio is `1 << order` pages.
+    order: AtomicU32,
 }
 
-const _: () = assert!(cfg!(loom) || size_of::<Folio>() == 32);
+const _: () = assert!(cfg!(loom) || size_of::<Folio>() == 40);
 
 impl Folio {
+    /// The largest order: far more than any kernel allocates.
+    const ORDER_MAX: u32 = 31;
+
     /// Where the folio is.
     pub fn state(&self) -> State {
         State::from_number(self.state.load(Ordering::Acquire))
     }
 
+    /// Order of the folio: it is `1 << order` pages.
+    pub fn order(&self) -> u32 {
+        self.order.load(Ordering::Relaxed)
+    }
+
+    fn pages(&self) -> u64 {
+        1 << self.order()
+    }
+
     /// Who has the folio, and how, if it is in a state in which a guest may
-    /// have it.
+    /// have it, and the host may ask for it.
     pub fn borrower(&self) -> Option<(How, Borrower)> {
         match self.state() {
-            State::Hole | State::Present | State::Lending | State::Sharing => None,
+            State::Hole | State::Present | State::Lending | State::Sharing | State::Poisoned => {
+                None
+            }
             State::Lent | State::Shared | State::TakingBack | State::Quarantined => Some((
                 self.how(),
                 Borrower {
@@ -135,16 +155,18 @@ impl Folio {
         matches!(self.state(), State::Present | State::Shared)
     }
 
-    /// Memory has been allocated and zeroed, and the memory itself holds its
-    /// one reference, which is a safe one.
+    /// `1 << order` pages have been allocated and zeroed, and the memory itself
+    /// holds the one reference to them, which is a safe one.
     ///
     /// # Errors
     /// The state, if it is not [`State::Hole`].
-    pub fn populate(&self, counts: &Counts) -> Result<(), State> {
+    pub fn populate(&self, order: u32, counts: &Counts) -> Result<(), State> {
         self.expect(State::Hole)?;
         self.safe.store(1, Ordering::Relaxed);
+        // More would overflow what a folio can be.
+        self.order.store(order.min(Self::ORDER_MAX), Ordering::Relaxed);
         self.step(State::Hole, State::Present)?;
-        counts.moved(State::Hole, State::Present);
+        counts.moved(State::Hole, State::Present, self.pages());
         Ok(())
     }
 
@@ -155,18 +177,20 @@ impl Folio {
     /// The state, if it is not [`State::Present`].
     pub fn remove(&self, counts: &Counts) -> Result<(), State> {
         self.step(State::Present, State::Hole)?;
-        counts.moved(State::Present, State::Hole);
+        counts.moved(State::Present, State::Hole, self.pages());
         Ok(())
     }
 
-    /// Freezes the folio for lending. Its user mappings are gone and nobody
-    /// can make new ones until the transition is over.
+    /// Freezes the folio for lending it to that borrower. Its user mappings
+    /// are gone and nobody can make new ones until the transition is over.
     ///
     /// # Errors
     /// A [`Refusal`], after bounded patience with those that may pass
     /// ([`Retry`]); the folio is then as it was.
     pub fn begin_lend(
         &self,
+        to: Borrower,
+        counts: &Counts,
         refs: &impl References,
         sleeper: &impl Sleeper,
     ) -> Result<Report, Refusal> {
@@ -174,14 +198,21 @@ impl Folio {
         let mut retry = Retry::new();
         loop {
             let refusal = match self.freeze(refs) {
-                Ok(report) => return Ok(report),
+                Ok(report) => {
+                    self.meant_for(to);
+                    return Ok(report);
+                }
                 Err(refusal) => refusal,
             };
             let go_on = retry.after(&refusal).is_some_and(|pause| sleeper.pause(pause));
             if !go_on {
                 self.settle(State::Present);
+                if refusal.is_transient() {
+                    counts.refused();
+                }
                 return Err(refusal);
             }
+            counts.retried();
         }
     }
 
@@ -206,9 +237,10 @@ impl Folio {
     ///
     /// # Errors
     /// The state, if it is not [`State::Lending`].
-    pub fn lent(&self, to: Borrower, counts: &Counts) -> Result<(), State> {
+    pub fn lent(&self, counts: &Counts) -> Result<(), State> {
         self.expect(State::Lending)?;
-        self.give(to, State::Lent, counts);
+        self.settle(State::Lent);
+        counts.moved(State::Present, State::Lent, self.pages());
         Ok(())
     }
 
@@ -223,17 +255,18 @@ impl Folio {
         Ok(())
     }
 
-    /// Prepares the folio for sharing: a guest's reach is one more user that
-    /// needs the folio to stay.
+    /// Prepares the folio for sharing it with that borrower: a guest's reach is
+    /// one more user that needs the folio to stay.
     ///
     /// # Errors
     /// A [`Refusal`]; the folio is then as it was.
-    pub fn begin_share(&self, refs: &impl References) -> Result<(), Refusal> {
+    pub fn begin_share(&self, with: Borrower, refs: &impl References) -> Result<(), Refusal> {
         self.step(State::Present, State::Sharing).map_err(|state| self.why_not(state))?;
         if refs.is_poisoned() {
             self.settle(State::Present);
             return Err(Refusal::Poisoned);
         }
+        self.meant_for(with);
         self.accessible.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
@@ -242,9 +275,10 @@ impl Folio {
     ///
     /// # Errors
     /// The state, if it is not [`State::Sharing`].
-    pub fn shared(&self, with: Borrower, counts: &Counts) -> Result<(), State> {
+    pub fn shared(&self, counts: &Counts) -> Result<(), State> {
         self.expect(State::Sharing)?;
-        self.give(with, State::Shared, counts);
+        self.settle(State::Shared);
+        counts.moved(State::Present, State::Shared, self.pages());
         Ok(())
     }
 
@@ -266,7 +300,7 @@ impl Folio {
     pub fn begin_take_back(&self, counts: &Counts) -> Result<How, State> {
         for from in [State::Lent, State::Shared, State::Quarantined] {
             if self.step(from, State::TakingBack).is_ok() {
-                counts.moved(from, State::TakingBack);
+                counts.moved(from, State::TakingBack, self.pages());
                 return Ok(self.how());
             }
         }
@@ -286,7 +320,7 @@ impl Folio {
             }
         }
         self.settle(State::Present);
-        counts.moved(State::TakingBack, State::Present);
+        counts.moved(State::TakingBack, State::Present, self.pages());
         Ok(())
     }
 
@@ -303,7 +337,19 @@ impl Folio {
             (false, How::Shared) => State::Shared,
         };
         self.settle(to);
-        counts.moved(State::TakingBack, to);
+        counts.moved(State::TakingBack, to, self.pages());
+        Ok(())
+    }
+
+    /// The folio is broken, wholly or in a part, and the hypervisor lets nobody
+    /// at it any more.
+    ///
+    /// # Errors
+    /// The state, if it is not [`State::TakingBack`].
+    pub fn broken(&self, counts: &Counts) -> Result<(), State> {
+        self.expect(State::TakingBack)?;
+        self.settle(State::Poisoned);
+        counts.moved(State::TakingBack, State::Poisoned, self.pages());
         Ok(())
     }
 
@@ -352,11 +398,10 @@ impl Folio {
         }
     }
 
-    fn give(&self, to: Borrower, state: State, counts: &Counts) {
+    /// Published by the state that follows.
+    fn meant_for(&self, to: Borrower) {
         self.vm.store(to.vm, Ordering::Relaxed);
         self.guest.store(to.guest, Ordering::Relaxed);
-        self.settle(state);
-        counts.moved(State::Present, state);
     }
 
     fn step(&self, from: State, to: State) -> Result<(), State> {

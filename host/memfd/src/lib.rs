@@ -29,8 +29,15 @@
 //!                       Sharing ──────────► Shared ────────────┘
 //! ```
 //!
-//! The kernel's side makes every transition with the folio locked; readers
-//! and [`Folio::access`] may come at any time.
+//! A folio that breaks while a guest has it goes from TakingBack to Poisoned,
+//! and stays there.
+//!
+//! A folio is `1 << order` pages that leave and come home together: the kernel
+//! counts references to the whole, so nobody could say of a part that it is
+//! free.
+//!
+//! The kernel's side sees to it that nobody else makes a transition of the
+//! folio at the same time; readers and [`Folio::access`] may come at any time.
 
 #![no_std]
 #![forbid(unsafe_code)]

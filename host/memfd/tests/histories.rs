@@ -26,24 +26,30 @@ const FOLIOS: usize = 3;
 /// What happens to a folio.
 #[derive(Clone, Copy, Debug)]
 enum Step {
-    Populate,
+    Populate {
+        order: u32,
+    },
     Remove,
     /// Somebody lets go of a reference, or of an access, at a pause.
     BeginLend {
+        to: Borrower,
         put_at: Option<u32>,
         end_access_at: Option<u32>,
         killed_at: Option<u32>,
     },
-    Lent(Borrower),
+    Lent,
     LendCancelled,
-    BeginShare,
-    Shared(Borrower),
+    BeginShare {
+        with: Borrower,
+    },
+    Shared,
     ShareCancelled,
     BeginTakeBack,
     TakenBack,
     Kept {
         quarantine: bool,
     },
+    Broken,
     Access,
     EndAccess,
     TryGet,
@@ -57,7 +63,7 @@ enum Place {
     Nowhere,
     Home,
     /// The hypervisor is asked to give it away.
-    Leaving(How),
+    Leaving(How, Borrower),
     Away {
         how: How,
         to: Borrower,
@@ -68,6 +74,8 @@ enum Place {
         how: How,
         from: Borrower,
     },
+    /// Broken in a guest's hands.
+    Lost(How),
 }
 
 /// The model of a folio.
@@ -80,16 +88,19 @@ struct Model {
     /// Kernel users that are told that it stays.
     users: u32,
     broken: bool,
+    order: u32,
 }
 
 impl Model {
-    const NEW: Model = Model { place: Place::Nowhere, others: 0, users: 0, broken: false };
+    const NEW: Model =
+        Model { place: Place::Nowhere, others: 0, users: 0, broken: false, order: 0 };
 
     /// Lent, or on the way there or back: nobody gets a reference.
     fn is_frozen(&self) -> bool {
         matches!(
             self.place,
-            Place::Leaving(How::Lent)
+            Place::Leaving(How::Lent, _)
+                | Place::Lost(How::Lent)
                 | Place::Away { how: How::Lent, .. }
                 | Place::Returning { how: How::Lent, .. }
         )
@@ -99,12 +110,13 @@ impl Model {
         match self.place {
             Place::Nowhere => State::Hole,
             Place::Home => State::Present,
-            Place::Leaving(How::Lent) => State::Lending,
-            Place::Leaving(How::Shared) => State::Sharing,
+            Place::Leaving(How::Lent, _) => State::Lending,
+            Place::Leaving(How::Shared, _) => State::Sharing,
             Place::Away { overdue: true, .. } => State::Quarantined,
             Place::Away { how: How::Lent, .. } => State::Lent,
             Place::Away { how: How::Shared, .. } => State::Shared,
             Place::Returning { .. } => State::TakingBack,
+            Place::Lost(_) => State::Poisoned,
         }
     }
 
@@ -168,8 +180,8 @@ fn pauses() -> u32 {
 fn step_model(model: &mut Model, step: Step) -> Answer {
     let wrong = Answer::Wrong(model.state());
     match (step, model.place) {
-        (Step::Populate, Place::Nowhere) => {
-            *model = Model { place: Place::Home, ..Model::NEW };
+        (Step::Populate { order }, Place::Nowhere) => {
+            *model = Model { place: Place::Home, order, ..Model::NEW };
             Answer::Done
         }
         // Whoever still has a reference keeps the folio, which is no longer
@@ -179,7 +191,7 @@ fn step_model(model: &mut Model, step: Step) -> Answer {
             *model = Model::NEW;
             Answer::Done
         }
-        (Step::BeginLend { put_at, end_access_at, killed_at }, _) => {
+        (Step::BeginLend { to, put_at, end_access_at, killed_at }, _) => {
             if let Err(refusal) = model.elsewhere() {
                 return Answer::Refused(refusal);
             }
@@ -198,28 +210,28 @@ fn step_model(model: &mut Model, step: Step) -> Answer {
                     return Answer::Refused(obstacle);
                 }
             }
-            model.place = Place::Leaving(How::Lent);
+            model.place = Place::Leaving(How::Lent, to);
             Answer::Report(Report { refcount: 1, safe: 1, accessible: 0 })
         }
-        (Step::Lent(to), Place::Leaving(How::Lent)) => {
+        (Step::Lent, Place::Leaving(How::Lent, to)) => {
             model.place = Place::Away { how: How::Lent, to, overdue: false };
             Answer::Done
         }
-        (Step::BeginShare, _) => {
+        (Step::BeginShare { with }, _) => {
             let refusal = model.elsewhere().err();
             let refusal = refusal.or(model.broken.then_some(Refusal::Poisoned));
             if let Some(refusal) = refusal {
                 return Answer::Refused(refusal);
             }
-            model.place = Place::Leaving(How::Shared);
+            model.place = Place::Leaving(How::Shared, with);
             Answer::Done
         }
-        (Step::Shared(to), Place::Leaving(How::Shared)) => {
+        (Step::Shared, Place::Leaving(How::Shared, to)) => {
             model.place = Place::Away { how: How::Shared, to, overdue: false };
             Answer::Done
         }
-        (Step::LendCancelled, Place::Leaving(How::Lent))
-        | (Step::ShareCancelled, Place::Leaving(How::Shared))
+        (Step::LendCancelled, Place::Leaving(How::Lent, _))
+        | (Step::ShareCancelled, Place::Leaving(How::Shared, _))
         | (Step::TakenBack, Place::Returning { .. }) => {
             model.place = Place::Home;
             Answer::Done
@@ -230,6 +242,10 @@ fn step_model(model: &mut Model, step: Step) -> Answer {
         }
         (Step::Kept { quarantine: overdue }, Place::Returning { how, from: to }) => {
             model.place = Place::Away { how, to, overdue };
+            Answer::Done
+        }
+        (Step::Broken, Place::Returning { how, .. }) => {
+            model.place = Place::Lost(how);
             Answer::Done
         }
         (Step::Access, _) => match model.state() {
@@ -325,8 +341,8 @@ impl Sleeper for Pauses<'_> {
 fn step_real(real: &Real, counts: &Counts, before: &Model, step: Step) -> Answer {
     let Real { folio, kernel } = real;
     match step {
-        Step::Populate => {
-            let result = folio.populate(counts);
+        Step::Populate { order } => {
+            let result = folio.populate(order, counts);
             if result.is_ok() {
                 kernel.count.set(1);
                 kernel.broken.set(false);
@@ -341,7 +357,7 @@ fn step_real(real: &Real, counts: &Counts, before: &Model, step: Step) -> Answer
             }
             result.into()
         }
-        Step::BeginLend { put_at, end_access_at, killed_at } => {
+        Step::BeginLend { to, put_at, end_access_at, killed_at } => {
             let pauses = Pauses {
                 real,
                 others: before.others.into(),
@@ -351,20 +367,23 @@ fn step_real(real: &Real, counts: &Counts, before: &Model, step: Step) -> Answer
                 end_access_at,
                 killed_at,
             };
-            folio.begin_lend(kernel, &pauses).map_or_else(Answer::Refused, Answer::Report)
+            folio
+                .begin_lend(to, counts, kernel, &pauses)
+                .map_or_else(Answer::Refused, Answer::Report)
         }
-        Step::Lent(to) => folio.lent(to, counts).into(),
+        Step::Lent => folio.lent(counts).into(),
         Step::LendCancelled => folio.lend_cancelled(kernel).into(),
-        Step::BeginShare => {
-            folio.begin_share(kernel).map_or_else(Answer::Refused, |()| Answer::Done)
+        Step::BeginShare { with } => {
+            folio.begin_share(with, kernel).map_or_else(Answer::Refused, |()| Answer::Done)
         }
-        Step::Shared(with) => folio.shared(with, counts).into(),
+        Step::Shared => folio.shared(counts).into(),
         Step::ShareCancelled => folio.share_cancelled().into(),
         Step::BeginTakeBack => {
             folio.begin_take_back(counts).map_or_else(Answer::Wrong, Answer::How)
         }
         Step::TakenBack => folio.taken_back(kernel, counts).into(),
         Step::Kept { quarantine } => folio.kept(quarantine, counts).into(),
+        Step::Broken => folio.broken(counts).into(),
         Step::Access => folio.access().into(),
         Step::EndAccess if before.users == 0 => Answer::Nothing,
         Step::EndAccess => {
@@ -399,15 +418,18 @@ fn compare(real: &Real, model: &Model) {
 }
 
 fn compare_counts(counts: &Counts, models: &[Model]) {
-    let of = |wanted| models.iter().filter(|model| model.state() == wanted).count() as u64;
+    let sum = |filter: &dyn Fn(&Model) -> bool| {
+        models.iter().filter(|model| filter(model)).map(|model| 1 << model.order).sum::<u64>()
+    };
+    let of = |wanted| sum(&|model| model.state() == wanted);
     // What is on its way out still counts as present, what is on its way home
     // as nothing.
-    let leaving = |model: &&Model| matches!(model.place, Place::Leaving(_));
-    let present = of(State::Present) + models.iter().filter(leaving).count() as u64;
+    let present = of(State::Present) + sum(&|model| matches!(model.place, Place::Leaving(..)));
     assert_eq!(counts.present(), present, "present");
     assert_eq!(counts.lent(), of(State::Lent), "lent");
     assert_eq!(counts.shared(), of(State::Shared), "shared");
     assert_eq!(counts.quarantined(), of(State::Quarantined), "quarantined");
+    assert_eq!(counts.poisoned(), of(State::Poisoned), "poisoned");
 }
 
 fn play(history: &[(usize, Step)]) {
@@ -433,7 +455,8 @@ fn play(history: &[(usize, Step)]) {
             assert_eq!(seen, step_model(model, step), "{step:?} at the end");
         }
         compare(real, model);
-        assert_eq!(model.state(), State::Hole);
+        let is_lost = matches!(model.place, Place::Lost(_));
+        assert_eq!(model.state(), if is_lost { State::Poisoned } else { State::Hole });
     }
     compare_counts(&counts, &models);
 }
@@ -450,19 +473,22 @@ fn moment() -> impl Strategy<Value = Option<u32>> {
 /// The steps of a life come often, so that histories get anywhere.
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        6 => Just(Step::Populate),
+        6 => prop_oneof![Just(0), Just(9)].prop_map(|order| Step::Populate { order }),
         1 => Just(Step::Remove),
-        8 => (moment(), moment(), moment()).prop_map(|(put_at, end_access_at, killed_at)| {
-            Step::BeginLend { put_at, end_access_at, killed_at }
-        }),
-        8 => borrower().prop_map(Step::Lent),
+        8 => (borrower(), moment(), moment(), moment()).prop_map(
+            |(to, put_at, end_access_at, killed_at)| {
+                Step::BeginLend { to, put_at, end_access_at, killed_at }
+            }
+        ),
+        8 => Just(Step::Lent),
         2 => Just(Step::LendCancelled),
-        4 => Just(Step::BeginShare),
-        6 => borrower().prop_map(Step::Shared),
+        4 => borrower().prop_map(|with| Step::BeginShare { with }),
+        6 => Just(Step::Shared),
         2 => Just(Step::ShareCancelled),
         8 => Just(Step::BeginTakeBack),
         6 => Just(Step::TakenBack),
         4 => any::<bool>().prop_map(|quarantine| Step::Kept { quarantine }),
+        1 => Just(Step::Broken),
         2 => Just(Step::Access),
         3 => Just(Step::EndAccess),
         2 => Just(Step::TryGet),

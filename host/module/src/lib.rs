@@ -17,10 +17,10 @@
 extern crate alloc;
 
 mod allocator;
+mod folio;
 mod function;
 mod hypervisor;
 mod kernel;
-mod page;
 mod panic;
 mod vcpu;
 mod vm;
@@ -37,13 +37,13 @@ use escrow_vmcore::{Errno, uapi};
 
 // The sizes that `escrow.h` asserts for its side of the same structures.
 const _: () = {
-    assert!(size_of::<Folio>() == 32 && align_of::<Folio>() <= 8);
-    assert!(size_of::<Counts>() == 32 && align_of::<Counts>() <= 8);
+    assert!(size_of::<Folio>() == 40 && align_of::<Folio>() <= 8);
+    assert!(size_of::<Counts>() == 56 && align_of::<Counts>() <= 8);
     assert!(size_of::<Metadata>() == 8);
     assert!(size_of::<Vcpu>() == 16 && align_of::<Vcpu>() <= 8);
     assert!(size_of::<MemEntry>() == 32);
-    assert!(size_of::<page::CReport>() == 12);
-    assert!(size_of::<page::CRefusal>() == 16);
+    assert!(size_of::<folio::CReport>() == 12);
+    assert!(size_of::<folio::CRefusal>() == 16);
     assert!(size_of::<vm::CMapRequest>() == 40);
     assert!(size_of::<vm::CPlace>() == 40);
     assert!(size_of::<vcpu::CExit>() == 32);

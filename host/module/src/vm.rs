@@ -8,7 +8,7 @@ use core::ops::Range;
 use escrow_abi::{PAGE_SIZE, Rights};
 use escrow_memfd::How;
 use escrow_vmcore::args::{self, MapRequest};
-use escrow_vmcore::binding::{Binding, Give};
+use escrow_vmcore::binding::{self, Binding, Give};
 use escrow_vmcore::exit::Vcpu;
 use escrow_vmcore::vm::{Start, Vm};
 use escrow_vmcore::{Errno, hypercall, uapi};
@@ -39,7 +39,8 @@ impl CMapRequest {
     }
 }
 
-/// `struct escrow_place`: guest addresses and the memory behind them.
+/// `struct escrow_place`: a binding, guest addresses and the memory behind
+/// them.
 #[repr(C)]
 pub struct CPlace {
     mem: Option<MemPtr>,
@@ -51,12 +52,12 @@ pub struct CPlace {
 }
 
 impl CPlace {
-    fn of(binding: &Binding<MemRef>, guest: u64, size: u64) -> CPlace {
+    fn of(binding: &Binding<MemRef>) -> CPlace {
         CPlace {
             mem: Some(binding.memory.as_ptr()),
-            guest,
-            size,
-            offset: binding.offset_of(guest),
+            guest: binding.guest.start,
+            size: binding.guest.end - binding.guest.start,
+            offset: binding.offset,
             how: how(binding.give),
             rights: binding.rights.bits().into(),
         }
@@ -117,11 +118,12 @@ pub extern "C" fn escrow_rs_map_check(args: &uapi::MapMem, request: &mut CMapReq
     store(checked, request)
 }
 
-/// Checks a CREATE_GUEST_MEM. → 1 to be closed on exec, 0 not
+/// Checks a CREATE_GUEST_MEM. → `ESCROW_MEM_*`: 1 to be closed on exec, 2 may
+/// be made of large folios
 #[unsafe(no_mangle)]
 pub extern "C" fn escrow_rs_create_mem_check(args: &uapi::CreateMem) -> i32 {
     match args::create_mem(args) {
-        Ok(close_on_exec) => close_on_exec.into(),
+        Ok(kind) => i32::from(kind.close_on_exec) | i32::from(kind.allow_huge) << 1,
         Err(errno) => errno.to_return(),
     }
 }
@@ -187,14 +189,30 @@ pub extern "C" fn escrow_rs_vm_end_unbind(
     status(told.map_err(Errno::from).and_then(|()| vm.bindings.remove(&request.guest())))
 }
 
-/// Finds the page behind a guest address. ENOENT: nothing is bound there.
+/// Whether a folio at that offset of the memory fits into the binding as a
+/// whole, and the guest address where it belongs.
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_place_takes(
+    place: &CPlace,
+    offset: u64,
+    size: u64,
+    guest: &mut u64,
+) -> bool {
+    match binding::place_of(place.guest, place.offset, place.size, offset, size) {
+        Some(at) => {
+            *guest = at;
+            true
+        }
+        None => false,
+    }
+}
+
+/// Finds the binding of a guest address. ENOENT: nothing is bound there.
 /// EACCES: the guest may not do that.
 #[unsafe(no_mangle)]
 pub extern "C" fn escrow_rs_vm_find(vm: &Core, guest: u64, access: u64, place: &mut CPlace) -> i32 {
-    let page = guest & !(PAGE_SIZE - 1);
-    let found = vm.bindings.find(page).ok_or(Errno::NotFound).and_then(|binding| {
-        let allowed = binding.allows(access);
-        allowed.then(|| CPlace::of(binding, page, PAGE_SIZE)).ok_or(Errno::Access)
+    let found = vm.bindings.find(guest).ok_or(Errno::NotFound).and_then(|binding| {
+        binding.allows(access).then(|| CPlace::of(binding)).ok_or(Errno::Access)
     });
     store(found, place)
 }
@@ -202,10 +220,7 @@ pub extern "C" fn escrow_rs_vm_find(vm: &Core, guest: u64, access: u64, place: &
 /// The binding at a place of the list. ENOENT: there are not so many.
 #[unsafe(no_mangle)]
 pub extern "C" fn escrow_rs_vm_binding(vm: &Core, index: usize, place: &mut CPlace) -> i32 {
-    let found = vm.bindings.get(index).map(|binding| {
-        CPlace::of(binding, binding.guest.start, binding.guest.end - binding.guest.start)
-    });
-    store(found.ok_or(Errno::NotFound), place)
+    store(vm.bindings.get(index).map(CPlace::of).ok_or(Errno::NotFound), place)
 }
 
 /// Adds a vCPU, and creates Escrow's half of it.
@@ -239,14 +254,23 @@ pub extern "C" fn escrow_rs_vm_is_started(vm: &Core) -> bool {
     vm.is_started()
 }
 
-/// Whether the VM can start. → 0 it runs already, 1 with the memory at
-/// `place`
+/// Whether the VM can start. → 0 it runs already, 1 once it has `size` bytes
+/// from `guest` on, which nobody in the host may have mapped if `unmapped`
 #[unsafe(no_mangle)]
-pub extern "C" fn escrow_rs_vm_check_start(vm: &Core, cpus: u32, place: &mut CPlace) -> i32 {
+pub extern "C" fn escrow_rs_vm_check_start(
+    vm: &Core,
+    cpus: u32,
+    place: &mut CPlace,
+    guest: &mut u64,
+    size: &mut u64,
+    unmapped: &mut bool,
+) -> i32 {
     match vm.check_start(cpus) {
         Ok(Start::Running) => 0,
         Ok(Start::From(range)) => {
-            *place = CPlace::of(&range.binding, range.guest, u64::from(range.pages) * PAGE_SIZE);
+            *place = CPlace::of(&range.binding);
+            (*guest, *size) = (range.guest, u64::from(range.pages) * PAGE_SIZE);
+            *unmapped = range.unmapped;
             1
         }
         Err(errno) => errno.to_return(),

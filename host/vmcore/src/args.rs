@@ -68,13 +68,21 @@ pub fn map_mem(args: &uapi::MapMem) -> Result<MapRequest, Errno> {
     Ok(MapRequest::Bind { guest, offset, give, rights })
 }
 
-/// Checks a [`uapi::CREATE_GUEST_MEM`]. → whether the descriptor is to be
-/// closed on exec
+/// What kind of memory [`uapi::CREATE_GUEST_MEM`] asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemKind {
+    /// The descriptor is closed on exec.
+    pub close_on_exec: bool,
+    /// It may be made of 2 MiB folios.
+    pub allow_huge: bool,
+}
+
+/// Checks a [`uapi::CREATE_GUEST_MEM`].
 ///
 /// # Errors
 /// `Invalid` for unknown flags, reserved fields that are not zero, and a size
 /// that is 0, not page-aligned, or no size of a file.
-pub fn create_mem(args: &uapi::CreateMem) -> Result<bool, Errno> {
+pub fn create_mem(args: &uapi::CreateMem) -> Result<MemKind, Errno> {
     let known = uapi::MEM_CLOEXEC | uapi::MEM_ALLOW_HUGEPAGE;
     if args.flags & !known != 0
         || args.reserved != [0; 6]
@@ -84,7 +92,10 @@ pub fn create_mem(args: &uapi::CreateMem) -> Result<bool, Errno> {
     {
         return Err(Errno::Invalid);
     }
-    Ok(args.flags & uapi::MEM_CLOEXEC != 0)
+    Ok(MemKind {
+        close_on_exec: args.flags & uapi::MEM_CLOEXEC != 0,
+        allow_huge: args.flags & uapi::MEM_ALLOW_HUGEPAGE != 0,
+    })
 }
 
 fn is_aligned(value: u64) -> bool {
@@ -165,10 +176,10 @@ mod tests {
     #[test]
     fn reserved_fields_of_a_memory_are_zero() {
         let good = uapi::CreateMem { flags: uapi::MEM_CLOEXEC, size: 0x1000, reserved: [0; 6] };
-        assert_eq!(create_mem(&good), Ok(true));
+        assert_eq!(create_mem(&good), Ok(MemKind { close_on_exec: true, allow_huge: false }));
         assert_eq!(
             create_mem(&uapi::CreateMem { flags: uapi::MEM_ALLOW_HUGEPAGE, ..good }),
-            Ok(false)
+            Ok(MemKind { close_on_exec: false, allow_huge: true })
         );
         for bad in [
             uapi::CreateMem { flags: 4, ..good },

@@ -47,6 +47,19 @@ impl<M> Binding<M> {
     }
 }
 
+/// Where in the guest a folio of a memory belongs: `size` bytes (a power of
+/// two) at `offset` of the memory, by a binding of `length` bytes at `guest` to
+/// the memory at `start`. `None` if it does not fit as a whole: a part of it is
+/// not bound, or the guest's addresses are not aligned as the folio is.
+pub fn place_of(guest: u64, start: u64, length: u64, offset: u64, size: u64) -> Option<u64> {
+    let skipped = offset.checked_sub(start)?;
+    if skipped.checked_add(size)? > length {
+        return None;
+    }
+    let at = guest.checked_add(skipped)?;
+    (at & size.wrapping_sub(1) == 0).then_some(at)
+}
+
 /// The bindings of one VM. They do not overlap.
 #[derive(Debug)]
 pub struct Bindings<M> {
@@ -205,6 +218,22 @@ mod tests {
         assert_eq!(bindings.check(&(0x5000..0x7000), &'a', 0), Err(Errno::NotFound));
         assert_eq!(bindings.check(&(0x5000..0x7000), &'b', 0x1000), Err(Errno::NotFound));
         assert_eq!(bindings.check(&(0x4000..0xa000), &'a', 0), Err(Errno::NotFound));
+    }
+
+    #[test]
+    fn a_folio_goes_as_a_whole_or_not_at_all() {
+        const BLOCK: u64 = 2 << 20;
+        let place = |guest, start, length, offset| place_of(guest, start, length, offset, BLOCK);
+        assert_eq!(place(8 * BLOCK, 0, 4 * BLOCK, 0), Some(8 * BLOCK));
+        assert_eq!(place(8 * BLOCK, BLOCK, 4 * BLOCK, 4 * BLOCK), Some(11 * BLOCK));
+        assert_eq!(place(8 * BLOCK, 0, 4 * BLOCK, 4 * BLOCK), None, "behind");
+        assert_eq!(place(8 * BLOCK, BLOCK, 4 * BLOCK, 0), None, "before");
+        assert_eq!(place(8 * BLOCK, 0, BLOCK - 0x1000, 0), None, "the last page is not bound");
+        assert_eq!(place(8 * BLOCK, 0x1000, BLOCK, 0), None, "the first page is not bound");
+        assert_eq!(place(8 * BLOCK + 0x1000, 0, 4 * BLOCK, 0), None, "not aligned");
+        assert_eq!(place(8 * BLOCK + 0x1000, 0x1000, 4 * BLOCK, BLOCK), Some(9 * BLOCK));
+        assert_eq!(place_of(0x3000, 0x1000, 0x2000, 0x2000, 0x1000), Some(0x4000));
+        assert_eq!(place_of(u64::MAX - 0xfff, 0, 1 << 40, 1 << 30, 0x1000), None, "wraps");
     }
 
     #[test]

@@ -43,6 +43,9 @@ pub struct StartRange<M> {
     pub guest: u64,
     /// How many pages, at most 512.
     pub pages: u32,
+    /// Whether it must not be mapped in the host at that moment: who still
+    /// has the device tree mapped may still be writing it.
+    pub unmapped: bool,
     /// The binding that holds all of them.
     pub binding: Binding<M>,
 }
@@ -150,7 +153,8 @@ impl<M: Clone + PartialEq> Vm<M> {
             return Err(Errno::Invalid);
         }
         let pages = u32::try_from((end - guest) / PAGE_SIZE).map_err(|_| Errno::Invalid)?;
-        Ok(Start::From(StartRange { guest, pages, binding: binding.clone() }))
+        let unmapped = self.dtb.is_some();
+        Ok(Start::From(StartRange { guest, pages, unmapped, binding: binding.clone() }))
     }
 
     /// The VM runs.
@@ -227,7 +231,10 @@ mod tests {
 
     fn range(start: Result<Start<char>, Errno>) -> (u64, u32) {
         match start {
-            Ok(Start::From(range)) => (range.guest, range.pages),
+            Ok(Start::From(range)) => {
+                assert_eq!(range.unmapped, range.binding.rights == Rights::ALL);
+                (range.guest, range.pages)
+            }
             other => panic!("{other:?}"),
         }
     }

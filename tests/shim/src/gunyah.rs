@@ -73,6 +73,15 @@ impl Device {
         })
     }
 
+    /// Creates a memory of so many pages that may come in blocks of 512.
+    pub fn huge_memory(&self, pages: u64) -> Result<Memory, Errno> {
+        self.create_mem(&uapi::CreateMem {
+            flags: uapi::MEM_CLOEXEC | uapi::MEM_ALLOW_HUGEPAGE,
+            size: pages * PAGE,
+            reserved: [0; 6],
+        })
+    }
+
     /// Creates a VM.
     pub fn vm(&self) -> Result<Vm, Errno> {
         ask(&self.0, uapi::CREATE_VM, 0).map(|fd| Vm(owned(fd)))
@@ -157,6 +166,17 @@ impl Mapping {
     pub fn at(&self, offset: u64) -> *mut u8 {
         assert!((offset as usize) < self.size, "outside the mapping");
         self.start.as_ptr().wrapping_add(offset as usize)
+    }
+}
+
+impl Mapping {
+    /// Takes pages out of this process's tables; the next access brings them
+    /// back.
+    pub fn forget(&self, page: u64, pages: u64) -> Result<(), Errno> {
+        let (start, size) = (self.at(page * PAGE), (pages * PAGE) as usize);
+        // SAFETY: the pages belong to the mapping, whose contents are a file's.
+        let result = unsafe { libc::madvise(start.cast(), size, libc::MADV_DONTNEED) };
+        Errno::result(result).map(drop)
     }
 }
 

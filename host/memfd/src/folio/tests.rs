@@ -74,14 +74,14 @@ const GUEST: Borrower = Borrower { vm: 0x0100_0001, guest: 0x8000_0000 };
 
 fn present() -> (Folio, Counts) {
     let (folio, counts) = (Folio::default(), Counts::default());
-    folio.populate(&counts).unwrap();
+    folio.populate(0, &counts).unwrap();
     (folio, counts)
 }
 
 fn lent(refs: &Count) -> (Folio, Counts) {
     let (folio, counts) = present();
-    folio.begin_lend(refs, &During::new(|_| ())).unwrap();
-    folio.lent(GUEST, &counts).unwrap();
+    folio.begin_lend(GUEST, &counts, refs, &During::new(|_| ())).unwrap();
+    folio.lent(&counts).unwrap();
     (folio, counts)
 }
 
@@ -89,11 +89,11 @@ fn lent(refs: &Count) -> (Folio, Counts) {
 fn a_lent_folio_is_frozen_and_comes_home_with_its_count() {
     let refs = Count::new(1);
     let (folio, counts) = present();
-    let report = folio.begin_lend(&refs, &During::new(|_| ())).unwrap();
+    let report = folio.begin_lend(GUEST, &counts, &refs, &During::new(|_| ())).unwrap();
     assert_eq!(report, Report { refcount: 1, safe: 1, accessible: 0 });
     assert_eq!(folio.state(), State::Lending);
     assert!(!refs.try_get(), "frozen from the first step on");
-    folio.lent(GUEST, &counts).unwrap();
+    folio.lent(&counts).unwrap();
     assert_eq!(folio.borrower(), Some((How::Lent, GUEST)));
     assert!(!folio.is_reachable());
     assert_eq!((counts.present(), counts.lent()), (0, 1));
@@ -113,7 +113,7 @@ fn an_excess_is_named_and_changes_nothing() {
     let refs = Count::new(1 + 1024);
     let (folio, counts) = present();
     let sleeper = During::new(|_| ());
-    assert_eq!(folio.begin_lend(&refs, &sleeper), Err(Refusal::Excess(1024)));
+    assert_eq!(folio.begin_lend(GUEST, &counts, &refs, &sleeper), Err(Refusal::Excess(1024)));
     assert!(!sleeper.pauses.borrow().is_empty(), "it was waited for");
     assert_eq!(folio.state(), State::Present);
     assert_eq!(refs.count.get(), 1025);
@@ -123,42 +123,48 @@ fn an_excess_is_named_and_changes_nothing() {
 #[test]
 fn a_passing_reference_is_waited_for() {
     let refs = Count::new(2);
-    let (folio, _) = present();
+    let (folio, counts) = present();
     let sleeper = During::new(|pause| {
         if pause == 3 {
             refs.count.set(1);
         }
     });
-    assert!(folio.begin_lend(&refs, &sleeper).is_ok());
+    assert!(folio.begin_lend(GUEST, &counts, &refs, &sleeper).is_ok());
     assert_eq!(sleeper.pauses.borrow().len(), 3);
 }
 
 #[test]
 fn patience_ends_when_the_task_is_killed() {
     let refs = Count::new(2);
-    let (folio, _) = present();
+    let (folio, counts) = present();
     let mut sleeper = During::new(|_| ());
     sleeper.limit = 2;
-    assert_eq!(folio.begin_lend(&refs, &sleeper), Err(Refusal::Excess(1)));
+    assert_eq!(folio.begin_lend(GUEST, &counts, &refs, &sleeper), Err(Refusal::Excess(1)));
     assert_eq!(sleeper.pauses.borrow().len(), 2);
 }
 
 #[test]
 fn fewer_references_than_safe_ones_refuse_too() {
     let refs = Count::new(0);
-    let (folio, _) = present();
-    assert_eq!(folio.begin_lend(&refs, &During::new(|_| ())), Err(Refusal::Excess(-1)));
+    let (folio, counts) = present();
+    assert_eq!(
+        folio.begin_lend(GUEST, &counts, &refs, &During::new(|_| ())),
+        Err(Refusal::Excess(-1))
+    );
 }
 
 #[test]
 fn an_accessible_folio_is_not_lent() {
     let refs = Count::new(1);
-    let (folio, _) = present();
+    let (folio, counts) = present();
     folio.access().unwrap();
-    assert_eq!(folio.begin_lend(&refs, &During::new(|_| ())), Err(Refusal::Accessible(1)));
+    assert_eq!(
+        folio.begin_lend(GUEST, &counts, &refs, &During::new(|_| ())),
+        Err(Refusal::Accessible(1))
+    );
     assert_eq!(refs.count.get(), 1);
     folio.end_access();
-    assert!(folio.begin_lend(&refs, &During::new(|_| ())).is_ok());
+    assert!(folio.begin_lend(GUEST, &counts, &refs, &During::new(|_| ())).is_ok());
     assert_eq!(folio.access(), Err(State::Lending), "and a lent one is not accessed");
     folio.lend_cancelled(&refs).unwrap();
     assert_eq!(refs.count.get(), 1);
@@ -169,11 +175,11 @@ fn an_accessible_folio_is_not_lent() {
 fn a_broken_folio_does_not_leave() {
     let refs = Count::new(1);
     refs.poisoned.set(true);
-    let (folio, _) = present();
+    let (folio, counts) = present();
     let sleeper = During::new(|_| ());
-    assert_eq!(folio.begin_lend(&refs, &sleeper), Err(Refusal::Poisoned));
+    assert_eq!(folio.begin_lend(GUEST, &counts, &refs, &sleeper), Err(Refusal::Poisoned));
     assert!(sleeper.pauses.borrow().is_empty(), "no waiting for what does not pass");
-    assert_eq!(folio.begin_share(&refs), Err(Refusal::Poisoned));
+    assert_eq!(folio.begin_share(GUEST, &refs), Err(Refusal::Poisoned));
     assert_eq!(folio.state(), State::Present);
 }
 
@@ -181,19 +187,19 @@ fn a_broken_folio_does_not_leave() {
 fn a_shared_folio_stays_reachable_and_is_not_lent() {
     let refs = Count::new(7);
     let (folio, counts) = present();
-    folio.begin_share(&refs).unwrap();
-    folio.shared(GUEST, &counts).unwrap();
+    folio.begin_share(GUEST, &refs).unwrap();
+    folio.shared(&counts).unwrap();
     assert!(folio.is_reachable() && refs.try_get());
     assert_eq!((counts.present(), counts.shared()), (0, 1));
     assert_eq!(
-        folio.begin_lend(&refs, &During::new(|_| ())),
+        folio.begin_lend(GUEST, &counts, &refs, &During::new(|_| ())),
         Err(Refusal::Away(How::Shared, GUEST))
     );
     assert_eq!(folio.begin_take_back(&counts), Ok(How::Shared));
     folio.taken_back(&refs, &counts).unwrap();
     assert_eq!(refs.count.get(), 8, "nothing was frozen, nothing is thawed");
     assert_eq!(
-        folio.begin_lend(&refs, &During::new(|_| ())),
+        folio.begin_lend(GUEST, &counts, &refs, &During::new(|_| ())),
         Err(Refusal::Excess(7)),
         "the guest's reach does not count any more"
     );
@@ -202,18 +208,21 @@ fn a_shared_folio_stays_reachable_and_is_not_lent() {
 #[test]
 fn a_cancelled_share_leaves_no_user_behind() {
     let refs = Count::new(1);
-    let (folio, _) = present();
-    folio.begin_share(&refs).unwrap();
+    let (folio, counts) = present();
+    folio.begin_share(GUEST, &refs).unwrap();
     folio.share_cancelled().unwrap();
-    assert!(folio.begin_lend(&refs, &During::new(|_| ())).is_ok());
+    assert!(folio.begin_lend(GUEST, &counts, &refs, &During::new(|_| ())).is_ok());
 }
 
 #[test]
 fn a_second_lend_names_the_first_borrower() {
     let refs = Count::new(1);
-    let (folio, _) = lent(&refs);
-    assert_eq!(folio.begin_lend(&refs, &During::new(|_| ())), Err(Refusal::Away(How::Lent, GUEST)));
-    assert_eq!(folio.begin_share(&refs), Err(Refusal::Away(How::Lent, GUEST)));
+    let (folio, counts) = lent(&refs);
+    assert_eq!(
+        folio.begin_lend(GUEST, &counts, &refs, &During::new(|_| ())),
+        Err(Refusal::Away(How::Lent, GUEST))
+    );
+    assert_eq!(folio.begin_share(GUEST, &refs), Err(Refusal::Away(How::Lent, GUEST)));
 }
 
 #[test]
@@ -238,6 +247,43 @@ fn what_the_hypervisor_keeps_stays_frozen() {
     assert_eq!((counts.present(), counts.quarantined()), (1, 0));
 }
 
+#[test]
+fn what_breaks_with_a_guest_never_comes_home() {
+    let refs = Count::new(1);
+    let (folio, counts) = lent(&refs);
+    folio.begin_take_back(&counts).unwrap();
+    folio.broken(&counts).unwrap();
+    assert_eq!((counts.lent(), counts.poisoned()), (0, 1));
+    assert!(!refs.try_get() && !folio.is_reachable());
+    assert_eq!(folio.borrower(), None, "nobody is asked for it");
+    assert_eq!(folio.begin_take_back(&counts), Err(State::Poisoned));
+    assert_eq!(folio.remove(&counts), Err(State::Poisoned));
+    assert_eq!(folio.access(), Err(State::Poisoned));
+}
+
+#[test]
+fn counts_are_of_pages_and_of_troubles() {
+    let refs = Count::new(2);
+    let (folio, counts) = (Folio::default(), Counts::default());
+    folio.populate(9, &counts).unwrap();
+    assert_eq!((folio.order(), counts.present()), (9, 512));
+    let sleeper = During::new(|pause| refs.count.set(if pause == 2 { 1 } else { 2 }));
+    folio.begin_lend(GUEST, &counts, &refs, &sleeper).unwrap();
+    folio.lent(&counts).unwrap();
+    assert_eq!((counts.present(), counts.lent()), (0, 512));
+    assert_eq!((counts.retries(), counts.refusals()), (2, 0));
+    folio.begin_take_back(&counts).unwrap();
+    folio.taken_back(&refs, &counts).unwrap();
+    refs.count.set(3);
+    let pauses = During::new(|_| ());
+    let refused = folio.begin_lend(GUEST, &counts, &refs, &pauses);
+    assert_eq!(refused, Err(Refusal::Excess(2)));
+    assert_eq!(counts.refusals(), 1);
+    assert_eq!(counts.retries(), 2 + pauses.pauses.borrow().len() as u64);
+    folio.remove(&counts).unwrap();
+    assert_eq!(counts.present(), 0);
+}
+
 /// Every method from every state: it either is the one that belongs there, or
 /// it is refused and the folio is as it was.
 #[test]
@@ -249,14 +295,16 @@ fn transitions_out_of_turn_change_nothing() {
             State::Lending => &[4, 5],
             State::Sharing => &[6, 7],
             State::Lent | State::Shared | State::Quarantined => &[8],
-            State::TakingBack => &[9, 10],
+            State::TakingBack => &[9, 10, 11],
+            State::Poisoned => &[],
         };
-        for method in 0..=10 {
+        for method in 0..=11 {
             let (refs, folio, counts) = (Count::new(1), Folio::default(), Counts::default());
             folio.safe.store(1, Ordering::Relaxed);
             folio.state.store(state as u32, Ordering::Relaxed);
             // States in which the real folio is frozen.
-            if matches!(state, State::Lending | State::Lent | State::Quarantined) {
+            if matches!(state, State::Lending | State::Lent | State::Quarantined | State::Poisoned)
+            {
                 refs.freeze(1).unwrap();
                 folio.frozen.store(1, Ordering::Relaxed);
             }
@@ -265,20 +313,21 @@ fn transitions_out_of_turn_change_nothing() {
             if state == State::TakingBack {
                 folio.accessible.store(1, Ordering::Relaxed);
             }
-            counts.moved(State::Hole, state);
+            counts.moved(State::Hole, state, 1);
             let frozen = refs.count.get() == 0;
             let done = match method {
-                0 => folio.populate(&counts).is_ok(),
+                0 => folio.populate(0, &counts).is_ok(),
                 1 => folio.remove(&counts).is_ok(),
-                2 => folio.begin_lend(&refs, &During::new(|_| ())).is_ok(),
-                3 => folio.begin_share(&refs).is_ok(),
-                4 => folio.lent(GUEST, &counts).is_ok(),
+                2 => folio.begin_lend(GUEST, &counts, &refs, &During::new(|_| ())).is_ok(),
+                3 => folio.begin_share(GUEST, &refs).is_ok(),
+                4 => folio.lent(&counts).is_ok(),
                 5 => folio.lend_cancelled(&refs).is_ok(),
-                6 => folio.shared(GUEST, &counts).is_ok(),
+                6 => folio.shared(&counts).is_ok(),
                 7 => folio.share_cancelled().is_ok(),
                 8 => folio.begin_take_back(&counts).is_ok(),
                 9 => folio.taken_back(&refs, &counts).is_ok(),
-                _ => folio.kept(true, &counts).is_ok(),
+                10 => folio.kept(true, &counts).is_ok(),
+                _ => folio.broken(&counts).is_ok(),
             };
             assert_eq!(done, belongs.contains(&method), "{state:?}, method {method}");
             if !done {

@@ -190,7 +190,7 @@ impl World {
             el2: Mutex::new(None),
             contents: UnsafeCell::new(0),
         };
-        world.folio.populate(&world.counts).unwrap();
+        world.folio.populate(0, &world.counts).unwrap();
         let patience = Patience(0);
         match start {
             Start::Home => {}
@@ -327,7 +327,8 @@ impl World {
 
     fn lend_if_home(&self, vm: u64, answers: &mut Answers, patience: Patience) {
         let waits = Waits(AtomicU32::new(patience.0));
-        let report = match self.folio.begin_lend(&self.refs, &waits) {
+        let to = Borrower { vm, guest: 0 };
+        let report = match self.folio.begin_lend(to, &self.counts, &self.refs, &waits) {
             Ok(report) => report,
             Err(refusal) => {
                 let is_sound = match refusal {
@@ -341,7 +342,7 @@ impl World {
             }
         };
         if self.give(How::Lent, vm, Some(report), answers) {
-            self.folio.lent(Borrower { vm, guest: 0 }, &self.counts).unwrap();
+            self.folio.lent(&self.counts).unwrap();
         } else {
             self.folio.lend_cancelled(&self.refs).unwrap();
         }
@@ -354,10 +355,10 @@ impl World {
             return;
         }
         self.fetch(false, answers);
-        if self.folio.begin_share(&self.refs).is_err() {
+        if self.folio.begin_share(Borrower { vm, guest: 0 }, &self.refs).is_err() {
             assert!(self.folio.borrower().is_some(), "refused while it is home");
         } else if self.give(How::Shared, vm, None, answers) {
-            self.folio.shared(Borrower { vm, guest: 0 }, &self.counts).unwrap();
+            self.folio.shared(&self.counts).unwrap();
         } else {
             self.folio.share_cancelled().unwrap();
         }

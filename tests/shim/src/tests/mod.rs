@@ -5,6 +5,7 @@
 mod arguments;
 mod ends;
 mod functions;
+mod huge;
 mod ioeventfd;
 mod lent;
 mod memory;
@@ -37,6 +38,10 @@ tests! {
     lent::rights_are_kept,
     lent::beyond_the_end,
     lent::part_of_a_binding_goes,
+    huge::a_block_leaves_and_comes_home_as_one,
+    huge::what_fits_no_block_goes_page_by_page,
+    huge::a_hole_in_a_block_is_zeros,
+    huge::a_block_is_cut,
     start::nothing_half_started,
     start::a_device_tree_comes_whole_or_not_at_all,
     start::runs_end_when_asked,

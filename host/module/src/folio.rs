@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Pages: their bookkeeping and the lists that name them.
+//! Folios: their bookkeeping and the lists that name them.
 
-use escrow_abi::{MemEntry, ORDER_PAGE, Rights};
+use escrow_abi::{MemEntry, Rights};
 use escrow_memfd::{Borrower, Counts, Folio, How, Refusal, State};
 use escrow_vmcore::Errno;
 
@@ -39,28 +39,28 @@ fn out_of_turn(result: Result<(), State>) -> i32 {
     status(result.map_err(|_| Errno::Busy))
 }
 
-/// Memory has been allocated and zeroed.
+/// Memory has been allocated and zeroed: `1 << order` pages.
 #[unsafe(no_mangle)]
-pub extern "C" fn escrow_rs_page_populate(page: &Folio, counts: &Counts) -> i32 {
-    out_of_turn(page.populate(counts))
+pub extern "C" fn escrow_rs_folio_populate(ef: &Folio, order: u32, counts: &Counts) -> i32 {
+    out_of_turn(ef.populate(order, counts))
 }
 
-/// The page leaves the memory.
+/// The folio leaves the memory.
 #[unsafe(no_mangle)]
-pub extern "C" fn escrow_rs_page_remove(page: &Folio, counts: &Counts) -> i32 {
-    out_of_turn(page.remove(counts))
+pub extern "C" fn escrow_rs_folio_remove(ef: &Folio, counts: &Counts) -> i32 {
+    out_of_turn(ef.remove(counts))
 }
 
-/// Whether the host may map the page.
+/// Whether the host may map the folio.
 #[unsafe(no_mangle)]
-pub extern "C" fn escrow_rs_page_is_reachable(page: &Folio) -> bool {
-    page.is_reachable()
+pub extern "C" fn escrow_rs_folio_is_reachable(ef: &Folio) -> bool {
+    ef.is_reachable()
 }
 
-/// Who has the page. → -1 no guest, 0 lent to `vm`, 1 shared with `vm`
+/// Who has the folio. → -1 no guest, 0 lent to `vm`, 1 shared with `vm`
 #[unsafe(no_mangle)]
-pub extern "C" fn escrow_rs_page_borrower(page: &Folio, vm: &mut u64) -> i32 {
-    match page.borrower() {
+pub extern "C" fn escrow_rs_folio_borrower(ef: &Folio, vm: &mut u64) -> i32 {
+    match ef.borrower() {
         Some((how, borrower)) => {
             *vm = borrower.vm;
             how as i32
@@ -69,13 +69,26 @@ pub extern "C" fn escrow_rs_page_borrower(page: &Folio, vm: &mut u64) -> i32 {
     }
 }
 
+/// The kernel is about to read or write the folio. EBUSY: it is away.
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_folio_access(ef: &Folio) -> i32 {
+    out_of_turn(ef.access())
+}
+
+/// The kernel has read or written the folio.
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_folio_end_access(ef: &Folio) {
+    ef.end_access();
+}
+
 /// Begins lending or sharing. → 0, or 1 if the guest has it already
 ///
 /// EAGAIN: somebody uses the folio, and `refusal` says how many. EEXIST: it is
 /// away, with another VM, at another address or in another way.
 #[unsafe(no_mangle)]
-pub extern "C" fn escrow_rs_page_begin_give(
-    page: &Folio,
+pub extern "C" fn escrow_rs_folio_begin_give(
+    ef: &Folio,
+    counts: &Counts,
     folio: FolioPtr,
     how: u32,
     vm: u64,
@@ -84,20 +97,20 @@ pub extern "C" fn escrow_rs_page_begin_give(
     refusal: &mut CRefusal,
 ) -> i32 {
     *refusal = CRefusal::default();
-    let how = how_from(how);
+    let (how, to) = (how_from(how), Borrower { vm, guest });
     let result = match how {
-        How::Lent => page.begin_lend(&folio, &Task).map(|counted| {
+        How::Lent => ef.begin_lend(to, counts, &folio, &Task).map(|counted| {
             *report = CReport {
                 refcount: counted.refcount,
                 safe: counted.safe,
                 accessible: counted.accessible,
             };
         }),
-        How::Shared => page.begin_share(&folio).map(|()| *report = CReport::default()),
+        How::Shared => ef.begin_share(to, &folio).map(|()| *report = CReport::default()),
     };
     let errno = match result {
         Ok(()) => return 0,
-        Err(Refusal::Away(now, borrower)) if now == how && borrower == (Borrower { vm, guest }) => {
+        Err(Refusal::Away(now, borrower)) if now == how && borrower == to => {
             return ALREADY_THERE;
         }
         Err(Refusal::Away(..)) => Errno::Exists,
@@ -117,51 +130,55 @@ pub extern "C" fn escrow_rs_page_begin_give(
 
 /// Ends lending or sharing: Escrow has done it, or has not.
 #[unsafe(no_mangle)]
-pub extern "C" fn escrow_rs_page_end_give(
-    page: &Folio,
+pub extern "C" fn escrow_rs_folio_end_give(
+    ef: &Folio,
     counts: &Counts,
     folio: FolioPtr,
-    how: u32,
-    vm: u64,
-    guest: u64,
     done: bool,
 ) -> i32 {
-    let to = Borrower { vm, guest };
-    out_of_turn(match (how_from(how), done) {
-        (How::Lent, true) => page.lent(to, counts),
-        (How::Lent, false) => page.lend_cancelled(&folio),
-        (How::Shared, true) => page.shared(to, counts),
-        (How::Shared, false) => page.share_cancelled(),
+    out_of_turn(match (ef.state(), done) {
+        (State::Sharing, true) => ef.shared(counts),
+        (State::Sharing, false) => ef.share_cancelled(),
+        (_, true) => ef.lent(counts),
+        (_, false) => ef.lend_cancelled(&folio),
     })
 }
 
-/// Begins to take the page back. → 0 it was lent, 1 shared
+/// Begins to take the folio back. → 0 it was lent, 1 shared
 ///
 /// ENOENT: no guest has it.
 #[unsafe(no_mangle)]
-pub extern "C" fn escrow_rs_page_begin_take_back(page: &Folio, counts: &Counts) -> i32 {
-    match page.begin_take_back(counts) {
+pub extern "C" fn escrow_rs_folio_begin_take_back(ef: &Folio, counts: &Counts) -> i32 {
+    match ef.begin_take_back(counts) {
         Ok(how) => how as i32,
         Err(_) => Errno::NotFound.to_return(),
     }
 }
 
-/// Escrow has given the page back.
+/// Escrow has given the folio back.
 #[unsafe(no_mangle)]
-pub extern "C" fn escrow_rs_page_taken_back(page: &Folio, counts: &Counts, folio: FolioPtr) -> i32 {
-    out_of_turn(page.taken_back(&folio, counts))
+pub extern "C" fn escrow_rs_folio_taken_back(ef: &Folio, counts: &Counts, folio: FolioPtr) -> i32 {
+    out_of_turn(ef.taken_back(&folio, counts))
 }
 
-/// Escrow has kept the page; with `quarantine` it should not have.
+/// Escrow has kept the folio; with `quarantine` it should not have.
 #[unsafe(no_mangle)]
-pub extern "C" fn escrow_rs_page_kept(page: &Folio, counts: &Counts, quarantine: bool) -> i32 {
-    out_of_turn(page.kept(quarantine, counts))
+pub extern "C" fn escrow_rs_folio_kept(ef: &Folio, counts: &Counts, quarantine: bool) -> i32 {
+    out_of_turn(ef.kept(quarantine, counts))
 }
 
-/// The four counts of a memory: present, lent, shared, quarantined.
+/// The counts of a memory, in the order that `escrow.h` names.
 #[unsafe(no_mangle)]
-pub extern "C" fn escrow_rs_counts(counts: &Counts, out: &mut [u64; 4]) {
-    *out = [counts.present(), counts.lent(), counts.shared(), counts.quarantined()];
+pub extern "C" fn escrow_rs_counts(counts: &Counts, out: &mut [u64; 7]) {
+    *out = [
+        counts.present(),
+        counts.lent(),
+        counts.shared(),
+        counts.quarantined(),
+        counts.poisoned(),
+        counts.refusals(),
+        counts.retries(),
+    ];
 }
 
 /// Writes an entry of a list.
@@ -169,12 +186,13 @@ pub extern "C" fn escrow_rs_counts(counts: &Counts, out: &mut [u64; 4]) {
 pub extern "C" fn escrow_rs_list_entry(
     entry: &mut MemEntry,
     frame: u64,
+    order: u32,
     guest: u64,
     rights: u32,
     report: &CReport,
 ) {
     let rights = Rights::from_bits(rights.into()).unwrap_or(Rights::NONE);
-    *entry = MemEntry::new(frame, ORDER_PAGE, guest, rights).with_report(
+    *entry = MemEntry::new(frame, order, guest, rights).with_report(
         report.refcount,
         report.safe,
         report.accessible,

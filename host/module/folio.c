@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* Folios that the module allocates, and what is kept about each. */
+
+#include <linux/gfp.h>
+#include <linux/highmem.h>
+#include <linux/mm.h>
+#include <linux/slab.h>
+
+#include "escrow.h"
+
+/*
+ * A zeroed folio that nobody else knows. Not on any LRU list and with no
+ * mapping: nothing in the kernel moves it, swaps it out or looks it up. NULL
+ * without memory; for a large one that is no reason to try hard, as small
+ * ones serve as well.
+ */
+struct escrow_folio *escrow_folio_alloc(struct escrow_counts *counts, unsigned int order)
+{
+	gfp_t gfp = GFP_KERNEL_ACCOUNT | __GFP_ZERO;
+	struct escrow_folio *ef;
+
+	if (order)
+		gfp |= __GFP_NORETRY | __GFP_NOWARN;
+	ef = kzalloc(sizeof(*ef), GFP_KERNEL_ACCOUNT);
+	if (!ef)
+		return NULL;
+	ef->folio = folio_alloc(gfp, order);
+	if (!ef->folio) {
+		kfree(ef);
+		return NULL;
+	}
+	INIT_LIST_HEAD(&ef->link);
+	WARN_ON_ONCE(escrow_rs_folio_populate(&ef->state, order, counts));
+	return ef;
+}
+
+/*
+ * Gives up a folio that only the host has. Whoever holds a reference to it
+ * keeps it. A folio that is not the host's is not freed, whatever the caller
+ * thinks: losing memory is better than freeing what a guest has.
+ */
+void escrow_folio_free(struct escrow_folio *ef, struct escrow_counts *counts)
+{
+	if (WARN_ON_ONCE(escrow_rs_folio_remove(&ef->state, counts)))
+		return;
+	/* The allocator keeps a broken page to itself only if it comes alone. */
+	if (folio_test_large(ef->folio) && escrow_folio_is_poisoned(ef->folio))
+		pr_warn("%lu pages at frame %#lx are lost: one of them is broken\n",
+			folio_nr_pages(ef->folio), folio_pfn(ef->folio));
+	else
+		folio_put(ef->folio);
+	kfree(ef);
+}
+
+bool escrow_folio_is_poisoned(struct folio *folio)
+{
+	long i;
+
+	/* memory_failure() marks the page, and the folio only if it finds it on a list. */
+	for (i = 0; i < folio_nr_pages(folio); i++) {
+		if (PageHWPoison(folio_page(folio, i)))
+			return true;
+	}
+	return false;
+}
