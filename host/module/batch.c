@@ -78,6 +78,9 @@ static void escrow_batch_settle(struct escrow_batch *batch, u32 at, struct escro
 		WARN_ON_ONCE(escrow_rs_folio_kept(&ef->state, counts, quarantine));
 	else
 		WARN_ON_ONCE(escrow_rs_folio_taken_back(&ef->state, counts, ef->folio));
+	/* To unmap a part of a block, EL2 may need one more table. */
+	if (mem && err == -ENOMEM)
+		WRITE_ONCE(mem->needy, batch->vm);
 	if (mem)
 		escrow_note_reclaim(escrow_mem_id(mem), batch->vm, (u64)ef->index << PAGE_SHIFT,
 				    folio_nr_pages(ef->folio), err, err && quarantine,

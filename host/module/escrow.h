@@ -188,6 +188,14 @@ static inline pgoff_t escrow_folio_next(const struct escrow_folio *ef)
 	return ef->index + folio_nr_pages(ef->folio);
 }
 
+/* Which of the folios that are away are meant. */
+struct escrow_whose {
+	u64 vm; /* 0: anybody's */
+	int how; /* negative: either way */
+	bool bound; /* only those at the guest addresses of one binding: */
+	u64 shift; /* guest address less offset */
+};
+
 /* Folios on their way to or from EL2 in one call. */
 struct escrow_batch {
 	struct escrow_entry *list;
@@ -211,6 +219,7 @@ struct escrow_mem {
 	struct mutex make_lock; /* makes folios, where they may be large */
 	struct escrow_counts counts;
 	struct escrow_batch *batch; /* under the exclusive invalidate_lock */
+	u64 needy; /* a VM that lacked memory to give something back, or 0 */
 	spinlock_t refusal_lock;
 	bool was_refused;
 	u64 refused_offset;
@@ -247,7 +256,8 @@ struct escrow_vm {
 struct escrow_vcpu {
 	struct escrow_vm *vm;
 	u32 id;
-	bool is_removed; /* under vm->lock */
+	bool is_removed; /* changes under vm->lock */
+	bool has_run; /* under run_lock: of a VM that has been started */
 	struct mutex run_lock;
 	struct escrow_vcpu_core core; /* under run_lock */
 	struct escrow_batch *batch; /* under run_lock: for the page that a run needs */
@@ -299,10 +309,11 @@ int escrow_mem_give(struct escrow_vm *vm, const struct escrow_place *place, u64 
 		    bool unmapped);
 int escrow_mem_give_one(struct escrow_vm *vm, const struct escrow_place *place, u64 guest,
 			struct escrow_batch *batch);
-int __escrow_mem_take_back(struct escrow_mem *mem, pgoff_t first, pgoff_t last, u64 vm,
-			   int how, bool quarantine);
-int escrow_mem_take_back(struct escrow_mem *mem, u64 offset, u64 size, u64 vm, int how,
-			 bool quarantine);
+int __escrow_mem_take_back(struct escrow_mem *mem, pgoff_t first, pgoff_t last,
+			   const struct escrow_whose *whose, bool quarantine);
+int escrow_mem_take_back(struct escrow_mem *mem, u64 offset, u64 size,
+			 const struct escrow_whose *whose, bool quarantine);
+bool escrow_mem_feed(struct escrow_mem *mem, int err);
 
 /* vm.c */
 int escrow_vm_create(void);
@@ -316,6 +327,7 @@ void escrow_vm_exit(void);
 /* vms.c */
 int escrow_vms_enter(struct escrow_vm *vm);
 void escrow_vms_leave(struct escrow_vm *vm);
+struct escrow_vm *escrow_vms_find(u64 handle);
 void escrow_vms_changed(void);
 bool escrow_vms_suspend(void);
 void escrow_vms_resume(void);
@@ -378,7 +390,7 @@ int escrow_rs_folio_populate(struct escrow_folio_state *ef, u32 order,
 int escrow_rs_folio_remove(struct escrow_folio_state *ef, struct escrow_counts *counts);
 bool escrow_rs_folio_is_reachable(const struct escrow_folio_state *ef);
 /* enum escrow_how, or -1 */
-int escrow_rs_folio_borrower(const struct escrow_folio_state *ef, u64 *vm);
+int escrow_rs_folio_borrower(const struct escrow_folio_state *ef, u64 *vm, u64 *guest);
 int escrow_rs_folio_access(struct escrow_folio_state *ef);
 void escrow_rs_folio_end_access(struct escrow_folio_state *ef);
 /* 0, or 1: there already */

@@ -6,8 +6,12 @@
 #include <linux/mm.h>
 #include <linux/pagemap.h>
 #include <linux/sched.h>
+#include <linux/sizes.h>
 
 #include "escrow.h"
+
+/* Bytes whose user mappings go with that of a page in them. */
+#define ESCROW_ZAP_AROUND SZ_64K
 
 /*
  * Asks EL2 for one folio that is away. The folio is locked, or nobody else has
@@ -17,10 +21,10 @@ int escrow_mem_fetch(struct escrow_mem *mem, struct escrow_folio *ef)
 {
 	static const struct escrow_report none;
 	struct escrow_batch *batch;
+	u64 vm, guest;
 	int err;
-	u64 vm;
 
-	if (escrow_rs_folio_borrower(&ef->state, &vm) < 0)
+	if (escrow_rs_folio_borrower(&ef->state, &vm, &guest) < 0)
 		return -ENOENT;
 	batch = escrow_batch_alloc(folio_nr_pages(ef->folio));
 	if (!batch)
@@ -40,12 +44,29 @@ int escrow_mem_fetch(struct escrow_mem *mem, struct escrow_folio *ef)
 static void escrow_mem_recall(struct escrow_mem *mem, const struct escrow_vm *vm,
 			      struct escrow_folio *ef)
 {
-	u64 borrower;
+	u64 borrower, guest;
 
 	/* If it stays where it is, giving it away says so. */
-	if (escrow_rs_folio_borrower(&ef->state, &borrower) == ESCROW_LENT &&
+	if (escrow_rs_folio_borrower(&ef->state, &borrower, &guest) == ESCROW_LENT &&
 	    borrower != vm->handle)
 		escrow_mem_fetch(mem, ef);
+}
+
+/*
+ * Removes user mappings of a folio, which is locked, so that none of it comes
+ * back. Those of small folios around it go along, as page faults bring in
+ * those around theirs: a guest that touches its memory page by page would have
+ * the same tables walked for each. Whoever needs them faults again.
+ */
+static void escrow_mem_zap(struct escrow_mem *mem, const struct escrow_folio *ef)
+{
+	loff_t start = (loff_t)ef->index << PAGE_SHIFT, size = folio_size(ef->folio);
+
+	if (!folio_test_large(ef->folio)) {
+		start = round_down(start, ESCROW_ZAP_AROUND);
+		size = ESCROW_ZAP_AROUND;
+	}
+	unmap_mapping_range(escrow_mapping(mem), start, size, 0);
 }
 
 void escrow_mem_refused(struct escrow_mem *mem, const struct escrow_folio *ef,
@@ -76,8 +97,7 @@ static int escrow_mem_prepare(struct escrow_mem *mem, const struct escrow_vm *vm
 
 	/* With the folio locked, no mapping of it can come back. */
 	if (place->how == ESCROW_LENT && folio_mapped(ef->folio))
-		unmap_mapping_range(escrow_mapping(mem), (loff_t)ef->index << PAGE_SHIFT,
-				    folio_size(ef->folio), 0);
+		escrow_mem_zap(mem, ef);
 	err = escrow_rs_folio_begin_give(&ef->state, &mem->counts, ef->folio, place->how,
 					 vm->handle, guest, &report, &refusal);
 	if (err == -EAGAIN)
@@ -252,15 +272,29 @@ out:
 	return err;
 }
 
+/* Whether a folio is away, and one of those that are meant. → enum escrow_how */
+static int escrow_mem_is_meant(const struct escrow_folio *ef, const struct escrow_whose *whose,
+			       u64 *vm)
+{
+	u64 guest;
+	int how;
+
+	how = escrow_rs_folio_borrower(&ef->state, vm, &guest);
+	if (how < 0 || (whose->vm && *vm != whose->vm) || (whose->how >= 0 && how != whose->how))
+		return -ENOENT;
+	if (whose->bound && guest != ((u64)ef->index << PAGE_SHIFT) + whose->shift)
+		return -ENOENT;
+	return how;
+}
+
 /*
- * Takes back what guests have of a range, and of the folios that reach out of
- * it; only @vm's unless it is 0, only those that it has in that way unless
- * @how is negative. Without @quarantine, stops at the first folio that EL2
- * keeps; what came home before is fetched again by the guest as it needs it.
- * Under the exclusive lock.
+ * Takes back those of a range, and of the folios that reach out of it, that
+ * are meant. Without @quarantine, stops at the first folio that EL2 keeps;
+ * what came home before is fetched again by the guest as it needs it. Under
+ * the exclusive lock.
  */
-int __escrow_mem_take_back(struct escrow_mem *mem, pgoff_t first, pgoff_t last, u64 vm,
-			   int how, bool quarantine)
+int __escrow_mem_take_back(struct escrow_mem *mem, pgoff_t first, pgoff_t last,
+			   const struct escrow_whose *whose, bool quarantine)
 {
 	static const struct escrow_report none;
 	struct escrow_batch *batch = mem->batch;
@@ -271,9 +305,9 @@ int __escrow_mem_take_back(struct escrow_mem *mem, pgoff_t first, pgoff_t last, 
 	escrow_batch_reset(batch);
 	xa_for_each_range(&mem->folios, index, ef, escrow_mem_head(mem, first), last) {
 		u64 borrower = 0;
-		int has = escrow_rs_folio_borrower(&ef->state, &borrower);
+		int has = escrow_mem_is_meant(ef, whose, &borrower);
 
-		if (has < 0 || (vm && borrower != vm) || (how >= 0 && has != how))
+		if (has < 0)
 			continue;
 		/* One call takes folios of one VM, in one way. */
 		if (escrow_batch_is_full(batch, ef) ||
@@ -294,15 +328,35 @@ int __escrow_mem_take_back(struct escrow_mem *mem, pgoff_t first, pgoff_t last, 
 	return err ?: one;
 }
 
-int escrow_mem_take_back(struct escrow_mem *mem, u64 offset, u64 size, u64 vm, int how,
-			 bool quarantine)
+int escrow_mem_take_back(struct escrow_mem *mem, u64 offset, u64 size,
+			 const struct escrow_whose *whose, bool quarantine)
 {
 	struct address_space *mapping = escrow_mapping(mem);
 	int err;
 
 	filemap_invalidate_lock(mapping);
 	err = __escrow_mem_take_back(mem, offset >> PAGE_SHIFT, (offset + size - 1) >> PAGE_SHIFT,
-				     vm, how, quarantine);
+				     whose, quarantine);
 	filemap_invalidate_unlock(mapping);
 	return err;
+}
+
+/*
+ * After an error: whether it is worth another try, because the VM that lacked
+ * memory has some now. Without locks of the memory, as this may be the end of
+ * that VM.
+ */
+bool escrow_mem_feed(struct escrow_mem *mem, int err)
+{
+	u64 handle = xchg(&mem->needy, 0);
+	struct escrow_vm *vm;
+
+	if (err != -ENOMEM || !handle)
+		return false;
+	vm = escrow_vms_find(handle);
+	if (!vm)
+		return false;
+	err = escrow_vm_donate(vm, 1);
+	escrow_vm_release(vm);
+	return !err;
 }

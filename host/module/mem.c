@@ -14,6 +14,7 @@
 #include "escrow.h"
 
 static const struct file_operations escrow_mem_fops;
+static const struct escrow_whose escrow_anybody = { .how = -1 };
 
 void escrow_mem_get(struct escrow_mem *mem)
 {
@@ -37,11 +38,13 @@ static vm_fault_t escrow_mem_fault(struct vm_fault *vmf)
 	vm_fault_t ret = VM_FAULT_SIGBUS;
 	struct escrow_folio *ef;
 	struct page *page;
+	int err = 0;
 
 	/*
-	 * The lock keeps the page's record in place, so that the folio can be
+	 * The lock keeps the folio's record in place, so that the folio can be
 	 * waited for without a reference, which a lender would count.
 	 */
+again:
 	filemap_invalidate_lock_shared(mapping);
 	if (vmf->pgoff >= DIV_ROUND_UP(i_size_read(mapping->host), PAGE_SIZE))
 		goto out;
@@ -60,8 +63,7 @@ static vm_fault_t escrow_mem_fault(struct vm_fault *vmf)
 	}
 	if (!escrow_rs_folio_is_reachable(&ef->state)) {
 		/* The guest may have given it up in the meantime. */
-		int err = escrow_mem_fetch(mem, ef);
-
+		err = escrow_mem_fetch(mem, ef);
 		if (err) {
 			folio_unlock(ef->folio);
 			ret = err == -ENOMEM ? VM_FAULT_OOM : VM_FAULT_SIGBUS;
@@ -73,6 +75,11 @@ static vm_fault_t escrow_mem_fault(struct vm_fault *vmf)
 	ret = VM_FAULT_LOCKED;
 out:
 	filemap_invalidate_unlock_shared(mapping);
+	if (escrow_mem_feed(mem, err)) {
+		ret = VM_FAULT_SIGBUS;
+		err = 0;
+		goto again;
+	}
 	return ret;
 }
 
@@ -99,7 +106,7 @@ static int escrow_mem_clear(struct escrow_mem *mem, pgoff_t first, pgoff_t last)
 {
 	int err;
 
-	err = __escrow_mem_take_back(mem, first, last, 0, -1, false);
+	err = __escrow_mem_take_back(mem, first, last, &escrow_anybody, false);
 	if (err)
 		return err == -ENOMEM ? err : -EBUSY;
 	escrow_mem_drop(mem, first, last);
@@ -145,10 +152,12 @@ static long escrow_mem_fallocate(struct file *file, int mode, loff_t offset, lof
 	if (mode & FALLOC_FL_PUNCH_HOLE) {
 		end = min(end, size);
 		if (offset < end) {
-			filemap_invalidate_lock(inode->i_mapping);
-			err = escrow_mem_clear(mem, offset >> PAGE_SHIFT,
-					       (end - 1) >> PAGE_SHIFT);
-			filemap_invalidate_unlock(inode->i_mapping);
+			do {
+				filemap_invalidate_lock(inode->i_mapping);
+				err = escrow_mem_clear(mem, offset >> PAGE_SHIFT,
+						       (end - 1) >> PAGE_SHIFT);
+				filemap_invalidate_unlock(inode->i_mapping);
+			} while (escrow_mem_feed(mem, err));
 		}
 	} else if (end > size) {
 		/* Only ftruncate changes the size. */
@@ -166,7 +175,7 @@ static int escrow_mem_shrink(struct escrow_mem *mem, pgoff_t end, pgoff_t old)
 	struct escrow_folio *ef;
 	int err;
 
-	err = __escrow_mem_take_back(mem, end, old - 1, 0, -1, false);
+	err = __escrow_mem_take_back(mem, end, old - 1, &escrow_anybody, false);
 	if (err)
 		return err == -ENOMEM ? err : -EBUSY;
 	/* What is beyond the end must not be reached through what is not. */
@@ -182,6 +191,7 @@ static int escrow_mem_shrink(struct escrow_mem *mem, pgoff_t end, pgoff_t old)
 static int escrow_mem_setattr(struct mnt_idmap *idmap, struct dentry *dentry, struct iattr *attr)
 {
 	struct inode *inode = d_inode(dentry);
+	struct escrow_mem *mem = inode->i_private;
 	int err;
 
 	err = setattr_prepare(idmap, dentry, attr);
@@ -192,13 +202,15 @@ static int escrow_mem_setattr(struct mnt_idmap *idmap, struct dentry *dentry, st
 
 		if (!PAGE_ALIGNED(attr->ia_size))
 			return -EINVAL;
-		filemap_invalidate_lock(inode->i_mapping);
-		if (attr->ia_size < old)
-			err = escrow_mem_shrink(inode->i_private, attr->ia_size >> PAGE_SHIFT,
-						old >> PAGE_SHIFT);
-		if (!err)
-			i_size_write(inode, attr->ia_size);
-		filemap_invalidate_unlock(inode->i_mapping);
+		do {
+			filemap_invalidate_lock(inode->i_mapping);
+			if (attr->ia_size < old)
+				err = escrow_mem_shrink(mem, attr->ia_size >> PAGE_SHIFT,
+							old >> PAGE_SHIFT);
+			if (!err)
+				i_size_write(inode, attr->ia_size);
+			filemap_invalidate_unlock(inode->i_mapping);
+		} while (escrow_mem_feed(mem, err));
 		if (err)
 			return err;
 	}
@@ -222,7 +234,7 @@ static int escrow_mem_release(struct inode *inode, struct file *file)
 
 	escrow_listing_remove(&escrow_memories, &mem->listing);
 	filemap_invalidate_lock(inode->i_mapping);
-	err = __escrow_mem_take_back(mem, 0, ULONG_MAX, 0, -1, true);
+	err = __escrow_mem_take_back(mem, 0, ULONG_MAX, &escrow_anybody, true);
 	/*
 	 * A VM that has pages of this memory holds a reference to its file, so
 	 * nothing is away any more. Should EL2 see it otherwise, those pages
@@ -230,9 +242,9 @@ static int escrow_mem_release(struct inode *inode, struct file *file)
 	 */
 	if (WARN_ON_ONCE(err)) {
 		xa_for_each(&mem->folios, index, ef) {
-			u64 borrower;
+			u64 vm, guest;
 
-			if (escrow_rs_folio_borrower(&ef->state, &borrower) >= 0)
+			if (escrow_rs_folio_borrower(&ef->state, &vm, &guest) >= 0)
 				xa_erase(&mem->folios, index);
 		}
 	}

@@ -96,11 +96,20 @@ static int escrow_vcpu_check(struct escrow_vcpu *vcpu, struct escrow_exit *exit)
 	struct escrow_vm *vm = vcpu->vm;
 	int ret = 0;
 
+	/*
+	 * Once the VM runs, nothing but these changes the answer, each for
+	 * good. Who changes one ends the runs that have seen it too late.
+	 */
+	if (vcpu->has_run && !READ_ONCE(vm->is_closed) && !READ_ONCE(vcpu->is_removed) &&
+	    !READ_ONCE(vm->is_down))
+		return 0;
 	down_read(&vm->lock);
 	if (vm->is_closed || vcpu->is_removed || !escrow_rs_vm_is_started(vm->core))
 		ret = -ENODEV;
 	else if (escrow_rs_vm_status(vm->core, exit))
 		ret = 1;
+	else
+		vcpu->has_run = true;
 	up_read(&vm->lock);
 	return ret;
 }

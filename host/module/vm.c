@@ -135,6 +135,7 @@ static bool escrow_vm_reclaim_metadata(struct escrow_vm *vm)
 /* Takes back what the VM has of all its memories. */
 static int escrow_vm_take_back(struct escrow_vm *vm, int how, bool quarantine)
 {
+	const struct escrow_whose whose = { .vm = vm->handle, .how = how };
 	struct escrow_place place;
 	int err = 0;
 	size_t i;
@@ -143,8 +144,8 @@ static int escrow_vm_take_back(struct escrow_vm *vm, int how, bool quarantine)
 	if (!vm->core)
 		return 0;
 	for (i = 0; !escrow_rs_vm_binding(vm->core, i, &place); i++) {
-		int one = escrow_mem_take_back(place.mem, place.offset, place.size, vm->handle,
-					       how, quarantine);
+		int one = escrow_mem_take_back(place.mem, place.offset, place.size, &whose,
+					       quarantine);
 
 		err = err ?: one;
 	}
@@ -319,13 +320,22 @@ static int escrow_vm_set_boot_context(struct escrow_vm *vm, void __user *argp)
 static int escrow_vm_unbind(struct escrow_vm *vm, const struct escrow_map_request *request,
 			    struct escrow_mem *mem)
 {
+	/* The same pages may be with the guest by another binding, too. */
+	const struct escrow_whose whose = {
+		.vm = vm->handle,
+		.how = -1,
+		.bound = true,
+		.shift = request->guest - request->offset,
+	};
 	int err;
 
 	err = escrow_rs_vm_begin_unbind(vm->core, request, mem);
 	if (err)
 		return err;
 	/* With vm->lock held, no vCPU fetches a page back. */
-	err = escrow_mem_take_back(mem, request->offset, request->size, vm->handle, -1, false);
+	do {
+		err = escrow_mem_take_back(mem, request->offset, request->size, &whose, false);
+	} while (escrow_mem_feed(mem, err));
 	if (err)
 		return err;
 	return escrow_rs_vm_end_unbind(vm->core, vm, request);

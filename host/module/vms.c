@@ -65,6 +65,22 @@ void escrow_vms_leave(struct escrow_vm *vm)
 	escrow_vms_changed();
 }
 
+/* The VM with that handle, with a reference, or NULL. */
+struct escrow_vm *escrow_vms_find(u64 handle)
+{
+	struct escrow_vm *vm, *found = NULL;
+
+	mutex_lock(&escrow_vms.lock);
+	list_for_each_entry(vm, &escrow_vms.head, listing.link) {
+		if (READ_ONCE(vm->handle) == handle && kref_get_unless_zero(&vm->ref)) {
+			found = vm;
+			break;
+		}
+	}
+	mutex_unlock(&escrow_vms.lock);
+	return found;
+}
+
 static bool escrow_vms_are_home(void)
 {
 	struct escrow_vm *vm;

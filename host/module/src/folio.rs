@@ -57,12 +57,13 @@ pub extern "C" fn escrow_rs_folio_is_reachable(ef: &Folio) -> bool {
     ef.is_reachable()
 }
 
-/// Who has the folio. → -1 no guest, 0 lent to `vm`, 1 shared with `vm`
+/// Who has the folio, and where. → -1 no guest, 0 lent to `vm`, 1 shared with
+/// `vm`
 #[unsafe(no_mangle)]
-pub extern "C" fn escrow_rs_folio_borrower(ef: &Folio, vm: &mut u64) -> i32 {
+pub extern "C" fn escrow_rs_folio_borrower(ef: &Folio, vm: &mut u64, guest: &mut u64) -> i32 {
     match ef.borrower() {
         Some((how, borrower)) => {
-            *vm = borrower.vm;
+            (*vm, *guest) = (borrower.vm, borrower.guest);
             how as i32
         }
         None => -1,

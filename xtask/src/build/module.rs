@@ -28,6 +28,9 @@ const RUST_SCRIPT: &str = "escrow_rust.ld";
 /// C may call the functions of the Rust half whose names begin like this;
 /// what they do not need is left out.
 const ENTRY_PREFIX: &str = "escrow_";
+/// Functions that compilers call on their own. The kernel's own are faster
+/// than those that come with Rust for machines without a C library.
+const KERNELS: [&str; 4] = ["memcpy", "memmove", "memset", "memcmp"];
 const LINKER: &str = "aarch64-linux-gnu-ld";
 
 /// A module is loaded at any distance from the kernel, and relocated by a
@@ -160,10 +163,18 @@ fn prelink(library: &Path, script: &Path, work: &Path) -> Result<bool> {
     for entry in &entries {
         command.args(["-u", entry]);
     }
+    // What is wrapped is not looked for in the library, and gets its own name
+    // back below: modpost finds it in the kernel.
+    for function in KERNELS {
+        command.arg(format!("--wrap={function}"));
+    }
     run_quietly(command.arg(library))?;
     // The standard library's objects carry their bitcode with them.
     let mut objcopy = Command::new("aarch64-linux-gnu-objcopy");
     objcopy.args(["--remove-section=.llvmbc", "--remove-section=.llvmcmd"]);
+    for function in KERNELS {
+        objcopy.arg(format!("--redefine-sym=__wrap_{function}={function}"));
+    }
     run_quietly(objcopy.arg(&object))?;
     let changed = write_if_changed(&work.join(RUST_OBJECT), &fs::read(&object)?)?;
     fs::remove_file(&object)?;

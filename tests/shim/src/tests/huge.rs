@@ -3,7 +3,7 @@
 //! Memory in blocks of 512 pages, which leave and come home as one.
 
 use anyhow::{Context as _, Result};
-use escrow_abi::call::MODIFY_UNLOCK;
+use escrow_abi::call::{MODIFY_SANITIZE, MODIFY_UNLOCK};
 use escrow_vmcore::uapi::fdinfo;
 use nix::errno::Errno;
 
@@ -45,9 +45,11 @@ pub fn a_block_leaves_and_comes_home_as_one() -> Result<()> {
     same(guest.ask(Order::Load(AT + 3 * PAGE))?, 0x33)?;
     for page in 0..BLOCK {
         guest.ask(Order::Store(AT + page * PAGE, page))?;
-        same(guest.ask(Order::Unlock(AT + page * PAGE, MODIFY_UNLOCK))?, 0)?;
+        let flags = MODIFY_UNLOCK | if page == 4 { MODIFY_SANITIZE } else { 0 };
+        same(guest.ask(Order::Unlock(AT + page * PAGE, flags))?, 0)?;
     }
     same(read(&mapping, 3 * PAGE).context("all of it is unlocked")?, 3)?;
+    same(read(&mapping, 4 * PAGE)?, 0)?;
     same(memory.count(fdinfo::LENT)?, 0)?;
 
     guest.ask(Order::Store(AT, 7))?;
