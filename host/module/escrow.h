@@ -227,6 +227,9 @@ struct escrow_mem {
 	struct escrow_listing listing; /* in escrow_memories */
 };
 
+/* In vm->broken, for addresses are those of pages. */
+#define ESCROW_BROKEN 1
+
 struct escrow_vcpu;
 
 struct escrow_vm {
@@ -240,6 +243,7 @@ struct escrow_vm {
 	bool is_left; /* nobody has a file, but EL2 has pages */
 	bool is_home; /* EL2 has nothing of it any more, and gets nothing */
 	wait_queue_head_t wait; /* vCPUs that sleep for their guests */
+	u64 broken; /* address that the guest has lost, with ESCROW_BROKEN; or 0 */
 	struct escrow_vcpu *vcpus[ESCROW_VCPUS_MAX]; /* no references */
 	struct escrow_ioeventfds *ioeventfds; /* NULL until there is one */
 
@@ -350,6 +354,11 @@ int escrow_ioeventfd_remove(struct escrow_vm *vm, const struct gunyah_fn_desc *d
 			    const union escrow_fn_arg *arg);
 bool escrow_ioeventfd_write(struct escrow_vm *vm, u64 address, u32 size, u64 data);
 
+/* poison.c */
+void escrow_poison_init(void);
+void escrow_poison_exit(void);
+void escrow_poison_take_rest(struct escrow_mem *mem, struct escrow_folio *ef);
+
 /* sysfs.c */
 extern const struct attribute_group *escrow_groups[];
 
@@ -403,6 +412,9 @@ int escrow_rs_folio_end_give(struct escrow_folio_state *ef, struct escrow_counts
 int escrow_rs_folio_begin_take_back(struct escrow_folio_state *ef, struct escrow_counts *counts);
 int escrow_rs_folio_taken_back(struct escrow_folio_state *ef, struct escrow_counts *counts,
 			       struct folio *folio);
+/* Out of use for good. */
+int escrow_rs_folio_broken(struct escrow_folio_state *ef, struct escrow_counts *counts);
+bool escrow_rs_folio_is_broken(const struct escrow_folio_state *ef);
 int escrow_rs_folio_kept(struct escrow_folio_state *ef, struct escrow_counts *counts,
 			 bool quarantine);
 /*
@@ -425,6 +437,7 @@ int escrow_rs_vm_info(u64 vm, u64 out[4]);
 int escrow_rs_mem_give(struct escrow_vm *donor, u64 vm, u32 how, u64 list, u32 count,
 		       u64 *index, u64 *detail);
 int escrow_rs_mem_take_back(u32 how, u64 list, u32 count);
+int escrow_rs_mem_poison(u64 list, u32 count);
 int escrow_rs_info_version(u64 *value);
 int escrow_rs_info_cpus(u64 *value);
 int escrow_rs_info_vms(u64 *value);
@@ -493,6 +506,7 @@ void escrow_rs_vm_down(const struct escrow_vm_core *core, u32 kind);
 bool escrow_rs_vm_status(const struct escrow_vm_core *core, struct escrow_exit *exit);
 
 /* vCPUs: under vcpu->run_lock. */
+void escrow_rs_exit_broken(struct escrow_exit *exit, u64 guest);
 int escrow_rs_vcpu_resume(const struct escrow_vcpu_core *vcpu,
 			  const u64 answer[GUNYAH_EXIT_WORDS], u64 registers[8]);
 int escrow_rs_vcpu_ended(struct escrow_vcpu_core *vcpu, const u64 results[5],

@@ -34,6 +34,13 @@ struct escrow_folio *escrow_folio_alloc(struct escrow_counts *counts, unsigned i
 	return ef;
 }
 
+/* Broken memory that the page allocator must not have again. */
+static void escrow_folio_lose(const struct escrow_folio *ef)
+{
+	pr_warn("%lu pages at frame %#lx are lost: memory broke\n", folio_nr_pages(ef->folio),
+		folio_pfn(ef->folio));
+}
+
 /*
  * Gives up a folio that only the host has. Whoever holds a reference to it
  * keeps it. A folio that is not the host's is not freed, whatever the caller
@@ -41,14 +48,16 @@ struct escrow_folio *escrow_folio_alloc(struct escrow_counts *counts, unsigned i
  */
 void escrow_folio_free(struct escrow_folio *ef, struct escrow_counts *counts)
 {
-	if (WARN_ON_ONCE(escrow_rs_folio_remove(&ef->state, counts)))
+	if (escrow_rs_folio_is_broken(&ef->state)) {
+		escrow_folio_lose(ef);
+	} else if (WARN_ON_ONCE(escrow_rs_folio_remove(&ef->state, counts))) {
 		return;
-	/* The allocator keeps a broken page to itself only if it comes alone. */
-	if (folio_test_large(ef->folio) && escrow_folio_is_poisoned(ef->folio))
-		pr_warn("%lu pages at frame %#lx are lost: one of them is broken\n",
-			folio_nr_pages(ef->folio), folio_pfn(ef->folio));
-	else
+	} else if (folio_test_large(ef->folio) && escrow_folio_is_poisoned(ef->folio)) {
+		/* The allocator keeps a broken page to itself only if it comes alone. */
+		escrow_folio_lose(ef);
+	} else {
 		folio_put(ef->folio);
+	}
 	kfree(ef);
 }
 

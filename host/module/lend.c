@@ -307,6 +307,15 @@ int __escrow_mem_take_back(struct escrow_mem *mem, pgoff_t first, pgoff_t last,
 		u64 borrower = 0;
 		int has = escrow_mem_is_meant(ef, whose, &borrower);
 
+		if (escrow_rs_folio_is_broken(&ef->state) && folio_test_large(ef->folio)) {
+			/* Its VM cannot end while it has the rest. */
+			if (!quarantine)
+				return err ?: -EBUSY;
+			one = escrow_batch_take_back(batch, mem, &mem->counts, quarantine);
+			err = err ?: one;
+			escrow_poison_take_rest(mem, ef);
+			continue;
+		}
 		if (has < 0)
 			continue;
 		/* One call takes folios of one VM, in one way. */

@@ -92,6 +92,7 @@ static int __init escrow_init(void)
 		escrow_power_exit();
 		return err;
 	}
+	escrow_poison_init();
 	escrow_debugfs_init();
 	return 0;
 }
@@ -99,6 +100,7 @@ static int __init escrow_init(void)
 static void __exit escrow_exit(void)
 {
 	escrow_debugfs_exit();
+	escrow_poison_exit();
 	misc_deregister(&escrow_dev);
 	escrow_power_exit();
 	escrow_vm_exit();

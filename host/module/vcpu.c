@@ -50,7 +50,8 @@ static int escrow_vcpu_enter(struct escrow_vcpu *vcpu, const u64 registers[8], u
 /* Whether a vCPU that waits for an interrupt has another reason to go on. */
 static bool escrow_vcpu_is_woken(struct escrow_vcpu *vcpu)
 {
-	return READ_ONCE(vcpu->vm->is_down) || READ_ONCE(vcpu->run->immediate_exit);
+	return READ_ONCE(vcpu->vm->is_down) || READ_ONCE(vcpu->run->immediate_exit) ||
+	       READ_ONCE(vcpu->vm->broken);
 }
 
 static void escrow_vcpu_sleep(struct escrow_vcpu *vcpu, u64 nanoseconds)
@@ -181,6 +182,16 @@ static long escrow_vcpu_run(struct escrow_vcpu *vcpu)
 			return 0;
 		default:
 			break;
+		}
+		/* Nothing waits for an answer of the program's here. */
+		if (unlikely(READ_ONCE(vcpu->vm->broken))) {
+			u64 broken = xchg(&vcpu->vm->broken, 0);
+
+			if (broken) {
+				escrow_rs_exit_broken(&exit, broken & ~ESCROW_BROKEN);
+				escrow_vcpu_tell(vcpu, &exit);
+				return 0;
+			}
 		}
 	}
 }

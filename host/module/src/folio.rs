@@ -168,6 +168,18 @@ pub extern "C" fn escrow_rs_folio_kept(ef: &Folio, counts: &Counts, quarantine: 
     out_of_turn(ef.kept(quarantine, counts))
 }
 
+/// The folio is broken, and Escrow lets nobody at what is.
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_folio_broken(ef: &Folio, counts: &Counts) -> i32 {
+    out_of_turn(ef.broken(counts))
+}
+
+/// Whether the folio broke while a guest had it.
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_folio_is_broken(ef: &Folio) -> bool {
+    ef.state() == State::Poisoned
+}
+
 /// The counts of a memory, in the order that `escrow.h` names.
 #[unsafe(no_mangle)]
 pub extern "C" fn escrow_rs_counts(counts: &Counts, out: &mut [u64; 7]) {

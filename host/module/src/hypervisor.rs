@@ -84,6 +84,12 @@ pub extern "C" fn escrow_rs_mem_take_back(how: u32, list: u64, count: u32) -> i3
     status(result.map_err(Errno::from))
 }
 
+/// Puts the pages of a list, all with one VM, out of use for good.
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_mem_poison(list: u64, count: u32) -> i32 {
+    status(hypercall::mem_poison(&mut Hvc, List { address: list, count }).map_err(Errno::from))
+}
+
 /// Escrow's version: `major << 32 | minor << 16 | patch`.
 #[unsafe(no_mangle)]
 pub extern "C" fn escrow_rs_info_version(value: &mut u64) -> i32 {

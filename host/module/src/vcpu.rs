@@ -56,6 +56,12 @@ impl From<Step> for CStep {
     }
 }
 
+/// What the program is told about guest memory that broke.
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_exit_broken(exit: &mut CExit, guest: u64) {
+    *exit = Exit::page_fault(guest, Errno::Poisoned).into();
+}
+
 /// The registers of the next run; `answer` is what the program has made of
 /// the last exit.
 #[unsafe(no_mangle)]

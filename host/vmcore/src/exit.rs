@@ -94,7 +94,8 @@ impl Exit {
         Exit { reason: uapi::EXIT_MMIO, words: [address, write.unwrap_or(0), flags] }
     }
 
-    fn page_fault(address: u64, errno: Errno) -> Exit {
+    /// The guest has no memory at an address, for that reason.
+    pub fn page_fault(address: u64, errno: Errno) -> Exit {
         let attempt = errno.to_return() as u32;
         Exit { reason: uapi::EXIT_PAGE_FAULT, words: [address, attempt.into(), 0] }
     }

@@ -216,6 +216,11 @@ pub fn mem_reclaim(hv: &mut impl Hypervisor, list: List) -> Result<(), Refused> 
     call(hv, call::MEM_RECLAIM, &[list.address, list.count.into()]).map(drop)
 }
 
+/// Puts broken pages of one borrower out of use for good.
+pub fn mem_poison(hv: &mut impl Hypervisor, list: List) -> Result<(), Refused> {
+    call(hv, call::MEM_POISON, &[list.address, list.count.into()]).map(drop)
+}
+
 /// Reads a counter of Escrow's.
 pub fn ledger_info(hv: &mut impl Hypervisor, selector: u64, which: u64) -> Result<u64, Refused> {
     call(hv, call::LEDGER_INFO, &[selector, which]).map(|[value, ..]| value)

@@ -66,6 +66,12 @@ pub mod fdinfo {
     pub const SHARED: &str = "shared";
     /// Pages that Escrow did not give back: out of use until it does.
     pub const QUARANTINED: &str = "quarantined";
+    /// Pages of folios that broke while a guest had them: out of use for good.
+    pub const POISONED: &str = "poisoned";
+    /// How many times a page or block was not lent because somebody used it.
+    pub const REFUSALS: &str = "refusals";
+    /// How many times a lend waited for a user to go away.
+    pub const RETRIES: &str = "retries";
     /// The last lend that was refused, because somebody in the host uses the
     /// page: `offset=0x1000 excess=1 accessible=0`; `none` if there was none.
     ///
