@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* What Rust calls. */
 
-#include <linux/arm-smccc.h>
 #include <linux/bug.h>
 #include <linux/delay.h>
 #include <linux/mm.h>
@@ -29,20 +28,33 @@ void __noreturn escrow_panic(const char *file, size_t length, u32 line)
 	BUG();
 }
 
+/*
+ * arm_smccc_1_2_hvc() moves 18 registers each way through memory, and
+ * arm_smccc_1_1_hvc() has no fifth result. SMCCC 1.2 (Arm DEN0028, 2.6): a
+ * call preserves x18 and up.
+ */
 void escrow_hvc(const u64 args[8], u64 results[5])
 {
-	const struct arm_smccc_1_2_regs in = {
-		.a0 = args[0], .a1 = args[1], .a2 = args[2], .a3 = args[3],
-		.a4 = args[4], .a5 = args[5], .a6 = args[6], .a7 = args[7],
-	};
-	struct arm_smccc_1_2_regs out;
+	register u64 x0 asm("x0") = args[0];
+	register u64 x1 asm("x1") = args[1];
+	register u64 x2 asm("x2") = args[2];
+	register u64 x3 asm("x3") = args[3];
+	register u64 x4 asm("x4") = args[4];
+	register u64 x5 asm("x5") = args[5];
+	register u64 x6 asm("x6") = args[6];
+	register u64 x7 asm("x7") = args[7];
 
-	arm_smccc_1_2_hvc(&in, &out);
-	results[0] = out.a0;
-	results[1] = out.a1;
-	results[2] = out.a2;
-	results[3] = out.a3;
-	results[4] = out.a4;
+	asm volatile("hvc #0"
+		     : "+r" (x0), "+r" (x1), "+r" (x2), "+r" (x3),
+		       "+r" (x4), "+r" (x5), "+r" (x6), "+r" (x7)
+		     :
+		     : "x8", "x9", "x10", "x11", "x12", "x13", "x14", "x15",
+		       "x16", "x17", "cc", "memory");
+	results[0] = x0;
+	results[1] = x1;
+	results[2] = x2;
+	results[3] = x3;
+	results[4] = x4;
 }
 
 bool escrow_folio_freeze(struct folio *folio, u32 at, u32 *count)
