@@ -3,10 +3,15 @@
 
 #include <linux/arm-smccc.h>
 #include <linux/capability.h>
+#include <linux/delay.h>
 #include <linux/fs.h>
+#include <linux/limits.h>
 #include <linux/miscdevice.h>
 #include <linux/module.h>
+#include <linux/moduleparam.h>
+#include <linux/notifier.h>
 #include <linux/of.h>
+#include <linux/reboot.h>
 #include <linux/slab.h>
 #include <linux/uaccess.h>
 
@@ -140,20 +145,45 @@ static struct miscdevice liar_dev = {
 	.fops = &liar_fops,
 };
 
+/* So that programs can be seen after drivers have prepared for the machine's end. */
+static uint linger_ms;
+module_param(linger_ms, uint, 0444);
+MODULE_PARM_DESC(linger_ms, "how long the machine's end waits for programs");
+
+static int liar_linger(struct notifier_block *block, unsigned long event, void *data)
+{
+	msleep(linger_ms);
+	return NOTIFY_DONE;
+}
+
+static struct notifier_block liar_reboot = {
+	.notifier_call = liar_linger,
+	/* After all others. */
+	.priority = INT_MIN,
+};
+
 static int __init liar_init(void)
 {
 	struct device_node *node;
+	int err;
 
 	/* An HVC that nobody answers is an undefined instruction. */
 	node = of_find_compatible_node(NULL, NULL, "escrow,hypervisor");
 	if (!node)
 		return -ENODEV;
 	of_node_put(node);
-	return misc_register(&liar_dev);
+	err = misc_register(&liar_dev);
+	if (err)
+		return err;
+	err = register_reboot_notifier(&liar_reboot);
+	if (err)
+		misc_deregister(&liar_dev);
+	return err;
 }
 
 static void __exit liar_exit(void)
 {
+	unregister_reboot_notifier(&liar_reboot);
 	misc_deregister(&liar_dev);
 }
 

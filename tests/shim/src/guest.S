@@ -7,7 +7,7 @@
 // Position-independent, without a stack; x20 is the window's address.
 
 	.pushsection .rodata
-	.balign	8
+	.balign	0x800		// as the vectors: it is copied to a page's start
 	.global	shim_guest_start
 shim_guest_start:
 	mov	x20, #0x6000

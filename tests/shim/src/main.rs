@@ -10,7 +10,12 @@
 //! test lent::pages_come_home ... ok
 //! 1 passed, 0 failed
 //! ```
+//!
+//! `--hold`, `--kexec` and `--reboot-kexec` are for the system tests of sleep and of the machine's
+//! end.
 
+mod hold;
+mod kexec;
 mod tests;
 
 use std::process::ExitCode;
@@ -18,5 +23,19 @@ use std::process::ExitCode;
 use escrow_shim_tests::{access, guest, gunyah, runner};
 
 fn main() -> ExitCode {
-    runner::run(tests::ALL)
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let result = match words[..] {
+        ["--hold", pages] => pages.parse().map_err(anyhow::Error::from).and_then(hold::hold),
+        ["--kexec", image, initrd] => kexec::load(image, initrd),
+        ["--reboot-kexec"] => kexec::reboot(),
+        _ => return runner::run(tests::ALL),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            println!("FAILED: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }

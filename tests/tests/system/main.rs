@@ -5,4 +5,7 @@
 mod attack;
 mod demo;
 mod liar;
+mod module;
+mod power;
 mod shim;
+mod stat;

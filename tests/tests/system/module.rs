@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The module comes and goes: never while it is in use, and then without a
+//! trace.
+
+use std::fs;
+
+use escrow_tests::artefacts;
+use escrow_tests::linux::{Kernel, Linux};
+
+/// How often it is loaded.
+const TIMES: u32 = 50;
+
+fn comes_and_goes_on(kernel: Kernel) {
+    let script = format!(
+        "module=/lib/modules/$(uname -r)/escrow.ko
+        modinfo $module
+        cat /sys/module/escrow/version
+        # Each holder of its own: the device, and what the tests have open.
+        unload() {{ rmmod escrow 2>/tmp/error && return 1; cat /tmp/error; }}
+        exec 4</dev/gunyah
+        unload && echo kept: device
+        exec 4<&-
+        shim-tests --hold 10 >/tmp/held &
+        holder=$!
+        while ! grep -q holding /tmp/held; do :; done
+        unload && echo kept: guest
+        kill -9 $holder; wait $holder
+        # What memory it takes is looked at after the first rounds, which fill caches.
+        used() {{
+            echo 3 >/proc/sys/vm/drop_caches
+            awk '/^(SUnreclaim|VmallocUsed|Percpu|KernelStack):/ {{ sum += $2 }} END {{ print sum }}' /proc/meminfo
+        }}
+        round() {{
+            rmmod escrow || return 1
+            [ -e /sys/kernel/debug/escrow ] && return 1
+            [ -e /dev/gunyah ] && return 1
+            insmod $module || return 1
+            shim-tests shared:: >/tmp/tests || {{ cat /tmp/tests; return 1; }}
+        }}
+        settle() {{ while escrow info | grep -q '^VMs besides the host *[1-9]'; do :; done; }}
+        settle
+        for i in $(seq 5); do round || exit 1; settle; done
+        before=$(used)
+        for i in $(seq {TIMES}); do round || exit 1; settle; done
+        after=$(used)
+        echo \"memory of the kernel: $before $after\"
+        grep -c . /proc/slabinfo
+        echo came and went"
+    );
+    let program = fs::read(&artefacts().shim_tests).expect("the tests of the shim");
+    let files = [("bin/shim-tests", program.as_slice())];
+    let name = format!("module-{kernel:?}");
+    let linux = Linux::with_files(&name, "max", 2, 1024, &script, &files).of(kernel);
+    let lines = linux.passes();
+    let has = |line: &str| lines.iter().any(|said| said == line);
+    assert!(has("kept: device") && has("kept: guest") && has("came and went"));
+    assert!(has(env!("CARGO_PKG_VERSION")), "the module's version");
+    let memory = lines.iter().find_map(|line| line.strip_prefix("memory of the kernel: "));
+    let mut memory = memory.expect("a line").split(' ').map(|kib| kib.parse::<i64>().expect("KiB"));
+    let (before, after) = (memory.next().expect("before"), memory.next().expect("after"));
+    // A page lost in each round would be 200 KiB.
+    assert!(after - before < i64::from(TIMES) * 4, "{before} KiB before, {after} after");
+}
+
+#[test]
+fn comes_and_goes() {
+    comes_and_goes_on(Kernel::Older);
+}
+
+#[test]
+fn comes_and_goes_on_the_newer_kernel() {
+    comes_and_goes_on(Kernel::Newer);
+}
