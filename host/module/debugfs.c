@@ -72,7 +72,7 @@ static unsigned int escrow_vcpus(struct escrow_vm *vm)
 
 	/* They are counted, not looked at: no lock keeps them. */
 	for (i = 0; i < ARRAY_SIZE(vm->vcpus); i++)
-		count += READ_ONCE(vm->vcpus[i]) != NULL;
+		count += !!READ_ONCE(vm->vcpus[i]);
 	return count;
 }
 

@@ -8,14 +8,15 @@
 
 DEFINE_PER_CPU(struct escrow_events, escrow_events);
 
-#define ESCROW_LIST(name) \
-	struct escrow_list name = { \
-		.lock = __MUTEX_INITIALIZER(name.lock), \
-		.head = LIST_HEAD_INIT(name.head), \
-	}
+struct escrow_list escrow_memories = {
+	.lock = __MUTEX_INITIALIZER(escrow_memories.lock),
+	.head = LIST_HEAD_INIT(escrow_memories.head),
+};
 
-ESCROW_LIST(escrow_memories);
-ESCROW_LIST(escrow_vms);
+struct escrow_list escrow_vms = {
+	.lock = __MUTEX_INITIALIZER(escrow_vms.lock),
+	.head = LIST_HEAD_INIT(escrow_vms.head),
+};
 
 const char *const escrow_total_names[ESCROW_TOTALS] = {
 	[ESCROW_TOTAL_MEMORIES] = "memories",

@@ -84,7 +84,7 @@ struct escrow_listing {
 };
 
 struct escrow_list {
-	struct mutex lock;
+	struct mutex lock; /* of the list, and of its members being there */
 	struct list_head head;
 };
 

@@ -113,7 +113,7 @@ TRACE_EVENT(escrow_unlock,
 
 #endif /* ESCROW_TRACE_H */
 
-/* Where the kernel's macros find this file again; see Kbuild. */
+/* Where the kernel's macros find this again; see Kbuild. */
 #undef TRACE_INCLUDE_PATH
 #define TRACE_INCLUDE_PATH .
 #undef TRACE_INCLUDE_FILE

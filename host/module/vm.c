@@ -277,7 +277,8 @@ static void escrow_remains_work(struct work_struct *work)
 /* Looks after all remains once, now. */
 void escrow_vm_flush_remains(void)
 {
-	mod_delayed_work(system_wq, &remains_work, 0);
+	cancel_delayed_work(&remains_work);
+	schedule_delayed_work(&remains_work, 0);
 	flush_delayed_work(&remains_work);
 }
 

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Format and clippy, each crate on the target that it is for.
+//! Format and clippy, each crate on the target that it is for; and the
+//! kernel's own tools for what is C.
+
+mod kernel;
 
 use std::process::Command;
 
@@ -52,9 +55,16 @@ pub fn lint(workspace: &Workspace, setup: &Setup) -> Result<Count> {
             .map(denying),
         ),
     ];
+    let checks = checks
+        .map(|(what, check)| (what, check.and_then(|mut command| run_loudly(&mut command))))
+        .into_iter();
+    let kernel_s = [
+        ("checkpatch of the modules", kernel::checkpatch(workspace)),
+        ("sparse of the modules", kernel::sparse(workspace, setup)),
+    ];
     let mut count = Count::default();
-    for (what, check) in checks {
-        match check.and_then(|mut command| run_loudly(&mut command)) {
+    for (what, result) in checks.chain(kernel_s) {
+        match result {
             Ok(()) => {
                 println!("test {what} ... ok");
                 count.passed += 1;

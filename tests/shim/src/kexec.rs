@@ -110,7 +110,11 @@ fn segment(bytes: &[u8], mem: u64, size: u64) -> Segment {
     Segment { buf: bytes.as_ptr(), bufsz: bytes.len(), mem, memsz: size.next_multiple_of(PAGE) }
 }
 
-/// The start of so much memory that nobody has reserved.
+/// The start of so much memory that nobody has reserved; the highest.
+///
+/// The interrupt controller goes on using tables that this kernel has made for
+/// it, low in memory and told by nobody. The next one knows them by their
+/// registers, but would take them for reserved if its tree were over them.
 fn free_memory(size: u64) -> Result<u64> {
     let text = fs::read_to_string("/proc/iomem")?;
     let mut taken = Vec::new();
@@ -129,12 +133,12 @@ fn free_memory(size: u64) -> Result<u64> {
             taken.push(range);
         }
     }
-    for memory in memory {
-        let mut start = memory.start.next_multiple_of(ALIGN);
-        while start + size <= memory.end {
+    for memory in memory.iter().rev() {
+        let mut start = (memory.end.saturating_sub(size)) / ALIGN * ALIGN;
+        while start >= memory.start {
             let overlap = |range: &&Range<u64>| range.start < start + size && start < range.end;
             match taken.iter().find(overlap) {
-                Some(range) => start = range.end.next_multiple_of(ALIGN),
+                Some(range) => start = range.start.saturating_sub(size) / ALIGN * ALIGN,
                 None => return Ok(start),
             }
         }

@@ -21,6 +21,7 @@ fn comes_and_goes_on(kernel: Kernel) {
         exec 4</dev/gunyah
         unload && echo kept: device
         exec 4<&-
+        : >/tmp/held
         shim-tests --hold 10 >/tmp/held &
         holder=$!
         while ! grep -q holding /tmp/held; do :; done

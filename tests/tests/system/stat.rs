@@ -13,6 +13,7 @@ const PAGES: u32 = 301;
 fn tells_of_a_guest_on(kernel: Kernel) {
     let script = format!(
         "escrow stat >/tmp/quiet && grep -E '^(memories|lent |VMs)' /tmp/quiet
+        : >/tmp/held
         shim-tests --hold {} >/tmp/held &
         holder=$!
         while ! grep -q holding /tmp/held; do :; done
@@ -25,6 +26,7 @@ fn tells_of_a_guest_on(kernel: Kernel) {
         cat /sys/class/misc/gunyah/shim/lent
         cat /sys/kernel/debug/escrow/totals
         echo watch
+        : >/tmp/watched
         escrow stat --json --watch=0.2 >/tmp/watched &
         watcher=$!
         while [ $(wc -l </tmp/watched) -lt 4 ]; do :; done
@@ -74,7 +76,8 @@ fn tells_of_a_guest_on(kernel: Kernel) {
     let vm = words(&table, "0x");
     assert_eq!((vm[1].as_str(), vm[2].as_str(), vm[3].as_str()), ("started", "1", pages.as_str()));
 
-    let json: String = section("json").into_iter().take_while(|line| *line != "end of json").collect();
+    let json: String =
+        section("json").into_iter().take_while(|line| *line != "end of json").collect();
     for part in ["\"name\": \"shim-tests\"", "\"state\": \"started\"", "\"lists_missing\": null"] {
         assert!(json.contains(part), "{part} is not in {json}");
     }

@@ -16,7 +16,7 @@ use clap::ValueEnum;
 use xtask::artefacts::{Artefacts, BuildPaths};
 
 pub use cargo::{command as cargo_command, plain as plain_cargo};
-pub use module::FLAGS as MODULE_FLAGS;
+pub use module::{FLAGS as MODULE_FLAGS, check as check_modules};
 
 use cargo::Kind;
 

@@ -52,20 +52,34 @@ const MODULES: &[Module] = &[
     Module { name: "liar", source: "tests/liar/module", rust: None },
 ];
 
+impl Module {
+    /// Builds the Rust half, if there is one.
+    fn library(&self, workspace: &Workspace, setup: &Setup) -> Result<Option<PathBuf>> {
+        let Some(package) = self.rust else { return Ok(None) };
+        let built = Build::new(package, SOFTFLOAT).flags(FLAGS).run(workspace, setup)?;
+        Ok(Some(only(&built, Kind::StaticLibrary, &package.replace('-', "_"))?.to_owned()))
+    }
+
+    /// Puts together what the kernel's build needs. Whether anything changed.
+    fn prepare(&self, workspace: &Workspace, library: Option<&Path>, work: &Path) -> Result<bool> {
+        let source = workspace.root().join(self.source);
+        let mut changed = stage(&source, work)?;
+        let version = format!("#define ESCROW_VERSION \"{}\"\n", env!("CARGO_PKG_VERSION"));
+        changed |= write_if_changed(&work.join(VERSION_HEADER), version.as_bytes())?;
+        if let Some(library) = library {
+            changed |= prelink(library, &source.join(RUST_SCRIPT), work)?;
+        }
+        Ok(changed)
+    }
+}
+
 /// Builds every module for every kernel that hosts run.
 pub fn build(workspace: &Workspace, setup: &Setup) -> Result<()> {
     setup.cross_compiler()?;
     setup.kernel_tools()?;
     let kernels = setup.host_kernels()?;
     for module in MODULES {
-        let library = match module.rust {
-            Some(package) => {
-                let built = Build::new(package, SOFTFLOAT).flags(FLAGS).run(workspace, setup)?;
-                let name = package.replace('-', "_");
-                Some(only(&built, Kind::StaticLibrary, &name)?.to_owned())
-            }
-            None => None,
-        };
+        let library = module.library(workspace, setup)?;
         for kernel in kernels {
             let what = || format!("{} for {}", module.name, kernel.release);
             build_for(workspace, kernel, module, library.as_deref()).with_context(what)?;
@@ -87,22 +101,25 @@ fn build_for(
     module: &Module,
     library: Option<&Path>,
 ) -> Result<()> {
-    let Module { name, source, .. } = module;
+    let name = module.name;
     let work = workspace.paths().module_build(&kernel.release, name);
-    let source = workspace.root().join(source);
-    let mut changed = stage(&source, &work)?;
-    let version = format!("#define ESCROW_VERSION \"{}\"\n", env!("CARGO_PKG_VERSION"));
-    changed |= write_if_changed(&work.join(VERSION_HEADER), version.as_bytes())?;
-    if let Some(library) = library {
-        changed |= prelink(library, &source.join(RUST_SCRIPT), &work)?;
-    }
+    let mut changed = module.prepare(workspace, library, &work)?;
     // Another kernel is another module.
     changed |= write_if_changed(&work.join("kernel"), kernel.to_string().as_bytes())?;
     let result = work.join(format!("{name}.ko"));
     if changed || !result.exists() {
         // If this build fails, the next must not take the old one for it.
         let _ = fs::remove_file(&result);
-        kbuild(&work, kernel, name)?;
+        let step = Step::start(format!("building {name}.ko for {}", kernel.release));
+        // The module builds without a warning, or it does not build.
+        let output = run_quietly(make(&work, kernel)?.args(["KCFLAGS=-Werror", "modules"]))?;
+        // make itself and modpost warn, too.
+        let warnings = String::from_utf8_lossy(&output.stderr);
+        let warnings: Vec<_> = warnings.lines().filter(|line| !is_known_remark(line)).collect();
+        if !warnings.is_empty() {
+            bail!("the kernel's build warns:\n{}", warnings.join("\n"));
+        }
+        step.done();
     }
     let built = fs::read(&result).with_context(|| format!("cannot read {}", result.display()))?;
     let place = workspace.paths().modules().join(&kernel.release).join(format!("{name}.ko"));
@@ -201,30 +218,44 @@ fn entries(library: &Path) -> Result<BTreeSet<String>> {
     Ok(names)
 }
 
-fn kbuild(work: &Path, kernel: &Kernel, name: &str) -> Result<()> {
-    let step = Step::start(format!("building {name}.ko for {}", kernel.release));
+/// Has sparse and the compiler's `W=1` look at every module, for every kernel.
+/// The folders that they looked at, and all that was said.
+pub fn check(workspace: &Workspace, setup: &Setup) -> Result<Vec<(PathBuf, String)>> {
+    setup.cross_compiler()?;
+    setup.kernel_tools()?;
+    let mut said = Vec::new();
+    for module in MODULES {
+        let library = module.library(workspace, setup)?;
+        for kernel in setup.host_kernels()? {
+            let work = workspace.paths().module_build(&kernel.release, module.name);
+            let work = work.with_extension("lint");
+            module.prepare(workspace, library.as_deref(), &work)?;
+            let step = Step::start(format!("sparse for {} on {}", module.name, kernel.release));
+            // From the beginning: what was compiled before would be left out.
+            run_quietly(make(&work, kernel)?.arg("clean"))?;
+            module.prepare(workspace, library.as_deref(), &work)?;
+            let output = run_quietly(make(&work, kernel)?.args(["W=1", "C=2", "modules"]))?;
+            let text = [output.stderr, output.stdout].concat();
+            said.push((work, String::from_utf8_lossy(&text).into_owned()));
+            step.done();
+        }
+    }
+    Ok(said)
+}
+
+/// The kernel's build of the module in a folder.
+fn make(work: &Path, kernel: &Kernel) -> Result<Command> {
     let mut command = Command::new("make");
     command
         .arg("-C")
         .arg(fs::canonicalize(&kernel.headers)?)
         .arg(format!("M={}", work.display()))
         .args(["ARCH=arm64", "CROSS_COMPILE=aarch64-linux-gnu-"])
-        // The module builds without a warning, or it does not build.
-        .arg("KCFLAGS=-Werror")
         .args(compiler(kernel))
-        .arg("modules")
         // A make that runs us must not steer this one.
         .env_remove("MAKEFLAGS")
         .env_remove("MAKELEVEL");
-    let output = run_quietly(&mut command)?;
-    // make itself and modpost warn, too.
-    let warnings = String::from_utf8_lossy(&output.stderr);
-    let warnings: Vec<_> = warnings.lines().filter(|line| !is_known_remark(line)).collect();
-    if !warnings.is_empty() {
-        bail!("the kernel's build warns:\n{}", warnings.join("\n"));
-    }
-    step.done();
-    Ok(())
+    Ok(command)
 }
 
 /// What every out-of-tree build says.

@@ -95,7 +95,7 @@ fn compiler_in(variables: &str) -> Option<String> {
 /// The kernel of most hosts.
 pub fn older(store: &mut Store<'_>) -> Result<Kernel> {
     let part = "host-kernel";
-    let suite = if tools_run_here()? { OLDER_SUITE } else { OLDER_SUITE_OLDER_TOOLS };
+    let suite = older_suite()?;
     let native = native_architecture();
     store.provide(
         part,
@@ -309,10 +309,14 @@ fn tools_run_here() -> Result<bool> {
     Ok(glibc()? >= TOOLS_GLIBC)
 }
 
+/// Where the older kernel comes from.
+pub fn older_suite() -> Result<&'static str> {
+    Ok(if tools_run_here()? { OLDER_SUITE } else { OLDER_SUITE_OLDER_TOOLS })
+}
+
 /// The suites that packages come from on this machine.
 pub fn suites() -> Result<Vec<&'static str>> {
-    let older = if tools_run_here()? { OLDER_SUITE } else { OLDER_SUITE_OLDER_TOOLS };
-    Ok(vec![older, NEWER_SUITE, TOOLS_SUITE])
+    Ok(vec![older_suite()?, NEWER_SUITE, TOOLS_SUITE])
 }
 
 /// Version of the C library of the machine that builds.

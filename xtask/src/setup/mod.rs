@@ -3,6 +3,7 @@
 //! Set-up: everything that a build and a boot need and the repository does
 //! not hold. What is there already is only looked at, which takes a moment.
 
+mod checkpatch;
 mod components;
 mod debian;
 mod kernels;
@@ -15,6 +16,7 @@ use std::{env, fs};
 
 use anyhow::{Context, Result, anyhow, bail};
 
+pub use checkpatch::provide as checkpatch;
 pub use kernels::Kernel;
 pub use peers::Peers;
 pub use rust::{BareMetal, SOFTFLOAT, STATIC_LINUX};
@@ -68,6 +70,7 @@ pub struct Setup {
     qemu: Provided<PathBuf>,
     cross_compiler: Provided<()>,
     kernel_tools: Provided<()>,
+    lint_tools: Provided<()>,
     linker: Provided<()>,
     bare_metal: Provided<BareMetal>,
     older_kernel: Provided<Kernel>,
@@ -94,6 +97,7 @@ impl Setup {
             qemu: system::qemu(),
             cross_compiler: missing.without(system::Use::CrossCompiler),
             kernel_tools: missing.without(system::Use::Kbuild),
+            lint_tools: missing.without(system::Use::Lint),
             linker: missing.without(system::Use::BareMetal),
             bare_metal: provided(toolchain.and_then(|it| rust::provide(&it, &mut parts))),
             older_kernel: provided(kernels::older(&mut parts)),
@@ -118,6 +122,7 @@ impl Setup {
             problem("QEMU", &self.qemu),
             problem("arm64 cross compiler", &self.cross_compiler),
             problem("tools for the kernel's build", &self.kernel_tools),
+            problem("tools for lint", &self.lint_tools),
             problem("linker for bare metal", &self.linker),
             problem("Rust for bare metal", &self.bare_metal),
             problem("host's kernel", &self.older_kernel),
@@ -140,6 +145,11 @@ impl Setup {
     /// Succeeds when kernel modules can be built.
     pub fn kernel_tools(&self) -> Result<()> {
         self.need_tool(&self.kernel_tools).copied()
+    }
+
+    /// Succeeds when the modules' C can be looked through.
+    pub fn lint_tools(&self) -> Result<()> {
+        self.need_tool(&self.lint_tools).copied()
     }
 
     /// How bare-metal programs are built.

@@ -23,6 +23,7 @@ pub enum Use {
     Qemu,
     CrossCompiler,
     Kbuild,
+    Lint,
     BareMetal,
 }
 
@@ -60,6 +61,8 @@ const TOOLS: &[Tool] = &[
     tool(Use::Kbuild, Test::Program("make"), "make"),
     tool(Use::Kbuild, Test::Program("pahole"), "dwarves"),
     tool(Use::Kbuild, Test::Program("modinfo"), "kmod"),
+    tool(Use::Lint, Test::Program("perl"), "perl"),
+    tool(Use::Lint, Test::Program("sparse"), "sparse"),
 ];
 
 /// For toolchains without a linker of their own.

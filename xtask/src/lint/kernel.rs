@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! What the kernel's own tools say of the modules' C: checkpatch, sparse, and
+//! the compiler with `W=1`. All that they find fails, but for what is listed
+//! here with a reason.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::build::{self, Workspace};
+use crate::setup::{self, Setup};
+
+/// A finding that stays: the end of the file's path, the tool's word, and why.
+struct Exception {
+    file: &'static str,
+    /// checkpatch's type of message, or a part of sparse's text.
+    finding: &'static str,
+    #[allow(dead_code)] // For those who read this.
+    reason: &'static str,
+}
+
+const fn except(file: &'static str, finding: &'static str, reason: &'static str) -> Exception {
+    Exception { file, finding, reason }
+}
+
+const TRACE: &str = "TRACE_EVENT is written like this everywhere in the kernel";
+const EXCEPTIONS: &[Exception] = &[
+    except("module/trace.h", "PARENTHESIS_ALIGNMENT", TRACE),
+    except("module/trace.h", "OPEN_ENDED_LINE", TRACE),
+    except("module/glue.c", "AVOID_BUG", "a panic in Rust has nowhere to return to"),
+    except("module/gunyah_uapi.h", "LONG_LINE", "a table of numbers"),
+    except("liar/module/contents.c", "LEADING_SPACE", "assembly in a string"),
+    except("liar/module/contents.c", "AVOID_EXTERNS", "symbols of that assembly"),
+];
+
+/// Folders of the modules' C.
+const SOURCES: [&str; 2] = ["host/module", "tests/liar/module"];
+
+/// Exceptions with which of them were needed.
+struct Judge {
+    needed: Vec<bool>,
+    findings: Vec<String>,
+}
+
+impl Judge {
+    fn new() -> Judge {
+        Judge { needed: vec![false; EXCEPTIONS.len()], findings: Vec::new() }
+    }
+
+    /// Hears of a finding in a file.
+    fn hear(&mut self, file: &str, text: &str) {
+        let known = |it: &Exception| file.ends_with(it.file) && text.contains(it.finding);
+        match EXCEPTIONS.iter().position(known).and_then(|at| self.needed.get_mut(at)) {
+            Some(needed) => *needed = true,
+            None => self.findings.push(format!("{file}: {text}")),
+        }
+    }
+
+    fn verdict(self) -> Result<()> {
+        if self.findings.is_empty() {
+            return Ok(());
+        }
+        bail!("{} findings:\n{}", self.findings.len(), self.findings.join("\n"))
+    }
+}
+
+/// `checkpatch.pl --strict` over every file.
+pub fn checkpatch(workspace: &Workspace) -> Result<()> {
+    let script = setup::checkpatch().context("there is no checkpatch.pl")?;
+    let mut judge = Judge::new();
+    for file in SOURCES.iter().map(|folder| c_files(&workspace.root().join(folder))) {
+        for file in file? {
+            let mut perl = Command::new("perl");
+            perl.arg(&script);
+            perl.args(["--strict", "--no-tree", "--no-summary", "--terse", "--show-types"]);
+            // Its status tells of findings, too.
+            let output = perl.arg("-f").arg(&file).output().context("cannot start perl")?;
+            if !output.stderr.is_empty() {
+                bail!("checkpatch.pl: {}", String::from_utf8_lossy(&output.stderr));
+            }
+            let name = file.to_string_lossy();
+            for line in String::from_utf8_lossy(&output.stdout).lines() {
+                // PATH:LINE: LEVEL:TYPE: TEXT
+                judge.hear(&name, line.strip_prefix(&*name).unwrap_or(line));
+            }
+        }
+    }
+    // One that nobody needs hides the next mistake.
+    let all = EXCEPTIONS.iter().zip(&judge.needed);
+    if let Some((it, _)) = all.into_iter().find(|(_, needed)| !**needed) {
+        judge.findings.push(format!("{}: the exception {} is not needed", it.file, it.finding));
+    }
+    judge.verdict()
+}
+
+fn c_files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(folder).with_context(|| format!("no {}", folder.display()))?;
+    let mut files: Vec<_> = entries
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| path.extension().is_some_and(|e| e == "c" || e == "h"))
+        .collect();
+    files.sort();
+    Ok(files)
+}
+
+/// sparse, and all of the compiler's warnings that a kernel's build can ask
+/// for (`W=1`), for every kernel that hosts run.
+pub fn sparse(workspace: &Workspace, setup: &Setup) -> Result<()> {
+    setup.lint_tools()?;
+    let mut judge = Judge::new();
+    for (folder, text) in build::check_modules(workspace, setup)? {
+        let folder = folder.to_string_lossy();
+        // What headers of the kernel's say of themselves is not ours.
+        for line in text.lines().filter(|line| line.contains(&*folder) || line.starts_with("../")) {
+            if line.contains(": warning: ") || line.contains(": error: ") {
+                judge.hear("", line);
+            }
+        }
+    }
+    judge.verdict()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_listed_is_let_through() {
+        let mut judge = Judge::new();
+        judge.hear("/w/host/module/trace.h", ":20: CHECK:OPEN_ENDED_LINE: Lines should not …");
+        assert!(judge.verdict().is_ok());
+        let mut judge = Judge::new();
+        judge.hear("/w/host/module/vm.c", ":20: CHECK:OPEN_ENDED_LINE: Lines should not …");
+        assert!(judge.verdict().is_err());
+        let mut judge = Judge::new();
+        judge.hear("", "/w/vm.c:20:1: warning: context imbalance");
+        assert!(judge.verdict().is_err());
+    }
+}
