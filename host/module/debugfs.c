@@ -39,15 +39,18 @@ static int memories_show(struct seq_file *m, void *data)
 {
 	struct escrow_mem *mem;
 
-	seq_puts(m, "inode size present lent shared quarantined creator name\n");
+	seq_puts(m, "inode size present lent shared quarantined poisoned refusals retries creator name\n");
 	mutex_lock(&escrow_memories.lock);
 	list_for_each_entry(mem, &escrow_memories.head, listing.link) {
 		struct inode *inode = file_inode(mem->file);
-		u64 counts[4];
+		u64 counts[ESCROW_COUNTS];
+		int i;
 
 		escrow_rs_counts(&mem->counts, counts);
-		seq_printf(m, "%llu %lld %llu %llu %llu %llu", (u64)inode->i_ino,
-			   i_size_read(inode), counts[0], counts[1], counts[2], counts[3]);
+		seq_printf(m, "%llu %lld", escrow_mem_id(mem), i_size_read(inode));
+		/* In the order of the names. */
+		for (i = 0; i < ESCROW_COUNTS; i++)
+			seq_printf(m, " %llu", counts[i]);
 		escrow_show_creator(m, &mem->listing);
 	}
 	mutex_unlock(&escrow_memories.lock);
@@ -83,7 +86,7 @@ static int vms_show(struct seq_file *m, void *data)
 	seq_puts(m, "handle state vcpus mapped metadata free creator name\n");
 	mutex_lock(&escrow_vms.lock);
 	list_for_each_entry(vm, &escrow_vms.head, listing.link) {
-		u64 handle = READ_ONCE(vm->handle), counts[4], info[4] = {};
+		u64 handle = READ_ONCE(vm->handle), counts[ESCROW_COUNTS], info[4] = {};
 		/* Its creation may not have come to a handle yet. */
 		int err = handle ? escrow_rs_vm_info(handle, info) : -ENODEV;
 

@@ -24,6 +24,7 @@ const char *const escrow_total_names[ESCROW_TOTALS] = {
 	[ESCROW_TOTAL_LENT] = "lent",
 	[ESCROW_TOTAL_SHARED] = "shared",
 	[ESCROW_TOTAL_QUARANTINED] = "quarantined",
+	[ESCROW_TOTAL_POISONED] = "poisoned",
 	[ESCROW_TOTAL_VMS] = "vms",
 	[ESCROW_TOTAL_METADATA] = "metadata",
 	[ESCROW_TOTAL_REMAINS] = "remains",
@@ -80,7 +81,7 @@ static void escrow_add_memories(u64 totals[ESCROW_TOTALS])
 
 	mutex_lock(&escrow_memories.lock);
 	list_for_each_entry(mem, &escrow_memories.head, listing.link) {
-		u64 counts[4];
+		u64 counts[ESCROW_COUNTS];
 
 		escrow_rs_counts(&mem->counts, counts);
 		totals[ESCROW_TOTAL_MEMORIES]++;
@@ -88,6 +89,7 @@ static void escrow_add_memories(u64 totals[ESCROW_TOTALS])
 		totals[ESCROW_TOTAL_LENT] += counts[1];
 		totals[ESCROW_TOTAL_SHARED] += counts[2];
 		totals[ESCROW_TOTAL_QUARANTINED] += counts[3];
+		totals[ESCROW_TOTAL_POISONED] += counts[4];
 	}
 	mutex_unlock(&escrow_memories.lock);
 }
@@ -98,7 +100,7 @@ static void escrow_add_vms(u64 totals[ESCROW_TOTALS])
 
 	mutex_lock(&escrow_vms.lock);
 	list_for_each_entry(vm, &escrow_vms.head, listing.link) {
-		u64 counts[4];
+		u64 counts[ESCROW_COUNTS];
 
 		escrow_rs_counts(&vm->metadata_counts, counts);
 		totals[ESCROW_TOTAL_VMS]++;

@@ -104,6 +104,7 @@ enum escrow_total {
 	ESCROW_TOTAL_LENT,
 	ESCROW_TOTAL_SHARED,
 	ESCROW_TOTAL_QUARANTINED, /* pages that Escrow should have given back */
+	ESCROW_TOTAL_POISONED, /* pages whose memory is broken */
 	ESCROW_TOTAL_VMS, /* also those whose files are closed, until all is home */
 	ESCROW_TOTAL_METADATA, /* pages that Escrow keeps VMs in */
 	ESCROW_TOTAL_REMAINS, /* VMs that nobody has a file of, whose pages do not come */

@@ -94,6 +94,7 @@ ESCROW_SHIM_ATTR(total, present, ESCROW_TOTAL_PRESENT);
 ESCROW_SHIM_ATTR(total, lent, ESCROW_TOTAL_LENT);
 ESCROW_SHIM_ATTR(total, shared, ESCROW_TOTAL_SHARED);
 ESCROW_SHIM_ATTR(total, quarantined, ESCROW_TOTAL_QUARANTINED);
+ESCROW_SHIM_ATTR(total, poisoned, ESCROW_TOTAL_POISONED);
 ESCROW_SHIM_ATTR(total, vms, ESCROW_TOTAL_VMS);
 ESCROW_SHIM_ATTR(total, metadata, ESCROW_TOTAL_METADATA);
 ESCROW_SHIM_ATTR(total, remains, ESCROW_TOTAL_REMAINS);
@@ -111,6 +112,7 @@ static struct attribute *shim_attrs[] = {
 	&shim_attr_lent.attr.attr,
 	&shim_attr_shared.attr.attr,
 	&shim_attr_quarantined.attr.attr,
+	&shim_attr_poisoned.attr.attr,
 	&shim_attr_vms.attr.attr,
 	&shim_attr_metadata.attr.attr,
 	&shim_attr_remains.attr.attr,

@@ -30,10 +30,19 @@ pub const SYSFS_DIR: &str = "/sys/class/misc/gunyah/escrow";
 pub const SHIM_SYSFS_DIR: &str = "/sys/class/misc/gunyah/shim";
 
 /// Files of [`SHIM_SYSFS_DIR`]: memories; their 4 KiB pages that the host has
-/// for itself, that are lent, shared, and kept by Escrow though they should be
-/// home; VMs; pages that Escrow keeps VMs in; VMs that only wait for pages.
-pub const SHIM_TOTALS: [&str; 8] =
-    ["memories", "present", "lent", "shared", "quarantined", "vms", "metadata", "remains"];
+/// for itself, that are lent, shared, kept by Escrow though they should be
+/// home, and broken; VMs; pages that Escrow keeps VMs in; VMs that only wait for pages.
+pub const SHIM_TOTALS: [&str; 9] = [
+    "memories",
+    "present",
+    "lent",
+    "shared",
+    "quarantined",
+    "poisoned",
+    "vms",
+    "metadata",
+    "remains",
+];
 
 /// Files of [`SHIM_SYSFS_DIR`], in 4 KiB pages: lent; shared; not lent because
 /// somebody used them; (looks at such users again, not pages); come home; of

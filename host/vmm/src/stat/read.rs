@@ -61,6 +61,8 @@ shim! {
     shared,
     /// Their pages that Escrow should have given back.
     quarantined,
+    /// Their pages whose memory is broken.
+    poisoned,
     /// VMs of which something is left.
     vms,
     /// Pages that Escrow keeps VMs in.
@@ -98,6 +100,12 @@ pub struct Memory {
     pub shared: u64,
     /// Pages that Escrow should have given back.
     pub quarantined: u64,
+    /// Pages whose memory is broken.
+    pub poisoned: u64,
+    /// Pages not lent, because somebody used them.
+    pub refusals: u64,
+    /// Waits for users of pages.
+    pub retries: u64,
     /// Process that created it.
     pub creator: u32,
     /// That process's name then.
@@ -236,6 +244,9 @@ impl Memory {
             lent: row.number("lent")?,
             shared: row.number("shared")?,
             quarantined: row.number("quarantined")?,
+            poisoned: row.number("poisoned")?,
+            refusals: row.number("refusals")?,
+            retries: row.number("retries")?,
             creator: row.number("creator")?,
             name: row.text("name")?,
         })
@@ -284,9 +295,9 @@ fn unescape(text: &str) -> String {
 pub mod tests {
     use super::*;
 
-    pub const MEMORIES: &str = "inode size present lent shared quarantined creator name\n\
-                                41 1048576 3 2 1 0 77 shim-tests\n\
-                                42 4096 0 0 0 0 78 odd\\040na\\134me\n";
+    pub const MEMORIES: &str = "inode size present lent shared quarantined poisoned refusals retries creator name\n\
+                                41 1048576 3 2 1 0 0 5 6 77 shim-tests\n\
+                                42 4096 0 0 0 0 0 0 0 78 odd\\040na\\134me\n";
     const VMS: &str = "handle state vcpus mapped metadata free creator name\n\
                        0x1234 started 2 3 20 4 77 shim-tests\n";
 
@@ -294,7 +305,7 @@ pub mod tests {
     fn lists_are_read_by_the_names_of_their_columns() {
         let memories = parse(MEMORIES, Memory::from_row).unwrap();
         assert_eq!(memories.len(), 2);
-        assert_eq!((memories[0].inode, memories[0].size, memories[0].lent), (41, 1 << 20, 2));
+        assert_eq!((memories[0].inode, memories[0].size, memories[0].refusals), (41, 1 << 20, 5));
         assert_eq!(memories[1].name, "odd na\\me");
         let vms = parse(VMS, Vm::from_row).unwrap();
         assert_eq!((vms[0].handle.as_str(), vms[0].mapped, vms[0].free), ("0x1234", 3, 4));
@@ -347,6 +358,7 @@ pub mod tests {
             "lent",
             "shared",
             "quarantined",
+            "poisoned",
             "vms",
             "metadata",
             "remains",

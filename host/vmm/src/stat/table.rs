@@ -74,6 +74,7 @@ fn lines(report: &Report, before: Option<&Report>) -> Vec<String> {
         ("lent", shim.lent),
         ("shared", shim.shared),
         ("quarantined", shim.quarantined),
+        ("poisoned", shim.poisoned),
         ("VMs", shim.vms),
         ("metadata", shim.metadata),
         ("remains", shim.remains),
@@ -107,8 +108,8 @@ fn lines(report: &Report, before: Option<&Report>) -> Vec<String> {
     }
     if let Some(memories) = &report.memories {
         lines.push(format!(
-            "{:<10}{:>12}{:>10}{:>10}{:>10}{:>12}  {}",
-            "MEMORY", "SIZE", "PRESENT", "LENT", "SHARED", "QUARANTINED", "CREATOR"
+            "{:<8}{:>11}{:>9}{:>9}{:>9}{:>12}{:>9}  {}",
+            "MEMORY", "SIZE", "PRESENT", "LENT", "SHARED", "QUARANTINED", "REFUSED", "CREATOR"
         ));
         lines.extend(memories.iter().map(memory));
         lines.push(String::new());
@@ -124,9 +125,9 @@ fn lines(report: &Report, before: Option<&Report>) -> Vec<String> {
 }
 
 fn memory(memory: &Memory) -> String {
-    let Memory { inode, present, lent, shared, quarantined, creator, .. } = memory;
+    let Memory { inode, present, lent, shared, quarantined, refusals, creator, .. } = memory;
     format!(
-        "{inode:<10}{:>12}{present:>10}{lent:>10}{shared:>10}{quarantined:>12}  {creator} {}",
+        "{inode:<8}{:>11}{present:>9}{lent:>9}{shared:>9}{quarantined:>12}{refusals:>9}  {creator} {}",
         size(memory.size),
         printable(&memory.name),
     )
@@ -184,6 +185,9 @@ mod tests {
                 lent: 300,
                 shared: 2,
                 quarantined: 3,
+                poisoned: 0,
+                refusals: 9,
+                retries: 12,
                 creator: 77,
                 name: "bad\x1b[2Jname".into(),
             }]),
@@ -212,7 +216,7 @@ mod tests {
         let words = |start: &str| line_with(&text, start).split_whitespace().collect::<Vec<_>>();
         assert_eq!(words("lent  ")[..], ["lent", "300", "1.2", "MiB"]);
         assert_eq!(words("memories")[..], ["memories", "0", "lends", "305"]);
-        let memory = ["41", "3.0", "MiB", "1", "300", "2", "3", "77", "bad?[2Jname"];
+        let memory = ["41", "3.0", "MiB", "1", "300", "2", "3", "9", "77", "bad?[2Jname"];
         assert_eq!(words("41")[..], memory);
         let vm = ["0x10001", "started", "2", "302", "20", "5", "77", "vmm"];
         assert_eq!(words("0x10001")[..], vm);
