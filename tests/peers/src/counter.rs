@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Instructions that the machine's CPU executes at EL2.
+//! Instructions that the machine's CPU executes, by exception level.
 //!
 //! The PMU counts those itself, but pKVM stops it while it runs a protected VM,
 //! its own work around that included. So what EL2 does for a running VM is
@@ -17,14 +17,17 @@ use perf_event::events::Hardware;
 use perf_event::{Builder, Counter};
 
 /// What counts. There is one CPU, and whatever runs on it counts.
-pub struct El2 {
+pub struct Counters {
     lower: Counter,
     own: Counter,
 }
 
-impl El2 {
+impl Counters {
     /// Starts counting.
-    pub fn start() -> Result<El2> {
+    ///
+    /// # Errors
+    /// The kernel does not let this program count.
+    pub fn start() -> Result<Counters> {
         let counter = |lower: bool| -> Result<Counter> {
             let mut builder = Builder::new(Hardware::INSTRUCTIONS);
             builder.one_cpu(0).any_pid().pinned(true);
@@ -33,18 +36,32 @@ impl El2 {
             counter.enable()?;
             Ok(counter)
         };
-        Ok(El2 { lower: counter(true)?, own: counter(false)? })
+        Ok(Counters { lower: counter(true)?, own: counter(false)? })
     }
 
     /// Instructions at EL2 up to now while VMs run, and some constant.
-    pub fn read(&mut self) -> Result<i64> {
+    ///
+    /// # Errors
+    /// Somebody else uses the PMU.
+    pub fn el2_of_vm(&mut self) -> Result<i64> {
         let ticks = ticks();
         Ok(ticks as i64 - read(&mut self.lower)?)
     }
 
     /// Instructions at EL2 up to now while no VM runs.
-    pub fn read_own(&mut self) -> Result<i64> {
+    ///
+    /// # Errors
+    /// Somebody else uses the PMU.
+    pub fn el2(&mut self) -> Result<i64> {
         read(&mut self.own)
+    }
+
+    /// Instructions at EL0 and EL1 up to now while no VM runs.
+    ///
+    /// # Errors
+    /// Somebody else uses the PMU.
+    pub fn lower(&mut self) -> Result<i64> {
+        read(&mut self.lower)
     }
 }
 

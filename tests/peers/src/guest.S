@@ -4,38 +4,50 @@
 // address without memory. A command is five words:
 //
 //   what to do: 0 calls, 1 loads, 2 calls one by one, 3 loads one by one,
-//               4 nothing, one by one, 5 NOPs in the place of calls
+//               4 nothing, one by one, 5 NOPs in the place of calls,
+//               6 loads one by one, whose ticks are only added up,
+//               7 MODIFY_PAGES calls of Gunyah's, flags from `function`, of
+//               `stride` bytes each
 //   function    of the calls
 //   first       first argument of the calls; address of the loads
 //   stride      what is added to it each time
 //   count       how many
 //
 // One by one, it tells the ticks of the virtual counter that each took by a
-// store at x28 + 8. It stores the sum of all answers, or of all that it loaded,
-// at x28 when it is done. MMU off, position-independent.
+// store at x28 + 8; of those that it adds up, the least at x28 + 8 and then the
+// sum. It stores the sum of all answers, or of all that it loaded, at x28 when
+// it is done. MMU off, position-independent.
 
         .text
         .balign 4096
         .global peer_guest_begin
 peer_guest_begin:
-next:
+.Lpeer_next:
         ldr     x9, [x28]
         ldr     x20, [x28]
         ldr     x21, [x28]
         ldr     x22, [x28]
         ldr     x23, [x28]
         mov     x24, xzr
-        cbz     x9, calls
+        cbz     x9, .Lpeer_calls
         cmp     x9, #2
-        b.lo    loads
-        b.eq    timed_calls
+        b.lo    .Lpeer_loads
+        b.eq    .Lpeer_timed_calls
         cmp     x9, #4
-        b.lo    timed_loads
-        b.eq    timed_nothing
-        b       nops
-done:
+        b.lo    .Lpeer_timed_loads
+        b.eq    .Lpeer_timed_nothing
+        cmp     x9, #6
+        b.lo    .Lpeer_nops
+        b.hi    .Lpeer_unlocks
+        mov     x19, #-1
+        mov     x27, xzr
+        b       .Lpeer_touches
+.Lpeer_touched:
+        str     x19, [x28, #8]
+        str     x27, [x28, #8]
+.Lpeer_done:
         str     x24, [x28]
-        b       next
+        b       .Lpeer_next
 
 .macro  call
         mov     x0, x20
@@ -51,26 +63,26 @@ done:
         b       \label
 .endm
 
-calls:
-        cbz     x23, done
+.Lpeer_calls:
+        cbz     x23, .Lpeer_done
         call
         hvc     #0
-        again   calls
+        again   .Lpeer_calls
 
-nops:
-        cbz     x23, done
+.Lpeer_nops:
+        cbz     x23, .Lpeer_done
         call
         nop
-        again   nops
+        again   .Lpeer_nops
 
-loads:
-        cbz     x23, done
+.Lpeer_loads:
+        cbz     x23, .Lpeer_done
         ldr     x0, [x21]
-        again   loads
+        again   .Lpeer_loads
 
 .macro  timed label, instruction:vararg
 \label:
-        cbz     x23, done
+        cbz     x23, .Lpeer_done
         call
         isb
         mrs     x25, cntvct_el0
@@ -82,8 +94,32 @@ loads:
         again   \label
 .endm
 
-        timed   timed_calls, hvc #0
-        timed   timed_loads, ldr x0, [x21]
-        timed   timed_nothing
+        timed   .Lpeer_timed_calls, hvc #0
+        timed   .Lpeer_timed_loads, ldr x0, [x21]
+        timed   .Lpeer_timed_nothing
+
+.Lpeer_touches:
+        cbz     x23, .Lpeer_touched
+        isb
+        mrs     x25, cntvct_el0
+        ldr     x0, [x21]
+        isb
+        mrs     x26, cntvct_el0
+        sub     x26, x26, x25
+        add     x27, x27, x26
+        cmp     x26, x19
+        csel    x19, x26, x19, lo
+        again   .Lpeer_touches
+
+.Lpeer_unlocks:
+        cbz     x23, .Lpeer_done
+        movz    w0, #0xc600, lsl #16
+        movk    w0, #0x8069
+        mov     x1, xzr
+        mov     x2, x21
+        mov     x3, x22
+        mov     x4, x20
+        hvc     #0
+        again   .Lpeer_unlocks
         .global peer_guest_end
 peer_guest_end:

@@ -3,29 +3,27 @@
 //! A VMM that counts what KVM takes, the only process of its machine.
 //!
 //! On a QEMU that counts instructions (`-icount shift=0`), a tick of the
-//! virtual counter is an instruction, at whatever exception level. The guest
-//! reads it around a call or a load; the PMU tells what of that is not spent at
-//! EL2. The lines that `cargo xtask bench` reads are those of the payload
-//! `bench`, and end with
+//! virtual counter is an instruction, at whatever exception level. The lines
+//! that `cargo xtask bench` reads are those of the payload `bench`, and end with
 //!
 //! ```text
 //! payload bench: 1 passed, 0 failed, 0 skipped
 //! ```
 
-mod counter;
 mod rows;
 mod vm;
 
 use std::fs;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
+use escrow_peers::{counter, wait_for_quiet};
 use nix::mount::{MsFlags, mount};
 use nix::sys::reboot::{RebootMode, reboot};
 
-/// When the kernel's threads have done what they do after a boot, in time
-/// since the counter's start.
-const QUIET_AFTER: Duration = Duration::from_secs(20);
+use crate::rows::Part;
+
+/// On the kernel's command line: count a whole memory, not single operations.
+const LENDING: &str = "bench=lending";
 
 fn main() -> Result<()> {
     match measure() {
@@ -37,7 +35,7 @@ fn main() -> Result<()> {
     }
     // What was written must have left the UART before power goes.
     nix::unistd::sync();
-    std::thread::sleep(Duration::from_secs(1));
+    std::thread::sleep(std::time::Duration::from_secs(1));
     reboot(RebootMode::RB_POWER_OFF).context("reboot")?;
     Ok(())
 }
@@ -47,10 +45,10 @@ fn measure() -> Result<()> {
     let none: Option<&str> = None;
     mount(none, "/dev", Some("devtmpfs"), MsFlags::empty(), none).context("mount of /dev")?;
     mount(none, "/proc", Some("proc"), MsFlags::empty(), none).context("mount of /proc")?;
-    while let Some(rest) = QUIET_AFTER.checked_sub(counter::uptime()) {
-        std::thread::sleep(rest);
-    }
+    wait_for_quiet();
     println!("bench: frequency {}", counter::frequency());
     let command_line = fs::read_to_string("/proc/cmdline")?;
-    rows::measure(command_line.contains("kvm-arm.mode=protected"))
+    let says = |word: &str| command_line.split_whitespace().any(|said| said == word);
+    let part = if says(LENDING) { Part::Lending } else { Part::Operations };
+    rows::measure(part, says("kvm-arm.mode=protected"))
 }

@@ -5,8 +5,14 @@
 use anyhow::{Context, Result, ensure};
 use kvm_ioctls::Kvm;
 
-use crate::counter::El2;
-use crate::vm::{BLOCK, Done, PAGE, Vm, What, Work};
+use escrow_peers::counter::Counters;
+use escrow_peers::guest::{
+    BLOCK, PAGE, PAGES_PER_BLOCK, Telling, What, Work, addresses, block, run,
+};
+use escrow_peers::lending::{self, Lender, Rows};
+use escrow_peers::row::Row;
+
+use crate::vm::Vm;
 
 /// `SMCCC_VERSION`: the host answers it.
 const SMCCC_VERSION: u64 = 0x8000_0000;
@@ -17,7 +23,6 @@ const HYP_MEMINFO: u64 = 0xc600_0002;
 const MEM_SHARE: u64 = 0xc600_0003;
 const MEM_UNSHARE: u64 = 0xc600_0004;
 
-const PAGES_PER_BLOCK: u64 = BLOCK / PAGE;
 /// Operations in a batch: EL2's part is only known of batches.
 const BATCH: u64 = 100;
 const BATCHES: usize = 50;
@@ -26,55 +31,31 @@ const PAGES: u64 = 256;
 /// Samples of operations about blocks.
 const BLOCKS: u64 = 8;
 
-/// The samples of a row, each of `per` operations.
-struct Row {
-    name: &'static str,
-    per: u64,
-    samples: Vec<i64>,
-}
-
-impl Row {
-    fn new(name: &'static str, per: u64, samples: Vec<i64>) -> Row {
-        Row { name, per, samples }
-    }
-
-    /// Ticks of single operations, less `overhead` each.
-    fn of_ticks(name: &'static str, done: &Done, overhead: u64) -> Row {
-        Row::new(name, 1, done.ticks.iter().map(|&t| t as i64 - overhead as i64).collect())
-    }
-
-    /// The same samples, of another row as well.
-    fn named(&self, name: &'static str) -> Row {
-        Row::new(name, self.per, self.samples.clone())
-    }
-
-    fn min(&self) -> i64 {
-        self.samples.iter().copied().min().unwrap_or(0)
-    }
-
-    fn mean(&self) -> f64 {
-        self.samples.iter().sum::<i64>() as f64 / self.samples.len().max(1) as f64
-    }
-
-    fn print(&self) -> Result<()> {
-        let Row { name, per, samples } = self;
-        let (min, total) = (self.min(), samples.iter().sum::<i64>());
-        ensure!(min >= 0 && total > 0, "{name} takes less than nothing: {samples:?}");
-        println!("bench: {name} min {min} total {total} n {} per {per}", samples.len());
-        Ok(())
-    }
-}
-
 /// The machine's KVM and what counts.
 struct Bench {
     kvm: Kvm,
-    el2: El2,
+    counters: Counters,
     protected: bool,
 }
 
-/// Counts everything that this KVM has.
-pub fn measure(protected: bool) -> Result<()> {
-    let mut bench = Bench { kvm: Kvm::new().context("/dev/kvm")?, el2: El2::start()?, protected };
+/// What is to be counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Single operations.
+    Operations,
+    /// A whole memory, lent and reclaimed.
+    Lending,
+}
+
+/// Counts a part of what this KVM has.
+pub fn measure(part: Part, protected: bool) -> Result<()> {
+    let kvm = Kvm::new().context("/dev/kvm")?;
+    let mut counters = Counters::start()?;
+    if part == Part::Lending {
+        ensure!(protected, "a VM that is not protected is lent nothing");
+        return lending::measure(&Protected(kvm), LENDING, &mut counters);
+    }
+    let mut bench = Bench { kvm, counters, protected };
     let exit = bench.calls()?;
     bench.pages(&exit)?;
     bench.blocks(&exit)?;
@@ -85,19 +66,39 @@ pub fn measure(protected: bool) -> Result<()> {
     Ok(())
 }
 
+/// Of a protected VM: it knows pages only, which is what its blocks are made of.
+const LENDING: &[Rows] = &[
+    Rows { lend: "shim_lend_4k", reclaim: "shim_reclaim_4k", parts: PAGES_PER_BLOCK },
+    Rows { lend: "shim_lend_2m", reclaim: "shim_reclaim_2m", parts: 1 },
+];
+
+/// Protected VMs.
+struct Protected(Kvm);
+
+impl Lender for Protected {
+    type Vm = Vm;
+
+    fn vm(&self, blocks: u64) -> Result<Vm> {
+        Vm::new(&self.0, true, blocks, false)
+    }
+
+    fn end(&self, vm: Vm) -> Result<impl FnOnce() -> Result<()>> {
+        let memory = vm.end();
+        Ok(move || {
+            drop(memory);
+            Ok(())
+        })
+    }
+}
+
 /// What an exit that the host answers takes, on average.
 struct Exit {
     el2: f64,
     all: f64,
 }
 
-/// The sum of the addresses of pages, which is what the guest finds in them.
-fn addresses(at: u64, pages: u64) -> u64 {
-    (0..pages).map(|n| at + n * PAGE).sum()
-}
-
 const fn work(what: What, first: u64, stride: u64, count: u64) -> Work {
-    Work { what, first, stride, count }
+    Work::new(what, first, stride, count)
 }
 
 impl Bench {
@@ -107,7 +108,7 @@ impl Bench {
 
     /// What the counter counts around nothing.
     fn overhead(&mut self, vm: &mut Vm) -> Result<u64> {
-        let done = vm.run(work(What::Nothing, 0, 0, 32), true, &mut self.el2)?;
+        let done = run(vm, work(What::Nothing, 0, 0, 32), Telling::Each, &mut self.counters)?;
         done.ticks.iter().copied().min().context("no ticks")
     }
 
@@ -117,9 +118,9 @@ impl Bench {
         // An interrupt may come in any of them, and adds an exit.
         let mut nothing = i64::MAX;
         for _ in 0..3 {
-            nothing = nothing.min(vm.run(idle, false, &mut self.el2)?.el2);
+            nothing = nothing.min(run(vm, idle, Telling::Done, &mut self.counters)?.el2);
         }
-        let done = vm.run(work, false, &mut self.el2)?;
+        let done = run(vm, work, Telling::Done, &mut self.counters)?;
         Ok((done.el2 - nothing, done.sum))
     }
 
@@ -134,7 +135,7 @@ impl Bench {
     /// hold its address.
     fn touch(&mut self, vm: &mut Vm, at: u64, pages: u64) -> Result<i64> {
         // The first page of block 0 is touched first of all.
-        let idle = work(What::Loads, Vm::block(0), 0, pages);
+        let idle = work(What::Loads, block(0), 0, pages);
         let (el2, sum) = self.el2(vm, work(What::Loads, at, PAGE, pages), idle)?;
         ensure!(sum == addresses(at, pages), "the guest found {sum:#x} from {at:#x} on");
         Ok(el2)
@@ -145,7 +146,7 @@ impl Bench {
         let mut vm = self.vm(0, false)?;
         let overhead = self.overhead(&mut vm)?;
         let calls = work(What::Calls(SMCCC_VERSION), 0, 0, 1000);
-        let done = vm.run(calls, true, &mut self.el2)?;
+        let done = run(&mut vm, calls, Telling::Each, &mut self.counters)?;
         ensure!(done.sum == 1000 * 0x1_0001, "SMCCC_VERSION: {:#x}", done.sum);
         let all = Row::of_ticks("guest_exit_with_host", &done, overhead);
         all.print()?;
@@ -153,7 +154,7 @@ impl Bench {
         el2.print()?;
         if self.protected {
             let calls = work(What::Calls(HYP_MEMINFO), 0, 0, 1000);
-            let done = vm.run(calls, true, &mut self.el2)?;
+            let done = run(&mut vm, calls, Telling::Each, &mut self.counters)?;
             ensure!(done.sum == 1000 * PAGE, "HYP_MEMINFO: {:#x}", done.sum);
             let row = Row::of_ticks("hvc_el2", &done, overhead);
             row.print()?;
@@ -169,13 +170,13 @@ impl Bench {
         let mut vm = self.vm(2, false)?;
         let overhead = self.overhead(&mut vm)?;
         // The first touch of a block brings its table.
-        let first = |n| work(What::Loads, Vm::block(n), PAGE, 1);
-        vm.run(first(0), false, &mut self.el2)?;
-        vm.run(first(1), false, &mut self.el2)?;
-        let loads = work(What::Loads, Vm::block(0) + PAGE, PAGE, PAGES);
-        let done = vm.run(loads, true, &mut self.el2)?;
+        let first = |n| work(What::Loads, block(n), PAGE, 1);
+        run(&mut vm, first(0), Telling::Done, &mut self.counters)?;
+        run(&mut vm, first(1), Telling::Done, &mut self.counters)?;
+        let loads = work(What::Loads, block(0) + PAGE, PAGE, PAGES);
+        let done = run(&mut vm, loads, Telling::Each, &mut self.counters)?;
         ensure!(
-            done.sum == addresses(Vm::block(0) + PAGE, PAGES),
+            done.sum == addresses(block(0) + PAGE, PAGES),
             "the guest found {:#x} in its pages",
             done.sum
         );
@@ -184,13 +185,13 @@ impl Bench {
         if !self.protected {
             // What maps the page is the host.
             let exit = exit.all as i64;
-            let samples = all.samples.iter().map(|s| s - exit).collect();
+            let samples = all.samples().iter().map(|s| s - exit).collect();
             return Row::new("lend_4k", 1, samples).print();
         }
         const GROUP: u64 = 8;
         let mut samples = Vec::new();
         for group in 0..PAGES / GROUP {
-            let el2 = self.touch(&mut vm, Vm::block(1) + (1 + group * GROUP) * PAGE, GROUP)?;
+            let el2 = self.touch(&mut vm, block(1) + (1 + group * GROUP) * PAGE, GROUP)?;
             samples.push(el2 - (GROUP as f64 * exit.el2) as i64);
         }
         Row::new("lend_4k", GROUP, samples).print()
@@ -201,21 +202,26 @@ impl Bench {
         let mut vm = self.vm(BLOCKS + 1, true)?;
         let overhead = self.overhead(&mut vm)?;
         // The first finds fewer tables.
-        vm.run(work(What::Loads, Vm::block(0), PAGE, PAGES_PER_BLOCK), false, &mut self.el2)?;
+        run(
+            &mut vm,
+            work(What::Loads, block(0), PAGE, PAGES_PER_BLOCK),
+            Telling::Done,
+            &mut self.counters,
+        )?;
         if !self.protected {
             // Of large pages, one touch maps the block.
-            let loads = work(What::Loads, Vm::block(1), BLOCK, BLOCKS);
-            let done = vm.run(loads, true, &mut self.el2)?;
+            let loads = work(What::Loads, block(1), BLOCK, BLOCKS);
+            let done = run(&mut vm, loads, Telling::Each, &mut self.counters)?;
             let all = Row::of_ticks("lend_2m_with_host", &done, overhead);
             all.print()?;
-            let rest = self.touch(&mut vm, Vm::block(1), BLOCKS * PAGES_PER_BLOCK)?;
+            let rest = self.touch(&mut vm, block(1), BLOCKS * PAGES_PER_BLOCK)?;
             ensure!((rest as f64) < 20.0 * exit.el2, "blocks were mapped in parts: {rest}");
-            let samples = all.samples.iter().map(|s| s - exit.all as i64).collect();
+            let samples = all.samples().iter().map(|s| s - exit.all as i64).collect();
             return Row::new("lend_2m", 1, samples).print();
         }
         let mut samples = Vec::new();
         for n in 1..=BLOCKS {
-            let el2 = self.touch(&mut vm, Vm::block(n), PAGES_PER_BLOCK)?;
+            let el2 = self.touch(&mut vm, block(n), PAGES_PER_BLOCK)?;
             samples.push(el2 - (PAGES_PER_BLOCK as f64 * exit.el2) as i64);
         }
         Row::new("lend_512x4k_per_page", PAGES_PER_BLOCK, samples.clone()).print()?;
@@ -226,13 +232,13 @@ impl Bench {
     fn shares(&mut self) -> Result<()> {
         let mut vm = self.vm(1, false)?;
         let overhead = self.overhead(&mut vm)?;
-        let at = Vm::block(0);
-        vm.run(work(What::Loads, at, PAGE, PAGES + 1), false, &mut self.el2)?;
+        let at = block(0);
+        run(&mut vm, work(What::Loads, at, PAGE, PAGES + 1), Telling::Done, &mut self.counters)?;
         for (name, function) in [("share_4k", MEM_SHARE), ("unshare_4k", MEM_UNSHARE)] {
             // The first call of a block divides something, perhaps.
-            vm.run(work(What::Calls(function), at, 0, 1), false, &mut self.el2)?;
+            run(&mut vm, work(What::Calls(function), at, 0, 1), Telling::Done, &mut self.counters)?;
             let calls = work(What::Calls(function), at + PAGE, PAGE, PAGES);
-            let done = vm.run(calls, true, &mut self.el2)?;
+            let done = run(&mut vm, calls, Telling::Each, &mut self.counters)?;
             ensure!(done.sum == 0, "{name}: {:#x}", done.sum);
             let row = Row::of_ticks(name, &done, overhead);
             row.print()?;
@@ -248,11 +254,11 @@ impl Bench {
     fn teardown(&mut self) -> Result<()> {
         let mut end = |blocks| -> Result<i64> {
             let mut vm = self.vm(BLOCKS, false)?;
-            let loads = work(What::Loads, Vm::block(0), PAGE, blocks * PAGES_PER_BLOCK);
-            vm.run(loads, false, &mut self.el2)?;
-            let before = self.el2.read_own()?;
+            let loads = work(What::Loads, block(0), PAGE, blocks * PAGES_PER_BLOCK);
+            run(&mut vm, loads, Telling::Done, &mut self.counters)?;
+            let before = self.counters.el2()?;
             drop(vm);
-            Ok(self.el2.read_own()? - before)
+            Ok(self.counters.el2()? - before)
         };
         let mut samples = Vec::new();
         for _ in 0..4 {

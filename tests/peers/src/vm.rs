@@ -2,11 +2,10 @@
 
 //! A VM with one vCPU, and the guest of `guest.S` in it.
 
-use std::arch::global_asm;
 use std::num::NonZeroUsize;
 use std::ptr::NonNull;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use kvm_bindings::{
     KVM_DEV_ARM_VGIC_CTRL_INIT, KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_DEV_ARM_VGIC_GRP_CTRL,
     KVM_VGIC_V3_ADDR_TYPE_DIST, KVM_VGIC_V3_ADDR_TYPE_REDIST, kvm_create_device, kvm_device_attr,
@@ -15,24 +14,8 @@ use kvm_bindings::{
 use kvm_ioctls::{DeviceFd, Kvm, VcpuExit, VcpuFd, VmFd};
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, munmap};
 
-use crate::counter::El2;
+use escrow_peers::guest::{Access, BLOCK, DEVICE, MEMORY, PAGE, Vcpu, program};
 
-global_asm!(include_str!("guest.S"));
-
-unsafe extern "C" {
-    static peer_guest_begin: u8;
-    static peer_guest_end: u8;
-}
-
-/// Bytes of a page.
-pub const PAGE: u64 = 4096;
-/// Bytes of a block.
-pub const BLOCK: u64 = 2 << 20;
-
-/// Where the guest's memory begins. Its first block holds the program.
-const MEMORY: u64 = 0x4000_0000;
-/// Where it has none.
-const DEVICE: u64 = 0x0900_0000;
 /// Where its interrupt controller is, which it does not use.
 const DISTRIBUTOR: u64 = 0x0800_0000;
 const REDISTRIBUTOR: u64 = 0x080a_0000;
@@ -45,42 +28,8 @@ const CORE_REGISTERS: u64 = 0x6030_0000_0010_0000;
 const PC: u64 = 32 * 2;
 const X28: u64 = 28 * 2;
 
-/// What the guest is to do.
-#[derive(Clone, Copy)]
-pub enum What {
-    /// Calls of a function, with `first` as their argument.
-    Calls(u64),
-    /// Loads from `first` on.
-    Loads,
-    /// Nothing: as calls, with a NOP in their place.
-    Nothing,
-}
-
-/// Work for the guest.
-#[derive(Clone, Copy)]
-pub struct Work {
-    pub what: What,
-    /// Argument of the first call, or address of the first load.
-    pub first: u64,
-    /// What is added to it each time.
-    pub stride: u64,
-    /// How often it is done.
-    pub count: u64,
-}
-
-/// What the guest did.
-pub struct Done {
-    /// Instructions at EL2, the exits before and after the work among them,
-    /// and perhaps the guest's own.
-    pub el2: i64,
-    /// Sum of the answers or of the loaded words.
-    pub sum: u64,
-    /// Ticks of each, if they were to be told.
-    pub ticks: Vec<u64>,
-}
-
-/// Anonymous memory; each page holds its guest address.
-struct Memory {
+/// Anonymous memory; each page held its guest address at first.
+pub struct Memory {
     at: NonNull<std::ffi::c_void>,
     mapped: NonNull<std::ffi::c_void>,
     length: NonZeroUsize,
@@ -138,7 +87,7 @@ pub struct Vm {
     vcpu: VcpuFd,
     _gic: DeviceFd,
     _vm: VmFd,
-    _memory: Memory,
+    memory: Memory,
 }
 
 impl Vm {
@@ -148,10 +97,9 @@ impl Vm {
         let vm = kvm.create_vm_with_type(if protected { PROTECTED } else { 0 });
         let vm = vm.context("KVM_CREATE_VM")?;
         let memory = Memory::new((1 + blocks) * BLOCK, large)?;
-        let program = &raw const peer_guest_begin;
-        let size = &raw const peer_guest_end as usize - program as usize;
+        let (program, to) = (program(), memory.at.as_ptr().cast());
         // SAFETY: the first block is larger than the guest.
-        unsafe { std::ptr::copy_nonoverlapping(program, memory.at.as_ptr().cast(), size) };
+        unsafe { std::ptr::copy_nonoverlapping(program.as_ptr(), to, program.len()) };
         let region = kvm_userspace_memory_region {
             slot: 0,
             flags: 0,
@@ -171,49 +119,28 @@ impl Vm {
             vcpu.set_one_reg(CORE_REGISTERS | register, &value.to_le_bytes())
                 .context("KVM_SET_ONE_REG")?;
         }
-        Ok(Vm { vcpu, _gic: gic, _vm: vm, _memory: memory })
+        Ok(Vm { vcpu, _gic: gic, _vm: vm, memory })
     }
 
-    /// Address of the block that the guest may touch.
-    pub fn block(number: u64) -> u64 {
-        MEMORY + (1 + number) * BLOCK
+    /// Ends the VM. Its memory is left.
+    pub fn end(self) -> Memory {
+        let Vm { vcpu, _gic, _vm, memory } = self;
+        drop((vcpu, _gic, _vm));
+        memory
     }
+}
 
-    /// Has the guest do something, `timed` one by one. Counts what EL2 does
-    /// meanwhile.
-    pub fn run(&mut self, work: Work, timed: bool, el2: &mut El2) -> Result<Done> {
-        let (number, function) = match (work.what, timed) {
-            (What::Calls(function), false) => (0, function),
-            (What::Loads, false) => (1, 0),
-            (What::Calls(function), true) => (2, function),
-            (What::Loads, true) => (3, 0),
-            (What::Nothing, true) => (4, 0),
-            (What::Nothing, false) => (5, 0),
-        };
-        for word in [number, function, work.first, work.stride, work.count] {
-            match self.vcpu.run().context("KVM_RUN")? {
-                VcpuExit::MmioRead(DEVICE, data) => data.copy_from_slice(&word.to_le_bytes()),
-                exit => bail!("the guest asks for nothing: {exit:?}"),
+impl Vcpu for Vm {
+    fn run(&mut self, answer: u64) -> Result<Access> {
+        match self.vcpu.run().context("KVM_RUN")? {
+            VcpuExit::MmioRead(address, data) => {
+                data.copy_from_slice(&answer.to_le_bytes());
+                Ok(Access::Load(address))
             }
+            VcpuExit::MmioWrite(address, data) => {
+                Ok(Access::Store(address, u64::from_le_bytes(data.try_into()?)))
+            }
+            exit => bail!("the guest ends: {exit:?}"),
         }
-        let mut ticks = Vec::new();
-        let before = el2.read()?;
-        let sum = loop {
-            match self.vcpu.run().context("KVM_RUN")? {
-                VcpuExit::MmioWrite(address, data) => {
-                    let value = u64::from_le_bytes(data.try_into()?);
-                    match address.checked_sub(DEVICE) {
-                        Some(0) => break value,
-                        Some(8) => ticks.push(value),
-                        _ => bail!("the guest stores {value:#x} at {address:#x}"),
-                    }
-                }
-                exit => bail!("the guest does not do its work: {exit:?}"),
-            }
-        };
-        let el2 = el2.read()? - before;
-        let told = if timed { work.count } else { 0 };
-        ensure!(ticks.len() as u64 == told, "the guest told {} of {told}", ticks.len());
-        Ok(Done { el2, sum, ticks })
     }
 }

@@ -15,6 +15,7 @@ mod docs;
 mod payload;
 mod peers;
 mod report;
+mod shim;
 mod table;
 mod workload;
 
@@ -54,6 +55,8 @@ enum Part {
     Cpus,
     /// Other hypervisors, if `cargo xtask setup --peers` has fetched them
     Peers,
+    /// A guest's memory, lent and taken back through the shim, and by pKVM
+    Shim,
     /// A Debian host's user space, with Escrow and without
     Workload,
 }
@@ -93,8 +96,9 @@ fn measure(args: &Args, workspace: &Workspace) -> Result<Vec<Row>> {
     let wanted = |part| args.only.is_none_or(|only| only == part);
     if !args.no_build {
         let mut needed = vec![What::Hypervisor];
-        needed.extend((args.only != Some(Part::Workload)).then_some(What::Payloads));
-        needed.extend(wanted(Part::Workload).then_some(What::Host));
+        let on_linux = |part| matches!(part, Part::Workload | Part::Shim);
+        needed.extend((!args.only.is_some_and(on_linux)).then_some(What::Payloads));
+        needed.extend(args.only.is_none_or(on_linux).then_some(What::Host));
         build::build(workspace, &setup, &needed)?;
     }
     let artefacts = workspace.artefacts(&setup)?;
@@ -109,6 +113,12 @@ fn measure(args: &Args, workspace: &Workspace) -> Result<Vec<Row>> {
     }
     if wanted(Part::Peers) {
         rows.extend(measure_peers(workspace, &setup, &artefacts)?);
+    }
+    if wanted(Part::Shim) {
+        let (shim, kvm) = (build::shim_bench(workspace, &setup)?, build::peers(workspace, &setup)?);
+        let programs = shim::Programs { shim: &shim, kvm: &kvm };
+        let measure = || shim::measure(&artefacts, &programs, &workspace.paths().bench());
+        rows.extend(step("what lending through the shim takes, and what pKVM takes", measure)?);
     }
     if wanted(Part::Workload) {
         let program = build::workload(workspace, &setup)?;

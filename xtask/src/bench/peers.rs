@@ -46,7 +46,7 @@ pub fn measure(
 }
 
 /// An initramfs whose only program is the VMM.
-fn initramfs(program: &Path, folder: &Path) -> Result<PathBuf> {
+pub fn initramfs(program: &Path, folder: &Path) -> Result<PathBuf> {
     let program =
         fs::read(program).with_context(|| format!("cannot read {}", program.display()))?;
     let mut archive = Archive::new();
@@ -63,13 +63,18 @@ fn initramfs(program: &Path, folder: &Path) -> Result<PathBuf> {
 }
 
 /// KVM, of the guests' kernel: the newest there is.
-fn kvm(artefacts: &Artefacts, initrd: &Path, mode: &str, subject: &str) -> Result<Vec<Row>> {
+fn kvm(artefacts: &Artefacts, initrd: &Path, arguments: &str, subject: &str) -> Result<Vec<Row>> {
     let mut machine = Machine::new(&artefacts.qemu, &artefacts.guest_kernel);
     machine.smp = 1;
     machine.icount = true;
     machine.initrd = Some(initrd.into());
-    machine.append = format!("{KVM_BOOTARGS}{mode}");
+    machine.append = format!("{KVM_BOOTARGS}{arguments}");
     Ok(payload::run(&machine, subject)?.rows)
+}
+
+/// What pKVM takes for a guest's whole memory.
+pub fn lending(artefacts: &Artefacts, initrd: &Path) -> Result<Vec<Row>> {
+    kvm(artefacts, initrd, "protected bench=lending", PKVM)
 }
 
 fn xen(artefacts: &Artefacts, peers: &Peers) -> Result<Vec<Row>> {

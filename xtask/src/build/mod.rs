@@ -198,6 +198,13 @@ pub fn peers(workspace: &Workspace, setup: &Setup) -> Result<PathBuf> {
     Ok(cargo::only(&built, Kind::Program, "escrow-peers")?.to_owned())
 }
 
+/// Builds the program that `cargo xtask bench` counts the shim's work with.
+pub fn shim_bench(workspace: &Workspace, setup: &Setup) -> Result<PathBuf> {
+    setup.cross_compiler()?;
+    let built = cargo::Build::new("escrow-shim-bench", STATIC_LINUX).run(workspace, setup)?;
+    Ok(cargo::only(&built, Kind::Program, "escrow-shim-bench")?.to_owned())
+}
+
 /// Builds the plugin for QEMU that counts what each CPU executes.
 pub fn plugin(workspace: &Workspace) -> Result<PathBuf> {
     let mut command = plain_cargo(workspace, "build");

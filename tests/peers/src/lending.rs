@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! 256 MiB on the way to a guest that touches them page by page, and back.
+//!
+//! The memory is there and mapped in the program that runs the guest, with
+//! something in every page. What counts is all that happens between a guest's
+//! load and its next instruction: the exit, the host's work, EL2's work and the
+//! entry; and what the program waits for when it closes the VM.
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::counter::Counters;
+use crate::guest::{
+    BLOCK, Done, PAGE, PAGES_PER_BLOCK, Telling, Vcpu, What, Work, addresses, block, run,
+};
+use crate::row::Row;
+
+/// Blocks that are lent: 256 MiB.
+pub const BLOCKS: u64 = (256 << 20) / BLOCK;
+/// How often all of it is done.
+const ROUNDS: usize = 2;
+
+/// A hypervisor, seen from the host's user space.
+pub trait Lender {
+    /// A VM with its memory.
+    type Vm: Vcpu;
+
+    /// Makes a VM whose memory is one block with the program and so many
+    /// behind it, each of whose pages holds its guest address.
+    ///
+    /// # Errors
+    /// What goes wrong.
+    fn vm(&self, blocks: u64) -> Result<Self::Vm>;
+
+    /// Ends a VM. When this is back, all its pages are home. What is done with
+    /// them afterwards is the closure's that it returns.
+    ///
+    /// # Errors
+    /// What goes wrong.
+    fn end(&self, vm: Self::Vm) -> Result<impl FnOnce() -> Result<()>>;
+}
+
+/// Samples of one operation, of so many pages each: where its instructions
+/// were spent.
+#[derive(Default)]
+pub struct Samples {
+    host: Vec<i64>,
+    el2: Vec<i64>,
+}
+
+impl Samples {
+    /// Adds one: instructions of the host, and of EL2.
+    pub fn add(&mut self, host: i64, el2: i64) {
+        self.host.push(host);
+        self.el2.push(el2);
+    }
+
+    /// Prints three rows, each for one of `per` operations that a sample is of.
+    ///
+    /// # Errors
+    /// A row is nonsense.
+    pub fn print(self, name: &str, per: u64) -> Result<()> {
+        let all = self.host.iter().zip(&self.el2).map(|(host, el2)| host + el2).collect();
+        Row::new(name, per, all).print()?;
+        Row::new(format!("{name}_host"), per, self.host).print()?;
+        Row::new(format!("{name}_el2"), per, self.el2).print()
+    }
+}
+
+/// What the names of rows begin with, and the pages that a row is about.
+#[derive(Clone, Copy)]
+pub struct Rows {
+    /// Of the lend's rows.
+    pub lend: &'static str,
+    /// Of the reclaim's rows.
+    pub reclaim: &'static str,
+    /// How many parts of a block a row is about one of.
+    pub parts: u64,
+}
+
+/// Lends all of it and takes it back, and prints rows of that.
+///
+/// # Errors
+/// What goes wrong.
+pub fn measure(lender: &impl Lender, rows: &[Rows], counters: &mut Counters) -> Result<()> {
+    let (mut lends, mut reclaims) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        let mut vm = lender.vm(BLOCKS)?;
+        let overhead = overhead(&mut vm, counters)?;
+        for number in 0..BLOCKS {
+            lends.push(lend(&mut vm, block(number), overhead, counters)?);
+        }
+        let before = (counters.lower()?, counters.el2()?);
+        let check = lender.end(vm)?;
+        reclaims.push((counters.lower()? - before.0, counters.el2()? - before.1));
+        check()?;
+    }
+    for rows in rows {
+        let mut samples = Samples::default();
+        lends.iter().for_each(|&(host, el2)| samples.add(host, el2));
+        samples.print(rows.lend, rows.parts)?;
+        let mut samples = Samples::default();
+        reclaims.iter().for_each(|&(host, el2)| samples.add(host, el2));
+        samples.print(rows.reclaim, rows.parts * BLOCKS)?;
+    }
+    Ok(())
+}
+
+/// What the counter counts around nothing.
+fn overhead(vm: &mut impl Vcpu, counters: &mut Counters) -> Result<u64> {
+    let nothing = Work::new(What::Nothing, 0, 0, 32);
+    let done = run(vm, nothing, Telling::Each, counters)?;
+    done.ticks.iter().copied().min().context("no ticks")
+}
+
+/// Has the guest touch each page of a block. Instructions of the host, and of
+/// EL2.
+fn lend(vm: &mut impl Vcpu, at: u64, overhead: u64, counters: &mut Counters) -> Result<(i64, i64)> {
+    let ticks = |done: &Done| -> Result<i64> {
+        let &[_, sum] = done.ticks.as_slice() else { anyhow::bail!("no sum of ticks") };
+        Ok(sum as i64 - (PAGES_PER_BLOCK * overhead) as i64)
+    };
+    // The guest's program is there, so these loads are of the same exits but
+    // faults. An interrupt may come in any of them, and adds an exit.
+    let idle = Work::new(What::Loads, crate::guest::MEMORY, 0, PAGES_PER_BLOCK);
+    let mut nothing = i64::MAX;
+    for _ in 0..3 {
+        nothing = nothing.min(run(vm, idle, Telling::Sum, counters)?.el2);
+    }
+    let touch = Work::new(What::Loads, at, PAGE, PAGES_PER_BLOCK);
+    let done = run(vm, touch, Telling::Sum, counters)?;
+    let expected = addresses(at, PAGES_PER_BLOCK);
+    ensure!(done.sum == expected, "the guest found {:#x} in the block at {at:#x}", done.sum);
+    let el2 = done.el2 - nothing;
+    Ok((ticks(&done)? - el2, el2))
+}

@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Counts what lending 256 MiB through the shim takes, in 4 KiB and in 2 MiB
+//! folios, and what their way home takes.
+//!
+//! The guest and the counting are those of the peers (`tests/peers`). The lines
+//! that `cargo xtask bench` reads are those of the payload `bench`, and end with
+//!
+//! ```text
+//! payload bench: 1 passed, 0 failed, 0 skipped
+//! ```
+
+mod lender;
+
+use anyhow::Result;
+use escrow_peers::counter::{self, Counters};
+use escrow_peers::guest::PAGES_PER_BLOCK;
+use escrow_peers::lending::{self, Rows};
+use escrow_peers::wait_for_quiet;
+use escrow_shim_tests::gunyah::Device;
+use escrow_vmcore::uapi::MEM_ALLOW_HUGEPAGE;
+
+use lender::Shim;
+
+const PAGES: &[Rows] =
+    &[Rows { lend: "shim_lend_4k", reclaim: "shim_reclaim_4k", parts: PAGES_PER_BLOCK }];
+const BLOCKS: &[Rows] = &[Rows { lend: "shim_lend_2m", reclaim: "shim_reclaim_2m", parts: 1 }];
+
+fn main() {
+    match measure() {
+        Ok(()) => println!("payload bench: 1 passed, 0 failed, 0 skipped"),
+        Err(error) => {
+            println!("test bench::shim ... FAILED: {error:#}");
+            println!("payload bench: 0 passed, 1 failed, 0 skipped");
+        }
+    }
+}
+
+fn measure() -> Result<()> {
+    wait_for_quiet();
+    println!("bench: frequency {}", counter::frequency());
+    let device = Device::open()?;
+    let mut counters = Counters::start()?;
+    for (flags, rows) in [(0, PAGES), (MEM_ALLOW_HUGEPAGE, BLOCKS)] {
+        let shim = Shim { device: &device, flags };
+        lending::measure(&shim, rows, &mut counters)?;
+    }
+    let shim = Shim { device: &device, flags: 0 };
+    shim.fetches(&mut counters)
+}
