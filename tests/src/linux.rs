@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use tempfile::TempDir;
+use xtask::artefacts::DEBUG_KERNEL;
 use xtask::initramfs::Archive;
 use xtask::qemu::Machine;
 
@@ -18,10 +19,36 @@ const TROUBLE: &str = "the host complains";
 /// What such lines have.
 const SIGNS: [&str; 5] = ["BUG:", "WARNING:", "Oops", "SError", "Internal error"];
 
+/// What such lines have of kernels that look for mistakes. Data races are told
+/// apart, see [`REPORTS`].
+const MORE_SIGNS: [&str; 4] = ["UBSAN:", "ODEBUG:", "INFO: task", "new suspected memory leaks"];
+/// Asks for leaks, and looks at reports of data races: those of the kernel's
+/// own code alone are its own. They stand between lines of equality signs.
+const REPORTS: &str = r#"
+if [ -e /sys/kernel/debug/kmemleak ]; then
+    # What is young may have its pointer in a register still.
+    for _ in 1 2; do echo scan > /sys/kernel/debug/kmemleak; sleep 6; done
+    cat /sys/kernel/debug/kmemleak
+fi
+dmesg | awk '/={20}/ { if (text ~ /KCSAN/ && text ~ /\[escrow\]/) printf "%s", text; text = ""; next }
+    { text = text $0 "
+" }' | sed 's/^/TROUBLE: /'
+"#;
+/// How much longer such kernels take.
+const PATIENCE: u32 = 8;
+/// What such kernels need beside the memory that a test wants, in MiB.
+const SHADOW_MIB: u64 = 512;
+
 /// In the machine's temporary folder.
 const INITRAMFS: &str = "initramfs.cpio.gz";
 /// A machine that is emulated slowly is no news about Escrow.
 const BOOTARGS: &str = "console=ttyAMA0 panic=-1 nosoftlockup escrow.init=script";
+
+/// Whether the release's own kernel has been replaced by one that looks for
+/// mistakes.
+fn looks_for_mistakes() -> bool {
+    std::env::var_os(DEBUG_KERNEL).is_some()
+}
 
 /// Debian's kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,10 +114,15 @@ impl Linux {
         let mut archive = Archive::new();
         // The kernel's messages would cut lines of the script in two; what
         // matters of them comes at the end.
+        let (reports, more) = match looks_for_mistakes() {
+            true => (REPORTS.replace("TROUBLE", TROUBLE), &MORE_SIGNS[..]),
+            false => (String::new(), &[][..]),
+        };
+        let signs = [&SIGNS[..], more].concat().join("|");
         let text = format!(
-            "#!/bin/sh\ndmesg -n 1\n(\n{script}\n)\nstatus=$?\n\
-             dmesg | grep -E '{}' | sed 's/^/{TROUBLE}: /'\nexit $status\n",
-            SIGNS.join("|"),
+            "#!/bin/sh\ndmesg -n 1\n(\n{script}\n)\nstatus=$?\n{reports}\n\
+             dmesg | grep -v 'BUG: KCSAN' | grep -E '{signs}' | sed 's/^/{TROUBLE}: /'\n\
+             exit $status\n",
         );
         let script = ("test.sh", text.as_bytes());
         for (path, contents) in files.iter().chain([&script]) {
@@ -106,7 +138,7 @@ impl Linux {
         let mut machine = Machine::new(&artefacts().qemu, &artefacts().image);
         machine.cpu = cpu.into();
         machine.smp = smp;
-        machine.memory_mib = memory_mib;
+        machine.memory_mib = memory_mib + if looks_for_mistakes() { SHADOW_MIB } else { 0 };
         let limit = Duration::from_secs(150);
         Linux { name: name.into(), folder, machine, limit }.of(Kernel::Older)
     }
@@ -127,7 +159,8 @@ impl Linux {
 
     /// Boots it.
     pub fn boot(&self) -> Serial {
-        Serial::boot(&self.name, &self.machine, self.limit)
+        let patience = if looks_for_mistakes() { PATIENCE } else { 1 };
+        Serial::boot(&self.name, &self.machine, self.limit * patience)
     }
 
     /// Boots it, and waits for its end; the script must have ended with status

@@ -12,6 +12,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
+/// The environment variable that names the kind of the host's kernel if that
+/// looks for mistakes: `kasan` or `kcsan`.
+pub const DEBUG_KERNEL: &str = "ESCROW_DEBUG_KERNEL";
+
 macro_rules! artefacts {
     ($($(#[$doc:meta])* $field:ident = $variable:literal;)*) => {
         /// The files that boots are made of.

@@ -50,6 +50,7 @@ pub fn lint(workspace: &Workspace, setup: &Setup) -> Result<Count> {
                     "escrow-liar",
                     "escrow-workload",
                     "escrow-peers",
+                    "escrow-shim-bench",
                 ],
             )
             .map(denying),

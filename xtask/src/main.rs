@@ -66,6 +66,9 @@ struct SetupArgs {
     /// Also get the hypervisors that `bench` holds Escrow against
     #[arg(long)]
     peers: bool,
+    /// Also build the kernels that look for mistakes, for `test --debug-kernel`; takes long
+    #[arg(long)]
+    debug_kernel: bool,
 }
 
 fn main() -> ExitCode {
@@ -80,9 +83,13 @@ fn main() -> ExitCode {
 fn run_task(task: Task) -> Result<ExitCode> {
     match task {
         Task::Setup(args) => {
-            let SetupArgs { refresh, no_install, peers } = args;
-            let options = setup::Options { refresh, no_install, peers };
-            Setup::ensure(options)?.report()?;
+            let SetupArgs { refresh, no_install, peers, debug_kernel } = args;
+            let options = setup::Options { refresh, no_install, peers, debug_kernel };
+            let setup = Setup::ensure(options)?;
+            setup.report()?;
+            if debug_kernel {
+                setup.build_debug_kernels()?;
+            }
         }
         Task::Build(args) => {
             let setup = Setup::ensure(Default::default())?;

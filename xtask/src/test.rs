@@ -10,15 +10,22 @@ use std::process::{Command, ExitCode, Stdio};
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 
+use xtask::artefacts::DEBUG_KERNEL;
+
 use crate::build::{self, What, Workspace};
 use crate::lint;
 use crate::say;
-use crate::setup::Setup;
+use crate::setup::{DebugKernel, Setup};
 
 #[derive(clap::Args)]
 pub struct Args {
     /// The level to run; all if none is named
     level: Option<Level>,
+    /// Have hosts run a kernel that looks for mistakes, in the place of Debian's 6.12: what it
+    /// complains of fails the test
+    #[arg(long, value_name = "KIND", num_args = 0..=1, require_equals = true,
+        default_missing_value = "kasan")]
+    debug_kernel: Option<DebugKernel>,
     /// Arguments for the test programs: a filter, --nocapture …
     #[arg(last = true, value_name = "TEST ARGUMENTS")]
     test: Vec<String>,
@@ -92,7 +99,10 @@ impl fmt::Display for Count {
 /// Runs one level, or all.
 pub fn test(args: &Args) -> Result<ExitCode> {
     let workspace = Workspace::find()?;
-    let setup = Setup::ensure(Default::default())?;
+    let mut setup = Setup::ensure(Default::default())?;
+    if let Some(kind) = args.debug_kernel {
+        setup.use_debug_kernel(kind)?;
+    }
     let levels = match &args.level {
         Some(level) => std::slice::from_ref(level),
         None => Level::value_variants(),
@@ -101,7 +111,7 @@ pub fn test(args: &Args) -> Result<ExitCode> {
     let mut success = true;
     for &level in levels {
         say!("test level {}", level.name());
-        let count = level.run(&workspace, &setup, &args.test).unwrap_or_else(|error| {
+        let count = level.run(&workspace, &setup, args).unwrap_or_else(|error| {
             say!("{}: {error:#}", level.name());
             Count { passed: 0, failed: 1 }
         });
@@ -129,7 +139,8 @@ impl Level {
         }
     }
 
-    fn run(self, workspace: &Workspace, setup: &Setup, arguments: &[String]) -> Result<Count> {
+    fn run(self, workspace: &Workspace, setup: &Setup, args: &Args) -> Result<Count> {
+        let arguments = &args.test;
         match self {
             Self::Lint => lint::lint(workspace, setup),
             Self::Unit => {
@@ -155,6 +166,9 @@ impl Level {
                 command.args(["--no-fail-fast", "--package=escrow-tests", "--test", self.name()]);
                 command.arg("--").args(arguments);
                 command.envs(workspace.artefacts(setup)?.to_env());
+                if let Some(kind) = args.debug_kernel {
+                    command.env(DEBUG_KERNEL, kind.name());
+                }
                 run_tests(&mut command)
             }
         }

@@ -40,7 +40,12 @@ struct Manifest {
 
 /// Keeps two set-ups from working on the cache at once.
 pub fn lock(cache: &Cache) -> Result<File> {
-    let path = cache.path().join("lock");
+    lock_as(cache, "lock")
+}
+
+/// Keeps two set-ups from working at once on what this lock is for.
+pub fn lock_as(cache: &Cache, name: &str) -> Result<File> {
+    let path = cache.path().join(name);
     let file = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
     rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive)
         .with_context(|| format!("cannot lock {}", path.display()))?;

@@ -78,6 +78,20 @@ impl Kernel {
         })
     }
 
+    /// One that was built here, in `folder`, from the source of `version`.
+    pub(super) fn of_build(folder: &Path, version: &str) -> Result<Self> {
+        let release = fs::read_to_string(folder.join("include/config/kernel.release"))
+            .context("the kernel has no release")?;
+        Ok(Self {
+            image: folder.join("arch/arm64/boot/Image"),
+            headers: folder.to_owned(),
+            modules: folder.join("modules"),
+            release: release.trim().to_owned(),
+            compiler: None,
+            version: version.to_owned(),
+        })
+    }
+
     /// The compiler that the headers name, the one that the kernel was built
     /// with: `aarch64-linux-gnu-gcc-14`.
     pub fn own_compiler(&self) -> Option<String> {
@@ -92,9 +106,16 @@ fn compiler_in(variables: &str) -> Option<String> {
     word.starts_with("gcc-").then(|| format!("aarch64-linux-gnu-{word}"))
 }
 
+const OLDER: &str = "host-kernel";
+
+/// The version of the kernel of most hosts, if it is there.
+pub fn older_version(store: &Store<'_>) -> Option<String> {
+    store.version(OLDER)
+}
+
 /// The kernel of most hosts.
 pub fn older(store: &mut Store<'_>) -> Result<Kernel> {
-    let part = "host-kernel";
+    let part = OLDER;
     let suite = older_suite()?;
     let native = native_architecture();
     store.provide(

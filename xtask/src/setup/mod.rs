@@ -6,6 +6,7 @@
 mod checkpatch;
 mod components;
 mod debian;
+mod debug_kernel;
 mod kernels;
 mod peers;
 mod rust;
@@ -15,8 +16,10 @@ use std::path::{Path, PathBuf};
 use std::{env, fs};
 
 use anyhow::{Context, Result, anyhow, bail};
+use clap::ValueEnum as _;
 
 pub use checkpatch::provide as checkpatch;
+pub use debug_kernel::DebugKernel;
 pub use kernels::Kernel;
 pub use peers::Peers;
 pub use rust::{BareMetal, SOFTFLOAT, STATIC_LINUX};
@@ -32,6 +35,8 @@ pub struct Options {
     pub no_install: bool,
     /// Fetch the hypervisors that a bench holds Escrow against.
     pub peers: bool,
+    /// Build the kernels that look for mistakes.
+    pub debug_kernel: bool,
 }
 
 /// The user's folder for what was fetched.
@@ -74,6 +79,10 @@ pub struct Setup {
     linker: Provided<()>,
     bare_metal: Provided<BareMetal>,
     older_kernel: Provided<Kernel>,
+    /// Takes the older kernel's place.
+    debug_kernel: Option<Kernel>,
+    /// Succeeds when kernels can be built.
+    debug_kernel_tools: Provided<()>,
     newer_kernel: Provided<Kernel>,
     busybox: Provided<PathBuf>,
     peers: Provided<Peers>,
@@ -101,6 +110,8 @@ impl Setup {
             linker: missing.without(system::Use::BareMetal),
             bare_metal: provided(toolchain.and_then(|it| rust::provide(&it, &mut parts))),
             older_kernel: provided(kernels::older(&mut parts)),
+            debug_kernel: None,
+            debug_kernel_tools: missing.without(system::Use::DebugKernel),
             newer_kernel: provided(kernels::newer(&mut parts)),
             busybox: provided(parts.busybox()),
             peers: provided(if options.peers {
@@ -111,6 +122,25 @@ impl Setup {
             wants_peers: options.peers,
             remedy: missing.remedy,
         })
+    }
+
+    /// Builds the kernels that look for mistakes, where they are not there.
+    pub fn build_debug_kernels(&self) -> Result<()> {
+        self.need_tool(&self.debug_kernel_tools)?;
+        self.cross_compiler()?;
+        self.kernel_tools()?;
+        let cache = Cache::open()?;
+        for kind in DebugKernel::value_variants() {
+            let kernel = kind.provide(&cache)?;
+            say!("kernel that looks for mistakes: {kernel}");
+        }
+        Ok(())
+    }
+
+    /// Has hosts run a kernel that looks for mistakes, in the usual one's place.
+    pub fn use_debug_kernel(&mut self, kind: DebugKernel) -> Result<()> {
+        self.debug_kernel = Some(kind.present(&Cache::open()?)?);
+        Ok(())
     }
 
     /// What is missing, a line each.
@@ -158,9 +188,13 @@ impl Setup {
         need(&self.bare_metal)
     }
 
-    /// The kernel of most hosts: the release's own.
+    /// The kernel of most hosts: the release's own, or what
+    /// [`use_debug_kernel`](Self::use_debug_kernel) has put in its place.
     pub fn host_kernel(&self) -> Result<&Kernel> {
-        need(&self.older_kernel)
+        match &self.debug_kernel {
+            Some(kernel) => Ok(kernel),
+            None => need(&self.older_kernel),
+        }
     }
 
     /// A newer one, for hosts and for guests.

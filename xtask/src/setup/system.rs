@@ -25,6 +25,7 @@ pub enum Use {
     Kbuild,
     Lint,
     BareMetal,
+    DebugKernel,
 }
 
 enum Test {
@@ -63,6 +64,13 @@ const TOOLS: &[Tool] = &[
     tool(Use::Kbuild, Test::Program("modinfo"), "kmod"),
     tool(Use::Lint, Test::Program("perl"), "perl"),
     tool(Use::Lint, Test::Program("sparse"), "sparse"),
+];
+
+/// For kernels that are built here.
+const DEBUG_KERNEL: &[Tool] = &[
+    tool(Use::DebugKernel, Test::Program("flex"), "flex"),
+    tool(Use::DebugKernel, Test::Program("bison"), "bison"),
+    tool(Use::DebugKernel, Test::Program("bc"), "bc"),
 ];
 
 /// For toolchains without a linker of their own.
@@ -135,7 +143,9 @@ fn parse_version(text: &str) -> Option<(u32, u32)> {
 /// are still missing.
 pub fn install_missing(cache: &Cache, options: Options, toolchain: Option<&Toolchain>) -> Missing {
     let without_linker = toolchain.is_some_and(|toolchain| !toolchain.has_linker());
-    let needed = || TOOLS.iter().chain(without_linker.then_some(&LINKER));
+    let debug_kernel = if options.debug_kernel { DEBUG_KERNEL } else { &[] };
+    let needed =
+        || TOOLS.iter().chain(without_linker.then_some(&LINKER)).chain(debug_kernel.iter());
     let missing_tools = || needed().filter(|tool| !tool.is_there()).collect::<Vec<_>>();
     let tools = missing_tools();
     if tools.is_empty() {
