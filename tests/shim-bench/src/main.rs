@@ -9,6 +9,9 @@
 //! ```text
 //! payload bench: 1 passed, 0 failed, 0 skipped
 //! ```
+//!
+//! With an argument, `lend_4k`, `lend_2m` or `fetch_4k`, it counts only that, for
+//! whoever profiles it.
 
 mod lender;
 
@@ -41,10 +44,15 @@ fn measure() -> Result<()> {
     println!("bench: frequency {}", counter::frequency());
     let device = Device::open()?;
     let mut counters = Counters::start()?;
-    for (flags, rows) in [(0, PAGES), (MEM_ALLOW_HUGEPAGE, BLOCKS)] {
-        let shim = Shim { device: &device, flags };
-        lending::measure(&shim, rows, &mut counters)?;
+    let only = std::env::args().nth(1);
+    let wanted = |part: &str| only.as_deref().is_none_or(|only| only == part);
+    for (part, flags, rows) in [("lend_4k", 0, PAGES), ("lend_2m", MEM_ALLOW_HUGEPAGE, BLOCKS)] {
+        if wanted(part) {
+            lending::measure(&Shim { device: &device, flags }, rows, &mut counters)?;
+        }
     }
-    let shim = Shim { device: &device, flags: 0 };
-    shim.fetches(&mut counters)
+    if wanted("fetch_4k") {
+        Shim { device: &device, flags: 0 }.fetches(&mut counters)?;
+    }
+    Ok(())
 }
