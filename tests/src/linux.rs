@@ -30,9 +30,8 @@ if [ -e /sys/kernel/debug/kmemleak ]; then
     for _ in 1 2; do echo scan > /sys/kernel/debug/kmemleak; sleep 6; done
     cat /sys/kernel/debug/kmemleak
 fi
-dmesg | awk '/={20}/ { if (text ~ /KCSAN/ && text ~ /\[escrow\]/) printf "%s", text; text = ""; next }
-    { text = text $0 "
-" }' | sed 's/^/TROUBLE: /'
+dmesg | awk '/====================/ { if (text ~ /KCSAN/ && text ~ /\[escrow\]/) printf "%s", text; text = ""; next }
+    { text = text $0 RS }' | sed 's/^/TROUBLE: /'
 "#;
 /// How much longer such kernels take.
 const PATIENCE: u32 = 8;
