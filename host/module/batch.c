@@ -29,6 +29,7 @@ struct escrow_batch *escrow_batch_alloc(u32 capacity)
 		kvfree(batch);
 		return NULL;
 	}
+	batch->address = virt_to_phys(batch->list);
 	return batch;
 }
 
@@ -38,11 +39,6 @@ void escrow_batch_free(struct escrow_batch *batch)
 		return;
 	free_pages_exact(batch->list, escrow_list_size(batch->capacity));
 	kvfree(batch);
-}
-
-u64 escrow_batch_address(const struct escrow_batch *batch)
-{
-	return virt_to_phys(batch->list);
 }
 
 void escrow_batch_reset(struct escrow_batch *batch)
@@ -99,12 +95,12 @@ static int escrow_batch_take_one(struct escrow_batch *batch, const struct escrow
 	int err;
 
 	escrow_rs_list_entry(&batch->list[0], frame, folio_order(ef->folio), 0, 0, &none);
-	err = escrow_rs_mem_take_back(batch->how, escrow_batch_address(batch), 1);
+	err = escrow_rs_mem_take_back(batch->how, batch->address, 1);
 	if (!err || pages == 1 || pages > batch->capacity)
 		return err;
 	for (i = 0; i < pages; i++)
 		escrow_rs_list_entry(&batch->list[i], frame + PFN_PHYS(i), 0, 0, 0, &none);
-	return escrow_rs_mem_take_back(batch->how, escrow_batch_address(batch), pages);
+	return escrow_rs_mem_take_back(batch->how, batch->address, pages);
 }
 
 /*
@@ -121,7 +117,7 @@ int escrow_batch_take_back(struct escrow_batch *batch, struct escrow_mem *mem,
 	if (!count)
 		return 0;
 	escrow_batch_reset(batch);
-	err = escrow_rs_mem_take_back(batch->how, escrow_batch_address(batch), count);
+	err = escrow_rs_mem_take_back(batch->how, batch->address, count);
 	if (!err || (pages == count && !quarantine)) {
 		for (i = 0; i < count; i++)
 			escrow_batch_settle(batch, i, mem, counts, err, quarantine);

@@ -199,6 +199,7 @@ struct escrow_whose {
 /* Folios on their way to or from EL2 in one call. */
 struct escrow_batch {
 	struct escrow_entry *list;
+	u64 address; /* the list's, as EL2 wants it */
 	u32 capacity;
 	u32 count;
 	u32 pages;
@@ -281,7 +282,6 @@ void escrow_batch_add(struct escrow_batch *batch, struct escrow_folio *ef, u64 g
 		      const struct escrow_report *report);
 int escrow_batch_take_back(struct escrow_batch *batch, struct escrow_mem *mem,
 			   struct escrow_counts *counts, bool quarantine);
-u64 escrow_batch_address(const struct escrow_batch *batch);
 
 /* mem.c */
 int escrow_mem_create(const struct gunyah_create_guest_mem_args *args);

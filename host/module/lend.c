@@ -135,7 +135,7 @@ static int escrow_mem_hand_over(struct escrow_mem *mem, struct escrow_vm *vm,
 
 	if (!batch->count)
 		return 0;
-	err = escrow_rs_mem_give(vm, vm->handle, place->how, escrow_batch_address(batch),
+	err = escrow_rs_mem_give(vm, vm->handle, place->how, batch->address,
 				 batch->count, &index, &detail);
 	/* EL2 has seen through a report of ours: a bug. */
 	if (err == -EAGAIN && index < batch->count)

@@ -43,7 +43,7 @@ static int escrow_poison_folio(struct escrow_mem *mem, struct escrow_folio *ef)
 			escrow_rs_list_entry(&batch->list[count++], PFN_PHYS(page_to_pfn(page)), 0,
 					     0, 0, &none);
 	}
-	err = escrow_rs_mem_poison(escrow_batch_address(batch), count);
+	err = escrow_rs_mem_poison(batch->address, count);
 	if (err) {
 		WARN_ON_ONCE(escrow_rs_folio_kept(&ef->state, &mem->counts, false));
 		return err;
@@ -147,7 +147,7 @@ void escrow_poison_take_rest(struct escrow_mem *mem, struct escrow_folio *ef)
 		escrow_rs_list_entry(&mem->batch->list[0], PFN_PHYS(page_to_pfn(page)), 0, 0, 0,
 				     &none);
 		/* Refused: it is home already, or its VM lives. */
-		escrow_rs_mem_take_back(ESCROW_SHARED, escrow_batch_address(mem->batch), 1);
+		escrow_rs_mem_take_back(ESCROW_SHARED, mem->batch->address, 1);
 	}
 }
 

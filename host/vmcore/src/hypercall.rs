@@ -51,12 +51,17 @@ impl From<Refused> for Errno {
 /// can be needed when another call took the pages.
 const MAX_DONATIONS: u32 = 8;
 
-fn call(hv: &mut impl Hypervisor, function: u32, args: &[u64]) -> Result<[u64; 4], Refused> {
+// Inlined, the arguments are where they belong when they are made.
+#[inline]
+fn call<const N: usize>(
+    hv: &mut impl Hypervisor,
+    function: u32,
+    args: [u64; N],
+) -> Result<[u64; 4], Refused> {
+    const { assert!(N < 8, "x1 to x7") };
     let mut registers = [0; 8];
     registers[0] = u64::from(function);
-    for (register, arg) in registers[1..].iter_mut().zip(args) {
-        *register = *arg;
-    }
+    registers[1..=N].copy_from_slice(&args);
     let [x0, x1, x2, x3, x4] = hv.call(registers);
     if x0 == 0 {
         return Ok([x1, x2, x3, x4]);
@@ -65,11 +70,12 @@ fn call(hv: &mut impl Hypervisor, function: u32, args: &[u64]) -> Result<[u64; 4
 }
 
 /// As [`call`], and donates what the VM lacks.
-fn call_with_donor(
+#[inline]
+fn call_with_donor<const N: usize>(
     hv: &mut impl Hypervisor,
     donor: &mut impl Donor,
     function: u32,
-    args: &[u64],
+    args: [u64; N],
 ) -> Result<[u64; 4], CallError> {
     let mut donations = 0;
     loop {
@@ -119,13 +125,13 @@ pub fn identify(hv: &mut impl Hypervisor) -> bool {
 
 /// Creates a VM out of the pages in `list`. → its handle
 pub fn vm_create(hv: &mut impl Hypervisor, list: List) -> Result<u64, Refused> {
-    let [handle, ..] = call(hv, call::VM_CREATE, &[list.address, list.count.into()])?;
+    let [handle, ..] = call(hv, call::VM_CREATE, [list.address, list.count.into()])?;
     checked_handle(handle, HandleKind::Vm)
 }
 
 /// Donates the pages in `list` to the VM.
 pub fn vm_top_up(hv: &mut impl Hypervisor, vm: u64, list: List) -> Result<(), Refused> {
-    call(hv, call::VM_TOP_UP, &[vm, list.address, list.count.into()]).map(drop)
+    call(hv, call::VM_TOP_UP, [vm, list.address, list.count.into()]).map(drop)
 }
 
 /// Declares guest addresses as memory, or withdraws them.
@@ -138,7 +144,7 @@ pub fn vm_configure(
     size: u64,
 ) -> Result<(), CallError> {
     let key = if add { call::CONFIGURE_MEMORY_ADD } else { call::CONFIGURE_MEMORY_REMOVE };
-    call_with_donor(hv, donor, call::VM_CONFIGURE, &[vm, key, guest, size]).map(drop)
+    call_with_donor(hv, donor, call::VM_CONFIGURE, [vm, key, guest, size]).map(drop)
 }
 
 /// Allows the VM's vCPUs to run.
@@ -147,12 +153,12 @@ pub fn vm_start(
     donor: &mut impl Donor,
     vm: u64,
 ) -> Result<(), CallError> {
-    call_with_donor(hv, donor, call::VM_START, &[vm]).map(drop)
+    call_with_donor(hv, donor, call::VM_START, [vm]).map(drop)
 }
 
 /// Ends the VM. Its handle being dead already counts as success.
 pub fn vm_destroy(hv: &mut impl Hypervisor, vm: u64) -> Result<(), Refused> {
-    match call(hv, call::VM_DESTROY, &[vm]) {
+    match call(hv, call::VM_DESTROY, [vm]) {
         Ok(_) => Ok(()),
         Err(Refused { error: Some(Error::HandleRevoked), .. }) => Ok(()),
         Err(refused) => Err(refused),
@@ -162,7 +168,7 @@ pub fn vm_destroy(hv: &mut impl Hypervisor, vm: u64) -> Result<(), Refused> {
 /// Counts of a VM: its state (0 created, 1 started, 2 ending), the pages that
 /// its guest reaches, its metadata pages, and those of them that are free.
 pub fn vm_info(hv: &mut impl Hypervisor, vm: u64) -> Result<[u64; 4], Refused> {
-    call(hv, call::VM_INFO, &[vm])
+    call(hv, call::VM_INFO, [vm])
 }
 
 /// Creates a vCPU. → its handle
@@ -172,7 +178,7 @@ pub fn vcpu_create(
     vm: u64,
     index: u32,
 ) -> Result<u64, CallError> {
-    let [handle, ..] = call_with_donor(hv, donor, call::VCPU_CREATE, &[vm, index.into()])?;
+    let [handle, ..] = call_with_donor(hv, donor, call::VCPU_CREATE, [vm, index.into()])?;
     checked_handle(handle, HandleKind::Vcpu).map_err(CallError::Refused)
 }
 
@@ -183,7 +189,7 @@ pub fn vcpu_set_register(
     register: u32,
     value: u64,
 ) -> Result<(), Refused> {
-    call(hv, call::VCPU_SET_REGISTER, &[vcpu, register.into(), value]).map(drop)
+    call(hv, call::VCPU_SET_REGISTER, [vcpu, register.into(), value]).map(drop)
 }
 
 /// Gives the pages in `list` to the VM.
@@ -193,7 +199,7 @@ pub fn mem_lend(
     vm: u64,
     list: List,
 ) -> Result<(), CallError> {
-    call_with_donor(hv, donor, call::MEM_LEND, &[vm, list.address, list.count.into()]).map(drop)
+    call_with_donor(hv, donor, call::MEM_LEND, [vm, list.address, list.count.into()]).map(drop)
 }
 
 /// Opens the pages in `list` to the VM as well.
@@ -203,27 +209,27 @@ pub fn mem_share(
     vm: u64,
     list: List,
 ) -> Result<(), CallError> {
-    call_with_donor(hv, donor, call::MEM_SHARE, &[vm, list.address, list.count.into()]).map(drop)
+    call_with_donor(hv, donor, call::MEM_SHARE, [vm, list.address, list.count.into()]).map(drop)
 }
 
 /// Takes shared pages of one living VM from it.
 pub fn mem_unshare(hv: &mut impl Hypervisor, list: List) -> Result<(), Refused> {
-    call(hv, call::MEM_UNSHARE, &[list.address, list.count.into()]).map(drop)
+    call(hv, call::MEM_UNSHARE, [list.address, list.count.into()]).map(drop)
 }
 
 /// Takes pages of one VM home.
 pub fn mem_reclaim(hv: &mut impl Hypervisor, list: List) -> Result<(), Refused> {
-    call(hv, call::MEM_RECLAIM, &[list.address, list.count.into()]).map(drop)
+    call(hv, call::MEM_RECLAIM, [list.address, list.count.into()]).map(drop)
 }
 
 /// Puts broken pages of one borrower out of use for good.
 pub fn mem_poison(hv: &mut impl Hypervisor, list: List) -> Result<(), Refused> {
-    call(hv, call::MEM_POISON, &[list.address, list.count.into()]).map(drop)
+    call(hv, call::MEM_POISON, [list.address, list.count.into()]).map(drop)
 }
 
 /// Reads a counter of Escrow's.
 pub fn ledger_info(hv: &mut impl Hypervisor, selector: u64, which: u64) -> Result<u64, Refused> {
-    call(hv, call::LEDGER_INFO, &[selector, which]).map(|[value, ..]| value)
+    call(hv, call::LEDGER_INFO, [selector, which]).map(|[value, ..]| value)
 }
 
 fn checked_handle(register: u64, kind: HandleKind) -> Result<u64, Refused> {
