@@ -176,6 +176,7 @@ static_assert(sizeof(struct escrow_function) == 16);
 struct escrow_folio {
 	struct escrow_folio_state state;
 	struct folio *folio;
+	u32 home; /* whole pages of a broken large folio that came home */
 	union {
 		pgoff_t index; /* of a memory: of its first page */
 		struct list_head link; /* of metadata: in vm->metadata_folios */
@@ -357,7 +358,7 @@ bool escrow_ioeventfd_write(struct escrow_vm *vm, u64 address, u32 size, u64 dat
 /* poison.c */
 void escrow_poison_init(void);
 void escrow_poison_exit(void);
-void escrow_poison_take_rest(struct escrow_mem *mem, struct escrow_folio *ef);
+bool escrow_poison_take_rest(struct escrow_mem *mem, struct escrow_folio *ef);
 
 /* sysfs.c */
 extern const struct attribute_group *escrow_groups[];
@@ -501,6 +502,7 @@ bool escrow_rs_vm_is_started(const struct escrow_vm_core *core);
 /* 0: runs already, 1: needs @size bytes from @guest on */
 int escrow_rs_vm_check_start(const struct escrow_vm_core *core, u32 cpus,
 			     struct escrow_place *place, u64 *guest, u64 *size, bool *unmapped);
+int escrow_rs_vm_set_registers(const struct escrow_vm_core *core);
 int escrow_rs_vm_start(struct escrow_vm_core *core, struct escrow_vm *donor);
 void escrow_rs_vm_down(const struct escrow_vm_core *core, u32 kind);
 bool escrow_rs_vm_status(const struct escrow_vm_core *core, struct escrow_exit *exit);

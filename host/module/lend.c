@@ -308,12 +308,13 @@ int __escrow_mem_take_back(struct escrow_mem *mem, pgoff_t first, pgoff_t last,
 		int has = escrow_mem_is_meant(ef, whose, &borrower);
 
 		if (escrow_rs_folio_is_broken(&ef->state) && folio_test_large(ef->folio)) {
-			/* Its VM cannot end while it has the rest. */
-			if (!quarantine)
-				return err ?: -EBUSY;
 			one = escrow_batch_take_back(batch, mem, &mem->counts, quarantine);
 			err = err ?: one;
-			escrow_poison_take_rest(mem, ef);
+			/* While its VM lives, that has the rest. */
+			if (!escrow_poison_take_rest(mem, ef) && !quarantine)
+				err = err ?: -EBUSY;
+			if (err && !quarantine)
+				return err;
 			continue;
 		}
 		if (has < 0)

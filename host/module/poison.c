@@ -131,24 +131,28 @@ static void escrow_poison_work(struct work_struct *work)
 }
 
 /*
- * Takes home from a dead VM what is whole of a large folio that broke. The
- * folio itself is lost. Under the exclusive lock.
+ * Takes home from a dead VM what is whole of a large folio that broke; the
+ * folio itself is lost. Whether all of it is home now. Under the exclusive
+ * lock.
  */
-void escrow_poison_take_rest(struct escrow_mem *mem, struct escrow_folio *ef)
+bool escrow_poison_take_rest(struct escrow_mem *mem, struct escrow_folio *ef)
 {
 	static const struct escrow_report none;
-	u32 i;
+	u32 whole = 0, i;
 
 	for (i = 0; i < folio_nr_pages(ef->folio); i++) {
 		struct page *page = folio_page(ef->folio, i);
 
 		if (PageHWPoison(page))
 			continue;
+		whole++;
 		escrow_rs_list_entry(&mem->batch->list[0], PFN_PHYS(page_to_pfn(page)), 0, 0, 0,
 				     &none);
 		/* Refused: it is home already, or its VM lives. */
-		escrow_rs_mem_take_back(ESCROW_SHARED, mem->batch->address, 1);
+		if (!escrow_rs_mem_take_back(ESCROW_SHARED, mem->batch->address, 1))
+			ef->home++;
 	}
+	return ef->home >= whole;
 }
 
 /*

@@ -387,7 +387,14 @@ static int escrow_vm_start(struct escrow_vm *vm)
 	err = escrow_rs_vm_check_start(vm->core, num_online_cpus(), &place, &guest, &size,
 				       &unmapped);
 	if (err > 0) {
-		err = escrow_mem_give(vm, &place, guest, size, unmapped);
+		/*
+		 * What is lent cannot be asked back from a guest that has not
+		 * run, so all that can fail comes before. The start needs no
+		 * memory, and a VM with a vCPU.
+		 */
+		err = escrow_rs_vm_set_registers(vm->core);
+		if (!err)
+			err = escrow_mem_give(vm, &place, guest, size, unmapped);
 		if (!err)
 			err = escrow_rs_vm_start(vm->core, vm);
 	}

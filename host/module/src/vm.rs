@@ -277,20 +277,23 @@ pub extern "C" fn escrow_rs_vm_check_start(
     }
 }
 
-/// Sets the boot vCPU's registers and starts the VM.
+/// Sets the registers that the boot vCPU starts with.
 #[unsafe(no_mangle)]
-pub extern "C" fn escrow_rs_vm_start(vm: &mut Core, donor: VmPtr) -> i32 {
-    status(start(vm, donor))
+pub extern "C" fn escrow_rs_vm_set_registers(vm: &Core) -> i32 {
+    let Some(boot) = vm.vcpus.boot() else {
+        return Errno::Invalid.to_return();
+    };
+    status(vm.boot_registers().try_for_each(|(register, value)| {
+        hypercall::vcpu_set_register(&mut Hvc, boot, register, value).map_err(Errno::from)
+    }))
 }
 
-fn start(vm: &mut Core, mut donor: VmPtr) -> Result<(), Errno> {
-    let boot = vm.vcpus.boot().ok_or(Errno::Invalid)?;
-    for (register, value) in vm.boot_registers() {
-        hypercall::vcpu_set_register(&mut Hvc, boot, register, value)?;
-    }
-    hypercall::vm_start(&mut Hvc, &mut donor, vm.handle())?;
-    vm.started();
-    Ok(())
+/// Starts the VM.
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_vm_start(vm: &mut Core, donor: VmPtr) -> i32 {
+    let mut donor = donor;
+    let started = hypercall::vm_start(&mut Hvc, &mut donor, vm.handle()).map_err(Errno::from);
+    status(started.map(|()| vm.started()))
 }
 
 /// The guest is down.
