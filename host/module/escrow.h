@@ -22,6 +22,7 @@
 #ifndef ESCROW_H
 #define ESCROW_H
 
+#include <linux/bits.h>
 #include <linux/fs.h>
 #include <linux/kref.h>
 #include <linux/list.h>
@@ -170,7 +171,7 @@ static_assert(sizeof(struct escrow_function) == 16);
 
 /* Large folios are what one descriptor of a level-2 table maps. */
 #define ESCROW_HUGE_ORDER 9
-#define ESCROW_HUGE_PAGES (1UL << ESCROW_HUGE_ORDER)
+#define ESCROW_HUGE_PAGES BIT(ESCROW_HUGE_ORDER)
 
 /* One folio, of a memory or of a VM's metadata. */
 struct escrow_folio {
@@ -249,7 +250,7 @@ struct escrow_vm {
 	struct escrow_vcpu *vcpus[ESCROW_VCPUS_MAX]; /* no references */
 	struct escrow_ioeventfds *ioeventfds; /* NULL until there is one */
 
-	struct mutex metadata_lock;
+	struct mutex metadata_lock; /* donations, and what follows */
 	struct escrow_metadata metadata;
 	struct escrow_counts metadata_counts;
 	struct list_head metadata_folios;

@@ -188,7 +188,8 @@ void escrow_mem_drop(struct escrow_mem *mem, pgoff_t first, pgoff_t last)
 
 	xa_for_each_range(&mem->folios, index, ef, escrow_mem_head(mem, first), last) {
 		if (index < first || escrow_folio_next(ef) - 1 > last) {
-			escrow_mem_zero(ef, max(index, first), min(escrow_folio_next(ef) - 1, last));
+			escrow_mem_zero(ef, max(index, first),
+					min(escrow_folio_next(ef) - 1, last));
 			continue;
 		}
 		/* A page fault may have left with the folio, to map it. */

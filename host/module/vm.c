@@ -56,11 +56,10 @@ static int escrow_vm_give_metadata(struct escrow_vm *vm, u32 count)
 		}
 		escrow_batch_add(batch, ef, 0, 0, &report);
 	}
-	if (!err && !vm->handle) {
+	if (!err && !vm->handle)
 		err = escrow_rs_vm_create(batch->address, batch->count, &vm->handle);
-	} else if (!err) {
+	else if (!err)
 		err = escrow_rs_vm_top_up(vm->handle, batch->address, batch->count);
-	}
 
 	for (i = 0; i < batch->count; i++) {
 		ef = batch->folios[i];

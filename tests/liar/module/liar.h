@@ -87,7 +87,7 @@ enum liar_probe_kind {
 
 /* An open file. */
 struct liar {
-	struct mutex lock;
+	struct mutex lock; /* of all that follows */
 	struct list_head pages;
 	struct list_head kept;
 };

@@ -2,6 +2,7 @@
 
 //! The tests.
 
+mod accounting;
 mod arguments;
 mod ends;
 mod functions;
@@ -12,6 +13,7 @@ mod memory;
 mod shared;
 mod start;
 mod storm;
+mod told;
 
 use anyhow::{Result, bail};
 use escrow_shim_tests::runner::same;
@@ -57,6 +59,13 @@ tests! {
     ioeventfd::outlives_its_descriptor_and_dies_with_the_vm,
     storm::unlocking_with_zeros,
     storm::unlocking_with_contents,
+    accounting::follows_the_pages,
+    accounting::ends_with_a_kill,
+    accounting::populating_has_a_limit,
+    accounting::touching_has_a_limit,
+    accounting::counts_metadata,
+    told::counts_and_lists,
+    told::traces,
 }
 
 /// Fails unless the result is that error.

@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Who pays for a guest's memory: the control group (version 2) of the process
+//! that makes it, as for all memory that a kernel takes for a process.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use nix::errno::Errno;
+use nix::mount::{MsFlags, mount};
+use nix::sys::signal::Signal;
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{ForkResult, fork};
+
+use super::same;
+use crate::access::{read, write};
+use crate::guest::{Guest, Order, RAM};
+use crate::gunyah::{Device, PAGE};
+
+/// What a process and its kernel objects may need beside the pages in question:
+/// stacks, page tables, slabs, and what each CPU has charged ahead.
+const SLACK: u64 = 2 << 20;
+/// How long the kernel may take to uncharge what is freed.
+const SETTLE: Duration = Duration::from_secs(10);
+
+/// A control group of this test's own.
+struct Group(PathBuf);
+
+impl Group {
+    /// Makes one and moves this process into it.
+    fn enter(name: &str) -> Result<Group> {
+        let root = Path::new("/sys/fs/cgroup");
+        if !root.join("cgroup.controllers").exists() {
+            let none = None::<&str>;
+            mount(Some("cgroup2"), root, Some("cgroup2"), MsFlags::empty(), none)
+                .context("mounting cgroup2")?;
+        }
+        fs::write(root.join("cgroup.subtree_control"), "+memory")
+            .context("the memory controller")?;
+        let group = Group(root.join(format!("{name}-{}", process::id())));
+        fs::create_dir(&group.0)?;
+        group.set("cgroup.procs", &process::id().to_string())?;
+        Ok(group)
+    }
+
+    fn set(&self, file: &str, value: &str) -> Result<()> {
+        fs::write(self.0.join(file), value).with_context(|| format!("{file} = {value}"))
+    }
+
+    fn limit(&self, bytes: u64) -> Result<()> {
+        self.set("memory.max", &bytes.to_string())
+    }
+
+    /// Bytes that are charged to it.
+    fn current(&self) -> Result<u64> {
+        Ok(fs::read_to_string(self.0.join("memory.current"))?.trim().parse()?)
+    }
+
+    /// Bytes of pages that the kernel has taken for its processes.
+    fn kernel(&self) -> Result<u64> {
+        let stat = fs::read_to_string(self.0.join("memory.stat"))?;
+        let value = stat.lines().find_map(|line| line.strip_prefix("kernel "));
+        Ok(value.context("memory.stat has no kernel")?.parse()?)
+    }
+
+    /// How often its limit made the kernel kill.
+    fn kills(&self) -> Result<u64> {
+        let events = fs::read_to_string(self.0.join("memory.events"))?;
+        let value = events.lines().find_map(|line| line.strip_prefix("oom_kill "));
+        Ok(value.context("memory.events has no oom_kill")?.parse()?)
+    }
+
+    /// Waits until it has about what it had.
+    fn settles_at(&self, before: u64) -> Result<()> {
+        let deadline = Instant::now() + SETTLE;
+        loop {
+            let now = self.current()?;
+            if now < before + SLACK {
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "{now} bytes are charged, {before} were");
+            std::thread::yield_now();
+        }
+    }
+}
+
+/// Runs `life` in a child; how that ended.
+fn in_a_child(life: impl FnOnce() -> Result<()>) -> Result<WaitStatus> {
+    // SAFETY: the tests run in a process with one thread.
+    match unsafe { fork() }.context("fork")? {
+        ForkResult::Child => {
+            let status = match life() {
+                Ok(()) => 0,
+                Err(error) => {
+                    println!("{error:#}");
+                    1
+                }
+            };
+            // SAFETY: ends this process at once.
+            unsafe { libc::_exit(status) }
+        }
+        ForkResult::Parent { child } => Ok(waitpid(child, None)?),
+    }
+}
+
+/// What is populated is charged, and no longer when it is closed; a page that a
+/// guest has counts as any other.
+pub fn follows_the_pages() -> Result<()> {
+    const PAGES: u64 = 4096;
+    let device = Device::open()?;
+    let group = Group::enter("follows")?;
+    let before = group.current()?;
+
+    let memory = device.memory(PAGES)?;
+    let empty = group.current()?;
+    ensure!(empty < before + SLACK, "a memory without pages costs {} bytes", empty - before);
+    memory.fallocate(libc::FALLOC_FL_KEEP_SIZE, 0, PAGES * PAGE)?;
+    let full = group.current()?;
+    ensure!(
+        (PAGES * PAGE..PAGES * PAGE + SLACK).contains(&(full - empty)),
+        "{PAGES} pages cost {} bytes",
+        full - empty
+    );
+    memory.punch(0, PAGES / 2)?;
+    group.settles_at(full - PAGES / 2 * PAGE)?;
+    drop(memory);
+    group.settles_at(before)?;
+
+    let guest = Guest::started(&device, PAGES, 0)?;
+    guest.ask(Order::Visit(RAM + PAGE, PAGES - 1))?;
+    let lent = group.current()?;
+    ensure!(lent >= before + PAGES * PAGE, "{PAGES} lent pages cost {} bytes", lent - before);
+    let Guest { memory, mapping, vm, vcpu } = guest;
+    drop((vm, vcpu));
+    let home = group.current()?;
+    ensure!(home + SLACK > before + PAGES * PAGE, "home are {} bytes", home - before);
+    drop((memory, mapping));
+    group.settles_at(before)
+}
+
+/// A VM that is killed with everything lent leaves nothing charged.
+pub fn ends_with_a_kill() -> Result<()> {
+    const PAGES: u64 = 4096;
+    let device = Device::open()?;
+    let group = Group::enter("kill")?;
+    let before = group.current()?;
+    let status = in_a_child(|| {
+        let guest = Guest::started(&device, PAGES, 0)?;
+        guest.ask(Order::Visit(RAM + PAGE, PAGES - 1))?;
+        ensure!(group.current()? >= before + PAGES * PAGE, "lent pages are not charged");
+        nix::sys::signal::raise(Signal::SIGKILL)?;
+        Ok(())
+    })?;
+    ensure!(matches!(status, WaitStatus::Signaled(_, Signal::SIGKILL, _)), "{status:?}");
+    group.settles_at(before)
+}
+
+/// `fallocate` beyond the limit fails and leaves what it had got, or kills;
+/// whatever happens, nothing is charged in the end.
+pub fn populating_has_a_limit() -> Result<()> {
+    const LIMIT: u64 = 16 << 20;
+    let device = Device::open()?;
+    let group = Group::enter("populate")?;
+    let before = group.current()?;
+    group.limit(before + LIMIT)?;
+    let status = in_a_child(|| {
+        let memory = device.memory(2 * LIMIT / PAGE)?;
+        let refused = memory.fallocate(libc::FALLOC_FL_KEEP_SIZE, 0, 2 * LIMIT);
+        same(refused, Err(Errno::ENOMEM)).context("fallocate")?;
+        let present = memory.count(escrow_vmcore::uapi::fdinfo::PRESENT)?;
+        ensure!(present * PAGE <= LIMIT + SLACK, "{present} pages are there");
+        // There is room again.
+        memory.punch(0, 2 * LIMIT / PAGE)?;
+        memory.fallocate(libc::FALLOC_FL_KEEP_SIZE, 0, LIMIT / 4).context("with room again")
+    })?;
+    let is_killed = matches!(status, WaitStatus::Signaled(_, Signal::SIGKILL, _));
+    ensure!(is_killed || matches!(status, WaitStatus::Exited(_, 0)), "{status:?}");
+    same(is_killed, group.kills()? > 0).context("killed, and not for want of memory")?;
+    group.settles_at(before)
+}
+
+/// A mapping that is touched, and a guest that touches: the limit holds, the
+/// process is told or killed, and its guest leaves nothing behind.
+pub fn touching_has_a_limit() -> Result<()> {
+    const LIMIT: u64 = 16 << 20;
+    const PAGES: u64 = 2 * LIMIT / PAGE;
+    let device = Device::open()?;
+    let group = Group::enter("touch")?;
+    let before = group.current()?;
+    group.limit(before + LIMIT)?;
+    for by_the_guest in [false, true] {
+        let status = in_a_child(|| {
+            let guest = Guest::started(&device, PAGES, 0)?;
+            if by_the_guest {
+                let exit = guest.order(Order::Visit(RAM + PAGE, PAGES - 1))?;
+                ensure!(
+                    matches!(exit, crate::gunyah::Exit::PageFault(_, Errno::ENOMEM)),
+                    "the guest has all its pages: {exit:?}"
+                );
+            } else {
+                let refused =
+                    (1..PAGES).find_map(|page| write(&guest.mapping, page * PAGE, 1).err());
+                ensure!(refused.is_some(), "all pages are there");
+                read(&guest.mapping, 0).map(drop).or_else(|error| {
+                    // The guest's program is with the guest.
+                    same(error, Errno::EFAULT)
+                })?;
+            }
+            ensure!(group.current()? <= before + LIMIT, "beyond the limit");
+            Ok(())
+        })?;
+        let is_killed = matches!(status, WaitStatus::Signaled(_, Signal::SIGKILL, _));
+        ensure!(is_killed || matches!(status, WaitStatus::Exited(_, 0)), "{status:?}");
+        group.settles_at(before)?;
+    }
+    Ok(())
+}
+
+/// A VM's metadata, and the module's own records, are charged as well.
+pub fn counts_metadata() -> Result<()> {
+    const VMS: usize = 16;
+    let device = Device::open()?;
+    let group = Group::enter("metadata")?;
+    let before = group.kernel()?;
+    let start = group.current()?;
+    let mut vms = Vec::new();
+    for _ in 0..VMS {
+        vms.push(device.vm()?);
+    }
+    let with = group.kernel()?;
+    let each = with.saturating_sub(before) / VMS as u64;
+    // Four pages at least are in Escrow's hands.
+    ensure!(each >= 4 * PAGE, "a VM costs {each} bytes");
+    drop(vms);
+    group.settles_at(start)
+}
