@@ -174,6 +174,12 @@ impl BuildPaths {
         self.host().join("modules")
     }
 
+    /// The shim's source as DKMS wants it: in a folder `NAME-VERSION`.
+    #[must_use]
+    pub fn dkms(&self) -> PathBuf {
+        self.root.join("dkms")
+    }
+
     /// The host's initramfs.
     #[must_use]
     pub fn initramfs(&self) -> PathBuf {

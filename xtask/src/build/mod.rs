@@ -38,6 +38,8 @@ pub enum What {
     Payloads,
     /// What the host runs: the escrow program, the modules, the initramfs
     Host,
+    /// The shim for DKMS, for other kernels: target/dkms/escrow-VERSION
+    Dkms,
 }
 
 /// The work tree and its target folder.
@@ -126,6 +128,9 @@ pub fn build(workspace: &Workspace, setup: &Setup, parts: &[What]) -> Result<()>
         }
         module::build(workspace, setup).context("the modules do not build")?;
         initramfs::build(workspace, setup).context("the initramfs cannot be made")?;
+    }
+    if wanted(What::Dkms) {
+        module::package(workspace, setup).context("the package for DKMS cannot be made")?;
     }
     Ok(())
 }

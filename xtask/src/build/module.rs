@@ -21,6 +21,10 @@ use crate::shell::{Step, find_program, run_quietly, write_if_changed};
 
 /// Made for the C files: the workspace's version.
 const VERSION_HEADER: &str = "escrow_version.h";
+/// How DKMS builds the shim.
+const DKMS_CONFIG: &str = "dkms.conf";
+/// The shim's license, which goes where its source goes.
+const LICENSE: &str = "COPYING";
 /// What Kbuild files call the Rust half.
 const RUST_OBJECT: &str = "escrow_rust.o";
 /// How the Rust half is linked.
@@ -71,6 +75,26 @@ impl Module {
         }
         Ok(changed)
     }
+}
+
+/// Makes the folder that DKMS builds the shim from: the C files and the Rust
+/// half, prelinked, as an object that the kernel's build copies (`_shipped`; it
+/// removes all others when it cleans).
+pub fn package(workspace: &Workspace, setup: &Setup) -> Result<PathBuf> {
+    const VERSION: &str = env!("CARGO_PKG_VERSION");
+    setup.cross_compiler()?;
+    let module = MODULES.iter().find(|module| module.name == "escrow").context("no shim")?;
+    let library = module.library(workspace, setup)?;
+    let folder = workspace.paths().dkms().join(format!("escrow-{VERSION}"));
+    module.prepare(workspace, library.as_deref(), &folder)?;
+    fs::rename(folder.join(RUST_OBJECT), folder.join(format!("{RUST_OBJECT}_shipped")))?;
+    fs::remove_file(folder.join(format!(".{RUST_OBJECT}.cmd")))?;
+    let source = workspace.root().join(module.source);
+    let config = fs::read_to_string(source.join(DKMS_CONFIG)).context("reading dkms.conf")?;
+    let config = config.replace("@VERSION@", VERSION);
+    write_if_changed(&folder.join(DKMS_CONFIG), config.as_bytes())?;
+    write_if_changed(&folder.join(LICENSE), &fs::read(source.join(LICENSE))?)?;
+    Ok(folder)
 }
 
 /// Builds every module for every kernel that hosts run.

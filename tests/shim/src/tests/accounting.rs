@@ -32,6 +32,17 @@ struct Group(PathBuf);
 impl Group {
     /// Makes one and moves this process into it.
     fn enter(name: &str) -> Result<Group> {
+        let group = Group::new(name)?;
+        group.join()?;
+        Ok(group)
+    }
+
+    /// Moves this process into it.
+    fn join(&self) -> Result<()> {
+        self.set("cgroup.procs", &process::id().to_string())
+    }
+
+    fn new(name: &str) -> Result<Group> {
         let root = Path::new("/sys/fs/cgroup");
         if !root.join("cgroup.controllers").exists() {
             let none = None::<&str>;
@@ -42,7 +53,6 @@ impl Group {
             .context("the memory controller")?;
         let group = Group(root.join(format!("{name}-{}", process::id())));
         fs::create_dir(&group.0)?;
-        group.set("cgroup.procs", &process::id().to_string())?;
         Ok(group)
     }
 
@@ -87,12 +97,13 @@ impl Group {
     }
 }
 
-/// Runs `life` in a child; how that ended.
-fn in_a_child(life: impl FnOnce() -> Result<()>) -> Result<WaitStatus> {
+/// Runs `life` in a child in a group of its own, where want of memory kills
+/// nobody else; how that ended.
+fn in_a_child(group: &Group, life: impl FnOnce() -> Result<()>) -> Result<WaitStatus> {
     // SAFETY: the tests run in a process with one thread.
     match unsafe { fork() }.context("fork")? {
         ForkResult::Child => {
-            let status = match life() {
+            let status = match group.join().and_then(|()| life()) {
                 Ok(()) => 0,
                 Err(error) => {
                     println!("{error:#}");
@@ -145,9 +156,9 @@ pub fn follows_the_pages() -> Result<()> {
 pub fn ends_with_a_kill() -> Result<()> {
     const PAGES: u64 = 4096;
     let device = Device::open()?;
-    let group = Group::enter("kill")?;
+    let group = Group::new("kill")?;
     let before = group.current()?;
-    let status = in_a_child(|| {
+    let status = in_a_child(&group, || {
         let guest = Guest::started(&device, PAGES, 0)?;
         guest.ask(Order::Visit(RAM + PAGE, PAGES - 1))?;
         ensure!(group.current()? >= before + PAGES * PAGE, "lent pages are not charged");
@@ -163,10 +174,10 @@ pub fn ends_with_a_kill() -> Result<()> {
 pub fn populating_has_a_limit() -> Result<()> {
     const LIMIT: u64 = 16 << 20;
     let device = Device::open()?;
-    let group = Group::enter("populate")?;
+    let group = Group::new("populate")?;
     let before = group.current()?;
     group.limit(before + LIMIT)?;
-    let status = in_a_child(|| {
+    let status = in_a_child(&group, || {
         let memory = device.memory(2 * LIMIT / PAGE)?;
         let refused = memory.fallocate(libc::FALLOC_FL_KEEP_SIZE, 0, 2 * LIMIT);
         same(refused, Err(Errno::ENOMEM)).context("fallocate")?;
@@ -188,11 +199,11 @@ pub fn touching_has_a_limit() -> Result<()> {
     const LIMIT: u64 = 16 << 20;
     const PAGES: u64 = 2 * LIMIT / PAGE;
     let device = Device::open()?;
-    let group = Group::enter("touch")?;
+    let group = Group::new("touch")?;
     let before = group.current()?;
     group.limit(before + LIMIT)?;
     for by_the_guest in [false, true] {
-        let status = in_a_child(|| {
+        let status = in_a_child(&group, || {
             let guest = Guest::started(&device, PAGES, 0)?;
             if by_the_guest {
                 let exit = guest.order(Order::Visit(RAM + PAGE, PAGES - 1))?;
