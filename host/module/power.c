@@ -39,8 +39,9 @@ static int escrow_pm_notify(struct notifier_block *block, unsigned long event, v
 	if (!name || escrow_vms_suspend())
 		return NOTIFY_DONE;
 	escrow_totals(totals);
-	pr_warn("cannot %s: %llu VMs have %llu pages of this host, and Escrow %llu for them\n",
-		name, totals[ESCROW_TOTAL_VMS], totals[ESCROW_TOTAL_LENT] + totals[ESCROW_TOTAL_SHARED],
+	pr_warn("cannot %s: %llu VMs have %llu pages of this host, Escrow %llu for them\n",
+		name, totals[ESCROW_TOTAL_VMS],
+		totals[ESCROW_TOTAL_LENT] + totals[ESCROW_TOTAL_SHARED],
 		totals[ESCROW_TOTAL_METADATA] + totals[ESCROW_TOTAL_QUARANTINED]);
 	pr_warn("stop these guests first\n");
 	return notifier_from_errno(-EBUSY);

@@ -56,27 +56,27 @@ pub fn lint(workspace: &Workspace, setup: &Setup) -> Result<Count> {
             .map(denying),
         ),
     ];
-    let checks = checks
-        .map(|(what, check)| (what, check.and_then(|mut command| run_loudly(&mut command))))
-        .into_iter();
-    let kernel_s = [
-        ("checkpatch of the modules", kernel::checkpatch(workspace)),
-        ("sparse of the modules", kernel::sparse(workspace, setup)),
-    ];
     let mut count = Count::default();
-    for (what, result) in checks.chain(kernel_s) {
-        match result {
-            Ok(()) => {
-                println!("test {what} ... ok");
-                count.passed += 1;
-            }
-            Err(error) => {
-                println!("test {what} ... FAILED: {error:#}");
-                count.failed += 1;
-            }
+    for (what, check) in checks {
+        tell(&mut count, what, check.and_then(|mut command| run_loudly(&mut command)));
+    }
+    tell(&mut count, "checkpatch of the modules", kernel::checkpatch(workspace));
+    tell(&mut count, "sparse of the modules", kernel::sparse(workspace, setup));
+    Ok(count)
+}
+
+/// Says how a check ended, and counts it.
+fn tell(count: &mut Count, what: &str, result: Result<()>) {
+    match result {
+        Ok(()) => {
+            println!("test {what} ... ok");
+            count.passed += 1;
+        }
+        Err(error) => {
+            println!("test {what} ... FAILED: {error:#}");
+            count.failed += 1;
         }
     }
-    Ok(count)
 }
 
 fn test_builds(mut clippy: Command) -> Command {
