@@ -18,17 +18,20 @@ struct escrow_folio *escrow_folio_alloc(struct escrow_counts *counts, unsigned i
 {
 	gfp_t gfp = GFP_KERNEL_ACCOUNT | __GFP_ZERO;
 	struct escrow_folio *ef;
+	struct page *page;
 
 	if (order)
 		gfp |= __GFP_NORETRY | __GFP_NOWARN;
 	ef = kzalloc(sizeof(*ef), GFP_KERNEL_ACCOUNT);
 	if (!ef)
 		return NULL;
-	ef->folio = folio_alloc(gfp, order);
-	if (!ef->folio) {
+	page = alloc_pages(gfp | __GFP_COMP, order);
+	if (!page) {
 		kfree(ef);
 		return NULL;
 	}
+	/* folio_alloc() would mark it as one that the kernel may split. */
+	ef->folio = page_folio(page);
 	INIT_LIST_HEAD(&ef->link);
 	WARN_ON_ONCE(escrow_rs_folio_populate(&ef->state, order, counts));
 	return ef;

@@ -67,6 +67,8 @@ artefacts! {
     initramfs = "ESCROW_INITRAMFS";
     /// Debian's newer kernel, for hosts as well.
     newer_kernel = "ESCROW_NEWER_KERNEL";
+    /// Folder of the newer kernel's own modules.
+    newer_modules = "ESCROW_NEWER_MODULES";
     /// Folder of the modules built here: `RELEASE/NAME.ko` for each kernel.
     modules = "ESCROW_MODULES";
     /// The `escrow` program, static, for arm64 Linux.

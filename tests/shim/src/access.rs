@@ -3,8 +3,10 @@
 //! Ways to reach mapped pages that fail instead of killing, and ways to hold
 //! on to them.
 
+use std::fs::File;
 use std::io::{IoSlice, Read as _};
-use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
+use std::os::unix::fs::FileExt as _;
 use std::slice;
 
 use anyhow::{Context as _, Result, ensure};
@@ -40,6 +42,18 @@ pub fn write(mapping: &Mapping, offset: u64, word: u64) -> Result<(), Errno> {
     Errno::result(count).map(drop)
 }
 
+/// The frame behind a byte of the mapping, if its tables have one
+/// (`Documentation/admin-guide/mm/pagemap.rst`).
+pub fn frame(mapping: &Mapping, offset: u64) -> Result<Option<u64>> {
+    const PRESENT: u64 = 1 << 63;
+    const FRAME: u64 = (1 << 55) - 1;
+    let mut entry = [0; 8];
+    let page = mapping.at(offset) as u64 / PAGE;
+    File::open("/proc/self/pagemap")?.read_exact_at(&mut entry, page * 8).context("pagemap")?;
+    let entry = u64::from_le_bytes(entry);
+    Ok((entry & PRESENT != 0).then_some(entry & FRAME))
+}
+
 /// A reference to a page that outlives its mapping: the page is in a pipe.
 pub struct Pin {
     reader: std::io::PipeReader,
@@ -69,5 +83,12 @@ impl Pin {
         self.reader.read_exact(&mut bytes).context("draining the pipe")?;
         ensure!(bytes.len() == PAGE as usize);
         Ok(bytes)
+    }
+}
+
+impl AsFd for Pin {
+    /// What the page is read from.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.reader.as_fd()
     }
 }

@@ -17,14 +17,15 @@ pub const RAM: u64 = 0x8000_0000;
 /// Where the guest reads its orders.
 const WINDOW: u64 = 0x6000;
 /// Where it answers.
-const ANSWER: u64 = WINDOW + 0x20;
+pub const ANSWER: u64 = WINDOW + 0x20;
 /// Where it tells of an exception.
 const EXCEPTION: u64 = WINDOW + 0x28;
 
 /// Exception class of a data abort without a change of level.
 pub const DATA_ABORT: u64 = 0x25;
 
-fn program() -> Vec<u64> {
+/// The guest's program, as words.
+pub fn program() -> Vec<u64> {
     unsafe extern "C" {
         static shim_guest_start: u8;
         static shim_guest_end: u8;
@@ -45,6 +46,8 @@ pub enum Order {
     Store(u64, u64),
     /// Unlock a page, with flags.
     Unlock(u64, u64),
+    /// Unlock so many bytes, with flags.
+    UnlockRun(u64, u64, u64),
     /// Loop for ever.
     Loop,
     /// Switch off.
@@ -65,6 +68,7 @@ impl Order {
             Order::Load(at) => [0, at, 0, 0],
             Order::Store(at, word) => [1, at, word, 0],
             Order::Unlock(at, flags) => [2, at, PAGE, flags],
+            Order::UnlockRun(at, size, flags) => [2, at, size, flags],
             Order::Loop => [3, 0, 0, 0],
             Order::Off => [4, 0, 0, 0],
             Order::Visit(at, pages) => [5, at, pages, 0],

@@ -139,6 +139,12 @@ impl Memory {
     }
 }
 
+impl From<OwnedFd> for Memory {
+    fn from(fd: OwnedFd) -> Memory {
+        Memory(fd)
+    }
+}
+
 impl AsFd for Memory {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()

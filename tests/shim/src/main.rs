@@ -16,7 +16,11 @@
 
 mod hold;
 mod kexec;
+mod modules;
+mod nbd;
 mod tests;
+mod uffd;
+mod wait;
 
 use std::process::ExitCode;
 
@@ -29,7 +33,10 @@ fn main() -> ExitCode {
         ["--hold", pages] => pages.parse().map_err(anyhow::Error::from).and_then(hold::hold),
         ["--kexec", image, initrd] => kexec::load(image, initrd),
         ["--reboot-kexec"] => kexec::reboot(),
-        _ => return runner::run(tests::ALL),
+        _ => {
+            let tests: Vec<_> = [tests::ALL, tests::holders::ALL].concat();
+            return runner::run(&tests);
+        }
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

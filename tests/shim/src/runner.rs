@@ -20,11 +20,16 @@ pub type Test = (&'static str, fn() -> Result<()>);
 const CLEAN_UP: Duration = Duration::from_secs(10);
 
 /// Runs those of `tests` whose names have the first argument of the program in
-/// them. A success if all of them are, and there are any.
+/// them, or have not, if a `-` stands before it. A success if all of them are,
+/// and there are any.
 pub fn run(tests: &[Test]) -> ExitCode {
     let filter = std::env::args().nth(1).unwrap_or_default();
     let (mut passed, mut failed) = (0, 0);
-    for (name, test) in tests.iter().filter(|(name, _)| name.contains(&filter)) {
+    let is_wanted = |name: &str| match filter.strip_prefix('-') {
+        Some(unwanted) => !name.contains(unwanted),
+        None => name.contains(&filter),
+    };
+    for (name, test) in tests.iter().filter(|(name, _)| is_wanted(name)) {
         print!("test {name} ... ");
         let _ = std::io::stdout().flush();
         match in_a_process(*test) {
@@ -84,13 +89,17 @@ fn in_a_process(test: fn() -> Result<()>) -> Result<()> {
     }
 }
 
-/// `ALL`, a list of the tests that are named by module and function.
+/// `ALL`, a list of the tests that are named by module and function, and by a
+/// folder before them.
 #[macro_export]
 macro_rules! tests {
-    ($($module:ident :: $name:ident),* $(,)?) => {
+    ($($test:path),* $(,)?) => {
+        $crate::tests!("": $($test),*);
+    };
+    ($folder:literal: $($test:path),* $(,)?) => {
         /// All of them.
         pub const ALL: &[$crate::runner::Test] =
-            &[$((concat!(stringify!($module), "::", stringify!($name)), $module::$name)),*];
+            &[$((concat!($folder, stringify!($test)), $test)),*];
     };
 }
 

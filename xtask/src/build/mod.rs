@@ -74,6 +74,7 @@ impl Workspace {
     /// Everything that a boot is made of, built or set up.
     pub fn artefacts(&self, setup: &Setup) -> Result<Artefacts> {
         let kernel = setup.host_kernel()?;
+        let newer = setup.newer_kernel()?;
         Ok(Artefacts {
             image: self.paths.image(),
             elf: self.paths.elf(),
@@ -83,12 +84,13 @@ impl Workspace {
             host_kernel: kernel.image.clone(),
             host_modules: kernel.modules.clone(),
             initramfs: self.paths.initramfs(),
-            newer_kernel: setup.newer_kernel()?.image.clone(),
+            newer_kernel: newer.image.clone(),
+            newer_modules: newer.modules.clone(),
             modules: self.paths.modules(),
             vmm: self.paths.vmm(),
             shim_tests: self.paths.shim_tests(),
             liar: self.paths.liar(),
-            guest_kernel: setup.newer_kernel()?.image.clone(),
+            guest_kernel: newer.image.clone(),
             busybox: setup.busybox()?.to_owned(),
             qemu: setup.qemu()?.to_owned(),
         })

@@ -6,6 +6,7 @@ mod accounting;
 mod arguments;
 mod ends;
 mod functions;
+pub mod holders;
 mod huge;
 mod ioeventfd;
 mod lent;

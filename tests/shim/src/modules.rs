@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Modules of the host's kernel, as Debian packs them.
+
+use std::ffi::CString;
+use std::fs::{self, File};
+use std::os::fd::AsRawFd as _;
+
+use anyhow::{Context as _, Result};
+use nix::errno::Errno;
+
+/// `MODULE_INIT_COMPRESSED_FILE` of `linux/module.h`
+const COMPRESSED: i32 = 4;
+
+/// Loads what another module needs, unless it is part of this kernel.
+pub fn load_if_there(name: &str) -> Result<()> {
+    if fs::exists(path(name)?)? { load(name, "") } else { Ok(()) }
+}
+
+fn path(name: &str) -> Result<String> {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    Ok(format!("/lib/modules/{}/{name}.ko.xz", release.trim()))
+}
+
+/// Loads a module, if it is not there, with parameters. The kernel unpacks it.
+pub fn load(name: &str, parameters: &str) -> Result<()> {
+    let path = path(name)?;
+    let file = File::open(&path).context(path)?;
+    let parameters = CString::new(parameters)?;
+    // SAFETY: the kernel reads the file and the string, which both live.
+    let result = unsafe {
+        libc::syscall(libc::SYS_finit_module, file.as_raw_fd(), parameters.as_ptr(), COMPRESSED)
+    };
+    match Errno::result(result) {
+        Ok(_) | Err(Errno::EEXIST) => Ok(()),
+        Err(error) => Err(error).with_context(|| format!("loading {name}")),
+    }
+}
