@@ -23,6 +23,7 @@
 #define ESCROW_H
 
 #include <linux/bits.h>
+#include <linux/bits.h>
 #include <linux/fs.h>
 #include <linux/kref.h>
 #include <linux/list.h>
