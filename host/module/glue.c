@@ -35,14 +35,20 @@ void __noreturn escrow_panic(const char *file, size_t length, u32 line)
  */
 void escrow_hvc(const u64 args[8], u64 results[5])
 {
-	register u64 x0 asm("x0") = args[0];
-	register u64 x1 asm("x1") = args[1];
-	register u64 x2 asm("x2") = args[2];
-	register u64 x3 asm("x3") = args[3];
-	register u64 x4 asm("x4") = args[4];
-	register u64 x5 asm("x5") = args[5];
-	register u64 x6 asm("x6") = args[6];
-	register u64 x7 asm("x7") = args[7];
+	/*
+	 * Memory is read before and written after the registers are in use: what
+	 * looks for mistakes makes a call of each access, which would change them.
+	 */
+	u64 a0 = args[0], a1 = args[1], a2 = args[2], a3 = args[3];
+	u64 a4 = args[4], a5 = args[5], a6 = args[6], a7 = args[7];
+	register u64 x0 asm("x0") = a0;
+	register u64 x1 asm("x1") = a1;
+	register u64 x2 asm("x2") = a2;
+	register u64 x3 asm("x3") = a3;
+	register u64 x4 asm("x4") = a4;
+	register u64 x5 asm("x5") = a5;
+	register u64 x6 asm("x6") = a6;
+	register u64 x7 asm("x7") = a7;
 
 	asm volatile("hvc #0"
 		     : "+r" (x0), "+r" (x1), "+r" (x2), "+r" (x3),
@@ -50,11 +56,16 @@ void escrow_hvc(const u64 args[8], u64 results[5])
 		     :
 		     : "x8", "x9", "x10", "x11", "x12", "x13", "x14", "x15",
 		       "x16", "x17", "cc", "memory");
-	results[0] = x0;
-	results[1] = x1;
-	results[2] = x2;
-	results[3] = x3;
-	results[4] = x4;
+	a0 = x0;
+	a1 = x1;
+	a2 = x2;
+	a3 = x3;
+	a4 = x4;
+	results[0] = a0;
+	results[1] = a1;
+	results[2] = a2;
+	results[3] = a3;
+	results[4] = a4;
 }
 
 bool escrow_folio_freeze(struct folio *folio, u32 at, u32 *count)
