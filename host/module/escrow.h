@@ -15,6 +15,7 @@
  *			when it has left the invalidate_lock, and takes nothing
  *			further
  *   vm->metadata_lock	donations of one VM
+ *   vm->vcpus_lock	who is there to be woken; taken with interrupts off
  *
  * and, outside of all of these, mmap_lock (page faults) and vcpu->run_lock.
  * mem->refusal_lock is a spinlock inside of everything.
@@ -143,6 +144,7 @@ enum escrow_step_kind {
 	ESCROW_STEP_DOWN = 4,
 	ESCROW_STEP_EXIT = 5,
 	ESCROW_STEP_WRITE = 6,
+	ESCROW_STEP_WAKE = 7,
 };
 
 struct escrow_step {
@@ -246,8 +248,8 @@ struct escrow_vm {
 	bool is_destroyed;
 	bool is_left; /* nobody has a file, but EL2 has pages */
 	bool is_home; /* EL2 has nothing of it any more, and gets nothing */
-	wait_queue_head_t wait; /* vCPUs that sleep for their guests */
 	u64 broken; /* address that the guest has lost, with ESCROW_BROKEN; or 0 */
+	spinlock_t vcpus_lock; /* with vm->lock: who changes vcpus; alone: who wakes */
 	struct escrow_vcpu *vcpus[ESCROW_VCPUS_MAX]; /* no references */
 	struct escrow_ioeventfds *ioeventfds; /* NULL until there is one */
 
@@ -264,8 +266,10 @@ struct escrow_vm {
 struct escrow_vcpu {
 	struct escrow_vm *vm;
 	u32 id;
-	bool is_removed; /* changes under vm->lock */
+	bool is_removed; /* set once, under vm->lock */
 	bool has_run; /* under run_lock: of a VM that has been started */
+	bool is_woken; /* something has changed at EL2 since its last entry */
+	wait_queue_head_t wait; /* where it sleeps for its guest */
 	struct mutex run_lock;
 	struct escrow_vcpu_core core; /* under run_lock */
 	struct escrow_batch *batch; /* under run_lock: for the page that a run needs */
@@ -344,6 +348,8 @@ bool escrow_vms_are_shut_down(void);
 /* vcpu.c */
 int escrow_vcpu_add(struct escrow_vm *vm, u32 id);
 int escrow_vcpu_remove(struct escrow_vm *vm, u32 id);
+void escrow_vcpu_wake(struct escrow_vm *vm, u32 id);
+void escrow_vcpu_wake_all(struct escrow_vm *vm);
 
 /* function.c */
 int escrow_function_add(struct escrow_vm *vm, void __user *argp);

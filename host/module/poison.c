@@ -77,7 +77,7 @@ static void escrow_poison_tell(u64 handle, u64 guest)
 		return;
 	pr_warn("VM %#llx: memory at guest address %#llx is broken\n", handle, guest);
 	WRITE_ONCE(vm->broken, guest | ESCROW_BROKEN);
-	wake_up_all(&vm->wait);
+	escrow_vcpu_wake_all(vm);
 	escrow_vm_release(vm);
 }
 

@@ -16,9 +16,6 @@
 
 #include "escrow.h"
 
-/* How often a vCPU that is off is looked at; EL2 does not say when it is on. */
-#define OFF_PERIOD (2 * NSEC_PER_MSEC)
-
 static bool escrow_vcpu_must_leave(struct escrow_vcpu *vcpu)
 {
 	return signal_pending(current) || READ_ONCE(vcpu->run->immediate_exit);
@@ -37,6 +34,8 @@ static int escrow_vcpu_enter(struct escrow_vcpu *vcpu, const u64 registers[8], u
 	 */
 	local_irq_disable();
 	local_daif_mask();
+	/* Before EL2 looks; see escrow_vcpu_wake. */
+	smp_store_mb(vcpu->is_woken, false);
 	if (escrow_vcpu_must_leave(vcpu))
 		err = -EINTR;
 	else
@@ -47,23 +46,66 @@ static int escrow_vcpu_enter(struct escrow_vcpu *vcpu, const u64 registers[8], u
 	return err;
 }
 
-/* Whether a vCPU that waits for an interrupt has another reason to go on. */
-static bool escrow_vcpu_is_woken(struct escrow_vcpu *vcpu)
+/* Whether a vCPU that its guest has nothing to do for has a reason to go on. */
+static bool escrow_vcpu_must_go_on(struct escrow_vcpu *vcpu)
 {
-	return READ_ONCE(vcpu->vm->is_down) || READ_ONCE(vcpu->run->immediate_exit) ||
-	       READ_ONCE(vcpu->vm->broken);
+	return READ_ONCE(vcpu->is_woken) || READ_ONCE(vcpu->is_removed) ||
+	       READ_ONCE(vcpu->vm->is_down) || READ_ONCE(vcpu->vm->broken) ||
+	       READ_ONCE(vcpu->run->immediate_exit);
 }
 
 static void escrow_vcpu_sleep(struct escrow_vcpu *vcpu, u64 nanoseconds)
 {
-	struct escrow_vm *vm = vcpu->vm;
-
 	/* What ended the sleep is looked at before the next run. */
 	if (nanoseconds >= KTIME_MAX)
-		wait_event_interruptible(vm->wait, escrow_vcpu_is_woken(vcpu));
+		wait_event_interruptible(vcpu->wait, escrow_vcpu_must_go_on(vcpu));
 	else
-		(void)wait_event_interruptible_hrtimeout(vm->wait, escrow_vcpu_is_woken(vcpu),
+		(void)wait_event_interruptible_hrtimeout(vcpu->wait,
+							 escrow_vcpu_must_go_on(vcpu),
 							 ns_to_ktime(nanoseconds));
+}
+
+/*
+ * EL2 has changed something that vCPU @id may be asleep for. None of this is
+ * lost. The sleeper did these in this order, one after the other as all CPUs
+ * see it:
+ *
+ *   1. is_woken = false
+ *   2. it entered EL2, which looked at its state and found nothing to do
+ *   3. it queued itself and looked at is_woken
+ *
+ * and whoever calls this:
+ *
+ *   a. EL2 changed the state
+ *   b. is_woken = true
+ *   c. it woke the queue
+ *
+ * As 2 did not see a, 1 came before b, so is_woken stays true until the next
+ * entry. If 3 did not see it, the sleeper was queued before b, and c finds it.
+ */
+void escrow_vcpu_wake(struct escrow_vm *vm, u32 id)
+{
+	struct escrow_vcpu *vcpu;
+	unsigned long flags;
+
+	/* Neither HVC nor ERET orders memory: a before b. */
+	smp_mb();
+	spin_lock_irqsave(&vm->vcpus_lock, flags);
+	vcpu = vm->vcpus[id];
+	if (vcpu) {
+		WRITE_ONCE(vcpu->is_woken, true);
+		wake_up(&vcpu->wait);
+	}
+	spin_unlock_irqrestore(&vm->vcpus_lock, flags);
+}
+
+/* Something has changed that all vCPUs look at. */
+void escrow_vcpu_wake_all(struct escrow_vm *vm)
+{
+	u32 id;
+
+	for (id = 0; id < ESCROW_VCPUS_MAX; id++)
+		escrow_vcpu_wake(vm, id);
 }
 
 static int escrow_vcpu_bring(struct escrow_vcpu *vcpu, u64 guest, u64 access)
@@ -88,7 +130,7 @@ static void escrow_vcpu_down(struct escrow_vcpu *vcpu, u32 kind)
 	escrow_rs_vm_down(vm->core, kind);
 	up_read(&vm->lock);
 	WRITE_ONCE(vm->is_down, true);
-	wake_up_all(&vm->wait);
+	escrow_vcpu_wake_all(vm);
 }
 
 /* Whether the VM can run. 1: it is down, @exit says why. */
@@ -172,7 +214,10 @@ static long escrow_vcpu_run(struct escrow_vcpu *vcpu)
 							    arch_timer_get_cntfrq()));
 			break;
 		case ESCROW_STEP_OFF:
-			escrow_vcpu_sleep(vcpu, OFF_PERIOD);
+			escrow_vcpu_sleep(vcpu, U64_MAX);
+			break;
+		case ESCROW_STEP_WAKE:
+			escrow_vcpu_wake(vcpu->vm, step.at);
 			break;
 		case ESCROW_STEP_DOWN:
 			escrow_vcpu_down(vcpu, step.down);
@@ -248,6 +293,14 @@ static void escrow_vcpu_free(struct escrow_vcpu *vcpu)
 	kfree(vcpu);
 }
 
+static void escrow_vcpu_set(struct escrow_vm *vm, u32 id, struct escrow_vcpu *vcpu)
+{
+	lockdep_assert_held_write(&vm->lock);
+	spin_lock_irq(&vm->vcpus_lock);
+	vm->vcpus[id] = vcpu;
+	spin_unlock_irq(&vm->vcpus_lock);
+}
+
 static int escrow_vcpu_close(struct inode *inode, struct file *file)
 {
 	struct escrow_vcpu *vcpu = file->private_data;
@@ -255,7 +308,7 @@ static int escrow_vcpu_close(struct inode *inode, struct file *file)
 
 	down_write(&vm->lock);
 	if (!vcpu->is_removed)
-		vm->vcpus[vcpu->id] = NULL;
+		escrow_vcpu_set(vm, vcpu->id, NULL);
 	up_write(&vm->lock);
 	escrow_vcpu_free(vcpu);
 	return 0;
@@ -282,6 +335,7 @@ int escrow_vcpu_add(struct escrow_vm *vm, u32 id)
 	vcpu->vm = escrow_vm_hold(vm);
 	vcpu->id = id;
 	mutex_init(&vcpu->run_lock);
+	init_waitqueue_head(&vcpu->wait);
 	vcpu->run = (void *)get_zeroed_page(GFP_KERNEL_ACCOUNT);
 	vcpu->batch = escrow_batch_alloc(1);
 	if (!vcpu->run || !vcpu->batch) {
@@ -304,7 +358,7 @@ int escrow_vcpu_add(struct escrow_vm *vm, u32 id)
 			err = PTR_ERR(file);
 			WARN_ON_ONCE(escrow_rs_vm_remove_vcpu(vm->core, id));
 		} else {
-			vm->vcpus[id] = vcpu;
+			escrow_vcpu_set(vm, id, vcpu);
 		}
 	}
 	up_write(&vm->lock);
@@ -329,8 +383,9 @@ int escrow_vcpu_remove(struct escrow_vm *vm, u32 id)
 		return err;
 	err = escrow_rs_vm_remove_vcpu(vm->core, id);
 	if (!err && vm->vcpus[id]) {
-		vm->vcpus[id]->is_removed = true;
-		vm->vcpus[id] = NULL;
+		WRITE_ONCE(vm->vcpus[id]->is_removed, true);
+		escrow_vcpu_wake(vm, id);
+		escrow_vcpu_set(vm, id, NULL);
 	}
 	up_write(&vm->lock);
 	return err;

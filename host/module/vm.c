@@ -203,7 +203,7 @@ void escrow_vm_shut_down(struct escrow_vm *vm)
 {
 	WRITE_ONCE(vm->is_closed, true);
 	WRITE_ONCE(vm->is_down, true);
-	wake_up_all(&vm->wait);
+	escrow_vcpu_wake_all(vm);
 	down_write(&vm->lock);
 	if (!escrow_vm_end(vm))
 		pr_err("VM %#llx: Escrow keeps pages of it\n", vm->handle);
@@ -464,7 +464,7 @@ int escrow_vm_create(void)
 		return -ENOMEM;
 	kref_init(&vm->ref);
 	init_rwsem(&vm->lock);
-	init_waitqueue_head(&vm->wait);
+	spin_lock_init(&vm->vcpus_lock);
 	mutex_init(&vm->metadata_lock);
 	INIT_LIST_HEAD(&vm->metadata_folios);
 	err = escrow_vms_enter(vm);

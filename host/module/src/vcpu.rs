@@ -32,6 +32,7 @@ pub struct CStep {
     /// `DOWN`: the exit type. `WRITE`: the size.
     down: u32,
     /// `BRING`, `WRITE`: the guest address. `SLEEP`: the deadline.
+    /// `WAKE`: the vCPU's number.
     at: u64,
     /// `BRING`: the access. `WRITE`: the value.
     access: u64,
@@ -51,6 +52,7 @@ impl From<Step> for CStep {
             Step::Write { address, size, data, exit } => {
                 CStep { kind: 6, down: size, at: address, access: data, exit: exit.into() }
             }
+            Step::Wake { id } => CStep { kind: 7, at: id.into(), ..nothing },
             Step::Exit(exit) => CStep { kind: 5, exit: exit.into(), ..nothing },
         }
     }

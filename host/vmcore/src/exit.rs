@@ -6,6 +6,7 @@
 use escrow_abi::{Error, call, run};
 
 use crate::Errno;
+use crate::args::VCPUS_MAX;
 use crate::uapi::{self, EXIT_WORDS};
 
 /// What the vCPU's next run has to bring along.
@@ -48,8 +49,13 @@ pub enum Step {
         /// Counter value.
         deadline: u64,
     },
-    /// The vCPU is off: look again now and then.
+    /// The vCPU is off: sleep until a sibling's [`Step::Wake`] names it.
     Off,
+    /// Wake the sibling with this number, then run on.
+    Wake {
+        /// Less than [`VCPUS_MAX`].
+        id: u32,
+    },
     /// Bring in the page at a guest address, and tell
     /// [`Vcpu::page_brought`] how that went.
     Bring {
@@ -158,6 +164,10 @@ impl Vcpu {
             run::READY => Step::Again,
             run::EXPECTS_WAKEUP => Step::Sleep { deadline: data2 },
             run::POWERED_OFF => Step::Off,
+            run::SWITCHED_ON => match u32::try_from(data0) {
+                Ok(id @ 0..VCPUS_MAX) => Step::Wake { id },
+                _ => return Err(Errno::Io),
+            },
             run::MMIO_READ | run::MMIO_WRITE => {
                 let size = match data1 {
                     1 | 2 | 4 | 8 => data1 as u32,
@@ -387,11 +397,24 @@ mod tests {
     }
 
     #[test]
+    fn who_was_switched_on_is_woken() {
+        let mut vcpu = vcpu();
+        assert_eq!(vcpu.ended([0, run::POWERED_OFF, 0, 0, 0]), Ok(Step::Off));
+        for id in [0, 31] {
+            let step = vcpu.ended([0, run::SWITCHED_ON, id, 0, 0]);
+            assert_eq!(step, Ok(Step::Wake { id: id as u32 }));
+            assert_eq!(vcpu.resume([u64::MAX; 3]).unwrap()[2..4], [0, 0]);
+        }
+    }
+
+    #[test]
     fn nonsense_is_an_error() {
         let mut vcpu = vcpu();
         for answer in [
             [0, 0x999, 0, 0, 0],
             [0, run::MMIO_READ, 0, 3, 0],
+            [0, run::SWITCHED_ON, 32, 0, 0],
+            [0, run::SWITCHED_ON, u64::MAX, 0, 0],
             [0, run::MMIO_WRITE, 0, 16, 0],
             [0x4444, 0, 0, 0, 0],
         ] {

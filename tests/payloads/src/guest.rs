@@ -96,6 +96,8 @@ pub enum Exit {
     MmioWrite(u64, u64, u64),
     /// It lacks memory: address, missing bytes, kind of access.
     PageFault(u64, u64, u64),
+    /// It has switched on the vCPU with this index.
+    SwitchedOn(u64),
     /// It is down: 0 off, 1 reset.
     SystemDown(u64),
     /// It asks its host to lose sight of pages: address, bytes.
@@ -117,6 +119,7 @@ impl Exit {
             run::MMIO_WRITE => Exit::MmioWrite(a, b, c),
             run::PAGE_FAULT => Exit::PageFault(a, b, c),
             run::SYSTEM_DOWN => Exit::SystemDown(a),
+            run::SWITCHED_ON => Exit::SwitchedOn(a),
             run::FAULT => Exit::Fault(a, b),
             run::TAKE_BACK => Exit::TakeBack(a, b),
             _ => Exit::Unknown(answer),
@@ -279,9 +282,19 @@ impl Agent {
     /// Escrow refuses, or it does not come up.
     pub fn wake(&self, other: &Agent, index: u64) -> Outcome {
         let on = [psci::CPU_ON_64 as u64, index, CODE, other.mailbox_at];
-        check_eq!(self.hvc(&on)?, psci::SUCCESS);
+        check_eq!(self.switch_on(&on)?, Exit::SwitchedOn(index));
         check_eq!(other.run([0; 3])?, Exit::doorbell(other.mailbox_at), "vCPU {index} comes up");
         Ok(())
+    }
+
+    /// Has the vCPU make a CPU_ON that succeeds; returns what its run ended with.
+    ///
+    /// # Errors
+    /// Escrow refuses, or the call does not succeed.
+    pub fn switch_on(&self, arguments: &[u64]) -> Outcome<Exit> {
+        let exit = self.begin(routine::hvc(), arguments)?;
+        check_eq!(self.finish([0; 3])?.x[0], psci::SUCCESS);
+        Ok(exit)
     }
 
     /// Runs the vCPU until it ends with something.

@@ -99,26 +99,33 @@ impl<M: Machine> Hypervisor<M> {
             Service::CpuOn { target, entry, context } => {
                 if target == run.affinity() {
                     run.regs.x[0] = psci::ALREADY_ON;
-                } else if !self.with_sibling(run, target, |sibling| sibling.on(entry, context)) {
                     return Next::Enter;
+                }
+                let index = self.with_sibling(run, target, |sibling| sibling.on(entry, context));
+                // Only EL2 knows, and only this CPU can tell: whoever looks after the
+                // other vCPU may be asleep. What it sees when it looks is what `on` has
+                // written under the lock of that vCPU, which is free again by now.
+                if let (Some(index), psci::SUCCESS) = (index, run.regs.x[0]) {
+                    return Next::Leave(answer(run::SWITCHED_ON, [index.into(), 0, 0]));
                 }
             }
             Service::AffinityInfo { target } => {
                 if target == run.affinity() {
                     run.regs.x[0] = AFFINITY_ON;
-                } else if !self.with_sibling(run, target, |sibling| match sibling.power {
-                    Power::On => AFFINITY_ON,
-                    Power::Off => AFFINITY_OFF,
-                }) {
                     return Next::Enter;
                 }
+                self.with_sibling(run, target, |sibling| match sibling.power {
+                    Power::On => AFFINITY_ON,
+                    Power::Off => AFFINITY_OFF,
+                });
             }
         }
         Next::Enter
     }
 
-    /// Has `ask` answer a call about another vCPU of the VM. `false` if that
-    /// is in use just now: then the guest makes its call again.
+    /// Has `ask` answer a call about another vCPU of the VM, and returns that one's
+    /// index. `None` if there is no such vCPU, which is the answer then, or if it is in
+    /// use just now: then the guest makes its call again.
     ///
     /// Waiting here would hold this CPU for as long as the other guest likes.
     fn with_sibling(
@@ -126,21 +133,20 @@ impl<M: Machine> Hypervisor<M> {
         run: &mut Run<'_>,
         target: u64,
         ask: impl FnOnce(&mut Vcpu) -> u64,
-    ) -> bool {
-        let page = (0..MAX_VCPUS as u8)
+    ) -> Option<u8> {
+        let found = (0..MAX_VCPUS as u8)
             .find(|&index| Vcpu::affinity_of(index) == target)
-            .and_then(|index| run.slot().vcpu(index));
-        run.regs.x[0] = match page {
-            None => psci::INVALID_PARAMETERS,
-            Some(page) => match self.machine.vcpu(page).try_lock() {
-                Some(mut sibling) => ask(&mut sibling),
-                None => {
-                    run.regs.pc = run.regs.pc.wrapping_sub(4);
-                    return false;
-                }
-            },
+            .and_then(|index| Some((index, run.slot().vcpu(index)?)));
+        let Some((index, page)) = found else {
+            run.regs.x[0] = psci::INVALID_PARAMETERS;
+            return None;
         };
-        true
+        let Some(mut sibling) = self.machine.vcpu(page).try_lock() else {
+            run.regs.pc = run.regs.pc.wrapping_sub(4);
+            return None;
+        };
+        run.regs.x[0] = ask(&mut sibling);
+        Some(index)
     }
 }
 

@@ -54,7 +54,8 @@ fn two_vcpus_of_a_vm(host: &mut Host) -> Outcome {
     let off_until_on = exit == Exit::PoweredOff;
     if off_until_on {
         let on = [psci::CPU_ON_64 as u64, 1, CODE, FREE];
-        check_eq!(agent.hvc(&on)?, psci::SUCCESS);
+        check_eq!(agent.switch_on(&on)?, Exit::SwitchedOn(1));
+        // Only a call that does it says so.
         check_eq!(agent.hvc(&on)?, psci::ALREADY_ON);
         check_eq!(agent.hvc(&[psci::AFFINITY_INFO_64 as u64, 1, 0])?, 0);
         // X0 is the context.
