@@ -37,6 +37,8 @@ next:
 	b.eq	store_part
 	cmp	x1, #0x11
 	b.eq	count_down
+	cmp	x1, #0x12
+	b.eq	make_call
 	b	off
 load:				// of x2
 	ldr	x0, [x2]
@@ -63,6 +65,13 @@ count_down:			// x3, x3 - 1, ..., 1 to x2
 1:	str	w3, [x2]
 	subs	x3, x3, #1
 	b.ne	1b
+	b	answer
+make_call:			// number x2, with x3, x4 and 0
+	mov	x0, x2
+	mov	x1, x3
+	mov	x2, x4
+	mov	x3, #0
+	hvc	#0
 	b	answer
 unlock:				// x3 bytes at x2, flags x4
 	bl	modify

@@ -60,6 +60,8 @@ pub enum Order {
     Write(u64, u64, u64),
     /// Store 4 bytes so many times, counting down to 1.
     CountDown(u64, u64),
+    /// Make a call with two arguments; the answer is its X0.
+    Call(u32, u64, u64),
 }
 
 impl Order {
@@ -75,6 +77,7 @@ impl Order {
             Order::ComeAndGo(at, pages, flags) => [6, at, pages, flags],
             Order::Write(at, word, size) => [0x10, at, word, size],
             Order::CountDown(at, times) => [0x11, at, times, 0],
+            Order::Call(function, first, second) => [0x12, function.into(), first, second],
         }
     }
 
@@ -119,27 +122,14 @@ impl Guest {
 
     /// Runs it, whatever signals come.
     pub fn run(&self) -> Result<Exit> {
-        loop {
-            match self.vcpu.run() {
-                Err(Errno::EINTR) => {}
-                result => return result.context("VCPU_RUN"),
-            }
-        }
+        run(&self.vcpu)
     }
 
     /// Gives an order, and returns the exit that is the answer to it or
     /// something else. An endless one is answered by having been taken.
     pub fn order(&self, order: Order) -> Result<Exit> {
-        let words = order.words();
-        loop {
-            let exit = self.run()?;
-            let Exit::Read(at @ WINDOW..ANSWER, 8) = exit else { return Ok(exit) };
-            let index = ((at - WINDOW) / 8) as usize;
-            self.vcpu.answer(words[index]);
-            if order.is_endless() && index + 1 == words.len() {
-                return Ok(exit);
-            }
-        }
+        let first = self.run()?;
+        order_after(&self.vcpu, first, order)
     }
 
     /// Gives an order and returns the guest's answer.
@@ -163,5 +153,41 @@ impl Guest {
         let exit = self.run()?;
         ensure!(matches!(exit, Exit::Write(ANSWER, _)), "no answer but {exit:x?}");
         Ok(())
+    }
+}
+
+/// Runs a vCPU, whatever signals come.
+pub fn run(vcpu: &Vcpu) -> Result<Exit> {
+    loop {
+        match vcpu.run() {
+            Err(Errno::EINTR) => {}
+            result => return result.context("VCPU_RUN"),
+        }
+    }
+}
+
+/// Whether a vCPU that was left with that exit asks for its next order.
+pub fn wants_order(exit: Exit) -> bool {
+    exit == Exit::Read(WINDOW, 8)
+}
+
+/// [`Guest::order`] for any vCPU, which was left with an exit. One that asks for
+/// its next order twice has gone through the program's start between.
+pub fn order_after(vcpu: &Vcpu, exit: Exit, order: Order) -> Result<Exit> {
+    let words = order.words();
+    let mut exit = exit;
+    let mut taken = false;
+    loop {
+        let Exit::Read(at @ WINDOW..ANSWER, 8) = exit else { return Ok(exit) };
+        if wants_order(exit) && taken {
+            return Ok(exit);
+        }
+        taken = true;
+        let index = ((at - WINDOW) / 8) as usize;
+        vcpu.answer(words[index]);
+        if order.is_endless() && index + 1 == words.len() {
+            return Ok(exit);
+        }
+        exit = run(vcpu)?;
     }
 }

@@ -14,7 +14,11 @@ mod memory;
 mod shared;
 mod start;
 mod storm;
+<<<<<<< HEAD
 mod told;
+=======
+mod vcpus;
+>>>>>>> 74f8491 (tests of the shim: several vCPUs)
 
 use anyhow::{Result, bail};
 use escrow_shim_tests::runner::same;
@@ -58,6 +62,8 @@ tests! {
     ioeventfd::other_accesses_are_the_programs,
     ioeventfd::goes_under_a_running_vcpu,
     ioeventfd::outlives_its_descriptor_and_dies_with_the_vm,
+    vcpus::switch_each_other_on,
+    vcpus::that_are_off_are_woken_when_asked,
     storm::unlocking_with_zeros,
     storm::unlocking_with_contents,
     accounting::follows_the_pages,

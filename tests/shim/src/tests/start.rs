@@ -74,8 +74,8 @@ pub fn a_device_tree_comes_whole_or_not_at_all() -> Result<()> {
     same(guest.ask(Order::Load(RAM + 1024 * PAGE))?, 0)
 }
 
-/// By `immediate_exit`, and by a signal to a thread that is inside.
-pub fn runs_end_when_asked() -> Result<()> {
+/// Lets SIGALRM end system calls and do nothing else.
+pub(super) fn ignore_alarms() -> Result<()> {
     extern "C" fn nothing(_: i32) {}
     // SAFETY: the handler does nothing, which is safe at any moment.
     unsafe {
@@ -87,22 +87,33 @@ pub fn runs_end_when_asked() -> Result<()> {
         );
         nix::sys::signal::sigaction(nix::sys::signal::SIGALRM, &action)?;
     }
+    Ok(())
+}
+
+/// Has one sent to this process in a while.
+pub(super) fn set_alarm() -> Result<()> {
+    let timer = libc::itimerval {
+        it_interval: libc::timeval { tv_sec: 0, tv_usec: 0 },
+        it_value: libc::timeval {
+            tv_sec: 0,
+            tv_usec: Duration::from_millis(20).subsec_micros().into(),
+        },
+    };
+    // SAFETY: sets a timer of this process.
+    let set = unsafe { libc::setitimer(libc::ITIMER_REAL, &timer, std::ptr::null_mut()) };
+    Ok(Errno::result(set).map(drop)?)
+}
+
+/// By `immediate_exit`, and by a signal to a thread that is inside.
+pub fn runs_end_when_asked() -> Result<()> {
+    ignore_alarms()?;
     let guest = Guest::started(&Device::open()?, 2, 0)?;
     guest.vcpu.set_immediate_exit(true);
     refused(guest.vcpu.run(), Errno::EINTR).context("immediate exit")?;
     guest.vcpu.set_immediate_exit(false);
     guest.order(Order::Loop)?;
     for _ in 0..5 {
-        let timer = libc::itimerval {
-            it_interval: libc::timeval { tv_sec: 0, tv_usec: 0 },
-            it_value: libc::timeval {
-                tv_sec: 0,
-                tv_usec: Duration::from_millis(20).subsec_micros().into(),
-            },
-        };
-        // SAFETY: sets a timer of this process.
-        let set = unsafe { libc::setitimer(libc::ITIMER_REAL, &timer, std::ptr::null_mut()) };
-        Errno::result(set)?;
+        set_alarm()?;
         refused(guest.vcpu.run(), Errno::EINTR).context("a signal")?;
     }
     Ok(())
