@@ -203,9 +203,10 @@ static long escrow_vcpu_run(struct escrow_vcpu *vcpu)
 		if (step.kind == ESCROW_STEP_WRITE) {
 			if (escrow_ioeventfd_write(vcpu->vm, step.at, step.down, step.access)) {
 				escrow_rs_vcpu_write_done(&vcpu->core);
-				continue;
+				step.kind = ESCROW_STEP_AGAIN;
+			} else {
+				step.kind = ESCROW_STEP_EXIT;
 			}
-			step.kind = ESCROW_STEP_EXIT;
 		}
 		switch (step.kind) {
 		case ESCROW_STEP_SLEEP:

@@ -23,7 +23,7 @@ const OFF: Order = Order::Call(psci::CPU_OFF, 0, 0);
 /// vCPU 1 switches itself off as soon as it is on, and vCPU 0 switches it on
 /// again: as it goes to sleep, as it sleeps, before it has got there.
 pub fn switch_each_other_on() -> Result<()> {
-    const ROUNDS: u64 = 1000;
+    const ROUNDS: u64 = 200;
     let guest = Guest::new(&Device::open()?, 1, 0)?;
     let second = guest.vm.vcpu(1)?;
     guest.vm.start()?;
