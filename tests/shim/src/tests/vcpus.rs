@@ -39,6 +39,8 @@ pub fn switch_each_other_on() -> Result<()> {
         });
         for round in 1..=ROUNDS {
             loop {
+                // Without it, a vCPU that is on and that nobody runs is ALREADY_ON for ever.
+                ensure!(!other.is_finished(), "the other vCPU has ended");
                 match guest.ask(ON)? {
                     psci::SUCCESS => break,
                     psci::ALREADY_ON => {}
