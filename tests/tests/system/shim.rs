@@ -12,16 +12,8 @@ use escrow_tests::linux::{Kernel, Linux};
 /// Those who hold pages have boots of their own.
 const HOLDERS: &str = "holders::";
 /// Tests that there are, at least: one that was lost passes as well.
-<<<<<<< HEAD
-<<<<<<< HEAD
 const HOLDERS_AT_LEAST: u32 = 56;
-const OTHERS_AT_LEAST: u32 = 34;
-=======
-const AT_LEAST: u32 = 36;
->>>>>>> 74f8491 (tests of the shim: several vCPUs)
-=======
-const AT_LEAST: u32 = 40;
->>>>>>> 7fb75ed (docs: functions, and what their tests were seen to catch)
+const OTHERS_AT_LEAST: u32 = 36;
 
 /// Modules of Debian's that tests load, and what those need, where it is not
 /// part of the kernel.

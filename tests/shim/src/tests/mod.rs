@@ -14,11 +14,8 @@ mod memory;
 mod shared;
 mod start;
 mod storm;
-<<<<<<< HEAD
 mod told;
-=======
 mod vcpus;
->>>>>>> 74f8491 (tests of the shim: several vCPUs)
 
 use anyhow::{Result, bail};
 use escrow_shim_tests::runner::same;
