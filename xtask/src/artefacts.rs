@@ -71,10 +71,17 @@ artefacts! {
     newer_modules = "ESCROW_NEWER_MODULES";
     /// Folder of the modules built here: `RELEASE/NAME.ko` for each kernel.
     modules = "ESCROW_MODULES";
+    /// The same of the shim in which whatever may fail does so when it is told
+    /// to: `RELEASE/escrow.ko`.
+    fault_modules = "ESCROW_FAULT_MODULES";
     /// The `escrow` program, static, for arm64 Linux.
     vmm = "ESCROW_VMM";
     /// The tests of the shim, static, for arm64 Linux under Escrow.
     shim_tests = "ESCROW_SHIM_TESTS";
+    /// The tests of what fails on purpose, static, for arm64 Linux under Escrow.
+    shim_faults = "ESCROW_SHIM_FAULTS";
+    /// The soak, static, for arm64 Linux under Escrow.
+    shim_soak = "ESCROW_SHIM_SOAK";
     /// The tests of a host that lies, static, for arm64 Linux under Escrow.
     liar = "ESCROW_LIAR";
     /// A kernel for guests: a Debian cloud arm64 `Image`.
@@ -164,6 +171,18 @@ impl BuildPaths {
         self.host().join("shim-tests")
     }
 
+    /// The tests of what fails on purpose.
+    #[must_use]
+    pub fn shim_faults(&self) -> PathBuf {
+        self.host().join("shim-faults")
+    }
+
+    /// The soak.
+    #[must_use]
+    pub fn shim_soak(&self) -> PathBuf {
+        self.host().join("shim-soak")
+    }
+
     /// The tests of a host that lies.
     #[must_use]
     pub fn liar(&self) -> PathBuf {
@@ -180,6 +199,12 @@ impl BuildPaths {
     #[must_use]
     pub fn dkms(&self) -> PathBuf {
         self.root.join("dkms")
+    }
+
+    /// Folder of the shims that fail on purpose: `RELEASE/escrow.ko`.
+    #[must_use]
+    pub fn fault_modules(&self) -> PathBuf {
+        self.host().join("fault-modules")
     }
 
     /// The host's initramfs.

@@ -54,6 +54,21 @@ pub fn frame(mapping: &Mapping, offset: u64) -> Result<Option<u64>> {
     Ok((entry & PRESENT != 0).then_some(entry & FRAME))
 }
 
+/// Writes bytes through the mapping, at most as many as a pipe takes.
+///
+/// # Errors
+/// EFAULT if a page is out of reach; what lies before it has been written.
+pub fn write_all(mapping: &Mapping, offset: u64, bytes: &[u8]) -> Result<(), Errno> {
+    let (reader, writer) = std::io::pipe().map_err(|_| Errno::EMFILE)?;
+    if nix::unistd::write(&writer, bytes)? != bytes.len() {
+        return Err(Errno::EMSGSIZE);
+    }
+    let place = mapping.at(offset).cast();
+    // SAFETY: the address is the mapping's; the kernel copes with faults.
+    let count = unsafe { libc::read(reader.as_raw_fd(), place, bytes.len()) };
+    if Errno::result(count)? == bytes.len() as isize { Ok(()) } else { Err(Errno::EFAULT) }
+}
+
 /// A reference to a page that outlives its mapping: the page is in a pipe.
 pub struct Pin {
     reader: std::io::PipeReader,

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use escrow_abi::FrameState;
 use escrow_vmcore::uapi;
 
@@ -42,4 +42,37 @@ pub fn fdinfo(fd: BorrowedFd<'_>, name: &str) -> Result<String> {
     let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
     let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(":\t"));
     Ok(value.with_context(|| format!("{path} has no line {name}"))?.to_owned())
+}
+
+/// The kernel's memory, in KiB.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KernelMemory {
+    /// Nobody has it; those pages as well that each CPU keeps ready, of which
+    /// there are the more the more it has had to do.
+    pub free: i64,
+    /// The kernel's own objects, of those that it cannot drop.
+    pub slab: i64,
+}
+
+impl KernelMemory {
+    /// Asks the kernel.
+    pub fn read() -> Result<KernelMemory> {
+        let text = fs::read_to_string("/proc/meminfo")?;
+        let number = |name: &str| -> Result<i64> {
+            let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+            let number = line.and_then(|line| line.trim().strip_suffix(" kB"));
+            Ok(number.with_context(|| format!("no {name}"))?.parse()?)
+        };
+        let zones = fs::read_to_string("/proc/zoneinfo")?;
+        let counts = zones.lines().filter_map(|line| line.trim().strip_prefix("count:"));
+        let ready: i64 = counts.filter_map(|count| count.trim().parse::<i64>().ok()).sum();
+        Ok(KernelMemory { free: number("MemFree")? + 4 * ready, slab: number("SUnreclaim")? })
+    }
+
+    /// Fails if more than `bound` KiB are missing since then.
+    pub fn check_since(&self, then: &KernelMemory, bound: i64) -> Result<()> {
+        let lost = (then.free - self.free).max(self.slab - then.slab);
+        ensure!(lost <= bound, "{then:?} then, {self:?} now: more than {bound} KiB are missing");
+        Ok(())
+    }
 }

@@ -15,7 +15,7 @@ global_asm!(include_str!("guest.S"), options(raw));
 /// Guest address of the memory's first page, where the program is.
 pub const RAM: u64 = 0x8000_0000;
 /// Where the guest reads its orders.
-const WINDOW: u64 = 0x6000;
+pub const WINDOW: u64 = 0x6000;
 /// Where it answers.
 pub const ANSWER: u64 = WINDOW + 0x20;
 /// Where it tells of an exception.
@@ -24,17 +24,16 @@ const EXCEPTION: u64 = WINDOW + 0x28;
 /// Exception class of a data abort without a change of level.
 pub const DATA_ABORT: u64 = 0x25;
 
-/// The guest's program, as words.
-pub fn program() -> Vec<u64> {
+/// The guest's program.
+pub fn program() -> Vec<u8> {
     unsafe extern "C" {
         static shim_guest_start: u8;
         static shim_guest_end: u8;
     }
     let (start, end) = (&raw const shim_guest_start, &raw const shim_guest_end);
-    let words = (end.addr() - start.addr()).div_ceil(8);
-    // SAFETY: the program lies between the two symbols, aligned to words, and
-    // its vectors make it whole ones.
-    unsafe { std::slice::from_raw_parts(start.cast::<u64>(), words) }.to_vec()
+    let bytes = end.addr() - start.addr();
+    // SAFETY: the program lies between the two symbols.
+    unsafe { std::slice::from_raw_parts(start, bytes) }.to_vec()
 }
 
 /// What the guest is told.
@@ -65,7 +64,8 @@ pub enum Order {
 }
 
 impl Order {
-    fn words(self) -> [u64; 4] {
+    /// What the guest reads, word by word, from [`WINDOW`] on.
+    pub fn words(self) -> [u64; 4] {
         match self {
             Order::Load(at) => [0, at, 0, 0],
             Order::Store(at, word) => [1, at, word, 0],
@@ -104,9 +104,7 @@ impl Guest {
     pub fn new(device: &Device, pages: u64, flags: u32) -> Result<Guest> {
         let memory = device.memory(pages)?;
         let mapping = memory.map(0, pages)?;
-        for (at, word) in (0..).step_by(8).zip(program()) {
-            access::write(&mapping, at, word)?;
-        }
+        access::write_all(&mapping, 0, &program())?;
         let vm = device.vm()?;
         vm.bind(RAM, RWX | flags, &memory, 0, pages)?;
         let vcpu = vm.vcpu(0)?;

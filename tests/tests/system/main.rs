@@ -4,8 +4,10 @@
 
 mod attack;
 mod demo;
+mod faults;
 mod liar;
 mod module;
 mod power;
 mod shim;
+mod soak;
 mod stat;

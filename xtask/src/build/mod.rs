@@ -88,7 +88,10 @@ impl Workspace {
             newer_modules: newer.modules.clone(),
             modules: self.paths.modules(),
             vmm: self.paths.vmm(),
+            fault_modules: self.paths.fault_modules(),
             shim_tests: self.paths.shim_tests(),
+            shim_faults: self.paths.shim_faults(),
+            shim_soak: self.paths.shim_soak(),
             liar: self.paths.liar(),
             guest_kernel: newer.image.clone(),
             busybox: setup.busybox()?.to_owned(),
@@ -123,6 +126,8 @@ pub fn build(workspace: &Workspace, setup: &Setup, parts: &[What]) -> Result<()>
         for (package, name, place) in [
             ("escrow-vmm", "escrow", paths.vmm()),
             ("escrow-shim-tests", "shim-tests", paths.shim_tests()),
+            ("escrow-shim-tests", "shim-faults", paths.shim_faults()),
+            ("escrow-shim-tests", "shim-soak", paths.shim_soak()),
             ("escrow-liar", "liar", paths.liar()),
         ] {
             let built = program(workspace, setup, package, name, &place);

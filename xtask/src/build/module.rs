@@ -49,11 +49,14 @@ struct Module {
     source: &'static str,
     /// Package of the Rust half, if there is one.
     rust: Option<&'static str>,
+    /// Whether whatever may fail does so when it is told to; for tests.
+    faults: bool,
 }
 
 const MODULES: &[Module] = &[
-    Module { name: "escrow", source: "host/module", rust: Some("escrow-module") },
-    Module { name: "liar", source: "tests/liar/module", rust: None },
+    Module { name: "escrow", source: "host/module", rust: Some("escrow-module"), faults: false },
+    Module { name: "escrow", source: "host/module", rust: Some("escrow-module"), faults: true },
+    Module { name: "liar", source: "tests/liar/module", rust: None, faults: false },
 ];
 
 impl Module {
@@ -110,10 +113,12 @@ pub fn build(workspace: &Workspace, setup: &Setup) -> Result<()> {
         }
     }
     // Modules for kernels that are gone would go into the initramfs of tests.
-    for entry in fs::read_dir(workspace.paths().modules())? {
-        let entry = entry?;
-        if !kernels.iter().any(|kernel| entry.file_name() == *kernel.release) {
-            fs::remove_dir_all(entry.path())?;
+    for folder in [workspace.paths().modules(), workspace.paths().fault_modules()] {
+        for entry in fs::read_dir(folder)? {
+            let entry = entry?;
+            if !kernels.iter().any(|kernel| entry.file_name() == *kernel.release) {
+                fs::remove_dir_all(entry.path())?;
+            }
         }
     }
     Ok(())
@@ -126,7 +131,11 @@ fn build_for(
     library: Option<&Path>,
 ) -> Result<()> {
     let name = module.name;
-    let work = workspace.paths().module_build(&kernel.release, name);
+    let (folder, place) = match module.faults {
+        true => (format!("{name}-faults"), workspace.paths().fault_modules()),
+        false => (name.to_owned(), workspace.paths().modules()),
+    };
+    let work = workspace.paths().module_build(&kernel.release, &folder);
     let mut changed = module.prepare(workspace, library, &work)?;
     // Another kernel is another module.
     changed |= write_if_changed(&work.join("kernel"), kernel.to_string().as_bytes())?;
@@ -134,9 +143,12 @@ fn build_for(
     if changed || !result.exists() {
         // If this build fails, the next must not take the old one for it.
         let _ = fs::remove_file(&result);
-        let step = Step::start(format!("building {name}.ko for {}", kernel.release));
+        let with = if module.faults { " with faults" } else { "" };
+        let step = Step::start(format!("building {name}.ko{with} for {}", kernel.release));
         // The module builds without a warning, or it does not build.
-        let output = run_quietly(make(&work, kernel)?.args(["KCFLAGS=-Werror", "modules"]))?;
+        let mut make = make(&work, kernel)?;
+        make.args(["KCFLAGS=-Werror", "modules"]).args(module.faults.then_some("ESCROW_FAULTS=1"));
+        let output = run_quietly(&mut make)?;
         // make itself and modpost warn, too.
         let warnings = String::from_utf8_lossy(&output.stderr);
         let warnings: Vec<_> = warnings.lines().filter(|line| !is_known_remark(line)).collect();
@@ -146,7 +158,7 @@ fn build_for(
         step.done();
     }
     let built = fs::read(&result).with_context(|| format!("cannot read {}", result.display()))?;
-    let place = workspace.paths().modules().join(&kernel.release).join(format!("{name}.ko"));
+    let place = place.join(&kernel.release).join(format!("{name}.ko"));
     write_if_changed(&place, &built)?;
     Ok(())
 }
@@ -250,7 +262,7 @@ pub fn check(workspace: &Workspace, setup: &Setup) -> Result<Vec<(PathBuf, Strin
     setup.cross_compiler()?;
     setup.kernel_tools()?;
     let mut said = Vec::new();
-    for module in MODULES {
+    for module in MODULES.iter().filter(|module| !module.faults) {
         let library = module.library(workspace, setup)?;
         for kernel in setup.host_kernels()? {
             let work = workspace.paths().module_build(&kernel.release, module.name);

@@ -12,7 +12,7 @@ use super::advice::madvise_range;
 use super::poison::break_frame;
 use super::uring::Registered;
 use super::{HOSTS, Holder, PIN, fails, refusal};
-use crate::access::{Pin, frame, read, write};
+use crate::access::{write_all, Pin, frame, read, write};
 use crate::guest::{Guest, Order, RAM, program};
 use crate::gunyah::{Device, Exit, PAGE, RWX};
 use crate::tests::{refused, same};
@@ -140,10 +140,8 @@ pub fn one_of_many_is_broken() -> Result<()> {
             same(read(&guest.mapping, other * PAGE + 4088)?, HOSTS + other)?;
         }
         guest.memory.punch(page, 1)?;
-        for (at, word) in
-            (page * PAGE..).step_by(8).zip(program().into_iter().filter(|_| page == 0))
-        {
-            write(&guest.mapping, at, word)?;
+        if page == 0 {
+            write_all(&guest.mapping, 0, &program())?;
         }
         write(&guest.mapping, page * PAGE + 4088, HOSTS + page)?;
     }

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The shim when something fails: see `tests/shim/src/faults`.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use escrow_tests::artefacts;
+use escrow_tests::linux::{Kernel, Linux};
+use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
+
+/// Tests that there are, at least: one that was lost passes as well.
+const AT_LEAST: u32 = 33;
+/// In the module of a build for tests: a record for each place that may fail.
+const SITES: &str = "escrow_faults";
+/// Bytes of a record, `struct escrow_fault_site`.
+const SITE: u64 = 48;
+
+fn modules(folder: &Path) -> impl Iterator<Item = (String, Vec<u8>)> {
+    let folders = fs::read_dir(folder).expect("the modules").flatten();
+    folders.map(|folder| {
+        let release = folder.file_name().to_string_lossy().into_owned();
+        (release, fs::read(folder.path().join("escrow.ko")).expect("a module"))
+    })
+}
+
+/// Places in a module that may fail.
+fn sites(module: &[u8]) -> u64 {
+    let module = object::File::parse(module).expect("a module");
+    module.section_by_name(SITES).map_or(0, |section| section.size() / SITE)
+}
+
+fn faults_on(kernel: Kernel, cpu: &str, smp: u32) {
+    let program = fs::read(&artefacts().shim_faults).expect("the tests of failures");
+    let mut files = vec![("bin/shim-faults".to_owned(), program)];
+    let mut number = None;
+    for (release, module) in modules(&artefacts().fault_modules) {
+        // What only one of the kernels has, it fails on that.
+        number = number.max(Some(sites(&module)));
+        files.push((format!("lib/modules/{release}/escrow.ko"), module));
+    }
+    let number = number.expect("a module for tests");
+    let errors = std::env::var("FAULT_ERRORS").unwrap_or_default();
+    let files: Vec<_> = files.iter().map(|(path, file)| (path.as_str(), file.as_slice())).collect();
+    let script = format!("FAULT_ERRORS={errors} FAULT_SITES={number} exec /bin/shim-faults");
+    let name = format!("faults-{kernel:?}-{cpu}-{smp}");
+    let mut linux = Linux::with_files(&name, cpu, smp, 1024, &script, &files).of(kernel);
+    linux.limit = Duration::from_secs(if errors == "all" { 3600 } else { 300 });
+    let lines = linux.passes();
+    let sum = lines.iter().find_map(|line| line.strip_suffix(" passed, 0 failed"));
+    let passed = sum.and_then(|passed| passed.parse().ok()).unwrap_or(0);
+    assert!(passed >= AT_LEAST, "{passed} tests passed");
+    lines.iter().filter(|line| line.starts_with("memory: ")).for_each(|line| println!("{line}"));
+}
+
+#[test]
+fn on_two_cpus() {
+    faults_on(Kernel::Older, "max", 2);
+}
+
+#[test]
+fn on_the_newer_kernel() {
+    faults_on(Kernel::Newer, "max", 2);
+}
+
+/// What fails on purpose is in no module that is not for tests.
+#[test]
+fn are_in_no_other_module() {
+    let mut seen = 0;
+    for (release, module) in modules(&artefacts().modules) {
+        let parsed = object::File::parse(&*module).expect("a module");
+        assert_eq!(sites(&module), 0, "{release}");
+        let fault = parsed.symbols().find(|s| s.name().is_ok_and(|n| n.contains("escrow_fault")));
+        assert!(fault.is_none(), "{release}: {fault:?}");
+        seen += 1;
+    }
+    assert!(seen > 0, "there are no modules");
+}

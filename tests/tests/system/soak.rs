@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Many lives of VMs, and many processes at once: see `tests/shim/src/soak`.
+//!
+//! `SOAK_CYCLES=10000 SOAK_SECONDS=180 cargo xtask test system -- soak` is the
+//! long one.
+
+use std::env;
+use std::fs;
+use std::time::Duration;
+
+use escrow_tests::artefacts;
+use escrow_tests::linux::{Kernel, Linux};
+
+/// How long a cycle may take, on a machine that does other things as well.
+const CYCLE: Duration = Duration::from_millis(300);
+/// The rest.
+const LIMIT: Duration = Duration::from_secs(200);
+
+fn soak_on(kernel: Kernel, cpu: &str, smp: u32) {
+    let program = fs::read(&artefacts().shim_soak).expect("the soak");
+    let mut settings = String::new();
+    let mut limit = LIMIT;
+    for name in ["SOAK_CYCLES", "SOAK_SECONDS", "SOAK_PROCESSES", "SOAK_SEED"] {
+        let Ok(value) = env::var(name) else { continue };
+        let number: u32 = value.parse().expect("a number");
+        match name {
+            "SOAK_CYCLES" => limit += CYCLE * number,
+            "SOAK_SECONDS" => limit += Duration::from_secs(number.into()),
+            _ => {}
+        }
+        settings += &format!("{name}={value} ");
+    }
+    let script = format!("{settings} exec /bin/shim-soak");
+    let files = [("bin/shim-soak", program.as_slice())];
+    let name = format!("soak-{kernel:?}-{cpu}-{smp}");
+    let mut linux = Linux::with_files(&name, cpu, smp, 1024, &script, &files).of(kernel);
+    linux.limit = limit;
+    let lines = linux.passes();
+    assert!(lines.iter().any(|line| line == "soaked"), "it was not");
+    for line in &lines {
+        if line.starts_with("memory: ") || line.contains(" cycles in ") || line.contains(" lives") {
+            println!("{line}");
+        }
+    }
+}
+
+#[test]
+fn on_two_cpus() {
+    soak_on(Kernel::Older, "max", 2);
+}
+
+#[test]
+fn on_the_newer_kernel() {
+    soak_on(Kernel::Newer, "max", 2);
+}
