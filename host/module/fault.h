@@ -127,10 +127,10 @@ static inline int escrow_real_lock_interruptible(struct mutex *lock)
 	ESCROW_FAULTY(ESCROW_FAULT_ALLOC, "folio_alloc", NULL, \
 		      escrow_real_folio_alloc(flags, order))
 
-#define kfree(block) (kfree)(escrow_fault_gives_up(block))
-#define kvfree(block) (kvfree)(escrow_fault_gives_up(block))
+#define kfree(block) ((kfree)(escrow_fault_gives_up(block)))
+#define kvfree(block) ((kvfree)(escrow_fault_gives_up(block)))
 #define free_pages_exact(block, size)			\
-	(free_pages_exact)((void *)escrow_fault_gives_up(block), size)
+	((free_pages_exact)((void *)escrow_fault_gives_up(block), size))
 #define free_page(page)					\
 	escrow_real_free_page((unsigned long)escrow_fault_gives_up((void *)(page)))
 
