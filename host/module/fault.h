@@ -9,7 +9,6 @@
 #define ESCROW_FAULT_H
 
 #include <linux/anon_inodes.h>
-#include <linux/arm-smccc.h>
 #include <linux/err.h>
 #include <linux/file.h>
 #include <linux/gfp.h>
@@ -40,7 +39,6 @@ struct escrow_fault_site {
 
 /* fault.c */
 bool escrow_fault_fails(struct escrow_fault_site *site);
-void escrow_fault_hvc(const struct arm_smccc_1_2_regs *args, struct arm_smccc_1_2_regs *results);
 void *escrow_fault_got(void *block);
 const void *escrow_fault_gives_up(const void *block);
 
@@ -160,7 +158,5 @@ static inline int escrow_real_lock_interruptible(struct mutex *lock)
 #define mutex_lock_interruptible(lock)			\
 	ESCROW_FAULTY(ESCROW_FAULT_LOCK, "mutex_lock_interruptible", -EINTR, \
 		      escrow_real_lock_interruptible(lock))
-
-#define arm_smccc_1_2_hvc escrow_fault_hvc
 
 #endif
