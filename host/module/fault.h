@@ -78,9 +78,9 @@ static inline unsigned long escrow_real_zeroed_page(gfp_t flags)
 	return get_zeroed_page(flags);
 }
 
-static inline struct folio *escrow_real_folio_alloc(gfp_t flags, unsigned int order)
+static inline struct page *escrow_real_pages(gfp_t flags, unsigned int order)
 {
-	return folio_alloc(flags, order);
+	return alloc_pages(flags, order);
 }
 
 static inline void escrow_real_free_page(unsigned long page)
@@ -99,7 +99,7 @@ static inline int escrow_real_lock_interruptible(struct mutex *lock)
 #undef kvcalloc
 #undef alloc_pages_exact
 #undef get_zeroed_page
-#undef folio_alloc
+#undef alloc_pages
 #undef free_page
 #undef mutex_lock_interruptible
 
@@ -121,9 +121,9 @@ static inline int escrow_real_lock_interruptible(struct mutex *lock)
 #define get_zeroed_page(flags)				\
 	((unsigned long)ESCROW_BLOCK("get_zeroed_page", (void *)escrow_real_zeroed_page(flags)))
 /* Others may hold the last reference, so folios are not counted. */
-#define folio_alloc(flags, order)			\
-	ESCROW_FAULTY(ESCROW_FAULT_ALLOC, "folio_alloc", NULL, \
-		      escrow_real_folio_alloc(flags, order))
+#define alloc_pages(flags, order)			\
+	ESCROW_FAULTY(ESCROW_FAULT_ALLOC, "alloc_pages", NULL, \
+		      escrow_real_pages(flags, order))
 
 #define kfree(block) ((kfree)(escrow_fault_gives_up(block)))
 #define kvfree(block) ((kvfree)(escrow_fault_gives_up(block)))

@@ -41,15 +41,16 @@ int escrow_mem_fetch(struct escrow_mem *mem, struct escrow_folio *ef)
 }
 
 /* Another VM that the folio was lent to may have given it up, or died. */
-static void escrow_mem_recall(struct escrow_mem *mem, const struct escrow_vm *vm,
+static int escrow_mem_recall(struct escrow_mem *mem, const struct escrow_vm *vm,
 			      struct escrow_folio *ef)
 {
 	u64 borrower, guest;
 
+	if (escrow_rs_folio_borrower(&ef->state, &borrower, &guest) != ESCROW_LENT ||
+	    borrower == vm->handle)
+		return 0;
 	/* If it stays where it is, giving it away says so. */
-	if (escrow_rs_folio_borrower(&ef->state, &borrower, &guest) == ESCROW_LENT &&
-	    borrower != vm->handle)
-		escrow_mem_fetch(mem, ef);
+	return escrow_mem_fetch(mem, ef) == -ENOMEM ? -ENOMEM : 0;
 }
 
 /*
@@ -174,7 +175,9 @@ static int escrow_mem_give_locked(struct escrow_mem *mem, struct escrow_vm *vm,
 			escrow_mem_refused(mem, ef, &refusal);
 			return -EAGAIN;
 		}
-		escrow_mem_recall(mem, vm, ef);
+		err = escrow_mem_recall(mem, vm, ef);
+		if (err)
+			return err;
 		if (escrow_rs_place_takes(place, (u64)ef->index << PAGE_SHIFT,
 					  folio_size(ef->folio), &guest))
 			continue;
@@ -261,9 +264,10 @@ int escrow_mem_give_one(struct escrow_vm *vm, const struct escrow_place *place, 
 	}
 
 	folio_lock(ef->folio);
-	escrow_mem_recall(mem, vm, ef);
+	err = escrow_mem_recall(mem, vm, ef);
 	escrow_batch_reset(batch);
-	err = escrow_mem_prepare(mem, vm, place, ef, at, batch);
+	if (!err)
+		err = escrow_mem_prepare(mem, vm, place, ef, at, batch);
 	if (err >= 0)
 		err = escrow_mem_hand_over(mem, vm, place, batch);
 	folio_unlock(ef->folio);

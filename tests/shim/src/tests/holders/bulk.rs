@@ -12,7 +12,7 @@ use super::advice::madvise_range;
 use super::poison::break_frame;
 use super::uring::Registered;
 use super::{HOSTS, Holder, PIN, fails, refusal};
-use crate::access::{write_all, Pin, frame, read, write};
+use crate::access::{Pin, frame, read, write, write_all};
 use crate::guest::{Guest, Order, RAM, program};
 use crate::gunyah::{Device, Exit, PAGE, RWX};
 use crate::tests::{refused, same};
