@@ -42,7 +42,7 @@ int escrow_mem_fetch(struct escrow_mem *mem, struct escrow_folio *ef)
 
 /* Another VM that the folio was lent to may have given it up, or died. */
 static int escrow_mem_recall(struct escrow_mem *mem, const struct escrow_vm *vm,
-			      struct escrow_folio *ef)
+			     struct escrow_folio *ef)
 {
 	u64 borrower, guest;
 
