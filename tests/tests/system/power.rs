@@ -9,8 +9,9 @@ use escrow_tests::artefacts;
 use escrow_tests::linux::{Kernel, Linux};
 use xtask::initramfs::Archive;
 
-/// Without 52-bit addresses: where a CPU has them, Debian's 6.12 has an oops in
-/// `kexec_load` itself (`trans_pgd_create_copy`), or the next kernel says nothing.
+/// On CPUs of type `max`, kexec was seen to fail: an oops of 6.12 in `kexec_load`
+/// itself (`trans_pgd_create_copy`), or a next kernel that says nothing. Whether
+/// Escrow has a part in that is not known; it has not been tried without.
 const CPU: &str = "cortex-a76";
 /// Pages that the guest has.
 const PAGES: u32 = 1000;
