@@ -8,8 +8,8 @@ use std::fs;
 use escrow_tests::artefacts;
 use escrow_tests::linux::{Kernel, Linux};
 
-/// How often it is loaded.
-const TIMES: u32 = 50;
+/// How often it is loaded, twice.
+const TIMES: u32 = 25;
 
 fn comes_and_goes_on(kernel: Kernel) {
     let script = format!(
@@ -42,10 +42,12 @@ fn comes_and_goes_on(kernel: Kernel) {
         settle() {{ while escrow info | grep -q '^VMs besides the host *[1-9]'; do :; done; }}
         settle
         for i in $(seq 5); do round || exit 1; settle; done
-        before=$(used)
+        first=$(used)
         for i in $(seq {TIMES}); do round || exit 1; settle; done
-        after=$(used)
-        echo \"memory of the kernel: $before $after\"
+        second=$(used)
+        for i in $(seq {TIMES}); do round || exit 1; settle; done
+        third=$(used)
+        echo \"memory of the kernel: $first $second $third\"
         grep -c . /proc/slabinfo
         echo came and went"
     );
@@ -58,10 +60,12 @@ fn comes_and_goes_on(kernel: Kernel) {
     assert!(has("kept: device") && has("kept: guest") && has("came and went"));
     assert!(has(env!("CARGO_PKG_VERSION")), "the module's version");
     let memory = lines.iter().find_map(|line| line.strip_prefix("memory of the kernel: "));
-    let mut memory = memory.expect("a line").split(' ').map(|kib| kib.parse::<i64>().expect("KiB"));
-    let (before, after) = (memory.next().expect("before"), memory.next().expect("after"));
-    // A page lost in each round would be 200 KiB.
-    assert!(after - before < i64::from(TIMES) * 4, "{before} KiB before, {after} after");
+    let used: Vec<i64> =
+        memory.expect("a line").split(' ').map(|kib| kib.parse().expect("KiB")).collect();
+    // What is lost in a round is lost in every one; the rest of the kernel takes and gives
+    // as it likes, but hardly so both times. A page in each round would be 100 KiB.
+    let lost = used.windows(2).map(|pair| pair[1] - pair[0]).min().expect("two differences");
+    assert!(lost < i64::from(TIMES) * 4, "{used:?} KiB");
 }
 
 #[test]
