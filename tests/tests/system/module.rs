@@ -8,7 +8,7 @@ use std::fs;
 use escrow_tests::artefacts;
 use escrow_tests::linux::{Kernel, Linux};
 
-/// How often it is loaded, twice.
+/// How often it is loaded before memory is first looked at, and between looks.
 const TIMES: u32 = 25;
 
 fn comes_and_goes_on(kernel: Kernel) {
@@ -41,7 +41,7 @@ fn comes_and_goes_on(kernel: Kernel) {
         }}
         settle() {{ while escrow info | grep -q '^VMs besides the host *[1-9]'; do :; done; }}
         settle
-        for i in $(seq 5); do round || exit 1; settle; done
+        for i in $(seq {TIMES}); do round || exit 1; settle; done
         first=$(used)
         for i in $(seq {TIMES}); do round || exit 1; settle; done
         second=$(used)
