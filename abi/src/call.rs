@@ -59,6 +59,25 @@ pub const HYP_IDENTIFY: u32 = vendor(0x00);
 /// (bit 15), variant (bits 63:56) `'E'` for Escrow.
 pub const IDENTIFY_INFO: u64 = (b'E' as u64) << 56 | 1 << 15 | 1;
 
+/// Rings a doorbell. doorbell handle, flags to set, 0 → `x1`: the flags before
+///
+/// A doorbell has 64 flags and two masks. When flags that the enable mask lets
+/// through are set, it rings, and those of the ack mask are cleared again. It
+/// rings until one of the other calls finds no enabled flag set. Its VM's vCPU 0
+/// has an interrupt pending as long as any doorbell of its VM rings, and a WFI
+/// of it is over; whoever keeps that vCPU asleep, or runs it, has to wake it and to
+/// interrupt its run.
+///
+/// The host names a doorbell by its handle, the guest that has it by its label.
+/// The guest makes all of these calls but this one.
+pub const BELL_SEND: u32 = vendor(0x12);
+/// Clears flags. doorbell, flags to clear (not 0), 0 → `x1`: the flags before
+pub const BELL_RECEIVE: u32 = vendor(0x13);
+/// Clears all flags and the ack mask, and enables all flags. doorbell, 0
+pub const BELL_RESET: u32 = vendor(0x14);
+/// Sets the masks. doorbell, enable mask, ack mask, 0
+pub const BELL_SET_MASK: u32 = vendor(0x15);
+
 /// Runs a vCPU until something needs its host. See [`crate::run`].
 /// vCPU handle, three words of resume data, 0 → state, three words of data
 pub const VCPU_RUN: u32 = vendor(0x65);
@@ -202,6 +221,17 @@ pub const RIGHT_SHARE: u64 = 1 << 0;
 pub const RIGHT_LEND: u64 = 1 << 1;
 /// The holder may donate pages to the VM.
 pub const RIGHT_DONATE: u64 = 1 << 2;
+
+/// Gives a VM, created or started, a doorbell. VM handle, label (32 bits) → doorbell handle
+///
+/// All flags are clear and enabled, none is acknowledged by itself. It lives as
+/// long as its VM. [`Error::Denied`](crate::Error::Denied) if the VM has one
+/// with that label, [`Error::TableFull`](crate::Error::TableFull) if it has
+/// [`DOORBELLS_MAX`] of them.
+pub const BELL_CREATE: u32 = vendor(0x150);
+
+/// Doorbells that a VM can have.
+pub const DOORBELLS_MAX: usize = 64;
 
 /// A counter of the ledger. `INFO_*` selector, a
 /// [`FrameState`](crate::FrameState) for `INFO_PAGES` and 0 for the others → value

@@ -7,6 +7,8 @@ pub enum HandleKind {
     Vm,
     /// A virtual CPU.
     Vcpu,
+    /// A doorbell.
+    Doorbell,
 }
 
 /// A name for an object of EL2's. Callers pass it back and do not look inside.
@@ -18,9 +20,9 @@ pub enum HandleKind {
 /// | bits | meaning |
 /// | --- | --- |
 /// | 63:24 | generation, from 1: never used twice for one slot |
-/// | 23:20 | kind: 1 VM, 2 vCPU |
+/// | 23:20 | kind: 1 VM, 2 vCPU, 3 doorbell |
 /// | 19:8 | the VM's slot |
-/// | 7:0 | the vCPU's index, 0 for a VM |
+/// | 7:0 | the vCPU's or doorbell's index, 0 for a VM |
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Handle {
     /// How many objects have lived in the slot, this one included.
@@ -29,8 +31,8 @@ pub struct Handle {
     pub kind: HandleKind,
     /// The VM's slot, 0 to 4095.
     pub slot: u16,
-    /// The vCPU's index in its VM.
-    pub vcpu: u8,
+    /// The vCPU's or doorbell's index in its VM.
+    pub index: u8,
 }
 
 impl Handle {
@@ -49,11 +51,12 @@ impl Handle {
         let kind = match self.kind {
             HandleKind::Vm => 1,
             HandleKind::Vcpu => 2,
+            HandleKind::Doorbell => 3,
         };
         self.generation << 24
             | kind << 20
             | ((self.slot & 0xfff) as u64) << Self::SLOT_SHIFT
-            | self.vcpu as u64
+            | self.index as u64
     }
 
     /// Unpacks a register; `None` if no handle looks like that.
@@ -61,14 +64,15 @@ impl Handle {
         let kind = match value >> 20 & 0xf {
             1 => HandleKind::Vm,
             2 => HandleKind::Vcpu,
+            3 => HandleKind::Doorbell,
             _ => return None,
         };
-        let vcpu = value as u8;
+        let index = value as u8;
         let generation = value >> 24;
-        if generation == 0 || (matches!(kind, HandleKind::Vm) && vcpu != 0) {
+        if generation == 0 || (matches!(kind, HandleKind::Vm) && index != 0) {
             return None;
         }
-        Some(Handle { generation, kind, slot: (value >> Self::SLOT_SHIFT & 0xfff) as u16, vcpu })
+        Some(Handle { generation, kind, slot: (value >> Self::SLOT_SHIFT & 0xfff) as u16, index })
     }
 }
 
@@ -78,11 +82,11 @@ mod tests {
 
     #[test]
     fn registers_round_trip() {
-        for kind in [HandleKind::Vm, HandleKind::Vcpu] {
+        for kind in [HandleKind::Vm, HandleKind::Vcpu, HandleKind::Doorbell] {
             for generation in [1, 2, Handle::GENERATION_MAX] {
                 for slot in [0, 1, 0xfff] {
-                    let vcpu = if kind == HandleKind::Vm { 0 } else { 31 };
-                    let handle = Handle { generation, kind, slot, vcpu };
+                    let index = if kind == HandleKind::Vm { 0 } else { 31 };
+                    let handle = Handle { generation, kind, slot, index };
                     assert_eq!(Handle::from_register(handle.to_register()), Some(handle));
                 }
             }
@@ -91,7 +95,7 @@ mod tests {
 
     #[test]
     fn noise_is_no_handle() {
-        for value in [0, u64::MAX, 1 << 20, 3 << 20 | 1 << 24, 1 << 24 | 1 << 20 | 1] {
+        for value in [0, u64::MAX, 1 << 20, 4 << 20 | 1 << 24, 1 << 24 | 1 << 20 | 1] {
             assert_eq!(Handle::from_register(value), None, "{value:#x}");
         }
     }

@@ -98,7 +98,7 @@ impl Capabilities {
         self.numbers += 1;
         let number = self.numbers;
         self.table[place] = Some(Capability { number, ..capability });
-        Ok(Handle { generation: number, kind: HandleKind::Vm, slot: place as u16, vcpu: 0 })
+        Ok(Handle { generation: number, kind: HandleKind::Vm, slot: place as u16, index: 0 })
     }
 
     /// The capability that a handle names.
@@ -189,11 +189,11 @@ mod tests {
         let table = Capabilities::new();
         assert_eq!(table.get(0), Err(Error::HandleNull));
         assert_eq!(table.get(Handle::HOST), Err(Error::HandleNull));
-        let vcpu = Handle { generation: 1, kind: HandleKind::Vcpu, slot: 0, vcpu: 0 };
+        let vcpu = Handle { generation: 1, kind: HandleKind::Vcpu, slot: 0, index: 0 };
         assert_eq!(table.get(vcpu.to_register()), Err(Error::HandleType));
-        let far = Handle { generation: 1, kind: HandleKind::Vm, slot: 16, vcpu: 0 };
+        let far = Handle { generation: 1, kind: HandleKind::Vm, slot: 16, index: 0 };
         assert_eq!(table.get(far.to_register()), Err(Error::HandleNull));
-        let none = Handle { generation: 1, kind: HandleKind::Vm, slot: 3, vcpu: 0 };
+        let none = Handle { generation: 1, kind: HandleKind::Vm, slot: 3, index: 0 };
         assert_eq!(table.get(none.to_register()), Err(Error::HandleRevoked));
     }
 }

@@ -343,7 +343,7 @@ impl DerefMut for Run<'_> {
 
 /// The handle of a VM in a slot.
 pub const fn vm_handle(slot: usize, generation: u64) -> Handle {
-    Handle { generation, kind: HandleKind::Vm, slot: slot as u16, vcpu: 0 }
+    Handle { generation, kind: HandleKind::Vm, slot: slot as u16, index: 0 }
 }
 
 /// Guest addresses declared as memory.

@@ -195,7 +195,7 @@ impl<M: Machine> Hypervisor<M> {
         };
         self.machine.place_vcpu(page, Vcpu::new(index as u8));
         slot.set_vcpu(index as u8, page);
-        let vcpu = Handle { kind: HandleKind::Vcpu, vcpu: index as u8, ..handle };
+        let vcpu = Handle { kind: HandleKind::Vcpu, index: index as u8, ..handle };
         Ok(vcpu.to_register())
     }
 
@@ -209,7 +209,7 @@ impl<M: Machine> Hypervisor<M> {
         if vm.life != Life::Created {
             return Err(Error::Denied.into());
         }
-        let page = slot.vcpu(handle.vcpu).ok_or(Error::HandleRevoked)?;
+        let page = slot.vcpu(handle.index).ok_or(Error::HandleRevoked)?;
         // Nobody else holds it: the VM's lock is held and it never ran.
         let mut cell = self.machine.vcpu(page).lock();
         let ok = match (register >> 8, register & 0xff) {
@@ -258,7 +258,7 @@ impl<M: Machine> Hypervisor<M> {
             let ended = vm.life == Life::Ending;
             return Err(if ended { Error::HandleRevoked } else { Error::Denied }.into());
         };
-        let page = slot.vcpu(handle.vcpu).ok_or(Error::HandleRevoked)?;
+        let page = slot.vcpu(handle.index).ok_or(Error::HandleRevoked)?;
         if let Some(reason) = slot.down() {
             return Err(NoRun::Down(reason));
         }

@@ -179,7 +179,7 @@ impl World<'_> {
     /// What a guest may write into X1 to name another VM, and which that is.
     pub fn target(&mut self, of: &Member) -> (Target, u64, Option<VmId>) {
         if of.capabilities.is_empty() || self.random.below(6) == 0 {
-            let vcpu = Handle { generation: 1, kind: HandleKind::Vcpu, slot: 1, vcpu: 0 };
+            let vcpu = Handle { generation: 1, kind: HandleKind::Vcpu, slot: 1, index: 0 };
             return self.random.pick(&[
                 (Target::Host, Handle::HOST, None),
                 (Target::Host, Handle::HOST, None),
