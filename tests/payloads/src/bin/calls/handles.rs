@@ -128,11 +128,11 @@ fn vcpus_that_were_never_made(host: &mut Host) -> Outcome {
     let agent = Agent::start(host)?;
     let handle = unpack(agent.vcpu)?;
     for vcpu in [1, 31] {
-        let value = Handle { vcpu, ..handle }.to_register();
+        let value = Handle { index: vcpu, ..handle }.to_register();
         refuses(call::VCPU_RUN, &[value, 0, 0, 0], refusal(Error::HandleRevoked))?;
     }
     for vcpu in [32, 255] {
-        let value = Handle { vcpu, ..handle }.to_register();
+        let value = Handle { index: vcpu, ..handle }.to_register();
         refuses(call::VCPU_RUN, &[value, 0, 0, 0], refusal(Error::HandleRevoked))?;
     }
     host.end(agent.vm)
