@@ -61,21 +61,34 @@ pub const IDENTIFY_INFO: u64 = (b'E' as u64) << 56 | 1 << 15 | 1;
 
 /// Rings a doorbell. doorbell handle, flags to set, 0 → `x1`: the flags before
 ///
-/// A doorbell has 64 flags and two masks. When flags that the enable mask lets
-/// through are set, it rings, and those of the ack mask are cleared again. It
-/// rings until one of the other calls finds no enabled flag set. Its VM's vCPU 0
-/// has an interrupt pending as long as any doorbell of its VM rings, and a WFI
-/// of it is over; whoever keeps that vCPU asleep, or runs it, has to wake it and to
-/// interrupt its run.
+/// A doorbell has 64 flags and two masks. When flags are set, and one that is set now
+/// is enabled, it rings, and those of the ack mask are cleared again. It rings until one
+/// of the other calls leaves no enabled flag set, which after an acknowledgement is the
+/// next of them. Gunyah gives an edge even when no enabled flag is set; here, where no
+/// interrupt controller would keep it, such flags wait for a mask that enables them.
 ///
-/// The host names a doorbell by its handle, the guest that has it by its label.
-/// The guest makes all of these calls but this one.
+/// As long as any doorbell of its VM rings, vCPU 0 has a virtual IRQ pending, which
+/// PSTATE.I masks, and neither WFI nor CPU_SUSPEND of it waits. That is seen when a run
+/// of the vCPU begins, when the guest makes one of these calls and when it waits: so
+/// whoever rings has to wake a host's thread that sleeps in the vCPU's place, and to
+/// interrupt the CPU that is inside its run. Noting before [`VCPU_RUN`] that a wait that
+/// it ends with ([`run::EXPECTS_WAKEUP`](crate::run::EXPECTS_WAKEUP)) is to be woken,
+/// and looking at that note after this call, loses none.
+///
+/// The host names a doorbell by its handle, the guest that has it by its label, 32 bits
+/// ([`Error::HandleNull`](crate::Error::HandleNull) if it has none with that one). The
+/// guest makes all of these calls but this one
+/// ([`Error::Denied`](crate::Error::Denied)). Of the registers behind the arguments, a
+/// guest's calls about doorbells look at the one with the 0 below and at no other.
 pub const BELL_SEND: u32 = vendor(0x12);
 /// Clears flags. doorbell, flags to clear (not 0), 0 → `x1`: the flags before
 pub const BELL_RECEIVE: u32 = vendor(0x13);
-/// Clears all flags and the ack mask, and enables all flags. doorbell, 0
+/// Clears all flags and the ack mask, and enables all flags: it is as it was made.
+/// doorbell, 0
 pub const BELL_RESET: u32 = vendor(0x14);
 /// Sets the masks. doorbell, enable mask, ack mask, 0
+///
+/// If a flag that is set is enabled now, it rings as after [`BELL_SEND`].
 pub const BELL_SET_MASK: u32 = vendor(0x15);
 
 /// Runs a vCPU until something needs its host. See [`crate::run`].

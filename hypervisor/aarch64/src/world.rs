@@ -53,6 +53,9 @@ const TIMER_IMASK: u64 = 1 << 1;
 /// `HCR_EL2.APK` and `API`: pointer authentication is not trapped.
 const HCR_PAUTH: u64 = 1 << 40 | 1 << 41;
 
+/// `HCR_EL2.VI`: a virtual IRQ is pending. The guest takes it when its PSTATE lets it.
+const HCR_VI: u64 = 1 << 7;
+
 // What vectors.S and switch.S rely on.
 const _: () = {
     use core::mem::offset_of;
@@ -84,6 +87,9 @@ pub(crate) unsafe fn run(
     }
     // SAFETY: as granted, and the host's state is in the CPU.
     let timer_held_back = unsafe { enter(cpu, *run.context(), &mut run) };
+    if run.has_interrupt() {
+        set_interrupt(true);
+    }
     let mut aside = None;
 
     let answer = loop {
@@ -123,6 +129,7 @@ pub(crate) unsafe fn run(
         };
         match next {
             Next::Enter => {}
+            Next::EnterWith { interrupt } => set_interrupt(interrupt),
             Next::Inject(exception) => {
                 // SAFETY: as granted, and the registers in the CPU are the
                 // guest's.
@@ -209,7 +216,7 @@ unsafe fn lend(cpu: *mut PerCpu, run: &mut Run<'_>, aside: &mut Option<fp::Aside
         return false;
     }
     // SAFETY: the keys are still the host's.
-    unsafe { lend_keys(&mut (*cpu).host, run, guest) };
+    unsafe { lend_keys(&mut (*cpu).host, run) };
     true
 }
 
@@ -239,7 +246,7 @@ unsafe fn enter(cpu: *mut PerCpu, context: Stage2Context, vcpu: &mut Vcpu) -> bo
     trace::event(|| Event::Isb);
     if vcpu.pauth {
         // SAFETY: the keys are the host's.
-        unsafe { lend_keys(host, vcpu, controls) };
+        unsafe { lend_keys(host, vcpu) };
     }
     let this = ptr::from_ref(vcpu);
     if *last_vcpu != this {
@@ -350,16 +357,24 @@ fn wants_keys(esr: u64) -> bool {
 ///
 /// # Safety
 ///
-/// The keys in the CPU are the host's.
+/// The keys in the CPU are the host's, the controls are the guest's.
 #[inline(never)]
-unsafe fn lend_keys(host: &mut HostRegisters, run: &mut Vcpu, guest: &Controls) {
+unsafe fn lend_keys(host: &mut HostRegisters, run: &mut Vcpu) {
     run.pauth = true;
     // SAFETY: as granted.
     unsafe {
         escrow_save_keys(&mut host.el1.keys);
         escrow_load_keys(&run.el1.keys);
     }
-    HCR_EL2::write(guest.hcr | HCR_PAUTH);
+    HCR_EL2::write(HCR_EL2::read() | HCR_PAUTH);
+}
+
+/// Gives the guest whose state is in the CPU a virtual interrupt, or takes it away. The
+/// host's own controls have none, so it is gone with the run.
+#[cold]
+fn set_interrupt(pending: bool) {
+    let others = HCR_EL2::read() & !HCR_VI;
+    HCR_EL2::write(if pending { others | HCR_VI } else { others });
 }
 
 /// Stores the guest's timer.

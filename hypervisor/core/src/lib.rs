@@ -13,6 +13,7 @@
 
 pub mod addr;
 pub mod capability;
+pub mod doorbell;
 pub mod hypervisor;
 pub mod ledger;
 pub mod machine;

@@ -19,6 +19,7 @@ use spin::mutex::{TicketMutex, TicketMutexGuard};
 
 use crate::addr::{Ipa, PhysAddr};
 use crate::capability::Capabilities;
+use crate::doorbell::Doorbells;
 use crate::ledger::VmId;
 use crate::stage2::{GuestMap, PagePool, Stage2Context};
 use crate::vcpu::Vcpu;
@@ -132,7 +133,7 @@ impl Vm {
     }
 
     /// No call but the one for its end is to name it any more.
-    pub fn end(&mut self) {
+    fn end(&mut self) {
         self.life = Life::Ending;
         self.live_handle = 0;
     }
@@ -164,6 +165,7 @@ pub struct Slot {
     /// The vCPUs' pages; 0 where there is none.
     vcpus: [AtomicU64; MAX_VCPUS],
     vttbr: AtomicU64,
+    doorbells: Doorbells,
 }
 
 impl Default for Slot {
@@ -183,6 +185,7 @@ impl Slot {
             down: AtomicU64::new(0),
             vcpus: [const { AtomicU64::new(0) }; MAX_VCPUS],
             vttbr: AtomicU64::new(0),
+            doorbells: Doorbells::new(),
         }
     }
 
@@ -201,6 +204,7 @@ impl Slot {
         for page in &self.vcpus {
             page.store(0, Ordering::Relaxed);
         }
+        self.doorbells.open(generation);
     }
 
     /// Notes that the VM is dead. Needs the VM's lock.
@@ -228,6 +232,14 @@ impl Slot {
     pub fn stop_runs(&self) -> bool {
         self.running_generation.store(0, Ordering::SeqCst);
         self.runs.load(Ordering::SeqCst) == 0
+    }
+
+    /// Ends the VM: its handles are worth nothing any more, its doorbells are gone,
+    /// and no run begins. `true` if none is under way either.
+    pub fn end(&self, vm: &mut Vm) -> bool {
+        vm.end();
+        self.doorbells.close();
+        self.stop_runs()
     }
 
     /// Whether runs of the VM were stopped.
@@ -262,6 +274,12 @@ impl Slot {
         if let Some(slot) = self.vcpus.get(index as usize) {
             slot.store(page.0, Ordering::Relaxed);
         }
+    }
+
+    /// The VM's doorbells.
+    #[inline(always)]
+    pub fn doorbells(&self) -> &Doorbells {
+        &self.doorbells
     }
 
     /// `VTTBR_EL2` of the VM.
@@ -324,6 +342,23 @@ impl<'a> Run<'a> {
     /// The VM's slot.
     pub fn slot(&self) -> &'a Slot {
         self.entered.slot
+    }
+
+    /// Whether the vCPU has a virtual interrupt pending: the first one has, as long as a
+    /// doorbell of its VM rings.
+    #[inline(always)]
+    pub fn has_interrupt(&self) -> bool {
+        self.entered.slot.doorbells.is_ringing() && self.takes_interrupts()
+    }
+
+    /// Whether the vCPU, which is about to wait for an interrupt, has one pending.
+    #[inline(always)]
+    pub(crate) fn has_interrupt_to_wait_for(&self) -> bool {
+        self.entered.slot.doorbells.is_ringing_for_sleeper() && self.takes_interrupts()
+    }
+
+    fn takes_interrupts(&self) -> bool {
+        self.vcpu.affinity() == Vcpu::affinity_of(0)
     }
 }
 

@@ -11,6 +11,12 @@ pub enum Argument {
     Vm,
     /// A vCPU's handle.
     Vcpu,
+    /// A doorbell's handle.
+    Doorbell,
+    /// What a guest calls a doorbell: 32 bits.
+    Label,
+    /// Flags, of which there must be some.
+    Flags,
     /// The address of a list; its count follows.
     List,
     /// How many entries the list before it has.
@@ -72,8 +78,8 @@ const fn shape(function: u32, arguments: &'static [Argument]) -> Shape {
 }
 
 use Argument::{
-    Any, Count, Detail, Guest, Index, Key, List, Object, OfGuest, Physical, Register, Rights,
-    Selector, Size, Vcpu, Vm,
+    Any, Count, Detail, Doorbell, Flags, Guest, Index, Key, Label, List, Object, OfGuest, Physical,
+    Register, Rights, Selector, Size, Vcpu, Vm,
 };
 
 /// All calls of the host's but [`call::HYP_IDENTIFY`].
@@ -96,6 +102,11 @@ pub const CALLS: &[Shape] = &[
     shape(call::MEM_POISON, &[List, Count]),
     shape(call::CAP_GRANT, &[Vm, Object, Rights, Guest, Size]),
     shape(call::CAP_REVOKE, &[Vm, OfGuest]),
+    shape(call::BELL_CREATE, &[Vm, Label]),
+    shape(call::BELL_SEND, &[Doorbell, Any]),
+    shape(call::BELL_RECEIVE, &[Doorbell, Flags]),
+    shape(call::BELL_RESET, &[Doorbell]),
+    shape(call::BELL_SET_MASK, &[Doorbell, Any, Any]),
     shape(call::LEDGER_INFO, &[Selector, Detail]),
     shape(call::FRAME_INFO, &[Physical]),
 ];

@@ -8,6 +8,7 @@ use super::memory::Give;
 use super::take::Take;
 use super::{Hypervisor, Refusal, Scratch};
 use crate::addr::PhysAddr;
+use crate::doorbell::Action;
 use crate::ledger::VmId;
 use crate::machine::{Machine, Note};
 use crate::vm::Run;
@@ -110,6 +111,13 @@ impl<M: Machine> Hypervisor<M> {
             call::MEM_POISON => self.host_takes(scratch, Take::Poison, a, b).map(done),
             call::CAP_GRANT => self.cap_grant(a, b, c, d, e).map(one),
             call::CAP_REVOKE => self.cap_revoke(a, b).map(done),
+            call::BELL_CREATE => self.bell_create(a, b).map(one),
+            call::BELL_SEND => self.bell(a, Action::Send(b)).map(one),
+            call::BELL_RECEIVE => self.bell(a, Action::Receive(b)).map(one),
+            call::BELL_RESET => self.bell(a, Action::Reset).map(|_| [0; 4]),
+            call::BELL_SET_MASK => {
+                self.bell(a, Action::SetMask { enable: b, ack: c }).map(|_| [0; 4])
+            }
             call::LEDGER_INFO => self.ledger_info(a, b).map(one),
             _ => self.frame_info(a).map(one),
         };
@@ -137,7 +145,9 @@ impl<M: Machine> Hypervisor<M> {
 /// the host.
 const fn arguments(function: u32) -> Option<usize> {
     Some(match function {
-        call::VM_START | call::VM_DESTROY | call::VM_INFO | call::FRAME_INFO => 1,
+        call::VM_START | call::VM_DESTROY | call::VM_INFO | call::FRAME_INFO | call::BELL_RESET => {
+            1
+        }
         call::VM_CREATE
         | call::VCPU_CREATE
         | call::MEM_UNSHARE
@@ -145,12 +155,16 @@ const fn arguments(function: u32) -> Option<usize> {
         | call::MEM_TAKE_BACK
         | call::MEM_POISON
         | call::CAP_REVOKE
+        | call::BELL_CREATE
+        | call::BELL_SEND
+        | call::BELL_RECEIVE
         | call::LEDGER_INFO => 2,
         call::VM_TOP_UP
         | call::VCPU_SET_REGISTER
         | call::MEM_SHARE
         | call::MEM_LEND
-        | call::MEM_DONATE => 3,
+        | call::MEM_DONATE
+        | call::BELL_SET_MASK => 3,
         call::VM_CONFIGURE => 4,
         call::CAP_GRANT => 5,
         _ => return None,

@@ -5,6 +5,7 @@
 
 mod calls;
 mod capabilities;
+mod doorbells;
 pub(crate) mod guest_calls;
 mod lend_one;
 mod list;

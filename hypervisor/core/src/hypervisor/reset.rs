@@ -25,8 +25,7 @@ impl<M: Machine> Hypervisor<M> {
         for (number, slot) in (0..).zip(&self.slots).skip(1) {
             let mut vm = slot.lock();
             if vm.is_alive() {
-                vm.end();
-                if slot.stop_runs() {
+                if slot.end(&mut vm) {
                     self.bury(VmId::new(number), slot, &mut vm);
                 } else {
                     running = true;

@@ -148,8 +148,7 @@ impl<M: Machine> Hypervisor<M> {
 
     pub(super) fn vm_destroy(&self, vm: u64) -> Result<(), Refusal> {
         let (handle, slot, mut vm) = self.lock_named(vm, HandleKind::Vm)?;
-        vm.end();
-        if !slot.stop_runs() {
+        if !slot.end(&mut vm) {
             return Err(Error::Busy.into());
         }
         self.bury(VmId::new(handle.slot), slot, &mut vm);

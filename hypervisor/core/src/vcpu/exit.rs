@@ -82,7 +82,7 @@ impl Abort {
 }
 
 impl Vcpu {
-    /// Decodes an exit. General registers and the timer must be up to date,
+    /// Decodes an exit other than by an instruction that waits ([`Self::wait`]). General registers and the timer must be up to date,
     /// and so must `SCTLR_EL1` when the exit is an abort.
     #[inline(always)]
     pub fn decode(&mut self, exit: GuestExit, ids: &GuestIds) -> Outcome {
@@ -98,37 +98,38 @@ impl Vcpu {
                 self.skip_instruction();
                 self.call(esr)
             }
-            Ec::WAIT => self.wait(esr),
             Ec::SYSTEM => self.system(esr, ids),
             // Features that are hidden, AArch32, and what has no class yet.
             _ => Outcome::Inject(Exception::UNDEFINED),
         }
     }
 
-    /// WFI and WFE, with and without a deadline of their own.
+    /// WFI and WFE, with and without a deadline of their own. What the host has to know;
+    /// `None` if the guest does not wait for an interrupt, because that of its timer is
+    /// pending, or another one (`interrupted`).
     #[inline(always)]
-    fn wait(&mut self, esr: u64) -> Outcome {
+    pub(super) fn wait(&mut self, esr: u64, interrupted: bool) -> Option<Answer> {
         self.skip_instruction();
         let (for_event, limited) = (esr & 1 != 0, esr & 2 != 0);
         if for_event {
             // Events are not modelled, and it may be for another vCPU that
             // the guest waits: the host may run that.
-            return Outcome::Exit(READY);
+            return Some(READY);
         }
-        if self.timer.is_pending() {
-            return Outcome::Resume;
+        if interrupted || self.timer.is_pending() {
+            return None;
         }
         let mut deadline = self.timer.deadline();
         if limited {
             // RV (bit 2): RN (bits 9:5) holds the register number.
             if esr & 1 << 2 == 0 {
-                return Outcome::Exit(READY);
+                return Some(READY);
             }
             let limit = self.regs.read((esr >> 5 & 0x1f) as usize);
             let limit = limit.wrapping_add(self.timer.offset);
             deadline = Some(deadline.map_or(limit, |timer| timer.min(limit)));
         }
-        Outcome::Exit(answer(run::EXPECTS_WAKEUP, [0, 0, deadline.unwrap_or(u64::MAX)]))
+        Some(answer(run::EXPECTS_WAKEUP, [0, 0, deadline.unwrap_or(u64::MAX)]))
     }
 
     /// A trapped system register or instruction.

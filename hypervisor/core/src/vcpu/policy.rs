@@ -9,6 +9,7 @@ use super::exception::Exception;
 use super::exit::{Answer, GuestExit, Outcome, READY, answer};
 use super::ids::GuestIds;
 use super::smccc::Service;
+use super::syndrome::Ec;
 use crate::hypervisor::guest_calls::GuestCall;
 use crate::hypervisor::{Hypervisor, Scratch, Touched};
 use crate::machine::{Machine, Note};
@@ -19,6 +20,11 @@ use crate::vm::{MAX_VCPUS, Run};
 pub enum Next {
     /// Enter the guest.
     Enter,
+    /// Enter it with a virtual interrupt pending, or with none.
+    EnterWith {
+        /// Whether there is one.
+        interrupt: bool,
+    },
     /// Make it take an exception ([`Vcpu::inject`]) and enter it.
     Inject(Exception),
     /// Leave it, with this for the host.
@@ -49,6 +55,15 @@ impl<M: Machine> Hypervisor<M> {
         exit: GuestExit,
         ids: &GuestIds,
     ) -> Next {
+        if let GuestExit::Instruction(esr) = exit
+            && Ec::of(esr) == Ec::WAIT
+        {
+            let interrupted = run.has_interrupt_to_wait_for();
+            return match run.wait(esr, interrupted) {
+                Some(answer) => Next::Leave(answer),
+                None => waits_no_more(run),
+            };
+        }
         let mut outcome = run.decode(exit, ids);
         if let Outcome::Abort(abort) = outcome {
             let mut vm = run.slot().lock();
@@ -78,7 +93,8 @@ impl<M: Machine> Hypervisor<M> {
         };
         // A VM that is being ended is left at its next exit, whatever it was.
         // An exception must not be lost, though, if it is not.
-        if next == Next::Enter && run.slot().is_stopped() { Next::Leave(READY) } else { next }
+        let enters = matches!(next, Next::Enter | Next::EnterWith { .. });
+        if enters && run.slot().is_stopped() { Next::Leave(READY) } else { next }
     }
 
     #[cold]
@@ -92,6 +108,15 @@ impl<M: Machine> Hypervisor<M> {
                     return Next::Leave(answer);
                 }
             },
+            Service::Doorbell(args) => {
+                let answer = self.guest_bell(run, &args);
+                run.regs.x[..2].copy_from_slice(&answer);
+                return Next::EnterWith { interrupt: run.has_interrupt() };
+            }
+            Service::Suspend(answer) => {
+                let interrupted = run.has_interrupt_to_wait_for();
+                return if interrupted { waits_no_more(run) } else { Next::Leave(answer) };
+            }
             Service::Down(reason) => {
                 run.slot().set_down(reason);
                 return Next::Leave(answer(run::SYSTEM_DOWN, [reason, 0, 0]));
@@ -148,6 +173,16 @@ impl<M: Machine> Hypervisor<M> {
         run.regs.x[0] = ask(&mut sibling);
         Some(index)
     }
+}
+
+/// The guest goes on, because an interrupt is pending. It may have come since the guest
+/// was entered.
+#[cold]
+fn waits_no_more(run: &Run<'_>) -> Next {
+    if run.slot().is_stopped() {
+        return Next::Leave(READY);
+    }
+    Next::EnterWith { interrupt: run.has_interrupt() }
 }
 
 impl Vcpu {

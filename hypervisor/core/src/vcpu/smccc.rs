@@ -9,7 +9,7 @@ use escrow_abi::psci::{
 use escrow_abi::{call, run};
 
 use super::context::{Power, Vcpu};
-use super::exit::{Outcome, answer};
+use super::exit::{Answer, Outcome, answer};
 use crate::psci::PsciCall;
 
 /// SMCCC 1.2.
@@ -25,6 +25,10 @@ const NO_MIGRATION: u64 = 2;
 pub enum Service {
     /// A call about memory, with `x0`–`x7`.
     Memory([u64; 8]),
+    /// A call about a doorbell, with `x0`–`x7`.
+    Doorbell([u64; 8]),
+    /// PSCI CPU_SUSPEND, with what it comes to unless an interrupt is pending.
+    Suspend(Answer),
     /// Switches the VM off, or asks for a reset: the reason for
     /// [`run::SYSTEM_DOWN`].
     Down(u64),
@@ -82,6 +86,9 @@ impl Vcpu {
             | call::MEM_SHARE_BACK
             | call::MEM_ASK_BACK
             | call::MEM_TAKE_BACK => Outcome::Service(Service::Memory(args)),
+            call::BELL_SEND | call::BELL_RECEIVE | call::BELL_RESET | call::BELL_SET_MASK => {
+                Outcome::Service(Service::Doorbell(args))
+            }
             _ => self.returns(NOT_SUPPORTED),
         }
     }
@@ -104,7 +111,7 @@ impl Vcpu {
                     return Outcome::Resume;
                 }
                 let deadline = self.timer.deadline().unwrap_or(u64::MAX);
-                Outcome::Exit(answer(run::EXPECTS_WAKEUP, [0, 0, deadline]))
+                Outcome::Service(Service::Suspend(answer(run::EXPECTS_WAKEUP, [0, 0, deadline])))
             }
             PsciCall::CpuOff => {
                 // Should it fail, DENIED is what the guest finds.

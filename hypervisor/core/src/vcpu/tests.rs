@@ -235,24 +235,30 @@ fn external_aborts_go_to_the_guest() {
 fn wfi_waits_for_the_timer_and_wfe_yields() {
     let wfi = Ec::WAIT.bits() | IL;
     let mut vcpu = vcpu();
-    assert_eq!(exits(decode(&mut vcpu, wfi)), (run::EXPECTS_WAKEUP, [0, 0, u64::MAX]));
+    let waits = |deadline| Some([run::EXPECTS_WAKEUP, 0, 0, deadline]);
+    assert_eq!(vcpu.wait(wfi, false), waits(u64::MAX));
     assert_eq!(vcpu.regs.pc, PC + 4);
     vcpu.timer = TimerRegisters { ctl: 1, cval: 1000, offset: 500 };
-    assert_eq!(exits(decode(&mut vcpu, wfi)), (run::EXPECTS_WAKEUP, [0, 0, 1500]));
+    assert_eq!(vcpu.wait(wfi, false), waits(1500));
     // Masked: it wakes nobody.
     vcpu.timer.ctl = 0b111;
-    assert_eq!(exits(decode(&mut vcpu, wfi)), (run::EXPECTS_WAKEUP, [0, 0, u64::MAX]));
+    assert_eq!(vcpu.wait(wfi, false), waits(u64::MAX));
     // Expired: no wait at all.
     vcpu.timer.ctl = 0b101;
-    assert_eq!(decode(&mut vcpu, wfi), Outcome::Resume);
-    assert_eq!(decode(&mut vcpu, wfi | 1), Outcome::Exit(READY));
+    assert_eq!(vcpu.wait(wfi, false), None);
+    assert_eq!(vcpu.wait(wfi | 1, false), Some(READY));
     // WFIT with a limit in x3, before and after the timer.
     vcpu.timer.ctl = 0b001;
     let wfit = wfi | 0b10 | 1 << 2 | 3 << 5;
     vcpu.regs.x[3] = 900;
-    assert_eq!(exits(decode(&mut vcpu, wfit)), (run::EXPECTS_WAKEUP, [0, 0, 1400]));
+    assert_eq!(vcpu.wait(wfit, false), waits(1400));
     vcpu.regs.x[3] = 1100;
-    assert_eq!(exits(decode(&mut vcpu, wfit)), (run::EXPECTS_WAKEUP, [0, 0, 1500]));
+    assert_eq!(vcpu.wait(wfit, false), waits(1500));
+    // Another interrupt is as good; an event is another matter.
+    let pc = vcpu.regs.pc;
+    assert_eq!([vcpu.wait(wfi, true), vcpu.wait(wfit, true)], [None; 2]);
+    assert_eq!(vcpu.regs.pc, pc + 8);
+    assert_eq!(vcpu.wait(wfi | 1, true), Some(READY));
 }
 
 #[test]

@@ -38,6 +38,8 @@ struct Subject {
     /// Handles that were valid once; the newest VM's and vCPU's most of all.
     handles: [AtomicU64; 16],
     next: AtomicU64,
+    /// The newest doorbell's.
+    doorbell: AtomicU64,
     done: AtomicU64,
     refused: AtomicU64,
 }
@@ -54,6 +56,7 @@ impl Subject {
                 .collect(),
             handles: Default::default(),
             next: AtomicU64::new(0),
+            doorbell: AtomicU64::new(0),
             done: AtomicU64::new(0),
             refused: AtomicU64::new(0),
         })
@@ -131,6 +134,9 @@ impl Noise<'_> {
         }
         if matches!(shape.first(), Argument::Vm | Argument::Vcpu) {
             arguments[1] = self.handle();
+        } else if shape.first() == Argument::Doorbell {
+            let newest = self.subject.doorbell.load(Ordering::Relaxed);
+            arguments[1] = if self.random.below(8) == 0 { self.handle() } else { newest };
         } else if shape.function == call::FRAME_INFO {
             arguments[1] = self.frame();
         }
@@ -161,6 +167,9 @@ impl Noise<'_> {
                 self.subject.done.fetch_add(1, Ordering::Relaxed);
                 if shape.function == call::VM_CREATE {
                     note_vm(handle);
+                }
+                if shape.function == call::BELL_CREATE {
+                    self.subject.doorbell.store(handle, Ordering::Relaxed);
                 }
                 if matches!(shape.function, call::VM_CREATE | call::VCPU_CREATE) {
                     let at = self.subject.next.fetch_add(1, Ordering::Relaxed);

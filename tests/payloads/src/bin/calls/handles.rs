@@ -19,6 +19,25 @@ pub const TESTS: &[Test] = tests![
     there_is_an_end_of_vms,
 ];
 
+/// A VM with a vCPU and a doorbell.
+struct Objects {
+    vm: u64,
+    vcpu: u64,
+    doorbell: u64,
+}
+
+impl Objects {
+    fn of(agent: &Agent) -> Outcome<Objects> {
+        let [doorbell, ..] =
+            hvc::call(call::BELL_CREATE, &[agent.vm, 7]).map_err(refused("BELL_CREATE"))?;
+        Ok(Objects { vm: agent.vm, vcpu: agent.vcpu, doorbell })
+    }
+
+    fn all(&self) -> [(Argument, u64); 3] {
+        [(Argument::Vm, self.vm), (Argument::Vcpu, self.vcpu), (Argument::Doorbell, self.doorbell)]
+    }
+}
+
 /// Arguments for a call that are right but for its handle.
 fn arguments(host: &Host, shape: &Shape, handle: u64, page: u64) -> [u64; 4] {
     let mut arguments = [handle, 0, 0, 0];
@@ -28,6 +47,9 @@ fn arguments(host: &Host, shape: &Shape, handle: u64, page: u64) -> [u64; 4] {
     }
     if shape.function == call::VM_CONFIGURE {
         arguments[1..].copy_from_slice(&[call::CONFIGURE_MEMORY_ADD, 0x1000, 0x1000]);
+    }
+    if shape.function == call::BELL_RECEIVE {
+        arguments[1] = 1;
     }
     arguments
 }
@@ -54,7 +76,7 @@ fn handles_that_are_none(host: &mut Host) -> Outcome {
     let agent = Agent::create(host)?;
     let page = host.page();
     let vm = unpack(agent.vm)?;
-    for (kind, right) in [(Argument::Vm, agent.vm), (Argument::Vcpu, agent.vcpu)] {
+    for (kind, right) in Objects::of(&agent)?.all() {
         let handle = unpack(right)?;
         let none = [
             0,
@@ -83,15 +105,19 @@ fn handles_that_are_none(host: &mut Host) -> Outcome {
 fn handles_of_another_kind(host: &mut Host) -> Outcome {
     let agent = Agent::create(host)?;
     let page = host.page();
-    all_refuse(host, agent.vcpu, Argument::Vm, page, Error::HandleType)?;
-    all_refuse(host, agent.vm, Argument::Vcpu, page, Error::HandleType)?;
+    let objects = Objects::of(&agent)?.all();
+    for (kind, own) in objects {
+        for (_, handle) in objects.into_iter().filter(|&(_, handle)| handle != own) {
+            all_refuse(host, handle, kind, page, Error::HandleType)?;
+        }
+    }
     host.end(agent.vm)
 }
 
 fn handles_of_others(host: &mut Host) -> Outcome {
     let agent = Agent::create(host)?;
     let page = host.page();
-    for (kind, right) in [(Argument::Vm, agent.vm), (Argument::Vcpu, agent.vcpu)] {
+    for (kind, right) in Objects::of(&agent)?.all() {
         let handle = unpack(right)?;
         // Generations that are not, and slots where nobody lives.
         for generation in [handle.generation + 1, Handle::GENERATION_MAX] {
@@ -105,20 +131,23 @@ fn handles_of_others(host: &mut Host) -> Outcome {
 }
 
 fn dead_handles_stay_dead(host: &mut Host) -> Outcome {
-    let dead = Agent::start(host)?;
+    let dead = Objects::of(&Agent::start(host)?)?;
     let page = host.page();
+    let all_dead = |host: &mut Host| {
+        dead.all()
+            .into_iter()
+            .try_for_each(|(kind, dead)| all_refuse(host, dead, kind, page, Error::HandleRevoked))
+    };
     hvc::call(call::VM_DESTROY, &[dead.vm]).map_err(refused("VM_DESTROY"))?;
     // Before its pages are home, after that, and when the slot is taken again.
-    all_refuse(host, dead.vm, Argument::Vm, page, Error::HandleRevoked)?;
-    all_refuse(host, dead.vcpu, Argument::Vcpu, page, Error::HandleRevoked)?;
+    all_dead(host)?;
     host.bring_home()?;
-    all_refuse(host, dead.vm, Argument::Vm, page, Error::HandleRevoked)?;
-    all_refuse(host, dead.vcpu, Argument::Vcpu, page, Error::HandleRevoked)?;
+    all_dead(host)?;
     for _ in 0..3 {
-        let next = Agent::start(host)?;
-        check!(next.vm != dead.vm && next.vcpu != dead.vcpu, "a handle is used twice");
-        all_refuse(host, dead.vm, Argument::Vm, page, Error::HandleRevoked)?;
-        all_refuse(host, dead.vcpu, Argument::Vcpu, page, Error::HandleRevoked)?;
+        let next = Objects::of(&Agent::start(host)?)?;
+        let twice = next.all().into_iter().zip(dead.all()).any(|(next, dead)| next == dead);
+        check!(!twice, "a handle is used twice");
+        all_dead(host)?;
         host.end(next.vm)?;
     }
     Ok(())

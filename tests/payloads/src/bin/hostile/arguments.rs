@@ -25,10 +25,11 @@ struct Subject<'a> {
     lists: Lists,
     vm: u64,
     vcpu: u64,
+    doorbell: u64,
     /// Another VM that lives.
     other: u64,
-    /// Handles of a VM and a vCPU that are no more.
-    dead: [u64; 2],
+    /// Handles of a VM, a vCPU and a doorbell that are no more.
+    dead: [u64; 3],
     /// A page at home, one that is the VM's metadata, one that is lent to it.
     page: u64,
     metadata: u64,
@@ -44,6 +45,8 @@ impl Subject<'_> {
             *register = match argument {
                 Argument::Vm => self.vm,
                 Argument::Vcpu => self.vcpu,
+                Argument::Doorbell => self.doorbell,
+                Argument::Flags => 1,
                 Argument::List => self.lists.address(),
                 Argument::Count | Argument::Key => 1,
                 Argument::Physical => self.page,
@@ -52,18 +55,25 @@ impl Subject<'_> {
                 Argument::Rights => call::RIGHT_SHARE,
                 Argument::OfGuest => 0,
                 // One that is there already, so that none is made.
-                Argument::Index | Argument::Register => 0,
+                Argument::Index | Argument::Register | Argument::Label => 0,
                 Argument::Selector | Argument::Detail | Argument::Any => 0,
             };
         }
         registers
     }
 
+    fn own(&self, kind: HandleKind) -> u64 {
+        match kind {
+            HandleKind::Vm => self.vm,
+            HandleKind::Vcpu => self.vcpu,
+            HandleKind::Doorbell => self.doorbell,
+        }
+    }
+
     /// How a handle is refused; `None` if it is right.
     fn handle(&self, value: u64, kind: HandleKind) -> Option<Error> {
-        if value == self.vm || value == self.vcpu {
-            let right = (value == self.vm) == (kind == HandleKind::Vm);
-            return (!right).then_some(Error::HandleType);
+        if value == self.own(kind) {
+            return None;
         }
         let Some(handle) = Handle::from_register(value) else { return Some(Error::HandleNull) };
         if handle.kind != kind {
@@ -74,12 +84,13 @@ impl Subject<'_> {
     }
 
     fn handles(&self, kind: HandleKind, wrongs: &mut Wrongs) {
-        let own = if kind == HandleKind::Vm { self.vm } else { self.vcpu };
+        let own = self.own(kind);
         let next = own + (1 << 24);
         let before = own & ((1 << 24) - 1) | 1 << 24;
         let values = [0, 1, u64::MAX, 1 << 63, own + (1 << 23), next, self.vm + 1]
             .into_iter()
-            .chain([self.vm, self.vcpu, self.page, self.metadata, own ^ (2 << 20)])
+            .chain([self.vm, self.vcpu, self.doorbell, self.doorbell + 1])
+            .chain([self.page, self.metadata, own ^ (2 << 20)])
             .chain(self.dead)
             .chain([own | 0xfff << 8, own & !(0xfff << 8)])
             // The slot's first, unless this is it.
@@ -109,6 +120,9 @@ impl Subject<'_> {
                 }
             }
             Argument::Vcpu => self.handles(HandleKind::Vcpu, &mut wrongs),
+            Argument::Doorbell => self.handles(HandleKind::Doorbell, &mut wrongs),
+            Argument::Label => all(&[1 << 32, 1 << 63, minus_one], Error::InvalidArgument),
+            Argument::Flags => all(&[0], Error::InvalidArgument),
             Argument::List => {
                 let list = self.lists.address();
                 all(&[minus_one, list + 1, list + 8, list + 0xfff], Error::Misaligned);
@@ -210,7 +224,7 @@ impl Subject<'_> {
 /// How a handle of a guest's own is refused, where the guest has none.
 fn handle_of_guest(value: u64) -> Error {
     match Handle::from_register(value) {
-        Some(Handle { kind: HandleKind::Vcpu, .. }) => Error::HandleType,
+        Some(Handle { kind: HandleKind::Vcpu | HandleKind::Doorbell, .. }) => Error::HandleType,
         Some(Handle { slot: 0..MAX_CAPABILITIES, .. }) => Error::HandleRevoked,
         _ => Error::HandleNull,
     }
@@ -236,16 +250,18 @@ fn every_argument_of_every_call(host: &mut Host) -> Outcome {
         let lists = lists[n];
         let own = |k: u64| pages + (stride * n as u64 + k) * 0x1000;
         // One that dies, one that lives, by turns, so that slots are used again.
-        let make = |from: u64| -> Outcome<[u64; 2]> {
+        let make = |from: u64| -> Outcome<[u64; 3]> {
             let vm = lists.vm_of(own(from), 2)?;
             let [vcpu, ..] =
                 hvc::call(call::VCPU_CREATE, &[vm, 0]).map_err(refused("VCPU_CREATE"))?;
-            Ok([vm, vcpu])
+            let [doorbell, ..] =
+                hvc::call(call::BELL_CREATE, &[vm, 0]).map_err(refused("BELL_CREATE"))?;
+            Ok([vm, vcpu, doorbell])
         };
         let dead = make(0)?;
         hvc::call(call::VM_DESTROY, &[dead[0]]).map_err(refused("VM_DESTROY"))?;
         lists.reclaim(&[frame(own(0)), frame(own(1))]).map_err(refused("MEM_RECLAIM"))?;
-        let [vm, vcpu] = make(2)?;
+        let [vm, vcpu, doorbell] = make(2)?;
         let other = lists.vm_of(own(8), 1)?;
         lists.top_up(vm, &[frame(own(4)), frame(own(5))]).map_err(refused("VM_TOP_UP"))?;
         lists.lend(vm, &[page_at(own(6), 0x1000)]).map_err(refused("MEM_LEND"))?;
@@ -254,6 +270,7 @@ fn every_argument_of_every_call(host: &mut Host) -> Outcome {
             lists,
             vm,
             vcpu,
+            doorbell,
             other,
             dead,
             page: own(7),
