@@ -62,9 +62,9 @@ pub const IDENTIFY_INFO: u64 = (b'E' as u64) << 56 | 1 << 15 | 1;
 /// Rings a doorbell. doorbell handle, flags to set, 0 → `x1`: the flags before
 ///
 /// A doorbell has 64 flags and two masks. When flags are set, and one that is set now
-/// is enabled, it rings, and those of the ack mask are cleared again. It rings until one
-/// of the other calls leaves no enabled flag set, which after an acknowledgement is the
-/// next of them. Gunyah gives an edge even when no enabled flag is set; here, where no
+/// is enabled, it rings, and those of the ack mask are cleared again. It rings until
+/// [`BELL_RECEIVE`] or [`BELL_RESET`] leaves no enabled flag set, or until
+/// [`BELL_SET_MASK`] disables what it rings for. Gunyah gives an edge even when no enabled flag is set; here, where no
 /// interrupt controller would keep it, such flags wait for a mask that enables them.
 ///
 /// As long as any doorbell of its VM rings, vCPU 0 has a virtual IRQ pending, which

@@ -56,12 +56,17 @@ impl Doorbell {
         *self = Doorbell::new(self.label);
     }
 
-    /// Flags that were set while they were not enabled make it ring once they are.
+    /// Flags that were set while they were not enabled make it ring once they are. It
+    /// falls silent if what it rings for is not enabled any more, but not if that has been
+    /// acknowledged: then its guest has yet to hear of it.
     fn set_mask(&mut self, enable: u64, ack: u64) {
+        let was_due = self.is_due();
         (self.enable, self.ack) = (enable, ack);
-        self.ringing = self.is_due();
-        if self.ringing {
+        if self.is_due() {
+            self.ringing = true;
             self.flags &= !ack;
+        } else if was_due {
+            self.ringing = false;
         }
     }
 

@@ -53,8 +53,10 @@ impl Model {
             }
             Action::Reset => *self = Model::new(),
             Action::SetMask { enable, ack } => {
+                let was_due = self.is_due();
                 (self.enabled, self.acked) = (Self::bits(enable), Self::bits(ack));
-                self.rings &= self.is_due();
+                // Deasserted only if it is the mask that takes the reason away.
+                self.rings &= self.is_due() || !was_due;
                 self.assert_if_due();
             }
         }
@@ -156,6 +158,16 @@ fn an_acknowledged_bell_rings_until_the_next_receive() {
     assert_eq!(bells.act(VM, 0, Action::Send(5)), Ok(2));
     assert!(bells.is_ringing());
     assert_eq!(bells.act(VM, 0, Action::Send(8)), Ok(4));
+    assert!(bells.is_ringing());
+    // New masks are no receive.
+    bells.act(VM, 0, Action::SetMask { enable: 1, ack: 0 }).unwrap();
+    bells.act(VM, 0, Action::SetMask { enable: 0, ack: 0 }).unwrap();
+    assert!(bells.is_ringing());
+    // Unless it rings for what they disable.
+    bells.act(VM, 0, Action::SetMask { enable: 4, ack: 0 }).unwrap();
+    bells.act(VM, 0, Action::SetMask { enable: 1, ack: 3 }).unwrap();
+    assert!(!bells.is_ringing());
+    assert_eq!(bells.act(VM, 0, Action::Send(1)), Ok(12));
     assert!(bells.is_ringing());
     assert_eq!(bells.act(VM, 0, Action::Receive(16)), Ok(12));
     assert!(!bells.is_ringing());
