@@ -15,6 +15,8 @@
  *			when it has left the invalidate_lock, and takes nothing
  *			further
  *   vm->metadata_lock	donations of one VM
+ *   irqfd->lock		the doorbell that an eventfd rings; taken with interrupts
+ *			off, and inside of the lock of the eventfd's queue
  *   vm->vcpus_lock	who is there to be woken; taken with interrupts off
  *
  * and, outside of all of these, mmap_lock (page faults) and vcpu->run_lock.
@@ -23,7 +25,6 @@
 #ifndef ESCROW_H
 #define ESCROW_H
 
-#include <linux/bits.h>
 #include <linux/bits.h>
 #include <linux/fs.h>
 #include <linux/kref.h>
@@ -252,6 +253,7 @@ struct escrow_vm {
 	spinlock_t vcpus_lock; /* with vm->lock: who changes vcpus; alone: who wakes */
 	struct escrow_vcpu *vcpus[ESCROW_VCPUS_MAX]; /* no references */
 	struct escrow_ioeventfds *ioeventfds; /* NULL until there is one */
+	struct list_head irqfds;
 
 	struct mutex metadata_lock; /* donations, and what follows */
 	struct escrow_metadata metadata;
@@ -269,6 +271,7 @@ struct escrow_vcpu {
 	bool is_removed; /* set once, under vm->lock */
 	bool has_run; /* under run_lock: of a VM that has been started */
 	bool is_woken; /* something has changed at EL2 since its last entry */
+	struct task_struct *runner; /* under vm->vcpus_lock: who is inside VCPU_RUN */
 	wait_queue_head_t wait; /* where it sleeps for its guest */
 	struct mutex run_lock;
 	struct escrow_vcpu_core core; /* under run_lock */
@@ -362,6 +365,16 @@ int escrow_ioeventfd_add(struct escrow_vm *vm, s32 fd, const struct gunyah_fn_de
 int escrow_ioeventfd_remove(struct escrow_vm *vm, const struct gunyah_fn_desc *desc,
 			    const union escrow_fn_arg *arg);
 bool escrow_ioeventfd_write(struct escrow_vm *vm, u64 address, u32 size, u64 data);
+
+/* irqfd.c */
+int escrow_irqfd_add(struct escrow_vm *vm, const struct escrow_function *function);
+int escrow_irqfd_remove(struct escrow_vm *vm, u32 label);
+void escrow_irqfds_connect(struct escrow_vm *vm);
+void escrow_irqfds_end(struct escrow_vm *vm);
+
+/* doorbell.c */
+int escrow_doorbells_configure(struct escrow_vm *vm, const struct escrow_place *place);
+void escrow_doorbell_ring(struct escrow_vm *vm, u64 bell, u32 label);
 
 /* poison.c */
 void escrow_poison_init(void);
@@ -485,6 +498,12 @@ int escrow_rs_ioeventfd_remove(struct escrow_ioeventfds *events,
 bool escrow_rs_ioeventfd_write(const struct escrow_ioeventfds *events, u64 address, u32 size,
 			       u64 data);
 
+/* Doorbells: calls to EL2. */
+int escrow_rs_bell_send(u64 bell, u64 flags);
+int escrow_rs_bell_set_mask(u64 bell, u64 enabled, u64 acknowledged);
+/* 0: no tree begins like this */
+u32 escrow_rs_tree_size(const u8 head[8]);
+
 /* VMs: under vm->lock, for writing unless the core is const. */
 struct escrow_vm_core *escrow_rs_vm_new(u64 handle);
 void escrow_rs_vm_free(struct escrow_vm_core *core); /* may be NULL */
@@ -510,6 +529,10 @@ bool escrow_rs_vm_is_started(const struct escrow_vm_core *core);
 /* 0: runs already, 1: needs @size bytes from @guest on */
 int escrow_rs_vm_check_start(const struct escrow_vm_core *core, u32 cpus,
 			     struct escrow_place *place, u64 *guest, u64 *size, bool *unmapped);
+bool escrow_rs_vm_dtb(const struct escrow_vm_core *core, u64 *guest, u64 *size);
+int escrow_rs_vm_configure_bells(struct escrow_vm_core *core, const u8 *tree, size_t size);
+/* 0: there is none */
+u64 escrow_rs_vm_bell(const struct escrow_vm_core *core, u32 label);
 int escrow_rs_vm_set_registers(const struct escrow_vm_core *core);
 int escrow_rs_vm_start(struct escrow_vm_core *core, struct escrow_vm *donor);
 void escrow_rs_vm_down(const struct escrow_vm_core *core, u32 kind);

@@ -35,10 +35,12 @@ int escrow_function_add(struct escrow_vm *vm, void __user *argp)
 	switch (function.type) {
 	case GUNYAH_FN_VCPU:
 		return escrow_vcpu_add(vm, function.id);
+	case GUNYAH_FN_IRQFD:
+		return escrow_irqfd_add(vm, &function);
 	case GUNYAH_FN_IOEVENTFD:
 		return escrow_ioeventfd_add(vm, function.fd, &desc, &arg);
 	default:
-		return -EOPNOTSUPP;
+		return -ENOENT;
 	}
 }
 
@@ -57,6 +59,8 @@ int escrow_function_remove(struct escrow_vm *vm, void __user *argp)
 	switch (function.type) {
 	case GUNYAH_FN_VCPU:
 		return escrow_vcpu_remove(vm, function.id);
+	case GUNYAH_FN_IRQFD:
+		return escrow_irqfd_remove(vm, function.id);
 	case GUNYAH_FN_IOEVENTFD:
 		return escrow_ioeventfd_remove(vm, &desc, &arg);
 	default:
@@ -67,6 +71,7 @@ int escrow_function_remove(struct escrow_vm *vm, void __user *argp)
 /* The last reference to the VM is gone: nobody adds or removes any more. */
 void escrow_functions_end(struct escrow_vm *vm)
 {
+	escrow_irqfds_end(vm);
 	escrow_rs_ioeventfds_free(vm->ioeventfds);
 	vm->ioeventfds = NULL;
 }

@@ -8,6 +8,7 @@
 #include <linux/ktime.h>
 #include <linux/mm.h>
 #include <linux/module.h>
+#include <linux/sched.h>
 #include <linux/sched/signal.h>
 #include <linux/slab.h>
 
@@ -82,6 +83,9 @@ static void escrow_vcpu_sleep(struct escrow_vcpu *vcpu, u64 nanoseconds)
  *
  * As 2 did not see a, 1 came before b, so is_woken stays true until the next
  * entry. If 3 did not see it, the sleeper was queued before b, and c finds it.
+ *
+ * A vCPU that runs its guest meanwhile is interrupted, and sees the state when
+ * it enters EL2 again. From any context.
  */
 void escrow_vcpu_wake(struct escrow_vm *vm, u32 id)
 {
@@ -95,6 +99,8 @@ void escrow_vcpu_wake(struct escrow_vm *vm, u32 id)
 	if (vcpu) {
 		WRITE_ONCE(vcpu->is_woken, true);
 		wake_up(&vcpu->wait);
+		if (vcpu->runner)
+			kick_process(vcpu->runner);
 	}
 	spin_unlock_irqrestore(&vm->vcpus_lock, flags);
 }
@@ -242,6 +248,13 @@ static long escrow_vcpu_run(struct escrow_vcpu *vcpu)
 	}
 }
 
+static void escrow_vcpu_set_runner(struct escrow_vcpu *vcpu, struct task_struct *runner)
+{
+	spin_lock_irq(&vcpu->vm->vcpus_lock);
+	vcpu->runner = runner;
+	spin_unlock_irq(&vcpu->vm->vcpus_lock);
+}
+
 static long escrow_vcpu_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
 {
 	struct escrow_vcpu *vcpu = file->private_data;
@@ -253,7 +266,9 @@ static long escrow_vcpu_ioctl(struct file *file, unsigned int cmd, unsigned long
 			return -EINVAL;
 		if (mutex_lock_interruptible(&vcpu->run_lock))
 			return -EINTR;
+		escrow_vcpu_set_runner(vcpu, current);
 		ret = escrow_vcpu_run(vcpu);
+		escrow_vcpu_set_runner(vcpu, NULL);
 		mutex_unlock(&vcpu->run_lock);
 		return ret;
 	case GUNYAH_VCPU_MMAP_SIZE:

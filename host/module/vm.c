@@ -391,11 +391,15 @@ static int escrow_vm_start(struct escrow_vm *vm)
 		 * run, so all that can fail comes before. The start needs no
 		 * memory, and a VM with a vCPU.
 		 */
-		err = escrow_rs_vm_set_registers(vm->core);
+		err = escrow_doorbells_configure(vm, &place);
+		if (!err)
+			err = escrow_rs_vm_set_registers(vm->core);
 		if (!err)
 			err = escrow_mem_give(vm, &place, guest, size, unmapped);
 		if (!err)
 			err = escrow_rs_vm_start(vm->core, vm);
+		if (!err)
+			escrow_irqfds_connect(vm);
 	}
 	up_write(&vm->lock);
 	return err;
@@ -467,6 +471,7 @@ int escrow_vm_create(void)
 	spin_lock_init(&vm->vcpus_lock);
 	mutex_init(&vm->metadata_lock);
 	INIT_LIST_HEAD(&vm->metadata_folios);
+	INIT_LIST_HEAD(&vm->irqfds);
 	err = escrow_vms_enter(vm);
 	if (err) {
 		kfree(vm);

@@ -17,6 +17,7 @@
 extern crate alloc;
 
 mod allocator;
+mod doorbell;
 mod folio;
 mod function;
 mod hypervisor;

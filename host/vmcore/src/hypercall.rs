@@ -192,6 +192,27 @@ pub fn vcpu_set_register(
     call(hv, call::VCPU_SET_REGISTER, [vcpu, register.into(), value]).map(drop)
 }
 
+/// Gives a VM a doorbell. → its handle
+pub fn bell_create(hv: &mut impl Hypervisor, vm: u64, label: u32) -> Result<u64, Refused> {
+    let [handle, ..] = call(hv, call::BELL_CREATE, [vm, label.into()])?;
+    checked_handle(handle, HandleKind::Doorbell)
+}
+
+/// Rings a doorbell.
+pub fn bell_send(hv: &mut impl Hypervisor, bell: u64, flags: u64) -> Result<(), Refused> {
+    call(hv, call::BELL_SEND, [bell, flags, 0]).map(drop)
+}
+
+/// Sets which flags of a doorbell ring it, and which of them that clears.
+pub fn bell_set_mask(
+    hv: &mut impl Hypervisor,
+    bell: u64,
+    enabled: u64,
+    acknowledged: u64,
+) -> Result<(), Refused> {
+    call(hv, call::BELL_SET_MASK, [bell, enabled, acknowledged, 0]).map(drop)
+}
+
 /// Gives the pages in `list` to the VM.
 pub fn mem_lend(
     hv: &mut impl Hypervisor,

@@ -13,12 +13,14 @@ extern crate alloc;
 
 pub mod args;
 pub mod binding;
+pub mod doorbell;
 mod errno;
 pub mod exit;
 pub mod function;
 pub mod hypercall;
 pub mod ioeventfd;
 pub mod metadata;
+pub mod tree;
 pub mod uapi;
 pub mod vcpus;
 pub mod vm;

@@ -8,6 +8,7 @@ use escrow_abi::{BLOCK_SIZE, PAGE_SIZE, Rights};
 
 use crate::Errno;
 use crate::binding::{Binding, Bindings};
+use crate::doorbell::Doorbells;
 use crate::exit::Exit;
 use crate::uapi;
 use crate::vcpus::Vcpus;
@@ -27,6 +28,8 @@ pub struct Vm<M> {
     pub bindings: Bindings<M>,
     /// Its vCPUs.
     pub vcpus: Vcpus,
+    /// Its doorbells.
+    pub doorbells: Doorbells,
     dtb: Option<uapi::DtbConfig>,
     x: [Option<u64>; X_REGISTERS],
     pc: Option<u64>,
@@ -66,6 +69,7 @@ impl<M: Clone + PartialEq> Vm<M> {
             handle,
             bindings: Bindings::default(),
             vcpus: Vcpus::default(),
+            doorbells: Doorbells::default(),
             dtb: None,
             x: [None; X_REGISTERS],
             pc: None,
@@ -101,6 +105,11 @@ impl<M: Clone + PartialEq> Vm<M> {
         end.checked_next_multiple_of(PAGE_SIZE).ok_or(Errno::Overflow)?;
         self.dtb = Some(config);
         Ok(())
+    }
+
+    /// Where the device tree is.
+    pub fn dtb(&self) -> Option<uapi::DtbConfig> {
+        self.dtb
     }
 
     /// Sets a register that the boot vCPU starts with.

@@ -2,9 +2,30 @@
 //
 // A guest that does what it is told. It reads four words at 0x6000 (what to
 // do, and three arguments), does it, and writes the answer to 0x6020. An
-// exception's class goes to 0x6028, and the instruction is left out.
+// exception's class goes to 0x6028, and the instruction is left out. An
+// interrupt is counted in x26, and masked where it came from.
 //
 // Position-independent, without a stack; x20 is the window's address.
+
+	.macro	told
+	mrs	x25, elr_el1
+	add	x25, x25, #4
+	msr	elr_el1, x25
+	mrs	x25, esr_el1
+	lsr	x25, x25, #26
+	str	x25, [x20, #0x28]
+	eret
+	.balign	0x80
+	.endm
+
+	.macro	interrupt
+	add	x26, x26, #1
+	mrs	x25, spsr_el1
+	orr	x25, x25, #0x80
+	msr	spsr_el1, x25
+	eret
+	.balign	0x80
+	.endm
 
 	.pushsection .rodata
 	.balign	0x800		// as the vectors: it is copied to a page's start
@@ -39,6 +60,16 @@ next:
 	b.eq	count_down
 	cmp	x1, #0x12
 	b.eq	make_call
+	cmp	x1, #0x13
+	b.eq	make_call_for_x1
+	cmp	x1, #0x14
+	b.eq	wait
+	cmp	x1, #0x15
+	b.eq	spin
+	cmp	x1, #0x16
+	b.eq	wait_masked
+	cmp	x1, #0x17
+	b.eq	pending
 	b	off
 load:				// of x2
 	ldr	x0, [x2]
@@ -67,11 +98,42 @@ count_down:			// x3, x3 - 1, ..., 1 to x2
 	b.ne	1b
 	b	answer
 make_call:			// number x2, with x3, x4 and 0
+	bl	call
+	b	answer
+make_call_for_x1:		// the same, if X0 is 0
+	bl	call
+	cmp	x0, #0
+	csel	x0, x1, x0, eq
+	b	answer
+call:
 	mov	x0, x2
 	mov	x1, x3
 	mov	x2, x4
 	mov	x3, #0
 	hvc	#0
+	ret
+wait:				// for an interrupt
+	mov	x26, #0
+	msr	daifclr, #2
+1:	wfi
+	isb
+	cbz	x26, 1b
+	b	interrupted
+spin:				// until there is one
+	mov	x26, #0
+	msr	daifclr, #2
+1:	cbz	x26, 1b
+interrupted:
+	msr	daifset, #2
+	mov	x0, x26
+	b	answer
+wait_masked:			// for an interrupt that is not taken
+	wfi
+	mrs	x0, isr_el1
+	cbz	x0, wait_masked
+	b	answer
+pending:
+	mrs	x0, isr_el1
 	b	answer
 unlock:				// x3 bytes at x2, flags x4
 	bl	modify
@@ -130,15 +192,14 @@ modify:				// x3 bytes at x2, flags x4; keeps x4
 
 	.balign	0x800
 vectors:
-	.rept	16
-	mrs	x25, elr_el1
-	add	x25, x25, #4
-	msr	elr_el1, x25
-	mrs	x25, esr_el1
-	lsr	x25, x25, #26
-	str	x25, [x20, #0x28]
-	eret
-	.balign	0x80
+	told
+	interrupt
+	.rept	3
+	told
+	.endr
+	interrupt
+	.rept	10
+	told
 	.endr
 	.global	shim_guest_end
 shim_guest_end:

@@ -61,6 +61,16 @@ pub enum Order {
     CountDown(u64, u64),
     /// Make a call with two arguments; the answer is its X0.
     Call(u32, u64, u64),
+    /// The same; the answer is its X1, if X0 is 0.
+    CallForX1(u32, u64, u64),
+    /// Wait for an interrupt and take it; the answer is how many there were.
+    Wait,
+    /// The same, awake.
+    Spin,
+    /// Wait for an interrupt and do not take it; the answer is ISR_EL1.
+    WaitMasked,
+    /// The answer is ISR_EL1.
+    Pending,
 }
 
 impl Order {
@@ -78,6 +88,11 @@ impl Order {
             Order::Write(at, word, size) => [0x10, at, word, size],
             Order::CountDown(at, times) => [0x11, at, times, 0],
             Order::Call(function, first, second) => [0x12, function.into(), first, second],
+            Order::CallForX1(function, first, second) => [0x13, function.into(), first, second],
+            Order::Wait => [0x14, 0, 0, 0],
+            Order::Spin => [0x15, 0, 0, 0],
+            Order::WaitMasked => [0x16, 0, 0, 0],
+            Order::Pending => [0x17, 0, 0, 0],
         }
     }
 

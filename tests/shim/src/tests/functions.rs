@@ -53,6 +53,10 @@ pub fn are_checked() -> Result<()> {
     ] {
         refused(vm.add_function(FUNCTION_IRQFD, &bad), Errno::EINVAL).context(what)?;
     }
+    let with_fd = |fd| vm.add_function(FUNCTION_IRQFD, &IrqfdArg { fd, ..good });
+    refused(with_fd(1 << 20), Errno::EBADF).context("no file")?;
+    refused(with_fd(u32::MAX), Errno::EBADF).context("no descriptor")?;
+    refused(with_fd(file as u32), Errno::EINVAL).context("no eventfd")?;
 
     for kind in [FUNCTION_VCPU, FUNCTION_IRQFD, FUNCTION_IOEVENTFD] {
         for size in [0, 3, 5, 15, 17, 31, 33, 256] {

@@ -9,6 +9,7 @@ mod functions;
 pub mod holders;
 mod huge;
 mod ioeventfd;
+mod irqfd;
 mod lent;
 mod memory;
 mod shared;
@@ -59,6 +60,14 @@ tests! {
     ioeventfd::other_accesses_are_the_programs,
     ioeventfd::goes_under_a_running_vcpu,
     ioeventfd::outlives_its_descriptor_and_dies_with_the_vm,
+    irqfd::rings_in_the_guest,
+    irqfd::wakes_who_sleeps,
+    irqfd::interrupts_who_runs,
+    irqfd::what_came_before_is_not_lost,
+    irqfd::labels_are_those_of_the_tree,
+    irqfd::trees_that_are_none,
+    irqfd::comes_and_goes_under_signals,
+    irqfd::closed_in_any_order,
     vcpus::switch_each_other_on,
     vcpus::that_are_off_are_woken_when_asked,
     storm::unlocking_with_zeros,
