@@ -74,7 +74,7 @@ fn put(guest: &Guest, tree: &[u8]) -> Result<()> {
 fn with_bells(labels: impl IntoIterator<Item = u32>) -> Result<Guest> {
     let guest = Guest::new(&Device::open()?, 8, 0)?;
     put(&guest, &tree(labels)?)?;
-    // It need not begin a page, nor end it.
+    // It need not end with a page.
     guest.vm.set_dtb(RAM + PAGE, 6 * PAGE + 8)?;
     Ok(guest)
 }
