@@ -369,7 +369,7 @@ bool escrow_ioeventfd_write(struct escrow_vm *vm, u64 address, u32 size, u64 dat
 /* irqfd.c */
 int escrow_irqfd_add(struct escrow_vm *vm, const struct escrow_function *function);
 int escrow_irqfd_remove(struct escrow_vm *vm, u32 label);
-void escrow_irqfds_connect(struct escrow_vm *vm);
+int escrow_irqfds_connect(struct escrow_vm *vm);
 void escrow_irqfds_end(struct escrow_vm *vm);
 
 /* doorbell.c */

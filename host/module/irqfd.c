@@ -57,7 +57,7 @@ static void escrow_irqfd_queue(struct file *file, wait_queue_head_t *head, poll_
 }
 
 /* Its doorbell may be there by now. With vm->lock for writing. */
-static void escrow_irqfd_connect(struct escrow_irqfd *irqfd)
+static int escrow_irqfd_connect(struct escrow_irqfd *irqfd)
 {
 	struct escrow_vm *vm = irqfd->vm;
 	u64 bell = escrow_rs_vm_bell(vm->core, irqfd->label);
@@ -70,8 +70,7 @@ static void escrow_irqfd_connect(struct escrow_irqfd *irqfd)
 	if (bell && irqfd->level)
 		err = escrow_rs_bell_set_mask(bell, 1, 1);
 	if (err)
-		pr_warn_ratelimited("VM %#llx: doorbell %u has no mask: %d\n", vm->handle,
-				    irqfd->label, err);
+		return err;
 	spin_lock_irq(&irqfd->lock);
 	irqfd->bell = bell;
 	if (bell && irqfd->is_rung) {
@@ -79,19 +78,27 @@ static void escrow_irqfd_connect(struct escrow_irqfd *irqfd)
 		escrow_doorbell_ring(vm, bell, irqfd->label);
 	}
 	spin_unlock_irq(&irqfd->lock);
+	return 0;
 }
 
-/* The doorbells are there. With vm->lock for writing. */
-void escrow_irqfds_connect(struct escrow_vm *vm)
+/*
+ * The doorbells are there. An error leaves some connected, which the next try
+ * connects again. With vm->lock for writing.
+ */
+int escrow_irqfds_connect(struct escrow_vm *vm)
 {
 	struct escrow_irqfd *irqfd;
+	int err;
 
 	list_for_each_entry(irqfd, &vm->irqfds, link) {
-		escrow_irqfd_connect(irqfd);
+		err = escrow_irqfd_connect(irqfd);
+		if (err)
+			return err;
 		if (!irqfd->bell)
 			pr_info_ratelimited("VM %#llx: its device tree has no doorbell %u\n",
 					    vm->handle, irqfd->label);
 	}
+	return 0;
 }
 
 static struct escrow_irqfd *escrow_irqfd_find(struct escrow_vm *vm, u32 label)
@@ -138,13 +145,12 @@ int escrow_irqfd_add(struct escrow_vm *vm, const struct escrow_function *functio
 	err = escrow_vm_lock(vm);
 	if (err)
 		goto err_event;
-	if (escrow_irqfd_find(vm, irqfd->label)) {
+	err = escrow_irqfd_find(vm, irqfd->label) ? -EEXIST : escrow_irqfd_connect(irqfd);
+	if (err) {
 		up_write(&vm->lock);
-		err = -EEXIST;
 		goto err_event;
 	}
 	list_add_tail(&irqfd->link, &vm->irqfds);
-	escrow_irqfd_connect(irqfd);
 	/* Puts it into the queue, and says what was before that. */
 	if (vfs_poll(file, &irqfd->poll) & EPOLLIN)
 		escrow_irqfd_signalled(&irqfd->wait, 0, 0, poll_to_key(EPOLLIN));

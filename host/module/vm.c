@@ -393,13 +393,13 @@ static int escrow_vm_start(struct escrow_vm *vm)
 		 */
 		err = escrow_doorbells_configure(vm, &place);
 		if (!err)
+			err = escrow_irqfds_connect(vm);
+		if (!err)
 			err = escrow_rs_vm_set_registers(vm->core);
 		if (!err)
 			err = escrow_mem_give(vm, &place, guest, size, unmapped);
 		if (!err)
 			err = escrow_rs_vm_start(vm->core, vm);
-		if (!err)
-			escrow_irqfds_connect(vm);
 	}
 	up_write(&vm->lock);
 	return err;

@@ -7,3 +7,4 @@ pub mod facts;
 pub mod guest;
 pub mod gunyah;
 pub mod runner;
+pub mod tree;

@@ -5,12 +5,13 @@
 use std::os::fd::AsRawFd as _;
 
 use anyhow::{Context as _, Result, ensure};
-use escrow_abi::call::{MODIFY_SANITIZE, MODIFY_UNLOCK};
+use escrow_abi::call::{BELL_RECEIVE, MODIFY_SANITIZE, MODIFY_UNLOCK};
 use escrow_shim_tests::access;
 use escrow_shim_tests::facts::Facts;
 use escrow_shim_tests::guest::{Guest, Order, RAM};
 use escrow_shim_tests::gunyah::{PAGE, RWX, vcpu_function};
 use escrow_shim_tests::runner::{Test, same};
+use escrow_shim_tests::tree::with_doorbells;
 use escrow_vmcore::uapi::{self, MAP_FORCE_SHARE, fdinfo};
 use nix::errno::Errno;
 use nix::sys::eventfd::EventFd;
@@ -36,6 +37,7 @@ pub const ALL: &[Test] = &[
     ("scenes::a_huge_page", || walk_through(a_huge_page)),
     ("scenes::split_a_huge_page", || walk_through(split_a_huge_page)),
     ("scenes::ioeventfd", || walk_through(ioeventfd)),
+    ("scenes::irqfd", || walk_through(irqfd)),
     ("scenes::fetch_what_is_unlocked", || walk_through(fetch)),
     ("scenes::punch_what_is_unlocked", || walk_through(|run| clear(run, 0, Clear::Punch))),
     ("scenes::punch_what_is_shared", || {
@@ -217,6 +219,36 @@ fn ioeventfd(run: &Run) -> Result<()> {
     run.end()?;
     let again = vm.remove_function(uapi::FUNCTION_IOEVENTFD, &arg(8)).map(drop);
     same(again, Err(Errno::ENOENT))
+}
+
+/// Of each kind, before and after the start.
+fn irqfd(run: &Run) -> Result<()> {
+    let guest = Guest::new(&run.device, 32, 0)?;
+    let tree = with_doorbells(0..4)?;
+    access::write_all(&guest.mapping, AT * PAGE, &tree)?;
+    guest.mapping.forget(AT, 1)?;
+    guest.vm.set_dtb(RAM + AT * PAGE, PAGE)?;
+    let event = EventFd::new().context("eventfd")?;
+    let arg = |label, flags| uapi::IrqfdArg {
+        fd: event.as_raw_fd() as u32,
+        label,
+        flags,
+        ..Default::default()
+    };
+    let add = |label, flags| guest.vm.add_function(uapi::FUNCTION_IRQFD, &arg(label, flags));
+    run.begin()?;
+    run.attempt("IRQFD", || add(0, 0))?;
+    run.attempt("IRQFD", || add(1, uapi::IRQFD_LEVEL))?;
+    run.attempt("VM_START", || guest.vm.start())?;
+    run.attempt("IRQFD", || add(2, 0))?;
+    run.attempt("IRQFD", || add(3, uapi::IRQFD_LEVEL))?;
+    run.attempt("the end of one", || guest.vm.remove_function(uapi::FUNCTION_IRQFD, &arg(1, 0)))?;
+    run.end()?;
+    event.write(1)?;
+    for (label, flags) in [(0, 1), (1, 0), (2, 1), (3, 0)] {
+        same(guest.ask(Order::CallForX1(BELL_RECEIVE, label, 1))?, flags)?;
+    }
+    Ok(())
 }
 
 fn fetch(run: &Run) -> Result<()> {

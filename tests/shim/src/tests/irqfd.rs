@@ -14,12 +14,12 @@ use escrow_abi::call::{BELL_RECEIVE, BELL_SEND, DOORBELLS_MAX};
 use escrow_vmcore::uapi::{FUNCTION_IRQFD, IRQFD_LEVEL, IrqfdArg};
 use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use vm_fdt::FdtWriter;
 
 use super::{refused, same};
 use crate::access;
 use crate::guest::{Guest, Order, RAM};
 use crate::gunyah::{Device, PAGE, Vm};
+use crate::tree::with_doorbells as tree;
 use crate::wait::until;
 
 const LABEL: u32 = 5;
@@ -43,24 +43,6 @@ fn edge(event: &EventFd, label: u32) -> IrqfdArg {
 
 fn add(vm: &Vm, arg: &IrqfdArg) -> Result<()> {
     Ok(vm.add_function(FUNCTION_IRQFD, arg)?)
-}
-
-/// A device tree as Gunyah's programs write it, as far as the shim reads it.
-fn tree(labels: impl IntoIterator<Item = u32>) -> Result<Vec<u8>> {
-    let mut to = FdtWriter::new()?;
-    let nodes = ["", "gunyah-vm-config", "vdevices"];
-    let nodes = nodes.map(|name| to.begin_node(name));
-    for (n, label) in labels.into_iter().enumerate() {
-        let bell = to.begin_node(&format!("bell-{n:x}"))?;
-        to.property_string("vdevice-type", "doorbell")?;
-        to.property_string("generate", &format!("/hypervisor/bell-{n:x}"))?;
-        to.property_u32("label", label)?;
-        to.end_node(bell)?;
-    }
-    for node in nodes.into_iter().rev() {
-        to.end_node(node?)?;
-    }
-    Ok(to.finish()?)
 }
 
 /// Puts a tree behind the program, and the host's hands off it.
