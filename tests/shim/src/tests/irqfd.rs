@@ -207,6 +207,7 @@ pub fn labels_are_those_of_the_tree() -> Result<()> {
     guest.vm.remove_function(FUNCTION_IRQFD, &removed)?;
     refused(guest.vm.remove_function(FUNCTION_IRQFD, &removed), Errno::ENOENT)?;
     guest.vm.remove_function(FUNCTION_IRQFD, &edge(&other, OTHER))?;
+    signal(&other)?;
     add(&guest.vm, &edge(&other, LABEL)).context("after the start")?;
     same(receive(&guest, LABEL)?, 1).context("signalled before")
 }
