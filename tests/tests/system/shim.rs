@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
 //! The tests of the shim, which run on the host: see `tests/shim`.
+//!
+//! `SHIM_TESTS=huge:: cargo xtask test system -- shim::holders_on_two` runs those
+//! alone that have that in their names.
 
 use std::fs;
 use std::path::Path;
@@ -50,6 +53,10 @@ fn shim_tests_on(kernel: Kernel, cpu: &str, smp: u32, holders: bool) {
         ("holders", HOLDERS.to_owned(), HOLDERS_AT_LEAST)
     } else {
         ("shim", format!("-{HOLDERS}"), OTHERS_AT_LEAST)
+    };
+    let (filter, at_least) = match std::env::var("SHIM_TESTS") {
+        Ok(some) => (some, 1),
+        Err(_) => (filter, at_least),
     };
     let name = format!("{which}-{kernel:?}-{cpu}-{smp}");
     let script = format!("exec /bin/shim-tests {filter}");
