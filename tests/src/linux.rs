@@ -45,7 +45,7 @@ const BOOTARGS: &str = "console=ttyAMA0 panic=-1 nosoftlockup escrow.init=script
 
 /// Whether the release's own kernel has been replaced by one that looks for
 /// mistakes.
-fn looks_for_mistakes() -> bool {
+pub fn looks_for_mistakes() -> bool {
     std::env::var_os(DEBUG_KERNEL).is_some()
 }
 
@@ -139,7 +139,12 @@ impl Linux {
         machine.smp = smp;
         machine.memory_mib = memory_mib + if looks_for_mistakes() { SHADOW_MIB } else { 0 };
         let limit = Duration::from_secs(150);
-        Linux { name: name.into(), folder, machine, limit }.of(Kernel::Older)
+        // What one kernel has said is kept beside what the other has.
+        let name = match std::env::var(DEBUG_KERNEL) {
+            Ok(kind) => format!("{name}-{kind}"),
+            Err(_) => name.to_owned(),
+        };
+        Linux { name, folder, machine, limit }.of(Kernel::Older)
     }
 
     /// The same with another kernel.

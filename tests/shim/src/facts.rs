@@ -36,6 +36,13 @@ impl Facts {
     }
 }
 
+/// One of the shim's own numbers, by its name in [`uapi::SHIM_TOTALS`] or [`uapi::SHIM_EVENTS`].
+pub fn shim(name: &str) -> Result<u64> {
+    let path = format!("{}/{name}", uapi::SHIM_SYSFS_DIR);
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    Ok(text.trim().parse()?)
+}
+
 /// A line of a guest memory's fdinfo.
 pub fn fdinfo(fd: BorrowedFd<'_>, name: &str) -> Result<String> {
     let path = format!("/proc/self/fdinfo/{}", fd.as_raw_fd());

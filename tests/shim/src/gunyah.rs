@@ -11,6 +11,7 @@ use std::ptr::NonNull;
 use anyhow::{Context as _, Result};
 use escrow_vmcore::uapi;
 use nix::errno::Errno;
+use nix::kmod::{DeleteModuleFlags, delete_module};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
 use crate::facts::fdinfo;
@@ -42,6 +43,11 @@ pub fn ask(fd: impl AsFd, request: u32, number: u64) -> Result<i32, Errno> {
     // SAFETY: numbers that are no addresses of this process's are refused or
     // not read.
     unsafe { ioctl(fd, request, number) }
+}
+
+/// Asks the kernel to unload the shim.
+pub fn unload() -> Result<(), Errno> {
+    delete_module(c"escrow", DeleteModuleFlags::O_NONBLOCK)
 }
 
 fn owned(fd: i32) -> OwnedFd {

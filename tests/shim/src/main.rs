@@ -24,7 +24,7 @@ mod wait;
 
 use std::process::ExitCode;
 
-use escrow_shim_tests::{access, guest, gunyah, runner, tree};
+use escrow_shim_tests::{access, facts, guest, gunyah, runner, tree};
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();

@@ -7,6 +7,7 @@ use std::fs::{self, File};
 use std::os::fd::AsRawFd as _;
 
 use anyhow::{Context as _, Result};
+use escrow_shim_tests::runner::Lacking;
 use nix::errno::Errno;
 
 /// `MODULE_INIT_COMPRESSED_FILE` of `linux/module.h`
@@ -14,7 +15,7 @@ const COMPRESSED: i32 = 4;
 
 /// Loads what another module needs, unless it is part of this kernel.
 pub fn load_if_there(name: &str) -> Result<()> {
-    if fs::exists(path(name)?)? { load(name, "") } else { Ok(()) }
+    if fs::exists(path(name)?)? { insert(name, "") } else { Ok(()) }
 }
 
 fn path(name: &str) -> Result<String> {
@@ -22,8 +23,19 @@ fn path(name: &str) -> Result<String> {
     Ok(format!("/lib/modules/{}/{name}.ko.xz", release.trim()))
 }
 
-/// Loads a module, if it is not there, with parameters. The kernel unpacks it.
-pub fn load(name: &str, parameters: &str) -> Result<()> {
+/// Loads a module with parameters, unless what it `makes` is there. The kernel
+/// unpacks it.
+pub fn load(name: &str, parameters: &str, makes: &str) -> Result<()> {
+    if fs::exists(makes)? {
+        return Ok(());
+    }
+    if !fs::exists(path(name)?)? {
+        return Err(Lacking(name.to_owned()).into());
+    }
+    insert(name, parameters)
+}
+
+fn insert(name: &str, parameters: &str) -> Result<()> {
     let path = path(name)?;
     let file = File::open(&path).context(path)?;
     let parameters = CString::new(parameters)?;

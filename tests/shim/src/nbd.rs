@@ -57,7 +57,7 @@ pub struct Device {
 impl Device {
     /// Makes one, of which all is zero.
     pub fn serve() -> Result<Device> {
-        crate::modules::load("nbd", "nbds_max=1 max_part=0")?;
+        crate::modules::load("nbd", "nbds_max=1 max_part=0", SYSFS)?;
         let device = OpenOptions::new().read(true).write(true).open(DEVICE).context(DEVICE)?;
         let (kernel, server) = UnixStream::pair()?;
         ioctl(&device, SET_BLKSIZE, BLOCK).context("the size of a block")?;

@@ -10,13 +10,13 @@ use std::path::Path;
 use std::time::Duration;
 
 use escrow_tests::artefacts;
-use escrow_tests::linux::{Kernel, Linux};
+use escrow_tests::linux::{Kernel, Linux, looks_for_mistakes};
 
 /// Those who hold pages have boots of their own.
 const HOLDERS: &str = "holders::";
 /// Tests that there are, at least: one that was lost passes as well.
 const HOLDERS_AT_LEAST: u32 = 56;
-const OTHERS_AT_LEAST: u32 = 36;
+const OTHERS_AT_LEAST: u32 = 51;
 
 /// Modules of Debian's that tests load, and what those need, where it is not
 /// part of the kernel.
@@ -59,13 +59,18 @@ fn shim_tests_on(kernel: Kernel, cpu: &str, smp: u32, holders: bool) {
         Err(_) => (filter, at_least),
     };
     let name = format!("{which}-{kernel:?}-{cpu}-{smp}");
-    let script = format!("exec /bin/shim-tests {filter}");
+    // A kernel that looks for mistakes lacks some of those who hold pages.
+    let may_lack = if looks_for_mistakes() { "SHIM_MAY_LACK=1" } else { "" };
+    let script = format!("{may_lack} exec /bin/shim-tests {filter}");
     let mut linux = Linux::with_files(&name, cpu, smp, 1024, &script, &files).of(kernel);
     linux.limit = Duration::from_secs(if holders { 480 } else { 240 });
     let lines = linux.passes();
     let sum = lines.iter().find_map(|line| line.strip_suffix(" passed, 0 failed"));
     let passed = sum.and_then(|passed| passed.parse().ok()).unwrap_or(0);
-    assert!(passed >= at_least, "{passed} tests passed");
+    let left_out: Vec<_> = lines.iter().filter(|line| line.ends_with(" left out")).collect();
+    left_out.iter().for_each(|line| println!("{line}"));
+    let seen = passed + left_out.len() as u32;
+    assert!(seen >= at_least, "{passed} tests passed, {} were left out", left_out.len());
 }
 
 #[test]

@@ -9,8 +9,9 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use escrow_abi::{Error, call};
 use escrow_shim_tests::access;
+use escrow_shim_tests::facts::shim;
 use escrow_shim_tests::guest::{Guest, Order, RAM};
-use escrow_shim_tests::gunyah::{Device, PAGE};
+use escrow_shim_tests::gunyah::{Device, PAGE, unload};
 use escrow_shim_tests::runner::same;
 use escrow_shim_tests::tests;
 use escrow_vmcore::uapi::{MAP_FORCE_SHARE, fdinfo};
@@ -113,10 +114,13 @@ fn ends_while_refused(flags: u32, function: u32, error: Error) -> Result<()> {
             same(&kept.0, &with_guest.0).context("a VM that lives keeps all of its pages")?;
         }
         ensure!(kept.1 > before.1, "the module has forgotten it: {kept:?}");
+        same(shim("remains")?, 1)?;
+        same(unload(), Err(Errno::EWOULDBLOCK)).context("unloading")?;
         thread::sleep(A_WHILE);
     }
     Plan::disarm()?;
-    settles(balance, &before)
+    settles(balance, &before)?;
+    same(shim("remains")?, 0)
 }
 
 /// The process is killed meanwhile.

@@ -69,11 +69,25 @@ impl Group {
         Ok(fs::read_to_string(self.0.join("memory.current"))?.trim().parse()?)
     }
 
-    /// Bytes of pages that the kernel has taken for its processes.
-    fn kernel(&self) -> Result<u64> {
+    /// Bytes of a kind of memory, by its name in `memory.stat`.
+    fn stat(&self, name: &str) -> Result<u64> {
         let stat = fs::read_to_string(self.0.join("memory.stat"))?;
-        let value = stat.lines().find_map(|line| line.strip_prefix("kernel "));
-        Ok(value.context("memory.stat has no kernel")?.parse()?)
+        let value = stat.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        Ok(value.with_context(|| format!("memory.stat has no {name}"))?.parse()?)
+    }
+
+    /// Waits until it has at least so much more of a kind. The kernel adds up what
+    /// its CPUs have counted every two seconds (`flush_memcg_stats_dwork`).
+    fn grows(&self, name: &str, before: u64, by: u64) -> Result<()> {
+        let deadline = Instant::now() + SETTLE;
+        loop {
+            let more = self.stat(name)?.saturating_sub(before);
+            if more >= by {
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "{name} has grown by {more} bytes, not {by}");
+            std::thread::yield_now();
+        }
     }
 
     /// How often its limit made the kernel kill.
@@ -230,28 +244,35 @@ pub fn touching_has_a_limit() -> Result<()> {
     Ok(())
 }
 
-/// A VM's metadata, and the module's own records, are charged as well.
+/// What the module keeps about each page is charged as well.
+pub fn counts_records() -> Result<()> {
+    const PAGES: u64 = 4096;
+    /// Bytes of a record, at least: a folio's state alone has 40.
+    const RECORD: u64 = 40;
+    let device = Device::open()?;
+    let group = Group::enter("records")?;
+    let start = group.current()?;
+    let memory = device.memory(PAGES)?;
+    let before = group.stat("slab_unreclaimable")?;
+    memory.fallocate(libc::FALLOC_FL_KEEP_SIZE, 0, PAGES * PAGE)?;
+    group.grows("slab_unreclaimable", before, PAGES * RECORD)?;
+    drop(memory);
+    group.settles_at(start)
+}
+
+/// A VM's metadata is charged as well.
 pub fn counts_metadata() -> Result<()> {
     const VMS: usize = 16;
     let device = Device::open()?;
     let group = Group::enter("metadata")?;
-    let before = group.kernel()?;
+    let before = group.stat("kernel")?;
     let start = group.current()?;
     let mut vms = Vec::new();
     for _ in 0..VMS {
         vms.push(device.vm()?);
     }
-    // Four pages at least of each are in Escrow's hands. The kernel adds up
-    // what its CPUs have counted every two seconds (`flush_memcg_stats_dwork`).
-    let deadline = Instant::now() + SETTLE;
-    loop {
-        let each = group.kernel()?.saturating_sub(before) / VMS as u64;
-        if each >= 4 * PAGE {
-            break;
-        }
-        ensure!(Instant::now() < deadline, "a VM costs {each} bytes");
-        std::thread::yield_now();
-    }
+    // Four pages at least of each are in Escrow's hands.
+    group.grows("kernel", before, VMS as u64 * 4 * PAGE)?;
     drop(vms);
     group.settles_at(start)
 }

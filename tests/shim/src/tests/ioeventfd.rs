@@ -3,6 +3,7 @@
 //! Guest writes that signal an eventfd. A write that is swallowed is seen by
 //! what comes next: the guest's answer, without an exit before it.
 
+use std::fs;
 use std::os::fd::{AsFd, AsRawFd as _};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -163,6 +164,42 @@ pub fn goes_under_a_running_vcpu() -> Result<()> {
     same(exits + events, WRITES)?;
     ensure!(exits > 0 && events > 0 && rounds > 1, "{exits} exits, {events} events, {rounds}");
     Ok(())
+}
+
+/// The kernel's number of the event itself, whatever descriptors it has: the
+/// lowest that no other event has.
+fn number(event: &EventFd) -> Result<u64> {
+    let path = format!("/proc/self/fdinfo/{}", event.as_raw_fd());
+    let text = fs::read_to_string(&path)?;
+    let number = text.lines().find_map(|line| line.strip_prefix("eventfd-id:"));
+    Ok(number.with_context(|| format!("{path} has no number"))?.trim().parse()?)
+}
+
+/// The event lives as long as the function, and no longer.
+pub fn lets_go_of_its_event() -> Result<()> {
+    let vm = Device::open()?.vm()?;
+    let free = || -> Result<u64> { number(&event()?) };
+    let first = free()?;
+    same(free()?, first).context("of one that is closed")?;
+
+    let one = event()?;
+    let arg = any(&one, MMIO, 4);
+    add(&vm, &arg)?;
+    drop(one);
+    ensure!(free()? != first, "the event has gone with its descriptor");
+    vm.remove_function(FUNCTION_IOEVENTFD, &arg)?;
+    same(free()?, first).context("after its removal")?;
+
+    let one = event()?;
+    let arg = any(&one, MMIO, 4);
+    add(&vm, &arg)?;
+    let other = event()?;
+    refused(vm.add_function(FUNCTION_IOEVENTFD, &any(&other, MMIO, 4)), Errno::EEXIST)?;
+    let second = number(&other)?;
+    drop((one, other));
+    same(free()?, second).context("after it was refused")?;
+    drop(vm);
+    same(free()?, first).context("after the VM's end")
 }
 
 /// Whoever closes first: nobody hears the event any more, and the write ends in

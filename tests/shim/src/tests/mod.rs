@@ -16,6 +16,7 @@ mod shared;
 mod start;
 mod storm;
 mod told;
+mod unload;
 mod vcpus;
 
 use anyhow::{Result, bail};
@@ -59,6 +60,7 @@ tests! {
     ioeventfd::values_are_told_apart,
     ioeventfd::other_accesses_are_the_programs,
     ioeventfd::goes_under_a_running_vcpu,
+    ioeventfd::lets_go_of_its_event,
     ioeventfd::outlives_its_descriptor_and_dies_with_the_vm,
     irqfd::rings_in_the_guest,
     irqfd::wakes_who_sleeps,
@@ -76,9 +78,12 @@ tests! {
     accounting::ends_with_a_kill,
     accounting::populating_has_a_limit,
     accounting::touching_has_a_limit,
+    accounting::counts_records,
     accounting::counts_metadata,
     told::counts_and_lists,
+    told::counts_shares_and_what_is_kept,
     told::traces,
+    unload::is_refused_for_each_file,
 }
 
 /// Fails unless the result is that error.

@@ -8,24 +8,19 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 use escrow_abi::call::MODIFY_UNLOCK;
-use escrow_vmcore::uapi;
+use escrow_vmcore::uapi::{self, MAP_FORCE_SHARE};
 use nix::errno::Errno;
 use nix::sys::stat::fstat;
 
-use super::same;
+use super::{refused, same};
 use crate::access::{Pin, read, write};
+use crate::facts::shim;
 use crate::guest::{Guest, Order, RAM};
 use crate::gunyah::{Device, Exit, PAGE};
 
 const TRACING: &str = "/sys/kernel/tracing";
 const PAGES: u64 = 16;
 const AT: u64 = RAM + 8 * PAGE;
-
-fn shim(name: &str) -> Result<u64> {
-    let path = Path::new(uapi::SHIM_SYSFS_DIR).join(name);
-    let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
-    Ok(text.trim().parse()?)
-}
 
 /// One page is lent, refused and unlocked: a program's page, and the one with
 /// the guest's code.
@@ -81,6 +76,38 @@ pub fn counts_and_lists() -> Result<()> {
 
     drop(guest);
     same(totals()?, none).context("when all is closed")
+}
+
+/// Pages that are shared, and what is asked back in vain.
+pub fn counts_shares_and_what_is_kept() -> Result<()> {
+    let events = || -> Result<[u64; 5]> {
+        let [lends, shares, reclaims, unlocks, kept] =
+            ["lends", "shares", "reclaims", "unlocks", "kept"].map(shim);
+        Ok([lends?, shares?, reclaims?, unlocks?, kept?])
+    };
+    let since = |then: [u64; 5]| -> Result<[u64; 5]> {
+        let now = events()?;
+        Ok(std::array::from_fn(|i| now[i] - then[i]))
+    };
+    let before = events()?;
+    let guest = Guest::started(&Device::open()?, PAGES, MAP_FORCE_SHARE)?;
+    guest.ask(Order::Store(AT, 1))?;
+    same(since(before)?, [0, 2, 0, 0, 0]).context("shared")?;
+    same((shim("shared")?, shim("lent")?), (2, 0))?;
+    guest.memory.punch(8, 1)?;
+    same(since(before)?, [0, 2, 1, 0, 0]).context("no longer")?;
+    drop(guest);
+    same(since(before)?, [0, 2, 2, 0, 0]).context("at the end")?;
+
+    let before = events()?;
+    let guest = Guest::started(&Device::open()?, PAGES, 0)?;
+    guest.ask(Order::Store(AT, 1))?;
+    for times in 1..=2 {
+        refused(guest.memory.punch(8, 1), Errno::EBUSY)?;
+        same(since(before)?, [2, 0, 0, 0, times]).context("kept")?;
+    }
+    drop(guest);
+    same(since(before)?, [2, 0, 2, 0, 2]).context("lent, at the end")
 }
 
 /// The events of one guest, in their order.

@@ -25,7 +25,7 @@ const INJECTOR: &str = "/sys/kernel/debug/hwpoison";
 /// the injector's own (`unpoison-pfn`) drops a reference that only pages have
 /// which the kernel could take away.
 pub fn break_frame(frame: u64) -> Result<()> {
-    crate::modules::load("hwpoison-inject", "")?;
+    crate::modules::load("hwpoison-inject", "", INJECTOR)?;
     let told = fs::write(format!("{INJECTOR}/corrupt-pfn"), frame.to_string());
     if let Err(error) = told {
         let known = [Some(libc::EBUSY), Some(libc::EIO)].contains(&error.raw_os_error());

@@ -7,7 +7,8 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::process::Command;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
+use escrow_shim_tests::runner::Lacking;
 use nix::errno::Errno;
 
 use super::pipes::word_of;
@@ -114,6 +115,9 @@ impl Holder for Packets {
     fn take(mapping: &Mapping, page: u64) -> Result<Packets> {
         // SAFETY: makes a socket.
         let socket = unsafe { libc::socket(libc::AF_XDP, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
+        if Errno::result(socket) == Err(Errno::EAFNOSUPPORT) {
+            bail!(Lacking("sockets for packets".to_owned()));
+        }
         let socket = Errno::result(socket).context("a socket for packets")?;
         // SAFETY: it is new, and nobody else's.
         let socket = unsafe { OwnedFd::from_raw_fd(socket) };

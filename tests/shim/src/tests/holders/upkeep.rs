@@ -7,6 +7,7 @@
 use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
+use escrow_shim_tests::runner::Lacking;
 use nix::errno::Errno;
 
 use super::advice::madvise;
@@ -148,7 +149,7 @@ pub fn reclaim() -> Result<()> {
     for module in ["lz4_compress", "lz4hc_compress"] {
         crate::modules::load_if_there(module)?;
     }
-    crate::modules::load("zram", "num_devices=1")?;
+    crate::modules::load("zram", "num_devices=1", "/sys/block/zram0")?;
     fs::write("/sys/block/zram0/disksize", "64M")?;
     let made = std::process::Command::new("mkswap").arg("/dev/zram0").output()?;
     ensure!(made.status.success(), "mkswap");
@@ -192,6 +193,9 @@ pub fn contiguous_allocations() -> Result<()> {
 /// Memory is taken offline, block by block, or is not.
 pub fn offlining() -> Result<()> {
     const BLOCKS: &str = "/sys/devices/system/memory";
+    if !fs::exists(BLOCKS)? {
+        return Err(Lacking("blocks of memory".to_owned()).into());
+    }
     let size = fs::read_to_string(format!("{BLOCKS}/block_size_bytes"))?;
     let size = u64::from_str_radix(size.trim(), 16)?;
     stays_put(|guest| {

@@ -4,7 +4,8 @@
 //! protection that the kernel resolves itself is allowed on all mappings, and
 //! leaves marks in tables in the place of pages.
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
+use escrow_shim_tests::runner::Lacking;
 use nix::errno::Errno;
 
 use super::{AT, GUESTS, HOSTS, OFFSET, at_home, on_a_lent_page};
@@ -30,7 +31,12 @@ pub fn only_asynchronous_write_protection() -> Result<()> {
         refused(uffd.register(page, PAGE, mode), Errno::EINVAL).context(name)?;
     }
 
-    let uffd = Uffd::new(WP_ASYNC | WP_UNPOPULATED).context("asynchronous")?;
+    let uffd = match Uffd::new(WP_ASYNC | WP_UNPOPULATED) {
+        Err(Errno::EINVAL) => {
+            bail!(Lacking("asynchronous write protection".to_owned()));
+        }
+        uffd => uffd.context("asynchronous")?,
+    };
     refused(uffd.register(page, PAGE, MISSING), Errno::EINVAL).context("missing")?;
     let registered = uffd.register(page, PAGE, WRITE_PROTECT);
     if is_refused_by_kernel()? {
