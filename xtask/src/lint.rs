@@ -62,6 +62,7 @@ pub fn lint(workspace: &Workspace, setup: &Setup) -> Result<Count> {
     }
     tell(&mut count, "checkpatch of the modules", kernel::checkpatch(workspace));
     tell(&mut count, "sparse of the modules", kernel::sparse(workspace, setup));
+    tell(&mut count, "the package for DKMS", build::check_package(workspace, setup));
     Ok(count)
 }
 

@@ -100,6 +100,35 @@ pub fn package(workspace: &Workspace, setup: &Setup) -> Result<PathBuf> {
     Ok(folder)
 }
 
+/// Builds the package for DKMS for every kernel that hosts run, as DKMS does:
+/// with no more than is in it, cleaned first.
+pub fn check_package(workspace: &Workspace, setup: &Setup) -> Result<()> {
+    setup.kernel_tools()?;
+    let package = package(workspace, setup)?;
+    for kernel in setup.host_kernels()? {
+        let step = Step::start(format!("building the package for {}", kernel.release));
+        let work = workspace.paths().module_build(&kernel.release, "escrow.dkms");
+        if work.exists() {
+            fs::remove_dir_all(&work)?;
+        }
+        fs::create_dir_all(&work)?;
+        for entry in fs::read_dir(&package)? {
+            let entry = entry?;
+            fs::copy(entry.path(), work.join(entry.file_name()))?;
+        }
+        for target in ["clean", "modules"] {
+            let mut make = make(&work, kernel)?;
+            run_quietly(make.args(["KCFLAGS=-Werror", target]))
+                .with_context(|| format!("make {target} for {}", kernel.release))?;
+        }
+        if !work.join("escrow.ko").exists() {
+            bail!("no module has been made for {}", kernel.release);
+        }
+        step.done();
+    }
+    Ok(())
+}
+
 /// Builds every module for every kernel that hosts run.
 pub fn build(workspace: &Workspace, setup: &Setup) -> Result<()> {
     setup.cross_compiler()?;
