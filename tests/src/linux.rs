@@ -22,16 +22,19 @@ const SIGNS: [&str; 5] = ["BUG:", "WARNING:", "Oops", "SError", "Internal error"
 /// What such lines have of kernels that look for mistakes. Data races are told
 /// apart, see [`REPORTS`].
 const MORE_SIGNS: [&str; 4] = ["UBSAN:", "ODEBUG:", "INFO: task", "new suspected memory leaks"];
-/// Asks for leaks, and looks at reports of data races: those of the kernel's
-/// own code alone are its own. They stand between lines of equality signs.
+/// Asks for leaks, and looks at reports of data races. They stand between lines
+/// of equality signs; each access is a headline with its stack below. The kernel
+/// has races of its own, also where a module has called it, so the module's are
+/// those with the module among the three innermost functions of an access.
 const REPORTS: &str = r#"
 if [ -e /sys/kernel/debug/kmemleak ]; then
     # What is young may have its pointer in a register still.
     for _ in 1 2; do echo scan > /sys/kernel/debug/kmemleak; sleep 6; done
     cat /sys/kernel/debug/kmemleak
 fi
-dmesg | awk '/====================/ { if (text ~ /KCSAN/ && text ~ /\[escrow\]/) printf "%s", text; text = ""; next }
-    { text = text $0 RS }' | sed 's/^/TROUBLE: /'
+dmesg | awk '/====================/ { if (text ~ /KCSAN/ && ours) printf "%s", text; text = ""; ours = 0; next }
+    / by (task|interrupt)/ { depth = 0; text = text $0 RS; next }
+    { if (++depth <= 3 && /\[escrow\]/) ours = 1; text = text $0 RS }' | sed 's/^/TROUBLE: /'
 "#;
 /// How much longer such kernels take.
 const PATIENCE: u32 = 8;
