@@ -49,20 +49,20 @@ fn pages_on_an_old_cpu() {
 
 #[test]
 fn guest() {
-    run(Run::of("guest"), 41);
+    run(Run::of("guest"), 48);
 }
 
 #[test]
 fn guest_on_old_cpus() {
     for cpu in ["cortex-a53", "cortex-a72"] {
-        run(Run { cpu, smp: 1, ..Run::of("guest") }, 41);
+        run(Run { cpu, smp: 1, ..Run::of("guest") }, 47);
     }
 }
 
 #[test]
 fn guest_on_newer_cpus() {
     for cpu in ["cortex-a76", "neoverse-n1"] {
-        run(Run { cpu, ..Run::of("guest") }, 41);
+        run(Run { cpu, ..Run::of("guest") }, 47);
     }
 }
 
@@ -112,17 +112,17 @@ fn hostile_on_one_cpu() {
 
 #[test]
 fn hostile_on_two_cpus() {
-    run(Run::of("hostile"), 16);
+    run(Run::of("hostile"), 17);
 }
 
 #[test]
 fn hostile_on_four_cpus() {
-    run(Run { cpu: "cortex-a76", smp: 4, arguments: "seed=4", ..patient("hostile") }, 16);
+    run(Run { cpu: "cortex-a76", smp: 4, arguments: "seed=4", ..patient("hostile") }, 17);
 }
 
 #[test]
 fn hostile_on_eight_cpus() {
-    run(Run { smp: 8, arguments: "seed=8", ..patient("hostile") }, 16);
+    run(Run { smp: 8, arguments: "seed=8", ..patient("hostile") }, 17);
 }
 
 #[test]

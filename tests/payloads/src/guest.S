@@ -15,6 +15,11 @@
         .set    MAIL_FAR, 144
         .set    MAIL_ELR, 152
         .set    MAIL_SPSR, 160
+        // How many interrupts it took; what it then calls (X0 to X3), and X0 and X1 of the
+        // answer to that.
+        .set    MAIL_INTERRUPTS, 168
+        .set    MAIL_CALL, 176
+        .set    MAIL_ANSWER, 208
         .set    MAIL_VECTORS, 256
 
         .arch   armv8-a+fp+simd
@@ -59,6 +64,31 @@ agent_exception:
         mrs     x10, spsr_el1
         stp     x9, x10, [x28, #MAIL_ELR]
         b       agent_results
+
+        // Unmasked by a routine, which goes on masked if there is nothing to call.
+        // Changes none of its registers.
+agent_interrupt:
+        mov     x20, x0
+        mov     x21, x1
+        mov     x22, x2
+        mov     x23, x3
+        ldr     x24, [x28, #MAIL_INTERRUPTS]
+        add     x24, x24, #1
+        str     x24, [x28, #MAIL_INTERRUPTS]
+        ldp     x0, x1, [x28, #MAIL_CALL]
+        ldp     x2, x3, [x28, #MAIL_CALL + 16]
+        cbz     x0, 1f
+        hvc     #0
+        stp     x0, x1, [x28, #MAIL_ANSWER]
+        b       2f
+1:      mrs     x24, spsr_el1
+        orr     x24, x24, #(1 << 7)
+        msr     spsr_el1, x24
+2:      mov     x0, x20
+        mov     x1, x21
+        mov     x2, x22
+        mov     x3, x23
+        eret
 
 .macro  routine name, instructions:vararg
         .global agent_\name
@@ -113,6 +143,24 @@ agent_\name:
         routine counter, "isb", "mrs x0, cntvct_el0", "mrs x1, cntfrq_el0"
         routine set_timer, "msr cntv_cval_el0, x0", "msr cntv_ctl_el0, x1", "isb"
         routine get_timer, "mrs x0, cntv_cval_el0", "mrs x1, cntv_ctl_el0"
+
+        // What is pending, at once and behind a call or a write to a key of pointer
+        // authentication, and whether it comes where it may.
+        routine pending, "mrs x2, isr_el1"
+        routine hvc_pending, "hvc #0", "mrs x2, isr_el1"
+        routine keys_pending, "msr s3_0_c2_c1_0, x1", "mrs x2, isr_el1"
+        routine unmask, "msr daifclr, #2", "isb", "mrs x2, daif", "msr daifset, #2"
+
+        // Counts in X0 and at X1 until an interrupt has come.
+        .global agent_await
+agent_await:
+        msr     daifclr, #2
+1:      add     x0, x0, #1
+        str     x0, [x1]
+        ldr     x2, [x28, #MAIL_INTERRUPTS]
+        cbz     x2, 1b
+        msr     daifset, #2
+        ret
 
         // Keeps values in system registers and reads them back.
         routine set_registers, "msr tpidr_el0, x0", "msr tpidr_el1, x1", "msr contextidr_el1, x2", "msr mair_el1, x3", "msr ttbr1_el1, x4", "msr par_el1, x5", "msr sp_el0, x6", "msr tpidrro_el0, x7"
@@ -174,7 +222,13 @@ agent_store_vectors:
 
         .balign 2048
 agent_vectors:
-        .rept   16
+        .rept   5
+        .balign 128
+        b       agent_exception
+        .endr
+        .balign 128
+        b       agent_interrupt
+        .rept   10
         .balign 128
         b       agent_exception
         .endr

@@ -31,6 +31,9 @@ const MAIL_ROUTINE: u64 = 0;
 const MAIL_ARGUMENTS: u64 = 8;
 const MAIL_RESULTS: u64 = 72;
 const MAIL_ESR: u64 = 136;
+const MAIL_INTERRUPTS: u64 = 168;
+const MAIL_CALL: u64 = 176;
+const MAIL_ANSWER: u64 = 208;
 const MAIL_VECTORS: u64 = 256;
 /// Runs that may end with nothing to tell before that is a failure.
 const PATIENCE: u32 = 10_000;
@@ -77,6 +80,8 @@ pub mod routine {
         mrs_pmscr = agent_mrs_pmscr, counter = agent_counter, set_timer = agent_set_timer,
         get_timer = agent_get_timer, set_registers = agent_set_registers,
         get_registers = agent_get_registers, spin = agent_spin, poll = agent_poll, mmu_on = agent_mmu_on,
+        pending = agent_pending, hvc_pending = agent_hvc_pending,
+        keys_pending = agent_keys_pending, unmask = agent_unmask, r#await = agent_await,
         load_vectors = agent_load_vectors, store_vectors = agent_store_vectors,
     }
 }
@@ -388,6 +393,21 @@ impl Agent {
         let results = self.call(routine::hvc(), arguments)?;
         check!(results.exception.is_none(), "{results:x?}");
         Ok(results.x[0])
+    }
+
+    /// From here on counts interrupts from 0, and makes a call with X0 to X3 at each, or none
+    /// and masks them.
+    pub fn at_interrupts(&self, arguments: Option<[u64; 4]>) {
+        poke(self.mailbox + MAIL_INTERRUPTS, 0);
+        for (n, value) in (0..).zip(arguments.unwrap_or_default()) {
+            poke(self.mailbox + MAIL_CALL + n * 8, value);
+        }
+    }
+
+    /// How many interrupts came since, and X0 and X1 of the last call made at one.
+    pub fn interrupts(&self) -> (u64, [u64; 2]) {
+        let word = |at: u64| peek(self.mailbox + at);
+        (word(MAIL_INTERRUPTS), [word(MAIL_ANSWER), word(MAIL_ANSWER + 8)])
     }
 
     /// The vectors in the mailbox.

@@ -5,6 +5,7 @@
 #![no_std]
 #![no_main]
 
+mod doorbells;
 mod life;
 mod memory;
 mod mmio;
@@ -17,6 +18,7 @@ use escrow_payloads::payload;
 payload!(
     "guest",
     life::TESTS,
+    doorbells::TESTS,
     mmio::TESTS,
     memory::TESTS,
     registers::TESTS,

@@ -21,6 +21,7 @@ pub const TESTS: &[Test] = tests![
     one_of_all_destroys_a_vm,
     one_of_all_has_the_metadata,
     vms_end_while_they_run,
+    doorbells_end_while_they_ring,
 ];
 
 /// Pages that all are after: the first of a block, which they are after as well.
@@ -267,6 +268,69 @@ fn one_of_all_destroys_a_vm(host: &mut Host) -> Outcome {
             }
         }
         Ok(())
+    })
+}
+
+/// The flags that are sent to the doorbell of this handle, and to no other one.
+fn flags_of(doorbell: u64) -> u64 {
+    1 << (doorbell >> 24 & 0x3f)
+}
+
+fn doorbells_end_while_they_ring(host: &mut Host) -> Outcome {
+    cpus::need(2)?;
+    let lists = all_lists(host);
+    let page = host.page();
+    let [newest, done] = [const { AtomicU64::new(0) }; 2];
+    let rounds = rounds(host, 400);
+    cpus::try_on_all(|n| {
+        if n != 0 {
+            // The one that lives, as far as this CPU knows, until its end and after it.
+            while done.load(Ordering::Acquire) == 0 {
+                let doorbell = newest.load(Ordering::Acquire);
+                if doorbell == 0 {
+                    cpus::relax();
+                    continue;
+                }
+                match hvc::call(call::BELL_SEND, &[doorbell, flags_of(doorbell)]) {
+                    Ok([before, ..]) => {
+                        check_eq!(before & !flags_of(doorbell), 0);
+                    }
+                    Err(seen) => check_eq!(seen, refusal(Error::HandleRevoked)),
+                }
+            }
+            return Ok(());
+        }
+        let receive = |doorbell| -> Outcome<u64> {
+            let [before, ..] = hvc::call(call::BELL_RECEIVE, &[doorbell, u64::MAX])
+                .map_err(refused("BELL_RECEIVE"))?;
+            Ok(before)
+        };
+        let one_life = || -> Outcome {
+            let vm = lists[0].vm_of(page, 1)?;
+            let [doorbell, ..] =
+                hvc::call(call::BELL_CREATE, &[vm, 0]).map_err(refused("BELL_CREATE"))?;
+            // Of what is still under way to the last one, nothing comes here.
+            check_eq!(receive(doorbell)?, 0);
+            newest.store(doorbell, Ordering::Release);
+            let deadline = cpus::deadline(20);
+            let heard = loop {
+                check!(!cpus::is_past(deadline), "nobody rings");
+                match receive(doorbell)? {
+                    0 => cpus::relax(),
+                    heard => break heard,
+                }
+            };
+            check_eq!(heard, flags_of(doorbell));
+            // They are at it.
+            hvc::call(call::VM_DESTROY, &[vm]).map_err(refused("VM_DESTROY"))?;
+            let ring = hvc::call(call::BELL_SEND, &[doorbell, 1]);
+            check_eq!(ring, Err(refusal(Error::HandleRevoked)));
+            lists[0].reclaim(&[frame(page)]).map_err(refused("MEM_RECLAIM"))?;
+            Ok(())
+        };
+        let outcome = (0..rounds).try_for_each(|_| one_life());
+        done.store(1, Ordering::Release);
+        outcome
     })
 }
 
