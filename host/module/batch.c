@@ -41,12 +41,6 @@ void escrow_batch_free(struct escrow_batch *batch)
 	kvfree(batch);
 }
 
-void escrow_batch_reset(struct escrow_batch *batch)
-{
-	batch->count = 0;
-	batch->pages = 0;
-}
-
 /* Whether one more call would be too long with that folio in it. */
 bool escrow_batch_is_full(const struct escrow_batch *batch, const struct escrow_folio *ef)
 {

@@ -214,6 +214,12 @@ struct escrow_batch {
 	struct escrow_folio *folios[] __counted_by(capacity);
 };
 
+static inline void escrow_batch_reset(struct escrow_batch *batch)
+{
+	batch->count = 0;
+	batch->pages = 0;
+}
+
 #define ESCROW_BATCH ESCROW_HUGE_PAGES
 /* Pages that one call takes back at the most: RECLAIM_MAX of escrow-abi. */
 #define ESCROW_CALL_PAGES 16384
@@ -227,6 +233,8 @@ struct escrow_mem {
 	struct escrow_counts counts;
 	struct escrow_batch *batch; /* under the exclusive invalidate_lock */
 	u64 needy; /* a VM that lacked memory to give something back, or 0 */
+	loff_t zap_end; /* of the last mappings that went with others */
+	u32 zap_size; /* of these, in bytes */
 	spinlock_t refusal_lock;
 	bool was_refused;
 	u64 refused_offset;
@@ -286,7 +294,6 @@ void escrow_folio_free(struct escrow_folio *ef, struct escrow_counts *counts);
 /* batch.c */
 struct escrow_batch *escrow_batch_alloc(u32 capacity);
 void escrow_batch_free(struct escrow_batch *batch);
-void escrow_batch_reset(struct escrow_batch *batch);
 bool escrow_batch_is_full(const struct escrow_batch *batch, const struct escrow_folio *ef);
 void escrow_batch_add(struct escrow_batch *batch, struct escrow_folio *ef, u64 guest, u32 rights,
 		      const struct escrow_report *report);

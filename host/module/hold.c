@@ -61,13 +61,10 @@ static bool escrow_mem_has_room(struct escrow_mem *mem, pgoff_t index)
 	       !xa_find(&mem->folios, &at, head + ESCROW_HUGE_PAGES - 1, XA_PRESENT);
 }
 
-/* The folio that has a page, made if there is none. Under the invalidate_lock. */
-struct escrow_folio *escrow_mem_make(struct escrow_mem *mem, pgoff_t index)
+static noinline struct escrow_folio *escrow_mem_make_new(struct escrow_mem *mem, pgoff_t index)
 {
-	struct escrow_folio *ef = escrow_mem_find(mem, index);
+	struct escrow_folio *ef;
 
-	if (ef)
-		return ef;
 	if (!mem->huge)
 		return escrow_mem_add(mem, index, 0);
 
@@ -83,6 +80,12 @@ struct escrow_folio *escrow_mem_make(struct escrow_mem *mem, pgoff_t index)
 		ef = escrow_mem_add(mem, index, 0);
 	mutex_unlock(&mem->make_lock);
 	return ef;
+}
+
+/* The folio that has a page, made if there is none. Under the invalidate_lock. */
+struct escrow_folio *escrow_mem_make(struct escrow_mem *mem, pgoff_t index)
+{
+	return escrow_mem_find(mem, index) ?: escrow_mem_make_new(mem, index);
 }
 
 /* Makes small folios for the pages of a large one, with the same contents. */

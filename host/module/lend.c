@@ -10,8 +10,12 @@
 
 #include "escrow.h"
 
-/* Bytes whose user mappings go with that of a page in them. */
+/*
+ * Bytes whose user mappings go with that of a page in them: at first, and when
+ * pages leave one after the other.
+ */
 #define ESCROW_ZAP_AROUND SZ_64K
+#define ESCROW_ZAP_AHEAD SZ_2M
 
 /*
  * Asks EL2 for one folio that is away. The folio is locked, or nobody else has
@@ -57,17 +61,28 @@ static int escrow_mem_recall(struct escrow_mem *mem, const struct escrow_vm *vm,
  * Removes user mappings of a folio, which is locked, so that none of it comes
  * back. Those of small folios around it go along, as page faults bring in
  * those around theirs: a guest that touches its memory page by page would have
- * the same tables walked for each. Whoever needs them faults again.
+ * the same tables walked for each. As with readahead, those that follow on the
+ * last ones are twice as many. Whoever needs them faults again.
  */
-static void escrow_mem_zap(struct escrow_mem *mem, const struct escrow_folio *ef)
+static noinline void escrow_mem_zap(struct escrow_mem *mem, const struct escrow_folio *ef)
 {
-	loff_t start = (loff_t)ef->index << PAGE_SHIFT, size = folio_size(ef->folio);
+	loff_t start = (loff_t)ef->index << PAGE_SHIFT;
+	loff_t end = start + folio_size(ef->folio);
 
 	if (!folio_test_large(ef->folio)) {
-		start = round_down(start, ESCROW_ZAP_AROUND);
-		size = ESCROW_ZAP_AROUND;
+		u32 size = ESCROW_ZAP_AROUND;
+
+		/* A guess, which another vCPU's may spoil. */
+		if (start == READ_ONCE(mem->zap_end))
+			size = clamp(READ_ONCE(mem->zap_size) * 2, ESCROW_ZAP_AROUND,
+				     ESCROW_ZAP_AHEAD);
+		else
+			start = round_down(start, size);
+		end = round_up(end, size);
+		WRITE_ONCE(mem->zap_size, size);
+		WRITE_ONCE(mem->zap_end, end);
 	}
-	unmap_mapping_range(escrow_mapping(mem), start, size, 0);
+	unmap_mapping_range(escrow_mapping(mem), start, end - start, 0);
 }
 
 void escrow_mem_refused(struct escrow_mem *mem, const struct escrow_folio *ef,
@@ -86,11 +101,13 @@ void escrow_mem_refused(struct escrow_mem *mem, const struct escrow_folio *ef,
 
 /*
  * Prepares one folio, which is locked. 0: it is in the batch, 1: it is where
- * it should be already.
+ * it should be already. Inlined, as the two that follow: each page that a guest
+ * touches comes by here, and frames of their own cost it more than what they do.
  */
-static int escrow_mem_prepare(struct escrow_mem *mem, const struct escrow_vm *vm,
-			      const struct escrow_place *place, struct escrow_folio *ef, u64 guest,
-			      struct escrow_batch *batch)
+static __always_inline int escrow_mem_prepare(struct escrow_mem *mem, const struct escrow_vm *vm,
+					      const struct escrow_place *place,
+					      struct escrow_folio *ef, u64 guest,
+					      struct escrow_batch *batch)
 {
 	struct escrow_report report = {};
 	struct escrow_refusal refusal = {};
@@ -109,8 +126,9 @@ static int escrow_mem_prepare(struct escrow_mem *mem, const struct escrow_vm *vm
 }
 
 /* Ends what was prepared: with @err, all stays with the host. */
-static void escrow_mem_settle(struct escrow_mem *mem, struct escrow_vm *vm,
-			      const struct escrow_place *place, struct escrow_batch *batch, int err)
+static __always_inline void escrow_mem_settle(struct escrow_mem *mem, struct escrow_vm *vm,
+					      const struct escrow_place *place,
+					      struct escrow_batch *batch, int err)
 {
 	u32 i;
 
@@ -128,8 +146,9 @@ static void escrow_mem_settle(struct escrow_mem *mem, struct escrow_vm *vm,
 }
 
 /* Hands the batch to EL2, all of it or nothing. */
-static int escrow_mem_hand_over(struct escrow_mem *mem, struct escrow_vm *vm,
-				const struct escrow_place *place, struct escrow_batch *batch)
+static __always_inline int escrow_mem_hand_over(struct escrow_mem *mem, struct escrow_vm *vm,
+						const struct escrow_place *place,
+						struct escrow_batch *batch)
 {
 	u64 index = 0, detail = 0;
 	int err;
@@ -264,8 +283,8 @@ int escrow_mem_give_one(struct escrow_vm *vm, const struct escrow_place *place, 
 	}
 
 	folio_lock(ef->folio);
-	err = escrow_mem_recall(mem, vm, ef);
 	escrow_batch_reset(batch);
+	err = escrow_rs_folio_is_reachable(&ef->state) ? 0 : escrow_mem_recall(mem, vm, ef);
 	if (!err)
 		err = escrow_mem_prepare(mem, vm, place, ef, at, batch);
 	if (err >= 0)

@@ -328,6 +328,8 @@ int escrow_mem_create(const struct gunyah_create_guest_mem_args *args)
 	}
 	mem->file = file;
 	file->f_flags |= O_LARGEFILE;
+	/* Nobody asks when a folio was used last: it is on no LRU list. */
+	file->f_mode |= FMODE_NOREUSE;
 	inode = file_inode(file);
 	inode->i_private = mem;
 	inode->i_op = &escrow_mem_iops;

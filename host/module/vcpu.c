@@ -204,7 +204,10 @@ static long escrow_vcpu_run(struct escrow_vcpu *vcpu)
 			u64 guest = step.at;
 
 			err = escrow_vcpu_bring(vcpu, guest, step.access);
-			escrow_rs_vcpu_page_brought(&vcpu->core, guest, err, &step);
+			if (err)
+				escrow_rs_vcpu_page_brought(&vcpu->core, guest, err, &step);
+			else
+				step.kind = ESCROW_STEP_AGAIN;
 		}
 		if (step.kind == ESCROW_STEP_WRITE) {
 			if (escrow_ioeventfd_write(vcpu->vm, step.at, step.down, step.access)) {
