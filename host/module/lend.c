@@ -261,7 +261,7 @@ int escrow_mem_give_one(struct escrow_vm *vm, const struct escrow_place *place, 
 {
 	struct escrow_mem *mem = place->mem;
 	struct address_space *mapping = escrow_mapping(mem);
-	u64 offset = place->offset + (guest - place->guest), at;
+	u64 offset = place->offset + (guest - place->guest), at = guest;
 	struct escrow_folio *ef;
 	int err;
 
@@ -275,7 +275,9 @@ int escrow_mem_give_one(struct escrow_vm *vm, const struct escrow_place *place, 
 		err = PTR_ERR(ef);
 		goto out;
 	}
-	if (!escrow_rs_place_takes(place, (u64)ef->index << PAGE_SHIFT, folio_size(ef->folio),
+	/* A page of a binding fits it. */
+	if (folio_test_large(ef->folio) &&
+	    !escrow_rs_place_takes(place, (u64)ef->index << PAGE_SHIFT, folio_size(ef->folio),
 				   &at)) {
 		/* It has to be split, which nobody may look at. */
 		filemap_invalidate_unlock_shared(mapping);
