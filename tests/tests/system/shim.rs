@@ -3,7 +3,7 @@
 //! The tests of the shim, which run on the host: see `tests/shim`.
 //!
 //! `SHIM_TESTS=huge:: cargo xtask test system -- shim::holders_on_two` runs those
-//! alone that have that in their names.
+//! alone that have that in their names; likewise for those of failures.
 
 use std::fs;
 use std::path::Path;
@@ -44,6 +44,11 @@ fn modules(kernel: Kernel) -> Vec<(String, Vec<u8>)> {
     packed.collect()
 }
 
+/// What is in the names of the tests that are to run, if not all are.
+pub fn some() -> Option<String> {
+    std::env::var("SHIM_TESTS").ok()
+}
+
 fn shim_tests_on(kernel: Kernel, cpu: &str, smp: u32, holders: bool) {
     let program = fs::read(&artefacts().shim_tests).expect("the tests of the shim");
     let mut files = modules(kernel);
@@ -54,10 +59,7 @@ fn shim_tests_on(kernel: Kernel, cpu: &str, smp: u32, holders: bool) {
     } else {
         ("shim", format!("-{HOLDERS}"), OTHERS_AT_LEAST)
     };
-    let (filter, at_least) = match std::env::var("SHIM_TESTS") {
-        Ok(some) => (some, 1),
-        Err(_) => (filter, at_least),
-    };
+    let (filter, at_least) = some().map_or((filter, at_least), |some| (some, 1));
     let name = format!("{which}-{kernel:?}-{cpu}-{smp}");
     // A kernel that looks for mistakes lacks some of those who hold pages.
     let may_lack = if looks_for_mistakes() { "SHIM_MAY_LACK=1" } else { "" };
