@@ -29,6 +29,7 @@ tests! {
     refusals::of_pages_of_a_closed_memory,
     refusals::of_the_vm,
     refusals::of_the_vm_that_is_busy,
+    refusals::of_a_vm_without_memory,
     refusals::of_shared_pages,
     refusals::of_the_vm_with_shared_pages,
     refusals::of_a_killed_process,
@@ -82,6 +83,19 @@ pub fn of_the_vm() -> Result<()> {
 /// It does not end because somebody runs it, says Escrow.
 pub fn of_the_vm_that_is_busy() -> Result<()> {
     ends_while_refused(0, call::VM_DESTROY, Error::Busy)
+}
+
+/// No file of a memory holds the module for this one: it does so itself.
+pub fn of_a_vm_without_memory() -> Result<()> {
+    let before = balance()?;
+    let vm = Device::open()?.vm()?;
+    Plan::each(call::VM_DESTROY, Error::Denied).arm()?;
+    drop(vm);
+    same(shim("remains")?, 1)?;
+    same(unload(), Err(Errno::EWOULDBLOCK)).context("unloading")?;
+    Plan::disarm()?;
+    settles(balance, &before)?;
+    same(shim("remains")?, 0)
 }
 
 /// What it shared comes home with it, if not before.
