@@ -10,9 +10,7 @@
 use anyhow::{Context as _, Result, ensure};
 
 use crate::counter::Counters;
-use crate::guest::{
-    BLOCK, Done, PAGE, PAGES_PER_BLOCK, Telling, Vcpu, What, Work, addresses, block, run,
-};
+use crate::guest::{BLOCK, Done, PAGE, PAGES_PER_BLOCK, Telling, Vcpu, What, Work, block, run};
 use crate::row::Row;
 
 /// Blocks that are lent: 256 MiB.
@@ -88,7 +86,8 @@ pub fn measure(lender: &impl Lender, rows: &[Rows], counters: &mut Counters) -> 
         let mut vm = lender.vm(BLOCKS)?;
         let overhead = overhead(&mut vm, counters)?;
         for number in 0..BLOCKS {
-            lends.push(lend(&mut vm, block(number), overhead, counters)?);
+            let touch = Work::new(What::Loads, block(number), PAGE, PAGES_PER_BLOCK);
+            lends.push(lend(&mut vm, touch, overhead, counters)?);
         }
         let before = (counters.lower()?, counters.el2()?);
         let check = lender.end(vm)?;
@@ -107,30 +106,41 @@ pub fn measure(lender: &impl Lender, rows: &[Rows], counters: &mut Counters) -> 
 }
 
 /// What the counter counts around nothing.
-fn overhead(vm: &mut impl Vcpu, counters: &mut Counters) -> Result<u64> {
+///
+/// # Errors
+/// What goes wrong.
+pub fn overhead(vm: &mut impl Vcpu, counters: &mut Counters) -> Result<u64> {
     let nothing = Work::new(What::Nothing, 0, 0, 32);
     let done = run(vm, nothing, Telling::Each, counters)?;
     done.ticks.iter().copied().min().context("no ticks")
 }
 
-/// Has the guest touch each page of a block. Instructions of the host, and of
-/// EL2.
-fn lend(vm: &mut impl Vcpu, at: u64, overhead: u64, counters: &mut Counters) -> Result<(i64, i64)> {
+/// Has the guest touch pages that it does not have yet. Instructions of the
+/// host, and of EL2.
+///
+/// # Errors
+/// What goes wrong, or the guest finds something else than the pages' addresses.
+pub fn lend(
+    vm: &mut impl Vcpu,
+    touch: Work,
+    overhead: u64,
+    counters: &mut Counters,
+) -> Result<(i64, i64)> {
     let ticks = |done: &Done| -> Result<i64> {
         let &[_, sum] = done.ticks.as_slice() else { anyhow::bail!("no sum of ticks") };
-        Ok(sum as i64 - (PAGES_PER_BLOCK * overhead) as i64)
+        Ok(sum as i64 - (touch.count * overhead) as i64)
     };
     // The guest's program is there, so these loads are of the same exits but
     // faults. An interrupt may come in any of them, and adds an exit.
-    let idle = Work::new(What::Loads, crate::guest::MEMORY, 0, PAGES_PER_BLOCK);
+    let idle = Work::new(What::Loads, crate::guest::MEMORY, 0, touch.count);
     let mut nothing = i64::MAX;
     for _ in 0..3 {
         nothing = nothing.min(run(vm, idle, Telling::Sum, counters)?.el2);
     }
-    let touch = Work::new(What::Loads, at, PAGE, PAGES_PER_BLOCK);
     let done = run(vm, touch, Telling::Sum, counters)?;
-    let expected = addresses(at, PAGES_PER_BLOCK);
-    ensure!(done.sum == expected, "the guest found {:#x} in the block at {at:#x}", done.sum);
+    let address = |n: u64| touch.first.wrapping_add(n.wrapping_mul(touch.stride));
+    let expected = (0..touch.count).map(address).sum();
+    ensure!(done.sum == expected, "the guest found {:#x} from {:#x} on", done.sum, touch.first);
     let el2 = done.el2 - nothing;
     Ok((ticks(&done)? - el2, el2))
 }

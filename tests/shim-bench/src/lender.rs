@@ -10,13 +10,17 @@ use escrow_peers::guest::{
     Access, BLOCK, DEVICE, MEMORY, PAGE, PAGES_PER_BLOCK, Telling, Vcpu, What, Work, addresses,
     block, program, run,
 };
-use escrow_peers::lending::{BLOCKS, Lender, Samples};
+use escrow_peers::lending::{self, BLOCKS, Lender, Samples};
 use escrow_shim_tests::facts::fdinfo;
 use escrow_shim_tests::gunyah::{self, Device, Exit, Mapping, Memory, RWX};
 use escrow_vmcore::uapi::{self, CreateMem, boot_register};
 
 /// `MODIFY_PAGES`: the owner may take the pages back, with their contents.
 const UNLOCK: u64 = escrow_abi::call::MODIFY_UNLOCK;
+
+/// What lies between two touches of a guest that jumps: what a lend takes along of
+/// the program's mappings, at first.
+const JUMP: u64 = 64 << 10;
 
 /// Blocks that are fetched one page after the other: 64 MiB.
 const FETCHED: u64 = 32;
@@ -101,6 +105,26 @@ impl Lender for Shim<'_> {
 }
 
 impl Shim<'_> {
+    /// Lends to a guest that goes down its memory in jumps, so that nothing that
+    /// one lend does for its neighbours is of use to the next one; as often as there
+    /// are pages between two touches.
+    pub fn scattered(&self, counters: &mut Counters) -> Result<()> {
+        let mut vm = self.vm(BLOCKS)?;
+        let overhead = lending::overhead(&mut vm, counters)?;
+        let mut samples = Samples::default();
+        for page in 0..JUMP / PAGE {
+            for last in (1..=BLOCKS * BLOCK / JUMP).rev().step_by(PAGES_PER_BLOCK as usize) {
+                let first = block(0) + (last - 1) * JUMP + page * PAGE;
+                let down = 0u64.wrapping_sub(JUMP);
+                let touch = Work::new(What::Loads, first, down, PAGES_PER_BLOCK);
+                let (host, el2) = lending::lend(&mut vm, touch, overhead, counters)?;
+                samples.add(host, el2);
+            }
+        }
+        self.end(vm)?()?;
+        samples.print("shim_lend_4k_scattered", PAGES_PER_BLOCK)
+    }
+
     /// Pages that a guest has unlocked with their contents, touched one by one
     /// by the host.
     pub fn fetches(&self, counters: &mut Counters) -> Result<()> {

@@ -51,6 +51,9 @@ fn measure() -> Result<()> {
             lending::measure(&Shim { device: &device, flags }, rows, &mut counters)?;
         }
     }
+    if wanted("lend_4k_scattered") {
+        Shim { device: &device, flags: 0 }.scattered(&mut counters)?;
+    }
     if wanted("fetch_4k") {
         Shim { device: &device, flags: 0 }.fetches(&mut counters)?;
     }
