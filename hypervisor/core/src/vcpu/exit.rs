@@ -82,8 +82,9 @@ impl Abort {
 }
 
 impl Vcpu {
-    /// Decodes an exit other than by an instruction that waits ([`Self::wait`]). General registers and the timer must be up to date,
-    /// and so must `SCTLR_EL1` when the exit is an abort.
+    /// Decodes an exit other than by an instruction that waits ([`Self::wait`]).
+    /// General registers and the timer must be up to date, and so must
+    /// `SCTLR_EL1` when the exit is an abort.
     #[inline(always)]
     pub fn decode(&mut self, exit: GuestExit, ids: &GuestIds) -> Outcome {
         let esr = match exit {
