@@ -77,8 +77,9 @@ int escrow_doorbells_configure(struct escrow_vm *vm, const struct escrow_place *
 	if (room < sizeof(head) || escrow_mem_read(place->mem, offset, head, sizeof(head)))
 		return 0;
 	size = escrow_rs_tree_size(head);
+	/* No tree configures none, also where one that failed to start had some. */
 	if (size < sizeof(head) || size > room)
-		return 0;
+		return escrow_rs_vm_configure_bells(vm->core, head, 0);
 	tree = kvmalloc(size, GFP_KERNEL_ACCOUNT);
 	if (!tree)
 		return -ENOMEM;

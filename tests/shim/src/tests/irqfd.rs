@@ -232,6 +232,17 @@ pub fn trees_that_are_none() -> Result<()> {
         same(Error::from_register(none), Some(Error::HandleNull))?;
     }
 
+    // In the place of a tree whose start failed, because it was still mapped.
+    let guest = with_bells([LABEL])?;
+    access::write_all(&guest.mapping, PAGE, &whole)?;
+    refused(guest.vm.start(), Errno::EAGAIN)?;
+    put(&guest, &[0; 64])?;
+    let stale = event()?;
+    add(&guest.vm, &edge(&stale, LABEL))?;
+    guest.vm.start()?;
+    signal(&stale)?;
+    ensure!(!is_pending(&guest)?, "of the tree before");
+
     let most = DOORBELLS_MAX as u32;
     let guest = with_bells(0..=most)?;
     refused(guest.vm.start(), Errno::ENOSPC).context("too many")?;
