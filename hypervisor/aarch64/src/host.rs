@@ -84,7 +84,7 @@ fn host_call(frame: &mut HostFrame) {
     let scratch = unsafe { &mut (*cpu).scratch };
     if let Some(run) = hypervisor.host_call(scratch, x) {
         // SAFETY: the CPU's own data, and the host's state is in the CPU.
-        let [state, data @ ..] = unsafe { crate::world::run(cpu, hypervisor, run) };
+        let [state, data @ ..] = unsafe { crate::guest::run(cpu, hypervisor, run) };
         x[0] = 0;
         x[1] = state;
         x[2..5].copy_from_slice(&data);

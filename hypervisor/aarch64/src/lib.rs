@@ -8,7 +8,8 @@
 //! | `controls` | what EL2 lets EL1 do, for the host and for guests |
 //! | `init` | bringing a CPU under Escrow, entering the host |
 //! | `vectors.S`, `host` | exceptions of the host |
-//! | `world`, `switch.S`, `fp`, `debug` | running a guest |
+//! | `guest` | entering a guest, and its exits |
+//! | `switch`, `switch.S`, `fp`, `debug` | the switch between the host and a guest |
 //! | `machine` | page tables, TLBs and caches for `escrow-core` |
 //! | `fault` | reporting a bug |
 //! | `trace` | the trace of table writes, in test builds |
@@ -25,14 +26,15 @@ mod debug;
 mod fault;
 pub mod features;
 mod fp;
+mod guest;
 mod host;
 mod init;
 mod machine;
 mod percpu;
 mod smc;
+mod switch;
 mod sysreg;
 pub mod trace;
-mod world;
 
 pub use fault::{backtrace, halt, stop_machine};
 pub use features::{Features, MissingFeature};

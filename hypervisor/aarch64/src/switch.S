@@ -5,7 +5,7 @@
 // synchronization event (DDI 0487, Glossary); EL2 itself uses none of it.
 //
 // Offsets in braces come from lib.rs; those of El1Registers are asserted in
-// world.rs.
+// switch.rs.
 
     .section .text.escrow_switch, "ax"
 

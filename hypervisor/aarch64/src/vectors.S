@@ -152,7 +152,7 @@ escrow_guest_vectors:
 // Loads the general registers of a guest (x0: *mut GeneralRegisters) and
 // enters it; returns with them stored, once an exception has ended its run,
 // with x0: 0 synchronous, 1 interrupt, 3 SError. Changes all registers but
-// x19, x29 and SP; world.rs tells the compiler. PerCpu.vcpu must point to the
+// x19, x29 and SP; guest.rs tells the compiler. PerCpu.vcpu must point to the
 // same registers.
     .global escrow_enter_guest
 escrow_enter_guest:

@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The world switch: the host's registers out of the CPU and a guest's in, and back.
+
+use core::arch::asm;
+use core::ptr;
+
+use aarch64_cpu::asm::barrier;
+use escrow_core::stage2::Stage2Context;
+use escrow_core::vcpu::{El1Registers, Exception, TimerRegisters, Vcpu};
+
+use crate::controls::{Controls, Optional};
+use crate::debug;
+use crate::features::Features;
+use crate::percpu::{HostRegisters, PerCpu};
+use crate::sysreg::*;
+use crate::trace::{self, Event};
+
+// The assembly knows of these structures what lib.rs and the assertions below
+// tell it.
+#[allow(improper_ctypes)]
+unsafe extern "C" {
+    fn escrow_to_guest(cpu: *mut PerCpu, vcpu: *const Vcpu, vttbr: u64, vtcr: u64) -> bool;
+    fn escrow_to_host(cpu: *const PerCpu, vcpu: *mut Vcpu);
+    fn escrow_save_el1(registers: *mut El1Registers);
+    fn escrow_load_el1(registers: *const El1Registers);
+    fn escrow_save_keys(keys: *mut [u64; 10]);
+    fn escrow_load_keys(keys: *const [u64; 10]);
+}
+
+/// `CNTV_CTL_EL0.IMASK`.
+const TIMER_IMASK: u64 = 1 << 1;
+
+/// `HCR_EL2.APK` and `API`: pointer authentication is not trapped.
+const HCR_PAUTH: u64 = 1 << 40 | 1 << 41;
+
+// What switch.S relies on.
+const _: () = {
+    use core::mem::offset_of;
+    assert!(offset_of!(El1Registers, sctlr) == 0);
+    assert!(offset_of!(El1Registers, vbar) == 48);
+    assert!(offset_of!(El1Registers, esr) == 80);
+    assert!(offset_of!(El1Registers, tpidr_el0) == 112);
+    assert!(offset_of!(El1Registers, csselr) == 152);
+};
+
+/// Takes the host's state out of the CPU and puts the guest's in. Returns
+/// whether the guest's timer is kept from interrupting: one that has fired
+/// would end each run before it has begun, until there is a virtual GIC to
+/// hand its interrupt to. The guest sees it masked meanwhile.
+///
+/// # Safety
+///
+/// As for [`run`](crate::guest::run).
+#[inline(always)]
+pub(crate) unsafe fn enter(cpu: *mut PerCpu, context: Stage2Context, vcpu: &mut Vcpu) -> bool {
+    // SAFETY: parts of this CPU's data that nothing else refers to; see `guest::run`.
+    let (host, last_vcpu) = unsafe { (&mut (*cpu).host, &mut (*cpu).last_vcpu) };
+    // SAFETY: these are only read while a guest runs.
+    let (controls, optional) = unsafe { (&(*cpu).guest_controls, (*cpu).optional) };
+    if optional.has(Optional::RARE) {
+        // SAFETY: `features` does not change.
+        enter_rarely(unsafe { &(*cpu).features }, optional, host, vcpu, controls);
+    }
+    // SAFETY: the host's state is in the CPU. What a guest has in its
+    // registers acts on its own memory only.
+    let held_back = unsafe { escrow_to_guest(cpu, vcpu, context.vttbr, context.vtcr) };
+    // Nothing is invalidated by it before the exception return.
+    trace::event(|| Event::Vttbr(context.vttbr));
+    trace::event(|| Event::Isb);
+    if vcpu.pauth {
+        // SAFETY: the keys are the host's.
+        unsafe { grant_keys(host, vcpu) };
+    }
+    let this = ptr::from_ref(vcpu);
+    if *last_vcpu != this {
+        *last_vcpu = this;
+        // vCPUs of a VM share a VMID, but their stage 1 need not be the same,
+        // and TLB entries are told apart by VMID and ASID alone (DDI 0487,
+        // "VMSAv8-64 TLB lookup"): nothing of another one may be left on this
+        // CPU.
+        barrier::isb(barrier::SY);
+        // SAFETY: removes cached translations only.
+        unsafe { asm!("tlbi vmalle1", options(nostack, preserves_flags)) };
+        barrier::dsb(barrier::NSH);
+    }
+    held_back
+}
+
+/// The way back. The guest's timer is stored already.
+///
+/// # Safety
+///
+/// As for [`run`](crate::guest::run), with the guest's state in the CPU.
+#[inline(always)]
+pub(crate) unsafe fn leave(cpu: *mut PerCpu, vcpu: &mut Vcpu) {
+    // SAFETY: these are only read while a guest runs.
+    let (host, controls, optional) =
+        unsafe { (&(*cpu).host, &(*cpu).host_controls, (*cpu).optional) };
+    // SAFETY: the keys are the guest's if they were granted.
+    unsafe {
+        if vcpu.pauth {
+            escrow_save_keys(&mut vcpu.el1.keys);
+            escrow_load_keys(&host.el1.keys);
+        }
+        escrow_to_host(cpu, vcpu);
+    }
+    // SAFETY: the CPU's own data.
+    trace::event(|| Event::Vttbr(unsafe { (*cpu).host_stage2.vttbr }));
+    trace::event(|| Event::Isb);
+    if optional.has(Optional::RARE) {
+        // SAFETY: `features` does not change.
+        leave_rarely(unsafe { &(*cpu).features }, optional, host, vcpu, controls);
+    }
+}
+
+/// The part of [`enter`] that hardly any CPU needs. To be called while EL1's
+/// translation is still the host's, for the buffers to be drained.
+#[cold]
+fn enter_rarely(
+    features: &Features,
+    optional: Optional,
+    host: &mut HostRegisters,
+    vcpu: &mut Vcpu,
+    controls: &Controls,
+) {
+    if optional.has(Optional::BUFFERS) {
+        host.buffers = debug::stop(features);
+    }
+    if optional.has(Optional::AUXILIARY) {
+        save_auxiliary(&mut host.el1);
+        load_auxiliary(&vcpu.el1);
+    }
+    controls.load_rare(optional);
+}
+
+/// The part of [`leave`] that hardly any CPU needs.
+#[cold]
+fn leave_rarely(
+    features: &Features,
+    optional: Optional,
+    host: &HostRegisters,
+    vcpu: &mut Vcpu,
+    controls: &Controls,
+) {
+    if optional.has(Optional::AUXILIARY) {
+        save_auxiliary(&mut vcpu.el1);
+        load_auxiliary(&host.el1);
+    }
+    controls.load_rare(optional);
+    if optional.has(Optional::BUFFERS) {
+        // The host's translation is in force before they write through it.
+        barrier::isb(barrier::SY);
+        debug::start(features, host.buffers);
+    }
+}
+
+fn save_auxiliary(registers: &mut El1Registers) {
+    registers.afsr0 = AFSR0_EL1::read();
+    registers.afsr1 = AFSR1_EL1::read();
+    registers.amair = AMAIR_EL1::read();
+}
+
+fn load_auxiliary(registers: &El1Registers) {
+    AFSR0_EL1::write(registers.afsr0);
+    AFSR1_EL1::write(registers.afsr1);
+    AMAIR_EL1::write(registers.amair);
+}
+
+/// Makes the guest take an exception.
+///
+/// # Safety
+///
+/// The EL1 registers in the CPU are the guest's.
+pub(crate) unsafe fn inject(vcpu: &mut Vcpu, exception: Exception) {
+    // SAFETY: as granted.
+    unsafe {
+        escrow_save_el1(&mut vcpu.el1);
+        vcpu.inject(exception);
+        escrow_load_el1(&vcpu.el1);
+    }
+}
+
+/// Puts the host's keys aside and loads the guest's, which it may use from now
+/// on and will have from the start in its next runs: one that uses them uses
+/// them all the time.
+///
+/// # Safety
+///
+/// The keys in the CPU are the host's, the controls are the guest's.
+#[inline(never)]
+pub(crate) unsafe fn grant_keys(host: &mut HostRegisters, run: &mut Vcpu) {
+    run.pauth = true;
+    // SAFETY: as granted.
+    unsafe {
+        escrow_save_keys(&mut host.el1.keys);
+        escrow_load_keys(&run.el1.keys);
+    }
+    HCR_EL2::write(HCR_EL2::read() | HCR_PAUTH);
+}
+
+/// Stores the guest's timer.
+pub(crate) fn save_timer(timer: &mut TimerRegisters, held_back: bool) {
+    let (ctl, cval) = (CNTV_CTL_EL0::read(), CNTV_CVAL_EL0::read());
+    timer.ctl = if held_back { ctl & !TIMER_IMASK } else { ctl };
+    timer.cval = cval;
+}
