@@ -5,7 +5,7 @@
 use escrow_abi::{Error, FrameState, call};
 
 use super::memory::Give;
-use super::take::Take;
+use super::take::Taking;
 use super::{Hypervisor, Refusal, Scratch};
 use crate::addr::PhysAddr;
 use crate::doorbell::Action;
@@ -105,10 +105,10 @@ impl<M: Machine> Hypervisor<M> {
             call::MEM_LEND => self.host_gives(scratch, Give::Lend, a, b, c).map(done),
             call::MEM_SHARE => self.host_gives(scratch, Give::Share, a, b, c).map(done),
             call::MEM_DONATE => self.host_gives(scratch, Give::Donate, a, b, c).map(done),
-            call::MEM_UNSHARE => self.host_takes(scratch, Take::Unshare, a, b).map(done),
-            call::MEM_RECLAIM => self.host_takes(scratch, Take::Reclaim, a, b).map(done),
-            call::MEM_TAKE_BACK => self.host_takes(scratch, Take::Hide, a, b).map(done),
-            call::MEM_POISON => self.host_takes(scratch, Take::Poison, a, b).map(done),
+            call::MEM_UNSHARE => self.host_takes(scratch, Taking::Unshare, a, b).map(done),
+            call::MEM_RECLAIM => self.host_takes(scratch, Taking::Reclaim, a, b).map(done),
+            call::MEM_TAKE_BACK => self.host_takes(scratch, Taking::TakeBack, a, b).map(done),
+            call::MEM_POISON => self.host_takes(scratch, Taking::Poison, a, b).map(done),
             call::CAP_GRANT => self.cap_grant(a, b, c, d, e).map(one),
             call::CAP_REVOKE => self.cap_revoke(a, b).map(done),
             call::BELL_CREATE => self.bell_create(a, b).map(one),

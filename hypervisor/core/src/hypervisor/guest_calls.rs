@@ -4,12 +4,13 @@
 
 use escrow_abi::{Error, FrameState, Handle, MODIFY_MAX, call, run};
 
-use super::list::{Reader, Scratch};
+use super::extents::Scratch;
+use super::list::Reader;
 use super::memory::Give;
 use super::oracle::Asked;
 use super::parties::Party;
 use super::pieces::Piece;
-use super::take::{Sides, Take};
+use super::take::{Sides, Taking};
 use super::{Hypervisor, Refusal, check_range};
 use crate::addr::{Ipa, PAGE_SIZE, PAGES_PER_BLOCK, PhysAddr};
 use crate::ledger::{BlockIndex, Record, VmId, page_in_block};
@@ -68,9 +69,9 @@ impl<M: Machine> Hypervisor<M> {
                 call::MEM_SHARE => self.guest_gives_to(scratch, run, Give::Share, a, (b, c)),
                 call::MEM_LEND => self.guest_gives_to(scratch, run, Give::Lend, a, (b, c)),
                 call::MEM_DONATE => self.guest_gives_to(scratch, run, Give::Donate, a, (b, c)),
-                call::MEM_UNSHARE => self.guest_takes(scratch, run, Take::Unshare, a, b),
-                call::MEM_RECLAIM => self.guest_takes(scratch, run, Take::Reclaim, a, b),
-                call::MEM_TAKE_BACK => self.guest_takes(scratch, run, Take::Hide, a, b),
+                call::MEM_UNSHARE => self.guest_takes(scratch, run, Taking::Unshare, a, b),
+                call::MEM_RECLAIM => self.guest_takes(scratch, run, Taking::Reclaim, a, b),
+                call::MEM_TAKE_BACK => self.guest_takes(scratch, run, Taking::TakeBack, a, b),
                 call::MEM_SHARE_BACK => self.share_back(run, a, b).map_err(Refusal::from),
                 call::MEM_ASK_BACK => match self.ask_back(run, a, b) {
                     Ok(None) => Ok(()),
@@ -141,7 +142,7 @@ impl<M: Machine> Hypervisor<M> {
         &self,
         scratch: &mut Scratch,
         run: &Run<'_>,
-        kind: Take,
+        kind: Taking,
         list: u64,
         count: u64,
     ) -> Result<(), Refusal> {

@@ -10,7 +10,8 @@
 use arrayvec::ArrayVec;
 use escrow_abi::{Error, FrameState, call};
 
-use super::list::{Form, Reader, Run, Scratch, check_all};
+use super::extents::{Extent, Scratch, check_all};
+use super::list::{Form, Reader};
 use super::oracle::Asked;
 use super::parties::{Parties, Party};
 use super::{Hypervisor, Refusal};
@@ -39,7 +40,7 @@ impl Gone {
     }
 }
 
-/// Up to so many runs, TLB entries are removed by address; beyond, all of
+/// Up to so many extents, TLB entries are removed by address; beyond, all of
 /// the VM's are.
 const INVALIDATE_BY_ADDRESS: usize = 16;
 
@@ -130,29 +131,29 @@ impl<M: Machine> Hypervisor<M> {
         self.find_room(scratch, map, pool)?;
         scratch.sort_by_frame()?;
         self.lock_blocks(scratch);
-        let result = check_all(scratch.runs_mut().iter_mut(), |run| self.check_home(run));
+        let result = check_all(scratch.extents_mut().iter_mut(), |extent| self.check_home(extent));
         if result.is_ok() {
             let mut full = false;
             let mut pages = 0;
-            for run in scratch.runs() {
-                let record = kind.record(VmId::HOST, id, run.guest());
-                full |= self.leave_home(run, record, kind.asked());
-                pages += run.pages as u64;
+            for extent in scratch.extents() {
+                let record = kind.record(VmId::HOST, id, extent.guest());
+                full |= self.leave_home(extent, record, kind.asked());
+                pages += extent.pages as u64;
             }
             if kind.hides() {
-                self.invalidate_host(scratch.runs());
-                self.clean(scratch.runs());
+                self.invalidate_host(scratch.extents());
+                self.clean(scratch.extents());
             }
-            self.map_runs(scratch.runs(), map, pool);
+            self.map_extents(scratch.extents(), map, pool);
             counts.add(kind.state(), pages);
             if kind == Give::Donate {
                 *owned += pages;
             }
             if full {
-                self.merge_runs(scratch.runs(), Some((map, pool)));
+                self.merge_extents(scratch.extents(), Some((map, pool)));
             }
         }
-        self.oracle_look(scratch.runs(), &[(id, Some(map))]);
+        self.oracle_look(scratch.extents(), &[(id, Some(map))]);
         self.unlock_blocks(scratch);
         result
     }
@@ -173,9 +174,9 @@ impl<M: Machine> Hypervisor<M> {
         let to_id = to.as_ref().map_or(VmId::HOST, |(party, _)| party.id);
         if let Some((Party { vm: Vm { map: Some(map), pool, .. }, .. }, capability)) = &mut to {
             scratch.sort_by_guest()?;
-            check_all(scratch.runs_mut().iter_mut(), |run| {
-                let inside = capability.allows(run.guest().0, run.size());
-                if inside { Ok(()) } else { Err(run.refuse(Error::Denied, 0)) }
+            check_all(scratch.extents_mut().iter_mut(), |extent| {
+                let inside = capability.allows(extent.guest().0, extent.size());
+                if inside { Ok(()) } else { Err(extent.refuse(Error::Denied, 0)) }
             })?;
             self.find_room(scratch, map, pool)?;
         }
@@ -183,10 +184,10 @@ impl<M: Machine> Hypervisor<M> {
         self.lock_blocks(scratch);
         let leave = kind.leave();
         let mut tables = TableCount::new();
-        let mut result = check_all(scratch.runs_mut().iter_mut(), |run| {
-            self.check_donated(run, from.id)?;
+        let mut result = check_all(scratch.extents_mut().iter_mut(), |extent| {
+            self.check_donated(extent, from.id)?;
             if kind.hides() {
-                own.prepare_unmap(&self.machine, run.own_span(), leave, &mut tables);
+                own.prepare_unmap(&self.machine, extent.own_span(), leave, &mut tables);
             }
             Ok(())
         });
@@ -196,7 +197,7 @@ impl<M: Machine> Hypervisor<M> {
         if result.is_ok() {
             self.commit_guest_gives(scratch, kind, from, to.map(|(party, _)| party), to_id);
         }
-        self.oracle_look(scratch.runs(), &[(from.id, from.vm.map.as_ref())]);
+        self.oracle_look(scratch.extents(), &[(from.id, from.vm.map.as_ref())]);
         self.unlock_blocks(scratch);
         result
     }
@@ -212,42 +213,42 @@ impl<M: Machine> Hypervisor<M> {
         if kind.hides() {
             let Vm { map: Some(map), pool, .. } = &mut *from.vm else { return };
             let mut gone = Gone::new();
-            for run in scratch.runs() {
-                map.unmap(&self.machine, pool, run.own_span(), kind.leave());
-                gone.add(run.own, run.size());
+            for extent in scratch.extents() {
+                map.unmap(&self.machine, pool, extent.own_span(), kind.leave());
+                gone.add(extent.own, extent.size());
             }
             self.invalidate_guest(map, &gone);
             if to.is_some() {
-                self.clean(scratch.runs());
+                self.clean(scratch.extents());
             } else {
                 // Whatever its caches show: a non-cacheable mapping of the host's
                 // would read what was in memory before.
-                for run in scratch.runs() {
-                    self.machine.clean_to_poc(run.frame, run.size());
+                for extent in scratch.extents() {
+                    self.machine.clean_to_poc(extent.frame, extent.size());
                 }
             }
         }
-        for run in scratch.runs() {
+        for extent in scratch.extents() {
             let record = match to {
-                Some(_) => kind.record(from.id, to_id, run.guest()),
+                Some(_) => kind.record(from.id, to_id, extent.guest()),
                 None => Record::HOME,
             };
             let from_id = from.id;
             let mut parties = Parties::new(Some(&mut *from), to.as_deref_mut());
-            for piece in self.pieces(run) {
+            for piece in self.pieces(extent) {
                 let new = record.nth(piece.page as u64);
-                self.set_piece(run, &piece, new, (from_id, kind.asked()));
+                self.set_piece(extent, &piece, new, (from_id, kind.asked()));
                 parties.recount(piece.record, new, piece.pages as u64);
             }
         }
         match to {
             Some(Party { vm: Vm { map: Some(map), pool, .. }, .. }) => {
-                self.map_runs(scratch.runs(), map, pool);
-                self.merge_runs(scratch.runs(), Some((map, pool)));
+                self.map_extents(scratch.extents(), map, pool);
+                self.merge_extents(scratch.extents(), Some((map, pool)));
             }
             _ => {
                 self.machine.publish();
-                self.merge_runs(scratch.runs(), None);
+                self.merge_extents(scratch.extents(), None);
             }
         }
     }
@@ -262,31 +263,31 @@ impl<M: Machine> Hypervisor<M> {
     ) -> Result<(), Refusal> {
         scratch.sort_by_frame()?;
         self.lock_blocks(scratch);
-        let result = check_all(scratch.runs_mut().iter_mut(), |run| self.check_home(run));
+        let result = check_all(scratch.extents_mut().iter_mut(), |extent| self.check_home(extent));
         if result.is_ok() {
             let record = Record::borrowed(FrameState::Metadata, VmId::HOST, id, Ipa(0));
             let mut full = false;
-            for run in scratch.runs() {
-                full |= self.leave_home(run, record, Asked::Equip);
+            for extent in scratch.extents() {
+                full |= self.leave_home(extent, record, Asked::Equip);
             }
-            self.invalidate_host(scratch.runs());
-            for run in scratch.runs() {
-                self.machine.zero(run.frame, run.size());
-                for page in 0..run.pages as u64 {
-                    vm.pool.push(&self.machine, run.frame.add(page * PAGE_SIZE));
+            self.invalidate_host(scratch.extents());
+            for extent in scratch.extents() {
+                self.machine.zero(extent.frame, extent.size());
+                for page in 0..extent.pages as u64 {
+                    vm.pool.push(&self.machine, extent.frame.add(page * PAGE_SIZE));
                 }
             }
             vm.counts.add(FrameState::Metadata, scratch.pages());
             if full {
-                self.merge_runs(scratch.runs(), None);
+                self.merge_extents(scratch.extents(), None);
             }
         }
-        self.oracle_look(scratch.runs(), &[(id, vm.map.as_ref())]);
+        self.oracle_look(scratch.extents(), &[(id, vm.map.as_ref())]);
         self.unlock_blocks(scratch);
         result
     }
 
-    /// Finds room for all runs at their guest addresses, and tables enough.
+    /// Finds room for all extents at their guest addresses, and tables enough.
     #[inline(always)]
     fn find_room(
         &self,
@@ -295,31 +296,31 @@ impl<M: Machine> Hypervisor<M> {
         pool: &PagePool,
     ) -> Result<(), Refusal> {
         let mut tables = TableCount::new();
-        check_all(scratch.runs_mut().iter_mut(), |run| {
-            if run.is_block {
-                let room = map.prepare_map_block(&self.machine, run.guest(), &mut tables);
-                return if room { Ok(()) } else { Err(run.refuse(Error::GuestMapped, 0)) };
+        check_all(scratch.extents_mut().iter_mut(), |extent| {
+            if extent.is_block {
+                let room = map.prepare_map_block(&self.machine, extent.guest(), &mut tables);
+                return if room { Ok(()) } else { Err(extent.refuse(Error::GuestMapped, 0)) };
             }
-            match map.prepare_map(&self.machine, run.span(), &mut tables) {
+            match map.prepare_map(&self.machine, extent.span(), &mut tables) {
                 Ok(room) => {
-                    run.room = room;
+                    extent.room = room;
                     Ok(())
                 }
-                Err(page) => Err(run.refuse_page(page, Error::GuestMapped, 0)),
+                Err(page) => Err(extent.refuse_page(page, Error::GuestMapped, 0)),
             }
         })?;
         enough_tables(&tables, pool, 0)
     }
 
-    /// Maps runs where there is room for them.
+    /// Maps extents where there is room for them.
     #[inline(always)]
-    fn map_runs(&self, runs: &[Run], map: &GuestMap, pool: &mut PagePool) {
-        for run in runs {
-            let attributes = self.guest_attributes[run.rights()];
-            if run.is_block {
-                map.map_block(&self.machine, pool, run.guest(), run.frame, attributes);
+    fn map_extents(&self, extents: &[Extent], map: &GuestMap, pool: &mut PagePool) {
+        for extent in extents {
+            let attributes = self.guest_attributes[extent.rights()];
+            if extent.is_block {
+                map.map_block(&self.machine, pool, extent.guest(), extent.frame, attributes);
             } else {
-                map.map(&self.machine, pool, run.span(), run.room, run.frame, attributes);
+                map.map(&self.machine, pool, extent.span(), extent.room, extent.frame, attributes);
             }
         }
         self.machine.publish();
@@ -327,31 +328,31 @@ impl<M: Machine> Hypervisor<M> {
 
     /// What the host may give away: its own, not pinned.
     #[inline(always)]
-    fn check_home(&self, run: &Run) -> Result<(), Refusal> {
-        match self.ledger.records(run.block).first_away(run.first(), run.pages.into()) {
+    fn check_home(&self, extent: &Extent) -> Result<(), Refusal> {
+        match self.ledger.records(extent.block).first_away(extent.first(), extent.pages.into()) {
             None => Ok(()),
-            Some(page) => Err(self.why_not_given(run, page, VmId::HOST)),
+            Some(page) => Err(self.why_not_given(extent, page, VmId::HOST)),
         }
     }
 
     /// What a guest may give away: what it owns and has to itself.
-    fn check_donated(&self, run: &Run, owner: VmId) -> Result<(), Refusal> {
-        for piece in self.pieces(run) {
-            let whole = piece.pages == run.pages as usize || !run.is_block;
+    fn check_donated(&self, extent: &Extent, owner: VmId) -> Result<(), Refusal> {
+        for piece in self.pieces(extent) {
+            let whole = piece.pages == extent.pages as usize || !extent.is_block;
             let record = piece.record;
             if !whole || !record.is(FrameState::Donated) || record.owner() != owner {
-                return Err(self.why_not_given(run, piece.page, owner));
+                return Err(self.why_not_given(extent, piece.page, owner));
             }
         }
         Ok(())
     }
 
     #[cold]
-    fn why_not_given(&self, run: &Run, page: usize, owner: VmId) -> Refusal {
-        let record = if run.is_block {
-            self.ledger.whole_block(run.block)
+    fn why_not_given(&self, extent: &Extent, page: usize, owner: VmId) -> Refusal {
+        let record = if extent.is_block {
+            self.ledger.whole_block(extent.block)
         } else {
-            Some(self.ledger.records(run.block).get(run.first() + page))
+            Some(self.ledger.records(extent.block).get(extent.first() + page))
         };
         let (error, detail) = match record {
             None => (Error::WrongState, 0),
@@ -361,49 +362,49 @@ impl<M: Machine> Hypervisor<M> {
             Some(record) if record.is(FrameState::Pinned) => (Error::Pinned, 0),
             Some(record) => (Error::WrongState, record.state().map_or(0, |state| state as u64)),
         };
-        run.refuse_page(page, error, detail)
+        extent.refuse_page(page, error, detail)
     }
 
     /// Writes the records of frames that leave home, and takes them out of the
     /// host's map if they are to. Whether no frame of the block is at home
     /// then, but each has a record of its own.
     #[inline(always)]
-    fn leave_home(&self, run: &Run, record: Record, asked: Asked) -> bool {
+    fn leave_home(&self, extent: &Extent, record: Record, asked: Asked) -> bool {
         let hide = asked != Asked::Share;
-        let pages = run.pages as usize;
-        self.oracle_step(VmId::HOST, asked, run.block, (run.first(), pages), record);
-        self.machine.note(|| Note::Record { at: run.frame, size: run.size(), record });
-        if pages == PAGES_PER_BLOCK && !self.ledger.is_split(run.block) {
+        let pages = extent.pages as usize;
+        self.oracle_step(VmId::HOST, asked, extent.block, (extent.first(), pages), record);
+        self.machine.note(|| Note::Record { at: extent.frame, size: extent.size(), record });
+        if pages == PAGES_PER_BLOCK && !self.ledger.is_split(extent.block) {
             if hide {
-                self.host.unmap_block(&self.machine, run.frame);
+                self.host.unmap_block(&self.machine, extent.frame);
             }
-            self.ledger.set_block(run.block, record);
+            self.ledger.set_block(extent.block, record);
             return false;
         }
-        self.host.split(&self.machine, &self.ledger, run.block, run.frame);
+        self.host.split(&self.machine, &self.ledger, extent.block, extent.frame);
         if hide {
-            self.host.unmap_pages(&self.machine, run.block, run.first(), pages);
+            self.host.unmap_pages(&self.machine, extent.block, extent.first(), pages);
         }
-        self.ledger.leave_home(run.block, run.first(), pages, record)
+        self.ledger.leave_home(extent.block, extent.first(), pages, record)
     }
 
     #[inline(always)]
-    fn clean(&self, runs: &[Run]) {
+    fn clean(&self, extents: &[Extent]) {
         if self.machine.needs_clean() {
-            for run in runs {
-                self.machine.clean_to_poc(run.frame, run.size());
+            for extent in extents {
+                self.machine.clean_to_poc(extent.frame, extent.size());
             }
         }
     }
 
     #[inline(always)]
-    pub(super) fn invalidate_host(&self, runs: &[Run]) {
+    pub(super) fn invalidate_host(&self, extents: &[Extent]) {
         let context = self.host.context();
-        if runs.len() > INVALIDATE_BY_ADDRESS {
+        if extents.len() > INVALIDATE_BY_ADDRESS {
             self.machine.invalidate_all(context);
             return;
         }
-        let ranges = runs.iter().map(|run| (run.frame.identity(), run.size()));
+        let ranges = extents.iter().map(|extent| (extent.frame.identity(), extent.size()));
         self.machine.invalidate(context, ranges);
     }
 
@@ -419,13 +420,19 @@ impl<M: Machine> Hypervisor<M> {
     /// entry stand for them again: in the ledger, the host's map, the guest's.
     #[cold]
     #[inline(never)]
-    pub(super) fn merge_runs(&self, runs: &[Run], mut to: Option<(&GuestMap, &mut PagePool)>) {
+    pub(super) fn merge_extents(
+        &self,
+        extents: &[Extent],
+        mut to: Option<(&GuestMap, &mut PagePool)>,
+    ) {
         let mut last = None;
-        for run in runs.iter().filter(|run| last.replace(run.block) != Some(run.block)) {
-            if !self.host.merge(&self.machine, &self.ledger, run.block, run.frame) {
+        for extent in
+            extents.iter().filter(|extent| last.replace(extent.block) != Some(extent.block))
+        {
+            if !self.host.merge(&self.machine, &self.ledger, extent.block, extent.frame) {
                 continue;
             }
-            let record = self.ledger.get_in(run.block, run.frame.align_down(BLOCK_SIZE));
+            let record = self.ledger.get_in(extent.block, extent.frame.align_down(BLOCK_SIZE));
             if let Some((map, pool)) = &mut to
                 && record.has_guest_address()
                 && record.guest().is_aligned(BLOCK_SIZE)

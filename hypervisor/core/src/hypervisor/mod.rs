@@ -6,6 +6,7 @@
 mod calls;
 mod capabilities;
 mod doorbells;
+mod extents;
 pub(crate) mod guest_calls;
 mod lend_one;
 mod list;
@@ -30,7 +31,7 @@ use crate::stage2::{
 };
 use crate::vm::{MAX_VMS, PageCounts, Slot};
 pub use calls::immediate;
-pub use list::Scratch;
+pub use extents::Scratch;
 pub(crate) use touch::Touched;
 
 /// Guests see at most this many bits of address, so that one page is the root

@@ -3,7 +3,7 @@
 //! Frames that are alike, and what happens to them together.
 
 use super::Hypervisor;
-use super::list::Run;
+use super::extents::Extent;
 use super::oracle::Asked;
 use crate::addr::{PAGE_SIZE, PAGES_PER_BLOCK, PhysAddr};
 use crate::ledger::{BlockIndex, Record, Records, VmId, page_in_block};
@@ -14,7 +14,7 @@ use crate::stage2::Span;
 /// whose guest addresses lie side by side in 2 MiB.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Piece {
-    /// The first, counted in its run.
+    /// The first, counted in its extent.
     pub page: usize,
     pub pages: usize,
     /// The first one's record.
@@ -30,8 +30,8 @@ impl Piece {
     }
 
     /// Where it begins in memory.
-    pub fn frame(&self, run: &Run) -> PhysAddr {
-        run.frame.add(self.page as u64 * PAGE_SIZE)
+    pub fn frame(&self, extent: &Extent) -> PhysAddr {
+        extent.frame.add(self.page as u64 * PAGE_SIZE)
     }
 
     /// Bytes.
@@ -40,12 +40,12 @@ impl Piece {
     }
 }
 
-/// The pieces that a run is made of.
+/// The pieces that an extent is made of.
 pub(super) struct Pieces {
     records: Records,
     /// In the block.
     first: usize,
-    /// In the run.
+    /// In the extent.
     done: usize,
     pages: usize,
     is_block: bool,
@@ -75,12 +75,12 @@ impl Iterator for Pieces {
 }
 
 impl<M: Machine> Hypervisor<M> {
-    /// The pieces of a run, whose block is locked.
+    /// The pieces of an extent, whose block is locked.
     #[inline]
-    pub(super) fn pieces(&self, run: &Run) -> Pieces {
+    pub(super) fn pieces(&self, extent: &Extent) -> Pieces {
         Pieces {
-            is_block: run.is_block,
-            ..self.pieces_of(run.block, run.first(), run.pages.into())
+            is_block: extent.is_block,
+            ..self.pieces_of(extent.block, extent.first(), extent.pages.into())
         }
     }
 
@@ -90,11 +90,17 @@ impl<M: Machine> Hypervisor<M> {
         Pieces { records: self.ledger.records(block), first, done: 0, pages, is_block: true }
     }
 
-    /// Writes the record of a piece of a run, and changes the host's map as that
+    /// Writes the record of a piece of an extent, and changes the host's map as that
     /// says: the caller invalidates what leaves it and publishes what comes.
     #[inline]
-    pub(super) fn set_piece(&self, run: &Run, piece: &Piece, new: Record, call: (VmId, Asked)) {
-        self.set_frames(run.block, piece.frame(run), piece, new, call);
+    pub(super) fn set_piece(
+        &self,
+        extent: &Extent,
+        piece: &Piece,
+        new: Record,
+        call: (VmId, Asked),
+    ) {
+        self.set_frames(extent.block, piece.frame(extent), piece, new, call);
     }
 
     /// The same for a piece of any block.

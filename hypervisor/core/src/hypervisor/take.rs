@@ -6,7 +6,8 @@ use core::sync::atomic::Ordering;
 
 use escrow_abi::{Error, FrameState, RECLAIM_MAX};
 
-use super::list::{Form, Reader, Run, Scratch, check_all};
+use super::extents::{Extent, Scratch, check_all};
+use super::list::{Form, Reader};
 use super::memory::{Gone, enough_tables};
 use super::oracle::Asked;
 use super::parties::{Parties, Party};
@@ -20,37 +21,37 @@ use crate::vm::{Life, Vm};
 
 /// What an owner takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Take {
+pub(super) enum Taking {
     /// What it shares.
     Unshare,
     /// What was given up, or left behind.
     Reclaim,
-    /// Out of its own sight (`MEM_TAKE_BACK`): what the borrower had opened to it.
-    Hide,
+    /// Out of its own sight again: what the borrower had opened to it.
+    TakeBack,
     /// Out of use.
     Poison,
 }
 
-impl Take {
+impl Taking {
     pub(super) const fn form(self) -> Form {
         match self {
-            Take::Hide => Form::HIDE,
+            Taking::TakeBack => Form::HIDE,
             _ => Form::TAKE,
         }
     }
 
     const fn asked(self) -> Asked {
         match self {
-            Take::Unshare => Asked::Unshare,
-            Take::Reclaim => Asked::Reclaim,
-            Take::Hide => Asked::TakeBack,
-            Take::Poison => Asked::Poison,
+            Taking::Unshare => Asked::Unshare,
+            Taking::Reclaim => Asked::Reclaim,
+            Taking::TakeBack => Asked::TakeBack,
+            Taking::Poison => Asked::Poison,
         }
     }
 
     const fn leave(self) -> Leave {
         match self {
-            Take::Poison => Leave::Poisoned,
+            Taking::Poison => Leave::Poisoned,
             _ => Leave::Nothing,
         }
     }
@@ -95,7 +96,7 @@ impl<M: Machine> Hypervisor<M> {
     pub(super) fn host_takes(
         &self,
         scratch: &mut Scratch,
-        kind: Take,
+        kind: Taking,
         list: u64,
         count: u64,
     ) -> Result<(), Refusal> {
@@ -130,7 +131,7 @@ impl<M: Machine> Hypervisor<M> {
     pub(super) fn take(
         &self,
         scratch: &mut Scratch,
-        kind: Take,
+        kind: Taking,
         caller: VmId,
         mut sides: Sides<'_, '_>,
     ) -> Result<(), Refusal> {
@@ -139,7 +140,7 @@ impl<M: Machine> Hypervisor<M> {
         if result.is_ok() {
             self.commit_take(scratch, kind, caller, &mut sides);
         }
-        self.oracle_look(scratch.runs(), &sides.maps());
+        self.oracle_look(scratch.extents(), &sides.maps());
         self.unlock_blocks(scratch);
         if let Some(party) = sides.owner {
             party.vm.free_if_empty();
@@ -153,7 +154,7 @@ impl<M: Machine> Hypervisor<M> {
     fn prepare_take(
         &self,
         scratch: &mut Scratch,
-        kind: Take,
+        kind: Taking,
         caller: VmId,
         sides: &mut Sides<'_, '_>,
     ) -> Result<(), Refusal> {
@@ -163,13 +164,13 @@ impl<M: Machine> Hypervisor<M> {
         let mut tables = TableCount::new();
         let mut own_tables = TableCount::new();
         let reacher = sides.reacher().map(|vm| &*vm);
-        check_all(scratch.runs_mut().iter_mut(), |run| {
-            if run.is_block && self.ledger.whole_block(run.block).is_none() {
-                return Err(run.refuse(Error::WrongState, 0));
+        check_all(scratch.extents_mut().iter_mut(), |extent| {
+            if extent.is_block && self.ledger.whole_block(extent.block).is_none() {
+                return Err(extent.refuse(Error::WrongState, 0));
             }
-            for piece in self.pieces(run) {
+            for piece in self.pieces(extent) {
                 let record = piece.record;
-                let refuse = |error, detail| Err(run.refuse_page(piece.page, error, detail));
+                let refuse = |error, detail| Err(extent.refuse_page(piece.page, error, detail));
                 if record == Record::NO_RAM {
                     return refuse(Error::InvalidAddress, 0);
                 }
@@ -189,7 +190,7 @@ impl<M: Machine> Hypervisor<M> {
                     return refuse(Error::MixedVms, 0);
                 }
                 if let Some(Vm { map: Some(map), .. }) = reacher
-                    && kind != Take::Hide
+                    && kind != Taking::TakeBack
                     && record.has_guest_address()
                 {
                     map.prepare_unmap(&self.machine, piece.span(), kind.leave(), &mut tables);
@@ -203,10 +204,10 @@ impl<M: Machine> Hypervisor<M> {
             enough_tables(&tables, &vm.pool, 0)?;
         }
         if let Some(Party { vm: Vm { map: Some(map), pool, .. }, .. }) = &sides.owner {
-            for run in scratch.runs() {
-                let span = run.own_span();
+            for extent in scratch.extents() {
+                let span = extent.own_span();
                 match kind {
-                    Take::Hide => {
+                    Taking::TakeBack => {
                         map.prepare_unmap(&self.machine, span, Leave::Away, &mut own_tables);
                     }
                     _ => map.prepare_restore(&self.machine, span, &mut own_tables),
@@ -219,103 +220,109 @@ impl<M: Machine> Hypervisor<M> {
 
     /// Pages leave their borrower; when no TLB holds them any more they are
     /// zeroed, unless they are passed on, and then come to their owner.
-    fn commit_take(&self, scratch: &Scratch, kind: Take, caller: VmId, sides: &mut Sides<'_, '_>) {
-        let runs = scratch.runs();
-        if kind != Take::Hide
+    fn commit_take(
+        &self,
+        scratch: &Scratch,
+        kind: Taking,
+        caller: VmId,
+        sides: &mut Sides<'_, '_>,
+    ) {
+        let extents = scratch.extents();
+        if kind != Taking::TakeBack
             && let Some(Vm { map: Some(map), pool, has_broken, .. }) = sides.reacher()
         {
             let mut gone = Gone::new();
-            for run in runs {
-                for piece in self.pieces(run) {
+            for extent in extents {
+                for piece in self.pieces(extent) {
                     if piece.record.has_guest_address() {
                         map.unmap(&self.machine, pool, piece.span(), kind.leave());
                         gone.add(piece.record.guest(), piece.size());
                     }
                 }
             }
-            *has_broken |= kind == Take::Poison;
+            *has_broken |= kind == Taking::Poison;
             self.invalidate_guest(map, &gone);
         }
         let borrower_lives = sides.reacher().is_some();
-        for run in runs {
-            for piece in self.pieces(run) {
-                if kind == Take::Reclaim || kind == Take::Unshare {
-                    self.empty(run, &piece, borrower_lives, sides.inherits);
+        for extent in extents {
+            for piece in self.pieces(extent) {
+                if kind == Taking::Reclaim || kind == Taking::Unshare {
+                    self.empty(extent, &piece, borrower_lives, sides.inherits);
                 }
-                let new = self.taken(run, &piece, kind, sides);
-                self.set_piece(run, &piece, new, (caller, kind.asked()));
+                let new = self.taken(extent, &piece, kind, sides);
+                self.set_piece(extent, &piece, new, (caller, kind.asked()));
                 Parties::new(sides.owner.as_deref_mut(), sides.borrower.as_deref_mut()).recount(
                     piece.record,
                     new,
                     piece.pages as u64,
                 );
-                if kind == Take::Poison {
+                if kind == Taking::Poison {
                     self.poisoned.fetch_add(piece.pages as u64, Ordering::Relaxed);
                 }
             }
         }
-        if matches!(kind, Take::Hide | Take::Poison) && sides.owner.is_none() {
-            self.invalidate_host(runs);
+        if matches!(kind, Taking::TakeBack | Taking::Poison) && sides.owner.is_none() {
+            self.invalidate_host(extents);
         }
         self.change_owners_map(scratch, kind, sides);
-        if kind == Take::Hide && self.machine.needs_clean() {
-            for run in runs {
-                self.machine.clean_to_poc(run.frame, run.size());
+        if kind == Taking::TakeBack && self.machine.needs_clean() {
+            for extent in extents {
+                self.machine.clean_to_poc(extent.frame, extent.size());
             }
         }
         self.machine.publish();
         let to = match &mut sides.owner {
             // What it hides stays where its borrower has it.
-            Some(Party { vm: Vm { map: Some(map), pool, .. }, .. }) if kind != Take::Hide => {
+            Some(Party { vm: Vm { map: Some(map), pool, .. }, .. }) if kind != Taking::TakeBack => {
                 Some((&*map, pool))
             }
             _ => None,
         };
-        self.merge_runs(runs, to);
+        self.merge_extents(extents, to);
     }
 
     /// Zeroes what a guest may have written to, unless it lives and passed it on,
     /// or the owner could see it all along.
-    fn empty(&self, run: &Run, piece: &Piece, borrower_lives: bool, inherits: bool) {
+    fn empty(&self, extent: &Extent, piece: &Piece, borrower_lives: bool, inherits: bool) {
         let record = piece.record;
         let shared = record.is(FrameState::Shared);
         let passed_on = borrower_lives && record.is(FrameState::UnlockedContents);
         if inherits || !(shared || passed_on) {
-            self.machine.zero(piece.frame(run), piece.size());
+            self.machine.zero(piece.frame(extent), piece.size());
         } else if !shared {
             // What is passed on is what the guest wrote last: a non-cacheable
             // mapping of the host's would read what was in memory before.
-            self.machine.clean_to_poc(piece.frame(run), piece.size());
+            self.machine.clean_to_poc(piece.frame(extent), piece.size());
         }
     }
 
     /// The record of what was taken.
-    fn taken(&self, run: &Run, piece: &Piece, kind: Take, sides: &Sides<'_, '_>) -> Record {
+    fn taken(&self, extent: &Extent, piece: &Piece, kind: Taking, sides: &Sides<'_, '_>) -> Record {
         match (kind, &sides.owner) {
-            (Take::Poison, _) => Record::POISONED,
-            (Take::Hide, _) => piece.record.with_state(FrameState::Lent),
+            (Taking::Poison, _) => Record::POISONED,
+            (Taking::TakeBack, _) => piece.record.with_state(FrameState::Lent),
             (_, Some(party)) if !sides.inherits => {
-                Record::donated(party.id, run.own.add(piece.page as u64 * PAGE_SIZE))
+                Record::donated(party.id, extent.own.add(piece.page as u64 * PAGE_SIZE))
             }
             _ => Record::HOME,
         }
     }
 
     /// An owner that is a guest has its pages back in its map, or out of it.
-    fn change_owners_map(&self, scratch: &Scratch, kind: Take, sides: &mut Sides<'_, '_>) {
+    fn change_owners_map(&self, scratch: &Scratch, kind: Taking, sides: &mut Sides<'_, '_>) {
         let Some(Party { vm: Vm { map: Some(map), pool, .. }, .. }) = &mut sides.owner else {
             return;
         };
-        if kind != Take::Hide {
-            for run in scratch.runs() {
-                map.restore(&self.machine, pool, run.own_span());
+        if kind != Taking::TakeBack {
+            for extent in scratch.extents() {
+                map.restore(&self.machine, pool, extent.own_span());
             }
             return;
         }
         let mut gone = Gone::new();
-        for run in scratch.runs() {
-            map.unmap(&self.machine, pool, run.own_span(), Leave::Away);
-            gone.add(run.own, run.size());
+        for extent in scratch.extents() {
+            map.unmap(&self.machine, pool, extent.own_span(), Leave::Away);
+            gone.add(extent.own, extent.size());
         }
         self.invalidate_guest(map, &gone);
     }
@@ -327,22 +334,23 @@ fn pair(record: Record) -> (VmId, VmId) {
 }
 
 /// Whether a call starts from a record. `dead`: its borrower is; `inherits`: its owner is.
-fn allowed(kind: Take, record: Record, dead: bool, inherits: bool) -> Result<(), (Error, u64)> {
+fn allowed(kind: Taking, record: Record, dead: bool, inherits: bool) -> Result<(), (Error, u64)> {
     use FrameState::{
         Donated, Lent, Metadata, Owned, Pinned, Shared, SharedBack, UnlockedContents,
         UnlockedZeroed,
     };
     let state = record.state().unwrap_or(FrameState::Hypervisor);
     let starts = match (kind, state) {
-        (Take::Unshare, Shared) | (Take::Hide, SharedBack) => true,
-        (Take::Reclaim, UnlockedZeroed | UnlockedContents) => true,
-        (Take::Reclaim, Lent | Shared | SharedBack | Metadata) if dead => true,
-        (Take::Reclaim | Take::Poison, Donated) if inherits => true,
-        (Take::Reclaim, Lent) => return Err((Error::Locked, 0)),
-        (Take::Poison, Pinned) => return Err((Error::Pinned, 0)),
-        (Take::Poison, Owned | Shared | Lent | SharedBack | UnlockedZeroed | UnlockedContents) => {
-            true
-        }
+        (Taking::Unshare, Shared) | (Taking::TakeBack, SharedBack) => true,
+        (Taking::Reclaim, UnlockedZeroed | UnlockedContents) => true,
+        (Taking::Reclaim, Lent | Shared | SharedBack | Metadata) if dead => true,
+        (Taking::Reclaim | Taking::Poison, Donated) if inherits => true,
+        (Taking::Reclaim, Lent) => return Err((Error::Locked, 0)),
+        (Taking::Poison, Pinned) => return Err((Error::Pinned, 0)),
+        (
+            Taking::Poison,
+            Owned | Shared | Lent | SharedBack | UnlockedZeroed | UnlockedContents,
+        ) => true,
         _ => false,
     };
     if starts { Ok(()) } else { Err((Error::WrongState, state as u64)) }

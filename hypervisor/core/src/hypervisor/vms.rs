@@ -7,7 +7,8 @@ use core::sync::atomic::Ordering;
 use escrow_abi::{Error, FrameState, Handle, HandleKind, call, run};
 use spin::mutex::TicketMutexGuard;
 
-use super::list::{Form, Reader, Scratch};
+use super::extents::Scratch;
+use super::list::{Form, Reader};
 use super::{Hypervisor, Refusal, check_range};
 use crate::addr::PAGE_SIZE;
 use crate::capability::Capabilities;

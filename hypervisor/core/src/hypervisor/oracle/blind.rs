@@ -5,7 +5,7 @@
 use core::sync::atomic::AtomicU64;
 
 use super::super::Hypervisor;
-use super::super::list::Run;
+use super::super::extents::Extent;
 use super::{Asked, Oracle};
 use crate::addr::PhysAddr;
 use crate::ledger::{BlockIndex, Ledger, Record, VmId};
@@ -31,9 +31,14 @@ impl<M: Machine> Hypervisor<M> {
     ) {
     }
 
-    /// Looks at the frames of runs whose blocks are locked.
+    /// Looks at the frames of extents whose blocks are locked.
     #[inline(always)]
-    pub(in super::super) fn oracle_look(&self, _runs: &[Run], _vms: &[(VmId, Option<&GuestMap>)]) {}
+    pub(in super::super) fn oracle_look(
+        &self,
+        _extents: &[Extent],
+        _vms: &[(VmId, Option<&GuestMap>)],
+    ) {
+    }
 
     /// The same for frames of one block.
     #[inline(always)]

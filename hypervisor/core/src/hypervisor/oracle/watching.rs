@@ -8,7 +8,7 @@ use escrow_abi::FrameState;
 use escrow_spec::{Event, Frame, Living, Transition, VmId as SpecVm, step};
 
 use super::super::Hypervisor;
-use super::super::list::Run;
+use super::super::extents::Extent;
 use super::{Asked, Oracle};
 use crate::addr::{Ipa, PAGE_SIZE, PAGES_PER_BLOCK, PhysAddr};
 use crate::ledger::{BlockIndex, Ledger, Record, VmId, page_in_block};
@@ -141,10 +141,14 @@ impl<M: Machine> Hypervisor<M> {
         }
     }
 
-    /// Looks at the frames of runs whose blocks are locked.
-    pub(in super::super) fn oracle_look(&self, runs: &[Run], vms: &[(VmId, Option<&GuestMap>)]) {
-        for run in runs {
-            self.oracle_look_at(run.block, run.frame, run.pages.into(), vms);
+    /// Looks at the frames of extents whose blocks are locked.
+    pub(in super::super) fn oracle_look(
+        &self,
+        extents: &[Extent],
+        vms: &[(VmId, Option<&GuestMap>)],
+    ) {
+        for extent in extents {
+            self.oracle_look_at(extent.block, extent.frame, extent.pages.into(), vms);
         }
     }
 

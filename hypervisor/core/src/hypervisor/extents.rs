@@ -1,0 +1,294 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! What a call works on once its list is copied: *extents*, pages that lie side by
+//! side in memory and in the guest, in the order of the locks.
+
+use arrayvec::ArrayVec;
+use escrow_abi::{Error, LIST_MAX};
+
+use super::{Hypervisor, Refusal};
+use crate::addr::{Ipa, PAGE_SIZE, PhysAddr};
+use crate::ledger::{BlockIndex, page_in_block};
+use crate::machine::Machine;
+use crate::stage2::{Room, Span};
+
+/// Entries of a list that name pages side by side. Neither its frames nor its guest
+/// addresses go beyond one block of 2 MiB.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Extent {
+    pub frame: PhysAddr,
+    /// Address in the VM that gets it, with the rights in the low bits; 0 if
+    /// none does.
+    pub guest: u64,
+    /// The calling guest's own address.
+    pub own: Ipa,
+    pub block: BlockIndex,
+    pub pages: u16,
+    /// Place of its first entry in the caller's list.
+    pub index: u16,
+    /// It is one entry, for a block.
+    pub is_block: bool,
+    /// Where the guest has room for it.
+    pub room: Room,
+}
+
+impl Extent {
+    /// Address in the VM that gets it.
+    #[inline(always)]
+    pub fn guest(&self) -> Ipa {
+        Ipa(self.guest & !(PAGE_SIZE - 1))
+    }
+
+    /// What the VM that gets it may do, as an index.
+    #[inline(always)]
+    pub fn rights(&self) -> usize {
+        (self.guest % 8) as usize
+    }
+
+    /// Its pages at their addresses in the VM that gets them.
+    #[inline(always)]
+    pub fn span(&self) -> Span {
+        Span { at: self.guest(), pages: self.pages.into(), is_block: self.is_block }
+    }
+
+    /// Its pages at the calling guest's addresses.
+    pub fn own_span(&self) -> Span {
+        Span { at: self.own, pages: self.pages.into(), is_block: self.is_block }
+    }
+
+    /// Bytes.
+    #[inline(always)]
+    pub fn size(&self) -> u64 {
+        self.pages as u64 * PAGE_SIZE
+    }
+
+    /// Which page of its block it begins with.
+    #[inline(always)]
+    pub fn first(&self) -> usize {
+        page_in_block(self.frame)
+    }
+
+    /// A refusal about its first entry.
+    pub fn refuse(&self, error: Error, detail: u64) -> Refusal {
+        self.refuse_page(0, error, detail)
+    }
+
+    /// A refusal about its `page`th page.
+    pub fn refuse_page(&self, page: usize, error: Error, detail: u64) -> Refusal {
+        let entry = if self.is_block { 0 } else { page as u64 };
+        Refusal { error, index: self.index as u64 + entry, detail }
+    }
+}
+
+/// Room for one list: each CPU has its own.
+#[derive(Default)]
+pub struct Scratch {
+    extents: ArrayVec<Extent, LIST_MAX>,
+    /// To sort by.
+    keys: ArrayVec<u64, LIST_MAX>,
+    /// The extents are in the order of their frames, and none overlap.
+    frames_sorted: bool,
+    /// The same for their guest addresses.
+    guests_sorted: bool,
+    /// Where the last extent ends.
+    frame_end: u64,
+    guest_end: u64,
+}
+
+/// Bits for the place of an extent among 512.
+const PLACE_BITS: u32 = 9;
+
+impl Scratch {
+    /// An empty one.
+    pub const fn new() -> Scratch {
+        Scratch {
+            extents: ArrayVec::new_const(),
+            keys: ArrayVec::new_const(),
+            frames_sorted: true,
+            guests_sorted: true,
+            frame_end: 0,
+            guest_end: 0,
+        }
+    }
+
+    /// The extents.
+    #[inline(always)]
+    pub(super) fn extents(&self) -> &[Extent] {
+        &self.extents
+    }
+
+    /// The extents, to note in them where there is room for them.
+    #[inline(always)]
+    pub(super) fn extents_mut(&mut self) -> &mut [Extent] {
+        &mut self.extents
+    }
+
+    /// Puts the extents into the order of their frames, unless they are;
+    /// refuses overlapping ones.
+    #[inline(always)]
+    pub(super) fn sort_by_frame(&mut self) -> Result<(), Refusal> {
+        if !self.frames_sorted {
+            self.sort_by(|extent| extent.frame.0)?;
+            self.frames_sorted = true;
+            self.guests_sorted = false;
+        }
+        Ok(())
+    }
+
+    /// Puts the extents into the order of their guest addresses, unless they
+    /// are; refuses overlapping ones.
+    #[inline(always)]
+    pub(super) fn sort_by_guest(&mut self) -> Result<(), Refusal> {
+        if !self.guests_sorted {
+            self.sort_by(|extent| extent.guest().0)?;
+            self.guests_sorted = true;
+            self.frames_sorted = false;
+        }
+        Ok(())
+    }
+
+    /// Pages in all extents.
+    #[inline(always)]
+    pub(super) fn pages(&self) -> u64 {
+        self.extents.iter().map(|extent| extent.pages as u64).sum()
+    }
+
+    /// The extent whose entry stands first in the caller's list.
+    pub(super) fn first(&self) -> Option<&Extent> {
+        self.extents.iter().min_by_key(|extent| extent.index)
+    }
+
+    #[inline(always)]
+    pub(super) fn clear(&mut self) {
+        self.extents.clear();
+        self.frames_sorted = true;
+        self.guests_sorted = true;
+        self.frame_end = 0;
+        self.guest_end = 0;
+    }
+
+    #[inline(always)]
+    pub(super) fn push(&mut self, extent: Extent) {
+        self.frames_sorted &= extent.frame.0 >= self.frame_end;
+        self.guests_sorted &= extent.guest().0 >= self.guest_end;
+        self.set_ends(&extent);
+        // The caller's list is no longer than there is room.
+        let _ = self.extents.try_push(extent);
+    }
+
+    /// Adds the page after the last extent to it; whether there is one.
+    #[inline(always)]
+    pub(super) fn prolong(&mut self) -> bool {
+        let Some(extent) = self.extents.last_mut() else { return false };
+        extent.pages += 1;
+        self.frame_end += PAGE_SIZE;
+        self.guest_end += PAGE_SIZE;
+        true
+    }
+
+    #[inline(always)]
+    fn set_ends(&mut self, extent: &Extent) {
+        self.frame_end = extent.frame.0 + extent.size();
+        self.guest_end = extent.guest().0 + extent.size();
+    }
+
+    /// Sorts the extents by an address of theirs, in place and without
+    /// allocation; refuses those that overlap in it.
+    ///
+    /// Keys are sorted, words of their own that know which extent they are of:
+    /// extents are too long to be moved about at each step.
+    #[inline(never)]
+    fn sort_by(&mut self, address: impl Fn(&Extent) -> u64) -> Result<(), Refusal> {
+        const { assert!(LIST_MAX <= 1 << PLACE_BITS) };
+        let Scratch { extents, keys, .. } = self;
+        keys.clear();
+        for (place, extent) in extents.iter().enumerate() {
+            // As many keys as extents have room.
+            let _ = keys.try_push((address(extent) / PAGE_SIZE) << PLACE_BITS | place as u64);
+        }
+        keys.sort_unstable();
+        let place_of = |key: u64| (key & ((1 << PLACE_BITS) - 1)) as usize;
+        // The end of what came before: a block may cover several later pages.
+        let mut end = (0, 0);
+        let mut bad: Option<u16> = None;
+        for &key in keys.iter() {
+            let Some(extent) = extents.get(place_of(key)) else { continue };
+            let at = address(extent);
+            if at < end.0 {
+                let later = extent.index.max(end.1);
+                bad = Some(bad.map_or(later, |b| b.min(later)));
+            }
+            if at + extent.size() > end.0 {
+                end = (at + extent.size(), extent.index);
+            }
+        }
+        if let Some(index) = bad {
+            return Err(Refusal { error: Error::Overlap, index: index as u64, detail: 0 });
+        }
+        // Each extent goes to its place along the cycles of the permutation; a key
+        // that is done names its own place.
+        for start in 0..keys.len() {
+            let mut to = start;
+            loop {
+                let from = place_of(keys[to]);
+                keys[to] = to as u64;
+                if from == start {
+                    break;
+                }
+                extents.swap(to, from);
+                to = from;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<M: Machine> Hypervisor<M> {
+    /// Takes the locks of all blocks that the extents lie in, in ascending
+    /// order. The extents are in the order of their frames.
+    #[inline(always)]
+    pub(super) fn lock_blocks(&self, scratch: &Scratch) {
+        for_each_block(scratch.extents(), |block| self.ledger.lock(block));
+    }
+
+    /// Gives the locks back.
+    #[inline(always)]
+    pub(super) fn unlock_blocks(&self, scratch: &Scratch) {
+        for_each_block(scratch.extents(), |block| self.ledger.unlock(block));
+    }
+}
+
+#[inline(always)]
+fn for_each_block(extents: &[Extent], mut f: impl FnMut(BlockIndex)) {
+    let mut last = None;
+    for extent in extents {
+        if last != Some(extent.block) {
+            f(extent.block);
+            last = Some(extent.block);
+        }
+    }
+}
+
+/// Keeps the refusal of the entry that stands first in the caller's list.
+#[cold]
+fn note_first(first: &mut Option<Refusal>, refusal: Refusal) {
+    if first.is_none_or(|f| refusal.index < f.index) {
+        *first = Some(refusal);
+    }
+}
+
+/// Checks all extents and returns the refusal of the entry that stands first in
+/// the caller's list.
+#[inline(always)]
+pub(super) fn check_all<'a>(
+    extents: impl Iterator<Item = &'a mut Extent>,
+    mut check: impl FnMut(&mut Extent) -> Result<(), Refusal>,
+) -> Result<(), Refusal> {
+    let mut first: Option<Refusal> = None;
+    for extent in extents {
+        if let Err(refusal) = check(extent) {
+            note_first(&mut first, refusal);
+        }
+    }
+    first.map_or(Ok(()), Err)
+}
