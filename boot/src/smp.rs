@@ -208,21 +208,23 @@ impl Cpus {
     /// Ends the machine by a call to the firmware, after what guests had in
     /// memory is gone. Guests on other CPUs leave at their next interrupt; if
     /// one does not, the machine goes on, for it could be read after a reset.
+    ///
+    /// One CPU ends the machine at a time; another one that asks for it meanwhile
+    /// is refused, and waits for nothing.
     fn end(&self, call: [u64; 4]) -> u64 {
+        // VMs may be created again when this is dropped, however that comes.
+        let Some(closed) = self.hypervisor.close() else { return psci::INTERNAL_FAILURE };
         let begin = CNTPCT_EL0.get();
-        while self.hypervisor.scrub().is_err() {
+        while closed.scrub().is_err() {
             if CNTPCT_EL0.get().wrapping_sub(begin) > CNTFRQ_EL0.get() * END_PATIENCE_SECONDS {
                 log::error!("a guest still runs on another CPU: the machine goes on");
-                self.hypervisor.reopen();
                 return psci::INTERNAL_FAILURE;
             }
             core::hint::spin_loop();
         }
         #[cfg(feature = "trace")]
         crate::console::dump_trace();
-        let answer = firmware(call);
-        self.hypervisor.reopen();
-        answer
+        firmware(call)
     }
 }
 

@@ -14,6 +14,7 @@
 pub mod addr;
 pub mod capability;
 pub mod doorbell;
+pub mod gate;
 pub mod hypervisor;
 pub mod ledger;
 pub mod machine;

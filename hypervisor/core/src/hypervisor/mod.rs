@@ -19,11 +19,12 @@ mod take;
 mod touch;
 mod vms;
 
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use escrow_abi::{Error, FrameState, Rights};
 
 use crate::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE, PAGES_PER_BLOCK, PhysAddr, PhysRange};
+use crate::gate::Gate;
 use crate::ledger::{BlockCell, Ledger, RamError, RamMap, Record, VmId};
 use crate::machine::{Machine, Note};
 use crate::stage2::{
@@ -32,6 +33,7 @@ use crate::stage2::{
 use crate::vm::{MAX_VMS, PageCounts, Slot};
 pub use calls::immediate;
 pub use extents::Scratch;
+pub use reset::Closed;
 pub(crate) use touch::Touched;
 
 /// Guests see at most this many bits of address, so that one page is the root
@@ -118,8 +120,8 @@ pub struct Hypervisor<M: Machine> {
     poisoned: AtomicU64,
     /// Pages that were in each state when the host began.
     at_boot: PageCounts,
-    /// The machine is about to end: no VM is created any more.
-    closed: AtomicBool,
+    /// Shut while the machine is about to end: no VM is created then.
+    gate: Gate,
 }
 
 /// What to do after a stage-2 fault of the host.
@@ -204,7 +206,7 @@ impl<M: Machine> Hypervisor<M> {
             oracle,
             poisoned: AtomicU64::new(0),
             at_boot,
-            closed: AtomicBool::new(false),
+            gate: Gate::new(),
         })
     }
 

@@ -2,31 +2,62 @@
 
 //! The end of the machine: a reset keeps what is in DRAM, and whoever boots
 //! next reads it.
-
-use core::sync::atomic::Ordering;
+//!
+//! One CPU at a time ends the machine. [`Hypervisor::close`] hands out the only
+//! [`Closed`] there is; while it exists no VM is created, and dropping it is
+//! the only way in which VMs may be created again.
 
 use escrow_abi::{Error, FrameState};
 
 use super::Hypervisor;
 use crate::addr::{BLOCK_SIZE, PAGE_SIZE, PhysAddr};
+use crate::gate::{Gate, Shut};
 use crate::ledger::{Record, VmId};
 use crate::machine::Machine;
 
+/// A machine in which no VM is created, until this is dropped.
+#[must_use = "the machine is open again when this is dropped"]
+pub struct Closed<'a, M: Machine> {
+    hypervisor: &'a Hypervisor<M>,
+    _shut: Shut<'a>,
+}
+
+/// Frames that one pass over memory zeroes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Pass {
+    Sound,
+    /// Writing to these may end in an error of the memory, so they come last.
+    Broken,
+}
+
 impl<M: Machine> Hypervisor<M> {
-    /// Ends all guests, zeroes all pages that the host has given away, and
-    /// allows no new VM until [`Self::reopen`].
+    /// Allows no new VM as long as the result exists. `None` if another CPU is
+    /// ending the machine.
+    pub fn close(&self) -> Option<Closed<'_, M>> {
+        Some(Closed { hypervisor: self, _shut: self.gate.shut()? })
+    }
+
+    /// The gate that each new VM passes.
+    pub(super) fn gate(&self) -> &Gate {
+        &self.gate
+    }
+}
+
+impl<M: Machine> Closed<'_, M> {
+    /// Ends all guests, and zeroes every page of RAM that is not known to be the
+    /// host's or EL2's own.
     ///
     /// # Errors
     /// [`Error::Busy`] while a vCPU runs on another CPU: none can enter again,
     /// so its next exit is its last. Nothing has been zeroed then.
     pub fn scrub(&self) -> Result<(), Error> {
-        self.closed.store(true, Ordering::SeqCst);
+        let hypervisor = self.hypervisor;
         let mut running = false;
-        for (number, slot) in (0..).zip(&self.slots).skip(1) {
+        for (number, slot) in (0..).zip(&hypervisor.slots).skip(1) {
             let mut vm = slot.lock();
             if vm.is_alive() {
                 if slot.end(&mut vm) {
-                    self.bury(VmId::new(number), slot, &mut vm);
+                    hypervisor.bury(VmId::new(number), slot, &mut vm);
                 } else {
                     running = true;
                 }
@@ -35,25 +66,24 @@ impl<M: Machine> Hypervisor<M> {
         if running {
             return Err(Error::Busy);
         }
-        for range in self.ledger.ram().ranges() {
-            for base in (range.base.0..range.end()).step_by(BLOCK_SIZE as usize) {
-                self.scrub_block(PhysAddr(base));
+        for pass in [Pass::Sound, Pass::Broken] {
+            for range in hypervisor.ledger.ram().ranges() {
+                for base in (range.base.0..range.end()).step_by(BLOCK_SIZE as usize) {
+                    hypervisor.scrub_block(PhysAddr(base), pass);
+                }
             }
         }
         Ok(())
     }
+}
 
-    /// The machine goes on after all: VMs may be created again.
-    pub fn reopen(&self) {
-        self.closed.store(false, Ordering::SeqCst);
-    }
-
-    fn scrub_block(&self, base: PhysAddr) {
+impl<M: Machine> Hypervisor<M> {
+    fn scrub_block(&self, base: PhysAddr, pass: Pass) {
         let Some(block) = self.ledger.ram().locate(base) else { return };
         self.ledger.lock(block);
         let size = if self.ledger.is_split(block) { PAGE_SIZE } else { BLOCK_SIZE };
         for at in (base.0..base.0 + BLOCK_SIZE).step_by(size as usize) {
-            if holds_secrets(self.ledger.get_in(block, PhysAddr(at))) {
+            if pass_of(self.ledger.get_in(block, PhysAddr(at))) == Some(pass) {
                 self.machine.zero(PhysAddr(at), size);
             }
         }
@@ -61,20 +91,43 @@ impl<M: Machine> Hypervisor<M> {
     }
 }
 
-/// Whether the host must not see what is in a frame: memory that only a guest
-/// reaches, and the tables and registers that EL2 keeps for it.
-fn holds_secrets(record: Record) -> bool {
-    // What is between guests is no business of the host's, shared or not.
-    let of_guest = record.holder().is_some() && record.owner() != VmId::HOST;
-    of_guest
-        || matches!(
-            record.state(),
-            Some(
-                FrameState::Lent
-                    | FrameState::SharedBack
-                    | FrameState::UnlockedZeroed
-                    | FrameState::UnlockedContents
-                    | FrameState::Metadata
-            )
-        )
+/// When a frame is zeroed at the end of the machine. `None` for what the next
+/// system may read: all else is taken for a guest's secret, also in a state
+/// that is not named here.
+fn pass_of(record: Record) -> Option<Pass> {
+    let hosts = record.owner() == VmId::HOST;
+    match record.state() {
+        Some(FrameState::Owned | FrameState::Pinned) if hosts => None,
+        // The host reads it all along.
+        Some(FrameState::Shared) if hosts => None,
+        // Its code and data. What they hold of guests is wiped by who knows where.
+        Some(FrameState::Hypervisor) => None,
+        None if record == Record::NO_RAM => None,
+        Some(FrameState::Poisoned) => Some(Pass::Broken),
+        _ => Some(Pass::Sound),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::addr::Ipa;
+
+    #[test]
+    fn only_what_is_the_host_s_or_escrow_s_is_kept() {
+        use FrameState::{Hypervisor, Owned, Pinned, Shared};
+        for state in FrameState::ALL {
+            for owner in [VmId::HOST, VmId::new(2)] {
+                let record = Record::borrowed(state, owner, VmId::new(1), Ipa(0));
+                let known = match state {
+                    Owned | Pinned | Shared => owner == VmId::HOST,
+                    state => state == Hypervisor,
+                };
+                assert_eq!(pass_of(record).is_none(), known, "{record:?}");
+            }
+        }
+        assert!(pass_of(Record::NO_RAM).is_none());
+        assert!(pass_of(Record::HOME).is_none());
+        assert!(pass_of(Record::POISONED) == Some(Pass::Broken));
+    }
 }

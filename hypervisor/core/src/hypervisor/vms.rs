@@ -86,8 +86,7 @@ impl<M: Machine> Hypervisor<M> {
             usable.then_some((n, slot, vm))
         });
         let (number, slot, mut vm) = free.next().ok_or(Error::TableFull)?;
-        // Under the slot's lock: `scrub` sets it before it looks at the slots.
-        if self.closed.load(Ordering::SeqCst) {
+        if !self.gate().is_open() {
             return Err(Error::Denied.into());
         }
         let id = VmId::new(number as u16);

@@ -35,6 +35,9 @@ struct Page {
 /// The 512 blocks of a GiB.
 struct Gib([OnceLock<Box<[Page]>>; 512]);
 
+/// What another CPU does.
+type Meanwhile = Box<dyn FnOnce() + Send>;
+
 /// Memory of which every block exists as soon as somebody looks at it.
 pub struct Fake {
     memory: Box<[OnceLock<Box<Gib>>]>,
@@ -44,6 +47,8 @@ pub struct Fake {
     pub forces_write_back: AtomicBool,
     /// What was cleaned to memory.
     pub cleaned: Mutex<Vec<u64>>,
+    /// What happens when an address is zeroed, once.
+    on_zero: Mutex<Option<(u64, Meanwhile)>>,
     /// What happens to tables, if somebody wants to know.
     trace: Option<Trace>,
 }
@@ -55,6 +60,7 @@ impl Default for Fake {
             invalidated: Mutex::default(),
             forces_write_back: AtomicBool::new(false),
             cleaned: Mutex::default(),
+            on_zero: Mutex::default(),
             trace: None,
         }
     }
@@ -101,6 +107,10 @@ impl Machine for Fake {
     }
 
     fn zero(&self, at: PhysAddr, size: u64) {
+        let meanwhile = self.on_zero.lock().unwrap().take_if(|(place, _)| *place == at.0);
+        if let Some((_, meanwhile)) = meanwhile {
+            meanwhile();
+        }
         if let Some(trace) = &self.trace {
             trace.zero(at.0, size);
         }
@@ -182,6 +192,11 @@ impl Fake {
         let gib = self.memory[(at / GIB) as usize].get()?;
         let block = gib.0[(at % GIB / BLOCK_SIZE) as usize].get()?;
         block.get((at % BLOCK_SIZE / PAGE_SIZE) as usize)
+    }
+
+    /// Has another CPU do something at the moment when an address is zeroed.
+    pub fn at_zeroing_of(&self, at: u64, meanwhile: impl FnOnce() + Send + 'static) {
+        *self.on_zero.lock().unwrap() = Some((at, Box::new(meanwhile)));
     }
 
     /// Forgets what was invalidated and cleaned so far.

@@ -3,6 +3,7 @@
 mod doorbells;
 pub(crate) mod fake;
 mod histories;
+mod reset;
 mod runs;
 mod trace;
 mod traces;
@@ -496,36 +497,6 @@ fn lists_must_be_in_the_callers_memory() {
     assert_eq!(lend(FREE + 0x2000, 513), Error::InvalidSize);
     // The first page of the list is the host's, the second is lent.
     assert_eq!(lend(FREE - 0x1000, 129), Error::InvalidArgument);
-}
-
-#[test]
-fn nothing_of_a_guest_outlives_the_machine() {
-    let mut host = Host::new();
-    let (vm, vcpu) = started(&mut host);
-    host.lend(vm, &[page(FREE, 0), block(FREE + 0x20_0000, 0x20_0000)]).unwrap();
-    host.share(vm, &[page(FREE + 0x1000, 0x1000)]).unwrap();
-    let given = [FREE, FREE + 0x20_0000, FREE + 0x3f_f000];
-    for at in given.into_iter().chain([FREE + 0x1000, FREE + 0x2000]) {
-        host.escrow.machine.scribble(at);
-    }
-    // Not under a guest that could write more of them.
-    host.run(vcpu, |escrow, run| {
-        assert_eq!(escrow.scrub(), Err(Error::Busy));
-        assert!(run.slot().is_stopped());
-    });
-    assert!(!host.escrow.machine.is_zero(FREE));
-    host.escrow.scrub().unwrap();
-    assert!(given.iter().all(|&at| host.escrow.machine.is_zero(at)));
-    assert!(!host.escrow.machine.is_zero(FREE + 0x1000), "the host's as well");
-    assert!(!host.escrow.machine.is_zero(FREE + 0x2000), "the host's");
-    assert_eq!(host.call(call::VCPU_RUN, &[vcpu]).unwrap_err().0, Error::HandleRevoked);
-    // No guest comes to be behind its back; if the firmware refuses, one may.
-    let pages = host.fresh_metadata(4);
-    let [list, count] = host.list(&pages);
-    assert_eq!(host.call(call::VM_CREATE, &[list, count]).unwrap_err().0, Error::Denied);
-    host.escrow.reopen();
-    host.call(call::VM_CREATE, &[list, count]).unwrap();
-    host.reclaim(&[(FREE, 0), (FREE + 0x20_0000, 9)]).unwrap();
 }
 
 #[test]

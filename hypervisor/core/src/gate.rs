@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The gate that a new VM passes, and that the end of the machine shuts.
+
+use core::sync::atomic::{AtomicBool, Ordering};
+
+/// Open, or shut by one CPU.
+#[derive(Debug, Default)]
+pub struct Gate {
+    shut: AtomicBool,
+}
+
+/// The gate is shut as long as this exists.
+#[must_use = "the gate is open again when this is dropped"]
+pub struct Shut<'a> {
+    gate: &'a Gate,
+}
+
+impl Gate {
+    /// An open gate.
+    pub const fn new() -> Gate {
+        Gate { shut: AtomicBool::new(false) }
+    }
+
+    /// Shuts the gate; `None` if it is shut already.
+    pub fn shut(&self) -> Option<Shut<'_>> {
+        // Whoever shuts it looks at the slots next, each under its lock. Who has
+        // passed the gate holds the lock of the slot that the new VM is in: the one
+        // who takes that lock second sees what the first has written before.
+        let was_shut = self.shut.swap(true, Ordering::AcqRel);
+        (!was_shut).then(|| Shut { gate: self })
+    }
+
+    /// Whether a VM may be created. Needs the lock of the slot that it is to be in.
+    pub fn is_open(&self) -> bool {
+        !self.shut.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Shut<'_> {
+    fn drop(&mut self) {
+        self.gate.shut.store(false, Ordering::Release);
+    }
+}
