@@ -151,6 +151,6 @@ fn a_reset_leaves_nothing_of_a_guest() {
 
 #[test]
 fn poison() {
-    run(Run::of("poison"), 1);
-    run(Run { cpu: "cortex-a53", smp: 1, ..Run::of("poison") }, 1);
+    run(Run::of("poison"), 2);
+    run(Run { cpu: "cortex-a53", smp: 1, ..Run::of("poison") }, 2);
 }

@@ -148,10 +148,10 @@ pub fn step(frame: Frame, event: Event) -> Result<Frame, Refusal> {
         (Reclaim(_), Donated) if !living.owner => Frame::HOME,
 
         // The host puts broken memory out of use, wherever it is.
-        (Poison, Owned | Shared | Lent | UnlockedZeroed | UnlockedContents | SharedBack) => {
-            Frame::POISONED
-        }
-        (Poison, Donated) if !living.owner => Frame::POISONED,
+        (
+            Poison,
+            Owned | Donated | Shared | Lent | UnlockedZeroed | UnlockedContents | SharedBack,
+        ) => Frame::POISONED,
 
         (Share(..) | Lend(..) | Donate(..) | Equip(_) | Poison, Pinned) => {
             return Err((Error::Pinned, 0));
@@ -166,9 +166,9 @@ fn may_ask(frame: Frame, Event { by, transition, living }: Event) -> Result<(), 
     let inherits = by == VmId::HOST && !living.owner;
     match transition {
         Share(..) | Lend(..) | Donate(..) | Equip(_) if !owns => Err((Error::NotOwner, 0)),
-        TakeBack | Unshare(_) | Reclaim(_) | Poison if !owns && !inherits => {
-            Err((Error::NotOwner, 0))
-        }
+        TakeBack | Unshare(_) | Reclaim(_) if !owns && !inherits => Err((Error::NotOwner, 0)),
+        // It is the host that hears of broken memory, whoever has it.
+        Poison if by != VmId::HOST || frame.state == Hypervisor => Err((Error::NotOwner, 0)),
         ShareBack | Unlock { .. } if frame.borrower != Some(by) => Err((Error::Denied, 0)),
         _ => Ok(()),
     }

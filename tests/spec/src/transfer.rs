@@ -4,7 +4,7 @@
 
 use alloc::vec::Vec;
 
-use escrow_abi::{BLOCK_SIZE, Error, MemEntry, RECLAIM_MAX, call};
+use escrow_abi::{BLOCK_SIZE, Error, MemEntry, PAGE_SIZE, RECLAIM_MAX, call};
 
 use crate::Refused;
 use crate::frame::{Event, Frame, Transition, VmId, step};
@@ -178,8 +178,29 @@ impl Spec {
         match taking {
             Taking::TakeBack => self.change_own(by, &pieces, Entry::away),
             Taking::Unshare | Taking::Reclaim => self.change_own(by, &pieces, Entry::back),
-            Taking::Poison => Ok(()),
+            Taking::Poison => self.mark_own(old[0].owner, &pieces),
         }
+    }
+
+    /// An owner that is a guest has its addresses of broken memory taken.
+    fn mark_own(&mut self, owner: VmId, pieces: &[Piece]) -> Result<(), Refused> {
+        if owner == VmId::HOST || !self.is_alive(owner) {
+            return Ok(());
+        }
+        let map = &mut self.guest_mut(owner).map;
+        let mut needed = 0;
+        for piece in pieces {
+            let its = |frame: u64| frame.wrapping_sub(piece.frame) < piece.size;
+            let found = map.entries().filter(|(_, entry)| entry.frame().is_some_and(its));
+            let found: Vec<_> = found.map(|(at, _)| at).collect();
+            // One entry, if that is what the owner has and all of it is broken.
+            let whole = piece.size == BLOCK_SIZE && map.is_block(found[0]);
+            for &at in if whole { &found[..1] } else { &found[..] } {
+                let size = if whole { BLOCK_SIZE } else { PAGE_SIZE };
+                needed += map.change(at, size, |_| Entry::Poisoned);
+            }
+        }
+        self.pay(owner, Tables { needed, freed: 0 }, 1)
     }
 
     /// What the first frame of each piece is, if all may be taken in one call:

@@ -13,10 +13,10 @@ use super::oracle::Asked;
 use super::parties::{Parties, Party};
 use super::pieces::Piece;
 use super::{Hypervisor, Refusal};
-use crate::addr::PAGE_SIZE;
+use crate::addr::{BLOCK_SIZE, PAGE_SIZE};
 use crate::ledger::{Record, VmId};
 use crate::machine::Machine;
-use crate::stage2::{GuestMap, Leave, TableCount};
+use crate::stage2::{GuestMap, Leave, Span, TableCount};
 use crate::vm::{Life, Vm};
 
 /// What an owner takes.
@@ -179,7 +179,8 @@ impl<M: Machine> Hypervisor<M> {
                 } else {
                     caller == VmId::HOST && self.is_dead(record.owner())
                 };
-                let mine = record.owner() == caller || inherits;
+                // The host says which memory is broken, whoever has it.
+                let mine = record.owner() == caller || inherits || kind == Taking::Poison;
                 if record == Record::HYPERVISOR || !mine {
                     return refuse(Error::NotOwner, 0);
                 }
@@ -204,13 +205,20 @@ impl<M: Machine> Hypervisor<M> {
             enough_tables(&tables, &vm.pool, 0)?;
         }
         if let Some(Party { vm: Vm { map: Some(map), pool, .. }, .. }) = &sides.owner {
-            for extent in scratch.extents() {
-                let span = extent.own_span();
-                match kind {
-                    Taking::TakeBack => {
+            let extents = scratch.extents();
+            match kind {
+                Taking::Poison => self.own_spans(extents, map, |span| {
+                    map.prepare_unmap(&self.machine, span, Leave::Poisoned, &mut own_tables);
+                }),
+                Taking::TakeBack => {
+                    for span in extents.iter().map(Extent::own_span) {
                         map.prepare_unmap(&self.machine, span, Leave::Away, &mut own_tables);
                     }
-                    _ => map.prepare_restore(&self.machine, span, &mut own_tables),
+                }
+                Taking::Unshare | Taking::Reclaim => {
+                    for span in extents.iter().map(Extent::own_span) {
+                        map.prepare_restore(&self.machine, span, &mut own_tables);
+                    }
                 }
             }
             enough_tables(&own_tables, pool, 1)?;
@@ -241,6 +249,18 @@ impl<M: Machine> Hypervisor<M> {
                 }
             }
             *has_broken |= kind == Taking::Poison;
+            self.invalidate_guest(map, &gone);
+        }
+        if kind == Taking::Poison
+            && let Some(Party { vm: Vm { map: Some(map), pool, has_broken, .. }, .. }) =
+                &mut sides.owner
+        {
+            let mut gone = Gone::new();
+            self.own_spans(extents, map, |span| {
+                map.unmap(&self.machine, pool, span, Leave::Poisoned);
+                gone.add(span.at, span.pages as u64 * PAGE_SIZE);
+            });
+            *has_broken = true;
             self.invalidate_guest(map, &gone);
         }
         let borrower_lives = sides.reacher().is_some();
@@ -313,18 +333,52 @@ impl<M: Machine> Hypervisor<M> {
         let Some(Party { vm: Vm { map: Some(map), pool, .. }, .. }) = &mut sides.owner else {
             return;
         };
-        if kind != Taking::TakeBack {
-            for extent in scratch.extents() {
-                map.restore(&self.machine, pool, extent.own_span());
+        let own_spans = scratch.extents().iter().map(Extent::own_span);
+        match kind {
+            Taking::Unshare | Taking::Reclaim => {
+                own_spans.for_each(|span| map.restore(&self.machine, pool, span));
+            }
+            Taking::TakeBack => {
+                let mut gone = Gone::new();
+                for span in own_spans {
+                    map.unmap(&self.machine, pool, span, Leave::Away);
+                    gone.add(span.at, span.pages as u64 * PAGE_SIZE);
+                }
+                self.invalidate_guest(map, &gone);
+            }
+            // Out of it already, while the ledger still said where it was.
+            Taking::Poison => {}
+        }
+    }
+
+    /// Shows where an owner that is a guest has frames, in reach or away.
+    ///
+    /// The ledger says so of what it has to itself. Of what it has given to another
+    /// guest its own map alone knows, and all of that is looked through: bounded by the
+    /// tables that the host has donated for it.
+    fn own_spans(&self, extents: &[Extent], map: &GuestMap, mut f: impl FnMut(Span)) {
+        let donated = |extent: &Extent| {
+            self.ledger.records(extent.block).get(extent.first()).is(FrameState::Donated)
+        };
+        // They have one owner and one borrower, so all are donated or none is.
+        if extents.first().is_some_and(donated) {
+            for piece in extents.iter().flat_map(|extent| self.pieces(extent)) {
+                f(piece.span());
             }
             return;
         }
-        let mut gone = Gone::new();
-        for extent in scratch.extents() {
-            map.unmap(&self.machine, pool, extent.own_span(), Leave::Away);
-            gone.add(extent.own, extent.size());
-        }
-        self.invalidate_guest(map, &gone);
+        map.for_each_leaf(&self.machine, |at, leaf| {
+            let frame = leaf.entry.address();
+            let end = frame.0 + if leaf.level == 2 { BLOCK_SIZE } else { PAGE_SIZE };
+            let from = extents.partition_point(|extent| extent.frame.0 + extent.size() <= frame.0);
+            for extent in extents[from..].iter().take_while(|extent| extent.frame.0 < end) {
+                let first = extent.frame.max(frame);
+                let last = end.min(extent.frame.0 + extent.size());
+                let pages = ((last - first.0) / PAGE_SIZE) as usize;
+                let is_block = extent.is_block && leaf.level == 2;
+                f(Span { at: at.add(first.0 - frame.0), pages, is_block });
+            }
+        });
     }
 }
 
@@ -344,12 +398,12 @@ fn allowed(kind: Taking, record: Record, dead: bool, inherits: bool) -> Result<(
         (Taking::Unshare, Shared) | (Taking::TakeBack, SharedBack) => true,
         (Taking::Reclaim, UnlockedZeroed | UnlockedContents) => true,
         (Taking::Reclaim, Lent | Shared | SharedBack | Metadata) if dead => true,
-        (Taking::Reclaim | Taking::Poison, Donated) if inherits => true,
+        (Taking::Reclaim, Donated) if inherits => true,
         (Taking::Reclaim, Lent) => return Err((Error::Locked, 0)),
         (Taking::Poison, Pinned) => return Err((Error::Pinned, 0)),
         (
             Taking::Poison,
-            Owned | Shared | Lent | SharedBack | UnlockedZeroed | UnlockedContents,
+            Owned | Donated | Shared | Lent | SharedBack | UnlockedZeroed | UnlockedContents,
         ) => true,
         _ => false,
     };

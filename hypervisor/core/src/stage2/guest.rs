@@ -179,6 +179,31 @@ impl GuestMap {
         Some((leaf.entry.address().add(in_block & !(PAGE_SIZE - 1)), leaf))
     }
 
+    /// Shows all entries that lead to memory, in reach or away, in the order of their
+    /// addresses. What happens to an entry once it has been shown is not seen.
+    pub fn for_each_leaf<M: Machine>(&self, machine: &M, mut f: impl FnMut(Ipa, Leaf)) {
+        self.leaves_of(machine, self.root, START_LEVEL, Ipa(0), &mut f);
+    }
+
+    fn leaves_of<M: Machine>(
+        &self,
+        machine: &M,
+        table: PhysAddr,
+        level: u8,
+        base: Ipa,
+        f: &mut impl FnMut(Ipa, Leaf),
+    ) {
+        for (n, slot) in (0u64..).zip(machine.table(table)) {
+            let entry = load(slot);
+            let at = base.add(n << level_shift(level));
+            if level < 3 && entry.is_table() {
+                self.leaves_of(machine, entry.address(), level + 1, at, f);
+            } else if entry.is_valid() || entry.is_away() {
+                f(at, Leaf { entry, level });
+            }
+        }
+    }
+
     /// Finds room for pages, and counts the tables that mapping them needs.
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 
 //! Memory that the host says is broken: out of use for good, whoever had it.
 //!
-//! A payload of its own: what is poisoned does not come home, and no later test
+//! A payload of its own: what is poisoned does not come home, and no test of another
 //! is to find it in its arena.
 
 #![no_std]
@@ -16,7 +16,8 @@ use escrow_payloads::{Host, Outcome, Test, check_eq, fail, hvc, payload, tests};
 
 payload!("poison", TESTS);
 
-const TESTS: &[Test] = tests![what_is_broken_is_out_of_use];
+const TESTS: &[Test] =
+    tests![what_is_broken_is_out_of_use, what_a_guest_owns_and_breaks_is_out_of_use];
 
 /// Synchronous external abort, of data, from EL1.
 const EXTERNAL_ABORT: (u64, u64) = (0x25, 0x10);
@@ -90,4 +91,34 @@ fn what_is_broken_is_out_of_use(host: &mut Host) -> Outcome {
     }
     check_eq!(frame_state(whole)?, FrameState::Owned);
     Ok(())
+}
+
+/// A page that no test before this one has poisoned.
+fn sound_page(host: &mut Host) -> Outcome<u64> {
+    loop {
+        let at = host.page();
+        if frame_state(at)? == FrameState::Owned {
+            return Ok(at);
+        }
+    }
+}
+
+fn what_a_guest_owns_and_breaks_is_out_of_use(host: &mut Host) -> Outcome {
+    let agent = Agent::start(host)?;
+    let [broken, whole] = [sound_page(host)?, sound_page(host)?];
+    let entries = [page_at(broken, FREE), page_at(whole, FREE + 0x1000)];
+    let [list, count] = host.lists.put(&entries);
+    hvc::call(call::MEM_DONATE, &[agent.vm, list, count]).map_err(refused("MEM_DONATE"))?;
+    agent.store(FREE, 1)?;
+    agent.store(FREE + 0x1000, 2)?;
+    let before = Counts::read();
+    poison(host, &[frame(broken)]).map_err(refused("MEM_POISON"))?;
+    host.poisoned = 1;
+    check_eq!(Counts::read(), before.moved(FrameState::Donated, FrameState::Poisoned, 1));
+    check_eq!(frame_state(broken)?, FrameState::Poisoned);
+    aborts(&agent, FREE)?;
+    check_eq!(agent.load(FREE + 0x1000)?, 2);
+    host.end(agent.vm)?;
+    check_eq!(frame_state(whole)?, FrameState::Owned);
+    is_out_of_reach(broken)
 }

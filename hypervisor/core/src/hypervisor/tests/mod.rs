@@ -3,6 +3,7 @@
 mod doorbells;
 pub(crate) mod fake;
 mod histories;
+mod poison;
 mod reset;
 mod runs;
 mod trace;
