@@ -29,6 +29,8 @@ pub struct Run {
     pub arguments: &'static str,
     /// Which build of Escrow.
     pub escrow: Build,
+    /// Whether the virtual clock counts instructions.
+    pub icount: bool,
     /// How long it may take.
     pub limit: Duration,
 }
@@ -54,6 +56,7 @@ impl Run {
             memory_mib: 1024,
             arguments: "",
             escrow: Build::Release,
+            icount: false,
             limit: Duration::from_secs(120),
         }
     }
@@ -120,6 +123,7 @@ impl Run {
         machine.cpu = self.cpu.into();
         machine.smp = self.smp;
         machine.memory_mib = self.memory_mib;
+        machine.icount = self.icount;
         let image = artefacts.payloads.join(format!("{}.img", self.payload));
         let arguments = format!("escrow={ESCROW:#x} {}", self.arguments);
         if let Err(error) = machine.load_host(&image, None, &arguments) {

@@ -67,6 +67,13 @@ fn guest_on_newer_cpus() {
 }
 
 #[test]
+fn observers() {
+    for cpu in ["max", "cortex-a72"] {
+        run(Run { cpu, smp: 1, icount: true, ..Run::of("observers") }, 5);
+    }
+}
+
+#[test]
 fn firmware() {
     run(Run { smp: 4, ..Run::of("firmware") }, 8);
 }

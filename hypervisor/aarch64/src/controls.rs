@@ -11,6 +11,8 @@
 use aarch64_cpu::asm::barrier;
 use aarch64_cpu::registers::{HCR_EL2 as hcr, MDCR_EL2 as mdcr};
 
+use escrow_core::observers::Observers;
+
 use crate::features::Features;
 use crate::sysreg::*;
 
@@ -237,18 +239,20 @@ impl Optional {
     pub const FGT: u16 = 1 << 3;
     /// The registers of FEAT_FGT2.
     pub const FGT2: u16 = 1 << 4;
-    /// Profiling or trace buffers ([`crate::debug`]).
-    pub const BUFFERS: u16 = 1 << 5;
+    /// More than the observers that every CPU has ([`crate::debug`]).
+    pub const OBSERVERS: u16 = 1 << 5;
     /// `AFSR0_EL1`, `AFSR1_EL1` and `AMAIR_EL1`.
     pub const AUXILIARY: u16 = 1 << 6;
     /// `ICC_SRE_EL2`, to trap `ICC_SRE_EL1`.
     pub const ICC_SRE: u16 = 1 << 7;
-    /// What hardly any CPU needs: all but the first.
-    pub const RARE: u16 = !Self::HFGXTR;
+    /// There is `PMCR_EL0`.
+    pub const PMU: u16 = 1 << 8;
+    /// What hardly any CPU needs.
+    pub const RARE: u16 = !(Self::HFGXTR | Self::PMU);
 
     /// All that the CPU has. EL1's registers are at their reset values
     /// afterwards, as far as this tries them out.
-    pub fn all(features: &Features) -> Optional {
+    pub fn all(features: &Features, observers: &Observers) -> Optional {
         let f = features;
         // Implementation-defined registers, most of which hold nothing.
         let auxiliary = AFSR0_EL1::holds_anything()
@@ -264,7 +268,8 @@ impl Optional {
                 | (f.mpam as u16 * Self::MPAM)
                 | ((f.fgt >= 1) as u16 * (Self::HFGXTR | Self::FGT))
                 | ((f.fgt >= 2) as u16 * Self::FGT2)
-                | ((f.spe != 0 || f.trbe) as u16 * Self::BUFFERS)
+                | (observers.are_many() as u16 * Self::OBSERVERS)
+                | (observers.pmu as u16 * Self::PMU)
                 | (auxiliary as u16 * Self::AUXILIARY)
                 | (icc_sre as u16 * Self::ICC_SRE),
         )
@@ -272,7 +277,7 @@ impl Optional {
 
     /// Those of them that a switch between two sets changes.
     pub fn between(self, a: &Controls, b: &Controls) -> Optional {
-        let mut changed = Self::BUFFERS | Self::AUXILIARY | Self::ICC_SRE;
+        let mut changed = Self::OBSERVERS | Self::PMU | Self::AUXILIARY | Self::ICC_SRE;
         let mut note = |bit: u16, differs: bool| changed |= differs as u16 * bit;
         note(Self::HCRX, a.hcrx != b.hcrx);
         note(Self::MPAM, a.mpam2 != b.mpam2);
@@ -281,6 +286,12 @@ impl Optional {
         note(Self::FGT, fgt(a) != fgt(b));
         note(Self::FGT2, a.hdfgrtr2 != b.hdfgrtr2);
         Optional(self.0 & changed)
+    }
+
+    /// What hardly any CPU needs, of them: not 0 if there is any.
+    #[inline(always)]
+    pub const fn rare(self) -> u64 {
+        (self.0 & Self::RARE) as u64
     }
 
     /// Whether any of `bits` is among them.

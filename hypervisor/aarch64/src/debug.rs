@@ -1,78 +1,70 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The host's profiling and trace buffers while a guest runs.
+//! The host's observers, off while a guest runs: [`escrow_core::observers`] on this CPU.
 //!
-//! Both write to memory through EL1's translation, by themselves. They are
-//! drained and switched off before that translation becomes a guest's.
+//! None of it was run but for the performance monitors and `MDSCR_EL1`: QEMU has no
+//! FEAT_SPE, FEAT_TRF, FEAT_TRBE or FEAT_BRBE, and no halting debug.
 
 use core::arch::asm;
 
 use aarch64_cpu::asm::barrier;
+use escrow_core::observers::{Cpu, Observers, Register};
 
-use crate::features::Features;
 use crate::sysreg::*;
 
-/// What is needed to switch them on again.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Buffers {
-    pmscr: u64,
-    pmblimitr: u64,
-    trfcr: u64,
-    trblimitr: u64,
+/// What the calling CPU has.
+pub(crate) fn observers() -> Observers {
+    Observers::new(ID_AA64DFR0_EL1::read(), PMBIDR_EL1::read, TRBIDR_EL1::read)
 }
 
-/// Bit E of `PMBLIMITR_EL1` and `TRBLIMITR_EL1`.
-const ENABLE: u64 = 1;
+/// The calling CPU.
+pub(crate) struct ThisCpu;
 
-/// Switches the buffers off. Their registers still show the host's.
-#[cold]
-pub(crate) fn stop(features: &Features) -> Buffers {
-    let mut buffers = Buffers::default();
-    if features.spe != 0 {
-        buffers.pmblimitr = PMBLIMITR_EL1::read();
-        if buffers.pmblimitr & ENABLE != 0 {
-            buffers.pmscr = PMSCR_EL1::read();
-            PMSCR_EL1::write(0);
-            barrier::isb(barrier::SY);
-            // PSB CSYNC, then DSB: samples are in memory (DDI 0487, "Synchronization and Statistical Profiling").
-            // SAFETY: a hint.
-            unsafe { asm!("hint #17", options(nostack, preserves_flags)) };
-            barrier::dsb(barrier::NSH);
-            PMBLIMITR_EL1::write(0);
+impl Cpu for ThisCpu {
+    fn read(&mut self, register: Register) -> u64 {
+        match register {
+            Register::Mdscr => MDSCR_EL1::read(),
+            // OSLK.
+            Register::OsLock => OSLSR_EL1::read() >> 1 & 1,
+            Register::Pmcr => PMCR_EL0::read(),
+            Register::Brbcr => BRBCR_EL1::read(),
+            Register::Trfcr => TRFCR_EL1::read(),
+            Register::Trblimitr => TRBLIMITR_EL1::read(),
+            Register::Pmscr => PMSCR_EL1::read(),
+            Register::Pmblimitr => PMBLIMITR_EL1::read(),
         }
     }
-    if features.trbe {
-        buffers.trblimitr = TRBLIMITR_EL1::read();
-        if buffers.trblimitr & ENABLE != 0 {
-            if features.trf {
-                buffers.trfcr = TRFCR_EL1::read();
-                TRFCR_EL1::write(0);
-                barrier::isb(barrier::SY);
-            }
-            // TSB CSYNC, then DSB: the trace is in memory (DDI 0487, "Trace synchronization").
-            // SAFETY: a hint.
-            unsafe { asm!("hint #18", options(nostack, preserves_flags)) };
-            barrier::dsb(barrier::NSH);
-            TRBLIMITR_EL1::write(0);
-        }
-    }
-    barrier::isb(barrier::SY);
-    buffers
-}
 
-/// Switches them on again as they were.
-#[cold]
-pub(crate) fn start(features: &Features, buffers: Buffers) {
-    if buffers.pmblimitr & ENABLE != 0 {
-        PMBLIMITR_EL1::write(buffers.pmblimitr);
-        barrier::isb(barrier::SY);
-        PMSCR_EL1::write(buffers.pmscr);
-    }
-    if buffers.trblimitr & ENABLE != 0 {
-        TRBLIMITR_EL1::write(buffers.trblimitr);
-        barrier::isb(barrier::SY);
-        if features.trf {
-            TRFCR_EL1::write(buffers.trfcr);
+    fn write(&mut self, register: Register, value: u64) {
+        match register {
+            Register::Mdscr => MDSCR_EL1::write(value),
+            Register::OsLock => OSLAR_EL1::write(value),
+            Register::Pmcr => PMCR_EL0::write(value),
+            Register::Brbcr => BRBCR_EL1::write(value),
+            Register::Trfcr => TRFCR_EL1::write(value),
+            Register::Trblimitr => TRBLIMITR_EL1::write(value),
+            Register::Pmscr => PMSCR_EL1::write(value),
+            Register::Pmblimitr => PMBLIMITR_EL1::write(value),
         }
+    }
+
+    fn isb(&mut self) {
+        barrier::isb(barrier::SY);
+    }
+
+    fn psb_csync(&mut self) {
+        // SAFETY: a hint.
+        unsafe { asm!("hint #17", options(nostack, preserves_flags)) };
+    }
+
+    fn tsb_csync(&mut self) {
+        // Twice: on a Cortex-A710 (erratum 2054223) and a Neoverse N2 (2067961), one alone
+        // may not flush the trace.
+        // SAFETY: hints.
+        unsafe { asm!("hint #18", "hint #18", options(nostack, preserves_flags)) };
+    }
+
+    fn dsb(&mut self) {
+        barrier::dsb(barrier::NSH);
     }
 }

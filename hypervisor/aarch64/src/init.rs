@@ -9,6 +9,7 @@ use aarch64_cpu::asm::barrier;
 use escrow_core::hypervisor::Hypervisor;
 
 use crate::controls::{self, Controls, Optional};
+use crate::debug;
 use crate::machine::Hardware;
 use crate::percpu::PerCpu;
 use crate::sysreg::*;
@@ -48,7 +49,8 @@ pub unsafe fn init_cpu(cpu: NonNull<PerCpu>, hypervisor: &Hypervisor<Hardware>) 
     data.host_controls = Controls::host(&data.features);
     let force_write_back = hypervisor.machine.force_write_back();
     data.guest_controls = Controls::guest(&data.features, force_write_back);
-    let optional = Optional::all(&data.features);
+    data.observers = debug::observers();
+    let optional = Optional::all(&data.features, &data.observers);
     data.host_controls.load(optional);
     data.optional = optional.between(&data.host_controls, &data.guest_controls);
     data.host_stage2 = host;

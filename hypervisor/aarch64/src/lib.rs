@@ -55,7 +55,6 @@ core::arch::global_asm!(
     cpu_optional = const percpu::offsets::OPTIONAL,
     host_pc = const core::mem::offset_of!(percpu::HostRegisters, pc),
     host_timer_ctl = const core::mem::offset_of!(percpu::HostRegisters, timer_ctl),
-    host_mdscr = const core::mem::offset_of!(percpu::HostRegisters, mdscr),
     controls_hcr = const core::mem::offset_of!(controls::Controls, hcr),
     controls_mdcr = const core::mem::offset_of!(controls::Controls, mdcr),
     controls_ich_hcr = const core::mem::offset_of!(controls::Controls, ich_hcr),

@@ -6,11 +6,11 @@ use core::mem::{MaybeUninit, offset_of};
 use core::ptr::{self, NonNull};
 
 use escrow_core::hypervisor::Scratch;
+use escrow_core::observers::{Observers, Stopped};
 use escrow_core::stage2::Stage2Context;
 use escrow_core::vcpu::{El1Registers, Vcpu};
 
 use crate::controls::{Controls, Optional};
-use crate::debug::Buffers;
 use crate::features::Features;
 use crate::fp::HostVectors;
 use crate::sysreg::TPIDR_EL2;
@@ -27,8 +27,6 @@ pub(crate) struct FaultStack([MaybeUninit<u8>; FAULT_STACK_SIZE]);
 #[repr(C)]
 pub(crate) struct HostRegisters {
     pub el1: El1Registers,
-    /// `MDSCR_EL1`, which guests do not have.
-    pub mdscr: u64,
     /// `ELR_EL2`: where the host goes on.
     pub pc: u64,
     /// `SPSR_EL2`.
@@ -37,7 +35,10 @@ pub(crate) struct HostRegisters {
     pub timer_ctl: u64,
     /// `CNTV_CVAL_EL0`.
     pub timer_cval: u64,
-    pub buffers: Buffers,
+    /// What watched when they were put aside.
+    pub stopped: Stopped,
+    /// Not 0: the way back to the host is the long one ([`crate::switch`]).
+    pub long_way: u64,
 }
 
 /// The data of one CPU. Only that CPU touches it once it has been started.
@@ -52,6 +53,7 @@ pub struct PerCpu {
     /// `MPIDR_EL1`.
     mpidr: u64,
     pub(crate) features: Features,
+    pub(crate) observers: Observers,
     pub(crate) host_controls: Controls,
     pub(crate) guest_controls: Controls,
     /// What else a switch between the two has to do.
@@ -119,6 +121,7 @@ impl PerCpu {
             index: index,
             mpidr: mpidr,
             features: features,
+            observers: Observers::default(),
             host_controls: Controls::default(),
             guest_controls: Controls::default(),
             optional: Optional::default(),

@@ -67,13 +67,7 @@ escrow_to_guest:
     el1_registers save_pair, x9
     save_pair elr_el2, spsr_el2, x9, {host_pc}
     save_pair cntv_ctl_el0, cntv_cval_el0, x9, {host_timer_ctl}
-    // The host's breakpoints and single steps are none of the guest's; the
-    // guest has none of its own (its accesses are trapped).
-    mrs     x4, mdscr_el1
-    str     x4, [x9, #{host_mdscr}]
-    cbz     x4, 2f
-    msr     mdscr_el1, xzr
-2:  add     x10, x1, #{vcpu_el1}
+    add     x10, x1, #{vcpu_el1}
     el1_registers load_pair, x10
     msr     vttbr_el2, x2
     msr     vtcr_el2, x3
@@ -108,10 +102,7 @@ escrow_to_host:
     load_pair elr_el2, spsr_el2, x9, {host_pc}
     load_pair cntv_ctl_el0, cntv_cval_el0, x9, {host_timer_ctl}
     msr     cntvoff_el2, xzr
-    ldr     x4, [x9, #{host_mdscr}]
-    cbz     x4, 2f
-    msr     mdscr_el1, x4
-2:  add     x9, x0, #{cpu_host_stage2}
+    add     x9, x0, #{cpu_host_stage2}
     ldp     x2, x3, [x9]
     msr     vttbr_el2, x2
     msr     vtcr_el2, x3

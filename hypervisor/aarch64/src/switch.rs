@@ -6,12 +6,12 @@ use core::arch::asm;
 use core::ptr;
 
 use aarch64_cpu::asm::barrier;
+use escrow_core::observers::Observers;
 use escrow_core::stage2::Stage2Context;
 use escrow_core::vcpu::{El1Registers, Exception, TimerRegisters, Vcpu};
 
 use crate::controls::{Controls, Optional};
-use crate::debug;
-use crate::features::Features;
+use crate::debug::ThisCpu;
 use crate::percpu::{HostRegisters, PerCpu};
 use crate::sysreg::*;
 use crate::trace::{self, Event};
@@ -58,9 +58,11 @@ pub(crate) unsafe fn enter(cpu: *mut PerCpu, context: Stage2Context, vcpu: &mut 
     let (host, last_vcpu) = unsafe { (&mut (*cpu).host, &mut (*cpu).last_vcpu) };
     // SAFETY: these are only read while a guest runs.
     let (controls, optional) = unsafe { (&(*cpu).guest_controls, (*cpu).optional) };
-    if optional.has(Optional::RARE) {
-        // SAFETY: `features` does not change.
-        enter_rarely(unsafe { &(*cpu).features }, optional, host, vcpu, controls);
+    let pmcr = if optional.has(Optional::PMU) { PMCR_EL0::read() } else { 0 };
+    host.long_way = Observers::act(MDSCR_EL1::read(), pmcr) | optional.rare();
+    if host.long_way != 0 {
+        // SAFETY: `observers` does not change.
+        enter_rarely(unsafe { &(*cpu).observers }, optional, host, vcpu, controls);
     }
     // SAFETY: the host's state is in the CPU. What a guest has in its
     // registers acts on its own memory only.
@@ -108,25 +110,23 @@ pub(crate) unsafe fn leave(cpu: *mut PerCpu, vcpu: &mut Vcpu) {
     // SAFETY: the CPU's own data.
     trace::event(|| Event::Vttbr(unsafe { (*cpu).host_stage2.vttbr }));
     trace::event(|| Event::Isb);
-    if optional.has(Optional::RARE) {
-        // SAFETY: `features` does not change.
-        leave_rarely(unsafe { &(*cpu).features }, optional, host, vcpu, controls);
+    if host.long_way != 0 {
+        // SAFETY: `observers` does not change.
+        leave_rarely(unsafe { &(*cpu).observers }, optional, host, vcpu, controls);
     }
 }
 
-/// The part of [`enter`] that hardly any CPU needs. To be called while EL1's
-/// translation is still the host's, for the buffers to be drained.
+/// The part of [`enter`] that hardly any CPU needs, unless its host watches something. To be
+/// called while EL1's translation is still the host's, for the buffers to be drained.
 #[cold]
 fn enter_rarely(
-    features: &Features,
+    observers: &Observers,
     optional: Optional,
     host: &mut HostRegisters,
     vcpu: &mut Vcpu,
     controls: &Controls,
 ) {
-    if optional.has(Optional::BUFFERS) {
-        host.buffers = debug::stop(features);
-    }
+    host.stopped = observers.stop(&mut ThisCpu);
     if optional.has(Optional::AUXILIARY) {
         save_auxiliary(&mut host.el1);
         load_auxiliary(&vcpu.el1);
@@ -134,10 +134,10 @@ fn enter_rarely(
     controls.load_rare(optional);
 }
 
-/// The part of [`leave`] that hardly any CPU needs.
+/// The part of [`leave`] for the same.
 #[cold]
 fn leave_rarely(
-    features: &Features,
+    observers: &Observers,
     optional: Optional,
     host: &HostRegisters,
     vcpu: &mut Vcpu,
@@ -148,11 +148,9 @@ fn leave_rarely(
         load_auxiliary(&host.el1);
     }
     controls.load_rare(optional);
-    if optional.has(Optional::BUFFERS) {
-        // The host's translation is in force before they write through it.
-        barrier::isb(barrier::SY);
-        debug::start(features, host.buffers);
-    }
+    // The host's translation is in force before anything writes through it.
+    barrier::isb(barrier::SY);
+    observers.start(&mut ThisCpu, &host.stopped);
 }
 
 fn save_auxiliary(registers: &mut El1Registers) {

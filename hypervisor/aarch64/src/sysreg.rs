@@ -158,6 +158,8 @@ registers! {
     CONTEXTIDR_EL1 = "contextidr_el1";
     CNTKCTL_EL1 = "cntkctl_el1";
     MDSCR_EL1 = "mdscr_el1";
+    OSLSR_EL1 = "oslsr_el1";
+    OSLAR_EL1 = "s2_0_c1_c0_4";
     CNTV_CTL_EL0 = "cntv_ctl_el0";
     CNTV_CVAL_EL0 = "cntv_cval_el0";
     CNTPCT_EL0 = "cntpct_el0";
@@ -167,6 +169,7 @@ registers! {
     PMBLIMITR_EL1 = "s3_0_c9_c10_0";
     TRFCR_EL1 = "s3_0_c1_c2_1";
     TRBLIMITR_EL1 = "s3_0_c9_c11_0";
+    BRBCR_EL1 = "s2_1_c9_c0_0";
     GCSCR_EL1 = "s3_0_c2_c5_0";
     GCSCRE0_EL1 = "s3_0_c2_c5_2";
 }

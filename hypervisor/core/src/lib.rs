@@ -4,7 +4,7 @@
 //!
 //! Who holds which page ([`ledger`]), how that shows in the stage-2 tables
 //! ([`stage2`]), the VMs and their vCPUs ([`vm`], [`vcpu`]), and the calls that
-//! change any of it ([`hypervisor`]). Nothing here knows a register, a barrier
+//! change any of it ([`hypervisor`]); what must not watch a guest ([`observers`]). Nothing here knows a register, a barrier
 //! or a board: what is needed of the machine comes in through
 //! [`machine::Machine`], so `cargo test` runs all of it on the build machine.
 
@@ -18,6 +18,7 @@ pub mod gate;
 pub mod hypervisor;
 pub mod ledger;
 pub mod machine;
+pub mod observers;
 pub mod psci;
 pub mod stage2;
 pub mod vcpu;

@@ -140,6 +140,10 @@ agent_\name:
         routine mrs_zcr, "mrs x0, s3_0_c1_c2_0"
         routine mrs_oslsr, "mrs x0, oslsr_el1"
         routine mrs_pmscr, "mrs x0, s3_0_c9_c9_0"
+        routine msr_mdscr, "msr mdscr_el1, x0"
+        routine msr_dbgbvr, "msr dbgbvr0_el1, x0"
+        routine msr_dbgbcr, "msr dbgbcr0_el1, x0"
+        routine msr_oslar, "msr oslar_el1, x0"
         routine counter, "isb", "mrs x0, cntvct_el0", "mrs x1, cntfrq_el0"
         routine set_timer, "msr cntv_cval_el0, x0", "msr cntv_ctl_el0, x1", "isb"
         routine get_timer, "mrs x0, cntv_cval_el0", "mrs x1, cntv_ctl_el0"
@@ -165,6 +169,10 @@ agent_await:
         // Keeps values in system registers and reads them back.
         routine set_registers, "msr tpidr_el0, x0", "msr tpidr_el1, x1", "msr contextidr_el1, x2", "msr mair_el1, x3", "msr ttbr1_el1, x4", "msr par_el1, x5", "msr sp_el0, x6", "msr tpidrro_el0, x7"
         routine get_registers, "mrs x0, tpidr_el0", "mrs x1, tpidr_el1", "mrs x2, contextidr_el1", "mrs x3, mair_el1", "mrs x4, ttbr1_el1", "mrs x5, par_el1", "mrs x6, sp_el0", "mrs x7, tpidrro_el0"
+
+        // Goes round a loop X0 times; the second with debug exceptions unmasked.
+        routine work, "subs x0, x0, #1", "b.ne . - 4"
+        routine unmasked_work, "msr daifclr, #8", "subs x0, x0, #1", "b.ne . - 4", "msr daifset, #8"
 
         .global agent_spin
 agent_spin:

@@ -47,6 +47,13 @@ unsafe extern "C" {
 #[derive(Clone, Copy, Debug)]
 pub struct Routine(u64);
 
+impl Routine {
+    /// Where it is, from [`CODE`] on.
+    pub fn offset(self) -> u64 {
+        self.0
+    }
+}
+
 macro_rules! routines {
     ($($name:ident = $symbol:ident),+ $(,)?) => {
         unsafe extern "C" {
@@ -77,7 +84,8 @@ pub mod routine {
         mrs_implementation_defined = agent_mrs_implementation_defined,
         mrs_unallocated = agent_mrs_unallocated, msr_unallocated = agent_msr_unallocated,
         mrs_pmcr = agent_mrs_pmcr, mrs_zcr = agent_mrs_zcr, mrs_oslsr = agent_mrs_oslsr,
-        mrs_pmscr = agent_mrs_pmscr, counter = agent_counter, set_timer = agent_set_timer,
+        mrs_pmscr = agent_mrs_pmscr, msr_mdscr = agent_msr_mdscr, msr_dbgbcr = agent_msr_dbgbcr, msr_dbgbvr = agent_msr_dbgbvr,
+        msr_oslar = agent_msr_oslar, work = agent_work, unmasked_work = agent_unmasked_work, counter = agent_counter, set_timer = agent_set_timer,
         get_timer = agent_get_timer, set_registers = agent_set_registers,
         get_registers = agent_get_registers, spin = agent_spin, poll = agent_poll, mmu_on = agent_mmu_on,
         pending = agent_pending, hvc_pending = agent_hvc_pending,

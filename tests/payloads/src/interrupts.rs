@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! One interrupt for each CPU: its physical timer. It is never taken by the
-//! payload, which keeps interrupts masked; it ends runs of guests.
+//! Two interrupts for each CPU: its physical timer, and its performance monitors.
+//! They are never taken by the payload, which keeps interrupts masked; they end runs
+//! of guests.
 
 use core::arch::asm;
 use core::ptr::NonNull;
@@ -19,6 +20,8 @@ use crate::board::Board;
 
 /// The PPI of the physical timer of EL1.
 const PHYSICAL_TIMER: u32 = 14;
+/// The PPI of the performance monitors (BSA, "PPI assignments").
+const MONITORS: u32 = 7;
 
 static WORKS: AtomicBool = AtomicBool::new(false);
 
@@ -41,14 +44,15 @@ pub(crate) fn set_up(board: &Board) {
     let Ok(mut gic) = gic else { return };
     gic.setup(0);
     for cpu in 0..board.cpus.len() {
-        let timer = IntId::ppi(PHYSICAL_TIMER);
         // CPU 0 is awake already, and others may be: not an error.
         let _ = gic.redistributor_mark_core_awake(cpu);
-        let set_up = gic
-            .set_interrupt_priority(timer, Some(cpu), 0x80)
-            .and_then(|()| gic.enable_interrupt(timer, Some(cpu), true));
-        if let Err(error) = set_up {
-            panic!("the GIC's redistributor of CPU {cpu}: {error:?}");
+        for interrupt in [PHYSICAL_TIMER, MONITORS].map(IntId::ppi) {
+            let set_up = gic
+                .set_interrupt_priority(interrupt, Some(cpu), 0x80)
+                .and_then(|()| gic.enable_interrupt(interrupt, Some(cpu), true));
+            if let Err(error) = set_up {
+                panic!("the GIC's redistributor of CPU {cpu}: {error:?}");
+            }
         }
     }
     WORKS.store(true, Ordering::Release);
