@@ -126,7 +126,7 @@ impl<M: Machine> Hypervisor<M> {
 
     fn frame_info(&self, at: u64) -> Result<u64, Refusal> {
         let at = PhysAddr(at);
-        let block = self.ledger.ram().locate(at).ok_or(Error::InvalidAddress)?;
+        let block = self.ledger.locate(at).ok_or(Error::InvalidAddress)?;
         self.ledger.lock(block);
         let record = self.ledger.get_in(block, at);
         self.ledger.unlock(block);

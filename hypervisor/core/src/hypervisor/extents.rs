@@ -8,7 +8,7 @@ use escrow_abi::{Error, LIST_MAX};
 
 use super::{Hypervisor, Refusal};
 use crate::addr::{Ipa, PAGE_SIZE, PhysAddr};
-use crate::ledger::{BlockIndex, page_in_block};
+use crate::ledger::{Block, page_in_block};
 use crate::machine::Machine;
 use crate::stage2::{Room, Span};
 
@@ -22,7 +22,7 @@ pub(super) struct Extent {
     pub guest: u64,
     /// The calling guest's own address.
     pub own: Ipa,
-    pub block: BlockIndex,
+    pub block: Block,
     pub pages: u16,
     /// Place of its first entry in the caller's list.
     pub index: u16,
@@ -259,7 +259,7 @@ impl<M: Machine> Hypervisor<M> {
 }
 
 #[inline(always)]
-fn for_each_block(extents: &[Extent], mut f: impl FnMut(BlockIndex)) {
+fn for_each_block(extents: &[Extent], mut f: impl FnMut(Block)) {
     let mut last = None;
     for extent in extents {
         if last != Some(extent.block) {

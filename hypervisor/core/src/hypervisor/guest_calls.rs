@@ -13,7 +13,7 @@ use super::pieces::Piece;
 use super::take::{Sides, Taking};
 use super::{Hypervisor, Refusal, check_range};
 use crate::addr::{Ipa, PAGE_SIZE, PAGES_PER_BLOCK, PhysAddr};
-use crate::ledger::{BlockIndex, Record, VmId, page_in_block};
+use crate::ledger::{Block, Record, VmId, page_in_block};
 use crate::machine::{Machine, Note};
 use crate::vcpu::Answer;
 use crate::vm::{Run, Vm};
@@ -28,7 +28,7 @@ pub(crate) enum GuestCall {
 
 /// Frames of one block that a guest's addresses lead to.
 struct Found {
-    block: BlockIndex,
+    block: Block,
     frame: PhysAddr,
     piece: Piece,
 }
@@ -305,7 +305,7 @@ impl<M: Machine> Hypervisor<M> {
         if !leaf.entry.is_valid() {
             return Err(Error::InvalidAddress);
         }
-        let block = self.ledger.ram().locate(frame).ok_or(Error::InvalidAddress)?;
+        let block = self.ledger.locate(frame).ok_or(Error::InvalidAddress)?;
         let first = page_in_block(frame);
         let pages = if leaf.level == 2 {
             ((size / PAGE_SIZE) as usize).min(PAGES_PER_BLOCK - first)

@@ -7,14 +7,12 @@
 //! error. Nothing has changed then, so there is one place that refuses, and one
 //! order of checks.
 
-use core::sync::atomic::AtomicU64;
-
 use escrow_abi::{FrameState, Handle, ORDER_BLOCK};
 
 use super::Hypervisor;
 use super::oracle::Asked;
 use crate::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE, PAGES_PER_BLOCK, PhysAddr};
-use crate::ledger::{BlockCell, Located, Record, VmId, page_in_block};
+use crate::ledger::{Block, Record, VmId, page_in_block};
 use crate::machine::{Machine, Note};
 use crate::stage2::{Attributes, Descriptor};
 use crate::vm::{Slot, Vm};
@@ -50,9 +48,9 @@ impl<M: Machine> Hypervisor<M> {
         if !at.is_aligned(PAGE_SIZE) {
             return None;
         }
-        let block = self.ledger.locate_main(at)?;
-        block.cell.read(|| {
-            let record = block.cell.record();
+        let block = self.ledger.locate(at)?;
+        block.read(|| {
+            let record = block.record();
             let mine =
                 record == Record::HOME || record.is_split() && Record::is_home(block.frame(at));
             // What is not the host's is not looked at. All ones are no entry.
@@ -63,7 +61,7 @@ impl<M: Machine> Hypervisor<M> {
     #[inline(always)]
     fn lend_page(&self, vm: u64, frame: PhysAddr, guest: u64, attributes: Attributes) -> bool {
         let at = Ipa(guest & !(PAGE_SIZE - 1));
-        let Some(block) = self.ledger.locate_main(frame) else { return false };
+        let Some(block) = self.ledger.locate(frame) else { return false };
         let Some((id, slot)) = self.slot_of(vm) else { return false };
         let mut locked = slot.lock();
         if locked.live_handle != vm {
@@ -71,21 +69,20 @@ impl<M: Machine> Hypervisor<M> {
         }
         let Vm { map: Some(map), counts, .. } = &mut *locked else { return false };
         let Some(entry) = map.free_page(&self.machine, at) else { return false };
-        let Located { cell, index, .. } = block;
         let record = Record::borrowed(FrameState::Lent, VmId::HOST, id, at);
-        cell.lock();
-        if !leave_home(cell, block.frame(frame), record) {
-            cell.unlock();
+        block.lock();
+        if !leave_home(block, frame, record) {
+            block.unlock();
             return false;
         }
-        self.oracle_step(VmId::HOST, Asked::Lend, index, (page_in_block(frame), 1), record);
+        self.oracle_step(VmId::HOST, Asked::Lend, block, (page_in_block(frame), 1), record);
         self.machine.note(|| Note::Record { at: frame, size: PAGE_SIZE, record });
-        self.host.unmap_pages(&self.machine, index, page_in_block(frame), 1);
+        self.host.unmap_pages(&self.machine, block, page_in_block(frame), 1);
         self.out_of_sight(frame, PAGE_SIZE);
         self.machine.write_descriptor(entry, Descriptor::page(frame, attributes));
         self.machine.publish();
-        self.oracle_look_at(index, frame, 1, &[(id, Some(map))]);
-        cell.unlock();
+        self.oracle_look_at(block, frame, 1, &[(id, Some(map))]);
+        block.unlock();
         counts.add(FrameState::Lent, 1);
         true
     }
@@ -93,7 +90,7 @@ impl<M: Machine> Hypervisor<M> {
     #[inline(always)]
     fn lend_block(&self, vm: u64, frame: PhysAddr, guest: u64, attributes: Attributes) -> bool {
         let at = Ipa(guest & !(PAGE_SIZE - 1));
-        let Some(block) = self.ledger.locate_main(frame) else { return false };
+        let Some(block) = self.ledger.locate(frame) else { return false };
         let Some((id, slot)) = self.slot_of(vm) else { return false };
         let mut locked = slot.lock();
         if locked.live_handle != vm {
@@ -101,22 +98,21 @@ impl<M: Machine> Hypervisor<M> {
         }
         let Vm { map: Some(map), counts, .. } = &mut *locked else { return false };
         let Some(entry) = map.free_block(&self.machine, at) else { return false };
-        let cell = block.cell;
-        cell.lock();
-        if cell.record() != Record::HOME {
-            cell.unlock();
+        block.lock();
+        if block.record() != Record::HOME {
+            block.unlock();
             return false;
         }
         let record = Record::borrowed(FrameState::Lent, VmId::HOST, id, at);
-        self.oracle_step(VmId::HOST, Asked::Lend, block.index, (0, PAGES_PER_BLOCK), record);
+        self.oracle_step(VmId::HOST, Asked::Lend, block, (0, PAGES_PER_BLOCK), record);
         self.host.unmap_block(&self.machine, frame);
         self.machine.note(|| Note::Record { at: frame, size: BLOCK_SIZE, record });
-        cell.set_record(record);
+        block.set_record(record);
         self.out_of_sight(frame, BLOCK_SIZE);
         self.machine.write_descriptor(entry, Descriptor::block(frame, attributes));
         self.machine.publish();
-        self.oracle_look_at(block.index, frame, PAGES_PER_BLOCK, &[(id, Some(map))]);
-        cell.unlock();
+        self.oracle_look_at(block, frame, PAGES_PER_BLOCK, &[(id, Some(map))]);
+        block.unlock();
         counts.add(FrameState::Lent, PAGES_PER_BLOCK as u64);
         true
     }
@@ -143,12 +139,12 @@ impl<M: Machine> Hypervisor<M> {
 /// Writes the record of a frame that is at home in a split block; whether it
 /// was. The last one at home goes the general way, which makes the block whole.
 #[inline(always)]
-fn leave_home(cell: &BlockCell, frame: &AtomicU64, record: Record) -> bool {
-    let split = cell.record();
+fn leave_home(block: Block, at: PhysAddr, record: Record) -> bool {
+    let (split, frame) = (block.record(), block.frame(at));
     match split.next_away() {
         Some(next) if split.is_split() && Record::is_home(frame) => {
             record.store(frame);
-            cell.set_record(next);
+            block.set_record(next);
             true
         }
         _ => false,

@@ -139,8 +139,7 @@ impl<M: Machine> Hypervisor<M> {
         next: &mut (u64, u64),
         locked: bool,
     ) -> Result<(), Unread> {
-        let block = self.ledger.ram().locate(page).ok_or(Error::InvalidAddress)?;
-        let cell = self.ledger.cell(block);
+        let block = self.ledger.locate(page).ok_or(Error::InvalidAddress)?;
         // The page must be the host's while it is read; the host itself may
         // still write to it, which harms nobody but the host. What is not the
         // host's is not looked at.
@@ -152,12 +151,12 @@ impl<M: Machine> Hypervisor<M> {
             }
         };
         let result = if locked {
-            cell.lock();
+            block.lock();
             let result = read();
-            cell.unlock();
+            block.unlock();
             Some(result)
         } else {
-            cell.read(read)
+            block.read(read)
         };
         Ok(result.ok_or(Unread::Changed)??)
     }
@@ -230,7 +229,7 @@ impl<M: Machine> Hypervisor<M> {
                 (frame.ok_or((Error::InvalidAddress, 0))?, Ipa(words[0] & !(PAGE_SIZE - 1)))
             }
         };
-        let block = self.ledger.ram().locate(frame).ok_or((Error::InvalidAddress, 0))?;
+        let block = self.ledger.locate(frame).ok_or((Error::InvalidAddress, 0))?;
         let pages = if is_block { PAGES_PER_BLOCK as u16 } else { 1 };
         Ok(Extent {
             frame,

@@ -23,9 +23,9 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use escrow_abi::{Error, FrameState, Rights};
 
-use crate::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE, PAGES_PER_BLOCK, PhysAddr, PhysRange};
+use crate::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE, PhysAddr, PhysRange};
 use crate::gate::Gate;
-use crate::ledger::{BlockCell, Ledger, RamError, RamMap, Record, VmId};
+use crate::ledger::{FRAMES_PER_BLOCK, Ledger, RamError, RamMap, Record, Reserve, VmId};
 use crate::machine::{Machine, Note};
 use crate::stage2::{
     Attributes, Geometry, GuestMap, HostMap, HostMapError, MmioMap, Stage2Context, Stage2Features,
@@ -48,41 +48,37 @@ pub struct Setup<'a> {
     pub escrow: &'a [PhysRange],
     /// RAM that stays the host's: firmware or devices use it.
     pub pinned: &'a [PhysRange],
-    /// Zeroed cells, [`Sizes::blocks`] of them.
-    pub blocks: &'static [BlockCell],
-    /// Words with any contents, [`Sizes::frames`] of them.
-    pub frames: &'static [AtomicU64],
-    /// Pages with any contents, one for each block, for the host's level-3 tables.
-    pub level3: PhysAddr,
-    /// `pages(n)`: `n` adjacent zeroed pages, aligned to their size rounded up to a
-    /// power of two. At most [`Sizes::pages`] in all.
-    pub pages: &'a mut dyn FnMut(usize) -> Option<PhysAddr>,
+    /// Memory for all this, as much as [`Sizes`] says.
+    pub reserve: &'a mut dyn Reserve,
     /// What the CPUs' stage 2 can do.
     pub features: Stage2Features,
 }
 
-/// How much memory [`Setup`] wants for a machine.
+/// How much memory [`Setup`] wants for a machine, by the functions of [`Reserve`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sizes {
-    /// Cells of 16 bytes in `blocks`.
-    pub blocks: usize,
-    /// Words of 8 bytes in `frames`.
+    /// Entries of the directory.
+    pub directory: usize,
+    /// GiB.
+    pub gibs: usize,
+    /// Blocks' worth of frames' records.
     pub frames: usize,
-    /// Pages from `level3`.
-    pub level3: usize,
-    /// Pages from `pages`, at the most.
-    pub pages: usize,
+    /// Pages for tables.
+    pub tables: usize,
+    /// Zeroed pages, at the most.
+    pub zeroed: usize,
 }
 
 impl Sizes {
     /// For a machine with this RAM.
     pub fn of(ram: &[PhysRange]) -> Result<Sizes, SetupError> {
-        let blocks = RamMap::new(ram).map_err(SetupError::Ram)?.blocks();
+        let map = RamMap::new(ram).map_err(SetupError::Ram)?;
         Ok(Sizes {
-            blocks,
-            frames: blocks * 512 * (1 + oracle::WORDS),
-            level3: blocks,
-            pages: HostMap::pages_needed(blocks),
+            directory: map.directory(),
+            gibs: map.gibs(),
+            frames: map.blocks() * FRAMES_PER_BLOCK,
+            tables: map.blocks(),
+            zeroed: HostMap::pages_needed(&map),
         })
     }
 }
@@ -92,7 +88,7 @@ impl Sizes {
 pub enum SetupError {
     /// The RAM cannot be described.
     Ram(RamError),
-    /// `blocks` or `frames` is too short.
+    /// There is not enough memory for the ledger.
     LedgerTooSmall,
     /// One of Escrow's ranges is no RAM or not in whole blocks.
     BadEscrowRange,
@@ -114,8 +110,6 @@ pub struct Hypervisor<M: Machine> {
     /// Slot 0 is never used: its number is the host's.
     slots: [Slot; MAX_VMS],
     cpus: AtomicU32,
-    #[cfg_attr(not(feature = "oracle"), expect(dead_code, reason = "it sees nothing then"))]
-    oracle: oracle::Oracle,
     /// Pages that are broken.
     poisoned: AtomicU64,
     /// Pages that were in each state when the host began.
@@ -154,12 +148,8 @@ impl<M: Machine> Hypervisor<M> {
     /// Sets the hypervisor up: all RAM is the host's, but for Escrow's own.
     pub fn new(machine: M, setup: Setup<'_>) -> Result<Hypervisor<M>, SetupError> {
         let map = RamMap::new(setup.ram).map_err(SetupError::Ram)?;
-        let (frames, shadow) = setup
-            .frames
-            .split_at_checked(map.blocks() * PAGES_PER_BLOCK)
-            .ok_or(SetupError::LedgerTooSmall)?;
         let ledger =
-            Ledger::new(map, setup.ram, setup.blocks, frames).ok_or(SetupError::LedgerTooSmall)?;
+            Ledger::new(map, setup.ram, setup.reserve).ok_or(SetupError::LedgerTooSmall)?;
         for range in setup.pinned {
             pin(&ledger, range);
         }
@@ -168,21 +158,14 @@ impl<M: Machine> Hypervisor<M> {
                 return Err(SetupError::BadEscrowRange);
             }
             for at in (range.base.0..range.end()).step_by(BLOCK_SIZE as usize) {
-                let block = ledger.ram().locate(PhysAddr(at)).ok_or(SetupError::BadEscrowRange)?;
+                let block = ledger.locate(PhysAddr(at)).ok_or(SetupError::BadEscrowRange)?;
                 ledger.set_block(block, Record::HYPERVISOR);
             }
         }
-        let size = ledger.ram().blocks() as u64 * PAGE_SIZE;
-        machine.note(|| Note::Tables { at: setup.level3, size, zeroed: false });
-        let mut pages = |count| {
-            let at = (setup.pages)(count)?;
-            machine.note(|| Note::Tables { at, size: count as u64 * PAGE_SIZE, zeroed: true });
-            Some(at)
-        };
-        let host = HostMap::new(&machine, &ledger, &setup.features, setup.level3, &mut pages)
+        let host = HostMap::new(&machine, &ledger, &setup.features, setup.reserve)
             .map_err(SetupError::Map)?;
         machine.note(|| Note::Root(VmId::HOST, host.context()));
-        let oracle = oracle::Oracle::new(&ledger, shadow);
+        oracle::begin(&ledger);
         let mut at_boot = PageCounts::new();
         for state in FrameState::ALL {
             at_boot.add(state, ledger.count(state));
@@ -203,7 +186,6 @@ impl<M: Machine> Hypervisor<M> {
             guest_vtcr: guest_geometry.vtcr(&setup.features),
             slots: [const { Slot::new() }; MAX_VMS],
             cpus: AtomicU32::new(0),
-            oracle,
             poisoned: AtomicU64::new(0),
             at_boot,
             gate: Gate::new(),
@@ -239,7 +221,7 @@ impl<M: Machine> Hypervisor<M> {
     /// host at an address.
     pub fn host_abort(&self, at: Ipa) -> HostAbort {
         let at = at.identity();
-        let Some(block) = self.ledger.ram().locate(at) else {
+        let Some(block) = self.ledger.locate(at) else {
             let mapped = self.host.map_mmio(&self.machine, at.identity());
             // Not a call, but the host runs on as after one.
             self.machine.note(|| Note::End(0));
@@ -276,7 +258,7 @@ pub(crate) fn check_range(base: u64, size: u64, address_end: u64) -> Result<u64,
 fn pin(ledger: &Ledger, range: &PhysRange) {
     let mut at = range.base.align_down(PAGE_SIZE);
     while at.0 < range.end() {
-        let block = ledger.ram().locate(at);
+        let block = ledger.locate(at);
         let whole = at.is_aligned(BLOCK_SIZE) && range.end() - at.0 >= BLOCK_SIZE;
         match block {
             Some(block) if whole && ledger.whole_block(block) == Some(Record::HOME) => {

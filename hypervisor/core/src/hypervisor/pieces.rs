@@ -6,7 +6,7 @@ use super::Hypervisor;
 use super::extents::Extent;
 use super::oracle::Asked;
 use crate::addr::{PAGE_SIZE, PAGES_PER_BLOCK, PhysAddr};
-use crate::ledger::{BlockIndex, Record, Records, VmId, page_in_block};
+use crate::ledger::{Block, Record, Records, VmId, page_in_block};
 use crate::machine::{Machine, Note};
 use crate::stage2::Span;
 
@@ -86,7 +86,7 @@ impl<M: Machine> Hypervisor<M> {
 
     /// The pieces of frames of a locked block.
     #[inline]
-    pub(super) fn pieces_of(&self, block: BlockIndex, first: usize, pages: usize) -> Pieces {
+    pub(super) fn pieces_of(&self, block: Block, first: usize, pages: usize) -> Pieces {
         Pieces { records: self.ledger.records(block), first, done: 0, pages, is_block: true }
     }
 
@@ -106,7 +106,7 @@ impl<M: Machine> Hypervisor<M> {
     /// The same for a piece of any block.
     pub(super) fn set_frames(
         &self,
-        block: BlockIndex,
+        block: Block,
         at: PhysAddr,
         piece: &Piece,
         new: Record,

@@ -79,7 +79,7 @@ impl<M: Machine> Closed<'_, M> {
 
 impl<M: Machine> Hypervisor<M> {
     fn scrub_block(&self, base: PhysAddr, pass: Pass) {
-        let Some(block) = self.ledger.ram().locate(base) else { return };
+        let Some(block) = self.ledger.locate(base) else { return };
         self.ledger.lock(block);
         let size = if self.ledger.is_split(block) { PAGE_SIZE } else { BLOCK_SIZE };
         for at in (base.0..base.0 + BLOCK_SIZE).step_by(size as usize) {

@@ -40,7 +40,7 @@ impl<M: Machine> Hypervisor<M> {
             // Somebody else's touch has brought it.
             return Touched::Reachable;
         }
-        let Some(block) = self.ledger.ram().locate(frame) else { return Touched::Nothing };
+        let Some(block) = self.ledger.locate(frame) else { return Touched::Nothing };
         let opened = |record: Record| record.is(FrameState::SharedBack) && record.owner() == id;
         self.ledger.lock(block);
         let whole = leaf.level == 2 && self.ledger.whole_block(block).is_some_and(opened);

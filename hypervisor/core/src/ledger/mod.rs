@@ -7,6 +7,15 @@
 //! frames has a record of its own until all are back where they began. The
 //! memory of all records is set aside at boot, so a split cannot fail.
 //!
+//! # In memory
+//!
+//! What there is of a block ([`BlockCell`]) leads to all that belongs to it: its
+//! frames' records and the host's table for them. The cells of a GiB lie side by
+//! side ([`Gib`]), and a directory has an entry for each GiB. So an address leads
+//! to its block in two steps, however many banks of RAM there are and wherever
+//! they lie, and no piece of that memory is larger than a GiB's cells or the
+//! directory.
+//!
 //! # Locks
 //!
 //! Each block has a lock. It covers the block's record, its frames' records
@@ -20,67 +29,169 @@
 mod block_lock;
 mod record;
 
+use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use arrayvec::ArrayVec;
 use escrow_abi::FrameState;
 
 use crate::addr::{BLOCK_SIZE, PAGE_SIZE, PAGES_PER_BLOCK, PhysAddr, PhysRange};
+use crate::stage2::{HostBlock, HostGib};
 use block_lock::TicketLock;
 pub use record::{Record, VmId};
 
 /// RAM ranges that a machine may have, after adjacent ones are merged.
-pub const MAX_RANGES: usize = 32;
+pub const MAX_RANGES: usize = 64;
 
-/// The ledger's hold on one block. 16 bytes; all zeros is an unlocked block
-/// that is the host's.
+/// Bytes that a [`Gib`] stands for.
+pub(crate) const GIB_SIZE: u64 = 1 << 30;
+/// Blocks in a GiB.
+pub(crate) const BLOCKS_PER_GIB: usize = (GIB_SIZE / BLOCK_SIZE) as usize;
+/// [`Frames`] that a block has.
+pub(crate) const FRAMES_PER_BLOCK: usize = 1 + cfg!(feature = "oracle") as usize;
+/// Bits of a physical address.
+const ADDRESS_BITS: u32 = 48;
+
+/// The records of a block's frames.
+pub type Frames = [AtomicU64; PAGES_PER_BLOCK];
+
+/// What there is of one block. A cache line, so that CPUs that work on
+/// neighbouring blocks do not slow each other down. All zeros is a block that
+/// is no RAM.
 #[derive(Debug, Default)]
+#[repr(C, align(64))]
 pub struct BlockCell {
     record: AtomicU64,
     lock: TicketLock,
+    /// `None` if it is no RAM.
+    frames: Option<&'static Frames>,
+    host: HostBlock,
+    #[cfg(feature = "oracle")]
+    shadow: Option<&'static Frames>,
 }
 
-impl BlockCell {
+const _: () = assert!(size_of::<BlockCell>() == 64);
+
+/// What there is of a GiB that has RAM. All zeros is one that has none.
+#[derive(Debug)]
+pub struct Gib {
+    blocks: [BlockCell; BLOCKS_PER_GIB],
+    host: HostGib,
+}
+
+impl Default for Gib {
+    fn default() -> Gib {
+        Gib { blocks: core::array::from_fn(|_| BlockCell::default()), host: HostGib::default() }
+    }
+}
+
+impl Gib {
+    /// The host's map of it.
+    #[inline]
+    pub(crate) fn host(&self) -> &HostGib {
+        &self.host
+    }
+}
+
+/// Where each GiB's cells are; GiB 0 is first.
+pub type Directory = &'static [Option<&'static Gib>];
+
+/// Memory that is set aside at boot, for good. It may be in pieces.
+pub trait Reserve {
+    /// A directory of so many entries, all `None`.
+    fn directory(&mut self, gibs: usize) -> Option<&'static mut [Option<&'static Gib>]>;
+
+    /// What stands for one GiB, all zeros.
+    fn gib(&mut self) -> Option<&'static mut Gib>;
+
+    /// Room for frames' records, with any contents: for as many blocks as there
+    /// are side by side, at least one and at most `blocks`.
+    fn frames(&mut self, blocks: usize) -> Option<&'static [Frames]>;
+
+    /// Pages for tables, with any contents: as many as there are side by side,
+    /// at least one and at most `pages`. The address of the first, and how many.
+    fn tables(&mut self, pages: usize) -> Option<(PhysAddr, usize)>;
+
+    /// `count` adjacent zeroed pages, aligned to their size rounded up to a power
+    /// of two.
+    fn zeroed(&mut self, count: usize) -> Option<PhysAddr>;
+}
+
+/// A block of RAM.
+#[derive(Clone, Copy)]
+pub struct Block {
+    cell: &'static BlockCell,
+    frames: &'static Frames,
+}
+
+impl Block {
+    /// The block of a cell; `None` if it is no RAM.
+    #[inline(always)]
+    fn of(cell: &'static BlockCell) -> Option<Block> {
+        Some(Block { cell, frames: cell.frames? })
+    }
+
     /// Takes the block's lock. Waiters get it in the order in which they came.
     #[inline(always)]
     pub fn lock(&self) {
-        self.lock.lock();
+        self.cell.lock.lock();
     }
 
     /// Gives the block's lock back.
     #[inline(always)]
     pub fn unlock(&self) {
-        self.lock.unlock();
+        self.cell.lock.unlock();
     }
 
     /// Reads without the lock; `None` if somebody had it meanwhile, and the result
     /// is worth nothing.
     #[inline(always)]
     pub fn read<T>(&self, read: impl FnOnce() -> T) -> Option<T> {
-        self.lock.read(read)
+        self.cell.lock.read(read)
     }
 
     /// The block's record.
     #[inline(always)]
     pub fn record(&self) -> Record {
-        Record::from_bits(self.record.load(Ordering::Relaxed))
+        Record::from_bits(self.cell.record.load(Ordering::Relaxed))
     }
 
     /// Writes it. Needs the lock.
     #[inline(always)]
     pub fn set_record(&self, record: Record) {
-        self.record.store(record.bits(), Ordering::Relaxed);
+        self.cell.record.store(record.bits(), Ordering::Relaxed);
+    }
+
+    /// The own record of a frame of the block, for when it is split.
+    #[inline(always)]
+    pub fn frame(&self, at: PhysAddr) -> &'static AtomicU64 {
+        &self.frames[page_in_block(at)]
+    }
+
+    /// The host's table of it.
+    #[inline(always)]
+    pub(crate) fn host(&self) -> &'static HostBlock {
+        &self.cell.host
+    }
+
+    /// Beside each frame's record, what the specification says of the frame.
+    #[cfg(feature = "oracle")]
+    pub(crate) fn shadow(&self) -> Option<&'static Frames> {
+        self.cell.shadow
     }
 }
 
-/// A block, as an index over all blocks of RAM.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct BlockIndex(u32);
+impl PartialEq for Block {
+    fn eq(&self, other: &Block) -> bool {
+        core::ptr::eq(self.cell, other.cell)
+    }
+}
 
-impl BlockIndex {
-    /// The index as a number.
-    pub const fn get(self) -> usize {
-        self.0 as usize
+impl Eq for Block {}
+
+impl fmt::Debug for Block {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Block({:?})", self.record())
     }
 }
 
@@ -89,14 +200,12 @@ impl BlockIndex {
 struct Region {
     base: u64,
     size: u64,
-    first: u32,
 }
 
 /// RAM as blocks: sorted, disjoint, whole blocks that cover all of RAM.
 #[derive(Clone, Debug, Default)]
 pub struct RamMap {
     regions: ArrayVec<Region, MAX_RANGES>,
-    blocks: u32,
 }
 
 /// Why RAM cannot be described.
@@ -124,28 +233,35 @@ impl RamMap {
         }
         let mut map = RamMap::default();
         for (base, end) in covers {
-            let size = end - base;
-            map.regions.push(Region { base, size, first: map.blocks });
-            map.blocks += (size / BLOCK_SIZE) as u32;
+            map.regions.push(Region { base, size: end - base });
         }
-        if map.blocks == 0 { Err(RamError::None) } else { Ok(map) }
+        if map.regions.is_empty() { Err(RamError::None) } else { Ok(map) }
     }
 
     /// Blocks of RAM, partly covered ones included.
     pub fn blocks(&self) -> usize {
-        self.blocks as usize
+        self.regions.iter().map(|r| (r.size / BLOCK_SIZE) as usize).sum()
     }
 
-    /// The block that an address lies in; `None` outside RAM.
-    #[inline]
-    pub fn locate(&self, at: PhysAddr) -> Option<BlockIndex> {
-        for region in &self.regions {
-            let offset = at.0.wrapping_sub(region.base);
-            if offset < region.size {
-                return Some(BlockIndex(region.first + (offset / BLOCK_SIZE) as u32));
-            }
-        }
-        None
+    /// GiB that have RAM.
+    pub fn gibs(&self) -> usize {
+        let mut next = 0;
+        let count = |r: &Region| {
+            let (first, end) = ((r.base / GIB_SIZE).max(next), r.end().div_ceil(GIB_SIZE));
+            next = end;
+            end.saturating_sub(first) as usize
+        };
+        self.regions.iter().map(count).sum()
+    }
+
+    /// Entries of a directory of this RAM.
+    pub fn directory(&self) -> usize {
+        self.end().div_ceil(GIB_SIZE) as usize
+    }
+
+    /// The end of the last block.
+    pub fn end(&self) -> u64 {
+        self.regions.last().map_or(0, Region::end)
     }
 
     /// Block-aligned ranges that together cover RAM, in ascending order.
@@ -154,10 +270,16 @@ impl RamMap {
     }
 }
 
+impl Region {
+    fn end(&self) -> u64 {
+        self.base + self.size
+    }
+}
+
 /// The whole pages of a range as `(base, end)`; `None` if there are none.
 fn whole_pages(range: &PhysRange) -> Result<Option<(u64, u64)>, RamError> {
     let end = range.base.0.checked_add(range.size).ok_or(RamError::OutOfRange)?;
-    if end > 1 << 48 {
+    if end > 1 << ADDRESS_BITS {
         return Err(RamError::OutOfRange);
     }
     let base = range.base.0.next_multiple_of(PAGE_SIZE);
@@ -177,63 +299,37 @@ fn merge_touching(covers: &mut ArrayVec<(u64, u64), MAX_RANGES>) {
     }
 }
 
-/// What the ledger has of one block.
-#[derive(Clone, Copy)]
-pub struct Located {
-    /// Which block it is.
-    pub index: BlockIndex,
-    /// The ledger's hold on it.
-    pub cell: &'static BlockCell,
-    frames: &'static [AtomicU64; PAGES_PER_BLOCK],
-}
-
-impl Located {
-    /// The own record of a frame of the block, for when it is split.
-    #[inline(always)]
-    pub fn frame(&self, at: PhysAddr) -> &'static AtomicU64 {
-        &self.frames[page_in_block(at)]
-    }
-}
-
-/// The records of the largest region, which most addresses lie in.
-struct Main {
-    base: u64,
-    first: u32,
-    blocks: &'static [BlockCell],
-    frames: &'static [[AtomicU64; PAGES_PER_BLOCK]],
-}
-
 /// The records of all RAM.
 pub struct Ledger {
     ram: RamMap,
-    main: Main,
-    blocks: &'static [BlockCell],
-    frames: &'static [[AtomicU64; PAGES_PER_BLOCK]],
+    directory: Directory,
 }
 
 impl Ledger {
-    /// A ledger in which every page of `ram` is the host's.
-    ///
-    /// `blocks` holds [`RamMap::blocks`] zeroed cells, `frames` 512 times as
-    /// many words with any contents. `None` if either is too short.
-    pub fn new(
-        map: RamMap,
-        ram: &[PhysRange],
-        blocks: &'static [BlockCell],
-        frames: &'static [AtomicU64],
-    ) -> Option<Ledger> {
-        let blocks = blocks.get(..map.blocks())?;
-        let frames = frames.as_chunks().0.get(..map.blocks())?;
-        let region = map.regions.iter().max_by_key(|region| region.size)?;
-        let range =
-            region.first as usize..region.first as usize + (region.size / BLOCK_SIZE) as usize;
-        let main = Main {
-            base: region.base,
-            first: region.first,
-            blocks: blocks.get(range.clone())?,
-            frames: frames.get(range)?,
-        };
-        let ledger = Ledger { ram: map, main, blocks, frames };
+    /// A ledger in which every page of `ram` is the host's. `None` if there is
+    /// not enough memory for it.
+    pub fn new(map: RamMap, ram: &[PhysRange], reserve: &mut dyn Reserve) -> Option<Ledger> {
+        let directory = reserve.directory(map.directory())?;
+        let mut supply = Supply { blocks: map.blocks() * FRAMES_PER_BLOCK, ready: &[] };
+        for (number, slot) in (0u64..).zip(&mut *directory) {
+            let whole = PhysRange::new(number * GIB_SIZE, GIB_SIZE);
+            let parts = || map.ranges().filter_map(|range| intersection(&range, &whole));
+            if parts().next().is_none() {
+                continue;
+            }
+            let gib = reserve.gib()?;
+            for part in parts() {
+                let first = ((part.base.0 - whole.base.0) / BLOCK_SIZE) as usize;
+                let count = (part.size / BLOCK_SIZE) as usize;
+                for cell in gib.blocks.get_mut(first..first + count)? {
+                    cell.frames = Some(supply.next(reserve)?);
+                    #[cfg(feature = "oracle")]
+                    (cell.shadow = Some(supply.next(reserve)?));
+                }
+            }
+            *slot = Some(gib);
+        }
+        let ledger = Ledger { ram: map, directory };
         ledger.mark_edges(ram);
         Some(ledger)
     }
@@ -266,67 +362,69 @@ impl Ledger {
 
     /// Counts the pages in a state, one by one: not for use at run time.
     pub fn count(&self, state: FrameState) -> u64 {
-        let in_block = |block: u32| match self.records(BlockIndex(block)) {
+        let in_block = |block: Block| match self.records(block) {
             Records::Whole(record) => record.is(state) as u64 * PAGES_PER_BLOCK as u64,
             Records::Split(frames) => {
                 frames.iter().filter(|frame| load(frame).is(state)).count() as u64
             }
         };
-        (0..self.ram.blocks).map(in_block).sum()
+        self.blocks().map(in_block).sum()
     }
 
-    /// The block that an address in the largest region of RAM lies in: all that
-    /// the shortest ways of calls care about.
-    #[inline(always)]
-    pub fn locate_main(&self, at: PhysAddr) -> Option<Located> {
-        let Main { base, first, blocks, frames } = &self.main;
-        let n = at.0.wrapping_sub(*base) / BLOCK_SIZE;
-        let cell = blocks.get(n as usize)?;
-        Some(Located { index: BlockIndex(first + n as u32), cell, frames: frames.get(n as usize)? })
+    /// Where each GiB's cells are.
+    pub(crate) fn directory(&self) -> Directory {
+        self.directory
     }
 
-    /// The ledger's hold on a block.
+    /// All blocks of RAM, in ascending order.
+    pub fn blocks(&self) -> impl Iterator<Item = Block> {
+        let cells = self.directory.iter().flatten().flat_map(|gib| &gib.blocks);
+        cells.filter_map(Block::of)
+    }
+
+    /// The block that an address lies in; `None` outside RAM.
     #[inline(always)]
-    pub fn cell(&self, block: BlockIndex) -> &'static BlockCell {
-        &self.blocks[block.get()]
+    pub fn locate(&self, at: PhysAddr) -> Option<Block> {
+        let gib = (*self.directory.get((at.0 / GIB_SIZE) as usize)?)?;
+        Block::of(&gib.blocks[(at.0 / BLOCK_SIZE) as usize % BLOCKS_PER_GIB])
     }
 
     /// Takes a block's lock.
     #[inline(always)]
-    pub fn lock(&self, block: BlockIndex) {
-        self.cell(block).lock();
+    pub fn lock(&self, block: Block) {
+        block.lock();
     }
 
     /// Gives a block's lock back.
     #[inline(always)]
-    pub fn unlock(&self, block: BlockIndex) {
-        self.cell(block).unlock();
+    pub fn unlock(&self, block: Block) {
+        block.unlock();
     }
 
     /// The record of the frame at an address; `None` outside RAM.
     #[inline]
     pub fn get(&self, at: PhysAddr) -> Option<Record> {
-        self.ram.locate(at).map(|block| self.get_in(block, at))
+        self.locate(at).map(|block| self.get_in(block, at))
     }
 
     /// The record of the frame at an address in a block.
     #[inline]
-    pub fn get_in(&self, block: BlockIndex, at: PhysAddr) -> Record {
+    pub fn get_in(&self, block: Block, at: PhysAddr) -> Record {
         self.records(block).get(page_in_block(at))
     }
 
     /// The records of a block.
     #[inline(always)]
-    pub fn records(&self, block: BlockIndex) -> Records {
-        let record = self.block_record(block);
+    pub fn records(&self, block: Block) -> Records {
+        let record = block.record();
         match record.split_away() {
             None => Records::Whole(record),
-            Some(_) => Records::Split(&self.frames[block.get()]),
+            Some(_) => Records::Split(block.frames),
         }
     }
 
     /// The record that stands for a whole block; `None` if its frames differ.
-    pub fn whole_block(&self, block: BlockIndex) -> Option<Record> {
+    pub fn whole_block(&self, block: Block) -> Option<Record> {
         let records = self.records(block);
         let first = records.get(0);
         (records.alike(0, PAGES_PER_BLOCK) == PAGES_PER_BLOCK).then_some(first)
@@ -334,13 +432,13 @@ impl Ledger {
 
     /// Whether the block's frames have records of their own.
     #[inline]
-    pub fn is_split(&self, block: BlockIndex) -> bool {
-        self.block_record(block).split_away().is_some()
+    pub fn is_split(&self, block: Block) -> bool {
+        block.record().split_away().is_some()
     }
 
     /// How many frames of a block are not at home.
-    pub fn away(&self, block: BlockIndex) -> u64 {
-        let record = self.block_record(block);
+    pub fn away(&self, block: Block) -> u64 {
+        let record = block.record();
         match record.split_away() {
             Some(away) => away,
             None if record == Record::HOME => 0,
@@ -349,35 +447,35 @@ impl Ledger {
     }
 
     /// Gives each frame of a block a record of its own. Needs the block's lock.
-    pub fn split(&self, block: BlockIndex) {
-        let record = self.block_record(block);
+    pub fn split(&self, block: Block) {
+        let record = block.record();
         if record.split_away().is_some() {
             return;
         }
-        for (n, frame) in (0u64..).zip(&self.frames[block.get()]) {
+        for (n, frame) in (0u64..).zip(block.frames) {
             frame.store(record.nth(n).bits(), Ordering::Relaxed);
         }
         let away = if record == Record::HOME { 0 } else { PAGES_PER_BLOCK as u64 };
-        self.set_block_record(block, Record::split(away));
+        block.set_record(Record::split(away));
     }
 
     /// Lets one record stand for a whole block. Needs the block's lock.
     #[inline]
-    pub fn set_block(&self, block: BlockIndex, record: Record) {
-        self.set_block_record(block, record);
+    pub fn set_block(&self, block: Block, record: Record) {
+        block.set_record(record);
     }
 
     /// Whether every frame of a block is at home, and it is not split.
     #[inline(always)]
-    pub fn is_home(&self, block: BlockIndex) -> bool {
-        self.block_record(block) == Record::HOME
+    pub fn is_home(&self, block: Block) -> bool {
+        block.record() == Record::HOME
     }
 
     /// Writes the records of `pages` frames of a split block, from the `first`
     /// on: `record` and what follows it ([`Record::nth`]). Needs the block's lock.
     #[inline(always)]
-    pub fn set_frames(&self, block: BlockIndex, first: usize, pages: usize, record: Record) {
-        let Some(frames) = self.frames[block.get()].get(first..first + pages) else { return };
+    pub fn set_frames(&self, block: Block, first: usize, pages: usize, record: Record) {
+        let Some(frames) = block.frames.get(first..first + pages) else { return };
         let home = |bits: u64| (bits == Record::HOME.bits()) as u64;
         let mut were_home = 0;
         let step = record.has_guest_address() as u64;
@@ -388,21 +486,15 @@ impl Ledger {
             bits += step;
         }
         let are_home = home(record.bits()) * pages as u64;
-        let away = self.block_record(block).split_away().unwrap_or(0);
-        self.set_block_record(block, Record::split(away + were_home - are_home));
+        let away = block.record().split_away().unwrap_or(0);
+        block.set_record(Record::split(away + were_home - are_home));
     }
 
     /// Does what [`Self::set_frames`] does, for frames that are all at home and
     /// a record that is not. Whether none of the block's frames is at home then.
     #[inline(always)]
-    pub fn leave_home(
-        &self,
-        block: BlockIndex,
-        first: usize,
-        pages: usize,
-        record: Record,
-    ) -> bool {
-        let Some(frames) = self.frames[block.get()].get(first..first + pages) else {
+    pub fn leave_home(&self, block: Block, first: usize, pages: usize, record: Record) -> bool {
+        let Some(frames) = block.frames.get(first..first + pages) else {
             return false;
         };
         let step = record.has_guest_address() as u64;
@@ -411,38 +503,54 @@ impl Ledger {
             frame.store(bits, Ordering::Relaxed);
             bits += step;
         }
-        let split = Record::from_bits(self.block_record(block).bits() + pages as u64);
-        self.set_block_record(block, split);
+        let split = Record::from_bits(block.record().bits() + pages as u64);
+        block.set_record(split);
         split == Record::split(PAGES_PER_BLOCK as u64)
     }
 
     /// Writes the record of one frame, splitting its block if need be. Needs
     /// the block's lock. Does nothing outside RAM.
     pub fn set(&self, at: PhysAddr, record: Record) {
-        if let Some(block) = self.ram.locate(at) {
+        if let Some(block) = self.locate(at) {
             self.split(block);
             self.set_frames(block, page_in_block(at), 1, record);
         }
     }
+}
 
-    #[inline(always)]
-    fn block_record(&self, block: BlockIndex) -> Record {
-        self.cell(block).record()
-    }
+/// Room for frames' records, as it is dealt out.
+struct Supply {
+    /// For how many blocks it is still wanted.
+    blocks: usize,
+    ready: &'static [Frames],
+}
 
-    #[inline(always)]
-    fn set_block_record(&self, block: BlockIndex, record: Record) {
-        self.cell(block).set_record(record);
+impl Supply {
+    fn next(&mut self, reserve: &mut dyn Reserve) -> Option<&'static Frames> {
+        if self.ready.is_empty() {
+            self.ready = reserve.frames(self.blocks)?;
+        }
+        let (next, rest) = self.ready.split_first()?;
+        self.ready = rest;
+        self.blocks = self.blocks.saturating_sub(1);
+        Some(next)
     }
 }
 
-/// The records of a block's frames.
+/// What two ranges have in common; `None` if nothing.
+fn intersection(one: &PhysRange, other: &PhysRange) -> Option<PhysRange> {
+    let base = one.base.max(other.base);
+    let size = one.end().min(other.end()).checked_sub(base.0)?;
+    (size > 0).then_some(PhysRange { base, size })
+}
+
+/// What the ledger says of a block's frames.
 #[derive(Clone, Copy)]
 pub enum Records {
     /// One stands for all.
     Whole(Record),
     /// Each frame has its own.
-    Split(&'static [AtomicU64; PAGES_PER_BLOCK]),
+    Split(&'static Frames),
 }
 
 impl Records {

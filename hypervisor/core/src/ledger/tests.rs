@@ -2,13 +2,11 @@
 
 use super::*;
 use crate::addr::Ipa;
+use crate::hypervisor::tests::fake::Memory;
 
 fn ledger(ram: &[PhysRange]) -> Ledger {
-    let map = RamMap::new(ram).unwrap();
-    let blocks: Vec<BlockCell> = (0..map.blocks()).map(|_| BlockCell::default()).collect();
-    let frames: Vec<AtomicU64> =
-        (0..map.blocks() * PAGES_PER_BLOCK).map(|_| AtomicU64::new(0xdead)).collect();
-    Ledger::new(map, ram, Vec::leak(blocks), Vec::leak(frames)).unwrap()
+    let mut memory = Memory::new(PhysRange::new(0, 0), 0);
+    Ledger::new(RamMap::new(ram).unwrap(), ram, &mut memory).unwrap()
 }
 
 fn lent(guest: u64) -> Record {
@@ -29,9 +27,7 @@ fn ram_is_sorted_merged_and_rounded_to_blocks() {
         [PhysRange::new(0x4000_0000, 0x40_0000), PhysRange::new(0x8000_0000, 0x40_0000)]
     );
     assert_eq!(map.blocks(), 4);
-    assert_eq!(map.locate(PhysAddr(0x8020_0000)).unwrap().get(), 3);
-    assert_eq!(map.locate(PhysAddr(0x4040_0000)), None);
-    assert_eq!(map.locate(PhysAddr(0)), None);
+    assert_eq!((map.gibs(), map.directory(), map.end()), (2, 3, 0x8040_0000));
 }
 
 #[test]
@@ -59,7 +55,7 @@ fn edges_that_are_no_ram_are_marked() {
 fn a_frame_that_leaves_splits_its_block_and_only_that() {
     let ledger = ledger(&[PhysRange::new(0x4000_0000, 0x40_0000)]);
     let at = PhysAddr(0x4000_3000);
-    let block = ledger.ram().locate(at).unwrap();
+    let block = ledger.locate(at).unwrap();
     ledger.set(at, lent(0x8000_0000));
     assert!(ledger.is_split(block));
     assert_eq!(ledger.away(block), 1);
@@ -79,7 +75,7 @@ fn a_frame_that_leaves_splits_its_block_and_only_that() {
 #[test]
 fn a_block_that_leaves_is_one_record() {
     let ledger = ledger(&[PhysRange::new(0x4000_0000, 0x40_0000)]);
-    let block = ledger.ram().locate(PhysAddr(0x4000_0000)).unwrap();
+    let block = ledger.locate(PhysAddr(0x4000_0000)).unwrap();
     ledger.set_block(block, lent(0x8000_0000));
     assert!(!ledger.is_split(block));
     assert_eq!(ledger.away(block), 512);
@@ -95,4 +91,106 @@ fn a_block_that_leaves_is_one_record() {
     assert_eq!(ledger.count(FrameState::Owned), 1024);
     assert_eq!(ledger.count(FrameState::Lent), 0);
     assert_eq!(ledger.count(FrameState::UnlockedZeroed), 0);
+}
+
+/// Where a machine's RAM is: banks, and an address in each of them that is RAM.
+fn is_ram(ram: &[PhysRange], at: u64) -> bool {
+    ram.iter().any(|r| {
+        let (base, end) = (r.base.0.next_multiple_of(PAGE_SIZE), r.end() & !(PAGE_SIZE - 1));
+        (base..end).contains(&at)
+    })
+}
+
+/// Holds the ledger of a machine against the banks themselves, at and around
+/// every edge of a bank, a block and a GiB.
+fn check_banks(ram: &[PhysRange]) {
+    let ledger = ledger(ram);
+    let mut places = vec![0, GIB_SIZE, (1 << 48) - PAGE_SIZE, 1 << 48, !(PAGE_SIZE - 1)];
+    for range in ram {
+        for edge in [range.base.0, range.end()] {
+            for near in [edge, edge & !(BLOCK_SIZE - 1), edge & !(GIB_SIZE - 1)] {
+                for step in [1, PAGE_SIZE, BLOCK_SIZE, GIB_SIZE] {
+                    places.extend([near, near.wrapping_add(step), near.wrapping_sub(step)]);
+                }
+            }
+        }
+    }
+    for at in places {
+        let page = PhysAddr(at).align_down(PAGE_SIZE);
+        let block = PhysAddr(at).align_down(BLOCK_SIZE);
+        let record = ledger.get(PhysAddr(at));
+        assert_eq!(record == Some(Record::HOME), is_ram(ram, page.0), "{at:#x} of {ram:x?}");
+        let touched =
+            (0..PAGES_PER_BLOCK as u64).any(|n| is_ram(ram, block.0.wrapping_add(n * PAGE_SIZE)));
+        assert_eq!(record.is_some(), touched, "{at:#x} of {ram:x?}");
+        assert_eq!(record.is_some(), ledger.locate(PhysAddr(at)).is_some());
+    }
+    let mut pages: Vec<u64> = Vec::new();
+    let blocks =
+        ledger.ram().ranges().flat_map(|r| (r.base.0..r.end()).step_by(BLOCK_SIZE as usize));
+    for base in blocks {
+        pages.extend(
+            (0..PAGES_PER_BLOCK as u64).map(|n| base + n * PAGE_SIZE).filter(|&at| is_ram(ram, at)),
+        );
+    }
+    assert_eq!(ledger.count(FrameState::Owned), pages.len() as u64);
+    assert_eq!(ledger.blocks().count(), ledger.ram().blocks());
+}
+
+#[test]
+fn banks_lie_anywhere_in_any_order() {
+    const M: u64 = 1 << 20;
+    let machines: &[&[(u64, u64)]] = &[
+        // Unsorted, and one far up.
+        &[(0x8_0000_0000, 2 * M), (0x4000_0000, 4 * M), (0x80_0000_0000, 2 * M)],
+        // Side by side, in pages.
+        &[(0x4000_0000, 0x3000), (0x4000_3000, 0x1000), (0x4000_4000, 4 * M)],
+        // Two banks and a hole in one block, another hole in one GiB.
+        &[(0x4000_0000, 0x8_0000), (0x4010_0000, 0x4_0000), (0x5000_0000, 2 * M)],
+        // A hole of one page, on both sides of a block's edge; over each other.
+        &[(0x401f_e000, 0x1000), (0x4020_0000, 0x1000), (0x4020_0000, 0x3000)],
+        // Over the edge of a GiB; pages that are not whole.
+        &[(0x7ff0_0800, 2 * M), (0xffff_f000, 0x2000)],
+    ];
+    for banks in machines {
+        let mut ram: Vec<_> =
+            banks.iter().map(|&(base, size)| PhysRange::new(base, size)).collect();
+        check_banks(&ram);
+        ram.reverse();
+        check_banks(&ram);
+    }
+}
+
+#[test]
+fn every_bank_has_its_own_records() {
+    let ram: Vec<_> =
+        (0..MAX_RANGES as u64).map(|n| PhysRange::new(n * 3 * GIB_SIZE / 2, BLOCK_SIZE)).collect();
+    check_banks(&ram);
+    let ledger = ledger(&ram);
+    let owner = |n: u64| Record::donated(VmId::new(n as u16 + 1), Ipa(n * PAGE_SIZE));
+    for (n, range) in (0..).zip(&ram) {
+        ledger.set(range.base.add(n * PAGE_SIZE), owner(n));
+    }
+    for (n, range) in (0..).zip(&ram) {
+        assert_eq!(ledger.get(range.base.add(n * PAGE_SIZE)), Some(owner(n)));
+        assert_eq!(ledger.locate(range.base).map(|block| ledger.away(block)), Some(1));
+    }
+}
+
+#[test]
+fn records_may_be_in_pieces() {
+    let ram = [PhysRange::new(0x4000_0000, 7 * BLOCK_SIZE)];
+    for piece in [1, 2, 3, 7] {
+        let mut memory = Memory::new(PhysRange::new(0, 0), 0).in_pieces(piece);
+        let ledger = Ledger::new(RamMap::new(&ram).unwrap(), &ram, &mut memory).unwrap();
+        for (n, block) in (0..).zip(ledger.blocks()) {
+            ledger.split(block);
+            ledger.set_frames(block, n, 1, Record::POISONED);
+        }
+        assert_eq!(ledger.count(FrameState::Poisoned), 7);
+        for n in 0..7 {
+            let at = PhysAddr(0x4000_0000 + n * (BLOCK_SIZE + PAGE_SIZE));
+            assert_eq!(ledger.get(at), Some(Record::POISONED), "pieces of {piece}: {at}");
+        }
+    }
 }

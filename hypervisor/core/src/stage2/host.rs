@@ -18,30 +18,46 @@ use spin::mutex::TicketMutex;
 
 use super::{Attributes, Descriptor, Geometry, Stage2Context, Stage2Features, level_shift};
 use crate::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE, PAGES_PER_BLOCK, PhysAddr};
-use crate::ledger::{BlockIndex, Ledger, MAX_RANGES, Record};
-use crate::machine::{Machine, Table};
+use crate::ledger::{Block, Directory, GIB_SIZE as GIB, Ledger, RamMap, Record, Reserve};
+use crate::machine::{Machine, Note};
 
-const GIB: u64 = 1 << 30;
-const BLOCKS_PER_GIB: u64 = GIB / BLOCK_SIZE;
 /// Level-1 tables for MMIO beyond the first TiB, on machines with a level 0.
 const SPARE_TABLES: usize = 4;
+/// Tables that a root has at the most, side by side.
+const MAX_ROOT_TABLES: usize = 16;
 /// MMIO below this address is mapped at boot.
 const EAGER_MMIO: u64 = 1 << 40;
-/// GiB with RAM that a machine may have.
-const MAX_GIB: usize = 1024;
 
 /// The map of a GiB is one level-1 entry right now.
 const WHOLE: u32 = 1 << 31;
 /// The GiB has holes or edges of its own and is never one entry.
 const NEVER_WHOLE: u32 = 1 << 30;
 
-/// GiB with RAM that lie one after the other.
-#[derive(Clone, Copy, Debug)]
-struct GibRun {
-    first: u64,
-    count: u64,
-    /// Index of the first one's level-2 table.
-    table: u64,
+/// What the map has for a GiB with RAM.
+#[derive(Debug, Default)]
+pub struct HostGib {
+    /// Its level-2 table.
+    table: AtomicU64,
+    /// Blocks that are away, and the flags above.
+    away: AtomicU32,
+}
+
+impl HostGib {
+    fn table(&self) -> PhysAddr {
+        PhysAddr(self.table.load(Ordering::Relaxed))
+    }
+}
+
+/// What the map has for a block: its level-3 table.
+#[derive(Debug, Default)]
+pub struct HostBlock {
+    table: AtomicU64,
+}
+
+impl HostBlock {
+    fn table(&self) -> PhysAddr {
+        PhysAddr(self.table.load(Ordering::Relaxed))
+    }
 }
 
 /// The host's stage-2 tables.
@@ -49,11 +65,7 @@ pub struct HostMap {
     geometry: Geometry,
     context: Stage2Context,
     root: PhysAddr,
-    runs: ArrayVec<GibRun, MAX_RANGES>,
-    level2: PhysAddr,
-    level3: PhysAddr,
-    /// For each GiB with RAM: blocks that are away, and the flags above.
-    gibs: [AtomicU32; MAX_GIB],
+    directory: Directory,
     level1: TicketMutex<ArrayVec<PhysAddr, SPARE_TABLES>>,
 }
 
@@ -62,8 +74,6 @@ pub struct HostMap {
 pub enum HostMapError {
     /// Not enough pages for the tables.
     NoMemory,
-    /// More than 1 TiB of RAM.
-    TooMuchRam,
     /// RAM lies beyond the CPUs' physical addresses.
     OutOfRange,
     /// CPUs with less than 36 bits of physical address.
@@ -82,28 +92,25 @@ pub enum MmioMap {
 impl HostMap {
     /// Builds the map of all that the ledger gives to the host.
     ///
-    /// `pages(n)` returns `n` adjacent zeroed pages, aligned to their size
-    /// rounded up to a power of two; `level3` is a page for each block of RAM.
     pub fn new<M: Machine>(
         machine: &M,
         ledger: &Ledger,
         features: &Stage2Features,
-        level3: PhysAddr,
-        pages: &mut dyn FnMut(usize) -> Option<PhysAddr>,
+        reserve: &mut dyn Reserve,
     ) -> Result<HostMap, HostMapError> {
         if features.pa_bits < 36 {
             return Err(HostMapError::AddressesTooSmall);
         }
         let geometry = Geometry::new(features.pa_bits.min(48));
-        let mut pages = |n| pages(n).ok_or(HostMapError::NoMemory);
-        let runs = gib_runs(ledger);
-        if runs.last().is_some_and(|r| (r.first + r.count) * GIB > geometry.end()) {
+        if ledger.ram().end() > geometry.end() {
             return Err(HostMapError::OutOfRange);
         }
-        let gibs = runs.iter().map(|r| r.count as usize).sum::<usize>();
-        if gibs > MAX_GIB {
-            return Err(HostMapError::TooMuchRam);
-        }
+        give_level3(machine, ledger, reserve)?;
+        let mut pages = |count: usize| {
+            let at = reserve.zeroed(count).ok_or(HostMapError::NoMemory)?;
+            machine.note(|| Note::Tables { at, size: count as u64 * PAGE_SIZE, zeroed: true });
+            Ok(at)
+        };
         let root = pages(geometry.root_tables as usize)?;
         // VMID 0 is the host's.
         let context = Stage2Context { vttbr: root.0, vtcr: geometry.vtcr(features) };
@@ -111,26 +118,25 @@ impl HostMap {
             geometry,
             context,
             root,
-            runs,
-            level2: pages(gibs)?,
-            level3,
-            gibs: [const { AtomicU32::new(0) }; MAX_GIB],
+            directory: ledger.directory(),
             level1: TicketMutex::new(ArrayVec::new()),
         };
+        for (_, gib) in map.gibs() {
+            gib.table.store(pages(1)?.0, Ordering::Relaxed);
+        }
         if geometry.start_level == 0 {
             let mut spare = map.level1.lock();
             for _ in 0..SPARE_TABLES {
                 spare.push(pages(1)?);
             }
-            let in_ram = map.runs.iter().map(|r| (r.first + r.count) * GIB).max().unwrap_or(0);
-            let reach = in_ram.max(EAGER_MMIO);
-            for at in (0..reach.min(geometry.end())).step_by(1 << level_shift(0)) {
+            let reach = ledger.ram().end().max(EAGER_MMIO).min(geometry.end());
+            for at in (0..reach).step_by(1 << level_shift(0)) {
                 let slot = &machine.table(map.root)[(at >> level_shift(0)) as usize];
                 machine.write_descriptor(slot, Descriptor::table(pages(1)?));
             }
         }
         for gib in 0..EAGER_MMIO.min(geometry.end()) / GIB {
-            if map.table_of(gib).is_none() {
+            if map.gib(gib).is_none() {
                 map.map_mmio_gib(machine, gib);
             }
         }
@@ -139,10 +145,12 @@ impl HostMap {
         Ok(map)
     }
 
-    /// Pages that [`HostMap::new`] takes at the most for this much RAM.
-    pub fn pages_needed(ledger_blocks: usize) -> usize {
-        let gibs = ledger_blocks / BLOCKS_PER_GIB as usize + 2 * MAX_RANGES;
-        16 + gibs.next_power_of_two() * 2 + SPARE_TABLES + 512
+    /// Pages that [`HostMap::new`] takes at the most for this RAM, beside those for
+    /// level 3.
+    pub fn pages_needed(ram: &RamMap) -> usize {
+        let level1 = ram.end().max(EAGER_MMIO).div_ceil(1 << level_shift(0)) as usize;
+        // The root may have to begin at a multiple of its size.
+        2 * MAX_ROOT_TABLES + ram.gibs() + SPARE_TABLES + level1
     }
 
     /// The registers that select this map.
@@ -150,20 +158,23 @@ impl HostMap {
         &self.context
     }
 
+    /// The GiB that have RAM, and their numbers.
+    fn gibs(&self) -> impl Iterator<Item = (u64, &'static HostGib)> + use<> {
+        (0u64..).zip(self.directory).filter_map(|(number, gib)| Some((number, (*gib)?.host())))
+    }
+
     fn map_ram<M: Machine>(&self, machine: &M, ledger: &Ledger) {
-        for run in &self.runs {
-            for n in 0..run.count {
-                self.map_ram_gib(machine, ledger, run.first + n, run.table + n);
-            }
+        for (number, gib) in self.gibs() {
+            self.map_ram_gib(machine, ledger, number, gib);
         }
     }
 
-    fn map_ram_gib<M: Machine>(&self, machine: &M, ledger: &Ledger, gib: u64, index: u64) {
-        let table = self.level2_table(machine, index);
+    fn map_ram_gib<M: Machine>(&self, machine: &M, ledger: &Ledger, number: u64, gib: &HostGib) {
+        let table = machine.table(gib.table());
         let mut whole = true;
         for (n, slot) in table.iter().enumerate() {
-            let at = PhysAddr(gib * GIB + n as u64 * BLOCK_SIZE);
-            let entry = match ledger.ram().locate(at) {
+            let at = PhysAddr(number * GIB + n as u64 * BLOCK_SIZE);
+            let entry = match ledger.locate(at) {
                 None => {
                     whole = false;
                     Descriptor::block(at, Attributes::HOST_MMIO)
@@ -171,7 +182,7 @@ impl HostMap {
                 Some(block) if ledger.is_split(block) => {
                     whole = false;
                     self.fill_level3(machine, ledger, block, at);
-                    Descriptor::table(self.level3_page(block))
+                    Descriptor::table(block.host().table())
                 }
                 Some(block) => match ledger.whole_block(block) {
                     Some(record) if record.host_reaches() => {
@@ -186,13 +197,13 @@ impl HostMap {
             machine.write_descriptor(slot, entry);
         }
         let entry = if whole {
-            Descriptor::block(PhysAddr(gib * GIB), Attributes::HOST_RAM)
+            Descriptor::block(PhysAddr(number * GIB), Attributes::HOST_RAM)
         } else {
-            Descriptor::table(self.level2_page(index))
+            Descriptor::table(gib.table())
         };
         let flags = if whole { WHOLE } else { NEVER_WHOLE };
-        self.gibs[index as usize].store(flags, Ordering::Relaxed);
-        if let Some(slot) = self.level1_slot(machine, gib) {
+        gib.away.store(flags, Ordering::Relaxed);
+        if let Some(slot) = self.level1_slot(machine, number) {
             machine.write_descriptor(slot, entry);
         }
     }
@@ -205,7 +216,7 @@ impl HostMap {
             return MmioMap::Refused;
         }
         let gib = at.0 / GIB;
-        if self.table_of(gib).is_some() {
+        if self.gib(gib).is_some() {
             // All of a GiB with RAM was mapped at boot; a split is under way.
             return MmioMap::Mapped;
         }
@@ -244,14 +255,8 @@ impl HostMap {
     /// Takes pages of a split block out of the map; the caller invalidates
     /// them afterwards. Needs the block's lock.
     #[inline(always)]
-    pub fn unmap_pages<M: Machine>(
-        &self,
-        machine: &M,
-        block: BlockIndex,
-        first: usize,
-        pages: usize,
-    ) {
-        let table = machine.table(self.level3_page(block));
+    pub fn unmap_pages<M: Machine>(&self, machine: &M, block: Block, first: usize, pages: usize) {
+        let table = machine.table(block.host().table());
         for slot in table.get(first..first + pages).unwrap_or_default() {
             machine.write_descriptor(slot, Descriptor::INVALID);
         }
@@ -259,16 +264,10 @@ impl HostMap {
 
     /// Puts pages back into the map of a split block; the caller publishes
     /// them. Needs the block's lock.
-    pub fn map_pages<M: Machine>(
-        &self,
-        machine: &M,
-        block: BlockIndex,
-        at: PhysAddr,
-        pages: usize,
-    ) {
+    pub fn map_pages<M: Machine>(&self, machine: &M, block: Block, at: PhysAddr, pages: usize) {
         let first = index(at.0, 3);
         let mut entry = Descriptor::page(at, Attributes::HOST_RAM);
-        let table = machine.table(self.level3_page(block));
+        let table = machine.table(block.host().table());
         for slot in table.get(first..first + pages).unwrap_or_default() {
             machine.write_descriptor(slot, entry);
             entry.0 += PAGE_SIZE;
@@ -286,7 +285,7 @@ impl HostMap {
 
     /// Gives each page of a block an entry of its own, in the ledger and in
     /// the map. Needs the block's lock.
-    pub fn split<M: Machine>(&self, machine: &M, ledger: &Ledger, block: BlockIndex, at: PhysAddr) {
+    pub fn split<M: Machine>(&self, machine: &M, ledger: &Ledger, block: Block, at: PhysAddr) {
         if ledger.is_split(block) {
             return;
         }
@@ -299,12 +298,12 @@ impl HostMap {
         ledger.split(block);
         let first = Descriptor::page(base, Attributes::HOST_RAM).0;
         let (mut entry, step) = if reached { (first, PAGE_SIZE) } else { (0, 0) };
-        for slot in machine.table(self.level3_page(block)) {
+        for slot in machine.table(block.host().table()) {
             machine.write_descriptor(slot, Descriptor(entry));
             entry += step;
         }
         let Some(slot) = self.level2_slot(machine, base) else { return };
-        let table = Descriptor::table(self.level3_page(block));
+        let table = Descriptor::table(block.host().table());
         self.replace(machine, slot, table, base, BLOCK_SIZE);
     }
 
@@ -315,7 +314,7 @@ impl HostMap {
         &self,
         machine: &M,
         ledger: &Ledger,
-        block: BlockIndex,
+        block: Block,
         at: PhysAddr,
     ) -> bool {
         let away = ledger.away(block);
@@ -328,7 +327,7 @@ impl HostMap {
         &self,
         machine: &M,
         ledger: &Ledger,
-        block: BlockIndex,
+        block: Block,
         at: PhysAddr,
     ) -> bool {
         let Some(record) = ledger.whole_block(block) else { return false };
@@ -376,50 +375,42 @@ impl HostMap {
 
     /// A block is about to get an entry of its own: its GiB must not be one.
     fn leave<M: Machine>(&self, machine: &M, at: PhysAddr) {
-        let gib = at.0 / GIB;
-        let Some(table) = self.table_of(gib) else { return };
-        let away = &self.gibs[table as usize];
-        if away.fetch_add(1, Ordering::AcqRel) & WHOLE == 0 {
+        let number = at.0 / GIB;
+        let Some(gib) = self.gib(number) else { return };
+        if gib.away.fetch_add(1, Ordering::AcqRel) & WHOLE == 0 {
             return;
         }
         let _guard = self.level1.lock();
-        if away.load(Ordering::Acquire) & WHOLE == 0 {
+        if gib.away.load(Ordering::Acquire) & WHOLE == 0 {
             return;
         }
-        if let Some(slot) = self.level1_slot(machine, gib) {
-            let entry = Descriptor::table(self.level2_page(table));
-            self.replace(machine, slot, entry, PhysAddr(gib * GIB), GIB);
+        if let Some(slot) = self.level1_slot(machine, number) {
+            let entry = Descriptor::table(gib.table());
+            self.replace(machine, slot, entry, PhysAddr(number * GIB), GIB);
         }
-        away.fetch_and(!WHOLE, Ordering::AcqRel);
+        gib.away.fetch_and(!WHOLE, Ordering::AcqRel);
     }
 
     /// A block is whole again: the last one makes its GiB one entry.
     fn come_home<M: Machine>(&self, machine: &M, at: PhysAddr) {
-        let gib = at.0 / GIB;
-        let Some(table) = self.table_of(gib) else { return };
-        let away = &self.gibs[table as usize];
-        if away.fetch_sub(1, Ordering::AcqRel) != 1 {
+        let number = at.0 / GIB;
+        let Some(gib) = self.gib(number) else { return };
+        if gib.away.fetch_sub(1, Ordering::AcqRel) != 1 {
             return;
         }
         let _guard = self.level1.lock();
         // WHOLE goes in first: who leaves from here on waits for the lock.
-        if away.compare_exchange(0, WHOLE, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+        if gib.away.compare_exchange(0, WHOLE, Ordering::AcqRel, Ordering::Relaxed).is_err() {
             return;
         }
-        if let Some(slot) = self.level1_slot(machine, gib) {
-            let base = PhysAddr(gib * GIB);
+        if let Some(slot) = self.level1_slot(machine, number) {
+            let base = PhysAddr(number * GIB);
             self.replace(machine, slot, Descriptor::block(base, Attributes::HOST_RAM), base, GIB);
         }
     }
 
-    fn fill_level3<M: Machine>(
-        &self,
-        machine: &M,
-        ledger: &Ledger,
-        block: BlockIndex,
-        base: PhysAddr,
-    ) {
-        let table = machine.table(self.level3_page(block));
+    fn fill_level3<M: Machine>(&self, machine: &M, ledger: &Ledger, block: Block, base: PhysAddr) {
+        let table = machine.table(block.host().table());
         for (n, slot) in table.iter().enumerate() {
             let at = base.add(n as u64 * PAGE_SIZE);
             let record = ledger.get_in(block, at);
@@ -434,10 +425,9 @@ impl HostMap {
         }
     }
 
-    /// The index of a GiB's level-2 table; `None` for a GiB without RAM.
-    fn table_of(&self, gib: u64) -> Option<u64> {
-        let run = self.runs.iter().find(|r| gib.wrapping_sub(r.first) < r.count)?;
-        Some(run.table + gib - run.first)
+    /// What the map has for a GiB; `None` for a GiB without RAM.
+    fn gib(&self, number: u64) -> Option<&'static HostGib> {
+        Some((*self.directory.get(number as usize)?)?.host())
     }
 
     fn level1_slot<'m, M: Machine>(&self, machine: &'m M, gib: u64) -> Option<&'m AtomicU64> {
@@ -455,44 +445,33 @@ impl HostMap {
         Some(&machine.table(table)[(gib % 512) as usize])
     }
 
-    fn level2_page(&self, table: u64) -> PhysAddr {
-        self.level2.add(table * PAGE_SIZE)
-    }
-
-    fn level2_table<'m, M: Machine>(&self, machine: &'m M, table: u64) -> &'m Table {
-        machine.table(self.level2_page(table))
-    }
-
     fn level2_slot<'m, M: Machine>(&self, machine: &'m M, at: PhysAddr) -> Option<&'m AtomicU64> {
-        let table = self.table_of(at.0 / GIB)?;
-        Some(&self.level2_table(machine, table)[index(at.0, 2)])
+        Some(&machine.table(self.gib(at.0 / GIB)?.table())[index(at.0, 2)])
     }
+}
 
-    fn level3_page(&self, block: BlockIndex) -> PhysAddr {
-        self.level3.add(block.get() as u64 * PAGE_SIZE)
+/// Gives each block of RAM a page for its level-3 table.
+fn give_level3<M: Machine>(
+    machine: &M,
+    ledger: &Ledger,
+    reserve: &mut dyn Reserve,
+) -> Result<(), HostMapError> {
+    let mut wanted = ledger.ram().blocks();
+    let (mut next, mut ready) = (PhysAddr(0), 0);
+    for block in ledger.blocks() {
+        if ready == 0 {
+            (next, ready) = reserve.tables(wanted).ok_or(HostMapError::NoMemory)?;
+            let (at, size) = (next, ready as u64 * PAGE_SIZE);
+            machine.note(|| Note::Tables { at, size, zeroed: false });
+        }
+        block.host().table.store(next.0, Ordering::Relaxed);
+        next = next.add(PAGE_SIZE);
+        ready = ready.saturating_sub(1);
+        wanted -= 1;
     }
+    Ok(())
 }
 
 fn index(at: u64, level: u8) -> usize {
     (at >> level_shift(level)) as usize % PAGES_PER_BLOCK
-}
-
-/// The GiB that hold RAM, as runs. There are at most as many as RAM ranges.
-fn gib_runs(ledger: &Ledger) -> ArrayVec<GibRun, MAX_RANGES> {
-    let mut runs: ArrayVec<GibRun, MAX_RANGES> = ArrayVec::new();
-    let mut tables = 0;
-    for range in ledger.ram().ranges() {
-        let mut first = range.base.0 / GIB;
-        let end = range.end().div_ceil(GIB);
-        if let Some(last) = runs.last_mut().filter(|r| first <= r.first + r.count) {
-            first = last.first + last.count;
-            let more = end.saturating_sub(first);
-            last.count += more;
-            tables += more;
-        } else {
-            runs.push(GibRun { first, count: end - first, table: tables });
-            tables += end - first;
-        }
-    }
-    runs
 }

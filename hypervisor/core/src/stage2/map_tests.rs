@@ -2,14 +2,14 @@
 
 //! The host's and a guest's tables, on fake memory.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use escrow_abi::Rights;
 
 use super::*;
 use crate::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE, PhysAddr, PhysRange};
-use crate::hypervisor::tests::fake::Fake;
-use crate::ledger::{BlockCell, Ledger, RamMap, Record};
+use crate::hypervisor::tests::fake::{Fake, Memory};
+use crate::ledger::{Ledger, RamMap, Record};
 use crate::machine::Machine;
 
 const GIB: u64 = 1 << 30;
@@ -18,36 +18,17 @@ fn features(pa_bits: u8) -> Stage2Features {
     Stage2Features { pa_bits, force_write_back: false, vmid16: false }
 }
 
-/// Adjacent pages of fake memory, `limit` of them at the most.
-fn pages(limit: usize) -> impl FnMut(usize) -> Option<PhysAddr> {
-    let (mut next, mut left) = (0x10_0000_0000, limit);
-    move |count| {
-        left = left.checked_sub(count)?;
-        next = u64::next_multiple_of(next, count.next_power_of_two() as u64 * PAGE_SIZE);
-        let page = next;
-        next += count as u64 * PAGE_SIZE;
-        Some(PhysAddr(page))
-    }
-}
-
 struct World {
     machine: Fake,
     ledger: Ledger,
     map: HostMap,
 }
 
-fn ledger(ram: &[PhysRange]) -> Ledger {
-    let map = RamMap::new(ram).unwrap();
-    let blocks = Vec::leak((0..map.blocks()).map(|_| BlockCell::default()).collect());
-    let frames = Vec::leak((0..map.blocks() * 512).map(|_| AtomicU64::new(!0)).collect());
-    Ledger::new(map, ram, blocks, frames).unwrap()
-}
-
 fn try_world(ram: &[PhysRange], pa_bits: u8, limit: usize) -> Result<World, HostMapError> {
     let machine = Fake::default();
-    let ledger = ledger(ram);
-    let level3 = PhysAddr(0x20_0000_0000);
-    let map = HostMap::new(&machine, &ledger, &features(pa_bits), level3, &mut pages(limit))?;
+    let mut memory = Memory::new(PhysRange::new(0x10_0000_0000, 64 * GIB), limit);
+    let ledger = Ledger::new(RamMap::new(ram).unwrap(), ram, &mut memory).unwrap();
+    let map = HostMap::new(&machine, &ledger, &features(pa_bits), &mut memory)?;
     Ok(World { machine, ledger, map })
 }
 
@@ -101,7 +82,7 @@ fn the_host_is_mapped_by_the_largest_entries_that_fit() {
 #[test]
 fn a_gib_is_split_once_and_made_whole_by_the_last() {
     let world = world(&[PhysRange::new(GIB, GIB)], 40);
-    let locate = |at| world.ledger.ram().locate(PhysAddr(at)).unwrap();
+    let locate = |at| world.ledger.locate(PhysAddr(at)).unwrap();
     let [one, two] = [GIB + 7 * BLOCK_SIZE, GIB + 9 * BLOCK_SIZE];
     for at in [one, two] {
         world.map.split(&world.machine, &world.ledger, locate(at), PhysAddr(at));
@@ -119,7 +100,7 @@ fn a_gib_is_split_once_and_made_whole_by_the_last() {
 fn a_block_with_a_frame_away_is_not_merged() {
     let world = world(&[PhysRange::new(GIB, GIB)], 40);
     let at = PhysAddr(GIB + BLOCK_SIZE);
-    let block = world.ledger.ram().locate(at).unwrap();
+    let block = world.ledger.locate(at).unwrap();
     world.map.split(&world.machine, &world.ledger, block, at);
     world.map.unmap_pages(&world.machine, block, 3, 1);
     world.ledger.set(at.add(3 * PAGE_SIZE), Record::POISONED);
@@ -167,8 +148,8 @@ fn the_tables_of_any_ram_fit_what_is_asked_for() {
         (vec![PhysRange::new(GIB / 2, 8 * GIB)], 40),
         ((0..32).map(|n| PhysRange::new(n * 4 * GIB, BLOCK_SIZE)).collect(), 48),
     ] {
-        let blocks = RamMap::new(&ram).unwrap().blocks();
-        assert!(try_world(&ram, bits, HostMap::pages_needed(blocks)).is_ok(), "{ram:x?}");
+        let needed = HostMap::pages_needed(&RamMap::new(&ram).unwrap());
+        assert!(try_world(&ram, bits, needed).is_ok(), "{ram:x?}");
     }
 }
 

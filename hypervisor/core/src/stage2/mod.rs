@@ -12,6 +12,7 @@ mod pool;
 
 pub use descriptor::{Attributes, Descriptor};
 pub use guest::{GuestMap, Leaf, Leave, Room, Span, TableCount};
+pub(crate) use host::{HostBlock, HostGib};
 pub use host::{HostMap, HostMapError, MmioMap};
 pub use pool::PagePool;
 

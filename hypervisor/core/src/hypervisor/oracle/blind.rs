@@ -2,21 +2,16 @@
 
 //! The oracle of builds that are not for tests: it sees nothing and is not there.
 
-use core::sync::atomic::AtomicU64;
-
 use super::super::Hypervisor;
 use super::super::extents::Extent;
-use super::{Asked, Oracle};
+use super::Asked;
 use crate::addr::PhysAddr;
-use crate::ledger::{BlockIndex, Ledger, Record, VmId};
+use crate::ledger::{Block, Ledger, Record, VmId};
 use crate::machine::Machine;
 use crate::stage2::GuestMap;
 
-impl Oracle {
-    pub fn new(_: &Ledger, _: &'static [AtomicU64]) -> Oracle {
-        Oracle {}
-    }
-}
+/// Has nothing to write down.
+pub(in super::super) fn begin(_: &Ledger) {}
 
 impl<M: Machine> Hypervisor<M> {
     /// Notes that a call changes frames of a block.
@@ -25,7 +20,7 @@ impl<M: Machine> Hypervisor<M> {
         &self,
         _by: VmId,
         _asked: Asked,
-        _block: BlockIndex,
+        _block: Block,
         _pages: (usize, usize),
         _new: Record,
     ) {
@@ -44,7 +39,7 @@ impl<M: Machine> Hypervisor<M> {
     #[inline(always)]
     pub(in super::super) fn oracle_look_at(
         &self,
-        _block: BlockIndex,
+        _block: Block,
         _at: PhysAddr,
         _pages: usize,
         _vms: &[(VmId, Option<&GuestMap>)],

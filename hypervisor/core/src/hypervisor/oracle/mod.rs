@@ -17,6 +17,11 @@ mod blind;
 #[cfg(feature = "oracle")]
 mod watching;
 
+#[cfg(not(feature = "oracle"))]
+pub(super) use blind::begin;
+#[cfg(feature = "oracle")]
+pub(super) use watching::begin;
+
 /// What a call asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Asked {
@@ -31,12 +36,3 @@ pub(super) enum Asked {
     Reclaim,
     Poison,
 }
-
-/// What the specification says of each frame, packed.
-pub(super) struct Oracle {
-    #[cfg(feature = "oracle")]
-    frames: &'static [core::sync::atomic::AtomicU64],
-}
-
-/// Words that it wants for each frame.
-pub(super) const WORDS: usize = cfg!(feature = "oracle") as usize;

@@ -9,9 +9,9 @@ use escrow_spec::{Event, Frame, Living, Transition, VmId as SpecVm, step};
 
 use super::super::Hypervisor;
 use super::super::extents::Extent;
-use super::{Asked, Oracle};
-use crate::addr::{Ipa, PAGE_SIZE, PAGES_PER_BLOCK, PhysAddr};
-use crate::ledger::{BlockIndex, Ledger, Record, VmId, page_in_block};
+use super::Asked;
+use crate::addr::{Ipa, PAGE_SIZE, PhysAddr};
+use crate::ledger::{Block, Ledger, Record, VmId, page_in_block};
 use crate::machine::Machine;
 use crate::stage2::GuestMap;
 
@@ -67,33 +67,27 @@ fn unpack(word: u64) -> Option<Frame> {
     })
 }
 
-impl Oracle {
-    pub fn new(ledger: &Ledger, frames: &'static [AtomicU64]) -> Oracle {
-        for range in ledger.ram().ranges() {
-            for at in (range.base.0..range.end()).step_by(PAGE_SIZE as usize) {
-                let at = PhysAddr(at);
-                let block = ledger.ram().locate(at);
-                let word = pack(ledger.get(at).and_then(frame_of));
-                let place = block.map(|block| index(block, page_in_block(at)));
-                if let Some(cell) = place.and_then(|place| frames.get(place)) {
-                    cell.store(word, Ordering::Relaxed);
-                }
-            }
+/// Writes down what the specification says of each frame when the host begins.
+pub(in super::super) fn begin(ledger: &Ledger) {
+    for block in ledger.blocks() {
+        let records = ledger.records(block);
+        for (page, word) in block.shadow().into_iter().flatten().enumerate() {
+            word.store(pack(frame_of(records.get(page))), Ordering::Relaxed);
         }
-        Oracle { frames }
-    }
-
-    fn get(&self, place: usize) -> Option<Frame> {
-        unpack(self.frames[place].load(Ordering::Relaxed))
-    }
-
-    fn set(&self, place: usize, frame: Frame) {
-        self.frames[place].store(pack(Some(frame)), Ordering::Relaxed);
     }
 }
 
-fn index(block: BlockIndex, page: usize) -> usize {
-    block.get() * PAGES_PER_BLOCK + page
+/// What the specification says of a frame, packed.
+fn word(block: Block, page: usize) -> &'static AtomicU64 {
+    &block.shadow().expect("each block has one")[page]
+}
+
+fn get(block: Block, page: usize) -> Option<Frame> {
+    unpack(word(block, page).load(Ordering::Relaxed))
+}
+
+fn set(block: Block, page: usize, frame: Frame) {
+    word(block, page).store(pack(Some(frame)), Ordering::Relaxed);
 }
 
 fn transition(asked: Asked, new: Record) -> Transition {
@@ -120,22 +114,22 @@ impl<M: Machine> Hypervisor<M> {
         &self,
         by: VmId,
         asked: Asked,
-        block: BlockIndex,
+        block: Block,
         (first, pages): (usize, usize),
         new: Record,
     ) {
         let alive = |vm: SpecVm| !self.is_dead(VmId::new(vm.0));
         for n in 0..pages {
-            let place = index(block, first + n);
+            let page = first + n;
             let record = new.nth(n as u64);
-            let Some(old) = self.oracle.get(place) else {
+            let Some(old) = get(block, page) else {
                 panic!("oracle: {asked:?} by {by:?} of what is no RAM: {record:?}");
             };
             let living =
                 Living { owner: alive(old.owner), borrower: old.borrower.is_none_or(alive) };
             let event = Event { by: spec(by), transition: transition(asked, record), living };
             match step(old, event) {
-                Ok(frame) if Some(frame) == frame_of(record) => self.oracle.set(place, frame),
+                Ok(frame) if Some(frame) == frame_of(record) => set(block, page, frame),
                 other => panic!("oracle: {old:?}, {event:?}: {other:?}, not {record:?}"),
             }
         }
@@ -155,7 +149,7 @@ impl<M: Machine> Hypervisor<M> {
     /// The same for frames of one block.
     pub(in super::super) fn oracle_look_at(
         &self,
-        block: BlockIndex,
+        block: Block,
         at: PhysAddr,
         pages: usize,
         vms: &[(VmId, Option<&GuestMap>)],
@@ -163,7 +157,7 @@ impl<M: Machine> Hypervisor<M> {
         for n in 0..pages {
             let at = at.add(n as u64 * PAGE_SIZE);
             let record = self.ledger.get_in(block, at);
-            let Some(frame) = self.oracle.get(index(block, page_in_block(at))) else {
+            let Some(frame) = get(block, page_in_block(at)) else {
                 assert!(record == Record::NO_RAM, "oracle: {record:?} of what is no RAM");
                 continue;
             };

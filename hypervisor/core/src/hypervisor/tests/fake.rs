@@ -13,7 +13,7 @@ use escrow_abi::{Error, FrameState, MemEntry, Rights, call};
 use super::trace::Trace;
 use crate::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE, PhysAddr, PhysRange};
 use crate::hypervisor::{Hypervisor, Scratch, Setup, Sizes};
-use crate::ledger::BlockCell;
+use crate::ledger::{self, Frames, Reserve};
 use crate::machine::{Machine, Note, Table};
 use crate::stage2::{Descriptor, Stage2Context, Stage2Features};
 use crate::vcpu::syndrome::{Ec, IL};
@@ -225,6 +225,63 @@ impl Fake {
     }
 }
 
+/// Memory to set up Escrow in.
+pub struct Memory {
+    /// Fake memory for tables.
+    tables: PhysRange,
+    /// Zeroed pages that there still are.
+    zeroed: usize,
+    /// Blocks whose records lie side by side, and pages for tables.
+    piece: usize,
+}
+
+impl Memory {
+    pub fn new(tables: PhysRange, zeroed: usize) -> Memory {
+        Memory { tables, zeroed, piece: usize::MAX }
+    }
+
+    /// The same in pieces of at most so many blocks' records or pages.
+    pub fn in_pieces(self, piece: usize) -> Memory {
+        Memory { piece, ..self }
+    }
+
+    fn take(&mut self, pages: usize, align: u64) -> Option<PhysAddr> {
+        let at = self.tables.base.0.next_multiple_of(align);
+        let end = at + pages as u64 * PAGE_SIZE;
+        let left = self.tables.end().checked_sub(end)?;
+        self.tables = PhysRange::new(end, left);
+        Some(PhysAddr(at))
+    }
+}
+
+impl Reserve for Memory {
+    fn directory(&mut self, gibs: usize) -> Option<&'static mut [Option<&'static ledger::Gib>]> {
+        Some(vec![None; gibs].leak())
+    }
+
+    fn gib(&mut self) -> Option<&'static mut ledger::Gib> {
+        Some(Box::leak(Box::default()))
+    }
+
+    fn frames(&mut self, blocks: usize) -> Option<&'static [Frames]> {
+        let frames = || [const { AtomicU64::new(!0) }; 512];
+        Some(Vec::leak((0..blocks.min(self.piece)).map(|_| frames()).collect()))
+    }
+
+    fn tables(&mut self, pages: usize) -> Option<(PhysAddr, usize)> {
+        let pages = pages.min(self.piece);
+        let at = self.take(pages, PAGE_SIZE)?;
+        // A page between two pieces.
+        self.take(1, PAGE_SIZE)?;
+        Some((at, pages))
+    }
+
+    fn zeroed(&mut self, count: usize) -> Option<PhysAddr> {
+        self.zeroed = self.zeroed.checked_sub(count)?;
+        self.take(count, count.next_power_of_two() as u64 * PAGE_SIZE)
+    }
+}
+
 /// A few blocks, then a whole GiB.
 pub const RAM: PhysRange = PhysRange::new(0x7f00_0000, 0x4160_0000);
 /// The same few blocks, and a few more.
@@ -281,27 +338,13 @@ impl Host {
     fn with(machine: Fake, ram: PhysRange) -> Host {
         let ram = [ram];
         let sizes = Sizes::of(&ram).unwrap();
-        let blocks = Vec::leak((0..sizes.blocks).map(|_| BlockCell::default()).collect());
-        let frames = Vec::leak((0..sizes.frames).map(|_| AtomicU64::new(!0)).collect());
         // Escrow's tables are in its own memory.
-        let level3 = ESCROW.base;
-        let mut next = level3.0 + sizes.level3 as u64 * PAGE_SIZE;
-        let mut left = sizes.pages;
-        let mut pages = |count: usize| {
-            left = left.checked_sub(count)?;
-            next = u64::next_multiple_of(next, count.next_power_of_two() as u64 * PAGE_SIZE);
-            let page = next;
-            next += count as u64 * PAGE_SIZE;
-            (next <= ESCROW.end()).then_some(PhysAddr(page))
-        };
+        let mut reserve = Memory::new(ESCROW, sizes.zeroed);
         let setup = Setup {
             ram: &ram,
             escrow: &[ESCROW],
             pinned: &[PINNED],
-            blocks,
-            frames,
-            level3,
-            pages: &mut pages,
+            reserve: &mut reserve,
             features: Stage2Features { pa_bits: 40, force_write_back: false, vmid16: false },
         };
         let escrow = Hypervisor::new(machine, setup).unwrap();
@@ -483,7 +526,7 @@ impl Host {
         let ram = ledger.ram().ranges();
         let blocks = ram.flat_map(|r| (r.base.0..r.end()).step_by(BLOCK_SIZE as usize));
         let reached = blocks.map(|base| {
-            let split = ledger.is_split(ledger.ram().locate(PhysAddr(base)).unwrap());
+            let split = ledger.is_split(ledger.locate(PhysAddr(base)).unwrap());
             let pages = if split { 512 } else { 1 };
             (0..pages).map(|n| self.reaches(base + n * PAGE_SIZE)).collect()
         });

@@ -315,7 +315,7 @@ fn a_block_moves_as_one_and_comes_home_in_pieces() {
     host.reclaim(&rest).unwrap();
     host.reclaim(&metadata).unwrap();
     assert_eq!(host.snapshot(), before);
-    let block = host.escrow.ledger().ram().locate(PhysAddr(FREE)).unwrap();
+    let block = host.escrow.ledger().locate(PhysAddr(FREE)).unwrap();
     assert!(!host.escrow.ledger().is_split(block), "one record again");
 }
 
