@@ -72,7 +72,7 @@ pub unsafe fn prepare(board: &Board<'_>, fdt: &Fdt<'_>, layout: &Layout) {
         }
     }
     let changes = Changes {
-        escrow: &[layout.image, layout.working],
+        escrow: &layout.escrow(),
         ramdisk: board.ramdisk.map(|module| module.range),
         arguments: board.kernel.arguments,
     };

@@ -31,25 +31,24 @@ extern crate alloc;
 use alloc::boxed::Box;
 
 use core::panic::PanicInfo;
-use core::sync::atomic::AtomicU64;
 
 use aarch64_cpu::registers::{CNTPCT_EL0, Readable};
 use arrayvec::ArrayVec;
 use escrow_aarch64::{Features, Hardware, Installed};
-use escrow_core::addr::{PhysAddr, PhysRange};
+use escrow_core::addr::PhysRange;
 use escrow_core::hypervisor::{Hypervisor, Setup, Sizes};
-use escrow_core::ledger::BlockCell;
+use escrow_core::ledger::Gib;
 use escrow_platform::board::{Board, Console, MAX_RAM, MAX_RESERVED, Outline};
 use escrow_platform::fdt::Fdt;
 use escrow_platform::host_tree::Changes;
-use escrow_platform::layout::{BLOCK, Layout, Loaded, Needs};
+use escrow_platform::layout::{BLOCK, Layout, Loaded, MAX_PIECES, Needs};
 use escrow_platform::options::Options;
 use escrow_platform::range::Range;
 use escrow_platform::uart::Pl011;
 
 use console::fatal;
 use early::Early;
-use memory::{Arena, STACK_SIZE, phys, tables_for};
+use memory::{Arena, phys, stacks_size, tables_for};
 use mmu::{CpuStart, El2Map, PAGE, Use};
 
 core::arch::global_asm!(
@@ -85,20 +84,22 @@ extern "C" fn boot_main(early: &mut Early, entered: u64) -> ! {
     let ram: ArrayVec<PhysRange, MAX_RAM> = board.ram.iter().map(phys).collect();
     let sizes = Sizes::of(&ram).unwrap_or_else(|error| fatal!("memory: {error:?}"));
     let layout = plan(&fdt, tree, &board, &sizes, &mut early.stage1);
-    log::info!("memory: image {}, ledger and tables {}", layout.image, layout.working);
+    for piece in &layout.working {
+        log::info!("memory: image {}, ledger and tables {piece}", layout.image);
+    }
 
     let cpus = board.cpus.len();
     // SAFETY: what the tree calls RAM, used by nobody else now; the layout
     // found working memory to be free.
     let (mut arena, stacks) = unsafe {
-        memory::map_ram(&mut early.stage1, &board.ram, &board.no_map, layout.working, cpus)
+        memory::map_ram(&mut early.stage1, &board.ram, &board.no_map, layout.working.clone(), cpus)
     }
     .unwrap_or_else(|error| fatal!("{error}"));
     let pool = pool_size(cpus);
     let Some(start) = arena.take(pool, pool) else { fatal!("working memory is too small") };
     // SAFETY: fresh memory, mapped as data.
     unsafe { pool::give(start, pool) };
-    let hypervisor = set_up(&mut arena, &ram, &board, &layout, &sizes, &features);
+    let hypervisor = set_up(&mut arena, &ram, &board, &layout, &features);
     let start = early.stage1.cpu_start();
     let Some(cpus) = smp::Cpus::new(&stacks, &board.cpus, &start, hypervisor, features) else {
         fatal!("the device tree does not describe the CPU that boots")
@@ -195,6 +196,7 @@ fn plan(
     let needs = Needs {
         kernel: host::read_image(&board.kernel, stage1),
         working_size: working_size(board, sizes),
+        working_unit: working_unit(board, sizes),
         host_tree_size: changes.size_bound(fdt) as u64,
     };
     free.plan(&needs).unwrap_or_else(|error| fatal!("{error}"))
@@ -202,16 +204,44 @@ fn plan(
 
 /// Working memory that Escrow needs, in bytes, in whole blocks.
 fn working_size(board: &Board<'_>, sizes: &Sizes) -> u64 {
+    let pages = sizes.tables + sizes.frames + sizes.zeroed;
+    let gibs = sizes.gibs * (size_of::<Gib>() + align_of::<Gib>());
+    // The pool may have to begin at a multiple of its size.
+    let rest = fixed_size(board) + 2 * pool_size(board.cpus.len()) + gibs as u64 + 4 * PAGE;
+    let rest = rest + directory_size(sizes) + trace_size();
+    (pages as u64 * PAGE + rest).next_multiple_of(BLOCK)
+}
+
+/// The most that is taken of working memory at a time, in bytes. What may be in
+/// several pieces (records, tables) is taken by the page.
+fn working_unit(board: &Board<'_>, sizes: &Sizes) -> u64 {
+    let pool = 2 * pool_size(board.cpus.len());
+    // A root of 16 tables at a multiple of its size.
+    let root = 32 * PAGE;
+    let gib = (size_of::<Gib>() + align_of::<Gib>()) as u64;
+    let all = [fixed_size(board), pool, root, gib, directory_size(sizes), trace_size()];
+    all.into_iter().max().unwrap_or(0)
+}
+
+/// Bytes of EL2's own tables and of the stacks.
+fn fixed_size(board: &Board<'_>) -> u64 {
     let cpus = board.cpus.len();
     let ranges = board.ram.as_slice().len() + board.no_map.as_slice().len() + cpus;
-    let pages = tables_for(ranges) + sizes.level3 + sizes.pages;
-    let stacks = cpus as u64 * (STACK_SIZE + PAGE);
-    let ledger = sizes.blocks * size_of::<BlockCell>() + sizes.frames * size_of::<AtomicU64>();
-    // The pool may have to begin at a multiple of its size.
-    let rest = stacks + 2 * pool_size(cpus) + ledger as u64 + 4 * PAGE;
+    tables_for(ranges) as u64 * PAGE + stacks_size(cpus)
+}
+
+/// Bytes of the ledger's directory.
+fn directory_size(sizes: &Sizes) -> u64 {
+    (sizes.directory * size_of::<Option<&Gib>>()) as u64
+}
+
+/// Bytes of the trace, in builds that write one.
+const fn trace_size() -> u64 {
     #[cfg(feature = "trace")]
-    let rest = rest + (TRACE_EVENTS * size_of::<escrow_aarch64::trace::Cell>()) as u64;
-    (pages as u64 * PAGE + rest).next_multiple_of(BLOCK)
+    let size = TRACE_EVENTS * size_of::<escrow_aarch64::trace::Cell>();
+    #[cfg(not(feature = "trace"))]
+    let size = 0;
+    size as u64
 }
 
 /// Bytes of the boot pool.
@@ -240,34 +270,15 @@ fn set_up(
     ram: &[PhysRange],
     board: &Board<'_>,
     layout: &Layout,
-    sizes: &Sizes,
     features: &Features,
 ) -> &'static Hypervisor<Hardware> {
     #[cfg(feature = "trace")]
     install_trace(arena);
     let pinned: ArrayVec<PhysRange, MAX_RESERVED> = board.reserved.iter().map(phys).collect();
-    let level3 = arena.take(sizes.level3 as u64 * PAGE, PAGE);
-    // SAFETY: a cell is two words, and zeros are one; any word is a word.
-    let (blocks, frames) =
-        unsafe { (arena.zeroed_slice(sizes.blocks), arena.raw_slice(sizes.frames)) };
-    let (Some(level3), Some(blocks), Some(frames)) = (level3, blocks, frames) else {
-        fatal!("working memory is too small")
-    };
-    let mut pages = |count: usize| {
-        let size = count as u64 * PAGE;
-        let start = arena.take_zeroed(size, size.next_power_of_two())?;
-        Some(PhysAddr(start.as_ptr().expose_provenance() as u64))
-    };
-    let setup = Setup {
-        ram,
-        escrow: &[phys(&layout.image), phys(&layout.working)],
-        pinned: &pinned,
-        blocks,
-        frames,
-        level3: PhysAddr(level3.as_ptr().expose_provenance() as u64),
-        pages: &mut pages,
-        features: features.stage2,
-    };
+    let escrow: ArrayVec<PhysRange, { MAX_PIECES + 1 }> =
+        layout.escrow().iter().map(phys).collect();
+    let setup =
+        Setup { ram, escrow: &escrow, pinned: &pinned, reserve: arena, features: features.stage2 };
     // It is large; this way it is moved least.
     let place = Box::new_uninit();
     match Hypervisor::new(Hardware::new(features), setup) {

@@ -4,8 +4,10 @@
 
 use core::ptr::NonNull;
 
-use escrow_core::addr::PhysRange;
+use escrow_core::addr::{PhysAddr, PhysRange};
+use escrow_core::ledger::{Frames, Gib, Reserve};
 use escrow_platform::board::{MAX_CPUS, MAX_RAM, MAX_RESERVED};
+use escrow_platform::layout::Working;
 use escrow_platform::range::{Full, Range, RangeSet, align_up};
 
 use crate::image;
@@ -17,28 +19,41 @@ pub const STACK_SIZE: u64 = 32 << 10;
 /// Separate ranges of RAM after what must not be mapped is taken out.
 const MAX_MAPPED: usize = MAX_RAM + MAX_RESERVED + MAX_CPUS + 2;
 
-/// Free memory that is given away piece by piece, from the bottom, for good.
+/// Free memory that is given away for good: from the bottom of its pieces, the
+/// first one with room.
 pub struct Arena {
-    free: Range,
+    free: Working,
 }
 
 impl Arena {
-    /// Takes a range of mapped memory.
+    /// Takes pieces of mapped memory.
     ///
     /// # Safety
     ///
     /// The memory is nobody else's from now on.
-    pub unsafe fn new(range: Range) -> Self {
-        Arena { free: range }
+    pub unsafe fn new(pieces: Working) -> Self {
+        Arena { free: pieces }
     }
 
     /// `size` bytes at a multiple of `align`, a power of two, with any
     /// contents. `None` if there is not so much left.
     pub fn take(&mut self, size: u64, align: u64) -> Option<NonNull<u8>> {
-        let start = align_up(self.free.start, align)?;
-        let taken = Range::with_size(start, size).filter(|taken| self.free.contains(taken))?;
-        self.free.start = taken.end;
-        NonNull::new(core::ptr::with_exposed_provenance_mut(taken.start as usize))
+        self.free.iter_mut().find_map(|free| {
+            let taken = Range::with_size(align_up(free.start, align)?, size)?;
+            if !free.contains(&taken) {
+                return None;
+            }
+            free.start = taken.end;
+            NonNull::new(core::ptr::with_exposed_provenance_mut(taken.start as usize))
+        })
+    }
+
+    /// As many pages as there are side by side in the first piece that has any, at
+    /// most `count`, with any contents; and how many they are.
+    pub fn take_pages(&mut self, count: usize) -> Option<(NonNull<u8>, usize)> {
+        let pages = |free: &Range| (inner_pages(*free).size() / PAGE) as usize;
+        let pages = self.free.iter().map(pages).find(|&pages| pages > 0)?.min(count);
+        Some((self.take(pages as u64 * PAGE, PAGE)?, pages))
     }
 
     /// As [`Self::take`], zeroed.
@@ -61,19 +76,44 @@ impl Arena {
         // values, as the caller says.
         Some(unsafe { core::slice::from_raw_parts_mut(start.cast().as_ptr(), count) })
     }
+}
 
-    /// `count` values with any contents that live for ever.
-    ///
-    /// # Safety
-    ///
-    /// Any bytes must be a value of `T`.
-    pub unsafe fn raw_slice<T>(&mut self, count: usize) -> Option<&'static mut [T]> {
-        let size = size_of::<T>().checked_mul(count)?;
-        let start = self.take(size as u64, align_of::<T>() as u64)?;
-        // SAFETY: as above, for any contents. RAM is initialised as far as the
-        // compiler is concerned: it does not know where it comes from.
-        Some(unsafe { core::slice::from_raw_parts_mut(start.cast().as_ptr(), count) })
+/// A page of records.
+const _: () = assert!(size_of::<Frames>() as u64 == PAGE);
+
+impl Reserve for Arena {
+    fn directory(&mut self, gibs: usize) -> Option<&'static mut [Option<&'static Gib>]> {
+        // SAFETY: zeros are `None` of a reference.
+        unsafe { self.zeroed_slice(gibs) }
     }
+
+    fn gib(&mut self) -> Option<&'static mut Gib> {
+        // SAFETY: numbers, and `None` of references: zeros are one.
+        unsafe { self.zeroed_slice(1) }?.first_mut()
+    }
+
+    fn frames(&mut self, blocks: usize) -> Option<&'static [Frames]> {
+        let (start, pages) = self.take_pages(blocks)?;
+        // SAFETY: fresh pages, each of which is as large as `Frames` is, and any
+        // words are records. RAM is initialised as far as the compiler is
+        // concerned: it does not know where it comes from.
+        Some(unsafe { core::slice::from_raw_parts(start.cast().as_ptr(), pages) })
+    }
+
+    fn tables(&mut self, pages: usize) -> Option<(PhysAddr, usize)> {
+        let (start, pages) = self.take_pages(pages)?;
+        Some((address(start), pages))
+    }
+
+    fn zeroed(&mut self, count: usize) -> Option<PhysAddr> {
+        let size = count as u64 * PAGE;
+        Some(address(self.take_zeroed(size, size.next_power_of_two())?))
+    }
+}
+
+/// Where memory is: all of it is mapped to its own address.
+fn address(start: NonNull<u8>) -> PhysAddr {
+    PhysAddr(start.as_ptr().expose_provenance() as u64)
 }
 
 /// Tables for a map of this many separate ranges: at each of its ends, a range
@@ -82,11 +122,17 @@ pub const fn tables_for(ranges: usize) -> usize {
     6 * (ranges + 4)
 }
 
+/// Bytes of the stacks of so many CPUs, with their guard pages.
+pub const fn stacks_size(cpus: usize) -> u64 {
+    (STACK_SIZE + PAGE) * cpus as u64
+}
+
 /// Maps all RAM that EL2 may touch.
 ///
 /// The image is mapped already, and keeps its own rights; guard pages and what
 /// firmware forbids to map are left out. `working` is Escrow's working memory:
-/// its begin becomes tables, and what is left is returned.
+/// the begin of its first piece becomes tables and stacks, and what is left is
+/// returned.
 ///
 /// # Errors
 ///
@@ -99,17 +145,18 @@ pub unsafe fn map_ram(
     stage1: &mut El2Map,
     ram: &RangeSet<MAX_RAM>,
     no_map: &RangeSet<MAX_RESERVED>,
-    working: Range,
+    mut working: Working,
     cpus: usize,
 ) -> Result<(Arena, Stacks), MapError> {
     let full = |Full| MapError::NoTables;
-    let stacks_size = (STACK_SIZE + PAGE) * cpus as u64;
     let tables = tables_for(ram.as_slice().len() + no_map.as_slice().len() + cpus);
-    let pool = Range::new(working.start, working.start + tables as u64 * PAGE);
-    let stacks = Range::new(pool.end, pool.end + stacks_size);
-    if !working.contains(&stacks) {
+    let first = working.first_mut().ok_or(MapError::NoTables)?;
+    let pool = Range::new(first.start, first.start + tables as u64 * PAGE);
+    let stacks = Range::new(pool.end, pool.end + stacks_size(cpus));
+    if !first.contains(&stacks) {
         return Err(MapError::NoTables);
     }
+    first.start = stacks.end;
     // The tables of the first map are few: enough for this.
     // SAFETY: working memory, as data.
     unsafe { stage1.map(pool, Use::Data) }?;
@@ -138,7 +185,7 @@ pub unsafe fn map_ram(
     }
     flush_tlb();
     // SAFETY: the part of working memory that is not tables or stacks.
-    let arena = unsafe { Arena::new(Range::new(stacks.bottom + stacks_size, working.end)) };
+    let arena = unsafe { Arena::new(working) };
     Ok((arena, stacks))
 }
 

@@ -12,7 +12,7 @@ use crate::range::{Full, Range, RangeSet};
 /// CPUs that can be managed.
 pub const MAX_CPUS: usize = 64;
 /// Separate ranges of RAM.
-pub const MAX_RAM: usize = 32;
+pub const MAX_RAM: usize = 64;
 /// Separate reserved ranges.
 pub const MAX_RESERVED: usize = 96;
 /// Separate ranges of redistributors.

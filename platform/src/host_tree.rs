@@ -3,15 +3,16 @@
 //! The device tree that the host gets: the board's, without Escrow's memory
 //! and the boot modules, with what the host has to know of its own start.
 
-use crate::board::{is_memory, is_module};
+use crate::board::{MAX_RAM, is_memory, is_module};
 use crate::fdt::{Cells, Cursor, Fdt, FdtWriter, Node, Token, WriteError, strings};
+use crate::layout;
 use crate::range::{Range, RangeSet};
 
 /// What the tree gets at the most on top of what it has, in bytes, command
 /// line not counted.
 const GROWTH: usize = 8 << 10;
 /// Pieces that one memory node is cut into.
-const MAX_PIECES: usize = 64;
+const MAX_PIECES: usize = MAX_RAM + layout::MAX_PIECES + 1;
 
 /// The node of the CPUs' own timers.
 const TIMER: &[u8] = b"arm,armv8-timer";

@@ -5,8 +5,11 @@
 
 use core::fmt;
 
+use arrayvec::ArrayVec;
+
+use crate::board::{MAX_RAM, MAX_RESERVED};
 use crate::image::{ALIGNMENT, KernelImage};
-use crate::range::{Full, Range, RangeSet};
+use crate::range::{Full, Range, RangeSet, align_up};
 
 /// Escrow's memory is whole blocks of this many bytes, so that the host's
 /// stage 2 needs no table to leave them out.
@@ -14,7 +17,9 @@ pub const BLOCK: u64 = 2 << 20;
 const TREE: &str = "the device tree";
 const ESCROW: &str = "Escrow";
 /// Separate ranges of free memory that are kept in view.
-const MAX_FREE: usize = 160;
+const MAX_FREE: usize = MAX_RAM + MAX_RESERVED + 8;
+/// Pieces that working memory may be in.
+pub const MAX_PIECES: usize = 16;
 
 /// What is in memory when Escrow starts.
 #[derive(Clone, Copy)]
@@ -40,6 +45,9 @@ pub struct Needs {
     pub kernel: KernelImage,
     /// Working memory for Escrow, in bytes.
     pub working_size: u64,
+    /// The most that is taken of it at a time, in bytes, alignment included: what
+    /// may be lost at the end of a piece.
+    pub working_unit: u64,
     /// The device tree for the host, in bytes.
     pub host_tree_size: u64,
 }
@@ -54,18 +62,29 @@ pub struct FreeMemory {
 }
 
 /// Where it all goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
     /// Escrow's image, rounded out to blocks.
     pub image: Range,
-    /// Escrow's working memory, in whole blocks.
-    pub working: Range,
+    /// Escrow's working memory, in whole blocks: one piece, or where there is none
+    /// that is large enough, several. The largest is first.
+    pub working: Working,
     /// The host's kernel and all the memory that its header asks for. If it
     /// does not begin where the kernel was loaded, the kernel is to be moved.
     pub kernel: Range,
     /// The host's device tree.
     pub host_tree: Range,
 }
+
+impl Layout {
+    /// All of Escrow's memory: image and working memory.
+    pub fn escrow(&self) -> ArrayVec<Range, { MAX_PIECES + 1 }> {
+        core::iter::once(self.image).chain(self.working.iter().copied()).collect()
+    }
+}
+
+/// Pieces of working memory.
+pub type Working = ArrayVec<Range, MAX_PIECES>;
 
 /// Why it does not fit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -175,7 +194,7 @@ impl FreeMemory {
         let kernel = self.place_kernel(&needs.kernel)?;
         self.free.remove(kernel)?;
         // From the top: memory below 4 GiB is dear to the host's devices.
-        let working = self.take_highest("Escrow's ledger", needs.working_size, BLOCK)?;
+        let working = self.take_working(needs)?;
         let host_tree = self.take_highest("the host's device tree", needs.host_tree_size, 4096)?;
         Ok(Layout { image: self.image, working, kernel, host_tree })
     }
@@ -196,6 +215,30 @@ impl FreeMemory {
         Ok(Range::new(place.start + text_offset, place.end))
     }
 
+    /// One piece if there is one, else the largest that there are.
+    fn take_working(&mut self, needs: &Needs) -> Result<Working, LayoutError> {
+        const WHAT: &str = "Escrow's ledger";
+        let Needs { working_size: size, working_unit: unit, .. } = *needs;
+        if let Ok(range) = self.take_highest(WHAT, size, BLOCK) {
+            return Ok(Working::from_iter([range]));
+        }
+        let no_room = LayoutError::TooLittleMemory(WHAT, size);
+        let mut pieces = Working::new();
+        let mut missing = size;
+        while missing > 0 {
+            let largest = self.free.iter().map(inner_blocks).max_by_key(Range::size);
+            // The end of a piece may be of no use.
+            let largest = largest.filter(|piece| piece.size() > unit).ok_or(no_room)?;
+            let wanted = missing.checked_add(unit).and_then(|bytes| align_up(bytes, BLOCK));
+            let size = wanted.map_or(largest.size(), |wanted| wanted.min(largest.size()));
+            let piece = Range::new(largest.end - size, largest.end);
+            self.free.remove(piece)?;
+            pieces.try_push(piece).map_err(|_| LayoutError::Fragmented)?;
+            missing = missing.saturating_sub(size - unit);
+        }
+        Ok(pieces)
+    }
+
     fn take_highest(
         &mut self,
         what: &'static str,
@@ -206,6 +249,14 @@ impl FreeMemory {
             self.free.highest_fit(size, align).ok_or(LayoutError::TooLittleMemory(what, size))?;
         self.free.remove(range)?;
         Ok(range)
+    }
+}
+
+/// The whole blocks inside a range.
+fn inner_blocks(range: &Range) -> Range {
+    match align_up(range.start, BLOCK) {
+        Some(start) => Range::new(start, range.end & !(BLOCK - 1)),
+        None => Range::default(),
     }
 }
 

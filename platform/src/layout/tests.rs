@@ -21,7 +21,7 @@ fn loaded() -> Loaded<'static> {
 fn needs() -> Needs {
     let kernel =
         KernelImage { text_offset: 0, memory_size: 40 * MIB, page_size: None, anywhere: true };
-    Needs { kernel, working_size: 8 * MIB, host_tree_size: 0x5000 }
+    Needs { kernel, working_size: 8 * MIB, working_unit: MIB, host_tree_size: 0x5000 }
 }
 
 fn plan(loaded: Loaded<'_>, needs: Needs) -> Result<Layout, LayoutError> {
@@ -33,7 +33,7 @@ fn a_kernel_that_lies_right_stays() {
     let layout = plan(loaded(), needs()).unwrap();
     assert_eq!(layout.image, Range::new(0x4020_0000, 0x4040_0000));
     assert_eq!(layout.kernel, Range::new(0x4400_0000, 0x4400_0000 + 40 * MIB));
-    assert_eq!(layout.working, Range::new(0x7f80_0000, 0x8000_0000));
+    assert_eq!(layout.working.as_slice(), [Range::new(0x7f80_0000, 0x8000_0000)]);
     assert_eq!(layout.host_tree, Range::new(0x7f7f_b000, 0x7f80_0000));
 }
 
@@ -117,6 +117,42 @@ fn too_little_memory_says_for_what() {
     }
 }
 
+#[test]
+fn working_memory_may_be_in_pieces() {
+    // Free: 2 MiB, 6 MiB, 4 MiB and 2 MiB of no use, as it is on no boundary.
+    let reserved: Vec<Range> = [
+        (0x4040_0000, 0x4400_0000),
+        (0x4680_0000, 0x7f00_0000),
+        (0x7f20_0000, 0x7f40_0000),
+        (0x7fa0_0000, 0x7fb0_0000),
+        (0x7fd0_0000, 0x7fe0_0000),
+    ]
+    .map(|(start, end)| Range::new(start, end))
+    .into();
+    let ram = [Range::new(0x4020_0000, 0x8000_0000)];
+    let loaded = Loaded {
+        ram: &ram,
+        reserved: &reserved,
+        kernel: Range::new(0x4400_0000, 0x4600_0000),
+        tree: Range::new(0x4040_0000, 0x4050_0000),
+        ramdisk: None,
+        ..loaded()
+    };
+    let kernel = KernelImage { memory_size: 40 * MIB, ..needs().kernel };
+    let needs = |size| Needs { kernel, working_size: size, host_tree_size: 0x1000, ..needs() };
+    let one = plan(loaded, needs(6 * MIB)).unwrap();
+    assert_eq!(one.working.as_slice(), [Range::new(0x7f40_0000, 0x7fa0_0000)]);
+    // Of each piece the last MiB may be lost.
+    let two = plan(loaded, needs(6 * MIB + 1)).unwrap();
+    let pieces = [Range::new(0x7f40_0000, 0x7fa0_0000), Range::new(0x7fe0_0000, 0x8000_0000)];
+    assert_eq!(two.working[0], pieces[0]);
+    assert_eq!(two.working.iter().map(Range::size).sum::<u64>(), 10 * MIB);
+    let all = plan(loaded, needs(7 * MIB)).unwrap();
+    assert_eq!(all.working.len(), 3);
+    let more = plan(loaded, needs(7 * MIB + 1));
+    assert_eq!(more, Err(LayoutError::TooLittleMemory("Escrow's ledger", 7 * MIB + 1)));
+}
+
 proptest! {
     /// Whatever is where: what is planned is free, in RAM and apart.
     #[test]
@@ -141,22 +177,30 @@ proptest! {
         };
         if let Ok(layout) = plan(loaded, Needs { working_size: working * BLOCK, ..needs() }) {
             let moved = layout.kernel.start != loaded.kernel.start;
-            let mut taken = vec![layout.image, layout.working, layout.kernel, layout.host_tree];
+            let mut taken = vec![layout.image, layout.kernel, layout.host_tree];
+            taken.extend(layout.working.iter().copied());
             taken.extend(loaded.ramdisk);
+            let ours = 4 + layout.working.len();
             if moved {
                 taken.push(loaded.kernel);
             }
             taken.extend(reserved.iter().copied());
-            for (index, one) in taken.iter().enumerate().take(6) {
-                prop_assert!(index >= 4 || RAM[0].contains(one));
+            for (index, one) in taken.iter().enumerate().take(2 + ours) {
+                prop_assert!(index >= ours || RAM[0].contains(one));
                 for other in &taken[index + 1..] {
                     prop_assert!(!one.overlaps(other), "{one} {other}");
                 }
             }
-            prop_assert!(!layout.working.overlaps(&loaded.tree));
+            let unit = needs().working_unit;
+            let usable: u64 = layout.working.iter().map(|piece| piece.size() - unit).sum();
+            let whole = layout.working.len() == 1;
+            prop_assert!(whole && usable + unit == working * BLOCK || usable >= working * BLOCK);
+            for piece in &layout.working {
+                prop_assert!(!piece.overlaps(&loaded.tree));
+                prop_assert_eq!((piece.start % BLOCK, piece.end % BLOCK), (0, 0));
+            }
             prop_assert!(!layout.host_tree.overlaps(&loaded.tree));
             prop_assert_eq!(layout.kernel.start % ALIGNMENT, 0);
-            prop_assert_eq!(layout.working.start % BLOCK, 0);
         }
     }
 }
