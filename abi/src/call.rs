@@ -264,3 +264,9 @@ pub const INFO_VMS: u64 = 1;
 pub const INFO_CPUS: u64 = 2;
 /// Selector of [`LEDGER_INFO`]: Escrow's version, `major << 32 | minor << 16 | patch`.
 pub const INFO_VERSION: u64 = 3;
+/// Selector of [`LEDGER_INFO`]: the errata of the CPUs that Escrow has met, a bit for each
+/// [`Erratum`](crate::errata::Erratum).
+pub const INFO_ERRATA: u64 = 4;
+/// Selector of [`LEDGER_INFO`]: how entries to EL2 are hardened, a bit for each
+/// [`Hardening`](crate::errata::Hardening) that some CPU uses.
+pub const INFO_HARDENING: u64 = 5;

@@ -18,6 +18,7 @@
 #![forbid(unsafe_code)]
 
 pub mod call;
+pub mod errata;
 mod error;
 mod handle;
 mod memory;

@@ -14,7 +14,9 @@
 pub mod addr;
 pub mod capability;
 pub mod doorbell;
+pub mod errata;
 pub mod gate;
+pub mod hardening;
 pub mod hypervisor;
 pub mod ledger;
 pub mod machine;
