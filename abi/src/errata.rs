@@ -60,6 +60,9 @@ bits! {
     }
 }
 
+/// The bits of [`Hardening`] that say that something is open.
+pub const OPEN: u64 = Hardening::OpenTargets.bit() | Hardening::OpenHistory.bit();
+
 bits! {
     /// How an entry to EL2 is kept from speculating where a VM wants it to. The
     /// discriminant is its bit in what

@@ -7,13 +7,15 @@
 //! QEMU itself would not notice: it needs no break-before-make.
 
 use escrow_tests::payload::Run;
+use escrow_trace::Counts;
 
 /// A run must be about something.
-fn run(run: Run) {
+fn run(run: Run) -> Counts {
     let name = format!("{} on {} x {}", run.payload, run.smp, run.cpu);
     let counts = run.keeps_the_rules();
     println!("{name}: {counts:?}");
     assert!(counts.breaks > 100 && counts.tlbis > 100 && counts.calls > 100, "{name}: {counts:?}");
+    counts
 }
 
 #[test]
@@ -24,6 +26,18 @@ fn pages() {
 #[test]
 fn pages_without_tlb_ranges() {
     run(Run { cpu: "cortex-a53", smp: 1, memory_mib: 512, ..Run::of("pages") });
+}
+
+/// CPUs whose TLB maintenance is complete only when it is repeated.
+#[test]
+fn where_maintenance_is_repeated() {
+    for (cpu, smp, payload) in
+        [("cortex-a76", 1, "pages"), ("neoverse-n1", 4, "smp"), ("cortex-a76", 1, "guest")]
+    {
+        let counts = run(Run { cpu, smp, ..Run::of(payload) });
+        assert!(counts.repeating >= smp as usize, "{cpu}: {counts:?}");
+    }
+    assert_eq!(run(Run { cpu: "cortex-a72", smp: 1, ..Run::of("pages") }).repeating, 0);
 }
 
 #[test]

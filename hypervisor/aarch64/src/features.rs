@@ -4,8 +4,10 @@
 
 use core::fmt;
 
+use escrow_core::errata::{Errata, Remedy};
 use escrow_core::stage2::Stage2Features;
 
+use crate::errata;
 use crate::sysreg::*;
 
 /// A feature that Escrow cannot do without.
@@ -20,11 +22,16 @@ pub enum MissingFeature {
     /// The original EL2, without the Virtualization Host Extensions in force
     /// (FEAT_E2H0).
     E2h0,
+    /// Hardware without errata that there is no way around.
+    Soundness(Errata),
 }
 
 impl fmt::Display for MissingFeature {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            MissingFeature::Soundness(errata) => {
+                return write!(f, "this CPU lacks soundness that EL2 needs: {errata}");
+            }
             MissingFeature::Aarch64El1 => "this CPU lacks AArch64 at EL1",
             MissingFeature::Pages4K => "this CPU lacks 4 KiB pages in stage 1 or stage 2",
             MissingFeature::GicSystemRegisters => {
@@ -141,6 +148,11 @@ impl Features {
         let ctr = CTR_EL0::read();
         let dczid = DCZID_EL0::read();
 
+        let errata = errata::of_this_cpu();
+        let refused = errata.among(Errata::with(Remedy::Refused));
+        if !refused.is_empty() {
+            return Err(MissingFeature::Soundness(refused));
+        }
         if id_field(pfr0, 4) == 0 {
             return Err(MissingFeature::Aarch64El1);
         }
@@ -159,7 +171,8 @@ impl Features {
 
         let csv2 = id_field(pfr0, 56);
         let csv2_frac = id_field(pfr1, 32);
-        let sme = id_field(pfr1, 24);
+        let hidden = |erratum| errata.among(Errata::with(Remedy::Hidden)).has(erratum);
+        let sme = if hidden(Errata::SME_COMPLETION) { 0 } else { id_field(pfr1, 24) };
         let pmu = id_field(dfr0, 8);
         let spe = id_field(dfr0, 32);
         let present = |register: u64, shift: u32| id_field(register, shift) != 0;
@@ -205,7 +218,7 @@ impl Features {
             pmu: pmu != 0 && pmu != 0xf,
             pmu_v3p9: (9..0xf).contains(&pmu),
             spe,
-            trbe: present(dfr0, 44),
+            trbe: present(dfr0, 44) && !hidden(Errata::TRACE_BUFFER),
             trf: present(dfr0, 40),
             brbe: present(dfr0, 52),
             // BS is log2 of words of 4 bytes; DZP prohibits.

@@ -10,6 +10,7 @@ use escrow_core::hypervisor::Hypervisor;
 
 use crate::controls::{self, Controls, Optional};
 use crate::debug;
+use crate::errata;
 use crate::machine::Hardware;
 use crate::percpu::PerCpu;
 use crate::sysreg::*;
@@ -43,7 +44,8 @@ pub unsafe fn init_cpu(cpu: NonNull<PerCpu>, hypervisor: &Hypervisor<Hardware>) 
     // SAFETY: the caller grants the data to this CPU.
     let data = unsafe { &mut *cpu.as_ptr() };
     TPIDR_EL2::write(cpu.as_ptr() as u64);
-    install_vectors();
+    errata::meet(data, &hypervisor.machine);
+    VBAR_EL2::write(data.host_vectors_at);
 
     controls::init_constant(&data.features);
     data.host_controls = Controls::host(&data.features);

@@ -10,6 +10,7 @@
 //! | `vectors.S`, `host` | exceptions of the host |
 //! | `guest` | entering a guest, and its exits |
 //! | `switch`, `switch.S`, `fp`, `debug` | the switch between the host and a guest |
+//! | `errata` | what the CPU's errata and predictors ask for |
 //! | `machine` | page tables, TLBs and caches for `escrow-core` |
 //! | `fault` | reporting a bug |
 //! | `trace` | the trace of table writes, in test builds |
@@ -23,6 +24,7 @@
 
 mod controls;
 mod debug;
+mod errata;
 mod fault;
 pub mod features;
 mod fp;
@@ -53,6 +55,8 @@ core::arch::global_asm!(
     cpu_host_controls = const percpu::offsets::HOST_CONTROLS,
     cpu_guest_controls = const percpu::offsets::GUEST_CONTROLS,
     cpu_optional = const percpu::offsets::OPTIONAL,
+    cpu_host_vectors = const percpu::offsets::HOST_VECTORS,
+    cpu_guest_vectors = const percpu::offsets::GUEST_VECTORS,
     host_pc = const core::mem::offset_of!(percpu::HostRegisters, pc),
     host_timer_ctl = const core::mem::offset_of!(percpu::HostRegisters, timer_ctl),
     controls_hcr = const core::mem::offset_of!(controls::Controls, hcr),
@@ -67,6 +71,7 @@ core::arch::global_asm!(
 core::arch::global_asm!(
     include_str!("vectors.S"),
     vcpu = const percpu::offsets::VCPU,
+    hardening = const percpu::offsets::HARDENING,
     fault_stack_top = const percpu::FAULT_STACK_TOP,
     fault_stack_size = const percpu::FAULT_STACK_SIZE,
     mem_lend = const escrow_abi::call::MEM_LEND,

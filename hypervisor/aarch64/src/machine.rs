@@ -7,11 +7,13 @@ use core::arch::asm;
 use core::ptr;
 #[cfg(feature = "trace")]
 use core::sync::atomic::AtomicU64;
-use core::sync::atomic::{AtomicPtr, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 
 use aarch64_cpu::asm::barrier;
 use escrow_abi::PAGE_SIZE;
+use escrow_abi::errata::Hardening;
 use escrow_core::addr::{Ipa, PhysAddr};
+use escrow_core::errata::Errata;
 use escrow_core::hypervisor::{GUEST_ADDRESS_BITS, Hypervisor};
 #[cfg(feature = "trace")]
 use escrow_core::machine::Note;
@@ -50,7 +52,7 @@ pub(crate) fn installed() -> Option<&'static Installed> {
 }
 
 /// The CPU's memory system.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Hardware {
     /// Bytes that `DC ZVA` zeroes at a time; 0 if it must not be used.
     zva_block: u64,
@@ -65,6 +67,9 @@ pub struct Hardware {
     fetch_sees_writes: bool,
     /// FEAT_TLBIRANGE.
     tlb_ranges: bool,
+    /// The errata of all CPUs that have run a VM ([`Errata`]), and how their entries are hardened.
+    errata: AtomicU32,
+    hardening: AtomicU32,
     /// What guests read of the CPU.
     pub(crate) guest_ids: GuestIds,
 }
@@ -124,6 +129,8 @@ impl Hardware {
             needs_clean: !(features.stage2.force_write_back && features.idc && features.dic),
             fetch_sees_writes: features.dic,
             tlb_ranges: features.tlb_ranges,
+            errata: AtomicU32::new(0),
+            hardening: AtomicU32::new(0),
             guest_ids: GuestIds::new(
                 crate::features::id_register,
                 features.stage2.pa_bits.min(GUEST_ADDRESS_BITS),
@@ -164,6 +171,43 @@ impl Hardware {
         }
     }
 
+    /// A CPU is about to run VMs, for the first time or again. Returns whether any of
+    /// this is new.
+    pub(crate) fn meet(&self, errata: Errata, hardening: Hardening) -> bool {
+        let old = self.errata.fetch_or(errata.bits(), Ordering::Relaxed);
+        let bit = hardening.bit() as u32;
+        let known = self.hardening.fetch_or(bit, Ordering::Relaxed) & bit != 0;
+        // Before any access of this CPU that is translated by EL1's tables: see `finish`.
+        barrier::dsb(barrier::ISH);
+        if errata.has(Errata::REPEAT_TLBI) {
+            trace::event(|| Event::RepeatTlbi);
+        }
+        !known || errata.bits() & !old != 0
+    }
+
+    /// Waits for `TLBI`s of stage 2 that were issued before, on all CPUs and on this one:
+    /// the one way in which an invalidation ends. Afterwards no access is under way that was translated by
+    /// what they removed (DDI 0487, "Completion and completeness of TLB maintenance instructions").
+    ///
+    /// On CPUs with [`Errata::REPEAT_TLBI`], a store of such a CPU may still be under way after the
+    /// `DSB`. It is over when another `TLBI`, of anything, and its `DSB` are. The one here
+    /// removes address 0 of EL2's own translation, which is not mapped.
+    ///
+    /// The erratum counts if *any* CPU has it. One that arrives meanwhile cannot be missed: it sets
+    /// the bit, executes a `DSB`, and only then walks EL1's tables, with nothing in its TLBs
+    /// ([`init_cpu`](crate::init_cpu)); and here a descriptor became invalid, a `DSB`
+    /// was executed, and only then is the bit read. If the bit is still clear, that CPU
+    /// finds the descriptor invalid.
+    #[inline(always)]
+    pub(crate) fn finish(&self) {
+        dsb_ish();
+        if self.errata().has(Errata::REPEAT_TLBI) {
+            tlbi!(Event::TlbiVae2is, "tlbi vae2is, xzr");
+            dsb_ish();
+        }
+        isb();
+    }
+
     fn clean_and_invalidate(&self, at: PhysAddr, size: u64) {
         let end = at.0 + size;
         let mut line = at.0;
@@ -191,13 +235,6 @@ impl Hardware {
         // completion of data and instruction cache instructions").
         dsb_sy();
     }
-}
-
-/// Waits for TLB maintenance, on all CPUs and on this one.
-#[inline(always)]
-fn wait() {
-    dsb_ish();
-    isb();
 }
 
 /// Points `VTTBR_EL2` and `VTCR_EL2` at a VM.
@@ -332,7 +369,7 @@ impl Machine for Hardware {
         // translations").
         dsb_ish();
         tlbi!(Event::TlbiVmalle1is, "tlbi vmalle1is");
-        wait();
+        self.finish();
         if let Some(home) = home {
             select(&home);
         }
@@ -342,9 +379,18 @@ impl Machine for Hardware {
         dsb_ishst();
         let home = home(context);
         tlbi!(Event::TlbiVmalls12e1is, "tlbi vmalls12e1is");
-        wait();
+        self.finish();
         if let Some(home) = home {
             select(&home);
         }
+    }
+
+    #[inline(always)]
+    fn errata(&self) -> Errata {
+        Errata::from_bits(self.errata.load(Ordering::Relaxed))
+    }
+
+    fn hardening(&self) -> u64 {
+        self.hardening.load(Ordering::Relaxed).into()
     }
 }

@@ -5,6 +5,7 @@
 use core::mem::{MaybeUninit, offset_of};
 use core::ptr::{self, NonNull};
 
+use escrow_core::errata::Errata;
 use escrow_core::hypervisor::Scratch;
 use escrow_core::observers::{Observers, Stopped};
 use escrow_core::stage2::Stage2Context;
@@ -59,6 +60,13 @@ pub struct PerCpu {
     /// What else a switch between the two has to do.
     pub(crate) optional: Optional,
     pub(crate) host_stage2: Stage2Context,
+    /// Errata of this CPU.
+    pub(crate) errata: Errata,
+    /// What hardened vectors need to know ([`Vectors`](crate::errata::Vectors)).
+    pub(crate) hardening: u32,
+    /// The vectors while the host runs, and while a guest runs.
+    pub(crate) host_vectors_at: u64,
+    pub(crate) guest_vectors_at: u64,
     /// The host's registers while a guest runs.
     pub(crate) host: HostRegisters,
     /// The last vCPU that ran here, only to compare. Another VM's vCPU may
@@ -86,6 +94,9 @@ pub(crate) mod offsets {
     pub const HOST_CONTROLS: usize = offset_of!(PerCpu, host_controls);
     pub const GUEST_CONTROLS: usize = offset_of!(PerCpu, guest_controls);
     pub const OPTIONAL: usize = offset_of!(PerCpu, optional);
+    pub const HARDENING: usize = offset_of!(PerCpu, hardening);
+    pub const HOST_VECTORS: usize = offset_of!(PerCpu, host_vectors_at);
+    pub const GUEST_VECTORS: usize = offset_of!(PerCpu, guest_vectors_at);
 }
 
 impl PerCpu {
@@ -126,6 +137,10 @@ impl PerCpu {
             guest_controls: Controls::default(),
             optional: Optional::default(),
             host_stage2: Stage2Context::default(),
+            errata: Errata::NONE,
+            hardening: 0,
+            host_vectors_at: 0,
+            guest_vectors_at: 0,
             host: HostRegisters::default(),
             last_vcpu: ptr::null(),
             scratch: Scratch::new(),

@@ -71,7 +71,7 @@ escrow_to_guest:
     el1_registers load_pair, x10
     msr     vttbr_el2, x2
     msr     vtcr_el2, x3
-    adr     x4, escrow_guest_vectors
+    ldr     x4, [x0, #{cpu_guest_vectors}]
     msr     vbar_el2, x4
     ldr     x4, [x1, #{vcpu_vmpidr}]
     msr     vmpidr_el2, x4
@@ -106,7 +106,7 @@ escrow_to_host:
     ldp     x2, x3, [x9]
     msr     vttbr_el2, x2
     msr     vtcr_el2, x3
-    adr     x4, escrow_host_vectors
+    ldr     x4, [x0, #{cpu_host_vectors}]
     msr     vbar_el2, x4
     ldr     x4, [x0, #{cpu_mpidr}]
     msr     vmpidr_el2, x4

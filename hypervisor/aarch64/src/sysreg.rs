@@ -78,6 +78,7 @@ registers! {
     ID_AA64MMFR3_EL1 = "s3_0_c0_c7_3";
     ID_AA64MMFR4_EL1 = "s3_0_c0_c7_4";
     MIDR_EL1 = "midr_el1";
+    REVIDR_EL1 = "revidr_el1";
     MPIDR_EL1 = "mpidr_el1";
     CTR_EL0 = "ctr_el0";
     DCZID_EL0 = "dczid_el0";

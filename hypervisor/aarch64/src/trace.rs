@@ -43,6 +43,10 @@ pub(crate) enum Event<'a> {
     TlbiVmalle1is,
     /// `VMALLS12E1IS` is.
     TlbiVmalls12e1is,
+    /// `VAE2IS` is, for nothing but its completion.
+    TlbiVae2is,
+    /// From here on a broadcast `TLBI` has to be repeated ([`Errata::REPEAT_TLBI`](escrow_core::errata::Errata)).
+    RepeatTlbi,
     /// Core has a note.
     Note(Note<'a>),
 }

@@ -4,6 +4,10 @@
 // runs, so that no exception has to find out which of them it came from. EL2
 // itself runs with D, A, I and F masked and takes no exception but by a bug,
 // which ends in escrow_el2_fault.
+//
+// Of each there are four: a CPU whose branch predictors have to be kept from what a
+// VM taught them uses one that does so before the first indirect branch; the others
+// pay nothing for it (errata.rs chooses).
 
 // A frame of what a function call may clobber (AAPCS64, "General-purpose Registers"): x0 to x18 and
 // x30. The rest of the host's registers is kept by the Rust code that is
@@ -74,26 +78,102 @@
     b       guest_exit
 .endm
 
+// From EL2 with SP_EL0, which is never used, and with SP_EL2.
+.macro el2_vectors
+    .rept   2
+    el2_fault 0
+    el2_fault 1
+    el2_fault 2
+    el2_fault 3
+    .endr
+.endm
+
+// What is done against trained predictors. x0 may be changed, and by `firmware`
+// x0 to x3 (DEN0028, "Register use in AArch64 SMC and HVC calls").
+
+// CLRBHB (a hint), in force after the ISB.
+.macro harden_clear
+    hint    #22
+    isb
+.endm
+
+// As many taken branches as the history is long. No load may be executed
+// speculatively before they are done.
+.macro harden_loop
+    mrs     x0, tpidr_el2
+    ldr     w0, [x0, #{hardening}]
+8:  b       9f
+9:  subs    w0, w0, #1
+    b.ne    8b
+    dsb     nsh
+    isb
+.endm
+
+.macro harden_firmware
+    mrs     x0, tpidr_el2
+    ldr     w0, [x0, #{hardening}]
+    smc     #0
+.endm
+
+.macro hardened_host_vector how, to
+    vector
+    push_host_frame
+    harden_\how
+    b       \to
+.endm
+
+.macro hardened_guest_vector how, kind
+    vector
+    stp     x0, x1, [sp, #-16]!
+    .ifc    \how, firmware
+    stp     x2, x3, [sp, #-16]!
+    harden_firmware
+    ldp     x2, x3, [sp], #16
+    .else
+    harden_\how
+    .endif
+    mov     x1, #\kind
+    b       guest_exit
+.endm
+
+.macro hardened_vectors how
+    .balign 0x800
+    .global escrow_host_vectors_\how
+escrow_host_vectors_\how:
+    el2_vectors
+    hardened_host_vector \how, host_hardened_sync
+    hardened_host_vector \how, host_hardened_1
+    hardened_host_vector \how, host_hardened_2
+    hardened_host_vector \how, host_hardened_3
+    hardened_host_vector \how, host_sync
+    hardened_host_vector \how, host_hardened_1
+    hardened_host_vector \how, host_hardened_2
+    hardened_host_vector \how, host_hardened_3
+
+    .balign 0x800
+    .global escrow_guest_vectors_\how
+escrow_guest_vectors_\how:
+    el2_vectors
+    .rept   2
+    hardened_guest_vector \how, 0
+    hardened_guest_vector \how, 1
+    hardened_guest_vector \how, 1
+    hardened_guest_vector \how, 3
+    .endr
+.endm
+
     .section .text.escrow_vectors, "ax"
 
     .balign 0x800
     .global escrow_host_vectors
 escrow_host_vectors:
-    // From EL2 with SP_EL0: never used.
-    el2_fault 0
-    el2_fault 1
-    el2_fault 2
-    el2_fault 3
-    // From EL2 with SP_EL2.
-    el2_fault 0
-    el2_fault 1
-    el2_fault 2
-    el2_fault 3
+    el2_vectors
     // From the host, AArch64. An HVC #0 and nothing else has the syndrome
     // EC 0x16, IL 1, imm16 0. This is the hot path, and the shortest one is that
     // of the call that hosts make most.
     vector
     push_host_frame
+host_pushed:
     mrs     x1, esr_el2
     mov     w2, #0x5a000000
     mov     w3, #({mem_lend} & 0xffff)
@@ -125,6 +205,17 @@ host_return:
     pop_host_frame_and_return
     speculation_barrier
 
+// From hardened vectors, which changed x0.
+host_hardened_sync:
+    ldr     x0, [sp]
+    b       host_pushed
+    .irp    kind, 1, 2, 3
+host_hardened_\kind:
+    mov     x0, sp
+    mov     x1, #\kind
+    b       host_other
+    .endr
+
 host_other:
     bl      escrow_host_unexpected
     b       host_return
@@ -132,22 +223,17 @@ host_other:
     .balign 0x800
     .global escrow_guest_vectors
 escrow_guest_vectors:
-    el2_fault 0
-    el2_fault 1
-    el2_fault 2
-    el2_fault 3
-    el2_fault 0
-    el2_fault 1
-    el2_fault 2
-    el2_fault 3
+    el2_vectors
+    .rept   2
     guest_vector 0
     guest_vector 1
     guest_vector 1
     guest_vector 3
-    guest_vector 0
-    guest_vector 1
-    guest_vector 1
-    guest_vector 3
+    .endr
+
+    hardened_vectors clear
+    hardened_vectors loop
+    hardened_vectors firmware
 
 // Loads the general registers of a guest (x0: *mut GeneralRegisters) and
 // enters it; returns with them stored, once an exception has ended its run,

@@ -18,6 +18,9 @@ use crate::errata::{Midr, Model};
 
 /// SMCCC_ARCH_WORKAROUND_1: invalidates branch predictors (CVE-2017-5715).
 pub const WORKAROUND_1: u32 = 0x8000_8000;
+/// SMCCC_ARCH_WORKAROUND_2: switches the mitigation of CVE-2018-3639 on (1) or off
+/// (0), on the calling CPU.
+pub const WORKAROUND_2: u32 = 0x8000_7fff;
 /// SMCCC_ARCH_WORKAROUND_3: the same, and branch history (CVE-2022-23960).
 pub const WORKAROUND_3: u32 = 0x8000_3fff;
 

@@ -5,6 +5,7 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::addr::{Ipa, PhysAddr};
+use crate::errata::Errata;
 use crate::ledger::{Record, VmId};
 use crate::stage2::{Descriptor, Stage2Context};
 use crate::vcpu::{Vcpu, VcpuCell};
@@ -97,6 +98,13 @@ pub trait Machine: Sync {
 
     /// Removes all that TLBs hold of a VM, and waits.
     fn invalidate_all(&self, context: &Stage2Context);
+
+    /// The errata of the CPUs that have run a VM so far.
+    fn errata(&self) -> Errata;
+
+    /// How their entries to EL2 are hardened: a bit for each
+    /// [`Hardening`](escrow_abi::errata::Hardening).
+    fn hardening(&self) -> u64;
 
     /// Takes a note for a trace, in test builds; in others nobody even writes it.
     #[inline(always)]

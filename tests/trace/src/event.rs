@@ -84,6 +84,10 @@ pub enum Event {
     /// A TLB maintenance instruction is issued, broadcast to the Inner
     /// Shareable domain.
     Tlbi(Tlbi),
+    /// From here on the completion of a broadcast TLBI does not wait for all stores
+    /// that what it removes has translated: another one has to (Arm erratum 4118414
+    /// and its like).
+    RepeatTlbi,
     /// The ledger says anew who may reach memory.
     State {
         /// First address.
@@ -149,6 +153,8 @@ pub enum Tlbi {
     },
     /// `ALLE1IS`: all of every VMID.
     Alle1is,
+    /// `VAE2IS`: nothing of any VMID. What counts is that it is broadcast.
+    Vae2is,
 }
 
 impl Tlbi {
@@ -158,7 +164,7 @@ impl Tlbi {
             Tlbi::Ipas2e1is { vmid, .. }
             | Tlbi::Vmalle1is { vmid }
             | Tlbi::Vmalls12e1is { vmid } => Some(vmid),
-            Tlbi::Alle1is => None,
+            Tlbi::Alle1is | Tlbi::Vae2is => None,
         }
     }
 }
@@ -182,6 +188,7 @@ impl fmt::Display for Tlbi {
             Tlbi::Vmalle1is { vmid } => write!(f, "vmalle1is {vmid}"),
             Tlbi::Vmalls12e1is { vmid } => write!(f, "vmalls12e1is {vmid}"),
             Tlbi::Alle1is => write!(f, "alle1is"),
+            Tlbi::Vae2is => write!(f, "vae2is"),
         }
     }
 }
@@ -204,6 +211,7 @@ impl fmt::Display for Event {
             Event::Isb => write!(f, "isb"),
             Event::Vttbr(value) => write!(f, "vttbr {value:#x}"),
             Event::Tlbi(kind) => write!(f, "tlbi {kind}"),
+            Event::RepeatTlbi => write!(f, "erratum repeat-tlbi"),
             Event::State { at, size, reach } => {
                 write!(f, "state {at:#x} {size:#x}")?;
                 if reach.is_empty() {

@@ -84,6 +84,8 @@ pub enum Missing {
     Combined,
     /// The DSB that completes it.
     CombinedDsb,
+    /// Another TLBI, where CPUs have an erratum, and its DSB.
+    Repetition,
     /// The context synchronization event after that.
     Synchronization,
     /// The DSB that makes a new valid descriptor visible.
@@ -100,6 +102,10 @@ impl fmt::Display for Missing {
                 "no TLBI VMALLE1IS has removed it from TLB entries that combine both stages"
             }
             Missing::CombinedDsb => "no DSB ISH of the issuing CPU has completed its TLBI",
+            Missing::Repetition => {
+                "no further TLBI with a DSB ISH has waited for the stores that it translated, as \
+                 the erratum of these CPUs asks for"
+            }
             Missing::Synchronization => "no ISB follows the DSB that completed the invalidation",
             Missing::VisibleMake => "no DSB of its CPU has made the new descriptor visible",
         })

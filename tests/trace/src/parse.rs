@@ -212,6 +212,10 @@ fn parse_line(
             })
         }
         "isb" => Event::Isb,
+        "erratum" => match words.next().ok_or(LineError::Missing("the erratum"))? {
+            "repeat-tlbi" => Event::RepeatTlbi,
+            other => return Err(LineError::Unknown(other.into())),
+        },
         "vttbr" => Event::Vttbr(number(words.next(), "value of VTTBR_EL2", u64::MAX)?),
         "tlbi" => Event::Tlbi(tlbi(words)?),
         "state" => {
@@ -286,6 +290,7 @@ fn tlbi(words: &mut SplitAsciiWhitespace<'_>) -> Result<Tlbi, LineError> {
         "vmalle1is" => Ok(Tlbi::Vmalle1is { vmid: vmid(words.next())? }),
         "vmalls12e1is" => Ok(Tlbi::Vmalls12e1is { vmid: vmid(words.next())? }),
         "alle1is" => Ok(Tlbi::Alle1is),
+        "vae2is" => Ok(Tlbi::Vae2is),
         other => Err(LineError::Unknown(other.into())),
     }
 }

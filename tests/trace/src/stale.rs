@@ -13,6 +13,13 @@
 //! ```
 //!
 //! `VMALLS12E1IS` and `ALLE1IS` take both TLBI steps at once.
+//!
+//! Where CPUs have the erratum, the translation is gone then, and stores that it translated may
+//! still be on their way, until
+//!
+//! ```text
+//!        --any broadcast TLBI-->  --DSB ISH-->  gone
+//! ```
 
 use crate::descriptor::Kind;
 use crate::event::{Dsb, Tlbi};
@@ -56,6 +63,10 @@ pub struct Stale {
     pub visible: bool,
     stage2: Maintenance,
     combined: Maintenance,
+    /// A CPU had the erratum when walkers saw the change. One that comes later has
+    /// never seen what was there before.
+    repeats: bool,
+    repetition: Maintenance,
     near: Option<Near>,
 }
 
@@ -103,6 +114,8 @@ impl Stale {
             visible: false,
             stage2: Maintenance::default(),
             combined: Maintenance::default(),
+            repeats: false,
+            repetition: Maintenance::default(),
             near: None,
         }
     }
@@ -145,11 +158,22 @@ impl Stale {
         }
     }
 
+    /// Walkers see the change. `repeats` says whether a CPU has the erratum.
+    pub fn show(&mut self, repeats: bool) {
+        self.visible = true;
+        self.repeats = repeats;
+    }
+
     /// A TLBI by `cpu`.
     pub fn maintain(&mut self, cpu: u16, tlbi: Tlbi, line: usize) {
+        if self.combined.complete {
+            self.repetition.issue(cpu);
+            return;
+        }
         let hit = match tlbi {
             // One address inside of a block or page is enough for all that TLBs
             // made of it (R_TVTYQ), and for the table entry of a walk.
+            Tlbi::Vae2is => return,
             Tlbi::Ipas2e1is { ipa, size, .. } => {
                 !matches!(self.target, Target::Root(_)) && self.overlaps_ipa(ipa, size)
             }
@@ -180,6 +204,7 @@ impl Stale {
                     self.near = Some(Near::Stage2NotComplete(line));
                 }
             }
+            Tlbi::Vae2is => {}
             Tlbi::Vmalls12e1is { .. } | Tlbi::Alle1is => {
                 self.stage2.issue(cpu);
                 self.combined.issue(cpu);
@@ -187,16 +212,18 @@ impl Stale {
         }
     }
 
-    /// A DSB by `cpu`. Returns whether the translation is gone.
-    pub fn wait(&mut self, cpu: u16, kind: Dsb) -> bool {
-        if cpu == self.cpu {
-            self.visible = true;
+    /// A DSB by `cpu`. Returns whether the translation is gone, and what it
+    /// translated is over. `repeats` says whether a CPU has the erratum.
+    pub fn wait(&mut self, cpu: u16, kind: Dsb, repeats: bool) -> bool {
+        if cpu == self.cpu && !self.visible {
+            self.show(repeats);
         }
         if kind.completes_maintenance() {
             self.stage2.complete |= self.stage2.issued.contains(&cpu);
             self.combined.complete |= self.combined.issued.contains(&cpu);
+            self.repetition.complete |= self.repetition.issued.contains(&cpu);
         }
-        self.combined.complete
+        self.combined.complete && (self.repetition.complete || !self.repeats)
     }
 
     /// The first step that it lacks.
@@ -206,6 +233,8 @@ impl Stale {
         } else if !self.stage2.complete {
             let issued = !self.stage2.issued.is_empty();
             if issued { Missing::Stage2Dsb } else { Missing::Stage2 }
+        } else if self.combined.complete {
+            Missing::Repetition
         } else if self.combined.issued.is_empty() {
             Missing::Combined
         } else {

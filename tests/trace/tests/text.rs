@@ -136,6 +136,8 @@ fn event() -> impl Strategy<Value = Event> {
         1 => vmid().prop_map(|vmid| Event::Tlbi(Tlbi::Vmalle1is { vmid })),
         1 => vmid().prop_map(|vmid| Event::Tlbi(Tlbi::Vmalls12e1is { vmid })),
         1 => Just(Event::Tlbi(Tlbi::Alle1is)),
+        1 => Just(Event::Tlbi(Tlbi::Vae2is)),
+        1 => Just(Event::RepeatTlbi),
         2 => (page(), size(), prop::collection::btree_set(vm(), 0..3)).prop_map(
             |(at, size, reach)| Event::State { at, size, reach: reach.into_iter().collect() }
         ),
@@ -175,6 +177,9 @@ fn word() -> impl Strategy<Value = String> {
         "vmalle1is",
         "vmalls12e1is",
         "alle1is",
+        "vae2is",
+        "erratum",
+        "repeat-tlbi",
         "state",
         "-",
         "#",

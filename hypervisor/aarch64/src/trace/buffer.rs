@@ -72,6 +72,8 @@ enum Kind {
     Ipas2e1is,
     Vmalle1is,
     Vmalls12e1is,
+    Vae2is,
+    RepeatTlbi,
     Root,
     Drop,
     Table,
@@ -82,7 +84,7 @@ enum Kind {
 }
 
 impl Kind {
-    const ALL: [Kind; 17] = [
+    const ALL: [Kind; 19] = [
         Kind::Write,
         Kind::Zero,
         Kind::DsbIshst,
@@ -93,6 +95,8 @@ impl Kind {
         Kind::Ipas2e1is,
         Kind::Vmalle1is,
         Kind::Vmalls12e1is,
+        Kind::Vae2is,
+        Kind::RepeatTlbi,
         Kind::Root,
         Kind::Drop,
         Kind::Table,
@@ -141,6 +145,8 @@ pub(crate) fn event<'a>(event: impl FnOnce() -> Event<'a>) {
         Event::TlbiIpas2e1is { ipa, size } => (Kind::Ipas2e1is, [vmid, ipa, size]),
         Event::TlbiVmalle1is => (Kind::Vmalle1is, [vmid, 0, 0]),
         Event::TlbiVmalls12e1is => (Kind::Vmalls12e1is, [vmid, 0, 0]),
+        Event::TlbiVae2is => (Kind::Vae2is, [0; 3]),
+        Event::RepeatTlbi => (Kind::RepeatTlbi, [0; 3]),
         Event::Note(note) => from_note(note),
     };
     record(cpu, kind, words);
@@ -294,6 +300,8 @@ fn write_line(
         Kind::Ipas2e1is => writeln!(out, "tlbi ipas2e1is {a} {b:#x} {c:#x}"),
         Kind::Vmalle1is => writeln!(out, "tlbi vmalle1is {a}"),
         Kind::Vmalls12e1is => writeln!(out, "tlbi vmalls12e1is {a}"),
+        Kind::Vae2is => writeln!(out, "tlbi vae2is"),
+        Kind::RepeatTlbi => writeln!(out, "erratum repeat-tlbi"),
         Kind::Root => {
             // T0SZ and SL0 of VTCR_EL2, for the 4 KiB granule; BADDR and VMID of VTTBR_EL2.
             let bits = 64 - (c & 0x3f) as u8;

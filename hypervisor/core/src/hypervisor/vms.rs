@@ -299,6 +299,8 @@ impl<M: Machine> Hypervisor<M> {
             }
             call::INFO_CPUS => self.cpus.load(Ordering::Relaxed) as u64,
             call::INFO_VERSION => version(),
+            call::INFO_ERRATA => self.machine.errata().bits().into(),
+            call::INFO_HARDENING => self.machine.hardening(),
             _ => return Err(Error::InvalidArgument.into()),
         };
         if detail == 0 { Ok(value) } else { Err(Error::InvalidArgument.into()) }

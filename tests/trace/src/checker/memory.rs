@@ -125,7 +125,7 @@ impl Checker {
         }
         for stale in &mut self.stales[before..] {
             // Nothing was written: it is the VMID that walks no longer use.
-            stale.visible = true;
+            stale.show(self.repeats);
         }
         self.spaces.remove(&vm);
     }

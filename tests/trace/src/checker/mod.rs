@@ -50,6 +50,8 @@ pub struct Counts {
     pub dsbs: usize,
     /// Calls that returned.
     pub calls: usize,
+    /// CPUs that came with the erratum for which TLB maintenance is repeated.
+    pub repeating: usize,
 }
 
 /// A VM's tables, as long as CPUs may walk them.
@@ -92,6 +94,8 @@ pub struct Checker {
     /// In the order in which they left the tables.
     stales: Vec<Stale>,
     cpus: BTreeMap<u16, Cpu>,
+    /// A CPU has the erratum that `Event::RepeatTlbi` speaks of.
+    repeats: bool,
     /// Who reaches memory, as far as the trace says.
     ledger: RangeMap<u64, Vec<u32>>,
     /// Which CPU changed memory's state or mappings last: it answers for both
@@ -147,6 +151,10 @@ impl Checker {
                 self.cpu(at.cpu).vmid = Some(((value >> 48) as u16, Some(at.line)));
             }
             &Event::Tlbi(tlbi) => self.tlbi(at, tlbi),
+            Event::RepeatTlbi => {
+                self.report.counts.repeating += 1;
+                self.repeats = true;
+            }
             Event::State { at: from, size, reach } => {
                 self.ledger.insert(*from..from + size, reach.clone());
                 self.touch(at, *from, *size);
@@ -194,7 +202,8 @@ impl Checker {
 
     fn dsb(&mut self, at: At, kind: Dsb) {
         self.report.counts.dsbs += 1;
-        self.stales.retain_mut(|stale| !stale.wait(at.cpu, kind));
+        let repeats = self.repeats;
+        self.stales.retain_mut(|stale| !stale.wait(at.cpu, kind, repeats));
         let cpu = self.cpus.entry(at.cpu).or_default();
         cpu.made = None;
         cpu.zeroed.clear();

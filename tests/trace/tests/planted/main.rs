@@ -8,6 +8,7 @@
 
 mod breaks;
 mod calls;
+mod errata;
 mod reuse;
 
 use escrow_trace::{Finding, Missing, Rule, check, parse};

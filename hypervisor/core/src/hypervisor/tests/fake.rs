@@ -5,13 +5,15 @@
 
 use std::array;
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock};
 
+use escrow_abi::errata::Hardening;
 use escrow_abi::{Error, FrameState, MemEntry, Rights, call};
 
 use super::trace::Trace;
 use crate::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE, PhysAddr, PhysRange};
+use crate::errata::Errata;
 use crate::hypervisor::{Hypervisor, Scratch, Setup, Sizes};
 use crate::ledger::{self, Frames, Reserve};
 use crate::machine::{Machine, Note, Table};
@@ -51,6 +53,9 @@ pub struct Fake {
     on_zero: Mutex<Option<(u64, Meanwhile)>>,
     /// What happens to tables, if somebody wants to know.
     trace: Option<Trace>,
+    /// What its CPUs have, and how they are hardened.
+    pub errata: AtomicU32,
+    pub hardening: AtomicU64,
 }
 
 impl Default for Fake {
@@ -62,6 +67,8 @@ impl Default for Fake {
             cleaned: Mutex::default(),
             on_zero: Mutex::default(),
             trace: None,
+            errata: AtomicU32::new(0),
+            hardening: AtomicU64::new(Hardening::NotNeeded.bit()),
         }
     }
 }
@@ -128,6 +135,14 @@ impl Machine for Fake {
 
     fn clean_to_poc(&self, at: PhysAddr, _: u64) {
         self.cleaned.lock().unwrap().push(at.0);
+    }
+
+    fn errata(&self) -> Errata {
+        Errata::from_bits(self.errata.load(Ordering::Relaxed))
+    }
+
+    fn hardening(&self) -> u64 {
+        self.hardening.load(Ordering::Relaxed)
     }
 
     fn publish(&self) {

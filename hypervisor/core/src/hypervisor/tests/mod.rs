@@ -9,6 +9,7 @@ mod runs;
 mod trace;
 mod traces;
 
+use escrow_abi::errata::{Erratum, Hardening};
 use escrow_abi::{Error, FrameState, Handle, MemEntry, ORDER_BLOCK, ORDER_PAGE, Rights, call};
 
 use std::sync::atomic::Ordering;
@@ -16,6 +17,7 @@ use std::sync::atomic::Ordering;
 use super::HostAbort;
 use super::guest_calls::GuestCall;
 use crate::addr::{Ipa, PAGE_SIZE, PhysAddr};
+use crate::errata::Errata;
 use crate::machine::Machine;
 use fake::{ESCROW, FREE, Host, PINNED};
 
@@ -408,6 +410,21 @@ fn a_vm_that_ends_gives_everything_back_empty() {
     let (next, _) = host.create(4);
     assert_ne!(next, vm);
     assert_eq!(host.call(call::VM_INFO, &[vm]).unwrap_err().0, Error::HandleRevoked);
+}
+
+#[test]
+fn the_host_is_told_of_errata() {
+    let mut host = Host::new();
+    let info = |host: &mut Host, selector| host.call(call::LEDGER_INFO, &[selector, 0]).unwrap()[0];
+    assert_eq!(info(&mut host, call::INFO_ERRATA), 0);
+    assert_eq!(info(&mut host, call::INFO_HARDENING), Hardening::NotNeeded.bit());
+    // Another CPU comes.
+    let machine = &host.escrow.machine;
+    machine.errata.store(Errata::REPEAT_TLBI.bits(), Ordering::Relaxed);
+    machine.hardening.fetch_or(Hardening::Loop.bit(), Ordering::Relaxed);
+    assert_eq!(info(&mut host, call::INFO_ERRATA), Erratum::RepeatTlbi.bit());
+    let both = Hardening::NotNeeded.bit() | Hardening::Loop.bit();
+    assert_eq!(info(&mut host, call::INFO_HARDENING), both);
 }
 
 #[test]

@@ -44,11 +44,17 @@ fn ledger_info_knows_its_selectors(_: &mut Host) -> Outcome {
         let arguments = [call::INFO_PAGES, detail];
         refuses(call::LEDGER_INFO, &arguments, refusal(Error::InvalidArgument))?;
     }
-    for selector in [call::INFO_VMS, call::INFO_CPUS, call::INFO_VERSION] {
+    for selector in [
+        call::INFO_VMS,
+        call::INFO_CPUS,
+        call::INFO_VERSION,
+        call::INFO_ERRATA,
+        call::INFO_HARDENING,
+    ] {
         let arguments = [selector, 1];
         refuses(call::LEDGER_INFO, &arguments, refusal(Error::InvalidArgument))?;
     }
-    for selector in [4, 1 << 32, u64::MAX] {
+    for selector in [6, 1 << 32, u64::MAX] {
         refuses(call::LEDGER_INFO, &[selector, 0], refusal(Error::InvalidArgument))?;
     }
     Ok(())
