@@ -86,6 +86,9 @@ errors! {
     MixedVms = 0x207, "entries belong to different VMs";
     /// The borrower has not unlocked the page and is alive.
     Locked = 0x208, "the guest has not unlocked the page";
+    /// The list lies in memory that does not answer, or whose contents are
+    /// broken: EL2 could not read it.
+    BrokenMemory = 0x209, "the list's memory is broken";
 }
 
 impl Error {

@@ -95,6 +95,7 @@ impl From<Error> for Errno {
             Error::HandleNull | Error::HandleRevoked | Error::HandleType => Errno::NoDevice,
             Error::TableFull => Errno::NoSpace,
             Error::GuestMapped => Errno::Exists,
+            Error::BrokenMemory => Errno::Poisoned,
         }
     }
 }

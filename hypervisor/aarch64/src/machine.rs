@@ -17,7 +17,7 @@ use escrow_core::errata::Errata;
 use escrow_core::hypervisor::{GUEST_ADDRESS_BITS, Hypervisor};
 #[cfg(feature = "trace")]
 use escrow_core::machine::Note;
-use escrow_core::machine::{Machine, Table};
+use escrow_core::machine::{Machine, MemoryError, Table};
 #[cfg(feature = "trace")]
 use escrow_core::stage2::Descriptor;
 use escrow_core::stage2::Stage2Context;
@@ -282,19 +282,19 @@ impl Machine for Hardware {
     }
 
     #[inline(always)]
-    fn read_entry(&self, at: PhysAddr) -> [u64; 4] {
+    fn read_entry(&self, at: PhysAddr) -> Result<[u64; 4], MemoryError> {
         let words = at.0 as *const u64;
         // SAFETY: core has checked that the entry lies in RAM and is aligned.
         // A VM may write to it meanwhile, so each word is read once, by a
         // volatile access; any value is valid.
-        unsafe {
+        Ok(unsafe {
             [
                 ptr::read_volatile(words),
                 ptr::read_volatile(words.add(1)),
                 ptr::read_volatile(words.add(2)),
                 ptr::read_volatile(words.add(3)),
             ]
-        }
+        })
     }
 
     #[cfg(feature = "trace")]
@@ -307,7 +307,11 @@ impl Machine for Hardware {
         trace::event(|| Event::Note(note()));
     }
 
-    fn zero(&self, at: PhysAddr, size: u64) {
+    fn map_metadata(&self, _page: PhysAddr) {}
+
+    fn unmap_metadata(&self, _at: PhysAddr, _size: u64) {}
+
+    fn zero(&self, at: PhysAddr, size: u64) -> Result<(), MemoryError> {
         trace::event(|| Event::Zero { at: at.0, size });
         if self.zva_block != 0
             && at.is_aligned(self.zva_block)
@@ -327,6 +331,7 @@ impl Machine for Hardware {
         // Also with FEAT_S2FWB: the host's stage 2 does not force anything, and
         // a non-cacheable mapping of its own would read what memory held before.
         self.clean_and_invalidate(at, size);
+        Ok(())
     }
 
     #[inline(always)]
@@ -334,8 +339,12 @@ impl Machine for Hardware {
         self.needs_clean
     }
 
-    fn clean_to_poc(&self, at: PhysAddr, size: u64) {
+    fn clean_to_poc(&self, at: PhysAddr, size: u64) -> Result<(), MemoryError> {
         self.clean_and_invalidate(at, size);
+        Ok(())
+    }
+
+    fn sync_fetches(&self) {
         if !self.fetch_sees_writes {
             // What was written may be instructions to its next user (DDI 0487,
             // B2.7.4.2 "Synchronization and coherency issues between data and

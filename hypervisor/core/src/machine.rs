@@ -4,6 +4,8 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use escrow_abi::Error;
+
 use crate::addr::{Ipa, PhysAddr};
 use crate::errata::Errata;
 use crate::ledger::{Record, VmId};
@@ -45,12 +47,27 @@ pub enum Note<'a> {
     End(u64),
 }
 
+/// EL2 could not work on memory: it does not answer, or what it holds is
+/// broken. The access ended in an external abort or an SError.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryError;
+
+impl From<MemoryError> for Error {
+    fn from(_: MemoryError) -> Error {
+        Error::BrokenMemory
+    }
+}
+
 /// Memory, TLBs and caches of the machine.
 ///
 /// Implemented by `escrow-aarch64` for the hardware and by the tests for fake
 /// memory. The ledger decides which address is handed in: a table or a vCPU is
 /// only ever looked up in a page that belongs to Escrow or was donated to it,
 /// and memory is only zeroed while no VM has a claim to its contents.
+///
+/// What EL2 does to memory that a VM names may fail, for the memory itself may:
+/// firmware's description of RAM may be wrong, and memory may break. Such a
+/// method returns [`MemoryError`], and the machine goes on.
 pub trait Machine: Sync {
     /// The translation table in a page.
     fn table(&self, page: PhysAddr) -> &Table;
@@ -73,20 +90,41 @@ pub trait Machine: Sync {
     /// Reads a list entry ([`MemEntry`](escrow_abi::MemEntry)), as four words,
     /// out of a VM's memory, which that VM may be writing to at this very
     /// moment: each word is read once.
-    fn read_entry(&self, at: PhysAddr) -> [u64; 4];
+    ///
+    /// # Errors
+    /// [`MemoryError`]
+    fn read_entry(&self, at: PhysAddr) -> Result<[u64; 4], MemoryError>;
+
+    /// A page comes to the hypervisor, for tables or a vCPU: from here on
+    /// [`Self::table`], [`Self::place_vcpu`] and [`Self::vcpu`] may be asked for it.
+    fn map_metadata(&self, page: PhysAddr);
+
+    /// Metadata pages leave the hypervisor: none of them is asked for any more.
+    fn unmap_metadata(&self, at: PhysAddr, size: u64);
 
     /// Zeroes memory, so that every observer sees zeros, also one whose
     /// caches are off.
-    fn zero(&self, at: PhysAddr, size: u64);
+    ///
+    /// # Errors
+    /// [`MemoryError`] if it failed anywhere. All the rest is zeroed
+    /// nevertheless.
+    fn zero(&self, at: PhysAddr, size: u64) -> Result<(), MemoryError>;
 
     /// Whether memory that moves from the host to a guest needs
     /// [`Self::clean_to_poc`]: not where stage 2 forces the guest's accesses to
     /// be cacheable (FEAT_S2FWB) and fetches see what data caches hold.
     fn needs_clean(&self) -> bool;
 
-    /// Makes what VMs wrote visible to one whose caches are off, and to
-    /// instruction fetches.
-    fn clean_to_poc(&self, at: PhysAddr, size: u64);
+    /// Makes what VMs wrote visible to one whose caches are off; after
+    /// [`Self::sync_fetches`] to instruction fetches as well.
+    ///
+    /// # Errors
+    /// [`MemoryError`]
+    fn clean_to_poc(&self, at: PhysAddr, size: u64) -> Result<(), MemoryError>;
+
+    /// Instruction fetches of all CPUs see what was zeroed or cleaned before,
+    /// and nothing older. Once for each call that has memory change hands.
+    fn sync_fetches(&self);
 
     /// Makes new valid descriptors visible to all table walkers.
     fn publish(&self);

@@ -55,12 +55,13 @@ impl<M: Machine> Hypervisor<M> {
     pub fn host_lends_one(&self, x: &mut [u64; 8]) -> bool {
         self.machine.note(|| Note::Begin(x[0]));
         let [_, vm, list, count, x4, x5, x6, x7] = *x;
-        let done = (count ^ 1) | x4 | x5 | x6 | x7 == 0 && self.lend_one(vm, list);
-        if done {
-            self.machine.note(|| Note::End(0));
-            x[..5].fill(0);
+        if (count ^ 1) | x4 | x5 | x6 | x7 != 0 {
+            return false;
         }
-        done
+        let Some(broken) = self.lend_one(vm, list) else { return false };
+        self.machine.note(|| Note::End(0));
+        x[..5].copy_from_slice(&[0, 0, broken, 0, 0]);
+        true
     }
 
     #[inline(never)]
@@ -94,21 +95,35 @@ impl<M: Machine> Hypervisor<M> {
         let done = |()| [0; 4];
         let one = |value| [value, 0, 0, 0];
         let result = match function {
-            call::VM_CREATE => self.vm_create(scratch, a, b).map(one),
+            call::VM_CREATE => self.vm_create(scratch, a, b).map(|vm| [vm, scratch.broken, 0, 0]),
             call::VM_CONFIGURE => self.vm_configure(a, b, c, d).map(done),
-            call::VM_TOP_UP => self.vm_top_up(scratch, a, b, c).map(done),
+            call::VM_TOP_UP => self.vm_top_up(scratch, a, b, c).map(|()| scratch.told()),
             call::VM_START => self.vm_start(a).map(done),
             call::VM_DESTROY => self.vm_destroy(a).map(done),
             call::VM_INFO => self.vm_info(a),
             call::VCPU_CREATE => self.vcpu_create(a, b).map(one),
             call::VCPU_SET_REGISTER => self.vcpu_set_register(a, b, c).map(done),
-            call::MEM_LEND => self.host_gives(scratch, Give::Lend, a, b, c).map(done),
-            call::MEM_SHARE => self.host_gives(scratch, Give::Share, a, b, c).map(done),
-            call::MEM_DONATE => self.host_gives(scratch, Give::Donate, a, b, c).map(done),
-            call::MEM_UNSHARE => self.host_takes(scratch, Taking::Unshare, a, b).map(done),
-            call::MEM_RECLAIM => self.host_takes(scratch, Taking::Reclaim, a, b).map(done),
-            call::MEM_TAKE_BACK => self.host_takes(scratch, Taking::TakeBack, a, b).map(done),
-            call::MEM_POISON => self.host_takes(scratch, Taking::Poison, a, b).map(done),
+            call::MEM_LEND => {
+                self.host_gives(scratch, Give::Lend, a, b, c).map(|()| scratch.told())
+            }
+            call::MEM_SHARE => {
+                self.host_gives(scratch, Give::Share, a, b, c).map(|()| scratch.told())
+            }
+            call::MEM_DONATE => {
+                self.host_gives(scratch, Give::Donate, a, b, c).map(|()| scratch.told())
+            }
+            call::MEM_UNSHARE => {
+                self.host_takes(scratch, Taking::Unshare, a, b).map(|()| scratch.told())
+            }
+            call::MEM_RECLAIM => {
+                self.host_takes(scratch, Taking::Reclaim, a, b).map(|()| scratch.told())
+            }
+            call::MEM_TAKE_BACK => {
+                self.host_takes(scratch, Taking::TakeBack, a, b).map(|()| scratch.told())
+            }
+            call::MEM_POISON => {
+                self.host_takes(scratch, Taking::Poison, a, b).map(|()| scratch.told())
+            }
             call::CAP_GRANT => self.cap_grant(a, b, c, d, e).map(one),
             call::CAP_REVOKE => self.cap_revoke(a, b).map(done),
             call::BELL_CREATE => self.bell_create(a, b).map(one),

@@ -23,6 +23,7 @@ pub(super) struct Extent {
     /// The calling guest's own address.
     pub own: Ipa,
     pub block: Block,
+    /// 0 once its memory has failed: it is out of the call then.
     pub pages: u16,
     /// Place of its first entry in the caller's list.
     pub index: u16,
@@ -86,6 +87,8 @@ pub struct Scratch {
     extents: ArrayVec<Extent, LIST_MAX>,
     /// To sort by.
     keys: ArrayVec<u64, LIST_MAX>,
+    /// Pages that the call has put out of use, for their memory failed.
+    pub(super) broken: u64,
     /// The extents are in the order of their frames, and none overlap.
     frames_sorted: bool,
     /// The same for their guest addresses.
@@ -104,11 +107,18 @@ impl Scratch {
         Scratch {
             extents: ArrayVec::new_const(),
             keys: ArrayVec::new_const(),
+            broken: 0,
             frames_sorted: true,
             guests_sorted: true,
             frame_end: 0,
             guest_end: 0,
         }
+    }
+
+    /// What a call that was done returns: in `x2`, how many of its pages turned out
+    /// to be broken.
+    pub(super) fn told(&self) -> [u64; 4] {
+        [0, self.broken, 0, 0]
     }
 
     /// The extents.
@@ -161,6 +171,7 @@ impl Scratch {
     #[inline(always)]
     pub(super) fn clear(&mut self) {
         self.extents.clear();
+        self.broken = 0;
         self.frames_sorted = true;
         self.guests_sorted = true;
         self.frame_end = 0;

@@ -56,6 +56,7 @@ impl<M: Machine> Hypervisor<M> {
     fn answer_guest(&self, scratch: &mut Scratch, run: &mut Run<'_>, args: &[u64; 8]) -> GuestCall {
         let [function, a, b, c, d, ..] = *args;
         let function = function as u32;
+        scratch.broken = 0;
         let arguments = match function {
             call::MODIFY_PAGES => 4,
             call::MEM_SHARE | call::MEM_LEND | call::MEM_DONATE => 3,
@@ -82,7 +83,7 @@ impl<M: Machine> Hypervisor<M> {
             }
         };
         GuestCall::Return(match result {
-            Ok(()) => [0; 4],
+            Ok(()) => [0, 0, scratch.broken, 0],
             Err(Refusal { error, index, detail }) => [error.to_register(), index, detail, 0],
         })
     }
@@ -188,10 +189,12 @@ impl<M: Machine> Hypervisor<M> {
         };
         let mut vm = run.slot().lock();
         self.for_range(run.id(), &mut vm, at, size, allowed, |found, vm| {
+            // If the memory is broken, the guest learns it where it reads there: its own
+            // access fails as EL2's did. On the way home, EL2 tries again and poisons it.
             if sanitize {
-                self.machine.zero(found.frame, found.piece.size());
+                let _ = self.machine.zero(found.frame, found.piece.size());
             } else if flags & call::MODIFY_FLUSH != 0 {
-                self.machine.clean_to_poc(found.frame, found.piece.size());
+                let _ = self.machine.clean_to_poc(found.frame, found.piece.size());
             }
             if flags & call::MODIFY_UNLOCK != 0 {
                 let state = if sanitize {
@@ -209,10 +212,12 @@ impl<M: Machine> Hypervisor<M> {
         let allowed = |record: Record| record.is(FrameState::Lent) && !self.is_dead(record.owner());
         let mut vm = run.slot().lock();
         self.for_range(run.id(), &mut vm, at, size, allowed, |found, vm| {
-            // The owner may look without caches.
-            self.machine.clean_to_poc(found.frame, found.piece.size());
+            // The owner may look without caches. It may not see what the guest wrote
+            // last if the memory is broken, but nothing that is not the guest's or its own.
+            let _ = self.machine.clean_to_poc(found.frame, found.piece.size());
             self.set_state(found, vm, FrameState::SharedBack, (run.id(), Asked::ShareBack));
         })?;
+        self.machine.sync_fetches();
         self.machine.publish();
         Ok(())
     }

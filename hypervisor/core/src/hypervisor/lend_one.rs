@@ -11,19 +11,19 @@ use escrow_abi::{FrameState, Handle, ORDER_BLOCK};
 
 use super::Hypervisor;
 use super::oracle::Asked;
+use super::pieces::Piece;
 use crate::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE, PAGES_PER_BLOCK, PhysAddr};
 use crate::ledger::{Block, Record, VmId, page_in_block};
-use crate::machine::{Machine, Note};
+use crate::machine::{Machine, MemoryError, Note};
 use crate::stage2::{Attributes, Descriptor};
 use crate::vm::{Slot, Vm};
 
 impl<M: Machine> Hypervisor<M> {
-    /// Lends what the one entry of a list names; whether it did.
+    /// Lends what the one entry of a list names, if it can: then it says how many
+    /// of the pages turned out to be broken.
     #[inline(always)]
-    pub(super) fn lend_one(&self, vm: u64, list: u64) -> bool {
-        let Some([frame, guest, references, users]) = self.read_one(PhysAddr(list)) else {
-            return false;
-        };
+    pub(super) fn lend_one(&self, vm: u64, list: u64) -> Option<u64> {
+        let [frame, guest, references, users] = self.read_one(PhysAddr(list))?;
         // The halves of `references` are equal when there is no excess; the rest
         // is 0 when the entry is in order.
         let odd = (references ^ references.rotate_left(32))
@@ -38,7 +38,7 @@ impl<M: Machine> Hypervisor<M> {
         {
             self.lend_block(vm, PhysAddr(frame).align_down(BLOCK_SIZE), guest, attributes)
         } else {
-            false
+            None
         }
     }
 
@@ -54,67 +54,92 @@ impl<M: Machine> Hypervisor<M> {
             let mine =
                 record == Record::HOME || record.is_split() && Record::is_home(block.frame(at));
             // What is not the host's is not looked at. All ones are no entry.
-            if mine { self.machine.read_entry(at) } else { [!0; 4] }
+            if mine { self.machine.read_entry(at).unwrap_or([!0; 4]) } else { [!0; 4] }
         })
     }
 
     #[inline(always)]
-    fn lend_page(&self, vm: u64, frame: PhysAddr, guest: u64, attributes: Attributes) -> bool {
+    fn lend_page(
+        &self,
+        vm: u64,
+        frame: PhysAddr,
+        guest: u64,
+        attributes: Attributes,
+    ) -> Option<u64> {
         let at = Ipa(guest & !(PAGE_SIZE - 1));
-        let Some(block) = self.ledger.locate(frame) else { return false };
-        let Some((id, slot)) = self.slot_of(vm) else { return false };
+        let block = self.ledger.locate(frame)?;
+        let (id, slot) = self.slot_of(vm)?;
         let mut locked = slot.lock();
         if locked.live_handle != vm {
-            return false;
+            return None;
         }
-        let Vm { map: Some(map), counts, .. } = &mut *locked else { return false };
-        let Some(entry) = map.free_page(&self.machine, at) else { return false };
+        let Vm { map: Some(map), counts, .. } = &mut *locked else { return None };
+        let entry = map.free_page(&self.machine, at)?;
         let record = Record::borrowed(FrameState::Lent, VmId::HOST, id, at);
         block.lock();
         if !leave_home(block, frame, record) {
             block.unlock();
-            return false;
+            return None;
         }
         self.oracle_step(VmId::HOST, Asked::Lend, block, (page_in_block(frame), 1), record);
         self.machine.note(|| Note::Record { at: frame, size: PAGE_SIZE, record });
         self.host.unmap_pages(&self.machine, block, page_in_block(frame), 1);
-        self.out_of_sight(frame, PAGE_SIZE);
+        if self.out_of_sight(frame, PAGE_SIZE).is_err() {
+            return Some(self.broke(block, frame, 1, record));
+        }
         self.machine.write_descriptor(entry, Descriptor::page(frame, attributes));
         self.machine.publish();
         self.oracle_look_at(block, frame, 1, &[(id, Some(map))]);
         block.unlock();
         counts.add(FrameState::Lent, 1);
-        true
+        Some(0)
     }
 
     #[inline(always)]
-    fn lend_block(&self, vm: u64, frame: PhysAddr, guest: u64, attributes: Attributes) -> bool {
+    fn lend_block(
+        &self,
+        vm: u64,
+        frame: PhysAddr,
+        guest: u64,
+        attributes: Attributes,
+    ) -> Option<u64> {
         let at = Ipa(guest & !(PAGE_SIZE - 1));
-        let Some(block) = self.ledger.locate(frame) else { return false };
-        let Some((id, slot)) = self.slot_of(vm) else { return false };
+        let block = self.ledger.locate(frame)?;
+        let (id, slot) = self.slot_of(vm)?;
         let mut locked = slot.lock();
         if locked.live_handle != vm {
-            return false;
+            return None;
         }
-        let Vm { map: Some(map), counts, .. } = &mut *locked else { return false };
-        let Some(entry) = map.free_block(&self.machine, at) else { return false };
+        let Vm { map: Some(map), counts, .. } = &mut *locked else { return None };
+        let entry = map.free_block(&self.machine, at)?;
         block.lock();
         if block.record() != Record::HOME {
             block.unlock();
-            return false;
+            return None;
         }
         let record = Record::borrowed(FrameState::Lent, VmId::HOST, id, at);
         self.oracle_step(VmId::HOST, Asked::Lend, block, (0, PAGES_PER_BLOCK), record);
         self.host.unmap_block(&self.machine, frame);
         self.machine.note(|| Note::Record { at: frame, size: BLOCK_SIZE, record });
         block.set_record(record);
-        self.out_of_sight(frame, BLOCK_SIZE);
+        if self.out_of_sight(frame, BLOCK_SIZE).is_err() {
+            return Some(self.broke(block, frame, PAGES_PER_BLOCK, record));
+        }
         self.machine.write_descriptor(entry, Descriptor::block(frame, attributes));
         self.machine.publish();
         self.oracle_look_at(block, frame, PAGES_PER_BLOCK, &[(id, Some(map))]);
         block.unlock();
         counts.add(FrameState::Lent, PAGES_PER_BLOCK as u64);
-        true
+        Some(0)
+    }
+
+    /// Poisons what failed on its way out of the host's sight, and gives its block
+    /// back. Returns the number of pages.
+    #[cold]
+    fn broke(&self, block: Block, frame: PhysAddr, pages: usize, record: Record) -> u64 {
+        self.break_frames(block, frame, &Piece::new(pages, record));
+        block.unlock();
+        pages as u64
     }
 
     /// The slot that a VM's handle would be of; `None` for the host's.
@@ -127,12 +152,14 @@ impl<M: Machine> Hypervisor<M> {
 
     /// What follows when memory is out of the host's map.
     #[inline(always)]
-    fn out_of_sight(&self, frame: PhysAddr, size: u64) {
+    fn out_of_sight(&self, frame: PhysAddr, size: u64) -> Result<(), MemoryError> {
         let range = (frame.identity(), size);
         self.machine.invalidate(self.host.context(), core::iter::once(range));
         if self.machine.needs_clean() {
-            self.machine.clean_to_poc(frame, size);
+            self.machine.clean_to_poc(frame, size)?;
+            self.machine.sync_fetches();
         }
+        Ok(())
     }
 }
 

@@ -7,7 +7,7 @@
 //! [extents](Extent): entries for pages that lie side by side, in memory and in the
 //! guest, are worked on together.
 
-use escrow_abi::{Error, LIST_MAX, MemEntry, ORDER_BLOCK, ORDER_PAGE, Rights};
+use escrow_abi::{Error, FrameState, LIST_MAX, MemEntry, ORDER_BLOCK, ORDER_PAGE, Rights};
 
 use super::extents::{Extent, Scratch};
 use super::{Hypervisor, Refusal};
@@ -144,11 +144,15 @@ impl<M: Machine> Hypervisor<M> {
         // still write to it, which harms nobody but the host. What is not the
         // host's is not looked at.
         let mut read = || {
-            if self.ledger.get_in(block, page).host_reaches() {
-                self.read_page(scratch, Reader::Host, form, page, entries, next)
-            } else {
-                Err(Error::NotOwner.into())
+            let record = self.ledger.get_in(block, page);
+            if !record.host_reaches() {
+                return Err(Error::NotOwner.into());
             }
+            if record.is(FrameState::Pinned) {
+                // Firmware's or a device's, and some of it must not be read by a CPU.
+                return Err(Error::Pinned.into());
+            }
+            self.read_page(scratch, Reader::Host, form, page, entries, next)
         };
         let result = if locked {
             block.lock();
@@ -177,7 +181,10 @@ impl<M: Machine> Hypervisor<M> {
         let mut index = first;
         let mut next = *carried;
         while index < end {
-            let [frame, guest, references, users] = self.machine.read_entry(at);
+            let [frame, guest, references, users] = self
+                .machine
+                .read_entry(at)
+                .map_err(|error| Refusal { error: error.into(), index, detail: 0 })?;
             at = at.add(ENTRY_SIZE);
             let prolongs = (frame, guest) == next
                 && !next.0.is_multiple_of(BLOCK_SIZE)

@@ -14,6 +14,7 @@ use super::extents::{Extent, Scratch, check_all};
 use super::list::{Form, Reader};
 use super::oracle::Asked;
 use super::parties::{Parties, Party};
+use super::pieces::Piece;
 use super::{Hypervisor, Refusal};
 use crate::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE, PAGES_PER_BLOCK};
 use crate::capability::Capability;
@@ -142,7 +143,8 @@ impl<M: Machine> Hypervisor<M> {
             }
             if kind.hides() {
                 self.invalidate_host(scratch.extents());
-                self.clean(scratch.extents());
+                self.clean(scratch);
+                pages -= scratch.broken;
             }
             self.map_extents(scratch.extents(), map, pool);
             counts.add(kind.state(), pages);
@@ -204,12 +206,13 @@ impl<M: Machine> Hypervisor<M> {
 
     fn commit_guest_gives(
         &self,
-        scratch: &Scratch,
+        scratch: &mut Scratch,
         kind: Give,
         from: &mut Party<'_>,
         mut to: Option<&mut Party<'_>>,
         to_id: VmId,
     ) {
+        let from_id = from.id;
         if kind.hides() {
             let Vm { map: Some(map), pool, .. } = &mut *from.vm else { return };
             let mut gone = Gone::new();
@@ -218,23 +221,19 @@ impl<M: Machine> Hypervisor<M> {
                 gone.add(extent.own, extent.size());
             }
             self.invalidate_guest(map, &gone);
-            if to.is_some() {
-                self.clean(scratch.extents());
-            } else {
-                // Whatever its caches show: a non-cacheable mapping of the host's
-                // would read what was in memory before.
-                for extent in scratch.extents() {
-                    self.machine.clean_to_poc(extent.frame, extent.size());
-                }
+            // What goes home is cleaned whatever the CPUs do by themselves: a
+            // non-cacheable mapping of the host's would read what was in memory before.
+            if to.is_none() || self.machine.needs_clean() {
+                let mut parties = Parties::new(Some(&mut *from), None);
+                self.clean_always(scratch, Some(&mut parties));
             }
         }
+        let mut parties = Parties::new(Some(&mut *from), to.as_deref_mut());
         for extent in scratch.extents() {
-            let record = match to {
-                Some(_) => kind.record(from.id, to_id, extent.guest()),
-                None => Record::HOME,
+            let record = match to_id {
+                VmId::HOST => Record::HOME,
+                to => kind.record(from_id, to, extent.guest()),
             };
-            let from_id = from.id;
-            let mut parties = Parties::new(Some(&mut *from), to.as_deref_mut());
             for piece in self.pieces(extent) {
                 let new = record.nth(piece.page as u64);
                 self.set_piece(extent, &piece, new, (from_id, kind.asked()));
@@ -271,13 +270,22 @@ impl<M: Machine> Hypervisor<M> {
                 full |= self.leave_home(extent, record, Asked::Equip);
             }
             self.invalidate_host(scratch.extents());
+            let mut broken = 0;
             for extent in scratch.extents() {
-                self.machine.zero(extent.frame, extent.size());
-                for page in 0..extent.pages as u64 {
-                    vm.pool.push(&self.machine, extent.frame.add(page * PAGE_SIZE));
+                let whole = self.machine.zero(extent.frame, extent.size());
+                for page in 0..extent.pages as usize {
+                    let at = extent.frame.add(page as u64 * PAGE_SIZE);
+                    if whole.is_err() && self.machine.zero(at, PAGE_SIZE).is_err() {
+                        self.break_frames(extent.block, at, &Piece::new(1, record));
+                        broken += 1;
+                    } else {
+                        self.machine.map_metadata(at);
+                        vm.pool.push(&self.machine, at);
+                    }
                 }
             }
-            vm.counts.add(FrameState::Metadata, scratch.pages());
+            scratch.broken = broken;
+            vm.counts.add(FrameState::Metadata, scratch.pages() - broken);
             if full {
                 self.merge_extents(scratch.extents(), None);
             }
@@ -315,7 +323,7 @@ impl<M: Machine> Hypervisor<M> {
     /// Maps extents where there is room for them.
     #[inline(always)]
     fn map_extents(&self, extents: &[Extent], map: &GuestMap, pool: &mut PagePool) {
-        for extent in extents {
+        for extent in extents.iter().filter(|extent| extent.pages != 0) {
             let attributes = self.guest_attributes[extent.rights()];
             if extent.is_block {
                 map.map_block(&self.machine, pool, extent.guest(), extent.frame, attributes);
@@ -386,15 +394,6 @@ impl<M: Machine> Hypervisor<M> {
             self.host.unmap_pages(&self.machine, extent.block, extent.first(), pages);
         }
         self.ledger.leave_home(extent.block, extent.first(), pages, record)
-    }
-
-    #[inline(always)]
-    fn clean(&self, extents: &[Extent]) {
-        if self.machine.needs_clean() {
-            for extent in extents {
-                self.machine.clean_to_poc(extent.frame, extent.size());
-            }
-        }
     }
 
     #[inline(always)]

@@ -3,6 +3,7 @@
 //! The hypervisor: the ledger, the host's map and the guests, and the calls
 //! that change them.
 
+mod broken;
 mod calls;
 mod capabilities;
 mod doorbells;

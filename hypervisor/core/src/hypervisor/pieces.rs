@@ -24,9 +24,26 @@ pub(super) struct Piece {
 }
 
 impl Piece {
+    /// Pages of which the first has this record.
+    pub fn new(pages: usize, record: Record) -> Piece {
+        Piece { page: 0, pages, record, is_block: true }
+    }
+
+    /// One of its pages.
+    pub fn nth(&self, page: usize) -> Piece {
+        let record = self.record.nth(page as u64);
+        Piece { page: self.page + page, pages: 1, record, is_block: false }
+    }
+
     /// Where its guest sees it.
     pub fn span(&self) -> Span {
         Span { at: self.record.guest(), pages: self.pages, is_block: self.is_block }
+    }
+
+    /// Where a calling guest has it.
+    pub fn own_span(&self, extent: &Extent) -> Span {
+        let at = extent.own.add(self.page as u64 * PAGE_SIZE);
+        Span { at, pages: self.pages, is_block: extent.is_block }
     }
 
     /// Where it begins in memory.

@@ -84,7 +84,8 @@ impl<M: Machine> Hypervisor<M> {
         let size = if self.ledger.is_split(block) { PAGE_SIZE } else { BLOCK_SIZE };
         for at in (base.0..base.0 + BLOCK_SIZE).step_by(size as usize) {
             if pass_of(self.ledger.get_in(block, PhysAddr(at))) == Some(pass) {
-                self.machine.zero(PhysAddr(at), size);
+                // As far as it lets itself be zeroed: there is nothing else to be done.
+                let _ = self.machine.zero(PhysAddr(at), size);
             }
         }
         self.ledger.unlock(block);

@@ -15,7 +15,7 @@ use super::pieces::Piece;
 use super::{Hypervisor, Refusal};
 use crate::addr::{BLOCK_SIZE, PAGE_SIZE};
 use crate::ledger::{Record, VmId};
-use crate::machine::Machine;
+use crate::machine::{Machine, MemoryError};
 use crate::stage2::{GuestMap, Leave, Span, TableCount};
 use crate::vm::{Life, Vm};
 
@@ -230,11 +230,12 @@ impl<M: Machine> Hypervisor<M> {
     /// zeroed, unless they are passed on, and then come to their owner.
     fn commit_take(
         &self,
-        scratch: &Scratch,
+        scratch: &mut Scratch,
         kind: Taking,
         caller: VmId,
         sides: &mut Sides<'_, '_>,
     ) {
+        let mut broken = 0;
         let extents = scratch.extents();
         if kind != Taking::TakeBack
             && let Some(Vm { map: Some(map), pool, has_broken, .. }) = sides.reacher()
@@ -263,12 +264,16 @@ impl<M: Machine> Hypervisor<M> {
             *has_broken = true;
             self.invalidate_guest(map, &gone);
         }
-        let borrower_lives = sides.reacher().is_some();
+        if kind == Taking::Reclaim || kind == Taking::Unshare {
+            for extent in extents {
+                broken += self.empty(extent, sides);
+            }
+            self.machine.sync_fetches();
+        }
         for extent in extents {
-            for piece in self.pieces(extent) {
-                if kind == Taking::Reclaim || kind == Taking::Unshare {
-                    self.empty(extent, &piece, borrower_lives, sides.inherits);
-                }
+            // What has broken a moment ago is out of the call.
+            let left = |piece: &Piece| broken == 0 || piece.record != Record::POISONED;
+            for piece in self.pieces(extent).filter(left) {
                 let new = self.taken(extent, &piece, kind, sides);
                 self.set_piece(extent, &piece, new, (caller, kind.asked()));
                 Parties::new(sides.owner.as_deref_mut(), sides.borrower.as_deref_mut()).recount(
@@ -284,11 +289,14 @@ impl<M: Machine> Hypervisor<M> {
         if matches!(kind, Taking::TakeBack | Taking::Poison) && sides.owner.is_none() {
             self.invalidate_host(extents);
         }
-        self.change_owners_map(scratch, kind, sides);
+        self.change_owners_map(extents, kind, sides, broken);
         if kind == Taking::TakeBack && self.machine.needs_clean() {
             for extent in extents {
-                self.machine.clean_to_poc(extent.frame, extent.size());
+                // The borrower has had it mapped all along: if it is broken, then
+                // who touches it learns that from the memory itself.
+                let _ = self.machine.clean_to_poc(extent.frame, extent.size());
             }
+            self.machine.sync_fetches();
         }
         self.machine.publish();
         let to = match &mut sides.owner {
@@ -299,20 +307,63 @@ impl<M: Machine> Hypervisor<M> {
             _ => None,
         };
         self.merge_extents(extents, to);
+        scratch.broken = broken;
+    }
+
+    /// Empties what comes home. What fails is poisoned: by the page where it comes to
+    /// the host, else as far as it is alike, for a block that is one entry of a guest's
+    /// map has no table to be taken apart with. Returns the number of pages.
+    fn empty(&self, extent: &Extent, sides: &mut Sides<'_, '_>) -> u64 {
+        let borrower_lives = sides.reacher().is_some();
+        let inherits = sides.inherits;
+        let to_host = sides.owner.is_none() || inherits;
+        let mut broken = 0;
+        for piece in self.pieces(extent) {
+            if piece.record.is(FrameState::Metadata) {
+                self.machine.unmap_metadata(piece.frame(extent), piece.size());
+            }
+            let empty = |piece: &Piece| self.empty_piece(extent, piece, borrower_lives, inherits);
+            if empty(&piece).is_ok() {
+                continue;
+            }
+            let pages = if to_host { piece.pages } else { 1 };
+            for n in 0..pages {
+                let part = if to_host { piece.nth(n) } else { piece };
+                if to_host && empty(&part).is_ok() {
+                    continue;
+                }
+                self.break_frames(extent.block, part.frame(extent), &part);
+                Parties::new(sides.owner.as_deref_mut(), sides.borrower.as_deref_mut()).recount(
+                    part.record,
+                    Record::POISONED,
+                    part.pages as u64,
+                );
+                broken += part.pages as u64;
+            }
+        }
+        broken
     }
 
     /// Zeroes what a guest may have written to, unless it lives and passed it on,
     /// or the owner could see it all along.
-    fn empty(&self, extent: &Extent, piece: &Piece, borrower_lives: bool, inherits: bool) {
+    fn empty_piece(
+        &self,
+        extent: &Extent,
+        piece: &Piece,
+        borrower_lives: bool,
+        inherits: bool,
+    ) -> Result<(), MemoryError> {
         let record = piece.record;
         let shared = record.is(FrameState::Shared);
         let passed_on = borrower_lives && record.is(FrameState::UnlockedContents);
         if inherits || !(shared || passed_on) {
-            self.machine.zero(piece.frame(extent), piece.size());
-        } else if !shared {
+            self.machine.zero(piece.frame(extent), piece.size())
+        } else if shared {
+            Ok(())
+        } else {
             // What is passed on is what the guest wrote last: a non-cacheable
             // mapping of the host's would read what was in memory before.
-            self.machine.clean_to_poc(piece.frame(extent), piece.size());
+            self.machine.clean_to_poc(piece.frame(extent), piece.size())
         }
     }
 
@@ -329,14 +380,34 @@ impl<M: Machine> Hypervisor<M> {
     }
 
     /// An owner that is a guest has its pages back in its map, or out of it.
-    fn change_owners_map(&self, scratch: &Scratch, kind: Taking, sides: &mut Sides<'_, '_>) {
-        let Some(Party { vm: Vm { map: Some(map), pool, .. }, .. }) = &mut sides.owner else {
+    fn change_owners_map(
+        &self,
+        extents: &[Extent],
+        kind: Taking,
+        sides: &mut Sides<'_, '_>,
+        broken: u64,
+    ) {
+        let Some(Party { vm: Vm { map: Some(map), pool, has_broken, .. }, .. }) = &mut sides.owner
+        else {
             return;
         };
-        let own_spans = scratch.extents().iter().map(Extent::own_span);
+        let own_spans = extents.iter().map(Extent::own_span);
         match kind {
-            Taking::Unshare | Taking::Reclaim => {
+            Taking::Unshare | Taking::Reclaim if broken == 0 => {
                 own_spans.for_each(|span| map.restore(&self.machine, pool, span));
+            }
+            Taking::Unshare | Taking::Reclaim => {
+                *has_broken = true;
+                for extent in extents {
+                    for piece in self.pieces(extent) {
+                        let span = piece.own_span(extent);
+                        if piece.record == Record::POISONED {
+                            map.unmap(&self.machine, pool, span, Leave::Poisoned);
+                        } else {
+                            map.restore(&self.machine, pool, span);
+                        }
+                    }
+                }
             }
             Taking::TakeBack => {
                 let mut gone = Gone::new();

@@ -91,8 +91,9 @@ impl<M: Machine> Hypervisor<M> {
         }
         let id = VmId::new(number as u16);
         self.donate_metadata(scratch, id, &mut vm)?;
-        // The list has at least one page.
-        let root = vm.pool.pop(&self.machine).ok_or(Error::NoMemory)?;
+        // The list has at least one page. If all are broken, the slot is free as before.
+        let none = Refusal { error: Error::NoMemory, index: 0, detail: 1 };
+        let root = vm.pool.pop(&self.machine).ok_or(none)?;
         let context =
             Stage2Context { vttbr: (number as u64) << 48 | root.0, vtcr: self.guest_vtcr };
         self.machine.note(|| Note::Root(id, &context));

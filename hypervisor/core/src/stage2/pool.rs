@@ -33,7 +33,7 @@ impl PagePool {
         self.free == 0
     }
 
-    /// Puts a zeroed page in.
+    /// Puts a zeroed page in that is the hypervisor's already.
     pub fn push<M: Machine>(&mut self, machine: &M, page: PhysAddr) {
         machine.table(page)[0].store(self.head, Ordering::Relaxed);
         self.head = page.0;

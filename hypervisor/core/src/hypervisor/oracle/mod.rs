@@ -35,4 +35,6 @@ pub(super) enum Asked {
     Unshare,
     Reclaim,
     Poison,
+    /// EL2 found the memory to be broken.
+    Break,
 }

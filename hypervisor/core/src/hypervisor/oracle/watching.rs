@@ -104,7 +104,7 @@ fn transition(asked: Asked, new: Record) -> Transition {
         Asked::TakeBack => Transition::TakeBack,
         Asked::Unshare => Transition::Unshare(home),
         Asked::Reclaim => Transition::Reclaim(home),
-        Asked::Poison => Transition::Poison,
+        Asked::Poison | Asked::Break => Transition::Poison,
     }
 }
 
@@ -125,6 +125,14 @@ impl<M: Machine> Hypervisor<M> {
             let Some(old) = get(block, page) else {
                 panic!("oracle: {asked:?} by {by:?} of what is no RAM: {record:?}");
             };
+            if asked == Asked::Break
+                && let Some(frame) =
+                    frame_of(record).filter(|frame| frame.state == FrameState::Poisoned)
+            {
+                // No call's transition: memory breaks in any state.
+                self.oracle.set(place, frame);
+                continue;
+            }
             let living =
                 Living { owner: alive(old.owner), borrower: old.borrower.is_none_or(alive) };
             let event = Event { by: spec(by), transition: transition(asked, record), living };

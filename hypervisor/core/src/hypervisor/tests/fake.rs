@@ -4,6 +4,7 @@
 //! it.
 
 use std::array;
+use std::collections::BTreeSet;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock};
@@ -16,7 +17,7 @@ use crate::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE, PhysAddr, PhysRange};
 use crate::errata::Errata;
 use crate::hypervisor::{Hypervisor, Scratch, Setup, Sizes};
 use crate::ledger::{self, Frames, Reserve};
-use crate::machine::{Machine, Note, Table};
+use crate::machine::{Machine, MemoryError, Note, Table};
 use crate::stage2::{Descriptor, Stage2Context, Stage2Features};
 use crate::vcpu::syndrome::{Ec, IL};
 use crate::vcpu::{GuestExit, GuestIds, Next, Vcpu, VcpuCell};
@@ -51,6 +52,12 @@ pub struct Fake {
     pub cleaned: Mutex<Vec<u64>>,
     /// What happens when an address is zeroed, once.
     on_zero: Mutex<Option<(u64, Meanwhile)>>,
+    /// How often fetches were made to see what was written.
+    pub fetches_synced: AtomicU64,
+    /// Pages that do not answer.
+    pub broken: Mutex<BTreeSet<u64>>,
+    /// Pages that EL2 has mapped as a VM's metadata.
+    pub metadata: Mutex<BTreeSet<u64>>,
     /// What happens to tables, if somebody wants to know.
     trace: Option<Trace>,
     /// What its CPUs have, and how they are hardened.
@@ -66,6 +73,9 @@ impl Default for Fake {
             forces_write_back: AtomicBool::new(false),
             cleaned: Mutex::default(),
             on_zero: Mutex::default(),
+            fetches_synced: AtomicU64::new(0),
+            broken: Mutex::default(),
+            metadata: Mutex::default(),
             trace: None,
             errata: AtomicU32::new(0),
             hardening: AtomicU64::new(Hardening::NotNeeded.bit()),
@@ -107,13 +117,24 @@ impl Machine for Fake {
         self.page(page.0).vcpu.get().expect("no vCPU was placed there")
     }
 
-    fn read_entry(&self, at: PhysAddr) -> [u64; 4] {
+    fn read_entry(&self, at: PhysAddr) -> Result<[u64; 4], MemoryError> {
+        self.answers(at.0, 32)?;
         let table = self.table(at.align_down(PAGE_SIZE));
         let first = (at.0 % PAGE_SIZE) as usize / 8;
-        array::from_fn(|n| table[first + n].load(Ordering::Relaxed))
+        Ok(array::from_fn(|n| table[first + n].load(Ordering::Relaxed)))
     }
 
-    fn zero(&self, at: PhysAddr, size: u64) {
+    fn map_metadata(&self, page: PhysAddr) {
+        assert!(self.metadata.lock().unwrap().insert(page.0), "{page:?} is mapped already");
+    }
+
+    fn unmap_metadata(&self, at: PhysAddr, size: u64) {
+        for page in (at.0..at.0 + size).step_by(PAGE_SIZE as usize) {
+            assert!(self.metadata.lock().unwrap().remove(&page), "{page:#x} is not mapped");
+        }
+    }
+
+    fn zero(&self, at: PhysAddr, size: u64) -> Result<(), MemoryError> {
         let meanwhile = self.on_zero.lock().unwrap().take_if(|(place, _)| *place == at.0);
         if let Some((_, meanwhile)) = meanwhile {
             meanwhile();
@@ -127,14 +148,20 @@ impl Machine for Fake {
                 page.words.iter().for_each(|word| word.store(0, Ordering::Relaxed));
             }
         }
+        self.answers(at.0, size)
     }
 
     fn needs_clean(&self) -> bool {
         !self.forces_write_back.load(Ordering::Relaxed)
     }
 
-    fn clean_to_poc(&self, at: PhysAddr, _: u64) {
+    fn clean_to_poc(&self, at: PhysAddr, size: u64) -> Result<(), MemoryError> {
         self.cleaned.lock().unwrap().push(at.0);
+        self.answers(at.0, size)
+    }
+
+    fn sync_fetches(&self) {
+        self.fetches_synced.fetch_add(1, Ordering::Relaxed);
     }
 
     fn errata(&self) -> Errata {
@@ -178,6 +205,15 @@ impl Fake {
     /// Memory of which is told what happens to tables in it.
     fn traced() -> Fake {
         Fake { trace: Some(Trace::default()), ..Fake::default() }
+    }
+
+    /// Whether all of a range can be worked on.
+    fn answers(&self, at: u64, size: u64) -> Result<(), MemoryError> {
+        let first = at & !(PAGE_SIZE - 1);
+        match self.broken.lock().unwrap().range(first..at + size).next() {
+            None => Ok(()),
+            Some(_) => Err(MemoryError),
+        }
     }
 
     /// What happened to tables.

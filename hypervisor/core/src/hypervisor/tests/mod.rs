@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
+mod broken;
 mod doorbells;
 pub(crate) mod fake;
 mod histories;

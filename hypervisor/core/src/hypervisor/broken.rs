@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Memory that fails while EL2 zeroes or cleans it, in the half of a call that
+//! cannot refuse.
+//!
+//! The call goes on without it. The frames are poisoned, as by
+//! [`call::MEM_POISON`](escrow_abi::call::MEM_POISON): nobody reaches them any
+//! more. The caller learns how many they were, and finds them by
+//! [`call::FRAME_INFO`](escrow_abi::call::FRAME_INFO).
+
+use core::sync::atomic::Ordering;
+
+use super::Hypervisor;
+use super::extents::{Extent, Scratch};
+use super::oracle::Asked;
+use super::parties::Parties;
+use super::pieces::Piece;
+use crate::addr::PhysAddr;
+use crate::ledger::{Block, Record, VmId};
+use crate::machine::Machine;
+
+impl<M: Machine> Hypervisor<M> {
+    /// Poisons frames that no VM reaches, all of one record, of a locked block.
+    #[cold]
+    pub(super) fn break_frames(&self, block: Block, at: PhysAddr, piece: &Piece) {
+        self.set_frames(block, at, piece, Record::POISONED, (VmId::HOST, Asked::Break));
+        self.poisoned.fetch_add(piece.pages as u64, Ordering::Relaxed);
+    }
+
+    /// Poisons an extent that has left its owner's map and is in nobody else's yet.
+    /// It has no pages any more from here on. `parties`: who counts them so far.
+    #[cold]
+    fn break_extent(&self, extent: &mut Extent, parties: Option<&mut Parties<'_>>) {
+        let mut parties = parties;
+        for piece in self.pieces(extent) {
+            self.break_frames(extent.block, piece.frame(extent), &piece);
+            if let Some(parties) = &mut parties {
+                parties.recount(piece.record, Record::POISONED, piece.pages as u64);
+            }
+        }
+        extent.pages = 0;
+        extent.is_block = false;
+    }
+
+    /// Cleans what another VM is to see, where that is needed. Extents that
+    /// fail are poisoned.
+    #[inline(always)]
+    pub(super) fn clean(&self, scratch: &mut Scratch) {
+        if self.machine.needs_clean() {
+            self.clean_always(scratch, None);
+        }
+    }
+
+    /// The same, whatever the CPUs do by themselves. `parties`: who counts the pages
+    /// so far.
+    pub(super) fn clean_always(
+        &self,
+        scratch: &mut Scratch,
+        mut parties: Option<&mut Parties<'_>>,
+    ) {
+        let mut broken = 0;
+        for extent in scratch.extents_mut() {
+            if self.machine.clean_to_poc(extent.frame, extent.size()).is_err() {
+                broken += extent.pages as u64;
+                self.break_extent(extent, parties.as_deref_mut());
+            }
+        }
+        scratch.broken += broken;
+        self.machine.sync_fetches();
+    }
+}

@@ -1,0 +1,281 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Memory that does not answer, or whose contents are broken, under each of EL2's own
+//! accesses to it.
+
+use escrow_abi::{Error, FrameState, Handle, call};
+
+use super::fake::{FREE, Host, LIST, PINNED};
+use super::{UNLOCK_ZEROED, block, page, started, unlock};
+use crate::addr::PAGE_SIZE;
+
+const GUEST: u64 = 0x8000_0000;
+
+fn breaks(host: &Host, at: u64) {
+    host.escrow.machine.broken.lock().unwrap().insert(at);
+}
+
+fn state(host: &mut Host, at: u64) -> Result<u64, Error> {
+    host.call(call::FRAME_INFO, &[at]).map(|[state, ..]| state).map_err(|refused| refused.0)
+}
+
+/// All calls of the host that take a list.
+fn list_calls(vm: u64, list: u64) -> Vec<(u32, Vec<u64>)> {
+    let with_vm = [call::VM_TOP_UP, call::MEM_LEND, call::MEM_SHARE, call::MEM_DONATE];
+    let without = [
+        call::VM_CREATE,
+        call::MEM_UNSHARE,
+        call::MEM_RECLAIM,
+        call::MEM_TAKE_BACK,
+        call::MEM_POISON,
+    ];
+    let with_vm = with_vm.map(|function| (function, vec![vm, list, 1]));
+    with_vm.into_iter().chain(without.map(|function| (function, vec![list, 1]))).collect()
+}
+
+#[test]
+fn a_list_that_cannot_be_read_refuses_the_call() {
+    let mut host = Host::new();
+    let (vm, _) = started(&mut host);
+    host.list(&[page(FREE, GUEST)]);
+    breaks(&host, LIST);
+    let before = host.snapshot();
+    for (function, args) in list_calls(vm, LIST) {
+        assert_eq!(host.call(function, &args), Err((Error::BrokenMemory, 0, 0)), "{function:#x}");
+    }
+    assert_eq!(host.snapshot(), before);
+}
+
+#[test]
+fn a_list_whose_second_page_cannot_be_read_names_its_entry() {
+    let mut host = Host::new();
+    let (vm, _) = started(&mut host);
+    let entries: Vec<_> =
+        (0..200).map(|n| page(FREE + n * PAGE_SIZE, GUEST + n * PAGE_SIZE)).collect();
+    host.list(&entries);
+    breaks(&host, LIST + PAGE_SIZE);
+    let before = host.snapshot();
+    let refused = host.call(call::MEM_LEND, &[vm, LIST, 200]);
+    assert_eq!(refused, Err((Error::BrokenMemory, 128, 0)));
+    assert_eq!(host.snapshot(), before);
+}
+
+#[test]
+fn lists_do_not_lie_in_pinned_memory() {
+    let mut host = Host::new();
+    let (vm, _) = started(&mut host);
+    // Whoever looks there all the same is told by the memory.
+    breaks(&host, PINNED.base.0);
+    for (function, args) in list_calls(vm, PINNED.base.0) {
+        assert_eq!(host.call(function, &args), Err((Error::Pinned, 0, 0)), "{function:#x}");
+    }
+}
+
+#[test]
+fn a_guests_list_that_cannot_be_read_refuses_its_call() {
+    let mut host = Host::new();
+    let (vm, vcpu) = started(&mut host);
+    host.share(vm, &[page(FREE, GUEST)]).unwrap();
+    breaks(&host, FREE);
+    let refused = host.guest_call(vcpu, call::MEM_DONATE, &[Handle::HOST, GUEST, 1]);
+    assert_eq!(refused, Err((Error::BrokenMemory, 0, 0)));
+}
+
+#[test]
+fn what_breaks_on_its_way_to_a_guest_is_out_of_use() {
+    for list in
+        [vec![page(FREE, GUEST)], vec![page(FREE, GUEST), page(FREE + 0x5000, GUEST + 0x9000)]]
+    {
+        for function in [call::MEM_LEND, call::MEM_DONATE] {
+            let mut host = Host::new();
+            let (vm, _) = started(&mut host);
+            // So that the short way of a single page is open.
+            host.lend(vm, &[page(FREE + 0x1000, GUEST + 0x1000)]).unwrap();
+            breaks(&host, FREE);
+            let [at, count] = host.list(&list);
+            assert_eq!(host.call(function, &[vm, at, count]), Ok([0, 1, 0, 0]));
+            assert_eq!(state(&mut host, FREE), Ok(FrameState::Poisoned as u64));
+            assert!(!host.reaches(FREE));
+            assert_eq!(host.guest_frame(vm, GUEST), None, "neither does the guest");
+            assert_eq!(host.escrow.pages(FrameState::Poisoned), 1);
+            let [_, reachable, ..] = host.call(call::VM_INFO, &[vm]).unwrap();
+            assert_eq!(reachable, count, "the other pages");
+            if count == 2 {
+                assert_eq!(host.guest_frame(vm, GUEST + 0x9000), Some(FREE + 0x5000));
+            }
+            // The address is free for another page.
+            host.lend(vm, &[page(FREE + 0x2000, GUEST)]).unwrap();
+            ends(&mut host, vm);
+        }
+    }
+}
+
+#[test]
+fn a_block_that_breaks_on_its_way_to_a_guest_is_out_of_use() {
+    for fill in [false, true] {
+        let mut host = Host::new();
+        let (vm, _) = started(&mut host);
+        if fill {
+            host.lend(vm, &[block(FREE + 0x20_0000, GUEST + 0x20_0000)]).unwrap();
+        }
+        breaks(&host, FREE + 0x7000);
+        let [at, count] = host.list(&[block(FREE, GUEST)]);
+        assert_eq!(host.call(call::MEM_LEND, &[vm, at, count]), Ok([0, 512, 0, 0]));
+        assert_eq!(host.guest_frame(vm, GUEST), None);
+        assert!(!host.reaches(FREE));
+        assert_eq!(host.escrow.pages(FrameState::Poisoned), 512);
+        ends(&mut host, vm);
+    }
+}
+
+/// All that can come home does, and the VM's slot is free again.
+fn ends(host: &mut Host, vm: u64) {
+    host.call(call::VM_DESTROY, &[vm]).unwrap();
+    let ram = host.escrow.ledger().ram().ranges();
+    let pages: Vec<_> = ram
+        .flat_map(|r| (r.base.0..r.end().min(FREE + 0x60_0000)).step_by(PAGE_SIZE as usize))
+        .collect();
+    for at in pages {
+        let _ = host.reclaim(&[(at, 0)]);
+    }
+    assert_eq!(host.call(call::LEDGER_INFO, &[call::INFO_VMS, 0]), Ok([0; 4]), "the slot is free");
+    assert!(host.escrow.machine.metadata.lock().unwrap().is_empty(), "nothing is mapped at EL2");
+}
+
+#[test]
+fn what_breaks_on_its_way_home_stays_out_of_use() {
+    let mut host = Host::new();
+    let (vm, vcpu) = started(&mut host);
+    host.lend(vm, &[block(FREE, GUEST), page(FREE + 0x20_0000, GUEST + 0x20_0000)]).unwrap();
+    for at in [FREE, FREE + 0x7000, FREE + 0x8000] {
+        host.escrow.machine.scribble(at);
+    }
+    unlock(&mut host, vcpu, GUEST, 0x20_1000, UNLOCK_ZEROED).unwrap();
+    breaks(&host, FREE + 0x7000);
+    let [at, count] = host.list(&[taken(FREE, 9), taken(FREE + 0x20_0000, 0)]);
+    assert_eq!(host.call(call::MEM_RECLAIM, &[at, count]), Ok([0, 1, 0, 0]));
+    assert_eq!(state(&mut host, FREE + 0x7000), Ok(FrameState::Poisoned as u64));
+    assert!(!host.reaches(FREE + 0x7000));
+    for at in [FREE, FREE + 0x6000, FREE + 0x8000, FREE + 0x1f_f000, FREE + 0x20_0000] {
+        assert!(host.reaches(at), "{at:#x}");
+        assert!(host.escrow.machine.is_zero(at), "{at:#x}");
+    }
+    assert_eq!(host.escrow.pages(FrameState::Poisoned), 1);
+    assert_eq!(host.escrow.pages(FrameState::Lent), 0);
+    ends(&mut host, vm);
+}
+
+fn taken(at: u64, order: u32) -> escrow_abi::MemEntry {
+    escrow_abi::MemEntry::new(at, order, 0, escrow_abi::Rights::NONE)
+}
+
+#[test]
+fn contents_that_break_on_their_way_home_stay_out_of_use() {
+    let mut host = Host::new();
+    let (vm, vcpu) = started(&mut host);
+    host.lend(vm, &[page(FREE, GUEST), page(FREE + 0x1000, GUEST + 0x1000)]).unwrap();
+    host.give(call::MEM_DONATE, vm, &[page(FREE + 0x3000, GUEST + 0x3000)]).unwrap();
+    host.share(vm, &[page(FREE + 0x4000, GUEST + 0x4000)]).unwrap();
+    unlock(&mut host, vcpu, GUEST, 0x2000, call::MODIFY_UNLOCK).unwrap();
+    breaks(&host, FREE);
+    breaks(&host, FREE + 0x3000);
+    let [at, count] = host.list(&[taken(FREE, 0), taken(FREE + 0x1000, 0)]);
+    assert_eq!(host.call(call::MEM_RECLAIM, &[at, count]), Ok([0, 1, 0, 0]));
+    assert!(!host.reaches(FREE) && host.reaches(FREE + 0x1000));
+    // A guest's donation to the host.
+    host.write_list(&[taken(GUEST + 0x3000, 0)], |_| FREE + 0x4000);
+    let told = host.guest_call(vcpu, call::MEM_DONATE, &[Handle::HOST, GUEST + 0x4000, 1]);
+    assert_eq!(told, Ok([0, 1, 0]));
+    assert!(!host.reaches(FREE + 0x3000));
+    assert_eq!(state(&mut host, FREE + 0x3000), Ok(FrameState::Poisoned as u64));
+    assert_eq!(host.escrow.pages(FrameState::Poisoned), 2);
+    ends(&mut host, vm);
+}
+
+#[test]
+fn what_breaks_between_guests_is_out_of_their_reach() {
+    let mut host = Host::new();
+    let (a, a_vcpu) = started(&mut host);
+    let (b, b_vcpu) = started(&mut host);
+    host.give(call::MEM_DONATE, a, &[page(FREE, GUEST), page(FREE + 0x1000, GUEST + 0x1000)])
+        .unwrap();
+    let list = FREE + 0x8000;
+    host.share(a, &[page(list, GUEST + 0x8000)]).unwrap();
+    let rights = call::RIGHT_LEND;
+    let [cap, ..] = host.call(call::CAP_GRANT, &[a, b, rights, GUEST, 0x2000]).unwrap();
+    host.write_list(&[page(GUEST, GUEST), page(GUEST + 0x1000, GUEST + 0x1000)], |_| list);
+    host.guest_call(a_vcpu, call::MEM_LEND, &[cap, GUEST + 0x8000, 2]).unwrap();
+    unlock(&mut host, b_vcpu, GUEST, 0x2000, UNLOCK_ZEROED).unwrap();
+    breaks(&host, FREE);
+    host.write_list(&[taken(GUEST, 0), taken(GUEST + 0x1000, 0)], |_| list);
+    let told = host.guest_call(a_vcpu, call::MEM_RECLAIM, &[GUEST + 0x8000, 2]);
+    assert!(matches!(told, Ok([0, 1 | 2, 0])), "{told:?}");
+    assert_eq!(host.guest_frame(a, GUEST), None);
+    assert_eq!(host.guest_frame(b, GUEST), None);
+    // Nothing can be slipped in where it was.
+    host.list(&[page(FREE + 0x9000, GUEST)]);
+    assert_eq!(host.call(call::MEM_LEND, &[a, LIST, 1]), Err((Error::GuestMapped, 0, 0)));
+    host.call(call::VM_DESTROY, &[b]).unwrap();
+    host.call(call::VM_DESTROY, &[a]).unwrap();
+    for at in (super::fake::METADATA..FREE + 0x20_0000).step_by(PAGE_SIZE as usize) {
+        let _ = host.reclaim(&[(at, 0)]);
+    }
+    assert_eq!(host.call(call::LEDGER_INFO, &[call::INFO_VMS, 0]), Ok([0; 4]));
+}
+
+#[test]
+fn broken_pages_are_no_metadata() {
+    let mut host = Host::new();
+    let pages = host.fresh_metadata(4);
+    breaks(&host, pages[1].frame);
+    let [list, count] = host.list(&pages);
+    let [vm, broken, ..] = host.call(call::VM_CREATE, &[list, count]).unwrap();
+    assert_eq!(broken, 1);
+    assert_eq!(host.call(call::VM_INFO, &[vm]), Ok([0, 0, 3, 2]));
+    let more = host.fresh_metadata(2);
+    breaks(&host, more[0].frame);
+    let [list, count] = host.list(&more);
+    assert_eq!(host.call(call::VM_TOP_UP, &[vm, list, count]), Ok([0, 1, 0, 0]));
+    assert_eq!(host.call(call::VM_INFO, &[vm]), Ok([0, 0, 4, 3]));
+    assert_eq!(host.escrow.pages(FrameState::Poisoned), 2);
+    ends(&mut host, vm);
+    // A VM of nothing but broken pages is none.
+    let pages = host.fresh_metadata(2);
+    for entry in &pages {
+        breaks(&host, entry.frame);
+    }
+    let [list, count] = host.list(&pages);
+    assert_eq!(host.call(call::VM_CREATE, &[list, count]), Err((Error::NoMemory, 0, 1)));
+    assert_eq!(host.call(call::LEDGER_INFO, &[call::INFO_VMS, 0]), Ok([0; 4]));
+    assert_eq!(host.escrow.pages(FrameState::Poisoned), 4);
+    assert_eq!(host.escrow.pages(FrameState::Metadata), 0);
+}
+
+/// Fetches see what came home, whichever way it came.
+#[test]
+fn no_old_instruction_outlives_a_way_home() {
+    let mut host = Host::new();
+    let (vm, vcpu) = started(&mut host);
+    host.escrow.machine.forces_write_back.store(true, std::sync::atomic::Ordering::Relaxed);
+    let synced = |host: &Host| {
+        host.escrow.machine.fetches_synced.swap(0, std::sync::atomic::Ordering::Relaxed)
+    };
+    host.lend(vm, &[page(FREE, GUEST), page(FREE + 0x1000, GUEST + 0x1000)]).unwrap();
+    host.lend(vm, &[page(FREE + 0x2000, GUEST + 0x2000)]).unwrap();
+    host.share(vm, &[page(FREE + 0x4000, GUEST + 0x4000)]).unwrap();
+    host.give(call::MEM_DONATE, vm, &[page(FREE + 0x3000, GUEST + 0x3000)]).unwrap();
+    unlock(&mut host, vcpu, GUEST, 0x1000, call::MODIFY_UNLOCK).unwrap();
+    unlock(&mut host, vcpu, GUEST + 0x1000, 0x1000, UNLOCK_ZEROED).unwrap();
+    synced(&host);
+    host.guest_call(vcpu, call::MEM_SHARE_BACK, &[GUEST + 0x2000, 0x1000]).unwrap();
+    assert_eq!(synced(&host), 1, "shared back");
+    host.reclaim(&[(FREE, 0)]).unwrap();
+    assert_eq!(synced(&host), 1, "with its contents");
+    host.reclaim(&[(FREE + 0x1000, 0)]).unwrap();
+    assert_eq!(synced(&host), 1, "zeroed");
+    host.write_list(&[taken(GUEST + 0x3000, 0)], |_| FREE + 0x4000);
+    host.guest_call(vcpu, call::MEM_DONATE, &[Handle::HOST, GUEST + 0x4000, 1]).unwrap();
+    assert_eq!(synced(&host), 1, "donated");
+    host.take(call::MEM_UNSHARE, &[(FREE + 0x4000, 0)]).unwrap();
+    assert_eq!(synced(&host), 1, "shared");
+}
