@@ -24,6 +24,14 @@
 //! ([`ORDER_BLOCK`](crate::ORDER_BLOCK)) in a guest's list is 2 MiB of the
 //! guest's addresses that lead to one whole block of frames.
 //!
+//! # Broken memory
+//!
+//! A list that EL2 cannot read refuses its call
+//! ([`Error::BrokenMemory`](crate::Error::BrokenMemory)). Pages that turn out to be
+//! broken while they change hands are out of use, as after [`MEM_POISON`], and the
+//! call is done for all others: `x2` says how many they were. [`FRAME_INFO`] finds
+//! them.
+//!
 //! # Owners and heirs
 //!
 //! A page has one owner and at most one borrower. The host owns what it never
