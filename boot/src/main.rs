@@ -38,6 +38,7 @@ use escrow_aarch64::{Features, Hardware, Installed};
 use escrow_core::addr::PhysRange;
 use escrow_core::hypervisor::{Hypervisor, Setup, Sizes};
 use escrow_core::ledger::Gib;
+use escrow_core::trap::{Trap, TrapKind};
 use escrow_platform::board::{Board, Console, MAX_RAM, MAX_RESERVED, Outline};
 use escrow_platform::fdt::Fdt;
 use escrow_platform::host_tree::Changes;
@@ -99,6 +100,12 @@ extern "C" fn boot_main(early: &mut Early, entered: u64) -> ! {
     let Some(start) = arena.take(pool, pool) else { fatal!("working memory is too small") };
     // SAFETY: fresh memory, mapped as data.
     unsafe { pool::give(start, pool) };
+    if let Some(registers) = board.fw_cfg {
+        // SAFETY: the tree says that these are a device's registers.
+        if let Err(error) = unsafe { early.stage1.map(registers, Use::Device) } {
+            fatal!("cannot map fw_cfg at {registers}: {error}");
+        }
+    }
     let hypervisor = set_up(&mut arena, &ram, &board, &layout, &features);
     let start = early.stage1.cpu_start();
     let Some(cpus) = smp::Cpus::new(&stacks, &board.cpus, &start, hypervisor, features) else {
@@ -277,8 +284,17 @@ fn set_up(
     let pinned: ArrayVec<PhysRange, MAX_RESERVED> = board.reserved.iter().map(phys).collect();
     let escrow: ArrayVec<PhysRange, { MAX_PIECES + 1 }> =
         layout.escrow().iter().map(phys).collect();
-    let setup =
-        Setup { ram, escrow: &escrow, pinned: &pinned, reserve: arena, features: features.stage2 };
+    // Its DMA reaches all memory.
+    let fw_cfg = |registers| Trap { registers: phys(registers), kind: TrapKind::FwCfg };
+    let traps: ArrayVec<Trap, 1> = board.fw_cfg.iter().map(fw_cfg).collect();
+    let setup = Setup {
+        ram,
+        escrow: &escrow,
+        pinned: &pinned,
+        traps: &traps,
+        reserve: arena,
+        features: features.stage2,
+    };
     // It is large; this way it is moved least.
     let place = Box::new_uninit();
     match Hypervisor::new(Hardware::new(features), setup) {

@@ -159,6 +159,9 @@ pub struct Board<'a> {
     pub cpus: ArrayVec<Cpu, MAX_CPUS>,
     /// The interrupt controller.
     pub gic: Gicv3,
+    /// Registers of QEMU's firmware configuration, also if the host is not to use it:
+    /// they reach memory.
+    pub fw_cfg: Option<Range>,
     /// The host's kernel.
     pub kernel: Module<'a>,
     /// The host's initial RAM disk.
@@ -183,6 +186,7 @@ impl<'a> Board<'a> {
             no_map,
             cpus: read_cpus(outline)?,
             gic: read_gic(outline.fdt)?,
+            fw_cfg: read_fw_cfg(outline.fdt),
             kernel,
             ramdisk,
         })
@@ -264,6 +268,10 @@ fn read_gic(fdt: &Fdt<'_>) -> Result<Gicv3, BoardError> {
             .map_err(|_| BoardError::TooMany("ranges of redistributors"))?;
     }
     Ok(Gicv3 { distributor, redistributors })
+}
+
+fn read_fw_cfg(fdt: &Fdt<'_>) -> Option<Range> {
+    Ancestry::search(fdt, |node| node.is_compatible(b"qemu,fw-cfg-mmio"))?.registers(0)
 }
 
 fn check_psci(outline: &Outline<'_, '_>) -> Result<(), BoardError> {

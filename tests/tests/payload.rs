@@ -157,6 +157,18 @@ fn a_reset_leaves_nothing_of_a_guest() {
 }
 
 #[test]
+fn devices_without_escrow() {
+    let passed = Run { smp: 2, ..Run::of("devices") }.passes_alone();
+    assert!(passed >= 8);
+}
+
+#[test]
+fn devices() {
+    run(Run::of("devices"), 10);
+    run(Run { cpu: "cortex-a53", smp: 4, ..Run::of("devices") }, 10);
+}
+
+#[test]
 fn poison() {
     run(Run::of("poison"), 2);
     run(Run { cpu: "cortex-a53", smp: 1, ..Run::of("poison") }, 2);

@@ -8,8 +8,9 @@ use escrow_abi::psci::NOT_SUPPORTED;
 use escrow_core::addr::Ipa;
 use escrow_core::hypervisor::{HostAbort, immediate};
 use escrow_core::psci::{FirmwareCall, PsciCall};
+use escrow_core::trap::{HostFault, HostRegisters};
 use escrow_core::vcpu::syndrome::{Ec, abort};
-use escrow_core::vcpu::{Entry, Exception, PstateFeatures};
+use escrow_core::vcpu::{Entry, Exception, PstateFeatures, after_instruction};
 
 use crate::fault::stop_if_stopped;
 use crate::machine::{Installed, installed};
@@ -26,6 +27,41 @@ pub(crate) struct HostFrame {
 }
 
 const _: () = assert!(size_of::<HostFrame>() == 160);
+
+/// All of them, for what may be about any.
+#[repr(C)]
+struct SyncFrame {
+    /// X19 to X29.
+    kept: [u64; 11],
+    /// Keeps the stack aligned.
+    _pad: u64,
+    rest: HostFrame,
+}
+
+const _: () = assert!(size_of::<SyncFrame>() == 96 + size_of::<HostFrame>());
+
+impl HostRegisters for SyncFrame {
+    fn read(&self, n: usize) -> u64 {
+        match n {
+            0..=18 => self.rest.x.get(n).copied().unwrap_or(0),
+            19..=29 => self.kept.get(n - 19).copied().unwrap_or(0),
+            30 => self.rest.x30,
+            _ => 0,
+        }
+    }
+
+    fn write(&mut self, n: usize, value: u64) {
+        let register = match n {
+            0..=18 => self.rest.x.get_mut(n),
+            19..=29 => self.kept.get_mut(n - 19),
+            30 => Some(&mut self.rest.x30),
+            _ => None,
+        };
+        if let Some(register) = register {
+            *register = value;
+        }
+    }
+}
 
 /// The firmware behind EL2, and who reaches it: the boot code.
 pub trait Firmware: Sync {
@@ -97,13 +133,13 @@ fn host_call(frame: &mut HostFrame) {
 ///
 /// As for [`escrow_host_hvc`].
 #[unsafe(no_mangle)]
-unsafe extern "C" fn escrow_host_sync(frame: &mut HostFrame) {
+unsafe extern "C" fn escrow_host_sync(frame: &mut SyncFrame) {
     let esr = ESR_EL2::read();
     match Ec::of(esr) {
         // An HVC with another immediate than 0 is nobody's.
-        Ec::HVC64 => frame.x[0] = NOT_SUPPORTED,
-        Ec::SMC64 => host_smc(frame, esr),
-        Ec::DATA_ABORT_LOWER | Ec::INSTRUCTION_ABORT_LOWER => host_abort(esr),
+        Ec::HVC64 => frame.rest.x[0] = NOT_SUPPORTED,
+        Ec::SMC64 => host_smc(&mut frame.rest, esr),
+        Ec::DATA_ABORT_LOWER | Ec::INSTRUCTION_ABORT_LOWER => host_abort(frame, esr),
         _ => {
             report("trapped instruction", esr);
             inject(Exception::UNDEFINED);
@@ -131,7 +167,7 @@ unsafe extern "C" fn escrow_host_unexpected(_frame: &mut HostFrame, kind: u64) {
 fn host_smc(frame: &mut HostFrame, esr: u64) {
     // A trapped SMC has not been executed (DDI 0487, "HCR_EL2", TSC): the
     // return address is its own.
-    ELR_EL2::write(ELR_EL2::read().wrapping_add(4));
+    skip_instruction();
     let args = frame.x.first_chunk::<4>().expect("19 is more than 4");
     if esr & 0xffff != 0 {
         frame.x[0] = NOT_SUPPORTED;
@@ -157,22 +193,32 @@ fn host_smc(frame: &mut HostFrame, esr: u64) {
     }
 }
 
+/// Lets the host go on behind the instruction that it trapped at.
+fn skip_instruction() {
+    ELR_EL2::write(ELR_EL2::read().wrapping_add(4));
+    SPSR_EL2::write(after_instruction(SPSR_EL2::read()));
+}
+
 /// A stage-2 abort: the host touched what is not mapped for it.
-fn host_abort(esr: u64) {
+fn host_abort(frame: &mut SyncFrame, esr: u64) {
     stop_if_stopped();
     let far = FAR_EL2::read();
-    let retry = match (abort::kind(esr), installed()) {
+    let pstate = SPSR_EL2::read();
+    let outcome = match (abort::kind(esr), installed()) {
         // HPFAR_EL2 is valid for these, and for permission faults only on a
         // table walk (DDI 0487, "HPFAR_EL2"); the host's stage 2 has no entries
         // that allow some accesses and forbid others.
         (abort::Kind::Translation, Some(Installed { hypervisor, .. })) => {
             let at = Ipa((HPFAR_EL2::read() & 0x0000_0fff_ffff_fff0) << 8 | far & 0xfff);
-            hypervisor.host_abort(at) == HostAbort::Retry
+            let fault = HostFault { at, esr, pstate, sctlr: SCTLR_EL1::read() };
+            hypervisor.host_abort(&fault, frame)
         }
-        _ => false,
+        _ => HostAbort::Inject,
     };
-    if !retry {
-        inject(Exception::for_host(esr, far, SPSR_EL2::read()));
+    match outcome {
+        HostAbort::Retry => {}
+        HostAbort::Skip => skip_instruction(),
+        HostAbort::Inject => inject(Exception::for_host(esr, far, pstate)),
     }
 }
 

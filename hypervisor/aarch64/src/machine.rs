@@ -355,6 +355,32 @@ impl Machine for Hardware {
         }
     }
 
+    fn read_device(&self, at: PhysAddr, size: u64) -> u64 {
+        // SAFETY: core names registers of devices that were mapped at EL2 for it, and
+        // accesses that they take; `at` is a multiple of `size`. The instructions are
+        // those that the host would have used.
+        unsafe {
+            match size {
+                1 => ptr::read_volatile(at.0 as *const u8).into(),
+                2 => ptr::read_volatile(at.0 as *const u16).into(),
+                4 => ptr::read_volatile(at.0 as *const u32).into(),
+                _ => ptr::read_volatile(at.0 as *const u64),
+            }
+        }
+    }
+
+    fn write_device(&self, at: PhysAddr, size: u64, value: u64) {
+        // SAFETY: as for `read_device`.
+        unsafe {
+            match size {
+                1 => ptr::write_volatile(at.0 as *mut u8, value as u8),
+                2 => ptr::write_volatile(at.0 as *mut u16, value as u16),
+                4 => ptr::write_volatile(at.0 as *mut u32, value as u32),
+                _ => ptr::write_volatile(at.0 as *mut u64, value),
+            }
+        }
+    }
+
     #[inline]
     fn publish(&self) {
         // A table walker is an observer of its own (DDI 0487, "Ordering and

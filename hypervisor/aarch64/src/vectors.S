@@ -198,9 +198,25 @@ host_pushed:
     host_vector 2
     host_vector 3
 
+    // What EL2 does in the host's place may be about any register: host.rs,
+    // SyncFrame.
 host_sync:
+    sub     sp, sp, #96
+    stp     x19, x20, [sp, #0]
+    stp     x21, x22, [sp, #16]
+    stp     x23, x24, [sp, #32]
+    stp     x25, x26, [sp, #48]
+    stp     x27, x28, [sp, #64]
+    str     x29, [sp, #80]
     mov     x0, sp
     bl      escrow_host_sync
+    ldp     x19, x20, [sp, #0]
+    ldp     x21, x22, [sp, #16]
+    ldp     x23, x24, [sp, #32]
+    ldp     x25, x26, [sp, #48]
+    ldp     x27, x28, [sp, #64]
+    ldr     x29, [sp, #80]
+    add     sp, sp, #96
 host_return:
     pop_host_frame_and_return
     speculation_barrier

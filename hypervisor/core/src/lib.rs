@@ -4,7 +4,8 @@
 //!
 //! Who holds which page ([`ledger`]), how that shows in the stage-2 tables
 //! ([`stage2`]), the VMs and their vCPUs ([`vm`], [`vcpu`]), and the calls that
-//! change any of it ([`hypervisor`]); what must not watch a guest ([`observers`]). Nothing here knows a register, a barrier
+//! change any of it ([`hypervisor`]); what must not watch a guest ([`observers`]); devices
+//! that the host reaches through EL2 ([`trap`]). Nothing here knows a register, a barrier
 //! or a board: what is needed of the machine comes in through
 //! [`machine::Machine`], so `cargo test` runs all of it on the build machine.
 
@@ -23,5 +24,6 @@ pub mod machine;
 pub mod observers;
 pub mod psci;
 pub mod stage2;
+pub mod trap;
 pub mod vcpu;
 pub mod vm;

@@ -126,6 +126,13 @@ pub trait Machine: Sync {
     /// and nothing older. Once for each call that has memory change hands.
     fn sync_fetches(&self);
 
+    /// Loads from a device's register that is mapped at EL2: `size` bytes, 1, 2, 4
+    /// or 8, at an address that is a multiple of it. The order of bytes is little-endian.
+    fn read_device(&self, at: PhysAddr, size: u64) -> u64;
+
+    /// Stores to a device's register, as [`Self::read_device`] loads.
+    fn write_device(&self, at: PhysAddr, size: u64, value: u64);
+
     /// Makes new valid descriptors visible to all table walkers.
     fn publish(&self);
 

@@ -24,13 +24,14 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use escrow_abi::{Error, FrameState, Rights};
 
-use crate::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE, PhysAddr, PhysRange};
+use crate::addr::{BLOCK_SIZE, PAGE_SIZE, PhysAddr, PhysRange};
 use crate::gate::Gate;
 use crate::ledger::{FRAMES_PER_BLOCK, Ledger, RamError, RamMap, Record, Reserve, VmId};
 use crate::machine::{Machine, Note};
 use crate::stage2::{
     Attributes, Geometry, GuestMap, HostMap, HostMapError, MmioMap, Stage2Context, Stage2Features,
 };
+use crate::trap::{HostFault, HostRegisters, Trap, TrapError, Trapped, Traps};
 use crate::vm::{MAX_VMS, PageCounts, Slot};
 pub use calls::immediate;
 pub use extents::Scratch;
@@ -49,6 +50,9 @@ pub struct Setup<'a> {
     pub escrow: &'a [PhysRange],
     /// RAM that stays the host's: firmware or devices use it.
     pub pinned: &'a [PhysRange],
+    /// Devices that the host reaches through EL2 alone; what EL2 accesses in its place
+    /// is mapped at EL2.
+    pub traps: &'a [Trap],
     /// Memory for all this, as much as [`Sizes`] says.
     pub reserve: &'a mut dyn Reserve,
     /// What the CPUs' stage 2 can do.
@@ -93,6 +97,8 @@ pub enum SetupError {
     LedgerTooSmall,
     /// One of Escrow's ranges is no RAM or not in whole blocks.
     BadEscrowRange,
+    /// The traps cannot be set.
+    Trap(TrapError),
     /// The host's tables cannot be built.
     Map(HostMapError),
 }
@@ -103,6 +109,7 @@ pub struct Hypervisor<M: Machine> {
     pub machine: M,
     ledger: Ledger,
     host: HostMap,
+    traps: Traps,
     guest_geometry: Geometry,
     /// By the bits of the guest's rights.
     guest_attributes: [Attributes; 8],
@@ -124,6 +131,8 @@ pub struct Hypervisor<M: Machine> {
 pub enum HostAbort {
     /// The access is allowed now: make it again.
     Retry,
+    /// The access is done: go on behind its instruction.
+    Skip,
     /// The host has nothing there: hand it a fault that it can recover from.
     Inject,
 }
@@ -163,7 +172,8 @@ impl<M: Machine> Hypervisor<M> {
                 ledger.set_block(block, Record::HYPERVISOR);
             }
         }
-        let host = HostMap::new(&machine, &ledger, &setup.features, setup.reserve)
+        let traps = Traps::new(setup.traps).map_err(SetupError::Trap)?;
+        let host = HostMap::new(&machine, &ledger, &setup.features, &traps, setup.reserve)
             .map_err(SetupError::Map)?;
         machine.note(|| Note::Root(VmId::HOST, host.context()));
         oracle::begin(&ledger);
@@ -179,6 +189,7 @@ impl<M: Machine> Hypervisor<M> {
             machine,
             ledger,
             host,
+            traps,
             guest_geometry,
             guest_attributes: core::array::from_fn(|bits| {
                 let rights = Rights::from_bits(bits as u64).unwrap_or(Rights::NONE);
@@ -218,10 +229,15 @@ impl<M: Machine> Hypervisor<M> {
         self.cpus.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// Decides about a stage-2 translation, access-flag or permission fault of the
-    /// host at an address.
-    pub fn host_abort(&self, at: Ipa) -> HostAbort {
-        let at = at.identity();
+    /// Decides about a stage-2 translation or access-flag fault of the host, and makes
+    /// the access if it is to a device that EL2 keeps.
+    pub fn host_abort(&self, fault: &HostFault, registers: &mut impl HostRegisters) -> HostAbort {
+        match self.traps.access(&self.machine, fault, registers) {
+            Some(Trapped::Done) => return HostAbort::Skip,
+            Some(Trapped::Refused) => return HostAbort::Inject,
+            None => {}
+        }
+        let at = fault.at.identity();
         let Some(block) = self.ledger.locate(at) else {
             let mapped = self.host.map_mmio(&self.machine, at.identity());
             // Not a call, but the host runs on as after one.

@@ -35,13 +35,19 @@ const POISONED: u64 = 1 << 56;
 pub struct Attributes(u64);
 
 impl Attributes {
-    /// RAM of the host: all rights; the host's stage 1 says how it is cached.
-    pub const HOST_RAM: Attributes =
+    /// Whatever the host reaches, RAM and devices: all rights, and its stage 1 alone
+    /// says how it is accessed.
+    ///
+    /// The memory types of both stages combine to the stricter one: Device before
+    /// Normal, Non-cacheable before Write-Back (DDI 0487, D8.6 "Combining stage 1 and
+    /// stage 2 memory type attributes"; FEAT_S2FWB is off for the host, `HCR_EL2.FWB`).
+    /// So Write-Back here leaves the choice to stage 1: a device is Device where the host
+    /// maps it as such, and all of its Device accesses stay what they are. EL2 cannot
+    /// make it better than that: it does not know which addresses beside the RAM of
+    /// boot are memory (memory that is added later, buffers in BARs) and which are
+    /// registers. The host does, as it would without Escrow.
+    pub const HOST: Attributes =
         Attributes(READ | WRITE | INNER_SHAREABLE | ACCESS_FLAG | 0b1111 << 2);
-
-    /// MMIO of the host: Device-nGnRE at the most, never executed.
-    pub const HOST_MMIO: Attributes =
-        Attributes(READ | WRITE | ACCESS_FLAG | 0b0001 << 2 | EXECUTE_NEVER);
 
     /// RAM of a guest. With FEAT_S2FWB always cacheable, whatever its stage 1
     /// says (DDI 0487, D8.6.6 "Stage 2 memory region type and Cacheability
@@ -182,7 +188,7 @@ mod tests {
 
     #[test]
     fn an_invalid_entry_remembers() {
-        let block = Descriptor::block(PhysAddr(0x4000_0000), Attributes::HOST_RAM).with_table();
+        let block = Descriptor::block(PhysAddr(0x4000_0000), Attributes::HOST).with_table();
         let away = block.away();
         assert!(!away.is_valid() && away.is_away() && !away.is_free() && !away.is_table());
         assert_eq!(away.back(), block);
@@ -192,14 +198,14 @@ mod tests {
         let broken = block.poisoned();
         assert!(broken.is_poisoned() && !broken.is_valid() && !broken.is_free());
         assert!(!broken.is_away() && broken.has_table());
-        let page = Descriptor::page(PhysAddr(0), Attributes::HOST_RAM).away();
+        let page = Descriptor::page(PhysAddr(0), Attributes::HOST).away();
         assert!(page.is_away() && !page.is_table());
-        assert_eq!(block.attributes(), Attributes::HOST_RAM);
+        assert_eq!(block.attributes(), Attributes::HOST);
     }
 
     #[test]
     fn kinds_are_told_apart() {
-        let block = Descriptor::block(PhysAddr(0x4000_0000), Attributes::HOST_RAM);
+        let block = Descriptor::block(PhysAddr(0x4000_0000), Attributes::HOST);
         assert!(block.is_valid() && !block.is_table());
         assert!(Descriptor::table(PhysAddr(0x1000)).is_table());
         assert!(!Descriptor::INVALID.is_valid());

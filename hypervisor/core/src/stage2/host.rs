@@ -3,9 +3,12 @@
 //! The host's stage 2: an identity map of the whole machine, with holes.
 //!
 //! RAM is mapped in 1 GiB, 2 MiB and 4 KiB entries, the largest that fit what
-//! the ledger says; everything else is MMIO and the host's. A level-2 table
-//! for each GiB with RAM and a level-3 table for each block of RAM are set
-//! aside at boot, so taking a page out of the map never needs memory.
+//! the ledger says. Everything else is the host's as well, in entries of 1 GiB:
+//! devices, and memory that is added later. But for pages that EL2 withholds
+//! ([`Traps`]): they have no entry, and those beside them are smaller for it. A
+//! level-2 table for each GiB with RAM and a level-3 table for each block of RAM
+//! are set aside at boot, so taking a page out of the map never needs memory.
+//! What is withheld is withheld for good.
 //!
 //! A block's entry and its level-3 table are covered by the block's lock in
 //! the ledger. The entry of a whole GiB is covered by [`HostMap`]'s own lock,
@@ -17,9 +20,10 @@ use arrayvec::ArrayVec;
 use spin::mutex::TicketMutex;
 
 use super::{Attributes, Descriptor, Geometry, Stage2Context, Stage2Features, level_shift};
-use crate::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE, PAGES_PER_BLOCK, PhysAddr};
+use crate::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE, PAGES_PER_BLOCK, PhysAddr, PhysRange};
 use crate::ledger::{Block, Directory, GIB_SIZE as GIB, Ledger, RamMap, Record, Reserve};
 use crate::machine::{Machine, Note};
+use crate::trap::{MAX_TRAPS, Traps};
 
 /// Level-1 tables for MMIO beyond the first TiB, on machines with a level 0.
 const SPARE_TABLES: usize = 4;
@@ -78,6 +82,8 @@ pub enum HostMapError {
     OutOfRange,
     /// CPUs with less than 36 bits of physical address.
     AddressesTooSmall,
+    /// A page that is to be withheld is RAM.
+    WithheldRam,
 }
 
 /// What became of an MMIO address.
@@ -90,12 +96,13 @@ pub enum MmioMap {
 }
 
 impl HostMap {
-    /// Builds the map of all that the ledger gives to the host.
-    ///
+    /// Builds the map of all that the ledger gives to the host and `traps` does
+    /// not withhold.
     pub fn new<M: Machine>(
         machine: &M,
         ledger: &Ledger,
         features: &Stage2Features,
+        traps: &Traps,
         reserve: &mut dyn Reserve,
     ) -> Result<HostMap, HostMapError> {
         if features.pa_bits < 36 {
@@ -141,6 +148,9 @@ impl HostMap {
             }
         }
         map.map_ram(machine, ledger);
+        for range in traps.ranges() {
+            map.withhold(machine, ledger, range, &mut pages)?;
+        }
         machine.publish();
         Ok(map)
     }
@@ -151,6 +161,8 @@ impl HostMap {
         let level1 = ram.end().max(EAGER_MMIO).div_ceil(1 << level_shift(0)) as usize;
         // The root may have to begin at a multiple of its size.
         2 * MAX_ROOT_TABLES + ram.gibs() + SPARE_TABLES + level1
+            // A withheld range may need one of levels 1, 2 and 3 at each of its ends.
+            + 6 * MAX_TRAPS
     }
 
     /// The registers that select this map.
@@ -177,7 +189,7 @@ impl HostMap {
             let entry = match ledger.locate(at) {
                 None => {
                     whole = false;
-                    Descriptor::block(at, Attributes::HOST_MMIO)
+                    Descriptor::block(at, Attributes::HOST)
                 }
                 Some(block) if ledger.is_split(block) => {
                     whole = false;
@@ -186,7 +198,7 @@ impl HostMap {
                 }
                 Some(block) => match ledger.whole_block(block) {
                     Some(record) if record.host_reaches() => {
-                        Descriptor::block(at, Attributes::HOST_RAM)
+                        Descriptor::block(at, Attributes::HOST)
                     }
                     _ => {
                         whole = false;
@@ -197,7 +209,7 @@ impl HostMap {
             machine.write_descriptor(slot, entry);
         }
         let entry = if whole {
-            Descriptor::block(PhysAddr(number * GIB), Attributes::HOST_RAM)
+            Descriptor::block(PhysAddr(number * GIB), Attributes::HOST)
         } else {
             Descriptor::table(gib.table())
         };
@@ -208,9 +220,82 @@ impl HostMap {
         }
     }
 
-    /// Maps the MMIO at an address that the host touched and the map lacks.
+    /// Takes pages that are no RAM out of the map, which no CPU uses yet.
+    fn withhold<M: Machine>(
+        &self,
+        machine: &M,
+        ledger: &Ledger,
+        range: PhysRange,
+        pages: &mut dyn FnMut(usize) -> Result<PhysAddr, HostMapError>,
+    ) -> Result<(), HostMapError> {
+        if range.end() > self.geometry.end() {
+            return Err(HostMapError::OutOfRange);
+        }
+        let mut at = range.base;
+        while at.0 < range.end() {
+            let block = at.align_down(BLOCK_SIZE);
+            let end = range.end().min(block.0 + BLOCK_SIZE);
+            let level2 = self.withhold_in_gib(machine, at.0 / GIB, pages)?;
+            let slot = &machine.table(level2)[index(at.0, 2)];
+            let entry = Descriptor(slot.load(Ordering::Relaxed));
+            if at == block && end == block.0 + BLOCK_SIZE {
+                if ledger.locate(block).is_some() {
+                    return Err(HostMapError::WithheldRam);
+                }
+                machine.write_descriptor(slot, Descriptor::INVALID);
+            } else {
+                let level3 = if entry.is_table() {
+                    entry.address()
+                } else {
+                    let table = pages(1)?;
+                    fill(machine, table, block, PAGE_SIZE, Descriptor::page);
+                    machine.write_descriptor(slot, Descriptor::table(table));
+                    table
+                };
+                for page in (at.0..end).step_by(PAGE_SIZE as usize) {
+                    if !matches!(ledger.get(PhysAddr(page)), None | Some(Record::NO_RAM)) {
+                        return Err(HostMapError::WithheldRam);
+                    }
+                    let slot = &machine.table(level3)[index(page, 3)];
+                    machine.write_descriptor(slot, Descriptor::INVALID);
+                }
+            }
+            at = PhysAddr(end);
+        }
+        Ok(())
+    }
+
+    /// The level-2 table of a GiB that is not to be one entry; makes one for a GiB
+    /// without RAM.
+    fn withhold_in_gib<M: Machine>(
+        &self,
+        machine: &M,
+        gib: u64,
+        pages: &mut dyn FnMut(usize) -> Result<PhysAddr, HostMapError>,
+    ) -> Result<PhysAddr, HostMapError> {
+        if self.level1_slot(machine, gib).is_none() {
+            self.link_level1(machine, gib, pages(1)?);
+        }
+        let Some(slot) = self.level1_slot(machine, gib) else {
+            return Err(HostMapError::OutOfRange);
+        };
+        let entry = Descriptor(slot.load(Ordering::Relaxed));
+        if entry.is_table() {
+            return Ok(entry.address());
+        }
+        if self.gib(gib).is_some() {
+            // A GiB that is one entry is RAM throughout.
+            return Err(HostMapError::WithheldRam);
+        }
+        let table = pages(1)?;
+        fill(machine, table, PhysAddr(gib * GIB), BLOCK_SIZE, Descriptor::block);
+        machine.write_descriptor(slot, Descriptor::table(table));
+        Ok(table)
+    }
+
+    /// Maps what is at an address that the host touched and the map lacks.
     ///
-    /// For addresses outside RAM only.
+    /// For addresses outside RAM, and not for what is withheld.
     pub fn map_mmio<M: Machine>(&self, machine: &M, at: Ipa) -> MmioMap {
         if at.0 >= self.geometry.end() {
             return MmioMap::Refused;
@@ -223,19 +308,29 @@ impl HostMap {
         let mut spare = self.level1.lock();
         if self.level1_slot(machine, gib).is_none() {
             let Some(page) = spare.pop() else { return MmioMap::Refused };
-            let slot = &machine.table(self.root)[(at.0 >> level_shift(0)) as usize];
-            machine.write_descriptor(slot, Descriptor::table(page));
+            self.link_level1(machine, gib, page);
         }
         self.map_mmio_gib(machine, gib);
         machine.publish();
         MmioMap::Mapped
     }
 
+    /// Maps a GiB without RAM by one entry, unless it has one: another CPU was
+    /// faster, or pages of it are withheld.
     fn map_mmio_gib<M: Machine>(&self, machine: &M, gib: u64) {
-        if let Some(slot) = self.level1_slot(machine, gib) {
-            let entry = Descriptor::block(PhysAddr(gib * GIB), Attributes::HOST_MMIO);
+        if let Some(slot) = self.level1_slot(machine, gib)
+            && !Descriptor(slot.load(Ordering::Relaxed)).is_valid()
+        {
+            let entry = Descriptor::block(PhysAddr(gib * GIB), Attributes::HOST);
             machine.write_descriptor(slot, entry);
         }
+    }
+
+    /// Links an empty level-1 table for the 512 GiB around a GiB, on a machine with
+    /// a level 0.
+    fn link_level1<M: Machine>(&self, machine: &M, gib: u64, page: PhysAddr) {
+        let slot = &machine.table(self.root)[((gib * GIB) >> level_shift(0)) as usize];
+        machine.write_descriptor(slot, Descriptor::table(page));
     }
 
     /// Whether the map has a valid entry for a page, for tests and checks.
@@ -266,7 +361,7 @@ impl HostMap {
     /// them. Needs the block's lock.
     pub fn map_pages<M: Machine>(&self, machine: &M, block: Block, at: PhysAddr, pages: usize) {
         let first = index(at.0, 3);
-        let mut entry = Descriptor::page(at, Attributes::HOST_RAM);
+        let mut entry = Descriptor::page(at, Attributes::HOST);
         let table = machine.table(block.host().table());
         for slot in table.get(first..first + pages).unwrap_or_default() {
             machine.write_descriptor(slot, entry);
@@ -296,7 +391,7 @@ impl HostMap {
             self.leave(machine, base);
         }
         ledger.split(block);
-        let first = Descriptor::page(base, Attributes::HOST_RAM).0;
+        let first = Descriptor::page(base, Attributes::HOST).0;
         let (mut entry, step) = if reached { (first, PAGE_SIZE) } else { (0, 0) };
         for slot in machine.table(block.host().table()) {
             machine.write_descriptor(slot, Descriptor(entry));
@@ -346,7 +441,7 @@ impl HostMap {
     pub fn map_block<M: Machine>(&self, machine: &M, at: PhysAddr) {
         let base = at.align_down(BLOCK_SIZE);
         if let Some(slot) = self.level2_slot(machine, base) {
-            let entry = Descriptor::block(base, Attributes::HOST_RAM);
+            let entry = Descriptor::block(base, Attributes::HOST);
             self.replace(machine, slot, entry, base, BLOCK_SIZE);
         }
         self.come_home(machine, base);
@@ -405,7 +500,7 @@ impl HostMap {
         }
         if let Some(slot) = self.level1_slot(machine, number) {
             let base = PhysAddr(number * GIB);
-            self.replace(machine, slot, Descriptor::block(base, Attributes::HOST_RAM), base, GIB);
+            self.replace(machine, slot, Descriptor::block(base, Attributes::HOST), base, GIB);
         }
     }
 
@@ -414,10 +509,8 @@ impl HostMap {
         for (n, slot) in table.iter().enumerate() {
             let at = base.add(n as u64 * PAGE_SIZE);
             let record = ledger.get_in(block, at);
-            let entry = if record == Record::NO_RAM {
-                Descriptor::page(at, Attributes::HOST_MMIO)
-            } else if record.host_reaches() {
-                Descriptor::page(at, Attributes::HOST_RAM)
+            let entry = if record == Record::NO_RAM || record.host_reaches() {
+                Descriptor::page(at, Attributes::HOST)
             } else {
                 Descriptor::INVALID
             };
@@ -470,6 +563,19 @@ fn give_level3<M: Machine>(
         wanted -= 1;
     }
     Ok(())
+}
+
+/// Fills a table with what the host reaches, in pieces of `size` bytes.
+fn fill<M: Machine>(
+    machine: &M,
+    table: PhysAddr,
+    base: PhysAddr,
+    size: u64,
+    leaf: impl Fn(PhysAddr, Attributes) -> Descriptor,
+) {
+    for (n, slot) in (0u64..).zip(machine.table(table)) {
+        machine.write_descriptor(slot, leaf(base.add(n * size), Attributes::HOST));
+    }
 }
 
 fn index(at: u64, level: u8) -> usize {

@@ -11,6 +11,7 @@ use crate::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE, PhysAddr, PhysRange};
 use crate::hypervisor::tests::fake::{Fake, Memory};
 use crate::ledger::{Ledger, RamMap, Record};
 use crate::machine::Machine;
+use crate::trap::{MAX_TRAPS, Trap, TrapKind, Traps};
 
 const GIB: u64 = 1 << 30;
 
@@ -24,12 +25,23 @@ struct World {
     map: HostMap,
 }
 
-fn try_world(ram: &[PhysRange], pa_bits: u8, limit: usize) -> Result<World, HostMapError> {
+/// A machine on which the host does not reach some pages.
+fn try_world_without(
+    traps: &[Trap],
+    ram: &[PhysRange],
+    pa_bits: u8,
+    limit: usize,
+) -> Result<World, HostMapError> {
     let machine = Fake::default();
     let mut memory = Memory::new(PhysRange::new(0x10_0000_0000, 64 * GIB), limit);
     let ledger = Ledger::new(RamMap::new(ram).unwrap(), ram, &mut memory).unwrap();
-    let map = HostMap::new(&machine, &ledger, &features(pa_bits), &mut memory)?;
+    let traps = Traps::new(traps).unwrap();
+    let map = HostMap::new(&machine, &ledger, &features(pa_bits), &traps, &mut memory)?;
     Ok(World { machine, ledger, map })
+}
+
+fn try_world(ram: &[PhysRange], pa_bits: u8, limit: usize) -> Result<World, HostMapError> {
+    try_world_without(&[], ram, pa_bits, limit)
 }
 
 fn world(ram: &[PhysRange], pa_bits: u8) -> World {
@@ -129,6 +141,86 @@ fn mmio_beyond_the_first_tib_is_mapped_when_it_is_touched() {
     assert_eq!(touch(!0), MmioMap::Refused);
 }
 
+fn hidden(base: u64, size: u64) -> Trap {
+    Trap { registers: PhysRange::new(base, size), kind: TrapKind::Hidden }
+}
+
+#[test]
+fn what_is_withheld_is_a_hole_of_its_own_pages() {
+    let ram = [PhysRange::new(GIB, GIB / 2 + 5 * PAGE_SIZE)];
+    let edge = GIB + GIB / 2;
+    let traps = [
+        // Pages of a block, two traps in one block, all of a block and more.
+        hidden(0x902_0000, 0x18),
+        hidden(0x902_2000, 2 * PAGE_SIZE),
+        hidden(0xa1f_f000, BLOCK_SIZE + 2 * PAGE_SIZE),
+        // In a block that is RAM in part, beside it, in a GiB with neither, beyond 1 TiB.
+        hidden(edge + 7 * PAGE_SIZE, PAGE_SIZE),
+        hidden(edge + 4 * BLOCK_SIZE, 1),
+        hidden(7 * GIB, 2 * PAGE_SIZE),
+        hidden((3 << 40) + 9 * GIB + PAGE_SIZE, PAGE_SIZE),
+    ];
+    let world = try_world_without(&traps, &ram, 48, usize::MAX).unwrap();
+    for Trap { registers, .. } in traps {
+        let (first, end) = (registers.base.0 & !0xfff, registers.end().next_multiple_of(PAGE_SIZE));
+        for page in (first..end).step_by(PAGE_SIZE as usize) {
+            assert!(!world.reaches(page), "{page:#x}");
+            // However often the host comes back.
+            world.map.map_mmio(&world.machine, Ipa(page));
+            assert!(!world.reaches(page), "{page:#x} heals");
+        }
+        let outside = [first.checked_sub(PAGE_SIZE), Some(end)].into_iter().flatten();
+        for page in outside.filter(|&page| page != 0x902_2000 && page < 1 << 40) {
+            assert!(world.reaches(page), "{page:#x}");
+        }
+    }
+    // Entries elsewhere are as large as they were; the whole block has no table.
+    assert_eq!((world.levels(0x4000_0000 - 1), world.levels(0x902_0000)), (2, 3));
+    assert_eq!((world.levels(0xa20_0000), world.levels(2 * GIB)), (2, 1));
+    assert_eq!((world.levels(edge + 3 * PAGE_SIZE), world.levels(edge + BLOCK_SIZE)), (3, 2));
+    // What is beside the far one comes when it is touched, at once.
+    let far = (3 << 40) + 8 * GIB;
+    assert!(!world.reaches(far) && world.reaches(far + GIB));
+    assert_eq!(world.map.map_mmio(&world.machine, Ipa(far)), MmioMap::Mapped);
+    assert!(world.reaches(far) && !world.reaches(far + GIB + PAGE_SIZE));
+}
+
+#[test]
+fn ram_is_not_withheld() {
+    let ram = [PhysRange::new(GIB, 2 * GIB + 5 * PAGE_SIZE)];
+    let end = 3 * GIB + 5 * PAGE_SIZE;
+    for (base, size) in [
+        (GIB, PAGE_SIZE),
+        (2 * GIB - PAGE_SIZE, PAGE_SIZE),
+        (GIB - PAGE_SIZE, 2 * PAGE_SIZE),
+        (2 * GIB, BLOCK_SIZE),
+        (3 * GIB, PAGE_SIZE),
+        (3 * GIB, BLOCK_SIZE),
+        (end - 1, PAGE_SIZE),
+    ] {
+        let world = try_world_without(&[hidden(base, size)], &ram, 40, usize::MAX);
+        assert_eq!(world.err(), Some(HostMapError::WithheldRam), "{base:#x} {size:#x}");
+    }
+    assert!(try_world_without(&[hidden(end, BLOCK_SIZE)], &ram, 40, usize::MAX).is_ok());
+    let beyond = try_world_without(&[hidden(1 << 40, 8)], &ram, 40, usize::MAX);
+    assert_eq!(beyond.err(), Some(HostMapError::OutOfRange));
+}
+
+#[test]
+fn a_page_that_is_lent_and_comes_home_does_not_heal_a_hole_beside_it() {
+    let ram = [PhysRange::new(GIB, BLOCK_SIZE + 5 * PAGE_SIZE)];
+    let edge = PhysAddr(GIB + BLOCK_SIZE);
+    let hole = edge.0 + 5 * PAGE_SIZE;
+    let world = try_world_without(&[hidden(hole, 8)], &ram, 40, usize::MAX).unwrap();
+    let block = world.ledger.locate(edge).unwrap();
+    world.map.split(&world.machine, &world.ledger, block, edge);
+    world.map.unmap_pages(&world.machine, block, 0, 5);
+    world.map.map_pages(&world.machine, block, edge, 5);
+    world.map.merge(&world.machine, &world.ledger, block, edge);
+    assert!(world.reaches(hole - PAGE_SIZE) && !world.reaches(hole));
+    assert!(world.reaches(hole + PAGE_SIZE));
+}
+
 #[test]
 fn what_cannot_be_mapped_is_refused() {
     let ram = [PhysRange::new(GIB, GIB)];
@@ -150,6 +242,11 @@ fn the_tables_of_any_ram_fit_what_is_asked_for() {
     ] {
         let needed = HostMap::pages_needed(&RamMap::new(&ram).unwrap());
         assert!(try_world(&ram, bits, needed).is_ok(), "{ram:x?}");
+        // With the most that can be withheld, each in the way of tables of its own.
+        let far = |n| (300 + 600 * n) * GIB - PAGE_SIZE;
+        let traps: Vec<_> = (0..MAX_TRAPS as u64).map(|n| hidden(far(n), 2 * PAGE_SIZE)).collect();
+        let traps = if bits == 48 { &traps[..] } else { &traps[..1] };
+        assert!(try_world_without(traps, &ram, bits, needed).is_ok(), "{ram:x?}");
     }
 }
 

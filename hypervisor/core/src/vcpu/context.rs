@@ -7,7 +7,7 @@
 
 use spin::mutex::TicketMutex;
 
-use super::exception::{Entry, Exception, PstateFeatures};
+use super::exception::{Entry, Exception, PstateFeatures, after_instruction};
 use super::resume::Pending;
 
 /// A vCPU in the page that was donated for it. Whoever runs the vCPU holds the
@@ -212,9 +212,7 @@ impl Vcpu {
     /// carried out for it.
     pub fn skip_instruction(&mut self) {
         self.regs.pc = self.regs.pc.wrapping_add(4);
-        // The instruction is over, and with it a single step and what BTYPE
-        // said of it; IT does not exist in AArch64.
-        self.regs.pstate &= !(1 << 21 | 0x3 << 10);
+        self.regs.pstate = after_instruction(self.regs.pstate);
     }
 
     /// Makes the guest take an exception. [`Self::el1`] must be up to date.

@@ -32,8 +32,10 @@ pub(super) mod pstate {
     pub const EL1H: u64 = 0x5;
     pub const AARCH32: u64 = 1 << 4;
     pub const DAIF: u64 = 0xf << 6;
+    pub const BTYPE: u64 = 0x3 << 10;
     pub const SSBS: u64 = 1 << 12;
     pub const ALLINT: u64 = 1 << 13;
+    pub const SS: u64 = 1 << 21;
     pub const PAN: u64 = 1 << 22;
     pub const DIT: u64 = 1 << 24;
     pub const DIT_AARCH32: u64 = 1 << 21;
@@ -92,9 +94,20 @@ impl Entry {
     }
 }
 
+/// Whether a PSTATE is one of AArch32.
+pub(crate) const fn is_aarch32(pstate: u64) -> bool {
+    pstate & pstate::AARCH32 != 0
+}
+
+/// The PSTATE behind an instruction that is over, whoever executed it, with it a
+/// single step and what BTYPE said of it. For AArch64, which has no IT state.
+pub const fn after_instruction(pstate: u64) -> u64 {
+    pstate & !(pstate::SS | pstate::BTYPE)
+}
+
 /// Whether a PSTATE is one of EL0.
 const fn is_el0(pstate: u64) -> bool {
-    pstate & pstate::AARCH32 != 0 || pstate & pstate::M == pstate::EL0T
+    is_aarch32(pstate) || pstate & pstate::M == pstate::EL0T
 }
 
 impl Exception {

@@ -24,9 +24,11 @@ pub use context::{
     El1Registers, FpRegisters, GeneralRegisters, PSTATE_RESET, Power, SCTLR_EL1_RESET,
     TimerRegisters, Vcpu, VcpuCell,
 };
-pub use exception::{Entry, Exception, PstateFeatures};
+pub(crate) use exception::is_aarch32;
+pub use exception::{Entry, Exception, PstateFeatures, after_instruction};
 pub use exit::{Abort, Answer, GuestExit, Outcome, READY, Trap};
 pub use ids::GuestIds;
 pub use policy::Next;
+pub(crate) use resume::is_big_endian;
 pub use resume::{Mmio, Pending};
 pub use smccc::Service;

@@ -5,7 +5,7 @@
 use escrow_abi::{Error, run};
 
 use super::context::{SCTLR_EE, Vcpu};
-use super::exception::Exception;
+use super::exception::{Exception, is_aarch32};
 use super::syndrome::abort;
 
 /// An exit that the host has yet to answer.
@@ -139,13 +139,19 @@ impl Vcpu {
     /// Whether the guest's data accesses are big-endian where it is now.
     #[inline]
     pub(super) fn is_big_endian(&self) -> bool {
-        // SCTLR_EL1.E0E governs EL0, EE governs EL1; AArch32 has PSTATE.E.
-        if self.regs.pstate & 1 << 4 != 0 {
-            self.regs.pstate & 1 << 9 != 0
-        } else if self.regs.pstate & 0xf == 0 {
-            self.el1.sctlr & 1 << 24 != 0
-        } else {
-            self.el1.sctlr & SCTLR_EE != 0
-        }
+        is_big_endian(self.regs.pstate, self.el1.sctlr)
+    }
+}
+
+/// Whether data accesses are big-endian in a PSTATE, given `SCTLR_EL1`.
+#[inline]
+pub(crate) const fn is_big_endian(pstate: u64, sctlr: u64) -> bool {
+    // SCTLR_EL1.E0E governs EL0, EE governs EL1; AArch32 has PSTATE.E.
+    if is_aarch32(pstate) {
+        pstate & 1 << 9 != 0
+    } else if pstate & 0xf == 0 {
+        sctlr & 1 << 24 != 0
+    } else {
+        sctlr & SCTLR_EE != 0
     }
 }

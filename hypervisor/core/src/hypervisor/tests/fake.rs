@@ -15,12 +15,13 @@ use escrow_abi::{Error, FrameState, MemEntry, Rights, call};
 use super::trace::Trace;
 use crate::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE, PhysAddr, PhysRange};
 use crate::errata::Errata;
-use crate::hypervisor::{Hypervisor, Scratch, Setup, Sizes};
+use crate::hypervisor::{HostAbort, Hypervisor, Scratch, Setup, Sizes};
 use crate::ledger::{self, Frames, Reserve};
 use crate::machine::{Machine, MemoryError, Note, Table};
 use crate::stage2::{Descriptor, Stage2Context, Stage2Features};
+use crate::trap::{HostFault, Trap, TrapKind};
 use crate::vcpu::syndrome::{Ec, IL};
-use crate::vcpu::{GuestExit, GuestIds, Next, Vcpu, VcpuCell};
+use crate::vcpu::{GeneralRegisters, GuestExit, GuestIds, Next, Vcpu, VcpuCell};
 use crate::vm::Run;
 
 const GIB: u64 = 1 << 30;
@@ -58,6 +59,10 @@ pub struct Fake {
     pub broken: Mutex<BTreeSet<u64>>,
     /// Pages that EL2 has mapped as a VM's metadata.
     pub metadata: Mutex<BTreeSet<u64>>,
+    /// Accesses to devices: address, size, what was stored.
+    pub device_accesses: Mutex<Vec<(u64, u64, Option<u64>)>>,
+    /// What devices' registers hold.
+    pub device_value: AtomicU64,
     /// What happens to tables, if somebody wants to know.
     trace: Option<Trace>,
     /// What its CPUs have, and how they are hardened.
@@ -76,6 +81,8 @@ impl Default for Fake {
             fetches_synced: AtomicU64::new(0),
             broken: Mutex::default(),
             metadata: Mutex::default(),
+            device_accesses: Mutex::default(),
+            device_value: AtomicU64::new(0),
             trace: None,
             errata: AtomicU32::new(0),
             hardening: AtomicU64::new(Hardening::NotNeeded.bit()),
@@ -170,6 +177,15 @@ impl Machine for Fake {
 
     fn hardening(&self) -> u64 {
         self.hardening.load(Ordering::Relaxed)
+    }
+
+    fn read_device(&self, at: PhysAddr, size: u64) -> u64 {
+        self.device_accesses.lock().unwrap().push((at.0, size, None));
+        self.device_value.load(Ordering::Relaxed) & (!0 >> (64 - 8 * size))
+    }
+
+    fn write_device(&self, at: PhysAddr, size: u64, value: u64) {
+        self.device_accesses.lock().unwrap().push((at.0, size, Some(value)));
     }
 
     fn publish(&self) {
@@ -341,6 +357,12 @@ pub const LITTLE_RAM: PhysRange = PhysRange::new(0x7f00_0000, 0x0180_0000);
 pub const ESCROW: PhysRange = PhysRange::new(0x7f20_0000, 2 * BLOCK_SIZE);
 /// Firmware's.
 pub const PINNED: PhysRange = PhysRange::new(0x7f80_1000, 0x2000);
+/// Devices that the host reaches through EL2 alone: firmware's configuration, and two
+/// pages of which it sees nothing.
+pub const TRAPS: [Trap; 2] = [
+    Trap { registers: PhysRange::new(0x0902_0000, 0x18), kind: TrapKind::FwCfg },
+    Trap { registers: PhysRange::new(0x0a00_0e00, 0x400), kind: TrapKind::Hidden },
+];
 /// Where the host's lists are.
 pub const LIST: u64 = 0x7fa0_0000;
 /// Where the host takes the pages from that it donates.
@@ -395,12 +417,21 @@ impl Host {
             ram: &ram,
             escrow: &[ESCROW],
             pinned: &[PINNED],
+            traps: &TRAPS,
             reserve: &mut reserve,
             features: Stage2Features { pa_bits: 40, force_write_back: false, vmid16: false },
         };
         let escrow = Hypervisor::new(machine, setup).unwrap();
         let ids = GuestIds::new(|_, _| 0, 39);
         Host { escrow, scratch: Scratch::new(), metadata: METADATA, ids }
+    }
+
+    /// What becomes of a load that stage 2 does not let through, by an instruction that
+    /// the syndrome does not describe.
+    pub fn touches(&mut self, at: u64) -> HostAbort {
+        let esr = Ec::DATA_ABORT_LOWER.bits() | IL | 0x7;
+        let fault = HostFault { at: Ipa(at), esr, pstate: 0x5, sctlr: 0 };
+        self.escrow.host_abort(&fault, &mut GeneralRegisters::default())
     }
 
     /// A call of the host.

@@ -51,15 +51,15 @@ const UNLOCK_ZEROED: u64 = call::MODIFY_UNLOCK | call::MODIFY_SANITIZE;
 
 #[test]
 fn the_host_begins_with_all_but_escrows_own() {
-    let host = Host::new();
+    let mut host = Host::new();
     assert!(host.reaches(FREE));
     assert!(host.reaches(PINNED.base.0));
     assert!(host.reaches(0x0900_0000), "MMIO");
     assert!(!host.reaches(ESCROW.base.0));
     assert!(!host.reaches(ESCROW.end() - 1));
-    assert_eq!(host.escrow.host_abort(Ipa(ESCROW.base.0)), HostAbort::Inject);
-    assert_eq!(host.escrow.host_abort(Ipa(FREE)), HostAbort::Retry);
-    assert_eq!(host.escrow.host_abort(Ipa(1 << 40)), HostAbort::Inject);
+    assert_eq!(host.touches(ESCROW.base.0), HostAbort::Inject);
+    assert_eq!(host.touches(FREE), HostAbort::Retry);
+    assert_eq!(host.touches(1 << 40), HostAbort::Inject);
 }
 
 #[test]
@@ -71,7 +71,7 @@ fn a_lent_page_is_the_guests_alone() {
     assert!(host.reaches(FREE + PAGE_SIZE));
     assert_eq!(host.guest_frame(vm, 0x8000_0000), Some(FREE));
     assert_eq!(host.guest_frame(vm, 0x8000_1000), None);
-    assert_eq!(host.escrow.host_abort(Ipa(FREE)), HostAbort::Inject);
+    assert_eq!(host.touches(FREE), HostAbort::Inject);
 }
 
 #[test]

@@ -1,0 +1,232 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Pages of devices that the host does not reach by itself.
+//!
+//! They have no entry in the host's stage 2, for good. What the host loads or
+//! stores there comes to EL2 as an abort ([`Traps::access`]), which answers it
+//! as the page's device does ([`Device`]). All other addresses that are no RAM
+//! are the host's, at no cost.
+//!
+//! Which pages these are is said at boot and does not change, so that an abort
+//! looks at a short list without a lock. An access takes at most one lock, held
+//! for one access to a device: a host that does nothing but trap costs EL2 a
+//! bounded time each.
+
+mod fw_cfg;
+#[cfg(test)]
+mod tests;
+
+use arrayvec::ArrayVec;
+
+use crate::addr::{Ipa, PAGE_SIZE, PhysAddr, PhysRange};
+use crate::machine::Machine;
+use crate::vcpu::syndrome::{Ec, abort};
+use crate::vcpu::{GeneralRegisters, Mmio, is_aarch32, is_big_endian};
+use fw_cfg::FwCfg;
+
+/// Ranges that can be withheld.
+pub const MAX_TRAPS: usize = 8;
+
+/// Registers of a device that the host is not to reach by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Trap {
+    /// Where they are. All pages that they touch are withheld.
+    pub registers: PhysRange,
+    /// What the host finds there.
+    pub kind: TrapKind,
+}
+
+/// What the host finds at a trap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TrapKind {
+    /// Nothing: every access is refused.
+    Hidden,
+    /// QEMU's firmware configuration, without its DMA.
+    FwCfg,
+}
+
+/// Why traps cannot be set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TrapError {
+    /// More than [`MAX_TRAPS`].
+    TooMany,
+    /// One without registers, or beyond all addresses.
+    OutOfRange,
+    /// One whose registers are not where such a device has them.
+    BadRegisters,
+    /// Two that share a page.
+    Overlap,
+}
+
+/// An access that a trap answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Access {
+    /// From the begin of the registers; beyond all of them for an address that is
+    /// before them in their page.
+    offset: u64,
+    /// Bytes: 1, 2, 4 or 8.
+    size: u64,
+    /// What is stored, as memory has it in little-endian order; `None` for a load.
+    stored: Option<u64>,
+}
+
+/// What answers the accesses to a trap. `None` refuses; stores have a value
+/// that is not looked at.
+trait Device<M: Machine> {
+    fn access(&self, machine: &M, access: Access) -> Option<u64>;
+}
+
+/// The devices that there are.
+enum Registers {
+    Hidden,
+    FwCfg(FwCfg),
+}
+
+impl<M: Machine> Device<M> for Registers {
+    fn access(&self, machine: &M, access: Access) -> Option<u64> {
+        match self {
+            Registers::Hidden => None,
+            Registers::FwCfg(device) => device.access(machine, access),
+        }
+    }
+}
+
+struct Entry {
+    pages: PhysRange,
+    base: PhysAddr,
+    registers: Registers,
+}
+
+/// All traps, in ascending order.
+pub struct Traps(ArrayVec<Entry, MAX_TRAPS>);
+
+/// An abort of the host at an address that stage 2 does not have.
+#[derive(Clone, Copy, Debug)]
+pub struct HostFault {
+    /// The address.
+    pub at: Ipa,
+    /// `ESR_EL2`.
+    pub esr: u64,
+    /// The host's PSTATE, in the layout of `SPSR_EL2`.
+    pub pstate: u64,
+    /// `SCTLR_EL1`.
+    pub sctlr: u64,
+}
+
+/// The host's general registers, wherever they are kept. Register 31 is XZR.
+pub trait HostRegisters {
+    /// Reads one.
+    fn read(&self, n: usize) -> u64;
+    /// Writes one.
+    fn write(&mut self, n: usize, value: u64);
+}
+
+impl HostRegisters for GeneralRegisters {
+    fn read(&self, n: usize) -> u64 {
+        self.read(n)
+    }
+
+    fn write(&mut self, n: usize, value: u64) {
+        self.write(n, value);
+    }
+}
+
+/// What became of an access to a trap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trapped {
+    /// It is done: the host goes on behind the instruction.
+    Done,
+    /// It is refused: the host gets a fault.
+    Refused,
+}
+
+impl Traps {
+    /// The traps of a machine.
+    ///
+    /// # Errors
+    ///
+    /// See [`TrapError`].
+    pub fn new(traps: &[Trap]) -> Result<Traps, TrapError> {
+        let mut entries: ArrayVec<Entry, MAX_TRAPS> = ArrayVec::new();
+        for Trap { registers, kind } in traps {
+            let base = registers.base;
+            let end =
+                base.0.checked_add(registers.size).filter(|&end| base.0 < end && end < 1 << 52);
+            let end = end.ok_or(TrapError::OutOfRange)?.next_multiple_of(PAGE_SIZE);
+            let first = base.align_down(PAGE_SIZE);
+            let pages = PhysRange { base: first, size: end - first.0 };
+            if *kind == TrapKind::FwCfg && !FwCfg::fits(registers) {
+                return Err(TrapError::BadRegisters);
+            }
+            let place = entries.partition_point(|entry| entry.pages.base < first);
+            let before = place.checked_sub(1).and_then(|n| entries.get(n));
+            if before.is_some_and(|entry| entry.pages.end() > first.0)
+                || entries.get(place).is_some_and(|entry| entry.pages.base.0 < end)
+            {
+                return Err(TrapError::Overlap);
+            }
+            let registers = match kind {
+                TrapKind::Hidden => Registers::Hidden,
+                TrapKind::FwCfg => Registers::FwCfg(FwCfg::new(base)),
+            };
+            let entry = Entry { pages, base, registers };
+            entries.try_insert(place, entry).map_err(|_| TrapError::TooMany)?;
+        }
+        Ok(Traps(entries))
+    }
+
+    /// The ranges that are withheld, in whole pages and ascending order.
+    pub fn ranges(&self) -> impl Iterator<Item = PhysRange> + '_ {
+        self.0.iter().map(|entry| entry.pages)
+    }
+
+    /// Answers an access of the host; `None` if it is not to a trap.
+    ///
+    /// What can be answered is one load or store of a general register, which is what
+    /// drivers do: the syndrome has to say which (ISV; DDI 0487, "ISS encoding for an
+    /// exception from a Data Abort"). Pairs, vectors, atomics, exclusives, `DC ZVA`,
+    /// addressing with write-back, fetches, table walks, and accesses of AArch32
+    /// (whose IT state EL2 does not advance) are refused.
+    pub fn access<M: Machine>(
+        &self,
+        machine: &M,
+        fault: &HostFault,
+        registers: &mut impl HostRegisters,
+    ) -> Option<Trapped> {
+        let at = fault.at.identity();
+        let entry = self.0.iter().find(|entry| entry.pages.contains(at))?;
+        Some(entry.answer(machine, fault, registers).map_or(Trapped::Refused, |()| Trapped::Done))
+    }
+}
+
+impl Entry {
+    fn answer<M: Machine>(
+        &self,
+        machine: &M,
+        fault: &HostFault,
+        registers: &mut impl HostRegisters,
+    ) -> Option<()> {
+        let HostFault { at, esr, pstate, sctlr } = *fault;
+        if Ec::of(esr) != Ec::DATA_ABORT_LOWER || esr & abort::S1PTW != 0 {
+            return None;
+        }
+        if esr & abort::CM != 0 {
+            // What is no memory has no cache lines.
+            return Some(());
+        }
+        if esr & abort::ISV == 0 || is_aarch32(pstate) {
+            return None;
+        }
+        let access = Mmio { esr, far: 0 };
+        let big_endian = is_big_endian(pstate, sctlr);
+        let stored =
+            access.is_write().then(|| access.stored(registers.read(access.register()), big_endian));
+        let offset = at.0.wrapping_sub(self.base.0);
+        let value =
+            self.registers.access(machine, Access { offset, size: access.size(), stored })?;
+        if !access.is_write() {
+            registers.write(access.register(), access.loaded(value, big_endian));
+        }
+        Some(())
+    }
+}
