@@ -36,9 +36,10 @@ use aarch64_cpu::registers::{CNTPCT_EL0, Readable};
 use arrayvec::ArrayVec;
 use escrow_aarch64::{Features, Hardware, Installed};
 use escrow_core::addr::PhysRange;
-use escrow_core::hypervisor::{Hypervisor, Setup, Sizes};
+use escrow_core::hypervisor::{Hypervisor, Setup, Sizes, max_guests};
 use escrow_core::ledger::Gib;
 use escrow_core::trap::{Trap, TrapKind};
+use escrow_core::vm::{Counts, Slot};
 use escrow_platform::board::{Board, Console, MAX_RAM, MAX_RESERVED, Outline};
 use escrow_platform::fdt::Fdt;
 use escrow_platform::host_tree::Changes;
@@ -77,13 +78,14 @@ extern "C" fn boot_main(early: &mut Early, entered: u64) -> ! {
     escrow_aarch64::install_vectors();
     let (fdt, tree) = open_tree(early);
     let outline = Outline::of(&fdt);
-    open_console(&outline, &mut early.stage1);
+    let options = open_console(&outline, &mut early.stage1);
     let board = Board::read(&outline).unwrap_or_else(|error| fatal!("{error}"));
     describe(&board);
     let features = Features::detect().unwrap_or_else(|error| fatal!("{error}"));
 
     let ram: ArrayVec<PhysRange, MAX_RAM> = board.ram.iter().map(phys).collect();
-    let sizes = Sizes::of(&ram).unwrap_or_else(|error| fatal!("memory: {error:?}"));
+    let guests = guests(&options, &features);
+    let sizes = Sizes::of(&ram, guests).unwrap_or_else(|error| fatal!("memory: {error:?}"));
     let layout = plan(&fdt, tree, &board, &sizes, &mut early.stage1);
     for piece in &layout.working {
         log::info!("memory: image {}, ledger and tables {piece}", layout.image);
@@ -106,7 +108,7 @@ extern "C" fn boot_main(early: &mut Early, entered: u64) -> ! {
             fatal!("cannot map fw_cfg at {registers}: {error}");
         }
     }
-    let hypervisor = set_up(&mut arena, &ram, &board, &layout, &features);
+    let hypervisor = set_up(&mut arena, &ram, &board, &layout, guests, &features);
     let start = early.stage1.cpu_start();
     let Some(cpus) = smp::Cpus::new(&stacks, &board.cpus, &start, hypervisor, features) else {
         fatal!("the device tree does not describe the CPU that boots")
@@ -142,7 +144,7 @@ fn open_tree(early: &mut Early) -> (Fdt<'static>, Range) {
     })
 }
 
-fn open_console(outline: &Outline<'_, '_>, stage1: &mut El2Map) {
+fn open_console(outline: &Outline<'_, '_>, stage1: &mut El2Map) -> Options {
     let arguments = outline.own_arguments();
     let options = Options::parse(arguments, |_| {});
     if let Some(Console { registers }) = Console::find(outline) {
@@ -157,6 +159,16 @@ fn open_console(outline: &Outline<'_, '_>, stage1: &mut El2Map) {
     Options::parse(arguments, |word| {
         log::warn!("unknown option: {}", word.escape_ascii());
     });
+    options
+}
+
+/// How many guests there may be at a time: as many as were asked for, as far as VMIDs go.
+fn guests(options: &Options, features: &Features) -> usize {
+    let most = max_guests(&features.stage2);
+    if options.guests.get() > most {
+        log::warn!("guests={}: this CPU's VMIDs are enough for {most}", options.guests);
+    }
+    options.guests.get().min(most).into()
 }
 
 fn describe(board: &Board<'_>) {
@@ -215,7 +227,7 @@ fn working_size(board: &Board<'_>, sizes: &Sizes) -> u64 {
     let gibs = sizes.gibs * (size_of::<Gib>() + align_of::<Gib>());
     // The pool may have to begin at a multiple of its size.
     let rest = fixed_size(board) + 2 * pool_size(board.cpus.len()) + gibs as u64 + 4 * PAGE;
-    let rest = rest + directory_size(sizes) + trace_size();
+    let rest = rest + directory_size(sizes) + slots_size(sizes) + trace_size();
     (pages as u64 * PAGE + rest).next_multiple_of(BLOCK)
 }
 
@@ -226,8 +238,9 @@ fn working_unit(board: &Board<'_>, sizes: &Sizes) -> u64 {
     // A root of 16 tables at a multiple of its size.
     let root = 32 * PAGE;
     let gib = (size_of::<Gib>() + align_of::<Gib>()) as u64;
-    let all = [fixed_size(board), pool, root, gib, directory_size(sizes), trace_size()];
-    all.into_iter().max().unwrap_or(0)
+    let lists = [directory_size(sizes), slots_size(sizes), trace_size()];
+    let all = [fixed_size(board), pool, root, gib].into_iter().chain(lists);
+    all.max().unwrap_or(0)
 }
 
 /// Bytes of EL2's own tables and of the stacks.
@@ -240,6 +253,11 @@ fn fixed_size(board: &Board<'_>) -> u64 {
 /// Bytes of the ledger's directory.
 fn directory_size(sizes: &Sizes) -> u64 {
     (sizes.directory * size_of::<Option<&Gib>>()) as u64
+}
+
+/// Bytes of guests' slots and of their counts.
+fn slots_size(sizes: &Sizes) -> u64 {
+    (sizes.guests * (size_of::<Slot>() + size_of::<Counts>()) + align_of::<Slot>()) as u64
 }
 
 /// Bytes of the trace, in builds that write one.
@@ -271,12 +289,27 @@ fn install_trace(arena: &mut Arena) {
     }
 }
 
+/// Free slots for guests.
+fn guest_slots(arena: &mut Arena, guests: usize) -> Option<&'static [Slot]> {
+    // SAFETY: counts are words, and zeros are some.
+    let counts: &'static [Counts] = unsafe { arena.zeroed_slice(guests) }?;
+    let size = guests * size_of::<Slot>();
+    let first = arena.take(size as u64, align_of::<Slot>() as u64)?.cast::<Slot>();
+    for (n, counts) in counts.iter().enumerate() {
+        // SAFETY: fresh memory for as many slots as there are counts.
+        unsafe { first.add(n).write(Slot::new(counts)) };
+    }
+    // SAFETY: all of them were written, and nobody else has them.
+    Some(unsafe { core::slice::from_raw_parts(first.as_ptr(), guests) })
+}
+
 /// Builds the hypervisor: ledger and host stage 2.
 fn set_up(
     arena: &mut Arena,
     ram: &[PhysRange],
     board: &Board<'_>,
     layout: &Layout,
+    guests: usize,
     features: &Features,
 ) -> &'static Hypervisor<Hardware> {
     #[cfg(feature = "trace")]
@@ -287,12 +320,14 @@ fn set_up(
     // Its DMA reaches all memory.
     let fw_cfg = |registers| Trap { registers: phys(registers), kind: TrapKind::FwCfg };
     let traps: ArrayVec<Trap, 1> = board.fw_cfg.iter().map(fw_cfg).collect();
+    let Some(slots) = guest_slots(arena, guests) else { fatal!("working memory is too small") };
     let setup = Setup {
         ram,
         escrow: &escrow,
         pinned: &pinned,
         traps: &traps,
         reserve: arena,
+        slots,
         features: features.stage2,
     };
     // It is large; this way it is moved least.

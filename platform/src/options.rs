@@ -4,8 +4,10 @@
 //!
 //! | option | meaning |
 //! | --- | --- |
+//! | `guests=` | how many guests there may be at a time |
 //! | `loglevel=` | `off`, `error`, `warn`, `info`, `debug` or `trace`; how much goes to the console |
 
+use core::num::NonZeroU16;
 use core::str::FromStr;
 
 use log::LevelFilter;
@@ -15,11 +17,17 @@ use log::LevelFilter;
 pub struct Options {
     /// How much goes to the console.
     pub log_level: LevelFilter,
+    /// How many guests there may be at a time, at least one.
+    pub guests: NonZeroU16,
 }
+
+/// Guests that there may be at a time, if nothing else is asked for. Their slots take
+/// about 5 KiB each.
+const GUESTS: NonZeroU16 = NonZeroU16::new(63).unwrap();
 
 impl Default for Options {
     fn default() -> Self {
-        Options { log_level: LevelFilter::Info }
+        Options { log_level: LevelFilter::Info, guests: GUESTS }
     }
 }
 
@@ -29,17 +37,20 @@ impl Options {
     pub fn parse(line: &[u8], mut unknown: impl FnMut(&[u8])) -> Options {
         let mut options = Options::default();
         for word in line.split(|byte| byte.is_ascii_whitespace()).filter(|word| !word.is_empty()) {
-            match word.strip_prefix(b"loglevel=").and_then(level) {
-                Some(level) => options.log_level = level,
-                None => unknown(word),
+            if let Some(level) = word.strip_prefix(b"loglevel=").and_then(parse) {
+                options.log_level = level;
+            } else if let Some(guests) = word.strip_prefix(b"guests=").and_then(parse) {
+                options.guests = guests;
+            } else {
+                unknown(word);
             }
         }
         options
     }
 }
 
-fn level(value: &[u8]) -> Option<LevelFilter> {
-    LevelFilter::from_str(core::str::from_utf8(value).ok()?).ok()
+fn parse<T: FromStr>(value: &[u8]) -> Option<T> {
+    core::str::from_utf8(value).ok()?.parse().ok()
 }
 
 #[cfg(test)]
@@ -55,5 +66,18 @@ mod tests {
         assert_eq!(options.log_level, LevelFilter::Debug);
         assert_eq!(unknown, [b"x=1".to_vec(), b"loglevel=7".to_vec()]);
         assert_eq!(Options::parse(b"", |_| panic!()), Options::default());
+    }
+
+    #[test]
+    fn the_number_of_guests_is_one_or_more() {
+        let parse = |line: &[u8], unknown: usize| {
+            let mut seen = 0;
+            let options = Options::parse(line, |_| seen += 1);
+            assert_eq!(seen, unknown);
+            options.guests.get()
+        };
+        assert_eq!(parse(b"guests=255 loglevel=off", 0), 255);
+        assert_eq!(parse(b"guests=1 guests=4095", 0), 4095);
+        assert_eq!(parse(b"guests=0 guests=-1 guests= guests=65536 guests=9x", 5), 63);
     }
 }

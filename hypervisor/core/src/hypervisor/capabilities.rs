@@ -37,7 +37,7 @@ impl<M: Machine> Hypervisor<M> {
         }
         // A VM that is seen dead here stays dead; one that is not keeps its entry.
         let is_dead = |entry: &Capability| {
-            let slot = self.slots.get(entry.object.get() as usize);
+            let slot = self.slots.get(entry.object);
             !slot.is_some_and(|slot| slot.lives(entry.generation))
         };
         Ok(holder.capabilities.insert(capability, is_dead)?.to_register())
@@ -48,7 +48,7 @@ impl<M: Machine> Hypervisor<M> {
     pub(super) fn cap_revoke(&self, from: u64, handle: u64) -> Result<(), Refusal> {
         let (_, mut vm) = self.lock_live_vm(from)?;
         let &Capability { object, generation, .. } = vm.capabilities.get(handle)?;
-        if !self.slots.get(object.get() as usize).is_some_and(|slot| slot.lives(generation)) {
+        if !self.slots.get(object).is_some_and(|slot| slot.lives(generation)) {
             return Err(Error::HandleRevoked.into());
         }
         vm.capabilities.revoke(handle)?;
@@ -57,7 +57,7 @@ impl<M: Machine> Hypervisor<M> {
 
     /// Whether a VM that owns pages is dead, without a lock. The host never is.
     pub(super) fn is_dead(&self, owner: VmId) -> bool {
-        let slot = self.slots.get(owner.get() as usize);
+        let slot = self.slots.get(owner);
         owner != VmId::HOST && !slot.is_some_and(|slot| slot.has_life())
     }
 }

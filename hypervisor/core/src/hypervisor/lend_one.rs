@@ -146,8 +146,8 @@ impl<M: Machine> Hypervisor<M> {
     #[inline(always)]
     fn slot_of(&self, vm: u64) -> Option<(VmId, &Slot)> {
         let number = vm >> Handle::SLOT_SHIFT & VmId::MAX as u64;
-        let slot = self.slots.get(number as usize)?;
-        Some((VmId::new(number as u16), slot))
+        let id = VmId::new(number as u16);
+        Some((id, self.slots.get(id)?))
     }
 
     /// What follows when memory is out of the host's map.

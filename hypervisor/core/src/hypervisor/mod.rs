@@ -32,7 +32,7 @@ use crate::stage2::{
     Attributes, Geometry, GuestMap, HostMap, HostMapError, MmioMap, Stage2Context, Stage2Features,
 };
 use crate::trap::{HostFault, HostRegisters, Trap, TrapError, Trapped, Traps};
-use crate::vm::{MAX_VMS, PageCounts, Slot};
+use crate::vm::{Slot, Slots};
 pub use calls::immediate;
 pub use extents::Scratch;
 pub use reset::Closed;
@@ -55,6 +55,8 @@ pub struct Setup<'a> {
     pub traps: &'a [Trap],
     /// Memory for all this, as much as [`Sizes`] says.
     pub reserve: &'a mut dyn Reserve,
+    /// [`Sizes::guests`] free slots, [`max_guests`] at the most.
+    pub slots: &'static [Slot],
     /// What the CPUs' stage 2 can do.
     pub features: Stage2Features,
 }
@@ -72,11 +74,13 @@ pub struct Sizes {
     pub tables: usize,
     /// Zeroed pages, at the most.
     pub zeroed: usize,
+    /// Slots of guests.
+    pub guests: usize,
 }
 
 impl Sizes {
-    /// For a machine with this RAM.
-    pub fn of(ram: &[PhysRange]) -> Result<Sizes, SetupError> {
+    /// For a machine with this RAM, and so many guests at a time.
+    pub fn of(ram: &[PhysRange], guests: usize) -> Result<Sizes, SetupError> {
         let map = RamMap::new(ram).map_err(SetupError::Ram)?;
         Ok(Sizes {
             directory: map.directory(),
@@ -84,6 +88,7 @@ impl Sizes {
             frames: map.blocks() * FRAMES_PER_BLOCK,
             tables: map.blocks(),
             zeroed: HostMap::pages_needed(&map),
+            guests,
         })
     }
 }
@@ -101,6 +106,14 @@ pub enum SetupError {
     Trap(TrapError),
     /// The host's tables cannot be built.
     Map(HostMapError),
+    /// More slots than there are VMIDs.
+    TooManyGuests,
+}
+
+/// How many guests there may be at a time: each has a VMID of its own, and the host
+/// has 0.
+pub const fn max_guests(features: &Stage2Features) -> u16 {
+    if features.vmid16 { VmId::MAX } else { 255 }
 }
 
 /// Escrow's state. One for the machine.
@@ -115,13 +128,12 @@ pub struct Hypervisor<M: Machine> {
     guest_attributes: [Attributes; 8],
     /// `VTCR_EL2` of all guests.
     guest_vtcr: u64,
-    /// Slot 0 is never used: its number is the host's.
-    slots: [Slot; MAX_VMS],
+    slots: Slots,
     cpus: AtomicU32,
     /// Pages that are broken.
     poisoned: AtomicU64,
     /// Pages that were in each state when the host began.
-    at_boot: PageCounts,
+    at_boot: [u64; FrameState::ALL.len()],
     /// Shut while the machine is about to end: no VM is created then.
     gate: Gate,
 }
@@ -157,6 +169,9 @@ impl From<Error> for Refusal {
 impl<M: Machine> Hypervisor<M> {
     /// Sets the hypervisor up: all RAM is the host's, but for Escrow's own.
     pub fn new(machine: M, setup: Setup<'_>) -> Result<Hypervisor<M>, SetupError> {
+        if setup.slots.len() > max_guests(&setup.features).into() {
+            return Err(SetupError::TooManyGuests);
+        }
         let map = RamMap::new(setup.ram).map_err(SetupError::Ram)?;
         let ledger =
             Ledger::new(map, setup.ram, setup.reserve).ok_or(SetupError::LedgerTooSmall)?;
@@ -177,10 +192,7 @@ impl<M: Machine> Hypervisor<M> {
             .map_err(SetupError::Map)?;
         machine.note(|| Note::Root(VmId::HOST, host.context()));
         oracle::begin(&ledger);
-        let mut at_boot = PageCounts::new();
-        for state in FrameState::ALL {
-            at_boot.add(state, ledger.count(state));
-        }
+        let at_boot = FrameState::ALL.map(|state| ledger.count(state));
         let guest_geometry = Geometry::new(setup.features.pa_bits.min(GUEST_ADDRESS_BITS));
         if !GuestMap::fits(&guest_geometry) {
             return Err(SetupError::Map(HostMapError::AddressesTooSmall));
@@ -196,7 +208,7 @@ impl<M: Machine> Hypervisor<M> {
                 Attributes::guest_ram(rights, &setup.features)
             }),
             guest_vtcr: guest_geometry.vtcr(&setup.features),
-            slots: [const { Slot::new() }; MAX_VMS],
+            slots: Slots::new(setup.slots),
             cpus: AtomicU32::new(0),
             poisoned: AtomicU64::new(0),
             at_boot,

@@ -54,10 +54,7 @@ impl<M: Machine> Hypervisor<M> {
     /// Takes the locks of two VMs, the one with the lower number first. The
     /// host has none.
     pub(super) fn lock_pair(&self, a: VmId, b: VmId) -> (MaybeLocked<'_>, MaybeLocked<'_>) {
-        let lock = |id: VmId| {
-            let slot = self.slots.get(id.get() as usize);
-            slot.filter(|_| id != VmId::HOST).map(|slot| slot.lock())
-        };
+        let lock = |id: VmId| self.slots.get(id).map(|slot| slot.lock());
         if a == b {
             return (lock(a), None);
         }

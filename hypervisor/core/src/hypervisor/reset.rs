@@ -53,11 +53,11 @@ impl<M: Machine> Closed<'_, M> {
     pub fn scrub(&self) -> Result<(), Error> {
         let hypervisor = self.hypervisor;
         let mut running = false;
-        for (number, slot) in (0..).zip(&hypervisor.slots).skip(1) {
+        for (id, slot) in hypervisor.slots.iter() {
             let mut vm = slot.lock();
             if vm.is_alive() {
                 if slot.end(&mut vm) {
-                    hypervisor.bury(VmId::new(number), slot, &mut vm);
+                    hypervisor.bury(id, slot, &mut vm);
                 } else {
                     running = true;
                 }

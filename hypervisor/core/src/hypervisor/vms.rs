@@ -40,11 +40,8 @@ impl<M: Machine> Hypervisor<M> {
         if handle.kind != kind {
             return Err(Error::HandleType);
         }
-        // Slot 0 is the host's number and holds no VM.
-        match self.slots.get(handle.slot as usize) {
-            Some(slot) if handle.slot != 0 => Ok((handle, slot)),
-            _ => Err(Error::HandleNull),
-        }
+        let slot = self.slots.get(VmId::new(handle.slot)).ok_or(Error::HandleNull)?;
+        Ok((handle, slot))
     }
 
     /// Locks the VM that a handle names, if its handles are valid.
@@ -80,31 +77,27 @@ impl<M: Machine> Hypervisor<M> {
         count: u64,
     ) -> Result<u64, Refusal> {
         self.read_list(scratch, Reader::Host, Form::METADATA, list, count)?;
-        let mut free = self.slots.iter().enumerate().skip(1).filter_map(|(n, slot)| {
+        let free = self.slots.iter().filter(|(_, slot)| !slot.counts().is_taken());
+        // Another CPU may be faster.
+        let mut free = free.filter_map(|(id, slot)| {
             let vm = slot.lock();
             let usable = vm.life == Life::Free && vm.generation < Handle::GENERATION_MAX;
-            usable.then_some((n, slot, vm))
+            usable.then_some((id, slot, vm))
         });
-        let (number, slot, mut vm) = free.next().ok_or(Error::TableFull)?;
+        let (id, slot, mut vm) = free.next().ok_or(Error::TableFull)?;
         if !self.gate().is_open() {
             return Err(Error::Denied.into());
         }
-        let id = VmId::new(number as u16);
         self.donate_metadata(scratch, id, &mut vm)?;
         // The list has at least one page. If all are broken, the slot is free as before.
         let none = Refusal { error: Error::NoMemory, index: 0, detail: 1 };
         let root = vm.pool.pop(&self.machine).ok_or(none)?;
-        let context =
-            Stage2Context { vttbr: (number as u64) << 48 | root.0, vtcr: self.guest_vtcr };
+        let vttbr = u64::from(id.get()) << 48 | root.0;
+        let context = Stage2Context { vttbr, vtcr: self.guest_vtcr };
         self.machine.note(|| Note::Root(id, &context));
-        vm.map = Some(GuestMap::new(self.guest_geometry, root, context));
-        vm.ranges.clear();
-        vm.has_broken = false;
-        vm.generation += 1;
-        vm.life = Life::Created;
-        vm.capabilities = Capabilities::new();
-        slot.open(&context, vm.generation);
-        vm.live_handle = vm_handle(number, vm.generation).to_register();
+        let generation = vm.begin(GuestMap::new(self.guest_geometry, root, context));
+        slot.open(&context, generation);
+        vm.live_handle = vm_handle(id.get(), generation).to_register();
         Ok(vm.live_handle)
     }
 
@@ -268,10 +261,10 @@ impl<M: Machine> Hypervisor<M> {
         Ok(run)
     }
 
-    /// 4 KiB pages in a state.
+    /// 4 KiB pages in a state, as they are counted without a lock: one look at each slot.
     pub fn pages(&self, state: FrameState) -> u64 {
         match state {
-            FrameState::Hypervisor | FrameState::Pinned => self.at_boot.get(state),
+            FrameState::Hypervisor | FrameState::Pinned => self.at_boot[state as usize],
             FrameState::Poisoned => self.poisoned.load(Ordering::Relaxed),
             FrameState::Owned => {
                 let away = FrameState::ALL.into_iter().filter(|state| {
@@ -282,9 +275,9 @@ impl<M: Machine> Hypervisor<M> {
                 });
                 let away = away.map(|state| self.pages(state)).sum();
                 // Others are at it meanwhile.
-                self.at_boot.get(FrameState::Owned).saturating_sub(away)
+                self.at_boot[FrameState::Owned as usize].saturating_sub(away)
             }
-            _ => self.slots.iter().skip(1).map(|slot| slot.lock().counts.get(state)).sum(),
+            _ => self.slots.iter().map(|(_, slot)| slot.counts().get(state)).sum(),
         }
     }
 
@@ -295,8 +288,7 @@ impl<M: Machine> Hypervisor<M> {
                 return Ok(self.pages(state));
             }
             call::INFO_VMS => {
-                let exists = |slot: &&Slot| slot.lock().life != Life::Free;
-                self.slots.iter().skip(1).filter(exists).count() as u64
+                self.slots.iter().filter(|(_, slot)| slot.counts().is_taken()).count() as u64
             }
             call::INFO_CPUS => self.cpus.load(Ordering::Relaxed) as u64,
             call::INFO_VERSION => version(),

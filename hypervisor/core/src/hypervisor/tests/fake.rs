@@ -15,14 +15,14 @@ use escrow_abi::{Error, FrameState, MemEntry, Rights, call};
 use super::trace::Trace;
 use crate::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE, PhysAddr, PhysRange};
 use crate::errata::Errata;
-use crate::hypervisor::{HostAbort, Hypervisor, Scratch, Setup, Sizes};
-use crate::ledger::{self, Frames, Reserve};
+use crate::hypervisor::{HostAbort, Hypervisor, Scratch, Setup, SetupError, Sizes};
+use crate::ledger::{self, Frames, Reserve, VmId};
 use crate::machine::{Machine, MemoryError, Note, Table};
 use crate::stage2::{Descriptor, Stage2Context, Stage2Features};
 use crate::trap::{HostFault, Trap, TrapKind};
 use crate::vcpu::syndrome::{Ec, IL};
 use crate::vcpu::{GeneralRegisters, GuestExit, GuestIds, Next, Vcpu, VcpuCell};
-use crate::vm::Run;
+use crate::vm::{Counts, Run, Slot};
 
 const GIB: u64 = 1 << 30;
 /// Fake memory ends here.
@@ -370,7 +370,18 @@ pub const METADATA: u64 = 0x7fb0_0000;
 /// Host memory for the tests, in a GiB that is all the host's.
 pub const FREE: u64 = 0x8000_0000;
 
+/// Guests that there may be at a time.
+pub const GUESTS: usize = 63;
+
+const FEATURES: Stage2Features =
+    Stage2Features { pa_bits: 40, force_write_back: false, vmid16: false };
+
 const HVC: GuestExit = GuestExit::Instruction(Ec::HVC64.bits() | IL);
+
+/// Free slots.
+pub fn slots(guests: usize) -> &'static [Slot] {
+    Vec::leak((0..guests).map(|_| Slot::new(Box::leak(Box::<Counts>::default()))).collect())
+}
 
 /// The host's side of the tests.
 pub struct Host {
@@ -400,17 +411,27 @@ impl Host {
     }
 
     pub fn on(ram: PhysRange) -> Host {
-        Host::with(Fake::default(), ram)
+        Host::with(Fake::default(), ram, GUESTS, FEATURES).unwrap()
     }
 
     /// On a machine that tells what happens to tables.
     pub fn traced(ram: PhysRange) -> Host {
-        Host::with(Fake::traced(), ram)
+        Host::with(Fake::traced(), ram, GUESTS, FEATURES).unwrap()
     }
 
-    fn with(machine: Fake, ram: PhysRange) -> Host {
+    /// On a machine with room for so many guests.
+    pub fn for_guests(guests: usize, vmid16: bool) -> Result<Host, SetupError> {
+        Host::with(Fake::default(), RAM, guests, Stage2Features { vmid16, ..FEATURES })
+    }
+
+    fn with(
+        machine: Fake,
+        ram: PhysRange,
+        guests: usize,
+        features: Stage2Features,
+    ) -> Result<Host, SetupError> {
         let ram = [ram];
-        let sizes = Sizes::of(&ram).unwrap();
+        let sizes = Sizes::of(&ram, guests).unwrap();
         // Escrow's tables are in its own memory.
         let mut reserve = Memory::new(ESCROW, sizes.zeroed);
         let setup = Setup {
@@ -419,11 +440,12 @@ impl Host {
             pinned: &[PINNED],
             traps: &TRAPS,
             reserve: &mut reserve,
-            features: Stage2Features { pa_bits: 40, force_write_back: false, vmid16: false },
+            slots: slots(sizes.guests),
+            features,
         };
-        let escrow = Hypervisor::new(machine, setup).unwrap();
+        let escrow = Hypervisor::new(machine, setup)?;
         let ids = GuestIds::new(|_, _| 0, 39);
-        Host { escrow, scratch: Scratch::new(), metadata: METADATA, ids }
+        Ok(Host { escrow, scratch: Scratch::new(), metadata: METADATA, ids })
     }
 
     /// What becomes of a load that stage 2 does not let through, by an instruction that
@@ -594,7 +616,7 @@ impl Host {
     /// What a guest address of a VM leads to.
     pub fn guest_frame(&self, vm: u64, at: u64) -> Option<u64> {
         let slot = escrow_abi::Handle::from_register(vm).unwrap().slot;
-        let vm = self.escrow.slots[slot as usize].lock();
+        let vm = self.escrow.slots.get(VmId::new(slot)).unwrap().lock();
         let leaf = vm.map.as_ref()?.lookup(&self.escrow.machine, Ipa(at));
         let offset = if leaf.level == 2 { at % BLOCK_SIZE } else { 0 };
         leaf.entry.is_valid().then_some(leaf.entry.address().0 + offset)

@@ -7,6 +7,7 @@ mod histories;
 mod poison;
 mod reset;
 mod runs;
+mod slots;
 mod trace;
 mod traces;
 

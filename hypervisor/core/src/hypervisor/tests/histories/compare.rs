@@ -14,6 +14,7 @@ use super::super::fake::{FREE, METADATA};
 use super::steps::{BLOCKS, pages_of_interest};
 use super::world::{GUEST_END, Pair, World};
 use crate::addr::{Ipa, PhysAddr};
+use crate::ledger::VmId as LedgerId;
 use crate::stage2::{Descriptor, Stage2Context};
 
 /// Bits of a page's or block's descriptor that are not its address, and that
@@ -179,7 +180,7 @@ impl World {
         };
         let expected = [state, self.spec.reachable(pair.id), guest.metadata, guest.pool];
         assert_eq!(self.host.call(call::VM_INFO, &[pair.handle]), Ok(expected), "{pair:x?}");
-        let vm = self.host.escrow.slots[slot_of(pair) as usize].lock();
+        let vm = self.host.escrow.slots.get(LedgerId::new(slot_of(pair))).unwrap().lock();
         vm.map.as_ref().map(|map| *map.context())
     }
 

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! A vCPU while a CPU runs it.
+
+use core::ops::{Deref, DerefMut};
+
+use spin::mutex::TicketMutexGuard;
+
+use super::slot::{Entered, Slot};
+use crate::ledger::VmId;
+use crate::stage2::Stage2Context;
+use crate::vcpu::Vcpu;
+
+/// A vCPU that this CPU has to itself, to run it.
+pub struct Run<'a> {
+    // Fields drop in this order: the vCPU is given back before its VM may die.
+    vcpu: TicketMutexGuard<'a, Vcpu>,
+    entered: Entered<'a>,
+    id: VmId,
+    context: Stage2Context,
+}
+
+impl<'a> Run<'a> {
+    pub(crate) fn new(
+        vcpu: TicketMutexGuard<'a, Vcpu>,
+        entered: Entered<'a>,
+        id: VmId,
+        vtcr: u64,
+    ) -> Run<'a> {
+        let context = Stage2Context { vttbr: entered.slot().vttbr(), vtcr };
+        Run { vcpu, entered, id, context }
+    }
+
+    /// The VM.
+    pub fn id(&self) -> VmId {
+        self.id
+    }
+
+    /// The registers that select the guest's address space.
+    pub fn context(&self) -> &Stage2Context {
+        &self.context
+    }
+
+    /// The VM's slot.
+    pub fn slot(&self) -> &'a Slot {
+        self.entered.slot()
+    }
+
+    /// Whether the vCPU has a virtual interrupt pending: the first one has, as long as a
+    /// doorbell of its VM rings.
+    #[inline(always)]
+    pub fn has_interrupt(&self) -> bool {
+        self.entered.slot().doorbells().is_ringing() && self.takes_interrupts()
+    }
+
+    /// Whether the vCPU, which is about to wait for an interrupt, has one pending.
+    #[inline(always)]
+    pub(crate) fn has_interrupt_to_wait_for(&self) -> bool {
+        self.entered.slot().doorbells().is_ringing_for_sleeper() && self.takes_interrupts()
+    }
+
+    fn takes_interrupts(&self) -> bool {
+        self.vcpu.affinity() == Vcpu::affinity_of(0)
+    }
+}
+
+impl Deref for Run<'_> {
+    type Target = Vcpu;
+
+    fn deref(&self) -> &Vcpu {
+        &self.vcpu
+    }
+}
+
+impl DerefMut for Run<'_> {
+    fn deref_mut(&mut self) -> &mut Vcpu {
+        &mut self.vcpu
+    }
+}

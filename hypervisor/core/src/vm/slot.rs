@@ -1,0 +1,222 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The slots that VMs live in.
+//!
+//! A VM's number in the ledger is that of its slot, and so is its VMID. How many
+//! there are is a setting of boot, which sets their memory aside.
+
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use spin::mutex::{TicketMutex, TicketMutexGuard};
+
+use super::{Counts, MAX_VCPUS, Vm};
+use crate::addr::PhysAddr;
+use crate::doorbell::Doorbells;
+use crate::ledger::VmId;
+use crate::stage2::Stage2Context;
+
+/// All slots.
+pub struct Slots(&'static [Slot]);
+
+impl Slots {
+    /// Slots for as many guests, numbered from 1: 0 is the host's number.
+    pub const fn new(slots: &'static [Slot]) -> Slots {
+        Slots(slots)
+    }
+
+    /// The slot of a guest; `None` for the host, and for numbers beyond the last.
+    #[inline(always)]
+    pub fn get(&self, id: VmId) -> Option<&'static Slot> {
+        self.0.get(usize::from(id.get()).wrapping_sub(1))
+    }
+
+    /// All slots, and whose they are.
+    pub fn iter(&self) -> impl Iterator<Item = (VmId, &'static Slot)> + use<> {
+        (1..).map(VmId::new).zip(self.0)
+    }
+}
+
+/// A slot that a VM lives in.
+pub struct Slot {
+    vm: TicketMutex<Vm>,
+    counts: &'static Counts,
+    /// The generation that lives here; 0 while none does.
+    living_generation: AtomicU64,
+    /// The generation that may run now; 0 while none may.
+    running_generation: AtomicU64,
+    /// CPUs inside a run of this VM, or about to find that they may not be.
+    runs: AtomicU32,
+    /// Why the guest is down, plus one; 0 while it is up.
+    down: AtomicU64,
+    /// The vCPUs' pages; 0 where there is none.
+    vcpus: [AtomicU64; MAX_VCPUS],
+    vttbr: AtomicU64,
+    doorbells: Doorbells,
+}
+
+impl Slot {
+    /// A free slot, whose VM is counted there.
+    pub const fn new(counts: &'static Counts) -> Slot {
+        Slot {
+            vm: TicketMutex::new(Vm::new(counts)),
+            counts,
+            living_generation: AtomicU64::new(0),
+            running_generation: AtomicU64::new(0),
+            runs: AtomicU32::new(0),
+            down: AtomicU64::new(0),
+            vcpus: [const { AtomicU64::new(0) }; MAX_VCPUS],
+            vttbr: AtomicU64::new(0),
+            doorbells: Doorbells::new(),
+        }
+    }
+
+    /// Takes the VM's lock. Ordered before the locks of blocks, and after those of VMs
+    /// in slots with lower numbers.
+    #[inline(always)]
+    pub fn lock(&self) -> TicketMutexGuard<'_, Vm> {
+        self.vm.lock()
+    }
+
+    /// What is known of the VM without its lock.
+    pub fn counts(&self) -> &'static Counts {
+        self.counts
+    }
+
+    /// Makes `vm`, just created in this slot, ready to be put together.
+    pub fn open(&self, context: &Stage2Context, generation: u64) {
+        self.living_generation.store(generation, Ordering::Relaxed);
+        self.vttbr.store(context.vttbr, Ordering::Relaxed);
+        self.down.store(0, Ordering::Relaxed);
+        for page in &self.vcpus {
+            page.store(0, Ordering::Relaxed);
+        }
+        self.doorbells.open(generation);
+    }
+
+    /// Notes that the VM is dead. Needs the VM's lock.
+    pub fn close(&self) {
+        self.living_generation.store(0, Ordering::Relaxed);
+    }
+
+    /// Whether a generation lives here, without a lock: one that is dead stays so.
+    pub fn lives(&self, generation: u64) -> bool {
+        self.living_generation.load(Ordering::Relaxed) == generation
+    }
+
+    /// Whether any does.
+    pub fn has_life(&self) -> bool {
+        self.living_generation.load(Ordering::Relaxed) != 0
+    }
+
+    /// Allows runs of `generation`. Needs the VM's lock.
+    pub fn allow_runs(&self, generation: u64) {
+        self.running_generation.store(generation, Ordering::SeqCst);
+    }
+
+    /// Allows no further run; `true` if none is under way either. Needs the
+    /// VM's lock.
+    pub fn stop_runs(&self) -> bool {
+        self.running_generation.store(0, Ordering::SeqCst);
+        self.runs.load(Ordering::SeqCst) == 0
+    }
+
+    /// Ends the VM: its handles are worth nothing any more, its doorbells are gone,
+    /// and no run begins. `true` if none is under way either.
+    pub fn end(&self, vm: &mut Vm) -> bool {
+        vm.end();
+        self.doorbells.close();
+        self.stop_runs()
+    }
+
+    /// Whether runs of the VM were stopped.
+    pub fn is_stopped(&self) -> bool {
+        self.running_generation.load(Ordering::Relaxed) == 0
+    }
+
+    /// Enters a run, if runs of `generation` are allowed.
+    ///
+    /// [`Self::stop_runs`] writes the generation and reads the count, this
+    /// writes the count and reads the generation, all sequentially consistent:
+    /// at least one of the two sees the other.
+    pub fn enter(&self, generation: u64) -> Option<Entered<'_>> {
+        self.runs.fetch_add(1, Ordering::SeqCst);
+        let entered = Entered { slot: self };
+        (self.running_generation.load(Ordering::SeqCst) == generation).then_some(entered)
+    }
+
+    /// The page of a vCPU. Valid while the VM is alive.
+    pub fn vcpu(&self, index: u8) -> Option<PhysAddr> {
+        let page = self.vcpus.get(index as usize)?.load(Ordering::Relaxed);
+        (page != 0).then_some(PhysAddr(page))
+    }
+
+    /// How many vCPUs there are.
+    pub fn vcpus(&self) -> usize {
+        self.vcpus.iter().filter(|page| page.load(Ordering::Relaxed) != 0).count()
+    }
+
+    /// Notes the page of a vCPU. Needs the VM's lock.
+    pub fn set_vcpu(&self, index: u8, page: PhysAddr) {
+        if let Some(slot) = self.vcpus.get(index as usize) {
+            slot.store(page.0, Ordering::Relaxed);
+        }
+    }
+
+    /// The VM's doorbells.
+    #[inline(always)]
+    pub fn doorbells(&self) -> &Doorbells {
+        &self.doorbells
+    }
+
+    /// `VTTBR_EL2` of the VM.
+    pub fn vttbr(&self) -> u64 {
+        self.vttbr.load(Ordering::Relaxed)
+    }
+
+    /// Why the guest is down: 0 switched off, 1 reset asked for.
+    pub fn down(&self) -> Option<u64> {
+        self.down.load(Ordering::Relaxed).checked_sub(1)
+    }
+
+    /// Notes that the guest is down.
+    pub fn set_down(&self, reason: u64) {
+        self.down.store(reason + 1, Ordering::Relaxed);
+    }
+}
+
+/// A CPU's presence in a run; ends when dropped.
+pub struct Entered<'a> {
+    slot: &'a Slot,
+}
+
+impl<'a> Entered<'a> {
+    /// Where.
+    #[inline(always)]
+    pub fn slot(&self) -> &'a Slot {
+        self.slot
+    }
+}
+
+impl Drop for Entered<'_> {
+    fn drop(&mut self) {
+        self.slot.runs.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_run_begins_after_runs_are_stopped() {
+        let slot = Slot::new(Box::leak(Box::default()));
+        assert!(slot.enter(1).is_none());
+        slot.allow_runs(1);
+        assert!(slot.enter(2).is_none());
+        let entered = slot.enter(1).unwrap();
+        assert!(!slot.stop_runs());
+        assert!(slot.enter(1).is_none());
+        drop(entered);
+        assert!(slot.stop_runs());
+    }
+}
