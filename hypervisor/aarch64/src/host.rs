@@ -4,8 +4,10 @@
 
 use core::sync::atomic::{AtomicU32, Ordering};
 
+use escrow_abi::call;
 use escrow_abi::psci::NOT_SUPPORTED;
 use escrow_core::addr::Ipa;
+use escrow_core::hardening::{WORKAROUND_2, store_bypass};
 use escrow_core::hypervisor::{HostAbort, immediate};
 use escrow_core::psci::{FirmwareCall, PsciCall};
 use escrow_core::trap::{HostFault, HostRegisters};
@@ -188,6 +190,13 @@ fn host_smc(frame: &mut HostFrame, esr: u64) {
             // SAFETY: the filter lets only calls through that pass numbers.
             let answer = unsafe { smc(args) };
             frame.x[..4].copy_from_slice(&answer);
+        }
+        FirmwareCall::StoreBypass { asked } => {
+            let features =
+                [call::SMCCC_ARCH_FEATURES.into(), WORKAROUND_2.into(), 0, 0, 0, 0, 0, 0];
+            // SAFETY: it says what there is and changes nothing.
+            let [answer, ..] = unsafe { smc(features) };
+            frame.x[0] = store_bypass(answer as i32, asked);
         }
         FirmwareCall::Refuse => frame.x[0] = NOT_SUPPORTED,
     }

@@ -11,7 +11,8 @@
 //! "Cache Speculation Side-channels" and "Spectre-BHB" white papers are the source,
 //! and for the lists of CPUs Linux's `arch/arm64/kernel/proton-pack.c`.
 
-use escrow_abi::errata::Hardening;
+use escrow_abi::errata::{Hardening, OPEN};
+use escrow_abi::psci::{NOT_SUPPORTED, SUCCESS};
 
 use crate::errata::models::*;
 use crate::errata::{Midr, Model};
@@ -23,6 +24,14 @@ pub const WORKAROUND_1: u32 = 0x8000_8000;
 pub const WORKAROUND_2: u32 = 0x8000_7fff;
 /// SMCCC_ARCH_WORKAROUND_3: the same, and branch history (CVE-2022-23960).
 pub const WORKAROUND_3: u32 = 0x8000_3fff;
+
+/// SMCCC_ARCH_WORKAROUND_4: says that a data-dependent prefetcher is off (CVE-2024-7881).
+pub const WORKAROUND_4: u32 = 0x8000_0004;
+
+/// SMCCC_ARCH_FEATURES: the workaround is there, and this CPU does not need it.
+const UNAFFECTED: u64 = 1;
+/// SMCCC_ARCH_FEATURES about [`WORKAROUND_2`]: no CPU needs anybody to switch it.
+const NOT_REQUIRED: u64 = -2i64 as u64;
 
 /// What the firmware answers to SMCCC_ARCH_FEATURES about a workaround, on the
 /// CPU that asks (DEN0028, "SMCCC_ARCH_WORKAROUND_1").
@@ -173,6 +182,43 @@ impl Entry {
     }
 }
 
+/// What a guest is told about a workaround, by SMCCC_ARCH_FEATURES.
+///
+/// The guest's call is an entry to EL2, and those are hardened: that is all that the
+/// call has to do. Guests move between CPUs, so they are told what the CPUs need of
+/// which any needs most. Nothing is promised where something is open.
+pub fn guest_features(hardening: u64, function: u32) -> u64 {
+    let any = |these: &[Hardening]| these.iter().any(|one| hardening & one.bit() != 0);
+    use Hardening::{ClearHistory, Firmware, Loop};
+    let needed = match function {
+        WORKAROUND_1 => any(&[Firmware]),
+        WORKAROUND_3 => any(&[Firmware, Loop, ClearHistory]),
+        _ => return NOT_SUPPORTED,
+    };
+    match (hardening & OPEN != 0, needed) {
+        (true, _) => NOT_SUPPORTED,
+        (_, true) => SUCCESS,
+        (_, false) => UNAFFECTED,
+    }
+}
+
+/// What a guest's call of a workaround answers.
+pub fn guest_call(hardening: u64, function: u32) -> u64 {
+    if guest_features(hardening, function) == NOT_SUPPORTED { NOT_SUPPORTED } else { SUCCESS }
+}
+
+/// What the host is told about [`WORKAROUND_2`], by what the firmware answers to
+/// SMCCC_ARCH_FEATURES, and what its call of it answers: where there is anything to
+/// switch on, EL2 has done so for good.
+pub fn store_bypass(answer: i32, asked: bool) -> u64 {
+    match (answer < 0, asked) {
+        (true, true) => answer as u64,
+        (true, false) => NOT_SUPPORTED,
+        (false, true) => NOT_REQUIRED,
+        (false, false) => SUCCESS,
+    }
+}
+
 fn firmware(function: u32) -> (Entry, Hardening) {
     (Entry::Firmware(function), Hardening::Firmware)
 }
@@ -257,6 +303,41 @@ mod tests {
         // It has nothing: the history is cleared, the rest is said.
         assert_eq!(with(A57, Unknown, Unknown), (Entry::Loop(8), Hardening::OpenTargets));
         assert_eq!(with(A73, Unknown, Unknown), (Entry::Plain, Hardening::OpenTargets));
+    }
+
+    #[test]
+    fn guests_are_told_what_is_done() {
+        use Hardening::{ClearHistory, Firmware, Loop, NotNeeded, OpenHistory, OpenTargets};
+        let told = |all: &[Hardening], function| {
+            guest_features(all.iter().fold(0, |word, one| word | one.bit()), function)
+        };
+        let both = |all: &[Hardening]| [told(all, WORKAROUND_1), told(all, WORKAROUND_3)];
+        assert_eq!(both(&[NotNeeded]), [UNAFFECTED, UNAFFECTED]);
+        assert_eq!(both(&[NotNeeded, Loop]), [UNAFFECTED, SUCCESS]);
+        assert_eq!(both(&[ClearHistory]), [UNAFFECTED, SUCCESS]);
+        assert_eq!(both(&[Firmware, Loop]), [SUCCESS, SUCCESS]);
+        for open in [OpenTargets, OpenHistory] {
+            assert_eq!(both(&[NotNeeded, Firmware, open]), [NOT_SUPPORTED; 2], "{open:?}");
+        }
+        // Nothing is said of stores, and of what a call of later days may be.
+        assert_eq!(told(&[NotNeeded], WORKAROUND_2), NOT_SUPPORTED);
+        assert_eq!(told(&[NotNeeded], WORKAROUND_4), NOT_SUPPORTED);
+        assert_eq!(guest_call(Loop.bit(), WORKAROUND_3), SUCCESS);
+        assert_eq!(guest_call(NotNeeded.bit(), WORKAROUND_1), SUCCESS);
+        assert_eq!(guest_call(OpenTargets.bit(), WORKAROUND_1), NOT_SUPPORTED);
+        assert_eq!(guest_call(NotNeeded.bit(), WORKAROUND_2), NOT_SUPPORTED);
+    }
+
+    #[test]
+    fn the_host_has_no_switch_for_stores() {
+        // It was switched on for good, or is not needed here.
+        for answer in [0, 1] {
+            assert_eq!(store_bypass(answer, true), NOT_REQUIRED);
+            assert_eq!(store_bypass(answer, false), SUCCESS);
+        }
+        assert_eq!(store_bypass(-2, true), NOT_REQUIRED);
+        assert_eq!(store_bypass(-1, true), NOT_SUPPORTED);
+        assert_eq!([-2, -1].map(|answer| store_bypass(answer, false)), [NOT_SUPPORTED; 2]);
     }
 
     #[test]

@@ -11,6 +11,8 @@
 
 use escrow_abi::{call, psci};
 
+use crate::hardening::{WORKAROUND_1, WORKAROUND_2, WORKAROUND_3, WORKAROUND_4};
+
 /// A PSCI call (Arm DEN0022), arguments narrowed to what its convention passes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PsciCall {
@@ -113,14 +115,22 @@ pub enum FirmwareCall {
     Psci(PsciCall),
     /// The firmware may have it as it is.
     Forward,
+    /// SMCCC_ARCH_WORKAROUND_2, or (`asked`) whether it is there: by
+    /// [`store_bypass`](crate::hardening::store_bypass). The host does not switch it off,
+    /// because it would for EL2 and guests as well.
+    StoreBypass {
+        /// Whether it is only asked for.
+        asked: bool,
+    },
     /// Answered with "not supported".
     Refuse,
 }
 
-/// SMCCC_ARCH_SOC_ID and the mitigations for CVE-2017-5715, CVE-2018-3639 and
-/// CVE-2022-23960 (DEN0028, "Arm Architecture Calls"): numbers in, numbers out.
+/// SMCCC_ARCH_SOC_ID, SMCCC_ARCH_FEATURE_AVAILABILITY and the mitigations for CVE-2017-5715,
+/// CVE-2022-23960 and CVE-2024-7881 (DEN0028, "Arm Architecture Calls"): numbers in,
+/// numbers out, about the CPU that calls.
 const ARCH: [u32; 6] =
-    [0x8000_0002, 0xC000_0002, 0x8000_8000, 0x8000_7FFF, 0x8000_3FFF, 0x8000_0003];
+    [0x8000_0002, 0xC000_0002, WORKAROUND_1, WORKAROUND_3, 0x8000_0003, WORKAROUND_4];
 /// TRNG version, features, UUID and random numbers (DEN0098): all in registers.
 const TRNG: [u32; 5] = [0x8400_0050, 0x8400_0051, 0x8400_0052, 0x8400_0053, 0xC400_0053];
 
@@ -137,6 +147,10 @@ impl FirmwareCall {
                 || TRNG.contains(&function)
         };
         match args[0] as u32 {
+            WORKAROUND_2 => FirmwareCall::StoreBypass { asked: false },
+            call::SMCCC_ARCH_FEATURES if args[1] as u32 == WORKAROUND_2 => {
+                FirmwareCall::StoreBypass { asked: true }
+            }
             // What is not on the list is not there to be asked for either.
             call::SMCCC_ARCH_FEATURES if !allowed(args[1] as u32) => FirmwareCall::Refuse,
             function if allowed(function) => FirmwareCall::Forward,
@@ -207,6 +221,8 @@ mod tests {
             assert_eq!(decode(function, 0), FirmwareCall::Refuse, "{function:#x}");
         }
         assert_eq!(decode(0x8000_0001, 0x8000_8000), FirmwareCall::Forward);
+        assert_eq!(decode(0x8000_7fff, 0), FirmwareCall::StoreBypass { asked: false });
+        assert_eq!(decode(0x8000_0001, 0x8000_7fff), FirmwareCall::StoreBypass { asked: true });
         assert_eq!(decode(0x8000_0001, 0xC400_0020), FirmwareCall::Refuse);
     }
 }

@@ -10,6 +10,7 @@ use super::exit::{Answer, GuestExit, Outcome, READY, answer};
 use super::ids::GuestIds;
 use super::smccc::Service;
 use super::syndrome::Ec;
+use crate::hardening::{guest_call, guest_features};
 use crate::hypervisor::guest_calls::GuestCall;
 use crate::hypervisor::{Hypervisor, Scratch, Touched};
 use crate::machine::{Machine, Note};
@@ -112,6 +113,11 @@ impl<M: Machine> Hypervisor<M> {
                 let answer = self.guest_bell(run, &args);
                 run.regs.x[..2].copy_from_slice(&answer);
                 return Next::EnterWith { interrupt: run.has_interrupt() };
+            }
+            Service::Workaround { function, asked } => {
+                let hardening = self.machine.hardening();
+                let answer = if asked { guest_features } else { guest_call };
+                run.regs.x[0] = answer(hardening, function);
             }
             Service::Suspend(answer) => {
                 let interrupted = run.has_interrupt_to_wait_for();

@@ -10,6 +10,7 @@ use escrow_abi::{call, run};
 
 use super::context::{Power, Vcpu};
 use super::exit::{Answer, Outcome, answer};
+use crate::hardening::{WORKAROUND_1, WORKAROUND_3};
 use crate::psci::PsciCall;
 
 /// SMCCC 1.2.
@@ -18,6 +19,9 @@ const SMCCC_VERSION_1_2: u64 = 0x1_0002;
 const PSCI_VERSION_1_1: u64 = 0x1_0001;
 /// PSCI MIGRATE_INFO_TYPE: no trusted OS that would have to move.
 const NO_MIGRATION: u64 = 2;
+
+/// The workarounds that a guest may ask for.
+const WORKAROUNDS: [u32; 2] = [WORKAROUND_1, WORKAROUND_3];
 
 /// What a guest asks for that others than its vCPU have a part in. The answer
 /// goes to `x0`.
@@ -29,6 +33,13 @@ pub enum Service {
     Doorbell([u64; 8]),
     /// PSCI CPU_SUSPEND, with what it comes to unless an interrupt is pending.
     Suspend(Answer),
+    /// SMCCC_ARCH_FEATURES about a workaround of the CPUs' speculation, if `asked`, or its call.
+    Workaround {
+        /// The function.
+        function: u32,
+        /// Whether it is only asked for.
+        asked: bool,
+    },
     /// Switches the VM off, or asks for a reset: the reason for
     /// [`run::SYSTEM_DOWN`].
     Down(u64),
@@ -63,9 +74,16 @@ impl Vcpu {
         match args[0] as u32 {
             call::SMCCC_VERSION => self.returns(SMCCC_VERSION_1_2),
             call::SMCCC_ARCH_FEATURES => {
+                let function = args[1] as u32;
+                if WORKAROUNDS.contains(&function) {
+                    return Outcome::Service(Service::Workaround { function, asked: true });
+                }
                 let known =
                     matches!(args[1] as u32, call::SMCCC_VERSION | call::SMCCC_ARCH_FEATURES);
                 self.returns(if known { SUCCESS } else { NOT_SUPPORTED })
+            }
+            function if WORKAROUNDS.contains(&function) => {
+                Outcome::Service(Service::Workaround { function, asked: false })
             }
             call::VENDOR_HYP_UID => {
                 for (register, word) in self.regs.x.iter_mut().zip(call::UID) {
