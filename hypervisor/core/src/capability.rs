@@ -8,6 +8,7 @@
 
 use arrayvec::ArrayVec;
 use escrow_abi::{Error, Handle, HandleKind, call};
+use escrow_nospec as nospec;
 
 use crate::ledger::VmId;
 
@@ -129,6 +130,7 @@ impl Capabilities {
         if place >= MAX_CAPABILITIES {
             return Err(Error::HandleNull);
         }
+        let place = nospec::index(place, self.table.len()).ok_or(Error::HandleRevoked)?;
         match self.table.get(place) {
             Some(Some(entry)) if entry.number == handle.generation => Ok(place),
             _ => Err(Error::HandleRevoked),

@@ -7,6 +7,7 @@ use core::sync::atomic::{AtomicU64, Ordering, fence};
 use arrayvec::ArrayVec;
 use escrow_abi::Error;
 use escrow_abi::call::DOORBELLS_MAX;
+use escrow_nospec as nospec;
 use spin::mutex::TicketMutex;
 
 // One bit for each in `Doorbells::ringing`.
@@ -187,6 +188,7 @@ impl Doorbells {
     }
 
     fn act_on(&self, table: &mut Table, index: usize, action: Action) -> Option<u64> {
+        let index = nospec::index(index, table.doorbells.len())?;
         let doorbell = table.doorbells.get_mut(index)?;
         let before = doorbell.flags;
         match action {

@@ -34,6 +34,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use arrayvec::ArrayVec;
 use escrow_abi::FrameState;
+use escrow_nospec as nospec;
 
 use crate::addr::{BLOCK_SIZE, PAGE_SIZE, PAGES_PER_BLOCK, PhysAddr, PhysRange};
 use crate::stage2::{HostBlock, HostGib};
@@ -385,7 +386,7 @@ impl Ledger {
     /// The block that an address lies in; `None` outside RAM.
     #[inline(always)]
     pub fn locate(&self, at: PhysAddr) -> Option<Block> {
-        let gib = (*self.directory.get((at.0 / GIB_SIZE) as usize)?)?;
+        let gib = (*nospec::get(self.directory, (at.0 / GIB_SIZE) as usize)?)?;
         Block::of(&gib.blocks[(at.0 / BLOCK_SIZE) as usize % BLOCKS_PER_GIB])
     }
 

@@ -17,6 +17,7 @@
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use arrayvec::ArrayVec;
+use escrow_nospec as nospec;
 use spin::mutex::TicketMutex;
 
 use super::{Attributes, Descriptor, Geometry, Stage2Context, Stage2Features, level_shift};
@@ -520,7 +521,7 @@ impl HostMap {
 
     /// What the map has for a GiB; `None` for a GiB without RAM.
     fn gib(&self, number: u64) -> Option<&'static HostGib> {
-        Some((*self.directory.get(number as usize)?)?.host())
+        Some((*nospec::get(self.directory, number as usize)?)?.host())
     }
 
     fn level1_slot<'m, M: Machine>(&self, machine: &'m M, gib: u64) -> Option<&'m AtomicU64> {

@@ -7,6 +7,7 @@
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use escrow_nospec as nospec;
 use spin::mutex::{TicketMutex, TicketMutexGuard};
 
 use super::{Counts, MAX_VCPUS, Vm};
@@ -27,7 +28,7 @@ impl Slots {
     /// The slot of a guest; `None` for the host, and for numbers beyond the last.
     #[inline(always)]
     pub fn get(&self, id: VmId) -> Option<&'static Slot> {
-        self.0.get(usize::from(id.get()).wrapping_sub(1))
+        nospec::get(self.0, usize::from(id.get()).wrapping_sub(1))
     }
 
     /// All slots, and whose they are.
@@ -146,7 +147,7 @@ impl Slot {
 
     /// The page of a vCPU. Valid while the VM is alive.
     pub fn vcpu(&self, index: u8) -> Option<PhysAddr> {
-        let page = self.vcpus.get(index as usize)?.load(Ordering::Relaxed);
+        let page = nospec::get(&self.vcpus, index as usize)?.load(Ordering::Relaxed);
         (page != 0).then_some(PhysAddr(page))
     }
 
@@ -157,7 +158,7 @@ impl Slot {
 
     /// Notes the page of a vCPU. Needs the VM's lock.
     pub fn set_vcpu(&self, index: u8, page: PhysAddr) {
-        if let Some(slot) = self.vcpus.get(index as usize) {
+        if let Some(slot) = nospec::get(&self.vcpus, index as usize) {
             slot.store(page.0, Ordering::Relaxed);
         }
     }
