@@ -38,14 +38,13 @@ pub fn index(index: usize, length: usize) -> Option<usize> {
 #[inline(always)]
 fn masked(index: usize, length: usize) -> usize {
     let masked;
-    // The comparison borrows if the index is below: all ones, else zeros. CSDB: what
-    // follows does not use the result of a data-value prediction of these.
+    // CSDB: what follows does not use a CSEL whose condition was predicted (DDI 0487,
+    // "CSDB").
     // SAFETY: registers only.
     unsafe {
         core::arch::asm!(
             "cmp {index}, {length}",
-            "sbc {masked}, xzr, xzr",
-            "and {masked}, {masked}, {index}",
+            "csel {masked}, {index}, xzr, lo",
             "hint #20",
             index = in(reg) index,
             length = in(reg) length,
