@@ -18,6 +18,23 @@
 //! entries or for none. On an error that concerns one entry, `x1` is that
 //! entry's index in the list, and `x2` a detail that the error explains.
 //!
+//! # Calls that take long
+//!
+//! EL2 masks interrupts. Calls over lists, but for [`VM_CREATE`], and over ranges
+//! therefore work on at most 2 MiB of contents, and on at most 64 blocks, before they
+//! look for interrupts. If one is pending, the call ends with the caller's PC on the
+//! HVC or SMC, its registers as they were, and in `x7` what is done: the caller takes its
+//! interrupt and makes the call again, without knowing of it. `x7` must be zero when a
+//! caller makes such a call, and is zero when the call returns.
+//!
+//! The list, or the range, must stay as it is until the call returns, and so must the
+//! memory that a list lies in: a call of more than one portion whose list lies in the pages
+//! that it names is refused ([`Error::Overlap`](crate::Error::Overlap)). All of it is looked
+//! at before anything is done. What others, or other vCPUs of the caller, change of
+//! the rest in between can still end the call with an error. `x3` is then how much was
+//! done before: so many entries from the first, or pages of the range. It is zero in
+//! all other cases.
+//!
 //! An entry's `frame` is the caller's own address of the page: for the host the
 //! physical address, for a guest its guest address. What a guest owns and has
 //! lent it still names by the address at which it had it. A block
@@ -117,7 +134,8 @@ pub const MODIFY_FLUSH: u64 = 1 << 2;
 /// Creates a VM out of donated pages. list, count → VM handle
 ///
 /// The pages become the VM's metadata: stage-2 tables and vCPUs. At least
-/// one is needed, for the root table. They are donated under the rule of
+/// one is needed, for the root table, and at most
+/// [`CREATE_MAX`](crate::CREATE_MAX) are taken. They are donated under the rule of
 /// [`MEM_LEND`]'s reports; guest addresses and rights must be zero, orders
 /// [`ORDER_PAGE`](crate::ORDER_PAGE).
 pub const VM_CREATE: u32 = vendor(0x100);
@@ -165,8 +183,7 @@ pub const MEM_SHARE: u32 = vendor(0x120);
 /// Owner: takes shared pages from their borrower. list, count
 ///
 /// All entries of one call name pages of one owner, shared with one VM. What the
-/// borrower opened itself ([`MEM_SHARE_BACK`]) is not shared in this sense. At
-/// most [`RECLAIM_MAX`](crate::RECLAIM_MAX) bytes a call.
+/// borrower opened itself ([`MEM_SHARE_BACK`]) is not shared in this sense.
 pub const MEM_UNSHARE: u32 = vendor(0x121);
 /// Owner, host or guest: gives pages to a VM and loses sight of them. VM handle, list, count
 ///
@@ -183,7 +200,7 @@ pub const MEM_LEND: u32 = vendor(0x122);
 /// home zeroed, unless their borrower lives and unlocked them with their
 /// contents; pages that the owner shared keep what is in them, which it could
 /// read all along, unless the owner is dead: an heir finds zeros whatever the
-/// page was. At most [`RECLAIM_MAX`](crate::RECLAIM_MAX) bytes a call.
+/// page was.
 pub const MEM_RECLAIM: u32 = vendor(0x123);
 /// Owner, host or guest: gives pages away for good, with their contents. VM handle, list, count
 ///

@@ -11,9 +11,8 @@ pub const ORDER_BLOCK: u32 = 9;
 /// Entries that one call takes at the most.
 pub const LIST_MAX: usize = 512;
 
-/// Bytes that one `MEM_RECLAIM` or `MEM_UNSHARE` takes at the most: what it
-/// zeroes, it zeroes before it returns.
-pub const RECLAIM_MAX: u64 = 64 << 20;
+/// Entries that one [`VM_CREATE`](crate::call::VM_CREATE) takes at the most.
+pub const CREATE_MAX: usize = 64;
 /// Bytes that one `MODIFY_PAGES` of a guest covers at the most.
 pub const MODIFY_MAX: u64 = 64 << 20;
 

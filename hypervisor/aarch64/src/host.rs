@@ -8,7 +8,7 @@ use escrow_abi::call;
 use escrow_abi::psci::NOT_SUPPORTED;
 use escrow_core::addr::Ipa;
 use escrow_core::hardening::{WORKAROUND_2, store_bypass};
-use escrow_core::hypervisor::{HostAbort, immediate};
+use escrow_core::hypervisor::{HostAbort, Reply, immediate};
 use escrow_core::psci::{FirmwareCall, PsciCall};
 use escrow_core::trap::{HostFault, HostRegisters};
 use escrow_core::vcpu::syndrome::{Ec, abort};
@@ -120,12 +120,18 @@ fn host_call(frame: &mut HostFrame) {
     // SAFETY: `init_cpu` ran before the host did, and nothing else on this CPU
     // refers to its scratch space.
     let scratch = unsafe { &mut (*cpu).scratch };
-    if let Some(run) = hypervisor.host_call(scratch, x) {
-        // SAFETY: the CPU's own data, and the host's state is in the CPU.
-        let [state, data @ ..] = unsafe { crate::guest::run(cpu, hypervisor, run) };
-        x[0] = 0;
-        x[1] = state;
-        x[2..5].copy_from_slice(&data);
+    match hypervisor.host_call(scratch, x) {
+        Reply::Answer => {}
+        Reply::Run(run) => {
+            // SAFETY: the CPU's own data, and the host's state is in the CPU.
+            let [state, data @ ..] = unsafe { crate::guest::run(cpu, hypervisor, run) };
+            x[0] = 0;
+            x[1] = state;
+            x[2..5].copy_from_slice(&data);
+        }
+        // Back onto the HVC. The host takes the interrupt that is pending, if it can, and
+        // makes the call again.
+        Reply::Again => ELR_EL2::write(ELR_EL2::read().wrapping_sub(4)),
     }
 }
 

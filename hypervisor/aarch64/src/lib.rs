@@ -74,5 +74,5 @@ core::arch::global_asm!(
     hardening = const percpu::offsets::HARDENING,
     fault_stack_top = const percpu::FAULT_STACK_TOP,
     fault_stack_size = const percpu::FAULT_STACK_SIZE,
-    mem_lend = const escrow_abi::call::MEM_LEND,
+    lends_one = const escrow_core::hypervisor::LENDS_ONE,
 );

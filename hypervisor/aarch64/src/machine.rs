@@ -25,7 +25,7 @@ use escrow_core::vcpu::{GuestIds, Vcpu, VcpuCell};
 
 use crate::features::Features;
 use crate::host::Firmware;
-use crate::sysreg::{VTCR_EL2, VTTBR_EL2};
+use crate::sysreg::{ISR_EL1, VTCR_EL2, VTTBR_EL2};
 use crate::trace::{self, Event};
 
 /// What the exception handlers work on.
@@ -353,6 +353,13 @@ impl Machine for Hardware {
             unsafe { asm!("ic ialluis", options(nostack, preserves_flags)) };
             dsb_ish();
         }
+    }
+
+    #[inline(always)]
+    fn interrupt_pending(&self) -> bool {
+        // At EL2 it shows what physical interrupts and SErrors are pending, whatever
+        // masks them (DDI 0487, "ISR_EL1").
+        ISR_EL1::read() != 0
     }
 
     fn read_device(&self, at: PhysAddr, size: u64) -> u64 {

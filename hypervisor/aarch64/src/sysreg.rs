@@ -133,6 +133,7 @@ registers! {
     ESR_EL2 = "esr_el2";
     FAR_EL2 = "far_el2";
     HPFAR_EL2 = "hpfar_el2";
+    ISR_EL1 = "isr_el1";
     ELR_EL2 = "elr_el2";
     SPSR_EL2 = "spsr_el2";
     VBAR_EL2 = "vbar_el2";

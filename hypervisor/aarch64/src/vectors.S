@@ -176,8 +176,8 @@ escrow_host_vectors:
 host_pushed:
     mrs     x1, esr_el2
     mov     w2, #0x5a000000
-    mov     w3, #({mem_lend} & 0xffff)
-    movk    w3, #({mem_lend} >> 16), lsl #16
+    mov     w3, #({lends_one} & 0xffff)
+    movk    w3, #({lends_one} >> 16), lsl #16
     cmp     x1, x2
     b.ne    host_sync
     cmp     w0, w3

@@ -144,6 +144,9 @@ pub trait Machine: Sync {
     /// Removes all that TLBs hold of a VM, and waits.
     fn invalidate_all(&self, context: &Stage2Context);
 
+    /// Whether an interrupt waits for this CPU, which EL2 masks.
+    fn interrupt_pending(&self) -> bool;
+
     /// The errata of the CPUs that have run a VM so far.
     fn errata(&self) -> Errata;
 

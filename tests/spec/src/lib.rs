@@ -27,7 +27,7 @@
 //! 3. the handle: its form, its object's life, its rights;
 //! 4. the handle's window, guest addresses that are taken, tables that the VM
 //!    which gets the pages lacks;
-//! 5. frames that overlap, and how much it is in all;
+//! 5. frames that overlap;
 //! 6. the ledger, entry by entry;
 //! 7. tables that the VM which loses pages lacks, then those of the calling
 //!    guest.
@@ -35,6 +35,15 @@
 //! Of the entries that one of these refuses, the first in list order is named.
 //! A refusal is an [`Error`], that entry's index, and the detail that the error
 //! explains.
+//!
+//! # Portions
+//!
+//! A call here is one step. EL2 makes one that takes long in portions, between which
+//! interrupts are taken and other calls may come: first all of the call is looked at as
+//! here, and if it is in order, each portion is a call of its own, over the next
+//! entries of the list or pages of the range. So long as nobody changes what is left, all
+//! of it happens. If somebody does, the portion that it is in is refused as such a call
+//! would be, what is done remains done, and the answer says how much that is.
 
 #![no_std]
 #![forbid(unsafe_code)]

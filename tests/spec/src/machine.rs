@@ -9,7 +9,9 @@ use alloc::vec;
 use alloc::vec::Vec;
 use core::ops::Range;
 
-use escrow_abi::{BLOCK_SIZE, Error, FrameState, MODIFY_MAX, MemEntry, PAGE_SIZE, call};
+use escrow_abi::{
+    BLOCK_SIZE, CREATE_MAX, Error, FrameState, MODIFY_MAX, MemEntry, PAGE_SIZE, call,
+};
 
 use crate::Refused;
 use crate::capability::CapId;
@@ -203,6 +205,9 @@ impl Spec {
 
     /// VM_CREATE.
     pub fn create(&mut self, entries: &[MemEntry]) -> Result<VmId, Refused> {
+        if entries.len() > CREATE_MAX {
+            return Err((Error::InvalidSize, 0, 0));
+        }
         let pieces = self.pieces(VmId::HOST, entries, Form::EQUIP)?;
         self.attempt(|spec| {
             spec.guests.push(Arc::new(Guest::new(pieces.len() as u64)));

@@ -4,7 +4,7 @@
 
 use alloc::vec::Vec;
 
-use escrow_abi::{BLOCK_SIZE, Error, MemEntry, PAGE_SIZE, RECLAIM_MAX, call};
+use escrow_abi::{BLOCK_SIZE, Error, MemEntry, PAGE_SIZE, call};
 
 use crate::Refused;
 use crate::frame::{Event, Frame, Transition, VmId, step};
@@ -155,9 +155,6 @@ impl Spec {
         let form = if taking == Taking::TakeBack { Form::RETURN } else { Form::TAKE };
         let pieces = self.pieces(by, entries, form)?;
         no_overlap(&pieces, |piece| piece.frame)?;
-        if pieces.iter().map(|piece| piece.size).sum::<u64>() > RECLAIM_MAX {
-            return Err((Error::InvalidSize, 0, 0));
-        }
         let old = self.may_take(by, taking, &pieces)?;
         for piece in &pieces {
             for page in piece.pages() {

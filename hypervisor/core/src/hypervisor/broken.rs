@@ -11,10 +11,11 @@
 use core::sync::atomic::Ordering;
 
 use super::Hypervisor;
-use super::extents::{Extent, Scratch};
+use super::extents::Extent;
 use super::oracle::Asked;
 use super::parties::Parties;
 use super::pieces::Piece;
+use super::prepared::Prepared;
 use crate::addr::PhysAddr;
 use crate::ledger::{Block, Record, VmId};
 use crate::machine::Machine;
@@ -43,29 +44,28 @@ impl<M: Machine> Hypervisor<M> {
     }
 
     /// Cleans what another VM is to see, where that is needed. Extents that
-    /// fail are poisoned.
+    /// fail are poisoned; returns how many pages that were.
     #[inline(always)]
-    pub(super) fn clean(&self, scratch: &mut Scratch) {
-        if self.machine.needs_clean() {
-            self.clean_always(scratch, None);
-        }
+    pub(super) fn clean(&self, prepared: &mut Prepared<'_>) -> u64 {
+        if self.machine.needs_clean() { self.clean_always(prepared, None) } else { 0 }
     }
 
     /// The same, whatever the CPUs do by themselves. `parties`: who counts the pages
     /// so far.
     pub(super) fn clean_always(
         &self,
-        scratch: &mut Scratch,
+        prepared: &mut Prepared<'_>,
         mut parties: Option<&mut Parties<'_>>,
-    ) {
+    ) -> u64 {
         let mut broken = 0;
-        for extent in scratch.extents_mut() {
+        for extent in prepared.extents_mut() {
             if self.machine.clean_to_poc(extent.frame, extent.size()).is_err() {
                 broken += extent.pages as u64;
                 self.break_extent(extent, parties.as_deref_mut());
             }
         }
-        scratch.broken += broken;
+        prepared.note_broken(broken);
         self.machine.sync_fetches();
+        broken
     }
 }

@@ -1,10 +1,16 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
 //! The host's calls: which number does what.
+//!
+//! Two tables say all there is to say of a call's number: [`immediate`] those that need
+//! nothing but it, and [`Hypervisor::dispatch`] the others, with their arguments and what
+//! answers them.
 
 use escrow_abi::{Error, FrameState, call};
 
+use super::list::List;
 use super::memory::Give;
+use super::portions::Progress;
 use super::take::Taking;
 use super::{Hypervisor, Refusal, Scratch};
 use crate::addr::PhysAddr;
@@ -16,6 +22,10 @@ use crate::vm::Run;
 const NOT_SUPPORTED: u64 = Error::Unimplemented.to_register();
 const SMCCC_1_2: u64 = 0x10002;
 
+/// The call that hosts make most, for the vectors to compare with:
+/// [`Hypervisor::host_lends_one`] is tried for it.
+pub const LENDS_ONE: u32 = call::MEM_LEND;
+
 /// The answer, in `x0`–`x4`, to a call that needs nothing but its number: for
 /// the machine half to ask before it sets out for [`Hypervisor::host_call`].
 #[inline(always)]
@@ -23,30 +33,102 @@ pub const fn immediate(function: u32) -> Option<[u64; 5]> {
     match function {
         call::HYP_IDENTIFY => Some([call::IDENTIFY_INFO, 0, 0, 0, 0]),
         call::SMCCC_VERSION => Some([SMCCC_1_2, 0, 0, 0, 0]),
+        call::VENDOR_HYP_UID => {
+            let [w0, w1, w2, w3] = call::UID;
+            Some([w0 as u64, w1 as u64, w2 as u64, w3 as u64, 0])
+        }
         _ => None,
     }
 }
 
+/// What becomes of a host's HVC.
+#[must_use]
+pub enum Reply<'a> {
+    /// It is answered.
+    Answer,
+    /// A vCPU is to be run; what that ends with is the answer.
+    Run(Run<'a>),
+    /// An interrupt is pending: the host is to make its call again, with the registers as
+    /// they are now.
+    Again,
+}
+
+/// What a call comes to that has no error.
+pub(super) enum Outcome {
+    /// `x1`–`x4`.
+    Answer([u64; 4]),
+    /// `x7`, to make the call again with.
+    Again(u64),
+}
+
+impl From<()> for Outcome {
+    fn from((): ()) -> Outcome {
+        Outcome::Answer([0; 4])
+    }
+}
+
+impl From<u64> for Outcome {
+    fn from(value: u64) -> Outcome {
+        Outcome::Answer([value, 0, 0, 0])
+    }
+}
+
+impl From<[u64; 4]> for Outcome {
+    fn from(values: [u64; 4]) -> Outcome {
+        Outcome::Answer(values)
+    }
+}
+
+impl From<Progress> for Outcome {
+    fn from(progress: Progress) -> Outcome {
+        match progress {
+            Progress::Done { broken } => Outcome::Answer([0, broken, 0, 0]),
+            Progress::Again(x7) => Outcome::Again(x7),
+        }
+    }
+}
+
+/// A table of calls: for each number its arguments, in the order of their registers, and
+/// what answers it. All registers behind the arguments must be zero, but `x7` in a call
+/// that has it as its `progress`, which is zero afterwards.
+macro_rules! calls {
+    ($function:ident, $x:ident: $(
+        $call:ident($($argument:ident),* $(; $progress:ident)?) => $answer:expr,
+    )*) => {
+        match $function {
+            $(call::$call => {
+                $(let $progress = core::mem::take(&mut $x[7]);)?
+                let [_, $($argument,)* reserved @ ..] = *$x;
+                if reserved.iter().any(|&word| word != 0) {
+                    return Err(Error::InvalidArgument.into());
+                }
+                $answer.map(Into::into).map_err(Into::into)
+            })*
+            _ => Err(Error::Unimplemented.into()),
+        }
+    };
+}
+pub(super) use calls;
+
 impl<M: Machine> Hypervisor<M> {
     /// Answers an HVC of the host. `x` are its `x0`–`x7`; the answer goes to
-    /// the first five of them, unless a vCPU is to be run: then what that ends
-    /// with is the answer.
+    /// the first five of them.
     #[inline(always)]
-    pub fn host_call(&self, scratch: &mut Scratch, x: &mut [u64; 8]) -> Option<Run<'_>> {
+    pub fn host_call(&self, scratch: &mut Scratch, x: &mut [u64; 8]) -> Reply<'_> {
         self.machine.note(|| Note::Begin(x[0]));
         // SMCCC: the identifier is 32 bits, and what is above must be ignored.
-        match x[0] as u32 {
+        let reply = match x[0] as u32 {
             call::VCPU_RUN => match self.vcpu_run(x) {
-                Ok(run) => {
-                    self.machine.note(|| Note::End(0));
-                    return Some(run);
+                Ok(run) => Reply::Run(run),
+                Err(answer) => {
+                    x[..5].copy_from_slice(&answer);
+                    Reply::Answer
                 }
-                Err(answer) => x[..5].copy_from_slice(&answer),
             },
             function => self.slow_call(scratch, function, x),
-        }
-        self.machine.note(|| Note::End(x[0]));
-        None
+        };
+        self.machine.note(|| Note::End(if matches!(reply, Reply::Answer) { x[0] } else { 0 }));
+        reply
     }
 
     /// [`call::MEM_LEND`] of one entry, for the machine half to try first. `false`:
@@ -65,78 +147,82 @@ impl<M: Machine> Hypervisor<M> {
     }
 
     #[inline(never)]
-    fn slow_call(&self, scratch: &mut Scratch, function: u32, x: &mut [u64; 8]) {
-        let [_, a, b, c, d, e, ..] = *x;
-        if let Some(immediate) = immediate(function) {
-            x[..5].copy_from_slice(&immediate);
-            return;
-        }
-        match function {
+    fn slow_call(&self, scratch: &mut Scratch, function: u32, x: &mut [u64; 8]) -> Reply<'_> {
+        let answer = match function {
             call::SMCCC_ARCH_FEATURES => {
-                let known = matches!(a as u32, call::SMCCC_VERSION | call::SMCCC_ARCH_FEATURES);
-                x[..5].copy_from_slice(&[if known { 0 } else { NOT_SUPPORTED }, 0, 0, 0, 0]);
-                return;
+                let known = matches!(x[1] as u32, call::SMCCC_VERSION | call::SMCCC_ARCH_FEATURES);
+                [if known { 0 } else { NOT_SUPPORTED }, 0, 0, 0, 0]
             }
-            call::VENDOR_HYP_UID => {
-                let [w0, w1, w2, w3] = call::UID.map(u64::from);
-                x[..5].copy_from_slice(&[w0, w1, w2, w3, 0]);
-                return;
-            }
-            _ => {}
-        }
-        let Some(arguments) = arguments(function) else {
-            x[..5].copy_from_slice(&[NOT_SUPPORTED, 0, 0, 0, 0]);
-            return;
+            _ => match immediate(function) {
+                Some(answer) => answer,
+                None => match self.dispatch(scratch, function, x) {
+                    Ok(Outcome::Answer([x1, x2, x3, x4])) => [0, x1, x2, x3, x4],
+                    Ok(Outcome::Again(progress)) => {
+                        x[7] = progress;
+                        return Reply::Again;
+                    }
+                    Err(Refusal { error, index, detail, done }) => {
+                        [error.to_register(), index, detail, done, 0]
+                    }
+                },
+            },
         };
-        if x[1 + arguments..].iter().any(|&reserved| reserved != 0) {
-            answer(x, Err(Error::InvalidArgument.into()));
-            return;
+        x[..5].copy_from_slice(&answer);
+        Reply::Answer
+    }
+
+    #[inline(always)]
+    fn dispatch(
+        &self,
+        scratch: &mut Scratch,
+        function: u32,
+        x: &mut [u64; 8],
+    ) -> Result<Outcome, Refusal> {
+        let list = |at, count, progress| List { at, count, progress };
+        calls! { function, x:
+            VM_CREATE(at, count) => self.vm_create(scratch, list(at, count, 0)),
+            VM_CONFIGURE(vm, key, base, size) => self.vm_configure(vm, key, base, size),
+            VM_TOP_UP(vm, at, count; progress) => self.vm_top_up(scratch, vm, list(at, count, progress)),
+            VM_START(vm) => self.vm_start(vm),
+            VM_DESTROY(vm) => self.vm_destroy(vm),
+            VM_INFO(vm) => self.vm_info(vm),
+            VCPU_CREATE(vm, index) => self.vcpu_create(vm, index),
+            VCPU_SET_REGISTER(vcpu, which, value) => self.vcpu_set_register(vcpu, which, value),
+            MEM_LEND(vm, at, count; progress) => {
+                self.host_gives(scratch, Give::Lend, vm, list(at, count, progress))
+            },
+            MEM_SHARE(vm, at, count; progress) => {
+                self.host_gives(scratch, Give::Share, vm, list(at, count, progress))
+            },
+            MEM_DONATE(vm, at, count; progress) => {
+                self.host_gives(scratch, Give::Donate, vm, list(at, count, progress))
+            },
+            MEM_UNSHARE(at, count; progress) => {
+                self.host_takes(scratch, Taking::Unshare, list(at, count, progress))
+            },
+            MEM_RECLAIM(at, count; progress) => {
+                self.host_takes(scratch, Taking::Reclaim, list(at, count, progress))
+            },
+            MEM_TAKE_BACK(at, count; progress) => {
+                self.host_takes(scratch, Taking::TakeBack, list(at, count, progress))
+            },
+            MEM_POISON(at, count; progress) => {
+                self.host_takes(scratch, Taking::Poison, list(at, count, progress))
+            },
+            CAP_GRANT(to, object, rights, base, size) => {
+                self.cap_grant(to, object, rights, base, size)
+            },
+            CAP_REVOKE(from, handle) => self.cap_revoke(from, handle),
+            BELL_CREATE(vm, label) => self.bell_create(vm, label),
+            BELL_SEND(bell, flags) => self.bell(bell, Action::Send(flags)),
+            BELL_RECEIVE(bell, flags) => self.bell(bell, Action::Receive(flags)),
+            BELL_RESET(bell) => self.bell(bell, Action::Reset).map(drop),
+            BELL_SET_MASK(bell, enable, ack) => {
+                self.bell(bell, Action::SetMask { enable, ack }).map(drop)
+            },
+            LEDGER_INFO(selector, detail) => self.ledger_info(selector, detail),
+            FRAME_INFO(at) => self.frame_info(at),
         }
-        let done = |()| [0; 4];
-        let one = |value| [value, 0, 0, 0];
-        let result = match function {
-            call::VM_CREATE => self.vm_create(scratch, a, b).map(|vm| [vm, scratch.broken, 0, 0]),
-            call::VM_CONFIGURE => self.vm_configure(a, b, c, d).map(done),
-            call::VM_TOP_UP => self.vm_top_up(scratch, a, b, c).map(|()| scratch.told()),
-            call::VM_START => self.vm_start(a).map(done),
-            call::VM_DESTROY => self.vm_destroy(a).map(done),
-            call::VM_INFO => self.vm_info(a),
-            call::VCPU_CREATE => self.vcpu_create(a, b).map(one),
-            call::VCPU_SET_REGISTER => self.vcpu_set_register(a, b, c).map(done),
-            call::MEM_LEND => {
-                self.host_gives(scratch, Give::Lend, a, b, c).map(|()| scratch.told())
-            }
-            call::MEM_SHARE => {
-                self.host_gives(scratch, Give::Share, a, b, c).map(|()| scratch.told())
-            }
-            call::MEM_DONATE => {
-                self.host_gives(scratch, Give::Donate, a, b, c).map(|()| scratch.told())
-            }
-            call::MEM_UNSHARE => {
-                self.host_takes(scratch, Taking::Unshare, a, b).map(|()| scratch.told())
-            }
-            call::MEM_RECLAIM => {
-                self.host_takes(scratch, Taking::Reclaim, a, b).map(|()| scratch.told())
-            }
-            call::MEM_TAKE_BACK => {
-                self.host_takes(scratch, Taking::TakeBack, a, b).map(|()| scratch.told())
-            }
-            call::MEM_POISON => {
-                self.host_takes(scratch, Taking::Poison, a, b).map(|()| scratch.told())
-            }
-            call::CAP_GRANT => self.cap_grant(a, b, c, d, e).map(one),
-            call::CAP_REVOKE => self.cap_revoke(a, b).map(done),
-            call::BELL_CREATE => self.bell_create(a, b).map(one),
-            call::BELL_SEND => self.bell(a, Action::Send(b)).map(one),
-            call::BELL_RECEIVE => self.bell(a, Action::Receive(b)).map(one),
-            call::BELL_RESET => self.bell(a, Action::Reset).map(|_| [0; 4]),
-            call::BELL_SET_MASK => {
-                self.bell(a, Action::SetMask { enable: b, ack: c }).map(|_| [0; 4])
-            }
-            call::LEDGER_INFO => self.ledger_info(a, b).map(one),
-            _ => self.frame_info(a).map(one),
-        };
-        answer(x, result);
     }
 
     fn frame_info(&self, at: u64) -> Result<u64, Refusal> {
@@ -154,43 +240,4 @@ impl<M: Machine> Hypervisor<M> {
             Some(state) => Ok(state as u64),
         }
     }
-}
-
-/// How many arguments a call takes after its number; `None` for no call of
-/// the host.
-const fn arguments(function: u32) -> Option<usize> {
-    Some(match function {
-        call::VM_START | call::VM_DESTROY | call::VM_INFO | call::FRAME_INFO | call::BELL_RESET => {
-            1
-        }
-        call::VM_CREATE
-        | call::VCPU_CREATE
-        | call::MEM_UNSHARE
-        | call::MEM_RECLAIM
-        | call::MEM_TAKE_BACK
-        | call::MEM_POISON
-        | call::CAP_REVOKE
-        | call::BELL_CREATE
-        | call::BELL_SEND
-        | call::BELL_RECEIVE
-        | call::LEDGER_INFO => 2,
-        call::VM_TOP_UP
-        | call::VCPU_SET_REGISTER
-        | call::MEM_SHARE
-        | call::MEM_LEND
-        | call::MEM_DONATE
-        | call::BELL_SET_MASK => 3,
-        call::VM_CONFIGURE => 4,
-        call::CAP_GRANT => 5,
-        _ => return None,
-    })
-}
-
-#[inline(always)]
-fn answer(x: &mut [u64; 8], result: Result<[u64; 4], Refusal>) {
-    let (x0, [x1, x2, x3, x4]) = match result {
-        Ok(values) => (0, values),
-        Err(Refusal { error, index, detail }) => (error.to_register(), [index, detail, 0, 0]),
-    };
-    x[..5].copy_from_slice(&[x0, x1, x2, x3, x4]);
 }

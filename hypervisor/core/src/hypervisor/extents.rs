@@ -4,12 +4,12 @@
 //! side in memory and in the guest, in the order of the locks.
 
 use arrayvec::ArrayVec;
-use escrow_abi::{Error, LIST_MAX};
+use escrow_abi::{Error, LIST_MAX, MemEntry};
 
-use super::{Hypervisor, Refusal};
+use super::Refusal;
+use super::portions::Part;
 use crate::addr::{Ipa, PAGE_SIZE, PhysAddr};
 use crate::ledger::{Block, page_in_block};
-use crate::machine::Machine;
 use crate::stage2::{Room, Span};
 
 /// Entries of a list that name pages side by side. Neither its frames nor its guest
@@ -77,9 +77,12 @@ impl Extent {
     /// A refusal about its `page`th page.
     pub fn refuse_page(&self, page: usize, error: Error, detail: u64) -> Refusal {
         let entry = if self.is_block { 0 } else { page as u64 };
-        Refusal { error, index: self.index as u64 + entry, detail }
+        Refusal { error, index: self.index as u64 + entry, detail, done: 0 }
     }
 }
+
+/// Pages that a list lies in at the most.
+const LIST_PAGES: usize = (LIST_MAX * size_of::<MemEntry>()) / PAGE_SIZE as usize;
 
 /// Room for one list: each CPU has its own.
 #[derive(Default)]
@@ -96,6 +99,18 @@ pub struct Scratch {
     /// Where the last extent ends.
     frame_end: u64,
     guest_end: u64,
+    /// The pages that the list itself lies in.
+    list: ArrayVec<PhysAddr, LIST_PAGES>,
+    /// What was to be read.
+    part: Part,
+    /// Pages in all extents.
+    pages: u64,
+    /// How often an extent lies in another block than the one before it.
+    blocks: u64,
+    /// The block of the last extent.
+    last_block: Option<Block>,
+    /// What came next is not of this part.
+    is_full: bool,
 }
 
 /// Bits for the place of an extent among 512.
@@ -112,13 +127,13 @@ impl Scratch {
             guests_sorted: true,
             frame_end: 0,
             guest_end: 0,
+            list: ArrayVec::new_const(),
+            part: Part::WHOLE,
+            pages: 0,
+            blocks: 0,
+            last_block: None,
+            is_full: false,
         }
-    }
-
-    /// What a call that was done returns: in `x2`, how many of its pages turned out
-    /// to be broken.
-    pub(super) fn told(&self) -> [u64; 4] {
-        [0, self.broken, 0, 0]
     }
 
     /// The extents.
@@ -131,6 +146,12 @@ impl Scratch {
     #[inline(always)]
     pub(super) fn extents_mut(&mut self) -> &mut [Extent] {
         &mut self.extents
+    }
+
+    /// The part of the list that they are of.
+    #[inline(always)]
+    pub(super) fn part(&self) -> Part {
+        self.part
     }
 
     /// Puts the extents into the order of their frames, unless they are;
@@ -160,7 +181,25 @@ impl Scratch {
     /// Pages in all extents.
     #[inline(always)]
     pub(super) fn pages(&self) -> u64 {
-        self.extents.iter().map(|extent| extent.pages as u64).sum()
+        self.pages
+    }
+
+    /// Entries of the list that they are made of.
+    pub(super) fn entries(&self) -> u64 {
+        let entries = |extent: &Extent| if extent.is_block { 1 } else { extent.pages.into() };
+        self.extents.iter().map(entries).sum()
+    }
+
+    /// How often they go from one block to another, the first one's included.
+    #[inline(always)]
+    pub(super) fn blocks(&self) -> u64 {
+        self.blocks
+    }
+
+    /// Whether the list goes on and the part does not.
+    #[inline(always)]
+    pub(super) fn is_full(&self) -> bool {
+        self.is_full
     }
 
     /// The extent whose entry stands first in the caller's list.
@@ -168,30 +207,70 @@ impl Scratch {
         self.extents.iter().min_by_key(|extent| extent.index)
     }
 
+    /// Forgets all, to read a part of a list.
     #[inline(always)]
-    pub(super) fn clear(&mut self) {
+    pub(super) fn begin(&mut self, part: Part) {
+        self.part = part;
+        self.pages = 0;
+        self.blocks = 0;
+        self.last_block = None;
+        self.is_full = false;
+        self.list.clear();
         self.extents.clear();
-        self.broken = 0;
         self.frames_sorted = true;
         self.guests_sorted = true;
         self.frame_end = 0;
         self.guest_end = 0;
     }
 
+    /// Notes that the list goes on in a page.
     #[inline(always)]
-    pub(super) fn push(&mut self, extent: Extent) {
+    pub(super) fn lies_in(&mut self, page: PhysAddr) {
+        // A list is no longer than there is room.
+        let _ = self.list.try_push(page);
+    }
+
+    /// Refuses a list that lies in the pages that it names: what a call has done must not
+    /// take its list away, if it is to be read again.
+    pub(super) fn check_apart(&self) -> Result<(), Refusal> {
+        let holds = |extent: &&Extent| {
+            let inside = |page: &PhysAddr| page.0.wrapping_sub(extent.frame.0) < extent.size();
+            self.list.iter().any(inside)
+        };
+        match self.extents.iter().filter(holds).min_by_key(|extent| extent.index) {
+            Some(extent) => Err(extent.refuse(Error::Overlap, 0)),
+            None => Ok(()),
+        }
+    }
+
+    /// Adds an extent, if the part takes it; whether it does.
+    #[inline(always)]
+    pub(super) fn push(&mut self, extent: Extent) -> bool {
+        let pages = self.pages + extent.pages as u64;
+        let blocks = self.blocks + u64::from(self.last_block != Some(extent.block));
+        self.is_full = !self.part.takes(pages, blocks);
+        if self.is_full {
+            return false;
+        }
+        (self.pages, self.blocks) = (pages, blocks);
+        self.last_block = Some(extent.block);
         self.frames_sorted &= extent.frame.0 >= self.frame_end;
         self.guests_sorted &= extent.guest().0 >= self.guest_end;
         self.set_ends(&extent);
         // The caller's list is no longer than there is room.
-        let _ = self.extents.try_push(extent);
+        self.extents.try_push(extent).is_ok()
     }
 
-    /// Adds the page after the last extent to it; whether there is one.
+    /// Adds the page after the last extent to it, if there is one and the part takes
+    /// the page; whether it does.
     #[inline(always)]
     pub(super) fn prolong(&mut self) -> bool {
         let Some(extent) = self.extents.last_mut() else { return false };
+        if !self.part.takes(self.pages + 1, self.blocks) {
+            return false;
+        }
         extent.pages += 1;
+        self.pages += 1;
         self.frame_end += PAGE_SIZE;
         self.guest_end += PAGE_SIZE;
         true
@@ -234,7 +313,7 @@ impl Scratch {
             }
         }
         if let Some(index) = bad {
-            return Err(Refusal { error: Error::Overlap, index: index as u64, detail: 0 });
+            return Err(Refusal { index: index as u64, ..Error::Overlap.into() });
         }
         // Each extent goes to its place along the cycles of the permutation; a key
         // that is done names its own place.
@@ -254,23 +333,9 @@ impl Scratch {
     }
 }
 
-impl<M: Machine> Hypervisor<M> {
-    /// Takes the locks of all blocks that the extents lie in, in ascending
-    /// order. The extents are in the order of their frames.
-    #[inline(always)]
-    pub(super) fn lock_blocks(&self, scratch: &Scratch) {
-        for_each_block(scratch.extents(), |block| self.ledger.lock(block));
-    }
-
-    /// Gives the locks back.
-    #[inline(always)]
-    pub(super) fn unlock_blocks(&self, scratch: &Scratch) {
-        for_each_block(scratch.extents(), |block| self.ledger.unlock(block));
-    }
-}
-
+/// Shows each block that extents in the order of their frames lie in, in ascending order.
 #[inline(always)]
-fn for_each_block(extents: &[Extent], mut f: impl FnMut(Block)) {
+pub(super) fn for_each_block(extents: &[Extent], mut f: impl FnMut(Block)) {
     let mut last = None;
     for extent in extents {
         if last != Some(extent.block) {

@@ -7,9 +7,10 @@
 //! error. Nothing has changed then, so there is one place that refuses, and one
 //! order of checks.
 
-use escrow_abi::{FrameState, Handle, ORDER_BLOCK};
+use escrow_abi::{FrameState, Handle};
 
 use super::Hypervisor;
+use super::list::{Entry, Form};
 use super::oracle::Asked;
 use super::pieces::Piece;
 use crate::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE, PAGES_PER_BLOCK, PhysAddr};
@@ -23,22 +24,14 @@ impl<M: Machine> Hypervisor<M> {
     /// of the pages turned out to be broken.
     #[inline(always)]
     pub(super) fn lend_one(&self, vm: u64, list: u64) -> Option<u64> {
-        let [frame, guest, references, users] = self.read_one(PhysAddr(list))?;
-        // The halves of `references` are equal when there is no excess; the rest
-        // is 0 when the entry is in order.
-        let odd = (references ^ references.rotate_left(32))
-            | users
-            | (guest & (PAGE_SIZE - 1) & !6) ^ 1
-            | guest >> self.guest_geometry.ipa_bits;
+        let words = self.read_one(PhysAddr(list))?;
+        let decoded = Entry::decode(Form::LEND, self.guest_geometry.ipa_bits, words);
+        let Entry { at, guest, is_block } = decoded.ok()?;
         let attributes = self.guest_attributes[(guest % 8) as usize];
-        if odd | (frame % PAGE_SIZE) == 0 {
-            self.lend_page(vm, PhysAddr(frame), guest, attributes)
-        } else if odd | ((frame % BLOCK_SIZE) ^ ORDER_BLOCK as u64) == 0
-            && guest % BLOCK_SIZE < PAGE_SIZE
-        {
-            self.lend_block(vm, PhysAddr(frame).align_down(BLOCK_SIZE), guest, attributes)
+        if is_block {
+            self.lend_block(vm, PhysAddr(at), guest, attributes)
         } else {
-            None
+            self.lend_page(vm, PhysAddr(at), guest, attributes)
         }
     }
 

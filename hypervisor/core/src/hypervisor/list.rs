@@ -10,6 +10,7 @@
 use escrow_abi::{Error, FrameState, LIST_MAX, MemEntry, ORDER_BLOCK, ORDER_PAGE, Rights};
 
 use super::extents::{Extent, Scratch};
+use super::portions::Part;
 use super::{Hypervisor, Refusal};
 use crate::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE, PAGES_PER_BLOCK, PhysAddr};
 use crate::machine::Machine;
@@ -34,6 +35,130 @@ impl Form {
     /// Out of a VM's sight, to nobody or to the host.
     pub const HIDE: Form = Form { guests: false, reports: true, blocks: true };
     pub const TAKE: Form = Form { guests: false, reports: false, blocks: true };
+}
+
+/// An entry that is right by itself.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Entry {
+    /// The caller's own address of the page or block.
+    pub at: u64,
+    /// Address in the VM that gets it, with the rights in the low bits; 0 if none does.
+    pub guest: u64,
+    /// It is a block, not a page.
+    pub is_block: bool,
+}
+
+impl Entry {
+    /// What the four words of an entry say, to a call whose guests have addresses of so
+    /// many bits. The one place that knows which words are right.
+    #[inline(always)]
+    pub fn decode(form: Form, bits: u8, words: [u64; 4]) -> Result<Entry, (Error, u64)> {
+        let [frame, guest, references, users] = words;
+        // `refcount` and `safe` are the halves of one word.
+        let excess =
+            if form.reports { references ^ references.rotate_left(32) } else { references };
+        let odd_guest = if form.guests {
+            // Bit 0 is the right to read, which every guest has.
+            (guest & (PAGE_SIZE - 1) & !6) ^ 1 | guest >> bits
+        } else {
+            guest
+        };
+        let order = frame % PAGE_SIZE;
+        if excess | users | odd_guest | order != 0 {
+            check_unusual(form, bits, words)?;
+        }
+        Ok(Entry { at: frame - order, guest, is_block: order == ORDER_BLOCK as u64 })
+    }
+
+    /// The entry for the page behind this one, as a host's list has it, if they can be
+    /// in one extent.
+    #[inline(always)]
+    fn next(&self, form: Form) -> Next {
+        let at = self.at + PAGE_SIZE;
+        let guest = self.guest + if form.guests { PAGE_SIZE } else { 0 };
+        let beyond = at.is_multiple_of(BLOCK_SIZE) || form.guests && guest % BLOCK_SIZE < PAGE_SIZE;
+        Next(if self.is_block || beyond { None } else { Some((at, guest)) })
+    }
+}
+
+/// What an entry would have to say to prolong the extent before it.
+#[derive(Clone, Copy)]
+struct Next(Option<(u64, u64)>);
+
+/// Looks at an entry that is for a block, or wrong.
+#[cold]
+fn check_unusual(form: Form, bits: u8, words: [u64; 4]) -> Result<(), (Error, u64)> {
+    let [frame, guest, references, users] = words;
+    let is_block = match (frame % PAGE_SIZE) as u32 {
+        ORDER_PAGE => false,
+        ORDER_BLOCK if form.blocks => true,
+        _ => return Err((Error::InvalidArgument, 0)),
+    };
+    let rights = Rights::from_bits(guest % PAGE_SIZE).ok_or((Error::InvalidArgument, 0))?;
+    let (refcount, safe) = (references as u32, (references >> 32) as u32);
+    let (accessible, reserved) = (users as u32, (users >> 32) as u32);
+    if reserved != 0 {
+        return Err((Error::InvalidArgument, 0));
+    }
+    let in_block = |at: u64| at % BLOCK_SIZE >= PAGE_SIZE;
+    if is_block && (in_block(frame) || in_block(guest)) {
+        return Err((Error::Misaligned, 0));
+    }
+    if form.guests {
+        if !rights.read() {
+            return Err((Error::InvalidArgument, 0));
+        }
+        if guest >> bits != 0 {
+            return Err((Error::AddressOverflow, 0));
+        }
+    } else if guest != 0 {
+        return Err((Error::InvalidArgument, 0));
+    }
+    if !form.reports {
+        let empty = refcount | safe | accessible == 0;
+        return if empty { Ok(()) } else { Err((Error::InvalidArgument, 0)) };
+    }
+    if refcount != safe {
+        return Err((Error::Excess, (refcount as i64 - safe as i64) as u64));
+    }
+    if accessible != 0 {
+        return Err((Error::Accessible, accessible as u64));
+    }
+    Ok(())
+}
+
+/// Where a list is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct List {
+    /// The caller's address of it.
+    pub at: u64,
+    /// Entries.
+    pub count: u64,
+    /// `x7`, the caller's word: see [`List::done`].
+    pub progress: u64,
+}
+
+/// What is below it in a progress is how many entries are done, above it how many of their
+/// pages turned out to be broken.
+const BROKEN_SHIFT: u32 = 32;
+
+impl List {
+    /// How many entries are done.
+    #[inline(always)]
+    pub fn done(self) -> u64 {
+        self.progress as u32 as u64
+    }
+
+    /// How many pages of those turned out to be broken.
+    #[inline(always)]
+    pub fn broken(self) -> u64 {
+        self.progress >> BROKEN_SHIFT
+    }
+
+    /// The progress of a call that has come so far.
+    pub const fn progress(done: u64, broken: u64) -> u64 {
+        broken << BROKEN_SHIFT | done
+    }
 }
 
 /// Who makes a call, as far as the list is concerned.
@@ -62,23 +187,27 @@ const ENTRY_SIZE: u64 = size_of::<MemEntry>() as u64;
 const ENTRIES_PER_PAGE: u64 = PAGE_SIZE / ENTRY_SIZE;
 
 impl<M: Machine> Hypervisor<M> {
-    /// Copies and checks a list.
+    /// Copies and checks the entries of a list that a part of its call is about.
     #[inline(always)]
     pub(super) fn read_list(
         &self,
         scratch: &mut Scratch,
         reader: Reader<'_>,
         form: Form,
-        list: u64,
-        count: u64,
+        list: List,
+        part: Part,
     ) -> Result<(), Refusal> {
+        let List { at, count, progress } = list;
         if count.wrapping_sub(1) >= LIST_MAX as u64 {
             return Err(Error::InvalidSize.into());
         }
-        if !list.is_multiple_of(PAGE_SIZE) {
+        if list.done() >= count || list.done() == 0 && progress != 0 {
+            return Err(Error::InvalidArgument.into());
+        }
+        if !at.is_multiple_of(PAGE_SIZE) {
             return Err(Error::Misaligned.into());
         }
-        if list.checked_add(count * ENTRY_SIZE).is_none() {
+        if at.checked_add(count * ENTRY_SIZE).is_none() {
             return Err(Error::AddressOverflow.into());
         }
         // A list is read without a lock, so that calls whose lists lie side by
@@ -86,8 +215,8 @@ impl<M: Machine> Hypervisor<M> {
         // the list changed meanwhile.
         let mut locked = false;
         loop {
-            scratch.clear();
-            match self.read_pages(scratch, reader, form, (list, count), locked) {
+            scratch.begin(part);
+            match self.read_pages(scratch, reader, form, list, part, locked) {
                 Ok(()) => return Ok(()),
                 Err(Unread::Refused(refusal)) => return Err(refusal),
                 Err(Unread::Changed) => locked = true,
@@ -101,16 +230,16 @@ impl<M: Machine> Hypervisor<M> {
         scratch: &mut Scratch,
         reader: Reader<'_>,
         form: Form,
-        (list, count): (u64, u64),
+        list: List,
+        part: Part,
         locked: bool,
     ) -> Result<(), Unread> {
-        let mut done = 0;
-        // What the next entry would have to say to prolong the last extent.
-        let mut next = (1, 0);
-        while done < count {
-            let page = list + done * ENTRY_SIZE;
-            let end = count.min(done + ENTRIES_PER_PAGE);
-            let entries = (done, end);
+        let mut index = part.first();
+        let mut next = Next(None);
+        while index < list.count && !scratch.is_full() {
+            let page = (list.at + index * ENTRY_SIZE) & !(PAGE_SIZE - 1);
+            let end = list.count.min((index / ENTRIES_PER_PAGE + 1) * ENTRIES_PER_PAGE);
+            let entries = (index, end);
             match reader {
                 Reader::Host => {
                     self.read_host_page(scratch, form, PhysAddr(page), entries, &mut next, locked)?;
@@ -124,7 +253,7 @@ impl<M: Machine> Hypervisor<M> {
                     self.read_page(scratch, reader, form, frame, entries, &mut next)?;
                 }
             }
-            done = end;
+            index = end;
         }
         Ok(())
     }
@@ -136,7 +265,7 @@ impl<M: Machine> Hypervisor<M> {
         form: Form,
         page: PhysAddr,
         entries: (u64, u64),
-        next: &mut (u64, u64),
+        next: &mut Next,
         locked: bool,
     ) -> Result<(), Unread> {
         let block = self.ledger.locate(page).ok_or(Error::InvalidAddress)?;
@@ -165,7 +294,8 @@ impl<M: Machine> Hypervisor<M> {
         Ok(result.ok_or(Unread::Changed)??)
     }
 
-    /// Reads entries from a page: from the first of a pair of places up to the second.
+    /// Reads entries from a page: from the first of a pair of places up to the second, or
+    /// as many as the part takes.
     #[inline(always)]
     fn read_page(
         &self,
@@ -174,122 +304,49 @@ impl<M: Machine> Hypervisor<M> {
         form: Form,
         page: PhysAddr,
         (first, end): (u64, u64),
-        carried: &mut (u64, u64),
+        carried: &mut Next,
     ) -> Result<(), Refusal> {
-        let step = if form.guests { PAGE_SIZE } else { 0 };
-        let mut at = page;
+        scratch.lies_in(page);
+        let mut at = page.add(first % ENTRIES_PER_PAGE * ENTRY_SIZE);
         let mut index = first;
         let mut next = *carried;
         while index < end {
-            let [frame, guest, references, users] = self
-                .machine
-                .read_entry(at)
-                .map_err(|error| Refusal { error: error.into(), index, detail: 0 })?;
-            at = at.add(ENTRY_SIZE);
-            let prolongs = (frame, guest) == next
-                && !next.0.is_multiple_of(BLOCK_SIZE)
-                && (!form.guests || next.1 % BLOCK_SIZE >= PAGE_SIZE)
-                && is_clean(form, references, users)
-                && matches!(reader, Reader::Host);
+            let refuse = |(error, detail)| Refusal { error, index, detail, done: 0 };
+            let words = self.machine.read_entry(at);
+            let words = words.map_err(|error| refuse((error.into(), 0)))?;
+            let entry = Entry::decode(form, self.guest_geometry.ipa_bits, words).map_err(refuse)?;
+            let prolongs = matches!(reader, Reader::Host)
+                && next.0 == Some((entry.at, entry.guest))
+                && !entry.is_block;
             if !(prolongs && scratch.prolong()) {
-                let words = [frame, guest, references, users];
-                let extent = self
-                    .check_entry(reader, form, words, index)
-                    .map_err(|(error, detail)| Refusal { error, index, detail })?;
-                next = if extent.is_block { (1, 0) } else { (frame, guest) };
-                scratch.push(extent);
+                let extent = self.extent(reader, entry, index).map_err(refuse)?;
+                if !scratch.push(extent) {
+                    break;
+                }
             }
-            next = (next.0 + PAGE_SIZE, next.1 + step);
+            next = entry.next(form);
+            at = at.add(ENTRY_SIZE);
             index += 1;
         }
         *carried = next;
         Ok(())
     }
 
+    /// The extent that an entry begins.
     #[inline(always)]
-    fn check_entry(
-        &self,
-        reader: Reader<'_>,
-        form: Form,
-        words: [u64; 4],
-        index: u64,
-    ) -> Result<Extent, (Error, u64)> {
-        let [frame, guest, references, users] = words;
-        let rights = guest % PAGE_SIZE;
-        // All that is usual in one look; what is not is looked at one by one.
-        let is_usual = frame.is_multiple_of(PAGE_SIZE)
-            && is_clean(form, references, users)
-            && if form.guests {
-                rights < 8 && rights % 2 == 1 && guest < self.guest_geometry.end()
-            } else {
-                guest == 0
-            };
-        if !is_usual {
-            self.check_unusual(form, words)?;
-        }
-        let is_block = frame % PAGE_SIZE == ORDER_BLOCK as u64;
-        let frame = frame & !(PAGE_SIZE - 1);
+    fn extent(&self, reader: Reader<'_>, entry: Entry, index: u64) -> Result<Extent, (Error, u64)> {
+        let Entry { at, guest, is_block } = entry;
         let (frame, own) = match reader {
-            Reader::Host => (PhysAddr(frame), Ipa(0)),
+            Reader::Host => (PhysAddr(at), Ipa(0)),
             Reader::Guest(map) => {
-                let frame = self.resolve(map, Ipa(frame), is_block);
-                (frame.ok_or((Error::InvalidAddress, 0))?, Ipa(words[0] & !(PAGE_SIZE - 1)))
+                let frame = self.resolve(map, Ipa(at), is_block);
+                (frame.ok_or((Error::InvalidAddress, 0))?, Ipa(at))
             }
         };
         let block = self.ledger.locate(frame).ok_or((Error::InvalidAddress, 0))?;
         let pages = if is_block { PAGES_PER_BLOCK as u16 } else { 1 };
-        Ok(Extent {
-            frame,
-            guest,
-            own,
-            block,
-            pages,
-            index: index as u16,
-            is_block,
-            room: Room::default(),
-        })
-    }
-
-    /// Looks at an entry that is for a block, or wrong.
-    #[cold]
-    fn check_unusual(&self, form: Form, words: [u64; 4]) -> Result<(), (Error, u64)> {
-        let [frame, guest, references, users] = words;
-        let is_block = match (frame % PAGE_SIZE) as u32 {
-            ORDER_PAGE => false,
-            ORDER_BLOCK if form.blocks => true,
-            _ => return Err((Error::InvalidArgument, 0)),
-        };
-        let rights = Rights::from_bits(guest % PAGE_SIZE).ok_or((Error::InvalidArgument, 0))?;
-        let (refcount, safe) = (references as u32, (references >> 32) as u32);
-        let (accessible, reserved) = (users as u32, (users >> 32) as u32);
-        if reserved != 0 {
-            return Err((Error::InvalidArgument, 0));
-        }
-        let in_block = |at: u64| at % BLOCK_SIZE >= PAGE_SIZE;
-        if is_block && (in_block(frame) || in_block(guest)) {
-            return Err((Error::Misaligned, 0));
-        }
-        if form.guests {
-            if !rights.read() {
-                return Err((Error::InvalidArgument, 0));
-            }
-            if guest >= self.guest_geometry.end() {
-                return Err((Error::AddressOverflow, 0));
-            }
-        } else if guest != 0 {
-            return Err((Error::InvalidArgument, 0));
-        }
-        if !form.reports {
-            let empty = refcount | safe | accessible == 0;
-            return if empty { Ok(()) } else { Err((Error::InvalidArgument, 0)) };
-        }
-        if refcount != safe {
-            return Err((Error::Excess, (refcount as i64 - safe as i64) as u64));
-        }
-        if accessible != 0 {
-            return Err((Error::Accessible, accessible as u64));
-        }
-        Ok(())
+        let (index, room) = (index as u16, Room::default());
+        Ok(Extent { frame, guest, own, block, pages, index, is_block, room })
     }
 
     /// The frame of a page, or the first of a block, at a guest's own address.
@@ -308,12 +365,4 @@ impl<M: Machine> Hypervisor<M> {
             });
         adjacent.then_some(frame)
     }
-}
-
-/// Whether the last two words of an entry show no user and are in order.
-#[inline(always)]
-fn is_clean(form: Form, references: u64, users: u64) -> bool {
-    // `refcount` and `safe` are the halves of one word.
-    let excess = if form.reports { references ^ references.rotate_left(32) } else { references };
-    excess | users == 0
 }

@@ -2,19 +2,21 @@
 
 //! Pages that an owner gives away: sharing, lending, donating.
 //!
-//! Each call prepares, then commits. Preparing takes the locks (the VMs', then
-//! the blocks' in ascending order), checks every entry and counts the tables
-//! that the change will need; it may refuse, and then nothing has changed.
-//! Committing cannot fail.
+//! Each step of a call ([`portions`](super::portions)) prepares, then commits. Preparing
+//! takes the locks (the VMs', then the blocks' in ascending order), checks every entry and
+//! counts the tables that the change will need; it may refuse, and then nothing has
+//! changed. Committing cannot fail ([`prepared`](super::prepared)).
 
 use arrayvec::ArrayVec;
 use escrow_abi::{Error, FrameState, call};
 
 use super::extents::{Extent, Scratch, check_all};
-use super::list::{Form, Reader};
+use super::list::{Form, List, Reader};
 use super::oracle::Asked;
 use super::parties::{Parties, Party};
 use super::pieces::Piece;
+use super::portions::{Part, Progress};
+use super::prepared::Prepared;
 use super::{Hypervisor, Refusal};
 use crate::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE, PAGES_PER_BLOCK};
 use crate::capability::Capability;
@@ -107,7 +109,7 @@ impl Give {
     }
 
     /// Whether the owner loses sight of the pages.
-    const fn hides(self) -> bool {
+    pub(super) const fn hides(self) -> bool {
         !matches!(self, Give::Share)
     }
 }
@@ -120,58 +122,77 @@ impl<M: Machine> Hypervisor<M> {
         scratch: &mut Scratch,
         kind: Give,
         vm: u64,
-        list: u64,
-        count: u64,
-    ) -> Result<(), Refusal> {
-        self.read_list(scratch, Reader::Host, kind.form(), list, count)?;
-        scratch.sort_by_guest()?;
-        let (id, mut vm) = self.lock_live_vm(vm)?;
-        let Vm { map: Some(map), pool, counts, owned, .. } = &mut *vm else {
-            return Err(Error::HandleRevoked.into());
-        };
-        self.find_room(scratch, map, pool)?;
-        scratch.sort_by_frame()?;
-        self.lock_blocks(scratch);
-        let result = check_all(scratch.extents_mut().iter_mut(), |extent| self.check_home(extent));
-        if result.is_ok() {
-            let mut full = false;
-            let mut pages = 0;
-            for extent in scratch.extents() {
-                let record = kind.record(VmId::HOST, id, extent.guest());
-                full |= self.leave_home(extent, record, kind.asked());
-                pages += extent.pages as u64;
-            }
-            if kind.hides() {
-                self.invalidate_host(scratch.extents());
-                self.clean(scratch);
-                pages -= scratch.broken;
-            }
-            self.map_extents(scratch.extents(), map, pool);
-            counts.add(kind.state(), pages);
-            if kind == Give::Donate {
-                *owned += pages;
-            }
-            if full {
-                self.merge_extents(scratch.extents(), Some((map, pool)));
-            }
-        }
-        self.oracle_look(scratch.extents(), &[(id, Some(map))]);
-        self.unlock_blocks(scratch);
-        result
+        list: List,
+    ) -> Result<Progress, Refusal> {
+        let contents = kind.hides() && self.machine.needs_clean();
+        self.in_portions(scratch, list, contents, |scratch, part| {
+            self.read_list(scratch, Reader::Host, kind.form(), list, part)?;
+            let (commits, end) = (scratch.is_to_be_done(), scratch.end(list));
+            scratch.sort_by_guest()?;
+            let (id, mut vm) = self.lock_live_vm(vm)?;
+            let Vm { map: Some(map), pool, counts, owned, .. } = &mut *vm else {
+                return Err(Error::HandleRevoked.into());
+            };
+            self.find_room(scratch, map, pool)?;
+            let mut locked = self.lock_blocks(scratch)?;
+            let prepared = locked
+                .prepare(|extents| check_all(extents.iter_mut(), |extent| self.check_home(extent)));
+            let result = prepared.map(|prepared| {
+                if commits {
+                    let pages = self.commit_host_gives(prepared, kind, id, map, pool);
+                    counts.add(kind.state(), pages);
+                    if kind == Give::Donate {
+                        *owned += pages;
+                    }
+                }
+            });
+            locked.look(&[(id, Some(map))]);
+            result.map(|()| end)
+        })
     }
 
-    /// A guest gives pages that it owns to another, or back to the host.
+    /// Returns how many pages it gave.
+    #[inline(always)]
+    fn commit_host_gives(
+        &self,
+        mut prepared: Prepared<'_>,
+        kind: Give,
+        to: VmId,
+        map: &GuestMap,
+        pool: &mut PagePool,
+    ) -> u64 {
+        let mut full = false;
+        let mut pages = 0;
+        for extent in prepared.extents() {
+            let record = kind.record(VmId::HOST, to, extent.guest());
+            full |= self.leave_home(extent, record, kind.asked());
+            pages += extent.pages as u64;
+        }
+        if kind.hides() {
+            self.invalidate_host(prepared.extents());
+            pages -= self.clean(&mut prepared);
+        }
+        self.map_extents(prepared.extents(), map, pool);
+        if full {
+            self.merge_extents(prepared.extents(), Some((map, pool)));
+        }
+        pages
+    }
+
+    /// One step of a guest's giving pages that it owns to another, or back to the host.
+    /// Returns where the next begins.
     pub(super) fn guest_gives(
         &self,
         scratch: &mut Scratch,
         kind: Give,
         from: &mut Party<'_>,
         to: Option<(&mut Party<'_>, &Capability)>,
-        list: (u64, u64),
-    ) -> Result<(), Refusal> {
+        (list, part): (List, Part),
+    ) -> Result<u64, Refusal> {
         let form = if to.is_some() { kind.form() } else { Form::HIDE };
         let Some(own) = &from.vm.map else { return Err(Error::Denied.into()) };
-        self.read_list(scratch, Reader::Guest(own), form, list.0, list.1)?;
+        self.read_list(scratch, Reader::Guest(own), form, list, part)?;
+        let (commits, end) = (scratch.is_to_be_done(), scratch.end(list));
         let mut to = to;
         let to_id = to.as_ref().map_or(VmId::HOST, |(party, _)| party.id);
         if let Some((Party { vm: Vm { map: Some(map), pool, .. }, .. }, capability)) = &mut to {
@@ -182,31 +203,32 @@ impl<M: Machine> Hypervisor<M> {
             })?;
             self.find_room(scratch, map, pool)?;
         }
-        scratch.sort_by_frame()?;
-        self.lock_blocks(scratch);
-        let leave = kind.leave();
-        let mut tables = TableCount::new();
-        let mut result = check_all(scratch.extents_mut().iter_mut(), |extent| {
-            self.check_donated(extent, from.id)?;
-            if kind.hides() {
-                own.prepare_unmap(&self.machine, extent.own_span(), leave, &mut tables);
-            }
-            Ok(())
+        let mut locked = self.lock_blocks(scratch)?;
+        let prepared = locked.prepare(|extents| {
+            let mut tables = TableCount::new();
+            check_all(extents.iter_mut(), |extent| {
+                self.check_donated(extent, from.id)?;
+                if kind.hides() {
+                    let span = extent.own_span();
+                    own.prepare_unmap(&self.machine, span, kind.leave(), &mut tables);
+                }
+                Ok(())
+            })?;
+            enough_tables(&tables, &from.vm.pool, 1)
         });
-        if result.is_ok() {
-            result = enough_tables(&tables, &from.vm.pool, 1);
-        }
-        if result.is_ok() {
-            self.commit_guest_gives(scratch, kind, from, to.map(|(party, _)| party), to_id);
-        }
-        self.oracle_look(scratch.extents(), &[(from.id, from.vm.map.as_ref())]);
-        self.unlock_blocks(scratch);
-        result
+        let result = prepared.map(|prepared| {
+            if commits {
+                let to = to.map(|(party, _)| party);
+                self.commit_guest_gives(prepared, kind, from, to, to_id);
+            }
+        });
+        locked.look(&[(from.id, from.vm.map.as_ref())]);
+        result.map(|()| end)
     }
 
     fn commit_guest_gives(
         &self,
-        scratch: &mut Scratch,
+        mut prepared: Prepared<'_>,
         kind: Give,
         from: &mut Party<'_>,
         mut to: Option<&mut Party<'_>>,
@@ -216,7 +238,7 @@ impl<M: Machine> Hypervisor<M> {
         if kind.hides() {
             let Vm { map: Some(map), pool, .. } = &mut *from.vm else { return };
             let mut gone = Gone::new();
-            for extent in scratch.extents() {
+            for extent in prepared.extents() {
                 map.unmap(&self.machine, pool, extent.own_span(), kind.leave());
                 gone.add(extent.own, extent.size());
             }
@@ -225,11 +247,11 @@ impl<M: Machine> Hypervisor<M> {
             // non-cacheable mapping of the host's would read what was in memory before.
             if to.is_none() || self.machine.needs_clean() {
                 let mut parties = Parties::new(Some(&mut *from), None);
-                self.clean_always(scratch, Some(&mut parties));
+                self.clean_always(&mut prepared, Some(&mut parties));
             }
         }
         let mut parties = Parties::new(Some(&mut *from), to.as_deref_mut());
-        for extent in scratch.extents() {
+        for extent in prepared.extents() {
             let record = match to_id {
                 VmId::HOST => Record::HOME,
                 to => kind.record(from_id, to, extent.guest()),
@@ -242,57 +264,66 @@ impl<M: Machine> Hypervisor<M> {
         }
         match to {
             Some(Party { vm: Vm { map: Some(map), pool, .. }, .. }) => {
-                self.map_extents(scratch.extents(), map, pool);
-                self.merge_extents(scratch.extents(), Some((map, pool)));
+                self.map_extents(prepared.extents(), map, pool);
+                self.merge_extents(prepared.extents(), Some((map, pool)));
             }
             _ => {
                 self.machine.publish();
-                self.merge_extents(scratch.extents(), None);
+                self.merge_extents(prepared.extents(), None);
             }
         }
     }
 
-    /// The host donates pages for a VM's tables and vCPUs. `vm` is locked and
-    /// alive, or about to be.
+    /// One step of the host's donating pages for a VM's tables and vCPUs, of a list that
+    /// was read. `vm` is locked and alive, or about to be.
     pub(super) fn donate_metadata(
         &self,
         scratch: &mut Scratch,
         id: VmId,
         vm: &mut Vm,
     ) -> Result<(), Refusal> {
-        scratch.sort_by_frame()?;
-        self.lock_blocks(scratch);
-        let result = check_all(scratch.extents_mut().iter_mut(), |extent| self.check_home(extent));
-        if result.is_ok() {
-            let record = Record::borrowed(FrameState::Metadata, VmId::HOST, id, Ipa(0));
-            let mut full = false;
-            for extent in scratch.extents() {
-                full |= self.leave_home(extent, record, Asked::Equip);
+        let (commits, pages) = (scratch.is_to_be_done(), scratch.pages());
+        let mut locked = self.lock_blocks(scratch)?;
+        let prepared = locked
+            .prepare(|extents| check_all(extents.iter_mut(), |extent| self.check_home(extent)));
+        let result = prepared.map(|prepared| {
+            if commits {
+                let broken = self.commit_metadata(prepared, id, &mut vm.pool);
+                vm.counts.add(FrameState::Metadata, pages - broken);
             }
-            self.invalidate_host(scratch.extents());
-            let mut broken = 0;
-            for extent in scratch.extents() {
-                let whole = self.machine.zero(extent.frame, extent.size());
-                for page in 0..extent.pages as usize {
-                    let at = extent.frame.add(page as u64 * PAGE_SIZE);
-                    if whole.is_err() && self.machine.zero(at, PAGE_SIZE).is_err() {
-                        self.break_frames(extent.block, at, &Piece::new(1, record));
-                        broken += 1;
-                    } else {
-                        self.machine.map_metadata(at);
-                        vm.pool.push(&self.machine, at);
-                    }
+        });
+        locked.look(&[(id, vm.map.as_ref())]);
+        result
+    }
+
+    /// Returns how many of the pages turned out to be broken.
+    fn commit_metadata(&self, mut prepared: Prepared<'_>, id: VmId, pool: &mut PagePool) -> u64 {
+        let extents = prepared.extents();
+        let record = Record::borrowed(FrameState::Metadata, VmId::HOST, id, Ipa(0));
+        let mut full = false;
+        for extent in extents {
+            full |= self.leave_home(extent, record, Asked::Equip);
+        }
+        self.invalidate_host(extents);
+        let mut broken = 0;
+        for extent in extents {
+            let whole = self.machine.zero(extent.frame, extent.size());
+            for page in 0..extent.pages as usize {
+                let at = extent.frame.add(page as u64 * PAGE_SIZE);
+                if whole.is_err() && self.machine.zero(at, PAGE_SIZE).is_err() {
+                    self.break_frames(extent.block, at, &Piece::new(1, record));
+                    broken += 1;
+                } else {
+                    self.machine.map_metadata(at);
+                    pool.push(&self.machine, at);
                 }
             }
-            scratch.broken = broken;
-            vm.counts.add(FrameState::Metadata, scratch.pages() - broken);
-            if full {
-                self.merge_extents(scratch.extents(), None);
-            }
         }
-        self.oracle_look(scratch.extents(), &[(id, vm.map.as_ref())]);
-        self.unlock_blocks(scratch);
-        result
+        if full {
+            self.merge_extents(extents, None);
+        }
+        prepared.note_broken(broken);
+        broken
     }
 
     /// Finds room for all extents at their guest addresses, and tables enough.
@@ -451,6 +482,6 @@ pub(super) fn enough_tables(
 ) -> Result<(), Refusal> {
     match tables.tables().checked_sub(pool.len()) {
         None | Some(0) => Ok(()),
-        Some(detail) => Err(Refusal { error: Error::NoMemory, index: whose, detail }),
+        Some(detail) => Err(Refusal { error: Error::NoMemory, index: whose, detail, done: 0 }),
     }
 }

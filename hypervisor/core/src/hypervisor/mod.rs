@@ -15,6 +15,9 @@ mod memory;
 mod oracle;
 mod parties;
 mod pieces;
+mod portions;
+mod prepared;
+mod ranges;
 mod reset;
 mod take;
 mod touch;
@@ -33,7 +36,7 @@ use crate::stage2::{
 };
 use crate::trap::{HostFault, HostRegisters, Trap, TrapError, Trapped, Traps};
 use crate::vm::{Slot, Slots};
-pub use calls::immediate;
+pub use calls::{LENDS_ONE, Reply, immediate};
 pub use extents::Scratch;
 pub use reset::Closed;
 pub(crate) use touch::Touched;
@@ -158,11 +161,14 @@ pub struct Refusal {
     pub index: u64,
     /// What the error says in `x2`, or 0.
     pub detail: u64,
+    /// How much of the call was done before, in `x3`: entries of its list, pages of its
+    /// range.
+    pub done: u64,
 }
 
 impl From<Error> for Refusal {
     fn from(error: Error) -> Refusal {
-        Refusal { error, index: 0, detail: 0 }
+        Refusal { error, index: 0, detail: 0, done: 0 }
     }
 }
 

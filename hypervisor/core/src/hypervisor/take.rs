@@ -4,14 +4,16 @@
 
 use core::sync::atomic::Ordering;
 
-use escrow_abi::{Error, FrameState, RECLAIM_MAX};
+use escrow_abi::{Error, FrameState};
 
 use super::extents::{Extent, Scratch, check_all};
-use super::list::{Form, Reader};
+use super::list::{Form, List, Reader};
 use super::memory::{Gone, enough_tables};
 use super::oracle::Asked;
 use super::parties::{Parties, Party};
 use super::pieces::Piece;
+use super::portions::Progress;
+use super::prepared::Prepared;
 use super::{Hypervisor, Refusal};
 use crate::addr::{BLOCK_SIZE, PAGE_SIZE};
 use crate::ledger::{Record, VmId};
@@ -97,27 +99,30 @@ impl<M: Machine> Hypervisor<M> {
         &self,
         scratch: &mut Scratch,
         kind: Taking,
-        list: u64,
-        count: u64,
-    ) -> Result<(), Refusal> {
-        self.read_list(scratch, Reader::Host, kind.form(), list, count)?;
-        self.prepare_list(scratch)?;
-        let (owner, borrower) = self.peek(scratch)?;
-        let (mut owner_vm, mut borrower_vm) = self.lock_pair(owner, borrower);
-        let inherits = owner_vm.as_ref().is_some_and(|vm| vm.life == Life::Dead);
-        let mut owner = owner_vm.as_deref_mut().map(|vm| Party { id: owner, vm });
-        let mut borrower = borrower_vm.as_deref_mut().map(|vm| Party { id: borrower, vm });
-        let sides = Sides { owner: owner.as_mut(), borrower: borrower.as_mut(), inherits };
-        self.take(scratch, kind, VmId::HOST, sides)
+        list: List,
+    ) -> Result<Progress, Refusal> {
+        self.in_portions(scratch, list, self.works_on_contents(kind), |scratch, part| {
+            self.read_list(scratch, Reader::Host, kind.form(), list, part)?;
+            let end = scratch.end(list);
+            scratch.sort_by_frame()?;
+            let (owner, borrower) = self.peek(scratch)?;
+            let (mut owner_vm, mut borrower_vm) = self.lock_pair(owner, borrower);
+            let inherits = owner_vm.as_ref().is_some_and(|vm| vm.life == Life::Dead);
+            let mut owner = owner_vm.as_deref_mut().map(|vm| Party { id: owner, vm });
+            let mut borrower = borrower_vm.as_deref_mut().map(|vm| Party { id: borrower, vm });
+            let sides = Sides { owner: owner.as_mut(), borrower: borrower.as_mut(), inherits };
+            self.take(scratch, kind, VmId::HOST, sides).map(|()| end)
+        })
     }
 
-    /// Puts a list of frames into order, and bounds it: zeroing is done under locks.
-    pub(super) fn prepare_list(&self, scratch: &mut Scratch) -> Result<(), Refusal> {
-        scratch.sort_by_frame()?;
-        if scratch.pages() * PAGE_SIZE > RECLAIM_MAX {
-            return Err(Error::InvalidSize.into());
+    /// Whether a call may have to zero or to clean what it takes.
+    pub(super) fn works_on_contents(&self, kind: Taking) -> bool {
+        match kind {
+            // What an heir unshares.
+            Taking::Reclaim | Taking::Unshare => true,
+            Taking::TakeBack => self.machine.needs_clean(),
+            Taking::Poison => false,
         }
-        Ok(())
     }
 
     /// Whose the first entry's frame is and who has it, as it looks without a
@@ -127,7 +132,7 @@ impl<M: Machine> Hypervisor<M> {
         Ok(pair(self.ledger.get_in(first.block, first.frame)))
     }
 
-    /// Takes pages whose VMs are locked.
+    /// One step of taking pages whose VMs are locked.
     pub(super) fn take(
         &self,
         scratch: &mut Scratch,
@@ -135,13 +140,16 @@ impl<M: Machine> Hypervisor<M> {
         caller: VmId,
         mut sides: Sides<'_, '_>,
     ) -> Result<(), Refusal> {
-        self.lock_blocks(scratch);
-        let result = self.prepare_take(scratch, kind, caller, &mut sides);
-        if result.is_ok() {
-            self.commit_take(scratch, kind, caller, &mut sides);
-        }
-        self.oracle_look(scratch.extents(), &sides.maps());
-        self.unlock_blocks(scratch);
+        let commits = scratch.is_to_be_done();
+        let mut locked = self.lock_blocks(scratch)?;
+        let prepared = locked.prepare(|extents| self.check_take(extents, kind, caller, &mut sides));
+        let result = prepared.map(|prepared| {
+            if commits {
+                self.commit_take(prepared, kind, caller, &mut sides);
+            }
+        });
+        locked.look(&sides.maps());
+        drop(locked);
         if let Some(party) = sides.owner {
             party.vm.free_if_empty();
         }
@@ -151,9 +159,9 @@ impl<M: Machine> Hypervisor<M> {
         result
     }
 
-    fn prepare_take(
+    fn check_take(
         &self,
-        scratch: &mut Scratch,
+        extents: &mut [Extent],
         kind: Taking,
         caller: VmId,
         sides: &mut Sides<'_, '_>,
@@ -164,7 +172,7 @@ impl<M: Machine> Hypervisor<M> {
         let mut tables = TableCount::new();
         let mut own_tables = TableCount::new();
         let reacher = sides.reacher().map(|vm| &*vm);
-        check_all(scratch.extents_mut().iter_mut(), |extent| {
+        check_all(extents.iter_mut(), |extent| {
             if extent.is_block && self.ledger.whole_block(extent.block).is_none() {
                 return Err(extent.refuse(Error::WrongState, 0));
             }
@@ -205,7 +213,6 @@ impl<M: Machine> Hypervisor<M> {
             enough_tables(&tables, &vm.pool, 0)?;
         }
         if let Some(Party { vm: Vm { map: Some(map), pool, .. }, .. }) = &sides.owner {
-            let extents = scratch.extents();
             match kind {
                 Taking::Poison => self.own_spans(extents, map, |span| {
                     map.prepare_unmap(&self.machine, span, Leave::Poisoned, &mut own_tables);
@@ -230,13 +237,13 @@ impl<M: Machine> Hypervisor<M> {
     /// zeroed, unless they are passed on, and then come to their owner.
     fn commit_take(
         &self,
-        scratch: &mut Scratch,
+        mut prepared: Prepared<'_>,
         kind: Taking,
         caller: VmId,
         sides: &mut Sides<'_, '_>,
     ) {
         let mut broken = 0;
-        let extents = scratch.extents();
+        let extents = prepared.extents();
         if kind != Taking::TakeBack
             && let Some(Vm { map: Some(map), pool, has_broken, .. }) = sides.reacher()
         {
@@ -307,7 +314,7 @@ impl<M: Machine> Hypervisor<M> {
             _ => None,
         };
         self.merge_extents(extents, to);
-        scratch.broken = broken;
+        prepared.note_broken(broken);
     }
 
     /// Empties what comes home. What fails is poisoned: by the page where it comes to

@@ -4,11 +4,12 @@
 
 use core::sync::atomic::Ordering;
 
-use escrow_abi::{Error, FrameState, Handle, HandleKind, call, run};
+use escrow_abi::{CREATE_MAX, Error, FrameState, Handle, HandleKind, call, run};
 use spin::mutex::TicketMutexGuard;
 
 use super::extents::Scratch;
-use super::list::{Form, Reader};
+use super::list::{Form, List, Reader};
+use super::portions::{PORTION_BLOCKS, Part, Progress};
 use super::{Hypervisor, Refusal, check_range};
 use crate::addr::PAGE_SIZE;
 use crate::capability::Capabilities;
@@ -18,6 +19,7 @@ use crate::stage2::{GuestMap, PagePool, Stage2Context};
 use crate::vcpu::{Vcpu, VcpuCell};
 use crate::vm::{Life, MAX_VCPUS, Run, Slot, Vm, vm_handle};
 
+const _: () = assert!(CREATE_MAX as u64 <= PORTION_BLOCKS, "a VM is created in one portion");
 const _: () = assert!(size_of::<VcpuCell>() as u64 <= PAGE_SIZE, "a vCPU fits a page");
 
 /// Why a run does not begin.
@@ -70,13 +72,12 @@ impl<M: Machine> Hypervisor<M> {
         Ok((VmId::new(handle.slot), vm))
     }
 
-    pub(super) fn vm_create(
-        &self,
-        scratch: &mut Scratch,
-        list: u64,
-        count: u64,
-    ) -> Result<u64, Refusal> {
-        self.read_list(scratch, Reader::Host, Form::METADATA, list, count)?;
+    pub(super) fn vm_create(&self, scratch: &mut Scratch, list: List) -> Result<[u64; 4], Refusal> {
+        scratch.broken = 0;
+        if list.count > CREATE_MAX as u64 {
+            return Err(Error::InvalidSize.into());
+        }
+        self.read_list(scratch, Reader::Host, Form::METADATA, list, Part::WHOLE)?;
         let free = self.slots.iter().filter(|(_, slot)| !slot.counts().is_taken());
         // Another CPU may be faster.
         let mut free = free.filter_map(|(id, slot)| {
@@ -90,7 +91,7 @@ impl<M: Machine> Hypervisor<M> {
         }
         self.donate_metadata(scratch, id, &mut vm)?;
         // The list has at least one page. If all are broken, the slot is free as before.
-        let none = Refusal { error: Error::NoMemory, index: 0, detail: 1 };
+        let none = Refusal { detail: 1, ..Error::NoMemory.into() };
         let root = vm.pool.pop(&self.machine).ok_or(none)?;
         let vttbr = u64::from(id.get()) << 48 | root.0;
         let context = Stage2Context { vttbr, vtcr: self.guest_vtcr };
@@ -98,19 +99,21 @@ impl<M: Machine> Hypervisor<M> {
         let generation = vm.begin(GuestMap::new(self.guest_geometry, root, context));
         slot.open(&context, generation);
         vm.live_handle = vm_handle(id.get(), generation).to_register();
-        Ok(vm.live_handle)
+        Ok([vm.live_handle, scratch.broken, 0, 0])
     }
 
     pub(super) fn vm_top_up(
         &self,
         scratch: &mut Scratch,
         vm: u64,
-        list: u64,
-        count: u64,
-    ) -> Result<(), Refusal> {
-        self.read_list(scratch, Reader::Host, Form::METADATA, list, count)?;
-        let (id, mut vm) = self.lock_live_vm(vm)?;
-        self.donate_metadata(scratch, id, &mut vm)
+        list: List,
+    ) -> Result<Progress, Refusal> {
+        self.in_portions(scratch, list, true, |scratch, part| {
+            self.read_list(scratch, Reader::Host, Form::METADATA, list, part)?;
+            let end = scratch.end(list);
+            let (id, mut vm) = self.lock_live_vm(vm)?;
+            self.donate_metadata(scratch, id, &mut vm).map(|()| end)
+        })
     }
 
     pub(super) fn vm_configure(
@@ -184,7 +187,7 @@ impl<M: Machine> Hypervisor<M> {
             return Err(Error::Denied.into());
         }
         let Some(page) = vm.pool.pop(&self.machine) else {
-            return Err(Refusal { error: Error::NoMemory, index: 0, detail: 1 });
+            return Err(Refusal { detail: 1, ..Error::NoMemory.into() });
         };
         self.machine.place_vcpu(page, Vcpu::new(index as u8));
         slot.set_vcpu(index as u8, page);

@@ -101,14 +101,20 @@ impl<M: Machine> Hypervisor<M> {
     #[cold]
     fn serve(&self, scratch: &mut Scratch, run: &mut Run<'_>, service: Service) -> Next {
         match service {
-            Service::Memory(args) => match self.guest_call(scratch, run, &args) {
-                GuestCall::Return(answer) => run.regs.x[..4].copy_from_slice(&answer),
-                GuestCall::Ask(answer) => {
-                    // The guest makes its call again when the host has answered.
-                    run.regs.pc = run.regs.pc.wrapping_sub(4);
-                    return Next::Leave(answer);
+            Service::Memory(mut args) => {
+                let called = self.guest_call(scratch, run, &mut args);
+                run.regs.x[7] = args[7];
+                match called {
+                    GuestCall::Return(answer) => run.regs.x[..4].copy_from_slice(&answer),
+                    // The interrupt that is pending ends the run as soon as it goes on.
+                    GuestCall::Again => run.regs.pc = run.regs.pc.wrapping_sub(4),
+                    GuestCall::Ask(answer) => {
+                        // The guest makes its call again when the host has answered.
+                        run.regs.pc = run.regs.pc.wrapping_sub(4);
+                        return Next::Leave(answer);
+                    }
                 }
-            },
+            }
             Service::Doorbell(args) => {
                 let answer = self.guest_bell(run, &args);
                 run.regs.x[..2].copy_from_slice(&answer);

@@ -133,8 +133,10 @@ impl<M: Machine> Hypervisor<M> {
                 self.oracle.set(place, frame);
                 continue;
             }
-            let living =
-                Living { owner: alive(old.owner), borrower: old.borrower.is_none_or(alive) };
+            // Nothing keeps the owner of what is opened alive: it did live when the call
+            // was checked.
+            let owner = asked == Asked::ShareBack || alive(old.owner);
+            let living = Living { owner, borrower: old.borrower.is_none_or(alive) };
             let event = Event { by: spec(by), transition: transition(asked, record), living };
             match step(old, event) {
                 Ok(frame) if Some(frame) == frame_of(record) => set(block, page, frame),

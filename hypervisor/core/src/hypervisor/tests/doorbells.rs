@@ -4,7 +4,7 @@
 
 use escrow_abi::{Error, Handle, HandleKind, call, psci, run};
 
-use super::super::{Hypervisor, Scratch};
+use super::super::{Hypervisor, Reply, Scratch};
 use super::fake::{Fake, Host};
 use crate::vcpu::syndrome::{Ec, IL};
 use crate::vcpu::{GuestExit, GuestIds, Next, READY};
@@ -38,7 +38,7 @@ fn elsewhere(escrow: &Hypervisor<Fake>, function: u32, args: &[u64]) -> [u64; 2]
     let mut x = [0; 8];
     x[0] = function.into();
     x[1..=args.len()].copy_from_slice(args);
-    assert!(escrow.host_call(&mut Scratch::new(), &mut x).is_none());
+    assert!(matches!(escrow.host_call(&mut Scratch::new(), &mut x), Reply::Answer));
     [x[0], x[1]]
 }
 

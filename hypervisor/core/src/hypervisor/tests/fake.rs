@@ -15,7 +15,7 @@ use escrow_abi::{Error, FrameState, MemEntry, Rights, call};
 use super::trace::Trace;
 use crate::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE, PhysAddr, PhysRange};
 use crate::errata::Errata;
-use crate::hypervisor::{HostAbort, Hypervisor, Scratch, Setup, SetupError, Sizes};
+use crate::hypervisor::{HostAbort, Hypervisor, Reply, Scratch, Setup, SetupError, Sizes};
 use crate::ledger::{self, Frames, Reserve, VmId};
 use crate::machine::{Machine, MemoryError, Note, Table};
 use crate::stage2::{Descriptor, Stage2Context, Stage2Features};
@@ -51,8 +51,6 @@ pub struct Fake {
     pub forces_write_back: AtomicBool,
     /// What was cleaned to memory.
     pub cleaned: Mutex<Vec<u64>>,
-    /// What happens when an address is zeroed, once.
-    on_zero: Mutex<Option<(u64, Meanwhile)>>,
     /// How often fetches were made to see what was written.
     pub fetches_synced: AtomicU64,
     /// Pages that do not answer.
@@ -63,11 +61,29 @@ pub struct Fake {
     pub device_accesses: Mutex<Vec<(u64, u64, Option<u64>)>>,
     /// What devices' registers hold.
     pub device_value: AtomicU64,
+    /// What happens when an address is zeroed or cleaned, once.
+    on_work: Mutex<Option<(u64, Meanwhile)>>,
+    /// Bytes that were cleaned or zeroed since an interrupt was last looked for.
+    touched: AtomicU64,
+    /// The most that it ever was.
+    pub touched_at_once: AtomicU64,
+    /// When interrupts are pending.
+    pub interrupts: Mutex<Interrupts>,
     /// What happens to tables, if somebody wants to know.
     trace: Option<Trace>,
     /// What its CPUs have, and how they are hardened.
     pub errata: AtomicU32,
     pub hardening: AtomicU64,
+}
+
+/// When EL2 finds that an interrupt is pending.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Interrupts {
+    #[default]
+    Never,
+    Always,
+    /// As a generator of random numbers has it.
+    Random(u64),
 }
 
 impl Default for Fake {
@@ -77,12 +93,15 @@ impl Default for Fake {
             invalidated: Mutex::default(),
             forces_write_back: AtomicBool::new(false),
             cleaned: Mutex::default(),
-            on_zero: Mutex::default(),
             fetches_synced: AtomicU64::new(0),
             broken: Mutex::default(),
             metadata: Mutex::default(),
             device_accesses: Mutex::default(),
             device_value: AtomicU64::new(0),
+            on_work: Mutex::default(),
+            touched: AtomicU64::new(0),
+            touched_at_once: AtomicU64::new(0),
+            interrupts: Mutex::default(),
             trace: None,
             errata: AtomicU32::new(0),
             hardening: AtomicU64::new(Hardening::NotNeeded.bit()),
@@ -142,10 +161,7 @@ impl Machine for Fake {
     }
 
     fn zero(&self, at: PhysAddr, size: u64) -> Result<(), MemoryError> {
-        let meanwhile = self.on_zero.lock().unwrap().take_if(|(place, _)| *place == at.0);
-        if let Some((_, meanwhile)) = meanwhile {
-            meanwhile();
-        }
+        self.touch(at, size);
         if let Some(trace) = &self.trace {
             trace.zero(at.0, size);
         }
@@ -163,6 +179,7 @@ impl Machine for Fake {
     }
 
     fn clean_to_poc(&self, at: PhysAddr, size: u64) -> Result<(), MemoryError> {
+        self.touch(at, size);
         self.cleaned.lock().unwrap().push(at.0);
         self.answers(at.0, size)
     }
@@ -186,6 +203,21 @@ impl Machine for Fake {
 
     fn write_device(&self, at: PhysAddr, size: u64, value: u64) {
         self.device_accesses.lock().unwrap().push((at.0, size, Some(value)));
+    }
+
+    fn interrupt_pending(&self) -> bool {
+        self.touched.store(0, Ordering::Relaxed);
+        match &mut *self.interrupts.lock().unwrap() {
+            Interrupts::Never => false,
+            Interrupts::Always => true,
+            Interrupts::Random(state) => {
+                // xorshift64.
+                *state ^= *state << 13;
+                *state ^= *state >> 7;
+                *state ^= *state << 17;
+                *state & 1 != 0
+            }
+        }
     }
 
     fn publish(&self) {
@@ -261,9 +293,25 @@ impl Fake {
         block.get((at % BLOCK_SIZE / PAGE_SIZE) as usize)
     }
 
-    /// Has another CPU do something at the moment when an address is zeroed.
-    pub fn at_zeroing_of(&self, at: u64, meanwhile: impl FnOnce() + Send + 'static) {
-        *self.on_zero.lock().unwrap() = Some((at, Box::new(meanwhile)));
+    /// Has another CPU do something at the moment when an address is zeroed or
+    /// cleaned.
+    pub fn at_work_on(&self, at: u64, meanwhile: impl FnOnce() + Send + 'static) {
+        *self.on_work.lock().unwrap() = Some((at, Box::new(meanwhile)));
+    }
+
+    /// Notes work on the contents of memory.
+    fn touch(&self, at: PhysAddr, size: u64) {
+        let meanwhile = self.on_work.lock().unwrap().take_if(|(place, _)| *place == at.0);
+        if let Some((_, meanwhile)) = meanwhile {
+            meanwhile();
+        }
+        let touched = self.touched.fetch_add(size, Ordering::Relaxed) + size;
+        self.touched_at_once.fetch_max(touched, Ordering::Relaxed);
+    }
+
+    /// A call begins: interrupts were on until now.
+    fn begin_call(&self) {
+        self.touched.store(0, Ordering::Relaxed);
     }
 
     /// Forgets what was invalidated and cleaned so far.
@@ -376,7 +424,7 @@ pub const GUESTS: usize = 63;
 const FEATURES: Stage2Features =
     Stage2Features { pa_bits: 40, force_write_back: false, vmid16: false };
 
-const HVC: GuestExit = GuestExit::Instruction(Ec::HVC64.bits() | IL);
+pub const HVC: GuestExit = GuestExit::Instruction(Ec::HVC64.bits() | IL);
 
 /// Free slots.
 pub fn slots(guests: usize) -> &'static [Slot] {
@@ -389,6 +437,10 @@ pub struct Host {
     scratch: Scratch,
     metadata: u64,
     ids: GuestIds,
+    /// How much the last call had done when it was refused: `x3`.
+    pub done: u64,
+    /// How often calls were made again for an interrupt.
+    pub restarts: u64,
 }
 
 /// An error with its index and detail.
@@ -445,7 +497,7 @@ impl Host {
         };
         let escrow = Hypervisor::new(machine, setup)?;
         let ids = GuestIds::new(|_, _| 0, 39);
-        Ok(Host { escrow, scratch: Scratch::new(), metadata: METADATA, ids })
+        Ok(Host { escrow, scratch: Scratch::new(), metadata: METADATA, ids, done: 0, restarts: 0 })
     }
 
     /// What becomes of a load that stage 2 does not let through, by an instruction that
@@ -461,13 +513,34 @@ impl Host {
         let mut x = [0; 8];
         x[0] = function as u64;
         x[1..=args.len()].copy_from_slice(args);
-        // As the machine half does it.
-        if function != call::MEM_LEND || !self.escrow.host_lends_one(&mut x) {
-            assert!(self.escrow.host_call(&mut self.scratch, &mut x).is_none(), "a run");
-        }
+        while !self.makes_call(&mut x) {}
+        self.done = if x[0] == 0 { 0 } else { x[3] };
         match x {
             [0, x1, x2, x3, x4, ..] => Ok([x1, x2, x3, x4]),
             [x0, x1, x2, ..] => Err((Error::from_register(x0).unwrap(), x1, x2)),
+        }
+    }
+
+    /// Makes a call of the host, or makes it again, as the machine half does it. Whether
+    /// it is answered.
+    pub fn makes_call(&mut self, x: &mut [u64; 8]) -> bool {
+        self.escrow.machine.begin_call();
+        if x[0] == call::MEM_LEND.into() && self.escrow.host_lends_one(x) {
+            return true;
+        }
+        let before = *x;
+        match self.escrow.host_call(&mut self.scratch, x) {
+            Reply::Answer => {
+                assert!(x[7] == 0 || x[7] == before[7], "no progress is left over");
+                true
+            }
+            Reply::Run(_) => panic!("a run"),
+            Reply::Again => {
+                assert_eq!(x[..7], before[..7], "nothing but the progress has changed");
+                assert_ne!(x[7], before[7], "no progress");
+                self.restarts += 1;
+                false
+            }
         }
     }
 
@@ -498,35 +571,43 @@ impl Host {
         self.guest_exits(vcpu, |_| {})
     }
 
-    /// Runs a vCPU up to the HVC behind where it is.
+    /// Runs a vCPU up to the HVC behind where it is, and past it.
     fn guest_exits(&mut self, vcpu: u64, prepare: impl FnOnce(&mut Run<'_>)) -> Called {
-        let mut x = [call::VCPU_RUN as u64, vcpu, 0, 0, 0, 0, 0, 0];
-        let run = self.escrow.host_call(&mut self.scratch, &mut x);
-        let mut run = run.unwrap_or_else(|| panic!("no run: {x:x?}"));
+        let mut run = run_of(&self.escrow, &mut self.scratch, vcpu);
         prepare(&mut run);
         let pc = run.regs.pc;
-        run.regs.pc = pc.wrapping_add(4);
-        match self.escrow.guest_exit(&mut self.scratch, &mut run, HVC, &self.ids) {
-            Next::Enter => {
-                assert_eq!(run.regs.pc, pc.wrapping_add(4), "past its call");
-                Called::Returned(match run.regs.x {
-                    [0, x1, x2, x3, ..] => Ok([x1, x2, x3]),
-                    [x0, x1, x2, ..] => Err((Error::from_register(x0).unwrap(), x1, x2)),
-                })
+        loop {
+            self.escrow.machine.begin_call();
+            run.regs.pc = pc.wrapping_add(4);
+            let before = run.regs.x;
+            match self.escrow.guest_exit(&mut self.scratch, &mut run, HVC, &self.ids) {
+                Next::Enter if run.regs.pc == pc => {
+                    assert_eq!(run.regs.x[..7], before[..7], "only the progress has changed");
+                    assert_ne!(run.regs.x[7], before[7], "no progress");
+                    self.restarts += 1;
+                }
+                Next::Enter => {
+                    assert_eq!(run.regs.pc, pc.wrapping_add(4), "past its call");
+                    let x = run.regs.x;
+                    assert!(x[7] == 0 || x[7] == before[7], "no progress is left over");
+                    self.done = if x[0] == 0 { 0 } else { x[3] };
+                    return Called::Returned(match x {
+                        [0, x1, x2, x3, ..] => Ok([x1, x2, x3]),
+                        [x0, x1, x2, ..] => Err((Error::from_register(x0).unwrap(), x1, x2)),
+                    });
+                }
+                Next::Leave(answer) => {
+                    assert_eq!(run.regs.pc, pc, "it makes its call again");
+                    return Called::Left(answer);
+                }
+                other => panic!("{other:?}"),
             }
-            Next::Leave(answer) => {
-                assert_eq!(run.regs.pc, pc, "it makes its call again");
-                Called::Left(answer)
-            }
-            other => panic!("{other:?}"),
         }
     }
 
     /// What follows when a vCPU that is run for it leaves its code.
     pub fn guest_exit(&mut self, vcpu: u64, exit: GuestExit) -> Next {
-        let mut x = [call::VCPU_RUN as u64, vcpu, 0, 0, 0, 0, 0, 0];
-        let run = self.escrow.host_call(&mut self.scratch, &mut x);
-        let mut run = run.unwrap_or_else(|| panic!("no run: {x:x?}"));
+        let mut run = run_of(&self.escrow, &mut self.scratch, vcpu);
         self.escrow.guest_exit(&mut self.scratch, &mut run, exit, &self.ids)
     }
 
@@ -602,11 +683,7 @@ impl Host {
 
     /// Runs a vCPU of a started VM, as the CPU would.
     pub fn run<R>(&mut self, vcpu: u64, f: impl FnOnce(&Hypervisor<Fake>, Run<'_>) -> R) -> R {
-        let mut x = [call::VCPU_RUN as u64, vcpu, 0, 0, 0, 0, 0, 0];
-        match self.escrow.host_call(&mut self.scratch, &mut x) {
-            Some(run) => f(&self.escrow, run),
-            None => panic!("no run: {x:x?}"),
-        }
+        f(&self.escrow, run_of(&self.escrow, &mut self.scratch, vcpu))
     }
 
     pub fn reaches(&self, at: u64) -> bool {
@@ -701,5 +778,14 @@ impl Host {
                 f(at, level, entry);
             }
         }
+    }
+}
+
+/// A run of a vCPU.
+fn run_of<'a>(escrow: &'a Hypervisor<Fake>, scratch: &mut Scratch, vcpu: u64) -> Run<'a> {
+    let mut x = [call::VCPU_RUN as u64, vcpu, 0, 0, 0, 0, 0, 0];
+    match escrow.host_call(scratch, &mut x) {
+        Reply::Run(run) => run,
+        _ => panic!("no run: {x:x?}"),
     }
 }

@@ -4,7 +4,9 @@ mod broken;
 mod doorbells;
 pub(crate) mod fake;
 mod histories;
+mod lists;
 mod poison;
+mod portions;
 mod reset;
 mod runs;
 mod slots;
@@ -16,8 +18,7 @@ use escrow_abi::{Error, FrameState, Handle, MemEntry, ORDER_BLOCK, ORDER_PAGE, R
 
 use std::sync::atomic::Ordering;
 
-use super::HostAbort;
-use super::guest_calls::GuestCall;
+use super::{HostAbort, Reply};
 use crate::addr::{Ipa, PAGE_SIZE, PhysAddr};
 use crate::errata::Errata;
 use crate::machine::Machine;
@@ -39,13 +40,8 @@ fn started(host: &mut Host) -> (u64, u64) {
 }
 
 fn unlock(host: &mut Host, vcpu: u64, at: u64, size: u64, flags: u64) -> Result<(), Error> {
-    let args = [call::MODIFY_PAGES as u64, 0, at, size, flags, 0, 0, 0];
-    let mut scratch = super::Scratch::new();
-    host.run(vcpu, |escrow, mut run| match escrow.guest_call(&mut scratch, &mut run, &args) {
-        GuestCall::Return([0, ..]) => Ok(()),
-        GuestCall::Return([x0, ..]) => Err(Error::from_register(x0).unwrap()),
-        GuestCall::Ask(answer) => panic!("{answer:x?}"),
-    })
+    let called = host.guest_call(vcpu, call::MODIFY_PAGES, &[0, at, size, flags]);
+    called.map(drop).map_err(|refused| refused.0)
 }
 
 const UNLOCK_ZEROED: u64 = call::MODIFY_UNLOCK | call::MODIFY_SANITIZE;
@@ -440,7 +436,7 @@ fn a_vm_does_not_end_under_a_running_vcpu() {
         let again = [call::VCPU_RUN as u64, vcpu, 0, 0, 0, 0, 0, 0];
         let mut call = |args: &[u64; 8]| {
             let mut x = *args;
-            assert!(escrow.host_call(&mut other_cpu, &mut x).is_none(), "a run");
+            assert!(matches!(escrow.host_call(&mut other_cpu, &mut x), Reply::Answer), "a run");
             Error::from_register(x[0])
         };
         assert_eq!(call(&again), Some(Error::Busy), "the vCPU is in use");

@@ -8,7 +8,7 @@ use escrow_abi::{Error, call};
 
 use super::fake::{FREE, Host};
 use super::{block, page, started};
-use crate::hypervisor::Scratch;
+use crate::hypervisor::{Reply, Scratch};
 
 #[test]
 fn nothing_of_a_guest_outlives_the_machine() {
@@ -63,11 +63,11 @@ fn nobody_reopens_under_a_scrub() {
     let escrow = &host.escrow;
     let create = move || {
         let mut x = [call::VM_CREATE.into(), list, count, 0, 0, 0, 0, 0];
-        assert!(escrow.host_call(&mut Scratch::new(), &mut x).is_none());
+        assert!(matches!(escrow.host_call(&mut Scratch::new(), &mut x), Reply::Answer));
         if x[0] == 0 { Ok(()) } else { Err(Error::from_register(x[0]).unwrap()) }
     };
     let tried: &'static AtomicBool = Box::leak(Box::default());
-    escrow.machine.at_zeroing_of(FREE + 0x20_0000, move || {
+    escrow.machine.at_work_on(FREE + 0x20_0000, move || {
         drop(escrow.close());
         assert_eq!(create(), Err(Error::Denied), "while the machine ends");
         tried.store(true, Ordering::Relaxed);

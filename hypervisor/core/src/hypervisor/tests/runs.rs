@@ -4,7 +4,7 @@
 
 use escrow_abi::{Error, call, psci, run};
 
-use super::super::{Hypervisor, Scratch};
+use super::super::{Hypervisor, Reply, Scratch};
 use super::fake::{FREE, Fake, Host};
 use super::page;
 use crate::addr::Ipa;
@@ -67,11 +67,11 @@ fn an_address_is_memory_where_it_was_declared() {
     let mut scratch = Scratch::new();
     let resume = [call::VCPU_RUN as u64, vcpu, 77, run::ACTION_EMULATE, 0, 0, 0, 0];
     let mut x = resume;
-    let run = host.escrow.host_call(&mut scratch, &mut x).expect("a run");
+    let Reply::Run(run) = host.escrow.host_call(&mut scratch, &mut x) else { panic!("no run") };
     assert_eq!((run.regs.x[3], run.regs.pc), (77, 4));
     drop(run);
     let mut x = resume;
-    assert!(host.escrow.host_call(&mut scratch, &mut x).is_none());
+    assert!(matches!(host.escrow.host_call(&mut scratch, &mut x), Reply::Answer));
     assert_eq!(x[0], Error::InvalidArgument.to_register());
     // Memory that is withdrawn is none.
     host.call(call::VM_CONFIGURE, &[vm, call::CONFIGURE_MEMORY_REMOVE, MEMORY, 0x1000]).unwrap();
@@ -163,7 +163,9 @@ fn a_call_about_a_vcpu_in_use_is_made_again() {
     let mut other_cpu = Scratch::new();
     host.run(first, |escrow, mut run| {
         let mut args = [call::VCPU_RUN as u64, second, 0, 0, 0, 0, 0, 0];
-        let sibling = escrow.host_call(&mut other_cpu, &mut args);
+        let Reply::Run(sibling) = escrow.host_call(&mut other_cpu, &mut args) else {
+            panic!("no run")
+        };
         run.regs.pc = MEMORY + 4;
         let on = [psci::CPU_ON_64.into(), 1, MEMORY, 0];
         assert_eq!(hvc(escrow, &mut run, &on), Next::Enter);
@@ -183,7 +185,7 @@ fn a_vm_that_ends_is_left_at_its_next_exit() {
     host.run(vcpu, |escrow, mut run| {
         assert_eq!(hvc(escrow, &mut run, &[psci::VERSION.into()]), Next::Enter);
         let mut destroy = [call::VM_DESTROY as u64, vm, 0, 0, 0, 0, 0, 0];
-        assert!(escrow.host_call(&mut other_cpu, &mut destroy).is_none());
+        assert!(matches!(escrow.host_call(&mut other_cpu, &mut destroy), Reply::Answer));
         assert_eq!(hvc(escrow, &mut run, &[psci::VERSION.into()]), Next::Leave(READY));
         assert_eq!(run.regs.x[0], 0x1_0001, "answered nonetheless");
     });

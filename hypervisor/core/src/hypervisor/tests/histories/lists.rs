@@ -2,12 +2,13 @@
 
 //! Calls that take a list of pages, in the caller's memory.
 
-use escrow_abi::{Error, FrameState, MemEntry, PAGE_SIZE, call};
-use escrow_spec::{Entry, Refused, VmId};
+use escrow_abi::{BLOCK_SIZE, Error, FrameState, MemEntry, PAGE_SIZE, call};
+use escrow_spec::{Entry, Refused, Spec, Target, VmId};
 
 use super::super::fake::{ESCROW, LIST};
 use super::steps::{BadList, Gift, Taking, To, Who};
 use super::world::{GUEST_END, Pair, World, bare, vcpu};
+use crate::machine::Machine;
 
 impl World {
     pub(super) fn give(&mut self, who: Who, gift: Gift, to: To, entries: &[MemEntry]) {
@@ -21,12 +22,18 @@ impl World {
             Gift::Lend => ("lend", call::MEM_LEND),
             Gift::Donate => ("donate", call::MEM_DONATE),
         };
-        let (real, list) = self.list_call(by.as_ref(), function, Some(handle), entries);
         let id = by.as_ref().map_or(VmId::HOST, |pair| pair.id);
-        let spec = list.and_then(|()| match gift {
-            Gift::Share => self.spec.share(id, target, entries),
-            Gift::Lend => self.spec.lend(id, target, entries),
-            Gift::Donate => self.spec.donate(id, target, entries),
+        let home = gift == Gift::Donate && target == Target::Host;
+        let contents = home || gift != Gift::Share && self.host.escrow.machine.needs_clean();
+        let apart = self.list_is_apart(by.as_ref(), entries, contents);
+        let (real, list) = self.list_call(by.as_ref(), function, Some(handle), entries);
+        let spec = list.and_then(|()| {
+            let spec = &mut self.spec;
+            unless_in_its_pages(spec, apart, |spec| match gift {
+                Gift::Share => spec.share(id, target, entries),
+                Gift::Lend => spec.lend(id, target, entries),
+                Gift::Donate => spec.donate(id, target, entries),
+            })
         });
         self.agree(name, by.as_ref(), &real, &spec);
     }
@@ -39,18 +46,51 @@ impl World {
             Taking::TakeBack => ("take back", call::MEM_TAKE_BACK),
             Taking::Poison => ("poison", call::MEM_POISON),
         };
-        let (real, list) = self.list_call(by.as_ref(), function, None, entries);
         let id = by.as_ref().map_or(VmId::HOST, |pair| pair.id);
+        let contents = taking != Taking::Poison;
+        let apart = self.list_is_apart(by.as_ref(), entries, contents);
+        let (real, list) = self.list_call(by.as_ref(), function, None, entries);
         let spec = match taking {
             Taking::Poison if by.is_some() => Err(bare(Error::Unimplemented)),
-            Taking::Poison => self.spec.poison(entries),
-            taking => list.and_then(|()| match taking {
-                Taking::Unshare => self.spec.unshare(id, entries),
-                Taking::Reclaim => self.spec.reclaim(id, entries),
-                _ => self.spec.take_back(id, entries),
+            taking => list.and_then(|()| {
+                unless_in_its_pages(&mut self.spec, apart, |spec| match taking {
+                    Taking::Unshare => spec.unshare(id, entries),
+                    Taking::Reclaim => spec.reclaim(id, entries),
+                    Taking::TakeBack => spec.take_back(id, entries),
+                    Taking::Poison => spec.poison(entries),
+                })
             }),
         };
         self.agree(name, by.as_ref(), &real, &spec);
+    }
+
+    /// Whether a call over a list may lie in the pages that it names, because it takes but
+    /// one portion, or does not.
+    fn list_is_apart(&self, by: Option<&Pair>, entries: &[MemEntry], contents: bool) -> bool {
+        let frames: Vec<_> = match by {
+            None => (0..4).map(|n| LIST + n * PAGE_SIZE).collect(),
+            Some(pair) => match self.room_for_list(pair, entries.len()) {
+                Some((_, frames)) => frames,
+                None => return true,
+            },
+        };
+        let mut last = None;
+        let (mut pages, mut blocks, mut apart) = (0, 0, true);
+        for entry in entries {
+            let (at, order) = (entry.frame & !(PAGE_SIZE - 1), entry.frame % PAGE_SIZE);
+            let size = if order == 9 { BLOCK_SIZE } else { PAGE_SIZE };
+            let frame = match by {
+                None => Some(at),
+                Some(pair) => self.spec.guest(pair.id).entry(at).frame(),
+            };
+            // What is not there is refused before.
+            let Some(frame) = frame else { return true };
+            pages += size / PAGE_SIZE;
+            blocks += u64::from(last.replace(frame / BLOCK_SIZE) != Some(frame / BLOCK_SIZE));
+            apart &= !frames.iter().any(|&page| page.wrapping_sub(frame) < size);
+        }
+        let is_long = contents && pages > 512 || blocks > 64;
+        apart || !is_long
     }
 
     /// Makes a call with a list in its caller's memory. If that has no room
@@ -136,4 +176,17 @@ impl World {
         };
         self.agree("bad list", by.as_ref(), &real, &Err::<(), _>(bare(error)));
     }
+}
+
+/// Makes a call, which is refused, if by nothing else, because its list lies in the pages
+/// that it names.
+fn unless_in_its_pages(
+    spec: &mut Spec,
+    apart: bool,
+    call: impl FnOnce(&mut Spec) -> Result<(), Refused>,
+) -> Result<(), Refused> {
+    if apart {
+        return call(spec);
+    }
+    call(&mut spec.clone()).and(Err(bare(Error::Overlap)))
 }

@@ -8,7 +8,7 @@ use std::fmt::Debug;
 use escrow_abi::{Error, FrameState, Handle, LIST_MAX, MemEntry, PAGE_SIZE, Rights, call};
 use escrow_spec::{CapId, Frame, Refused, Spec, Target, VmId};
 
-use super::super::fake::{ESCROW, Host, METADATA, PINNED};
+use super::super::fake::{ESCROW, Host, Interrupts, METADATA, PINNED};
 use super::choose::{first_with_some, spoilt};
 use super::compare::{self, View};
 use super::steps::{Step, Taking, To, VMS, Who};
@@ -79,6 +79,8 @@ impl World {
         self.spec.set_aside(PINNED.base.0..PINNED.end(), FrameState::Pinned);
         self.vms = Default::default();
         self.granted.clear();
+        // The same in each run of a history.
+        *self.host.escrow.machine.interrupts.lock().unwrap() = Interrupts::Random(0x9e37_79b9);
         for at in compare::sampled() {
             self.spec.write(at, self.host.escrow.machine.is_zero(at));
         }
