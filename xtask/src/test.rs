@@ -61,6 +61,11 @@ const UNIT: &[UnitCall] = &[
         arguments: &["--release", "--package=escrow-memfd", "--test=interleavings"],
         flags: "--cfg=loom",
     },
+    // Every interleaving of EL2's own protocols between CPUs.
+    UnitCall {
+        arguments: &["--release", "--package=escrow-core", "--test=interleavings"],
+        flags: "--cfg=loom",
+    },
 ];
 
 struct UnitCall {

@@ -2,13 +2,12 @@
 
 //! Doorbells: how the host, or who it lets, interrupts a guest.
 
-use core::sync::atomic::{AtomicU64, Ordering, fence};
-
 use arrayvec::ArrayVec;
 use escrow_abi::Error;
 use escrow_abi::call::DOORBELLS_MAX;
 use escrow_nospec as nospec;
-use spin::mutex::TicketMutex;
+
+use crate::sync::{AtomicU64, Ordering, TicketMutex, fence};
 
 // One bit for each in `Doorbells::ringing`.
 const _: () = assert!(DOORBELLS_MAX <= u64::BITS as usize);
@@ -120,7 +119,7 @@ impl Default for Doorbells {
 
 impl Doorbells {
     /// Nobody's.
-    pub const fn new() -> Doorbells {
+    pub fn new() -> Doorbells {
         let table = Table { generation: 0, doorbells: ArrayVec::new_const() };
         Doorbells { table: TicketMutex::new(table), ringing: AtomicU64::new(0) }
     }

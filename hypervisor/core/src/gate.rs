@@ -2,7 +2,7 @@
 
 //! The gate that a new VM passes, and that the end of the machine shuts.
 
-use core::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::{AtomicBool, Ordering};
 
 /// Open, or shut by one CPU.
 #[derive(Debug, Default)]
@@ -18,7 +18,7 @@ pub struct Shut<'a> {
 
 impl Gate {
     /// An open gate.
-    pub const fn new() -> Gate {
+    pub fn new() -> Gate {
         Gate { shut: AtomicBool::new(false) }
     }
 
@@ -27,8 +27,8 @@ impl Gate {
         // Whoever shuts it looks at the slots next, each under its lock. Who has
         // passed the gate holds the lock of the slot that the new VM is in: the one
         // who takes that lock second sees what the first has written before.
-        let was_shut = self.shut.swap(true, Ordering::AcqRel);
-        (!was_shut).then(|| Shut { gate: self })
+        let shuts = self.shut.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed);
+        shuts.is_ok().then(|| Shut { gate: self })
     }
 
     /// Whether a VM may be created. Needs the lock of the slot that it is to be in.

@@ -24,6 +24,7 @@ pub mod machine;
 pub mod observers;
 pub mod psci;
 pub mod stage2;
+mod sync;
 pub mod trap;
 pub mod vcpu;
 pub mod vm;

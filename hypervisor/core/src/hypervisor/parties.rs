@@ -2,11 +2,10 @@
 
 //! The VMs that a call is about, and what they have.
 
-use spin::mutex::TicketMutexGuard;
-
 use super::Hypervisor;
 use crate::ledger::{Record, VmId};
 use crate::machine::Machine;
+use crate::sync::TicketMutexGuard;
 use crate::vm::Vm;
 
 /// A VM that is locked.

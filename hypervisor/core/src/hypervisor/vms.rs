@@ -5,7 +5,6 @@
 use core::sync::atomic::Ordering;
 
 use escrow_abi::{CREATE_MAX, Error, FrameState, Handle, HandleKind, call, run};
-use spin::mutex::TicketMutexGuard;
 
 use super::extents::Scratch;
 use super::list::{Form, List, Reader};
@@ -16,6 +15,7 @@ use crate::capability::Capabilities;
 use crate::ledger::VmId;
 use crate::machine::{Machine, Note};
 use crate::stage2::{GuestMap, PagePool, Stage2Context};
+use crate::sync::TicketMutexGuard;
 use crate::vcpu::{Vcpu, VcpuCell};
 use crate::vm::{Life, MAX_VCPUS, Run, Slot, Vm, vm_handle};
 

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-use core::hint::spin_loop;
-use core::sync::atomic::{AtomicU32, Ordering, fence};
+use crate::sync::{AtomicU32, Ordering, fence, spin_loop};
 
 /// A ticket lock without a guard.
 ///
@@ -10,14 +9,15 @@ use core::sync::atomic::{AtomicU32, Ordering, fence};
 /// is forgotten or given back twice is a hang or a race over records, never
 /// unsound memory.
 #[derive(Debug, Default)]
-pub(super) struct TicketLock {
+pub struct TicketLock {
     next: AtomicU32,
     serving: AtomicU32,
 }
 
 impl TicketLock {
     #[inline]
-    pub(super) fn lock(&self) {
+    /// Takes the lock. Waiters get it in the order in which they came.
+    pub fn lock(&self) {
         let ticket = self.next.fetch_add(1, Ordering::Relaxed);
         while self.serving.load(Ordering::Acquire) != ticket {
             spin_loop();
@@ -28,7 +28,7 @@ impl TicketLock {
 
     /// Reads without the lock; `None` if somebody had it meanwhile.
     #[inline(always)]
-    pub(super) fn read<T>(&self, read: impl FnOnce() -> T) -> Option<T> {
+    pub fn read<T>(&self, read: impl FnOnce() -> T) -> Option<T> {
         // As a sequence lock reads: whoever changes what the lock covers has
         // taken a ticket before, and so has whoever makes a page another's,
         // before that one writes to it. If `read` sees any of it, the second
@@ -41,7 +41,8 @@ impl TicketLock {
     }
 
     #[inline]
-    pub(super) fn unlock(&self) {
+    /// Gives it back.
+    pub fn unlock(&self) {
         let serving = self.serving.load(Ordering::Relaxed);
         self.serving.store(serving.wrapping_add(1), Ordering::Release);
     }

@@ -38,7 +38,7 @@ use escrow_nospec as nospec;
 
 use crate::addr::{BLOCK_SIZE, PAGE_SIZE, PAGES_PER_BLOCK, PhysAddr, PhysRange};
 use crate::stage2::{HostBlock, HostGib};
-use block_lock::TicketLock;
+pub use block_lock::TicketLock;
 pub use record::{Record, VmId};
 
 /// RAM ranges that a machine may have, after adjacent ones are merged.
@@ -71,6 +71,7 @@ pub struct BlockCell {
     shadow: Option<&'static Frames>,
 }
 
+#[cfg(not(loom))]
 const _: () = assert!(size_of::<BlockCell>() == 64);
 
 /// What there is of a GiB that has RAM. All zeros is one that has none.

@@ -5,16 +5,16 @@
 //! A VM's number in the ledger is that of its slot, and so is its VMID. How many
 //! there are is a setting of boot, which sets their memory aside.
 
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::array;
 
 use escrow_nospec as nospec;
-use spin::mutex::{TicketMutex, TicketMutexGuard};
 
 use super::{Counts, MAX_VCPUS, Vm};
 use crate::addr::PhysAddr;
 use crate::doorbell::Doorbells;
 use crate::ledger::VmId;
 use crate::stage2::Stage2Context;
+use crate::sync::{AtomicU32, AtomicU64, Ordering, TicketMutex, TicketMutexGuard};
 
 /// All slots.
 pub struct Slots(&'static [Slot]);
@@ -57,7 +57,7 @@ pub struct Slot {
 
 impl Slot {
     /// A free slot, whose VM is counted there.
-    pub const fn new(counts: &'static Counts) -> Slot {
+    pub fn new(counts: &'static Counts) -> Slot {
         Slot {
             vm: TicketMutex::new(Vm::new(counts)),
             counts,
@@ -65,7 +65,7 @@ impl Slot {
             running_generation: AtomicU64::new(0),
             runs: AtomicU32::new(0),
             down: AtomicU64::new(0),
-            vcpus: [const { AtomicU64::new(0) }; MAX_VCPUS],
+            vcpus: array::from_fn(|_| AtomicU64::new(0)),
             vttbr: AtomicU64::new(0),
             doorbells: Doorbells::new(),
         }
@@ -111,14 +111,16 @@ impl Slot {
 
     /// Allows runs of `generation`. Needs the VM's lock.
     pub fn allow_runs(&self, generation: u64) {
-        self.running_generation.store(generation, Ordering::SeqCst);
+        // Who enters sees all that was put together for it.
+        self.running_generation.store(generation, Ordering::Release);
     }
 
-    /// Allows no further run; `true` if none is under way either. Needs the
-    /// VM's lock.
+    /// Allows no further run; `true` if none is under way either, and all that runs
+    /// did is done. Needs the VM's lock.
     pub fn stop_runs(&self) -> bool {
-        self.running_generation.store(0, Ordering::SeqCst);
-        self.runs.load(Ordering::SeqCst) == 0
+        self.running_generation.store(0, Ordering::Relaxed);
+        // An addition, not a load: see `enter`.
+        self.runs.fetch_add(0, Ordering::AcqRel) == 0
     }
 
     /// Ends the VM: its handles are worth nothing any more, its doorbells are gone,
@@ -136,13 +138,14 @@ impl Slot {
 
     /// Enters a run, if runs of `generation` are allowed.
     ///
-    /// [`Self::stop_runs`] writes the generation and reads the count, this
-    /// writes the count and reads the generation, all sequentially consistent:
-    /// at least one of the two sees the other.
+    /// This adds to the count, then reads the generation; [`Self::stop_runs`] writes the
+    /// generation, then adds nothing to the count. One of the two additions comes first,
+    /// and the second one sees it: either the stop sees the run, or the run sees what was
+    /// written before the stop's addition, which it acquires.
     pub fn enter(&self, generation: u64) -> Option<Entered<'_>> {
-        self.runs.fetch_add(1, Ordering::SeqCst);
+        self.runs.fetch_add(1, Ordering::Acquire);
         let entered = Entered { slot: self };
-        (self.running_generation.load(Ordering::SeqCst) == generation).then_some(entered)
+        (self.running_generation.load(Ordering::Acquire) == generation).then_some(entered)
     }
 
     /// The page of a vCPU. Valid while the VM is alive.
@@ -200,7 +203,8 @@ impl<'a> Entered<'a> {
 
 impl Drop for Entered<'_> {
     fn drop(&mut self) {
-        self.slot.runs.fetch_sub(1, Ordering::SeqCst);
+        // Who finds no run left finds all that this one did.
+        self.slot.runs.fetch_sub(1, Ordering::Release);
     }
 }
 
