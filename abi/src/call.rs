@@ -280,6 +280,21 @@ pub const LEDGER_INFO: u32 = vendor(0x130);
 /// [`Error::NotOwner`](crate::Error::NotOwner) for any other.
 pub const FRAME_INFO: u32 = vendor(0x131);
 
+/// Made by the host: reads Escrow's log. position → the position behind what was
+/// read, three words of text
+///
+/// The log is a stream of lines, each with a line end. A position counts the
+/// bytes from boot on; 0 is where to begin. The words are the next
+/// [`LOG_CHUNK`] bytes in memory order of a little-endian machine, with zeros
+/// behind the last one if there are fewer, and none of them is zero. What is
+/// not kept any more is skipped: the answer then begins at a later position
+/// than was asked for, with the oldest line that is kept. Nothing of a guest is
+/// in the log.
+pub const LOG_READ: u32 = vendor(0x132);
+
+/// Bytes that one [`LOG_READ`] answers.
+pub const LOG_CHUNK: usize = 24;
+
 /// Selector of [`LEDGER_INFO`]: 4 KiB pages in a state.
 pub const INFO_PAGES: u64 = 0;
 /// Selector of [`LEDGER_INFO`]: VMs that exist, the host not counted; one

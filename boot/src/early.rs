@@ -10,7 +10,7 @@ use core::mem::MaybeUninit;
 use escrow_platform::board::{Console, Outline};
 use escrow_platform::fdt::{Fdt, FdtError, HEADER_SIZE};
 use escrow_platform::range::Range;
-use escrow_platform::uart::Pl011;
+use escrow_platform::uart::{Pl011, Uart};
 
 use crate::console::{LAST_RESORT, fatal_unlocked, halt};
 use crate::image;
@@ -142,16 +142,16 @@ pub unsafe fn read_tree(range: Range) -> Result<Fdt<'static>, FdtError> {
 }
 
 /// The UART that a tree names, for use without the MMU.
-fn uart_without_mmu(tree: u64) -> Option<Pl011> {
+fn uart_without_mmu(tree: u64) -> Option<Uart> {
     // SAFETY: what the boot loader passed; memory is readable without the MMU,
     // and nobody else runs.
     let fdt = unsafe { locate_tree(tree).ok().and_then(|range| read_tree(range).ok()) };
     match fdt {
         Some(fdt) => {
-            let registers = Console::find(&Outline::of(&fdt))?.registers;
-            // SAFETY: the tree says that a PL011 is there, and without the MMU
+            let Console { registers, kind } = Console::find(&Outline::of(&fdt))?;
+            // SAFETY: the tree says that such a port is there, and without the MMU
             // everything is device memory.
-            Some(unsafe { Pl011::new(registers.start as usize) })
+            Some(unsafe { Uart::new(kind, registers.start as usize) })
         }
         None => last_resort_without_mmu(),
     }
@@ -159,12 +159,12 @@ fn uart_without_mmu(tree: u64) -> Option<Pl011> {
 
 /// Finds a UART without a tree and without the MMU, on a machine that is about
 /// to halt.
-fn last_resort_without_mmu() -> Option<Pl011> {
+fn last_resort_without_mmu() -> Option<Uart> {
     LAST_RESORT.into_iter().find_map(|at| {
         // SAFETY: device memory without the MMU; reading what may be a PL011's
         // identification.
         let uart = unsafe { Pl011::new(at as usize) };
-        uart.is_present().then_some(uart)
+        uart.is_present().then(|| uart.into())
     })
 }
 
@@ -206,7 +206,7 @@ extern "C" fn boot_exception(esr: u64, far: u64, elr: u64) -> ! {
 ///
 /// Only for a machine that is about to halt: it reads where there may be
 /// nothing.
-pub unsafe fn last_resort(stage1: &mut El2Map) -> Option<Pl011> {
+pub unsafe fn last_resort(stage1: &mut El2Map) -> Option<Uart> {
     LAST_RESORT.into_iter().find_map(|at| {
         let registers = Range::with_size(at, crate::mmu::PAGE)?;
         // SAFETY: nothing else is at that address: RAM is not mapped yet.
@@ -214,7 +214,7 @@ pub unsafe fn last_resort(stage1: &mut El2Map) -> Option<Pl011> {
         // SAFETY: mapped as device memory, and read only, as far as it is not
         // known to be a PL011.
         let uart = unsafe { Pl011::new(at as usize) };
-        uart.is_present().then_some(uart)
+        uart.is_present().then(|| uart.into())
     })
 }
 

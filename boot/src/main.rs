@@ -34,7 +34,7 @@ use core::panic::PanicInfo;
 
 use aarch64_cpu::registers::{CNTPCT_EL0, Readable};
 use arrayvec::ArrayVec;
-use escrow_aarch64::{Features, Hardware, Installed};
+use escrow_aarch64::{Features, Hardware, Installed, LAST_WORDS};
 use escrow_core::addr::PhysRange;
 use escrow_core::hypervisor::{Hypervisor, Setup, Sizes, max_guests};
 use escrow_core::ledger::Gib;
@@ -46,7 +46,7 @@ use escrow_platform::host_tree::Changes;
 use escrow_platform::layout::{BLOCK, Layout, Loaded, MAX_PIECES, Needs};
 use escrow_platform::options::Options;
 use escrow_platform::range::Range;
-use escrow_platform::uart::Pl011;
+use escrow_platform::uart::Uart;
 
 use console::fatal;
 use early::Early;
@@ -65,9 +65,9 @@ core::arch::global_asm!(
 
 #[panic_handler]
 fn panic(info: &PanicInfo<'_>) -> ! {
-    log::error!("bug at EL2: {info}");
+    log::error!(target: LAST_WORDS, "bug at EL2: {info}");
     escrow_aarch64::backtrace();
-    log::error!("==== Escrow has failed: this machine stops here ====");
+    log::error!(target: LAST_WORDS, "==== Escrow has failed: this machine stops here ====");
     escrow_aarch64::stop_machine()
 }
 
@@ -122,6 +122,7 @@ extern "C" fn boot_main(early: &mut Early, entered: u64) -> ! {
     unsafe { host::prepare(&board, &fdt, &layout) };
     let ticks = CNTPCT_EL0.get().wrapping_sub(entered);
     log::info!("host: kernel at {:#x}; EL2's boot took {ticks} ticks", layout.kernel.start);
+    console::leave_to_host();
     // SAFETY: the machine is set up, this is the boot CPU, and what is on its
     // stack is not used by others.
     unsafe { cpus.start_host(layout.kernel.start, layout.host_tree.start) }
@@ -138,7 +139,8 @@ fn open_tree(early: &mut Early) -> (Fdt<'static>, Range) {
     tree.unwrap_or_else(|error| {
         // SAFETY: this CPU halts now.
         if let Some(uart) = unsafe { early::last_resort(&mut early.stage1) } {
-            console::install(uart, log::LevelFilter::Error);
+            console::install(uart);
+            console::start_log_of_errors();
         }
         fatal!("{error}")
     })
@@ -147,12 +149,13 @@ fn open_tree(early: &mut Early) -> (Fdt<'static>, Range) {
 fn open_console(outline: &Outline<'_, '_>, stage1: &mut El2Map) -> Options {
     let arguments = outline.own_arguments();
     let options = Options::parse(arguments, |_| {});
-    if let Some(Console { registers }) = Console::find(outline) {
+    console::start_log(&options);
+    if let Some(Console { registers, kind }) = Console::find(outline) {
         // SAFETY: the tree says that these are a device's registers.
         if unsafe { stage1.map(registers, Use::Device) }.is_ok() {
             // SAFETY: mapped just now, for good.
-            let uart = unsafe { Pl011::new(registers.start as usize) };
-            console::install(uart, options.log_level);
+            let uart = unsafe { Uart::new(kind, registers.start as usize) };
+            console::install(uart);
         }
     }
     log::info!("Escrow {} at {:#x}", env!("CARGO_PKG_VERSION"), image::whole().start);
@@ -328,6 +331,7 @@ fn set_up(
         traps: &traps,
         reserve: arena,
         slots,
+        log: &console::LOG,
         features: features.stage2,
     };
     // It is large; this way it is moved least.

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * /sys/kernel/debug/escrow/: what the module knows, a line for each memory and
- * each VM. Formats are documented in docs/shim.md; `escrow stat` reads them.
+ * each VM, and Escrow's log. Formats are documented in docs/shim.md; `escrow stat` reads them.
  */
 
 #include <linux/debugfs.h>
 #include <linux/fs.h>
 #include <linux/seq_file.h>
 #include <linux/string_helpers.h>
+#include <linux/uaccess.h>
 
 #include "escrow.h"
 
@@ -101,6 +102,39 @@ static int vms_show(struct seq_file *m, void *data)
 }
 DEFINE_SHOW_ATTRIBUTE(vms);
 
+/*
+ * Escrow's log. The file's position is the log's: what is not kept any more is
+ * skipped, and the position says so. A read ends before a gap.
+ */
+static ssize_t log_read(struct file *file, char __user *to, size_t count, loff_t *ppos)
+{
+	size_t done = 0;
+
+	while (done < count) {
+		u64 position = *ppos;
+		u8 text[24];
+		int size = escrow_rs_log_read(&position, text);
+		size_t part;
+
+		if (size < 0)
+			return done ? (ssize_t)done : size;
+		if (!size || (done && position != *ppos))
+			break;
+		part = min_t(size_t, size, count - done);
+		if (copy_to_user(to + done, text, part))
+			return done ? (ssize_t)done : -EFAULT;
+		done += part;
+		*ppos = position + part;
+	}
+	return done;
+}
+
+static const struct file_operations log_fops = {
+	.owner = THIS_MODULE,
+	.read = log_read,
+	.llseek = default_llseek,
+};
+
 /* Without debugfs, the module does without: errors are debugfs's own matter. */
 void escrow_debugfs_init(void)
 {
@@ -108,6 +142,7 @@ void escrow_debugfs_init(void)
 	debugfs_create_file("totals", 0400, folder, NULL, &totals_fops);
 	debugfs_create_file("memories", 0400, folder, NULL, &memories_fops);
 	debugfs_create_file("vms", 0400, folder, NULL, &vms_fops);
+	debugfs_create_file("log", 0400, folder, NULL, &log_fops);
 }
 
 /* Returns when nobody reads any more. */

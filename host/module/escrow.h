@@ -471,6 +471,8 @@ int escrow_rs_info_version(u64 *value);
 int escrow_rs_info_cpus(u64 *value);
 int escrow_rs_info_vms(u64 *value);
 int escrow_rs_info_pages(u64 state, u8 name[32], u64 *value);
+/* Bytes of text; position is where they begin then. */
+int escrow_rs_log_read(u64 *position, u8 text[24]);
 
 /* Metadata: under vm->metadata_lock. */
 u32 escrow_rs_metadata_initial(void);

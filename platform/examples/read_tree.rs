@@ -31,7 +31,7 @@ fn describe(blob: &mut [u8]) -> Result<String, Box<dyn std::error::Error>> {
     Fdt::new(out.get(..size).ok_or("it wrote more than there is room for")?)?;
     let outline = Outline::of(&fdt);
     let console = match Console::find(&outline) {
-        Some(console) => format!("PL011 at {:#x}", console.registers.start),
+        Some(console) => format!("{} at {:#x}", console.kind.name(), console.registers.start),
         None => "no console".into(),
     };
     let board = match Board::read(&outline) {

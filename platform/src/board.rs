@@ -8,6 +8,7 @@ use arrayvec::ArrayVec;
 
 use crate::fdt::{Ancestry, Cells, Fdt, Node, strings};
 use crate::range::{Full, Range, RangeSet};
+use crate::uart::UartKind;
 
 /// CPUs that can be managed.
 pub const MAX_CPUS: usize = 64;
@@ -353,8 +354,10 @@ fn module_range(chosen: &Node<'_, '_>, module: &Node<'_, '_>) -> Option<Range> {
 /// A console that can be written to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Console {
-    /// Its registers: an Arm PL011.
+    /// Its registers.
     pub registers: Range,
+    /// What they are.
+    pub kind: UartKind,
 }
 
 impl Console {
@@ -365,17 +368,17 @@ impl Console {
     /// what else is missing.
     pub fn find(outline: &Outline<'_, '_>) -> Option<Console> {
         let fdt = outline.fdt;
-        let is_pl011 = |node: &Node<'_, '_>| node.is_compatible(b"arm,pl011");
+        let kind = |node: &Node<'_, '_>| UartKind::of(node);
         let usable = |place: &Ancestry<'_, '_>| {
-            place.is_available() && place.node().is_some_and(|node| is_pl011(&node))
+            place.is_available() && place.node().is_some_and(|node| kind(&node).is_some())
         };
         let chosen = outline.chosen.and_then(|chosen| chosen.string(b"stdout-path"));
         let path = chosen.and_then(|value| value.split(|&byte| byte == b':').next());
-        let place = path
-            .and_then(|path| Ancestry::at_path(fdt, path))
-            .filter(usable)
-            .or_else(|| Ancestry::search(fdt, |node| is_pl011(node) && node.is_available()))?;
-        Some(Console { registers: place.registers(0)? })
+        let place =
+            path.and_then(|path| Ancestry::at_path(fdt, path)).filter(usable).or_else(|| {
+                Ancestry::search(fdt, |node| kind(node).is_some() && node.is_available())
+            })?;
+        Some(Console { registers: place.registers(0)?, kind: kind(&place.node()?)? })
     }
 }
 

@@ -5,7 +5,8 @@
 //! | option | meaning |
 //! | --- | --- |
 //! | `guests=` | how many guests there may be at a time |
-//! | `loglevel=` | `off`, `error`, `warn`, `info`, `debug` or `trace`; how much goes to the console |
+//! | `log=` | `ring`, as it is without: once the host runs, lines go to memory alone, where the host reads them; `uart`: also to the console, as long as that has room |
+//! | `loglevel=` | `off`, `error`, `warn`, `info`, `debug` or `trace`; how much is logged |
 
 use core::num::NonZeroU16;
 use core::str::FromStr;
@@ -15,10 +16,13 @@ use log::LevelFilter;
 /// What the command line asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// How much goes to the console.
+    /// How much is logged.
     pub log_level: LevelFilter,
     /// How many guests there may be at a time, at least one.
     pub guests: NonZeroU16,
+    /// Whether the console gets lines also once the host runs. For debugging: the
+    /// console is the host's then, and may keep EL2 waiting, if not for ever.
+    pub log_to_uart: bool,
 }
 
 /// Guests that there may be at a time, if nothing else is asked for. Their slots take
@@ -27,7 +31,7 @@ const GUESTS: NonZeroU16 = NonZeroU16::new(63).unwrap();
 
 impl Default for Options {
     fn default() -> Self {
-        Options { log_level: LevelFilter::Info, guests: GUESTS }
+        Options { log_level: LevelFilter::Info, log_to_uart: false, guests: GUESTS }
     }
 }
 
@@ -41,6 +45,8 @@ impl Options {
                 options.log_level = level;
             } else if let Some(guests) = word.strip_prefix(b"guests=").and_then(parse) {
                 options.guests = guests;
+            } else if let b"log=ring" | b"log=uart" = word {
+                options.log_to_uart = word == b"log=uart";
             } else {
                 unknown(word);
             }
@@ -79,5 +85,13 @@ mod tests {
         assert_eq!(parse(b"guests=255 loglevel=off", 0), 255);
         assert_eq!(parse(b"guests=1 guests=4095", 0), 4095);
         assert_eq!(parse(b"guests=0 guests=-1 guests= guests=65536 guests=9x", 5), 63);
+    }
+
+    #[test]
+    fn the_log_stays_off_the_console_unless_asked() {
+        let parse = |line: &[u8]| Options::parse(line, |_| panic!()).log_to_uart;
+        assert!(!parse(b"loglevel=debug"));
+        assert!(parse(b"log=uart loglevel=debug"));
+        assert!(!parse(b"log=uart log=ring"));
     }
 }

@@ -28,12 +28,12 @@ fn runtime() {
 
 #[test]
 fn calls() {
-    run(Run::of("calls"), 44);
+    run(Run::of("calls"), 46);
 }
 
 #[test]
 fn calls_on_an_old_cpu() {
-    run(Run { cpu: "cortex-a53", smp: 1, memory_mib: 512, ..Run::of("calls") }, 44);
+    run(Run { cpu: "cortex-a53", smp: 1, memory_mib: 512, ..Run::of("calls") }, 46);
 }
 
 #[test]

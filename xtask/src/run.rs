@@ -137,7 +137,8 @@ fn machine(args: &Args, workspace: &Workspace, setup: &Setup) -> Result<Machine>
         machine.load_host(kernel, Some(initrd), &bootargs)?;
         if let Some(level) = args.log_level {
             let level = level.to_possible_value().context("a level has no name")?;
-            machine.append = format!("loglevel={}", level.get_name());
+            // At the terminal, what Escrow says is to be seen as it comes.
+            machine.append = format!("loglevel={} log=uart", level.get_name());
         }
         machine
     };

@@ -128,6 +128,20 @@ fn info(selector: u64, which: u64, value: &mut u64) -> i32 {
     store(hypercall::ledger_info(&mut Hvc, selector, which).map_err(Errno::from), value)
 }
 
+/// Reads Escrow's log from a position on, which becomes that of what was read. →
+/// bytes of text; the log may have begun later than was asked for.
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_log_read(position: &mut u64, text: &mut [u8; call::LOG_CHUNK]) -> i32 {
+    match hypercall::log_read(&mut Hvc, *position) {
+        Ok(chunk) => {
+            *position = chunk.next.wrapping_sub(chunk.size as u64);
+            *text = chunk.text;
+            chunk.size as i32
+        }
+        Err(refused) => Errno::from(refused).to_return(),
+    }
+}
+
 /// How many pages a VM is created with.
 #[unsafe(no_mangle)]
 pub extern "C" fn escrow_rs_metadata_initial() -> u32 {

@@ -253,6 +253,29 @@ pub fn ledger_info(hv: &mut impl Hypervisor, selector: u64, which: u64) -> Resul
     call(hv, call::LEDGER_INFO, [selector, which]).map(|[value, ..]| value)
 }
 
+/// A part of Escrow's log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogChunk {
+    /// The position behind it.
+    pub next: u64,
+    /// The text, with zeros behind it.
+    pub text: [u8; call::LOG_CHUNK],
+    /// Bytes of text.
+    pub size: usize,
+}
+
+/// Reads Escrow's log from a position on. Where lines are not kept any more, what
+/// comes back begins later.
+pub fn log_read(hv: &mut impl Hypervisor, from: u64) -> Result<LogChunk, Refused> {
+    let [next, words @ ..] = call(hv, call::LOG_READ, [from])?;
+    let mut text = [0; call::LOG_CHUNK];
+    for (to, from) in text.iter_mut().zip(words.iter().flat_map(|word| word.to_le_bytes())) {
+        *to = from;
+    }
+    let size = text.iter().position(|&byte| byte == 0).unwrap_or(text.len());
+    Ok(LogChunk { next, text, size })
+}
+
 fn checked_handle(register: u64, kind: HandleKind) -> Result<u64, Refused> {
     match Handle::from_register(register) {
         Some(handle) if handle.kind == kind => Ok(register),
@@ -358,6 +381,19 @@ mod tests {
     fn a_dead_vm_is_as_good_as_destroyed() {
         let mut hv = Script::new(&[[Error::HandleRevoked.to_register(), 0, 0, 0, 0]]);
         assert_eq!(vm_destroy(&mut hv, VM), Ok(()));
+    }
+
+    #[test]
+    fn the_log_comes_in_memory_order() {
+        let word = |text: &[u8; 8]| u64::from_le_bytes(*text);
+        let mut hv = Script::new(&[
+            [0, 124, word(b"escrow: "), word(b"Escrow 1"), word(b".2\n\0\0\0\0\0")],
+            [0, 119, 0, 0, 0],
+        ]);
+        let chunk = log_read(&mut hv, 100).unwrap();
+        assert_eq!((chunk.next, chunk.size), (124, 19));
+        assert_eq!(&chunk.text[..chunk.size], b"escrow: Escrow 1.2\n");
+        assert_eq!(log_read(&mut hv, 119).unwrap().size, 0);
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod guest;
 mod gunyah;
 mod host;
 mod info;
+mod log;
 mod stat;
 
 use std::process::ExitCode;
@@ -42,6 +43,10 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Show what Escrow has logged: its boot, and what it has met since
+    ///
+    /// Escrow keeps the last 32 KiB. Needs root.
+    Log(log::Arguments),
     /// Show who has which pages: what `info` shows, what the shim has counted,
     /// and each memory and VM
     ///
@@ -64,6 +69,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Demo(arguments) => demo(arguments),
         Command::Info { json } => info::print(json).map(|()| true),
+        Command::Log(arguments) => log::log(arguments).map(|()| true),
         Command::Stat(arguments) => stat::stat(arguments).map(|()| true),
     };
     match result {

@@ -25,6 +25,10 @@ pub(crate) struct FaultFrame {
 
 const _: () = assert!(size_of::<FaultFrame>() == 272);
 
+/// The target of what is logged when the machine ends: registers and the like,
+/// which may be a guest's. It must not go where a VM can read it.
+pub const LAST_WORDS: &str = "escrow::last-words";
+
 /// Deepest backtrace.
 const FRAMES_MAX: usize = 32;
 
@@ -39,8 +43,9 @@ unsafe extern "C" fn escrow_el2_fault(frame: &FaultFrame) -> ! {
         2 => "FIQ",
         _ => "SError",
     };
-    log::error!("==== ESCROW FAULT: {what} at EL2, CPU {} ====", Number(cpu_index()));
+    log::error!(target: LAST_WORDS, "==== ESCROW FAULT: {what} at EL2, CPU {} ====", Number(cpu_index()));
     log::error!(
+        target: LAST_WORDS,
         "ESR {:#018x} (class {:#04x})  FAR {:#018x}  HPFAR {:#018x}",
         ESR_EL2::read(),
         ESR_EL2::read() >> 26 & 0x3f,
@@ -48,6 +53,7 @@ unsafe extern "C" fn escrow_el2_fault(frame: &FaultFrame) -> ! {
         HPFAR_EL2::read(),
     );
     log::error!(
+        target: LAST_WORDS,
         "PC  {:#018x}  SP  {:#018x}  PSTATE {:#010x}",
         ELR_EL2::read(),
         frame.sp,
@@ -55,13 +61,15 @@ unsafe extern "C" fn escrow_el2_fault(frame: &FaultFrame) -> ! {
     );
     for (n, pair) in frame.x.chunks(2).enumerate() {
         match pair {
-            [a, b] => log::error!("x{:<2} {a:#018x}  x{:<2} {b:#018x}", 2 * n, 2 * n + 1),
-            [a] => log::error!("x{:<2} {a:#018x}", 2 * n),
+            [a, b] => {
+                log::error!(target: LAST_WORDS, "x{:<2} {a:#018x}  x{:<2} {b:#018x}", 2 * n, 2 * n + 1)
+            }
+            [a] => log::error!(target: LAST_WORDS, "x{:<2} {a:#018x}", 2 * n),
             _ => {}
         }
     }
     backtrace_from(frame.x[29], frame.sp);
-    log::error!("==== Escrow has failed: this machine stops here ====");
+    log::error!(target: LAST_WORDS, "==== Escrow has failed: this machine stops here ====");
     stop_machine()
 }
 
@@ -128,7 +136,7 @@ fn backtrace_from(mut fp: u64, sp: u64) {
         // SAFETY: between the stack pointer and the top of the stack, all is
         // mapped, and 16-byte aligned records lie wholly inside.
         let [next, lr] = unsafe { (fp as *const [u64; 2]).read_volatile() };
-        log::error!("  #{n} {lr:#018x}");
+        log::error!(target: LAST_WORDS, "  #{n} {lr:#018x}");
         lowest = fp + 16;
         fp = next;
     }

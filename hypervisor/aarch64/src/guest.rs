@@ -95,7 +95,7 @@ pub(crate) unsafe fn run(
             EXIT_INTERRUPT => hypervisor.guest_exit(scratch, &mut run, GuestExit::Interrupt, ids),
             _ => {
                 // Imprecise: it may well be the host's or a device's doing.
-                crate::host::report("SError during a guest's run", ESR_EL2::read());
+                crate::host::report_of_guest("SError during a guest's run");
                 hypervisor.guest_exit(scratch, &mut run, GuestExit::Interrupt, ids)
             }
         };

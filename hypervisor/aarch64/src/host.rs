@@ -255,18 +255,37 @@ fn inject(exception: Exception) {
     SPSR_EL2::write(entry.pstate);
 }
 
-/// Logs what the host should not have been able to cause, a few times: the
-/// log is slow, and the host could do this all day.
-#[cold]
-pub(crate) fn report(what: &str, esr: u64) {
-    static BUDGET: AtomicU32 = AtomicU32::new(16);
+/// How often it is reported what should not have been.
+static REPORTS: AtomicU32 = AtomicU32::new(16);
+
+/// How many reports are left, this one included; `None` when it is one too many: a
+/// VM could cause them all day, and they drive out what else the log has.
+fn take_report() -> Option<u32> {
     let take = |left: u32| left.checked_sub(1);
-    if let Ok(left) = BUDGET.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take) {
+    REPORTS.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).ok()
+}
+
+fn end_of_reports(left: u32) -> &'static str {
+    if left == 1 { "; not reported any more" } else { "" }
+}
+
+/// Logs what the host should not have been able to cause, a few times. Not
+/// FAR_EL2: none of these exceptions sets it, so it may be a guest's.
+#[cold]
+fn report(what: &str, esr: u64) {
+    if let Some(left) = take_report() {
         log::warn!(
-            "unexpected {what}: ESR {esr:#x}, PC {:#x}, FAR {:#x}{}",
+            "unexpected {what}: ESR {esr:#x}, PC {:#x}{}",
             ELR_EL2::read(),
-            FAR_EL2::read(),
-            if left == 1 { "; not reported any more" } else { "" },
+            end_of_reports(left),
         );
+    }
+}
+
+/// The same of a guest. The host reads the log, so nothing of the guest is in it.
+#[cold]
+pub(crate) fn report_of_guest(what: &str) {
+    if let Some(left) = take_report() {
+        log::warn!("unexpected {what}{}", end_of_reports(left));
     }
 }

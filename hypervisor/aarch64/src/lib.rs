@@ -38,7 +38,7 @@ mod switch;
 mod sysreg;
 pub mod trace;
 
-pub use fault::{backtrace, halt, stop_machine};
+pub use fault::{LAST_WORDS, backtrace, halt, stop_machine};
 pub use features::{Features, MissingFeature};
 pub use host::Firmware;
 pub use init::{enter_host, init_cpu, install_vectors};

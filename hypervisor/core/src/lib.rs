@@ -20,6 +20,7 @@ pub mod gate;
 pub mod hardening;
 pub mod hypervisor;
 pub mod ledger;
+pub mod log;
 pub mod machine;
 pub mod observers;
 pub mod psci;

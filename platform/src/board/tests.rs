@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::sample::{KERNEL, MODULE, RAMDISK, Sample};
+use crate::uart::Spacing;
 
 fn read(sample: &Sample) -> Result<(), BoardError> {
     Board::read(&Outline::of(&Fdt::new(&sample.tree()).unwrap())).map(drop)
@@ -50,6 +51,37 @@ fn the_console_is_the_chosen_one_or_the_first() {
     for stdout in [Some("/psci"), Some("/x"), Some("/soc/serial@0"), Some(""), None] {
         assert_eq!(find(stdout), Some(0x8901_0000), "{stdout:?}");
     }
+}
+
+#[test]
+fn a_16550_is_a_console_if_its_registers_are_bytes_or_words() {
+    let find = |compatible: &str, shift: u32, width: u32| {
+        let write = || -> Result<Vec<u8>, vm_fdt::Error> {
+            let mut fdt = vm_fdt::FdtWriter::new()?;
+            let root = fdt.begin_node("")?;
+            fdt.property_u32("#address-cells", 2)?;
+            fdt.property_u32("#size-cells", 2)?;
+            let serial = fdt.begin_node("serial@ff1a0000")?;
+            fdt.property_string("compatible", compatible)?;
+            fdt.property_array_u64("reg", &[0xff1a_0000, 0x1000])?;
+            fdt.property_u32("reg-shift", shift)?;
+            fdt.property_u32("reg-io-width", width)?;
+            fdt.end_node(serial)?;
+            fdt.end_node(root)?;
+            fdt.finish()
+        };
+        let blob = write().unwrap();
+        Console::find(&Outline::of(&Fdt::new(&blob).unwrap()))
+            .map(|console| (console.registers.start, console.kind))
+    };
+    let spaced = |shift, width| UartKind::Ns16550(Spacing::new(shift, width).unwrap());
+    let at = 0xff1a_0000;
+    assert_eq!(find("snps,dw-apb-uart", 2, 4), Some((at, spaced(2, 4))));
+    assert_eq!(find("ns16550a", 0, 1), Some((at, spaced(0, 1))));
+    assert_eq!(find("arm,pl011", 2, 4), Some((at, UartKind::Pl011)));
+    assert_eq!(find("ns16550a", 1, 2), None);
+    assert_eq!(find("ns16550a", 12, 1), None);
+    assert_eq!(find("acme,uart", 0, 1), None);
 }
 
 #[test]

@@ -71,18 +71,17 @@ impl Pl011 {
         }
     }
 
-    /// Sends a byte, as soon as there is room in the FIFO.
-    pub fn send(&self, byte: u8) {
-        while self.registers.flag.is_set(Flag::TXFF) {
-            core::hint::spin_loop();
+    /// Sends a byte if there is room in the FIFO; whether there was.
+    pub fn try_send(&self, byte: u8) -> bool {
+        let has_room = !self.registers.flag.is_set(Flag::TXFF);
+        if has_room {
+            self.registers.data.set(u32::from(byte));
         }
-        self.registers.data.set(u32::from(byte));
+        has_room
     }
 
-    /// Waits until all that was sent is on the wire.
-    pub fn flush(&self) {
-        while self.registers.flag.is_set(Flag::BUSY) {
-            core::hint::spin_loop();
-        }
+    /// Whether all that was sent is on the wire.
+    pub fn is_idle(&self) -> bool {
+        !self.registers.flag.is_set(Flag::BUSY)
     }
 }

@@ -109,4 +109,5 @@ pub const CALLS: &[Shape] = &[
     shape(call::BELL_SET_MASK, &[Doorbell, Any, Any]),
     shape(call::LEDGER_INFO, &[Selector, Detail]),
     shape(call::FRAME_INFO, &[Physical]),
+    shape(call::LOG_READ, &[Any]),
 ];

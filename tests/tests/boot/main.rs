@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Boots: every sort of machine, the host's power calls, and every bad input.
+//! Boots: every sort of machine, the log, the host's power calls, and every bad input.
 
 mod input;
+mod log;
 mod machines;
 mod power;

@@ -30,6 +30,7 @@ use escrow_abi::{Error, FrameState, Rights};
 use crate::addr::{BLOCK_SIZE, PAGE_SIZE, PhysAddr, PhysRange};
 use crate::gate::Gate;
 use crate::ledger::{FRAMES_PER_BLOCK, Ledger, RamError, RamMap, Record, Reserve, VmId};
+use crate::log::LogRing;
 use crate::machine::{Machine, Note};
 use crate::stage2::{
     Attributes, Geometry, GuestMap, HostMap, HostMapError, MmioMap, Stage2Context, Stage2Features,
@@ -56,6 +57,8 @@ pub struct Setup<'a> {
     /// Devices that the host reaches through EL2 alone; what EL2 accesses in its place
     /// is mapped at EL2.
     pub traps: &'a [Trap],
+    /// Escrow's log, for the host to read.
+    pub log: &'static LogRing,
     /// Memory for all this, as much as [`Sizes`] says.
     pub reserve: &'a mut dyn Reserve,
     /// [`Sizes::guests`] free slots, [`max_guests`] at the most.
@@ -133,6 +136,7 @@ pub struct Hypervisor<M: Machine> {
     guest_vtcr: u64,
     slots: Slots,
     cpus: AtomicU32,
+    log: &'static LogRing,
     /// Pages that are broken.
     poisoned: AtomicU64,
     /// Pages that were in each state when the host began.
@@ -216,6 +220,7 @@ impl<M: Machine> Hypervisor<M> {
             guest_vtcr: guest_geometry.vtcr(&setup.features),
             slots: Slots::new(setup.slots),
             cpus: AtomicU32::new(0),
+            log: setup.log,
             poisoned: AtomicU64::new(0),
             at_boot,
             gate: Gate::new(),

@@ -17,6 +17,7 @@ use crate::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE, PhysAddr, PhysRange};
 use crate::errata::Errata;
 use crate::hypervisor::{HostAbort, Hypervisor, Reply, Scratch, Setup, SetupError, Sizes};
 use crate::ledger::{self, Frames, Reserve, VmId};
+use crate::log::LogRing;
 use crate::machine::{Machine, MemoryError, Note, Table};
 use crate::stage2::{Descriptor, Stage2Context, Stage2Features};
 use crate::trap::{HostFault, Trap, TrapKind};
@@ -491,6 +492,7 @@ impl Host {
             escrow: &[ESCROW],
             pinned: &[PINNED],
             traps: &TRAPS,
+            log: Box::leak(Box::new(LogRing::new())),
             reserve: &mut reserve,
             slots: slots(sizes.guests),
             features,

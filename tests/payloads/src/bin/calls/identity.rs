@@ -2,9 +2,10 @@
 
 //! Who answers, and what is no call.
 
+use arrayvec::ArrayVec;
 use escrow_abi::{FrameState, call, psci};
 use escrow_payloads::host::Counts;
-use escrow_payloads::{Host, Outcome, Test, check, check_eq, hvc, tests};
+use escrow_payloads::{Host, Outcome, Test, check, check_eq, fail, hvc, tests};
 
 use escrow_payloads::shape::CALLS;
 
@@ -14,6 +15,8 @@ pub const TESTS: &[Test] = tests![
     the_upper_half_of_the_number_is_ignored,
     unknown_calls_do_not_exist,
     every_page_of_ram_is_counted,
+    the_log_has_the_boot_in_it,
+    the_log_answers_any_position,
 ];
 
 fn raw(function: u64, argument: u64) -> [u64; 18] {
@@ -68,6 +71,52 @@ fn unknown_calls_do_not_exist(_: &mut Host) -> Outcome {
         check_eq!(raw(function as u64, 0)[0], u64::MAX, "{function:#x}");
     }
     check_eq!(Counts::read(), before);
+    Ok(())
+}
+
+/// A part of the log: the position behind it, and the text.
+fn log(from: u64) -> Outcome<(u64, ArrayVec<u8, { call::LOG_CHUNK }>)> {
+    let Ok([next, words @ ..]) = hvc::call(call::LOG_READ, &[from]) else {
+        fail!("no log from {from}")
+    };
+    let bytes = words.iter().flat_map(|word| word.to_le_bytes());
+    let text: ArrayVec<u8, { call::LOG_CHUNK }> =
+        bytes.clone().take_while(|&byte| byte != 0).collect();
+    check!(bytes.skip(text.len()).all(|byte| byte == 0), "text behind a zero");
+    Ok((next, text))
+}
+
+fn the_log_has_the_boot_in_it(_: &mut Host) -> Outcome {
+    let mut all: ArrayVec<u8, 4096> = ArrayVec::new();
+    let mut position = 0;
+    loop {
+        let (next, text) = log(position)?;
+        if text.is_empty() {
+            break;
+        }
+        check_eq!(next, position + text.len() as u64, "nothing is lost yet");
+        check!(all.try_extend_from_slice(&text).is_ok(), "so long a log?");
+        position = next;
+    }
+    check!(all.starts_with(b"escrow: Escrow "), "the first line");
+    check!(all.ends_with(b"\n"), "whole lines");
+    let has = |text: &[u8]| all.windows(text.len()).any(|window| window == text);
+    check!(has(b"\nescrow: host: kernel at 0x"), "the last line of the boot");
+    Ok(())
+}
+
+fn the_log_answers_any_position(_: &mut Host) -> Outcome {
+    let mut end = 0;
+    while let (next, text) = log(end)?
+        && !text.is_empty()
+    {
+        end = next;
+    }
+    for from in [end, end + 1, end + (1 << 32), 1 << 63, u64::MAX - 7, u64::MAX] {
+        check_eq!(log(from)?, (end, ArrayVec::new()), "from {from:#x}");
+    }
+    let (next, text) = log(end - 1)?;
+    check_eq!((next, text.as_slice()), (end, &b"\n"[..]));
     Ok(())
 }
 

@@ -43,6 +43,7 @@ fn calls_by_hvc_and_smc(host: &mut Host) -> Outcome {
             call::CAP_REVOKE,
             call::LEDGER_INFO,
             call::FRAME_INFO,
+            call::LOG_READ,
             0xC600_FFFF,
             0xC300_0000,
             0,
