@@ -2,6 +2,7 @@
 
 //! Boots: every sort of machine, the log, the host's power calls, and every bad input.
 
+mod banks;
 mod input;
 mod log;
 mod machines;

@@ -221,7 +221,7 @@ impl<M: Machine> Hypervisor<M> {
                 self.bell(bell, Action::SetMask { enable, ack }).map(drop)
             },
             LEDGER_INFO(selector, detail) => self.ledger_info(selector, detail),
-            LOG_READ(from) => Ok(self.log.read(from)),
+            LOG_READ(from) => Ok::<_, Refusal>(self.log.read(from)),
             FRAME_INFO(at) => self.frame_info(at),
         }
     }

@@ -250,6 +250,35 @@ fn the_tables_of_any_ram_fit_what_is_asked_for() {
     }
 }
 
+#[test]
+fn a_tebibyte_in_64_banks() {
+    let bank = |n: u64| 0x8_0000_0000 + n * 24 * GIB;
+    let ram: Vec<_> = (0..64).rev().map(|n| PhysRange::new(bank(n), 16 * GIB)).collect();
+    let map = RamMap::new(&ram).unwrap();
+    assert_eq!((map.blocks(), map.gibs()), (1 << 19, 1024));
+    let world = try_world(&ram, 48, HostMap::pages_needed(&map)).unwrap();
+    for n in 0..64 {
+        let (first, last) = (bank(n), bank(n) + 16 * GIB - BLOCK_SIZE);
+        for at in [first, last] {
+            assert!(world.reaches(at));
+            assert_eq!(world.levels(at), 1, "one entry for a GiB");
+            assert_eq!(world.ledger.get(PhysAddr(at)), Some(Record::HOME));
+        }
+        for at in [first - PAGE_SIZE, last + BLOCK_SIZE] {
+            assert_eq!(world.ledger.get(PhysAddr(at)), None, "{at:#x} is between banks");
+        }
+        // Each bank's blocks have tables of their own.
+        let block = world.ledger.locate(PhysAddr(last)).unwrap();
+        world.map.split(&world.machine, &world.ledger, block, PhysAddr(last));
+        world.map.unmap_pages(&world.machine, block, n as usize, 1);
+    }
+    for n in 0..64 {
+        let last = bank(n) + 16 * GIB - BLOCK_SIZE;
+        let reached = (0..64).filter(|page| world.reaches(last + page * PAGE_SIZE));
+        assert!(reached.eq((0..64).filter(|&page| page != n)), "bank {n}");
+    }
+}
+
 /// A guest's map with `count` pages in its pool.
 fn guest(machine: &Fake, count: u64) -> (GuestMap, PagePool) {
     let geometry = Geometry::new(39);
