@@ -470,6 +470,8 @@ int escrow_rs_mem_poison(u64 list, u32 count);
 int escrow_rs_info_version(u64 *value);
 int escrow_rs_info_cpus(u64 *value);
 int escrow_rs_info_vms(u64 *value);
+int escrow_rs_info_errata(u64 *value);
+int escrow_rs_info_hardening(u64 *value);
 int escrow_rs_info_pages(u64 state, u8 name[32], u64 *value);
 /* Bytes of text; position is where they begin then. */
 int escrow_rs_log_read(u64 *position, u8 text[24]);

@@ -39,6 +39,26 @@ static ssize_t vms_show(struct device *dev, struct device_attribute *attr, char 
 }
 static DEVICE_ATTR_RO(vms);
 
+/* A bit for each erratum of the CPUs (escrow_abi::errata::Erratum). */
+static ssize_t errata_show(struct device *dev, struct device_attribute *attr, char *buf)
+{
+	u64 value;
+	int err = escrow_rs_info_errata(&value);
+
+	return err ?: sysfs_emit(buf, "%#llx\n", value);
+}
+static DEVICE_ATTR_RO(errata);
+
+/* A bit for each way in which entries to EL2 are hardened (escrow_abi::errata::Hardening). */
+static ssize_t hardening_show(struct device *dev, struct device_attribute *attr, char *buf)
+{
+	u64 value;
+	int err = escrow_rs_info_hardening(&value);
+
+	return err ?: sysfs_emit(buf, "%#llx\n", value);
+}
+static DEVICE_ATTR_RO(hardening);
+
 /* A line for each state of a frame. */
 static ssize_t pages_show(struct device *dev, struct device_attribute *attr, char *buf)
 {
@@ -136,6 +156,8 @@ static struct attribute *escrow_attrs[] = {
 	&dev_attr_cpus.attr,
 	&dev_attr_vms.attr,
 	&dev_attr_pages.attr,
+	&dev_attr_errata.attr,
+	&dev_attr_hardening.attr,
 	NULL,
 };
 

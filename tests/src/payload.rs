@@ -81,6 +81,14 @@ impl Run {
         self.judge(&self.machine()).0
     }
 
+    /// The same; returns what was on the console.
+    ///
+    /// # Panics
+    /// As for [`Self::passes`].
+    pub fn says(&self) -> Vec<String> {
+        self.judge(&self.machine()).1.lines().to_vec()
+    }
+
     /// The same on an Escrow that writes down what it does to tables. That must
     /// keep the rules of the architecture (`docs/trace.md`). Returns what there was
     /// to check.

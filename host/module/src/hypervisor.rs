@@ -108,6 +108,18 @@ pub extern "C" fn escrow_rs_info_vms(value: &mut u64) -> i32 {
     info(call::INFO_VMS, 0, value)
 }
 
+/// The errata of the machine's CPUs, as [`call::INFO_ERRATA`] has them.
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_info_errata(value: &mut u64) -> i32 {
+    info(call::INFO_ERRATA, 0, value)
+}
+
+/// How entries to EL2 are hardened, as [`call::INFO_HARDENING`] has it.
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_info_hardening(value: &mut u64) -> i32 {
+    info(call::INFO_HARDENING, 0, value)
+}
+
 /// How many pages are in a state, and the state's name, with a zero at its
 /// end. ENOENT: no such state.
 #[unsafe(no_mangle)]

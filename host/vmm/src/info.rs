@@ -25,6 +25,9 @@ fn table(facts: &Facts) -> String {
     };
     line("version", facts.version.clone());
     line("CPUs", facts.cpus.to_string());
+    let list = |all: &[&str]| if all.is_empty() { "none".into() } else { all.join("; ") };
+    line("errata of its CPUs", list(&facts.errata));
+    line("entries hardened by", list(&facts.hardening));
     line("VMs besides the host", facts.vms.to_string());
     line("pages of RAM", format!("{:>10}", facts.pages.values().sum::<u64>()));
     for state in FrameState::ALL {

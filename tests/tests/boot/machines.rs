@@ -50,6 +50,30 @@ fn max() {
     payload_on(4);
 }
 
+/// What EL2 says of its CPU's errata, and of what it does against trained predictors. The
+/// firmware, which is QEMU here, has no calls for that.
+#[test]
+fn errata_are_named() {
+    const REPEATED: &str = "TLBI-completion (TLBI is repeated)";
+    const SWITCH: &str = "speculative-AT (safe order of a switch)";
+    const OPEN: &str = "branch targets: the firmware has no call";
+    for (cpu, errata, hardening) in [
+        ("cortex-a53", SWITCH, "not needed"),
+        ("cortex-a57", SWITCH, OPEN),
+        ("cortex-a72", SWITCH, OPEN),
+        ("cortex-a76", REPEATED, "loop of branches"),
+        ("neoverse-n1", REPEATED, "loop of branches"),
+        ("max", "none", "not needed"),
+    ] {
+        let lines = Run { cpu, smp: 1, ..Run::of("firmware") }.says();
+        let expected = format!("errata: {errata}; hardening of entries: {hardening}");
+        let said = lines.iter().find(|line| line.contains("hardening of entries: "));
+        assert!(said.is_some_and(|line| line.contains(&expected)), "{cpu}: {said:?}");
+        let warned = lines.iter().any(|line| line.contains("open to speculation at EL2"));
+        assert_eq!(warned, hardening == OPEN, "{cpu}");
+    }
+}
+
 /// Debian as the host sees all CPUs, its memory but for Escrow's, and Escrow.
 fn debian_on(cpu: &str, smp: u32, memory_mib: u64) {
     let script = "echo cpus=$(cat /sys/devices/system/cpu/online)
@@ -64,6 +88,8 @@ fn debian_on(cpu: &str, smp: u32, memory_mib: u64) {
         let found = lines.iter().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
         found.unwrap_or_else(|| panic!("{name}: nothing said of it"))
     };
+    let repeated = lines.iter().any(|line| line.contains("TLBI is repeated"));
+    assert_eq!(repeated, ["cortex-a76", "neoverse-n1"].contains(&cpu), "escrow info: {lines:#?}");
     let all = if smp == 1 { "0".to_owned() } else { format!("0-{}", smp - 1) };
     assert_eq!(value("cpus"), all);
     assert_eq!(value("el"), "1", "started at EL1");

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
 use escrow_abi::FrameState;
+use escrow_abi::errata::{Erratum, Hardening};
 use escrow_vmcore::uapi;
 use serde::Serialize;
 
@@ -17,6 +18,10 @@ pub struct Facts {
     pub cpus: u64,
     /// VMs that exist, the host not counted.
     pub vms: u64,
+    /// Errata of the CPUs that Escrow has met, in words.
+    pub errata: Vec<&'static str>,
+    /// How entries to EL2 are hardened against what VMs teach branch predictors.
+    pub hardening: Vec<&'static str>,
     /// 4 KiB pages of RAM in each state of the ledger, by the state's name.
     pub pages: BTreeMap<&'static str, u64>,
 }
@@ -43,10 +48,18 @@ impl Facts {
             let text = file(name)?;
             text.trim().parse().with_context(|| format!("`{name}` says {text:?}: no number"))
         };
+        let bits = |name: &str| -> Result<u64> {
+            let text = file(name)?;
+            let digits = text.trim().trim_start_matches("0x");
+            u64::from_str_radix(digits, 16)
+                .with_context(|| format!("`{name}` says {text:?}: no number"))
+        };
         Ok(Facts {
             version: file("version")?.trim().to_owned(),
             cpus: number("cpus")?,
             vms: number("vms")?,
+            errata: Erratum::in_word(bits("errata")?).map(Erratum::name).collect(),
+            hardening: Hardening::in_word(bits("hardening")?).map(Hardening::name).collect(),
             pages: parse_pages(&file("pages")?)?,
         })
     }
@@ -107,7 +120,14 @@ mod tests {
                          donated 0\n";
 
     fn facts(pages: &str, vms: u64) -> Facts {
-        Facts { version: "0.1.0".into(), cpus: 2, vms, pages: parse_pages(pages).unwrap() }
+        Facts {
+            version: "0.1.0".into(),
+            cpus: 2,
+            vms,
+            errata: Vec::new(),
+            hardening: Vec::new(),
+            pages: parse_pages(pages).unwrap(),
+        }
     }
 
     #[test]

@@ -176,7 +176,14 @@ mod tests {
             .collect();
         Report {
             time_ms: 1,
-            escrow: Facts { version: "1.2.3".into(), cpus: 2, vms: 1, pages },
+            escrow: Facts {
+                version: "1.2.3".into(),
+                cpus: 2,
+                vms: 1,
+                errata: Vec::new(),
+                hardening: Vec::new(),
+                pages,
+            },
             shim: Shim { lent: 300, lends: 305, refusals: 4, ..Shim::default() },
             memories: Some(vec![Memory {
                 inode: 41,

@@ -3,12 +3,14 @@
 //! Instructions of a guest that EL2 answers: calls, system registers, waits.
 
 use aarch64_cpu::registers::{MIDR_EL1, Readable as _};
+use escrow_abi::errata::{Hardening, OPEN};
 use escrow_abi::{call, psci};
 use escrow_payloads::guest::{Agent, Exit, Routine, routine};
-use escrow_payloads::{Host, Outcome, Test, check, check_eq, tests};
+use escrow_payloads::{Host, Outcome, Test, check, check_eq, hvc, tests};
 
 pub const TESTS: &[Test] = tests![
     calls_by_hvc_and_smc,
+    workarounds_are_told_as_they_are,
     firmware_answers,
     unknown_registers_are_undefined,
     hidden_features_do_not_show,
@@ -21,6 +23,42 @@ pub const TESTS: &[Test] = tests![
 
 fn both() -> [Routine; 2] {
     [routine::hvc(), routine::smc()]
+}
+
+/// A guest is told of a workaround what entries to EL2 do, for its call is one.
+fn workarounds_are_told_as_they_are(host: &mut Host) -> Outcome {
+    const WORKAROUND_1: u64 = 0x8000_8000;
+    const WORKAROUND_2: u64 = 0x8000_7fff;
+    const WORKAROUND_3: u64 = 0x8000_3fff;
+    let info = hvc::call(call::LEDGER_INFO, &[call::INFO_HARDENING, 0]);
+    let hardening = info.map_or(0, |[word, ..]| word);
+    check!(hardening != 0);
+    let any = |these: &[Hardening]| these.iter().any(|one| hardening & one.bit() != 0);
+    let answer = |needed| match (hardening & OPEN != 0, needed) {
+        (true, _) => u64::MAX,
+        (_, true) => 0,
+        (_, false) => 1,
+    };
+    let expected = [
+        (WORKAROUND_1, answer(any(&[Hardening::Firmware]))),
+        (WORKAROUND_2, u64::MAX),
+        (
+            WORKAROUND_3,
+            answer(any(&[Hardening::Firmware, Hardening::Loop, Hardening::ClearHistory])),
+        ),
+    ];
+    let agent = Agent::start(host)?;
+    for conduit in both() {
+        for (function, told) in expected {
+            let asked = agent.call(conduit, &[call::SMCCC_ARCH_FEATURES as u64, function])?;
+            check_eq!(asked.x[0], told, "{function:#x}, {hardening:#x}");
+            // What is there can be called.
+            let called = agent.call(conduit, &[function])?;
+            check_eq!(called.x[0], if told == u64::MAX { u64::MAX } else { 0 }, "{function:#x}");
+            check_eq!(called.exception, None);
+        }
+    }
+    host.end(agent.vm)
 }
 
 fn calls_by_hvc_and_smc(host: &mut Host) -> Outcome {
