@@ -34,7 +34,7 @@ use core::panic::PanicInfo;
 
 use aarch64_cpu::registers::{CNTPCT_EL0, Readable};
 use arrayvec::ArrayVec;
-use escrow_aarch64::{Features, Hardware, Installed, LAST_WORDS};
+use escrow_aarch64::{Hardware, Installed, LAST_WORDS, Promise, identify};
 use escrow_core::addr::PhysRange;
 use escrow_core::hypervisor::{Hypervisor, Setup, Sizes, max_guests};
 use escrow_core::ledger::Gib;
@@ -81,10 +81,12 @@ extern "C" fn boot_main(early: &mut Early, entered: u64) -> ! {
     let options = open_console(&outline, &mut early.stage1);
     let board = Board::read(&outline).unwrap_or_else(|error| fatal!("{error}"));
     describe(&board);
-    let features = Features::detect().unwrap_or_else(|error| fatal!("{error}"));
+    let identity = identify();
+    identity.check().unwrap_or_else(|error| fatal!("{error}"));
+    let promise = Promise::of(&identity);
 
     let ram: ArrayVec<PhysRange, MAX_RAM> = board.ram.iter().map(phys).collect();
-    let guests = guests(&options, &features);
+    let guests = guests(&options, &promise);
     let sizes = Sizes::of(&ram, guests).unwrap_or_else(|error| fatal!("memory: {error:?}"));
     let layout = plan(&fdt, tree, &board, &sizes, &mut early.stage1);
     for piece in &layout.working {
@@ -108,9 +110,9 @@ extern "C" fn boot_main(early: &mut Early, entered: u64) -> ! {
             fatal!("cannot map fw_cfg at {registers}: {error}");
         }
     }
-    let hypervisor = set_up(&mut arena, &ram, &board, &layout, guests, &features);
+    let hypervisor = set_up(&mut arena, &ram, &board, &layout, guests, &promise);
     let start = early.stage1.cpu_start();
-    let Some(cpus) = smp::Cpus::new(&stacks, &board.cpus, &start, hypervisor, features) else {
+    let Some(cpus) = smp::Cpus::new(&stacks, &board.cpus, &start, hypervisor, promise) else {
         fatal!("the device tree does not describe the CPU that boots")
     };
     let installed = Box::leak(Box::new(Installed { hypervisor, firmware: cpus }));
@@ -166,8 +168,8 @@ fn open_console(outline: &Outline<'_, '_>, stage1: &mut El2Map) -> Options {
 }
 
 /// How many guests there may be at a time: as many as were asked for, as far as VMIDs go.
-fn guests(options: &Options, features: &Features) -> usize {
-    let most = max_guests(&features.stage2);
+fn guests(options: &Options, promise: &Promise) -> usize {
+    let most = max_guests(&promise.features.stage2);
     if options.guests.get() > most {
         log::warn!("guests={}: this CPU's VMIDs are enough for {most}", options.guests);
     }
@@ -313,7 +315,7 @@ fn set_up(
     board: &Board<'_>,
     layout: &Layout,
     guests: usize,
-    features: &Features,
+    promise: &Promise,
 ) -> &'static Hypervisor<Hardware> {
     #[cfg(feature = "trace")]
     install_trace(arena);
@@ -332,11 +334,11 @@ fn set_up(
         reserve: arena,
         slots,
         log: &console::LOG,
-        features: features.stage2,
+        features: promise.features.stage2,
     };
     // It is large; this way it is moved least.
     let place = Box::new_uninit();
-    match Hypervisor::new(Hardware::new(features), setup) {
+    match Hypervisor::new(Hardware::new(promise), setup) {
         Ok(hypervisor) => Box::leak(Box::write(place, hypervisor)),
         Err(error) => fatal!("cannot set up the ledger: {error:?}"),
     }

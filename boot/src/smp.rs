@@ -9,12 +9,15 @@
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
+use core::fmt;
 use core::iter;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU64, Ordering};
 
 use aarch64_cpu::registers::{CNTFRQ_EL0, CNTPCT_EL0, MPIDR_EL1, Readable};
-use escrow_aarch64::{Features, Firmware, Hardware, PerCpu, enter_host, init_cpu, smc};
+use escrow_aarch64::{
+    Cpu as Identity, Firmware, Hardware, PerCpu, Promise, enter_host, identify, init_cpu, smc,
+};
 use escrow_abi::{call, psci};
 use escrow_core::hypervisor::Hypervisor;
 use escrow_core::psci::PsciCall;
@@ -68,8 +71,8 @@ const _: () = assert!(core::mem::offset_of!(CpuSlot, start) == 0);
 pub struct Cpus {
     slots: &'static [CpuSlot],
     hypervisor: &'static Hypervisor<Hardware>,
-    /// What the boot CPU has: the others must not have less.
-    features: Features,
+    /// What the host and EL2 rely on: no CPU may have less.
+    promise: Promise,
 }
 
 // SAFETY: of a slot, only the atomics change after `Cpus::new`; `data` is used
@@ -94,7 +97,7 @@ impl Cpus {
         cpus: &[Cpu],
         start: &CpuStart,
         hypervisor: &'static Hypervisor<Hardware>,
-        features: Features,
+        promise: Promise,
     ) -> Option<&'static Cpus> {
         cpus.iter().find(|cpu| cpu.mpidr == this_cpu())?;
         let mut slots = Vec::with_capacity(cpus.len());
@@ -114,7 +117,7 @@ impl Cpus {
         let slots: &'static [CpuSlot] = slots.leak();
         let base = slots.as_ptr().expose_provenance() as u64;
         clean(Range::new(base, base + size_of_val(slots) as u64));
-        let all: &'static Cpus = Box::leak(Box::new(Cpus { slots, hypervisor, features }));
+        let all: &'static Cpus = Box::leak(Box::new(Cpus { slots, hypervisor, promise }));
         CPUS.store(ptr::from_ref(all).cast_mut(), Ordering::Release);
         Some(all)
     }
@@ -126,15 +129,20 @@ impl Cpus {
     ///
     /// The slot is the calling CPU's, whose stack holds nothing that is still
     /// in use, and the machine is set up.
-    unsafe fn run_host(&self, slot: &CpuSlot, entry: u64, context: u64) -> ! {
+    unsafe fn run_host(&self, slot: &CpuSlot, identity: &Identity, entry: u64, context: u64) -> ! {
         let mpidr = MPIDR_EL1.get();
-        let features = self.features;
+        let features = self.promise.features;
         // SAFETY: `data` was set aside for this CPU, which does not run the
         // host yet, so nothing else has a reference to it.
         unsafe {
             PerCpu::place(slot.data, slot.index, mpidr, slot.start.stack_top, features);
-            init_cpu(slot.data, self.hypervisor);
-            enter_host(entry, [context, 0, 0, 0])
+            match init_cpu(slot.data, self.hypervisor, identity) {
+                Ok(()) => enter_host(entry, [context, 0, 0, 0]),
+                Err(error) => {
+                    self.hypervisor.cpu_stopped();
+                    self.refuse(slot, error)
+                }
+            }
         }
     }
 
@@ -147,9 +155,17 @@ impl Cpus {
         self.hypervisor.cpu_started();
         match self.slot(this_cpu()) {
             // SAFETY: as the caller says.
-            Some(slot) => unsafe { self.run_host(slot, entry, tree) },
+            Some(slot) => unsafe { self.run_host(slot, &identify(), entry, tree) },
             None => crate::console::halt(),
         }
+    }
+
+    /// Switches the calling CPU off, and says why.
+    fn refuse(&self, slot: &CpuSlot, why: impl fmt::Display) -> ! {
+        log::error!("CPU {} is not used: {why}", slot.index);
+        slot.state.store(OFF, Ordering::Release);
+        firmware([psci::CPU_OFF.into(), 0, 0, 0]);
+        crate::console::halt()
     }
 
     fn slot(&self, mpidr: u64) -> Option<&CpuSlot> {
@@ -311,21 +327,9 @@ unsafe extern "C" fn secondary_main(index: u64) -> ! {
     let (entry, context) =
         (slot.entry.load(Ordering::Relaxed), slot.context.load(Ordering::Relaxed));
     let resumed = slot.state.load(Ordering::Relaxed) == ON;
-    let alike = match Features::detect() {
-        Ok(features) if features == cpus.features => true,
-        Ok(_) => {
-            log::error!("CPU {} differs from the boot CPU and is not used", slot.index);
-            false
-        }
-        Err(error) => {
-            log::error!("CPU {}: {error}", slot.index);
-            false
-        }
-    };
-    if !alike {
-        slot.state.store(OFF, Ordering::Release);
-        firmware([psci::CPU_OFF.into(), 0, 0, 0]);
-        crate::console::halt()
+    let identity = identify();
+    if let Err(why) = cpus.promise.is_kept_by(&identity) {
+        cpus.refuse(slot, why);
     }
     if !resumed {
         cpus.hypervisor.cpu_started();
@@ -333,5 +337,5 @@ unsafe extern "C" fn secondary_main(index: u64) -> ! {
         slot.state.store(ON, Ordering::Release);
     }
     // SAFETY: this CPU has just arrived on its own stack.
-    unsafe { cpus.run_host(slot, entry, context) }
+    unsafe { cpus.run_host(slot, &identity, entry, context) }
 }

@@ -11,9 +11,10 @@
 use core::mem::{MaybeUninit, offset_of};
 
 use aarch64_cpu::asm::barrier;
+use escrow_core::controls::registers::cptr;
 use escrow_core::vcpu::FpRegisters;
 
-use crate::controls::{Controls, cptr};
+use crate::controls::Controls;
 use crate::features::Features;
 use crate::sysreg::{CPTR_EL2, SVCR};
 

@@ -12,7 +12,7 @@ use escrow_core::hypervisor::{HostAbort, Reply, immediate};
 use escrow_core::psci::{FirmwareCall, PsciCall};
 use escrow_core::trap::{HostFault, HostRegisters};
 use escrow_core::vcpu::syndrome::{Ec, abort};
-use escrow_core::vcpu::{Entry, Exception, PstateFeatures, after_instruction};
+use escrow_core::vcpu::{Access, Entry, Exception, PstateFeatures, after_instruction};
 
 use crate::fault::stop_if_stopped;
 use crate::machine::{Installed, installed};
@@ -147,6 +147,7 @@ unsafe extern "C" fn escrow_host_sync(frame: &mut SyncFrame) {
         // An HVC with another immediate than 0 is nobody's.
         Ec::HVC64 => frame.rest.x[0] = NOT_SUPPORTED,
         Ec::SMC64 => host_smc(&mut frame.rest, esr),
+        Ec::SYSTEM if host_accesses(frame, esr) => {}
         Ec::DATA_ABORT_LOWER | Ec::INSTRUCTION_ABORT_LOWER => host_abort(frame, esr),
         _ => {
             report("trapped instruction", esr);
@@ -169,6 +170,18 @@ unsafe extern "C" fn escrow_host_unexpected(_frame: &mut HostFrame, kind: u64) {
         _ => "SError",
     };
     report(what, ESR_EL2::read());
+}
+
+/// Answers a trapped access to a system register, if there is an answer.
+fn host_accesses(frame: &mut SyncFrame, esr: u64) -> bool {
+    let Some(Installed { hypervisor, .. }) = installed() else { return false };
+    let access = Access::from_syndrome(esr);
+    let Some(value) = access.by_host(&hypervisor.machine.promise.host) else { return false };
+    if access.read {
+        frame.write(access.register, value);
+    }
+    skip_instruction();
+    true
 }
 
 /// An `SMC`: PSCI goes to the boot code, some of the rest to the firmware.

@@ -8,9 +8,10 @@ use core::ptr::{self, NonNull};
 use aarch64_cpu::asm::barrier;
 use escrow_core::hypervisor::Hypervisor;
 
-use crate::controls::{self, Controls, Optional};
+use crate::controls::{self, Controls, Load as _, Optional};
 use crate::debug;
 use crate::errata;
+use crate::features::{Cpu, MissingFeature};
 use crate::machine::Hardware;
 use crate::percpu::PerCpu;
 use crate::sysreg::*;
@@ -32,14 +33,23 @@ pub fn install_vectors() {
 /// at EL1 may expect.
 ///
 /// Also to be called on a CPU that comes back from being switched off or
-/// suspended: nothing is assumed of its registers.
+/// suspended: nothing is assumed of its registers. `identity` is what the CPU
+/// says of itself, and it keeps what the machine promises.
+///
+/// # Errors
+///
+/// The GIC's CPU interface does not listen to system registers.
 ///
 /// # Safety
 ///
 /// `cpu` was set up by [`PerCpu::place`] for this CPU and from now on belongs
 /// to it alone. The CPU is at EL2 with the MMU on, `HCR_EL2.E2H` and `TGE`
 /// clear, and D, A, I and F masked.
-pub unsafe fn init_cpu(cpu: NonNull<PerCpu>, hypervisor: &Hypervisor<Hardware>) {
+pub unsafe fn init_cpu(
+    cpu: NonNull<PerCpu>,
+    hypervisor: &Hypervisor<Hardware>,
+    identity: &Cpu,
+) -> Result<(), MissingFeature> {
     let host = *hypervisor.host_context();
     // SAFETY: the caller grants the data to this CPU.
     let data = unsafe { &mut *cpu.as_ptr() };
@@ -47,12 +57,13 @@ pub unsafe fn init_cpu(cpu: NonNull<PerCpu>, hypervisor: &Hypervisor<Hardware>) 
     errata::meet(data, &hypervisor.machine);
     VBAR_EL2::write(data.host_vectors_at);
 
-    controls::init_constant(&data.features);
-    data.host_controls = Controls::host(&data.features);
-    let force_write_back = hypervisor.machine.force_write_back();
-    data.guest_controls = Controls::guest(&data.features, force_write_back);
+    let promise = &hypervisor.machine.promise;
+    data.features = promise.features;
+    data.host_controls = Controls::host(identity, promise);
+    data.guest_controls = Controls::guest(identity, promise);
+    controls::init_constant(identity, &data.host_controls)?;
     data.observers = debug::observers();
-    let optional = Optional::all(&data.features, &data.observers);
+    let optional = Optional::all(identity, &data.observers);
     data.host_controls.load(optional);
     data.optional = optional.between(&data.host_controls, &data.guest_controls);
     data.host_stage2 = host;
@@ -68,6 +79,7 @@ pub unsafe fn init_cpu(cpu: NonNull<PerCpu>, hypervisor: &Hypervisor<Hardware>) 
     unsafe { asm!("tlbi alle1", "ic iallu", options(nostack)) };
     barrier::dsb(barrier::NSH);
     barrier::isb(barrier::SY);
+    Ok(())
 }
 
 /// Enters the host at EL1 with the MMU off, at physical address `entry` with

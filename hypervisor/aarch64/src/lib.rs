@@ -15,7 +15,7 @@
 //! | `fault` | reporting a bug |
 //! | `trace` | the trace of table writes, in test builds |
 //!
-//! The boot code detects [`Features`], places a [`PerCpu`] for each CPU, builds
+//! The boot code has each CPU [`identify`] itself, places a [`PerCpu`] for each CPU, builds
 //! the `Hypervisor` over [`Hardware`], [`install`]s it, and then has each CPU
 //! call [`init_cpu`] and [`enter_host`].
 
@@ -39,7 +39,7 @@ mod sysreg;
 pub mod trace;
 
 pub use fault::{LAST_WORDS, backtrace, halt, stop_machine};
-pub use features::{Features, MissingFeature};
+pub use features::{Broken, Cpu, Features, MissingFeature, Promise, identify};
 pub use host::Firmware;
 pub use init::{enter_host, init_cpu, install_vectors};
 pub use machine::{Hardware, Installed, install};

@@ -23,7 +23,7 @@ use escrow_core::stage2::Descriptor;
 use escrow_core::stage2::Stage2Context;
 use escrow_core::vcpu::{GuestIds, Vcpu, VcpuCell};
 
-use crate::features::Features;
+use crate::features::Promise;
 use crate::host::Firmware;
 use crate::sysreg::{ISR_EL1, VTCR_EL2, VTTBR_EL2};
 use crate::trace::{self, Event};
@@ -58,8 +58,6 @@ pub struct Hardware {
     zva_block: u64,
     /// Smallest data cache line, in bytes.
     line: u64,
-    /// FEAT_S2FWB, on all CPUs.
-    force_write_back: bool,
     /// Memory that comes to a guest is cleaned: not with FEAT_S2FWB on CPUs whose
     /// fetches see what data caches hold (`CTR_EL0.IDC` and `DIC`).
     needs_clean: bool,
@@ -70,6 +68,8 @@ pub struct Hardware {
     /// The errata of all CPUs that have run a VM ([`Errata`]), and how their entries are hardened.
     errata: AtomicU32,
     hardening: AtomicU32,
+    /// What all CPUs have.
+    pub(crate) promise: Promise,
     /// What guests read of the CPU.
     pub(crate) guest_ids: GuestIds,
 }
@@ -119,28 +119,23 @@ fn isb() {
 }
 
 impl Hardware {
-    /// The machine whose CPUs have `features`, the least of what each has.
-    /// Guests see the calling CPU's ID registers, as far as they see them.
-    pub fn new(features: &Features) -> Hardware {
+    /// The machine whose CPUs keep this promise.
+    pub fn new(promise: &Promise) -> Hardware {
+        let features = &promise.features;
         Hardware {
             zva_block: features.zva_block.into(),
             line: features.cache_line.into(),
-            force_write_back: features.stage2.force_write_back,
             needs_clean: !(features.stage2.force_write_back && features.idc && features.dic),
             fetch_sees_writes: features.dic,
             tlb_ranges: features.tlb_ranges,
             errata: AtomicU32::new(0),
             hardening: AtomicU32::new(0),
-            guest_ids: GuestIds::new(
-                crate::features::id_register,
+            promise: *promise,
+            guest_ids: GuestIds::of(
+                &promise.guest,
                 features.stage2.pa_bits.min(GUEST_ADDRESS_BITS),
             ),
         }
-    }
-
-    /// Whether guests' stage-2 tables are written for FEAT_S2FWB.
-    pub(crate) fn force_write_back(&self) -> bool {
-        self.force_write_back
     }
 
     /// Removes what TLBs hold of stage 2 at a range of addresses of the VM that is

@@ -10,7 +10,7 @@ use escrow_core::observers::Observers;
 use escrow_core::stage2::Stage2Context;
 use escrow_core::vcpu::{El1Registers, Exception, TimerRegisters, Vcpu};
 
-use crate::controls::{Controls, Optional};
+use crate::controls::{Controls, Load as _, Optional};
 use crate::debug::ThisCpu;
 use crate::percpu::{HostRegisters, PerCpu};
 use crate::sysreg::*;

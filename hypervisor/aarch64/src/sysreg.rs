@@ -35,14 +35,6 @@ macro_rules! registers {
                 value
             }
 
-            /// Whether any bit of the register can be set; leaves it 0.
-            pub fn holds_anything() -> bool {
-                Self::write(u64::MAX);
-                let held = Self::read();
-                Self::write(0);
-                held != 0
-            }
-
             /// Writes the register.
             #[inline(always)]
             pub fn write(value: u64) {
@@ -65,18 +57,9 @@ macro_rules! registers {
 // Identification.
 registers! {
     ID_AA64PFR0_EL1 = "id_aa64pfr0_el1";
-    ID_AA64PFR1_EL1 = "id_aa64pfr1_el1";
-    ID_AA64PFR2_EL1 = "s3_0_c0_c4_2";
-    ID_AA64SMFR0_EL1 = "s3_0_c0_c4_5";
     ID_AA64DFR0_EL1 = "id_aa64dfr0_el1";
-    ID_AA64ISAR0_EL1 = "id_aa64isar0_el1";
-    ID_AA64ISAR1_EL1 = "id_aa64isar1_el1";
     ID_AA64ISAR2_EL1 = "s3_0_c0_c6_2";
-    ID_AA64MMFR0_EL1 = "id_aa64mmfr0_el1";
     ID_AA64MMFR1_EL1 = "id_aa64mmfr1_el1";
-    ID_AA64MMFR2_EL1 = "s3_0_c0_c7_2";
-    ID_AA64MMFR3_EL1 = "s3_0_c0_c7_3";
-    ID_AA64MMFR4_EL1 = "s3_0_c0_c7_4";
     MIDR_EL1 = "midr_el1";
     REVIDR_EL1 = "revidr_el1";
     MPIDR_EL1 = "mpidr_el1";
@@ -97,6 +80,7 @@ registers! {
     MDCR_EL2 = "mdcr_el2";
     HSTR_EL2 = "hstr_el2";
     HACR_EL2 = "hacr_el2";
+    ACTLR_EL2 = "actlr_el2";
     VPIDR_EL2 = "vpidr_el2";
     VMPIDR_EL2 = "vmpidr_el2";
     VTTBR_EL2 = "vttbr_el2";
@@ -112,6 +96,9 @@ registers! {
     HFGRTR2_EL2 = "s3_4_c3_c1_2";
     HFGWTR2_EL2 = "s3_4_c3_c1_3";
     HFGITR2_EL2 = "s3_4_c3_c1_7";
+    ICH_HFGRTR_EL2 = "s3_4_c12_c9_4";
+    ICH_HFGWTR_EL2 = "s3_4_c12_c9_6";
+    ICH_HFGITR_EL2 = "s3_4_c12_c9_7";
     ZCR_EL2 = "s3_4_c1_c2_0";
     SMCR_EL2 = "s3_4_c1_c2_6";
     SMPRIMAP_EL2 = "s3_4_c1_c2_5";

@@ -4,8 +4,9 @@
 //!
 //! Who holds which page ([`ledger`]), how that shows in the stage-2 tables
 //! ([`stage2`]), the VMs and their vCPUs ([`vm`], [`vcpu`]), and the calls that
-//! change any of it ([`hypervisor`]); what must not watch a guest ([`observers`]); devices
-//! that the host reaches through EL2 ([`trap`]). Nothing here knows a register, a barrier
+//! change any of it ([`hypervisor`]); what EL2 lets EL1 do, from identification registers to
+//! control registers ([`controls`]); what must not watch a guest ([`observers`]); devices
+//! that the host reaches through EL2 ([`trap`]). Nothing here touches a register, a barrier
 //! or a board: what is needed of the machine comes in through
 //! [`machine::Machine`], so `cargo test` runs all of it on the build machine.
 
@@ -14,6 +15,7 @@
 
 pub mod addr;
 pub mod capability;
+pub mod controls;
 pub mod doorbell;
 pub mod errata;
 pub mod gate;

@@ -137,11 +137,10 @@ impl Vcpu {
     #[inline(never)]
     fn system(&mut self, esr: u64, ids: &GuestIds) -> Outcome {
         let access = Access::from_syndrome(esr);
-        let register = (esr >> 5 & 0x1f) as usize;
         match trapped::emulate(access, ids) {
             Some(value) => {
                 if access.read {
-                    self.regs.write(register, value);
+                    self.regs.write(access.register, value);
                 }
                 self.skip_instruction();
                 Outcome::Resume

@@ -32,3 +32,4 @@ pub use policy::Next;
 pub(crate) use resume::is_big_endian;
 pub use resume::{Mmio, Pending};
 pub use smccc::Service;
+pub use trapped::Access;

@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! System registers and instructions that guests are trapped for.
+//! System registers and instructions that EL1 is trapped for.
 //!
-//! What is not here is an undefined instruction to the guest.
+//! What is not here is an undefined instruction to it.
 
 use super::ids::GuestIds;
+use crate::controls::Ids;
 
 /// An `MRS`, `MSR` or system instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Access {
+pub struct Access {
     op0: u8,
     op1: u8,
     crn: u8,
@@ -16,6 +17,8 @@ pub(super) struct Access {
     op2: u8,
     /// It reads a register.
     pub read: bool,
+    /// The general register, 31 for XZR.
+    pub register: usize,
 }
 
 impl Access {
@@ -30,6 +33,23 @@ impl Access {
             crn: field(10, 4),
             crm: field(1, 4),
             read: esr & 1 != 0,
+            register: field(5, 5) as usize,
+        }
+    }
+
+    /// What a read of the host's finds; a write is done when it answers at all.
+    /// `None`: the host has no such register. It is trapped for
+    /// identification registers that say more than the host is to see, and for
+    /// what is the implementation's: that reads as 0 and takes no writes, as
+    /// kernels look at it because of a device tree, and would not survive an
+    /// undefined instruction there.
+    pub fn by_host(&self, seen: &Ids) -> Option<u64> {
+        let Access { op0, op1, crn, crm, op2, read, .. } = *self;
+        match (op0, op1, crn, crm, op2) {
+            (3, 0, 0, 1..=7, _) if read => Some(seen.register(crm, op2)),
+            // DDI 0487, "HCR_EL2", TIDCP.
+            (1 | 3, _, 11 | 15, _, _) => Some(0),
+            _ => None,
         }
     }
 }
@@ -37,7 +57,7 @@ impl Access {
 /// What a read finds; a write is done when it answers at all. `None`: the
 /// guest has no such register.
 pub(super) fn emulate(access: Access, ids: &GuestIds) -> Option<u64> {
-    let Access { op0, op1, crn, crm, op2, read } = access;
+    let Access { op0, op1, crn, crm, op2, read, .. } = access;
     match (op0, op1, crn, crm, op2) {
         // REVIDR_EL1, AIDR_EL1: nothing to say.
         (3, 0, 0, 0, 6) | (3, 1, 0, 0, 7) if read => Some(0),
@@ -69,7 +89,7 @@ mod tests {
             | (crm as u64) << 1
             | read as u64;
         let access = Access::from_syndrome(0x18 << 26 | 1 << 25 | 0x1f << 5 | esr);
-        assert_eq!(access, Access { op0, op1, crn, crm, op2, read });
+        assert_eq!(access, Access { op0, op1, crn, crm, op2, read, register: 31 });
         access
     }
 
@@ -84,6 +104,26 @@ mod tests {
         assert_ne!(ids.read(4, 0), 0);
         assert_eq!(emulate(access(3, 0, 0, 2, 0, true), &ids), Some(0));
         assert_eq!(emulate(access(3, 0, 0, 4, 0, false), &ids), None);
+    }
+
+    #[test]
+    fn the_host_reads_what_it_is_shown_and_nothing_of_the_implementation() {
+        let seen = Ids::new(|crm, op2| (crm as u64) << 8 | op2 as u64, |_| 0);
+        for (crm, op2) in [(1, 0), (4, 0), (5, 3), (7, 7)] {
+            let value = (crm as u64) << 8 | op2 as u64;
+            assert_eq!(access(3, 0, 0, crm, op2, true).by_host(&seen), Some(value));
+            assert_eq!(access(3, 0, 0, crm, op2, false).by_host(&seen), None);
+        }
+        // CPUECTLR_EL1 of a Cortex-A72, an IC of the implementer's.
+        for (op0, op1, crn, crm, op2) in [(3, 1, 15, 2, 1), (1, 0, 11, 3, 0)] {
+            for read in [false, true] {
+                assert_eq!(access(op0, op1, crn, crm, op2, read).by_host(&seen), Some(0));
+            }
+        }
+        // MIDR_EL1 is not in that space; PMCR_EL0 is not identification.
+        for (op1, crn, crm, op2) in [(0, 0, 0, 0), (3, 9, 12, 0), (0, 0, 8, 0)] {
+            assert_eq!(access(3, op1, crn, crm, op2, true).by_host(&seen), None);
+        }
     }
 
     #[test]
