@@ -95,8 +95,8 @@ unsafe extern "C" fn map_early(early: &mut MaybeUninit<Early>, tree: u64) {
     }
     // SAFETY: the caller passes what the boot loader did.
     let tree = unsafe { locate_tree(tree) }.and_then(|range| {
-        // In pages even where blocks would do: the map of all RAM comes later
-        // and must find it at the size that it has then.
+        // In pages even where blocks would do: what comes later must find it at
+        // the size that it has then.
         // SAFETY: RAM that is nobody else's; what of it is the image's keeps
         // its rights, and `read_tree` finds it out.
         unsafe { map_pages(&mut stage1, range, Use::Data) }.map_err(TreeError::Unreachable)?;

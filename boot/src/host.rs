@@ -49,11 +49,19 @@ fn has_page_size(size: u64) -> bool {
 ///
 /// # Safety
 ///
-/// All RAM is mapped, only EL2 runs, and what `layout` gives to the host is
-/// free.
-pub unsafe fn prepare(board: &Board<'_>, fdt: &Fdt<'_>, layout: &Layout) {
+/// Only EL2 runs, and what `layout` gives to the host is free.
+pub unsafe fn prepare(board: &Board<'_>, fdt: &Fdt<'_>, layout: &Layout, stage1: &mut El2Map) {
     let kernel = board.kernel.range;
+    let mut map = |range| {
+        // SAFETY: the host's RAM, which only EL2 uses for now.
+        if let Err(error) = unsafe { stage1.map(range, Use::Data) } {
+            fatal!("cannot map {range}: {error}");
+        }
+    };
     if layout.kernel.start != kernel.start {
+        map(kernel);
+        map(Range::new(layout.kernel.start, layout.kernel.start + kernel.size()));
+        crate::mmu::flush_tlb();
         log::info!("moving the host's kernel to {:#x}", layout.kernel.start);
         // SAFETY: source and destination are RAM, the latter free.
         unsafe {
@@ -76,6 +84,7 @@ pub unsafe fn prepare(board: &Board<'_>, fdt: &Fdt<'_>, layout: &Layout) {
         ramdisk: board.ramdisk.map(|module| module.range),
         arguments: board.kernel.arguments,
     };
+    map(layout.host_tree);
     // SAFETY: free RAM of that size.
     let out = unsafe { bytes_mut(layout.host_tree) };
     if let Err(error) = changes.write(fdt, out) {

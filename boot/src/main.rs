@@ -94,12 +94,11 @@ extern "C" fn boot_main(early: &mut Early, entered: u64) -> ! {
     }
 
     let cpus = board.cpus.len();
-    // SAFETY: what the tree calls RAM, used by nobody else now; the layout
-    // found working memory to be free.
-    let (mut arena, stacks) = unsafe {
-        memory::map_ram(&mut early.stage1, &board.ram, &board.no_map, layout.working.clone(), cpus)
-    }
-    .unwrap_or_else(|error| fatal!("{error}"));
+    let tables = el2_tables(&board, &sizes);
+    // SAFETY: the layout found working memory to be free.
+    let (mut arena, stacks) =
+        unsafe { memory::map_own(&mut early.stage1, tables, layout.working.clone(), cpus) }
+            .unwrap_or_else(|error| fatal!("{error}"));
     let pool = pool_size(cpus);
     let Some(start) = arena.take(pool, pool) else { fatal!("working memory is too small") };
     // SAFETY: fresh memory, mapped as data.
@@ -110,7 +109,11 @@ extern "C" fn boot_main(early: &mut Early, entered: u64) -> ! {
             fatal!("cannot map fw_cfg at {registers}: {error}");
         }
     }
-    let hypervisor = set_up(&mut arena, &ram, &board, &layout, guests, &promise);
+    let el2 =
+        memory::prepare_changes(&mut early.stage1, &mut arena, &board.ram, sizes.metadata_tables)
+            .unwrap_or_else(|error| fatal!("{error}"));
+    let hypervisor =
+        set_up(&mut arena, &ram, &board, &layout, guests, Hardware::new(&promise, el2));
     let start = early.stage1.cpu_start();
     let Some(cpus) = smp::Cpus::new(&stacks, &board.cpus, &start, hypervisor, promise) else {
         fatal!("the device tree does not describe the CPU that boots")
@@ -119,9 +122,13 @@ extern "C" fn boot_main(early: &mut Early, entered: u64) -> ! {
     escrow_aarch64::install(installed);
     pool::close();
 
-    // SAFETY: all RAM is mapped, only this CPU runs, and the layout's ranges
-    // for the host are free.
-    unsafe { host::prepare(&board, &fdt, &layout) };
+    // SAFETY: only this CPU runs, and the layout's ranges for the host are free.
+    unsafe { host::prepare(&board, &fdt, &layout, &mut early.stage1) };
+    // From here on there is neither the tree nor what was read of it.
+    // SAFETY: the host has all that it needs, and what is left to be done is done in
+    // Escrow's own memory.
+    unsafe { memory::leave_ram(&mut early.stage1, &board.ram, &layout.escrow()) }
+        .unwrap_or_else(|error| fatal!("{error}"));
     let ticks = CNTPCT_EL0.get().wrapping_sub(entered);
     log::info!("host: kernel at {:#x}; EL2's boot took {ticks} ticks", layout.kernel.start);
     console::leave_to_host();
@@ -228,10 +235,10 @@ fn plan(
 
 /// Working memory that Escrow needs, in bytes, in whole blocks.
 fn working_size(board: &Board<'_>, sizes: &Sizes) -> u64 {
-    let pages = sizes.tables + sizes.frames + sizes.zeroed;
+    let pages = sizes.tables + sizes.frames + sizes.zeroed + sizes.metadata_tables;
     let gibs = sizes.gibs * (size_of::<Gib>() + align_of::<Gib>());
     // The pool may have to begin at a multiple of its size.
-    let rest = fixed_size(board) + 2 * pool_size(board.cpus.len()) + gibs as u64 + 4 * PAGE;
+    let rest = fixed_size(board, sizes) + 2 * pool_size(board.cpus.len()) + gibs as u64 + 4 * PAGE;
     let rest = rest + directory_size(sizes) + slots_size(sizes) + trace_size();
     (pages as u64 * PAGE + rest).next_multiple_of(BLOCK)
 }
@@ -244,15 +251,20 @@ fn working_unit(board: &Board<'_>, sizes: &Sizes) -> u64 {
     let root = 32 * PAGE;
     let gib = (size_of::<Gib>() + align_of::<Gib>()) as u64;
     let lists = [directory_size(sizes), slots_size(sizes), trace_size()];
-    let all = [fixed_size(board), pool, root, gib].into_iter().chain(lists);
+    let all = [fixed_size(board, sizes), pool, root, gib].into_iter().chain(lists);
     all.max().unwrap_or(0)
 }
 
 /// Bytes of EL2's own tables and of the stacks.
-fn fixed_size(board: &Board<'_>) -> u64 {
-    let cpus = board.cpus.len();
-    let ranges = board.ram.as_slice().len() + board.no_map.as_slice().len() + cpus;
-    tables_for(ranges) as u64 * PAGE + stacks_size(cpus)
+fn fixed_size(board: &Board<'_>, sizes: &Sizes) -> u64 {
+    el2_tables(board, sizes) as u64 * PAGE + stacks_size(board.cpus.len())
+}
+
+/// Tables of EL2's own map.
+fn el2_tables(board: &Board<'_>, sizes: &Sizes) -> usize {
+    // Escrow's pieces, with a hole for each stack's guard; what boot needs of the host's:
+    // kernel, where it goes, tree.
+    tables_for(MAX_PIECES + board.cpus.len() + 3, sizes.gibs + board.ram.as_slice().len())
 }
 
 /// Bytes of the ledger's directory.
@@ -315,11 +327,12 @@ fn set_up(
     board: &Board<'_>,
     layout: &Layout,
     guests: usize,
-    promise: &Promise,
+    hardware: Hardware,
 ) -> &'static Hypervisor<Hardware> {
     #[cfg(feature = "trace")]
     install_trace(arena);
     let pinned: ArrayVec<PhysRange, MAX_RESERVED> = board.reserved.iter().map(phys).collect();
+    let withheld: ArrayVec<PhysRange, MAX_RESERVED> = board.withheld.iter().map(phys).collect();
     let escrow: ArrayVec<PhysRange, { MAX_PIECES + 1 }> =
         layout.escrow().iter().map(phys).collect();
     // Its DMA reaches all memory.
@@ -330,15 +343,16 @@ fn set_up(
         ram,
         escrow: &escrow,
         pinned: &pinned,
+        withheld: &withheld,
         traps: &traps,
         reserve: arena,
         slots,
         log: &console::LOG,
-        features: promise.features.stage2,
+        features: hardware.stage2(),
     };
     // It is large; this way it is moved least.
     let place = Box::new_uninit();
-    match Hypervisor::new(Hardware::new(promise), setup) {
+    match Hypervisor::new(hardware, setup) {
         Ok(hypervisor) => Box::leak(Box::write(place, hypervisor)),
         Err(error) => fatal!("cannot set up the ledger: {error:?}"),
     }

@@ -4,14 +4,15 @@
 
 use core::ptr::NonNull;
 
+use arrayvec::ArrayVec;
+use escrow_aarch64::{BLOCK_WINDOWS, El2Tables, PAGE_WINDOWS};
 use escrow_core::addr::{PhysAddr, PhysRange};
 use escrow_core::ledger::{Frames, Gib, Reserve};
 use escrow_platform::board::{MAX_CPUS, MAX_RAM, MAX_RESERVED};
 use escrow_platform::layout::Working;
 use escrow_platform::range::{Full, Range, RangeSet, align_up};
 
-use crate::image;
-use crate::mmu::{El2Map, MapError, PAGE, Table, Use};
+use crate::mmu::{El2Map, MapError, PAGE, Table, Use, flush_tlb};
 
 /// Bytes of a secondary CPU's stack.
 pub const STACK_SIZE: u64 = 32 << 10;
@@ -116,10 +117,12 @@ fn address(start: NonNull<u8>) -> PhysAddr {
     PhysAddr(start.as_ptr().expose_provenance() as u64)
 }
 
-/// Tables for a map of this many separate ranges: at each of its ends, a range
-/// may need a table of levels 1, 2 and 3 of its own.
-pub const fn tables_for(ranges: usize) -> usize {
-    6 * (ranges + 4)
+/// Tables for a map of this many separate ranges, on a machine with so many GiB of
+/// RAM: at each of its ends, a range may need a table of levels 1, 2 and 3 of its own.
+/// Each GiB of RAM has one of level 2 for the metadata that may come to be there, and
+/// the windows have four.
+pub const fn tables_for(ranges: usize, gibs: usize) -> usize {
+    6 * (ranges + 4) + gibs + 4
 }
 
 /// Bytes of the stacks of so many CPUs, with their guard pages.
@@ -127,12 +130,12 @@ pub const fn stacks_size(cpus: usize) -> u64 {
     (STACK_SIZE + PAGE) * cpus as u64
 }
 
-/// Maps all RAM that EL2 may touch.
+/// Maps Escrow's own memory: of RAM, EL2 maps nothing else for longer than boot needs
+/// it, but a VM's metadata while it is that.
 ///
-/// The image is mapped already, and keeps its own rights; guard pages and what
-/// firmware forbids to map are left out. `working` is Escrow's working memory:
-/// the begin of its first piece becomes tables and stacks, and what is left is
-/// returned.
+/// The image is mapped already, and keeps its own rights; guard pages are left out.
+/// `working` is Escrow's working memory: the begin of its first piece becomes tables
+/// and stacks, and what is left is returned.
 ///
 /// # Errors
 ///
@@ -140,16 +143,18 @@ pub const fn stacks_size(cpus: usize) -> u64 {
 ///
 /// # Safety
 ///
-/// The ranges are RAM that only EL2 uses for now, and `working` is nobody's.
-pub unsafe fn map_ram(
+/// `working` is RAM that is nobody's.
+pub unsafe fn map_own(
     stage1: &mut El2Map,
-    ram: &RangeSet<MAX_RAM>,
-    no_map: &RangeSet<MAX_RESERVED>,
+    tables: usize,
     mut working: Working,
     cpus: usize,
 ) -> Result<(Arena, Stacks), MapError> {
     let full = |Full| MapError::NoTables;
-    let tables = tables_for(ram.as_slice().len() + no_map.as_slice().len() + cpus);
+    let mut mapped = RangeSet::<MAX_MAPPED>::new();
+    for piece in &working {
+        mapped.insert(*piece).map_err(full)?;
+    }
     let first = working.first_mut().ok_or(MapError::NoTables)?;
     let pool = Range::new(first.start, first.start + tables as u64 * PAGE);
     let stacks = Range::new(pool.end, pool.end + stacks_size(cpus));
@@ -164,23 +169,13 @@ pub unsafe fn map_ram(
     // SAFETY: just mapped, for nothing else, and any words are a table.
     stage1.add_tables(unsafe { core::slice::from_raw_parts(first, tables) })?;
 
-    let mut mapped = RangeSet::<MAX_MAPPED>::new();
-    for range in ram {
-        mapped.insert(*range).map_err(full)?;
-    }
-    for range in no_map {
-        mapped.remove(range.aligned_out(PAGE).ok_or(MapError::OutOfReach)?).map_err(full)?;
-    }
-    let image = image::whole();
-    mapped.remove(image).map_err(full)?;
     let stacks = Stacks { bottom: stacks.start, count: cpus };
     for cpu in 0..cpus {
         let guard = stacks.guard(cpu);
         mapped.remove(guard).map_err(full)?;
     }
     for range in &mapped {
-        // SAFETY: RAM, as data. What was mapped before are whole pages of the
-        // device tree, the kernel's head and the tables; rights only grow.
+        // SAFETY: RAM, as data. What was mapped before are the tables.
         unsafe { stage1.map(inner_pages(*range), Use::Data) }?;
     }
     flush_tlb();
@@ -189,22 +184,76 @@ pub unsafe fn map_ram(
     Ok((arena, stacks))
 }
 
+/// Prepares EL2's map for what is mapped in it while the host runs: windows, and
+/// metadata anywhere in RAM, for which `arena` has a table for each block of RAM.
+///
+/// # Errors
+///
+/// [`MapError::NoTables`]
+pub fn prepare_changes(
+    stage1: &mut El2Map,
+    arena: &mut Arena,
+    ram: &RangeSet<MAX_RAM>,
+    mut blocks: usize,
+) -> Result<El2Tables, MapError> {
+    const GIB: u64 = 1 << 30;
+    for range in ram {
+        for at in (range.start & !(GIB - 1)..range.end).step_by(GIB as usize) {
+            stage1.table_of(at, 2)?;
+        }
+    }
+    let mut spare = ArrayVec::new();
+    while blocks > 0 {
+        let (start, pages) = arena.take_pages(blocks).ok_or(MapError::NoTables)?;
+        spare.try_push((address(start), pages)).map_err(|_| MapError::NoTables)?;
+        blocks -= pages;
+    }
+    Ok(El2Tables {
+        root: PhysAddr(stage1.root()),
+        page: Use::Data.page(),
+        block: Use::Data.block(),
+        page_windows: PhysAddr(stage1.table_of(PAGE_WINDOWS, 3)?),
+        block_windows: PhysAddr(stage1.table_of(BLOCK_WINDOWS, 2)?),
+        spare,
+    })
+}
+
+/// Takes out of EL2's map all RAM that is not Escrow's, and has everything seen by the
+/// calling CPU, the only one that runs.
+///
+/// # Errors
+///
+/// See [`MapError`].
+///
+/// # Safety
+///
+/// Nothing uses that memory at EL2 any more.
+pub unsafe fn leave_ram(
+    stage1: &mut El2Map,
+    ram: &RangeSet<MAX_RAM>,
+    escrow: &[Range],
+) -> Result<(), MapError> {
+    let mut others = RangeSet::<MAX_MAPPED>::new();
+    for range in ram {
+        let whole = range.aligned_out(PAGE).ok_or(MapError::OutOfReach)?;
+        others.insert(whole).map_err(|Full| MapError::NoTables)?;
+    }
+    for range in escrow {
+        others.remove(*range).map_err(|Full| MapError::NoTables)?;
+    }
+    for range in &others {
+        // SAFETY: as the caller says.
+        unsafe { stage1.unmap(*range) }?;
+    }
+    Ok(())
+}
+
 /// The whole pages inside a range: RAM that shares a page with something else
 /// is nothing that EL2 needs.
 fn inner_pages(range: Range) -> Range {
     match align_up(range.start, PAGE) {
         Some(start) => Range::new(start, range.end & !(PAGE - 1)),
         None => Range::default(),
-    }
-}
-
-/// Removes what this CPU's TLB holds of EL2's map (Arm ARM, "TLB maintenance
-/// instructions": complete after a DSB). No other CPU runs yet.
-fn flush_tlb() {
-    // SAFETY: the map translates everything in use as before, or with more
-    // rights.
-    unsafe {
-        core::arch::asm!("dsb nshst", "tlbi alle2", "dsb nsh", "isb", options(nostack));
     }
 }
 

@@ -79,6 +79,35 @@ impl El2Map {
         result
     }
 
+    /// The table of a level that an address's entry is in, see [`Stage1::table_of`].
+    ///
+    /// # Errors
+    ///
+    /// See [`MapError`].
+    pub fn table_of(&mut self, at: u64, level: u32) -> Result<u64, MapError> {
+        self.0.table_of(at, level)
+    }
+
+    /// Takes memory out of the map of the calling CPU, the only one that runs.
+    ///
+    /// # Errors
+    ///
+    /// See [`Stage1::unmap`].
+    ///
+    /// # Safety
+    ///
+    /// Nothing uses the memory at its address any more.
+    pub unsafe fn unmap(&mut self, range: Range) -> Result<(), MapError> {
+        let result = self.0.unmap(range);
+        flush_tlb();
+        result
+    }
+
+    /// Physical address of the table of level 0.
+    pub fn root(&self) -> u64 {
+        self.0.root()
+    }
+
     /// What a CPU loads to use the map.
     pub fn cpu_start(&self) -> CpuStart {
         let pa_size = ID_AA64MMFR0_EL1.read(ID_AA64MMFR0_EL1::PARange).min(0b0101);
@@ -99,6 +128,16 @@ impl El2Map {
             stack_top: 0,
             argument: 0,
         }
+    }
+}
+
+/// Removes what this CPU's TLB holds of EL2's map (Arm ARM, "TLB maintenance
+/// instructions": complete after a DSB). No other CPU runs yet.
+pub fn flush_tlb() {
+    // SAFETY: the map translates everything in use as before, or with more
+    // rights.
+    unsafe {
+        core::arch::asm!("dsb nshst", "tlbi alle2", "dsb nsh", "isb", options(nostack));
     }
 }
 

@@ -154,8 +154,10 @@ pub struct Board<'a> {
     pub ram: RangeSet<MAX_RAM>,
     /// RAM that firmware or a device uses: never to be moved or lent.
     pub reserved: RangeSet<MAX_RESERVED>,
-    /// The part of `reserved` that CPUs must not map: it may be secure.
-    pub no_map: RangeSet<MAX_RESERVED>,
+    /// The part of `reserved` that CPUs must not map, for it may be secure, and that
+    /// nothing in the tree needs: the host does not get it. A region with a phandle or a
+    /// driver of its own is the host's, who knows how to deal with it.
+    pub withheld: RangeSet<MAX_RESERVED>,
     /// The CPUs that can be used.
     pub cpus: ArrayVec<Cpu, MAX_CPUS>,
     /// The interrupt controller.
@@ -177,14 +179,14 @@ impl<'a> Board<'a> {
     /// See [`BoardError`].
     pub fn read(outline: &Outline<'_, 'a>) -> Result<Self, BoardError> {
         let ram = read_ram(outline)?;
-        let (reserved, no_map) = read_reserved(outline)?;
+        let (reserved, withheld) = read_reserved(outline)?;
         check_psci(outline)?;
         let (kernel, ramdisk) = read_modules(&outline.chosen.ok_or(BoardError::NoKernel)?)?;
         Ok(Board {
             model: outline.root.string(b"model").unwrap_or(b"unknown machine"),
             ram,
             reserved,
-            no_map,
+            withheld,
             cpus: read_cpus(outline)?,
             gic: read_gic(outline.fdt)?,
             fw_cfg: read_fw_cfg(outline.fdt),
@@ -220,24 +222,35 @@ type Reserved = RangeSet<MAX_RESERVED>;
 
 fn read_reserved(outline: &Outline<'_, '_>) -> Result<(Reserved, Reserved), BoardError> {
     let too_many = |Full| BoardError::TooMany("reserved ranges");
-    let (mut reserved, mut no_map) = (Reserved::new(), Reserved::new());
+    let (mut reserved, mut withheld) = (Reserved::new(), Reserved::new());
     for (base, size) in outline.fdt.reservations() {
         let Some(range) = Range::with_size(base, size) else { continue };
         reserved.insert(range).map_err(too_many)?;
     }
-    let Some(parent) = outline.reserved else { return Ok((reserved, no_map)) };
+    let Some(parent) = outline.reserved else { return Ok((reserved, withheld)) };
     let cells = parent.cells();
+    let is_nobodys = |node: &Node<'_, '_>| {
+        let users: [&[u8]; 3] = [b"phandle", b"linux,phandle", b"compatible"];
+        node.property(b"no-map").is_some() && users.iter().all(|name| node.property(name).is_none())
+    };
     for node in parent.children().filter(Node::is_available) {
         // A node without `reg` asks the host to find a place; that is its affair.
         for (base, size) in cells.entries(node.property(b"reg").unwrap_or(&[])) {
             let Some(range) = Range::with_size(base, size) else { continue };
             reserved.insert(range).map_err(too_many)?;
-            if node.property(b"no-map").is_some() {
-                no_map.insert(range).map_err(too_many)?;
+            if is_nobodys(&node) {
+                withheld.insert(range).map_err(too_many)?;
             }
         }
     }
-    Ok((reserved, no_map))
+    // What lies in one as well is somebody's after all.
+    for node in parent.children().filter(|node| node.is_available() && !is_nobodys(node)) {
+        for (base, size) in cells.entries(node.property(b"reg").unwrap_or(&[])) {
+            let range = Range::with_size(base, size).and_then(|range| range.aligned_out(4096));
+            withheld.remove(range.unwrap_or_default()).map_err(too_many)?;
+        }
+    }
+    Ok((reserved, withheld))
 }
 
 fn read_cpus(outline: &Outline<'_, '_>) -> Result<ArrayVec<Cpu, MAX_CPUS>, BoardError> {

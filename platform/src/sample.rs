@@ -25,6 +25,8 @@ pub struct Sample {
     pub modules: Vec<(&'static [&'static str], u64, u64)>,
     /// Address, size, and whether mapping is forbidden.
     pub reserved: Vec<(u64, u64, bool)>,
+    /// Bases of reserved ranges that other nodes refer to.
+    pub referred: Vec<u64>,
     /// The memory reservation block.
     pub reservations: Vec<(u64, u64)>,
 }
@@ -45,6 +47,7 @@ impl Default for Sample {
             bootargs: Some("loglevel=debug"),
             modules: vec![(KERNEL, 0x4400_0000, 0x200_0000), (RAMDISK, 0x4c00_0000, 0x10_0000)],
             reserved: vec![(0x5000_0000, 0x20_0000, true), (0x5100_0000, 0x1000, false)],
+            referred: Vec::new(),
             reservations: vec![(0x5200_0000, 0x2000)],
         }
     }
@@ -143,6 +146,9 @@ impl Sample {
                 w.property_array_u64("reg", &[*base, *size])?;
                 if *no_map {
                     w.property_null("no-map")?;
+                }
+                if self.referred.contains(base) {
+                    w.property_u32("phandle", *base as u32)?;
                 }
                 w.end_node(node)?;
             }

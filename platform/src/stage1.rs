@@ -50,6 +50,16 @@ pub enum Use {
 }
 
 impl Use {
+    /// The descriptor of a block at address 0 that is mapped for this.
+    pub const fn block(self) -> u64 {
+        self.attributes()
+    }
+
+    /// The same of a page.
+    pub const fn page(self) -> u64 {
+        self.attributes() | TABLE_OR_PAGE
+    }
+
     const fn attributes(self) -> u64 {
         const NORMAL: u64 = 0 << ATTRIBUTE_SHIFT;
         const DEVICE: u64 = 1 << ATTRIBUTE_SHIFT;
@@ -159,6 +169,69 @@ impl<'t> Stage1<'t> {
         self.map_table(self.root, 0, range, usage.attributes())
     }
 
+    /// The table of a level, 1 to 3, that the entry of an address is in; it is made if
+    /// there is none.
+    ///
+    /// # Errors
+    ///
+    /// See [`MapError`].
+    pub fn table_of(&mut self, at: u64, level: u32) -> Result<u64, MapError> {
+        let mut address = self.root;
+        for above in 0..level {
+            let table = self.table(address).ok_or(MapError::Mapped)?;
+            let entry = &table[(at >> (12 + 9 * (3 - above))) as usize % ENTRIES];
+            address = self.below(entry, above)?;
+        }
+        Ok(address)
+    }
+
+    /// Takes memory out of the map. The caller invalidates TLBs.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::Mapped`] if an entry maps more than the range.
+    pub fn unmap(&mut self, range: Range) -> Result<(), MapError> {
+        self.unmap_table(self.root, 0, range)
+    }
+
+    fn unmap_table(&mut self, table: u64, level: u32, range: Range) -> Result<(), MapError> {
+        let table = self.table(table).ok_or(MapError::Mapped)?;
+        let shift = 12 + 9 * (3 - level);
+        let size = 1u64 << shift;
+        let mut at = range.start;
+        while at < range.end {
+            let next = (at | (size - 1)) + 1;
+            let entry = &table[(at >> shift) as usize % ENTRIES];
+            let old = entry.load(Ordering::Relaxed);
+            if level < 3 && old & (VALID | TABLE_OR_PAGE) == VALID | TABLE_OR_PAGE {
+                let part = Range::new(at, next.min(range.end));
+                self.unmap_table(old & OUTPUT, level + 1, part)?;
+            } else if old & VALID != 0 {
+                if !at.is_multiple_of(size) || next > range.end {
+                    return Err(MapError::Mapped);
+                }
+                entry.store(0, Ordering::Relaxed);
+            }
+            at = next;
+        }
+        Ok(())
+    }
+
+    /// The table that an entry of a level leads to, made if it leads nowhere.
+    fn below(&mut self, entry: &AtomicU64, level: u32) -> Result<u64, MapError> {
+        let old = entry.load(Ordering::Relaxed);
+        if level < 3 && old & (VALID | TABLE_OR_PAGE) == VALID | TABLE_OR_PAGE {
+            return Ok(old & OUTPUT);
+        }
+        if old & VALID != 0 {
+            return Err(MapError::Mapped);
+        }
+        let below = self.take()?;
+        // After the zeros of the table itself.
+        entry.store(below | VALID | TABLE_OR_PAGE, Ordering::Release);
+        Ok(below)
+    }
+
     fn map_table(
         &mut self,
         table: u64,
@@ -180,16 +253,7 @@ impl<'t> Stage1<'t> {
                 let kind = if level == 3 { TABLE_OR_PAGE } else { 0 };
                 entry.store(at | attributes | kind, Ordering::Relaxed);
             } else {
-                let below = if is_table {
-                    old & OUTPUT
-                } else if old & VALID != 0 {
-                    return Err(MapError::Mapped);
-                } else {
-                    let below = self.take()?;
-                    // After the zeros of the table itself.
-                    entry.store(below | VALID | TABLE_OR_PAGE, Ordering::Release);
-                    below
-                };
+                let below = self.below(entry, level)?;
                 let part = Range::new(at, next.min(range.end));
                 self.map_table(below, level + 1, part, attributes)?;
             }

@@ -75,6 +75,65 @@ impl Tree {
         self.replace(&cells(old), &cells(new));
     }
 
+    /// Adds a `/reserved-memory` of `no-map` regions, with their phandles.
+    ///
+    /// # Panics
+    /// The tree is none, or has such a node.
+    pub fn reserve(&mut self, regions: &[((u64, u64), Option<u32>)]) {
+        let names = ["#address-cells", "#size-cells", "ranges", "reg", "no-map", "phandle"];
+        let word = |bytes: &[u8], at: usize| {
+            u32::from_be_bytes(bytes[at..at + 4].try_into().expect("four bytes")) as usize
+        };
+        let [structure, strings] = [word(&self.bytes, 8), word(&self.bytes, 12)];
+        let [strings_size, structure_size] = [word(&self.bytes, 32), word(&self.bytes, 36)];
+        let mut node = Vec::new();
+        let begin = |node: &mut Vec<u8>, name: &str| {
+            node.extend(1u32.to_be_bytes());
+            node.extend(name.as_bytes());
+            node.push(0);
+            node.resize(node.len().next_multiple_of(4), 0);
+        };
+        let property = |node: &mut Vec<u8>, name: &str, value: &[u8]| {
+            let before = names.iter().take_while(|other| **other != name);
+            let offset = strings_size + before.map(|other| other.len() + 1).sum::<usize>();
+            node.extend(3u32.to_be_bytes());
+            node.extend((value.len() as u32).to_be_bytes());
+            node.extend((offset as u32).to_be_bytes());
+            node.extend(value);
+        };
+        begin(&mut node, "reserved-memory");
+        property(&mut node, "#address-cells", &2u32.to_be_bytes());
+        property(&mut node, "#size-cells", &2u32.to_be_bytes());
+        property(&mut node, "ranges", &[]);
+        for ((base, size), phandle) in regions {
+            begin(&mut node, &format!("region@{base:x}"));
+            property(&mut node, "reg", &[base.to_be_bytes(), size.to_be_bytes()].concat());
+            property(&mut node, "no-map", &[]);
+            if let Some(phandle) = phandle {
+                property(&mut node, "phandle", &phandle.to_be_bytes());
+            }
+            node.extend(2u32.to_be_bytes());
+        }
+        node.extend(2u32.to_be_bytes());
+        // The structure ends with the end of the root and that of all.
+        let end = structure + structure_size;
+        assert_eq!(self.bytes[end - 8..end], [2u32.to_be_bytes(), 9u32.to_be_bytes()].concat());
+        assert!(strings >= end, "QEMU's trees have their strings last");
+        let added: Vec<u8> = names.iter().flat_map(|name| name.bytes().chain([0])).collect();
+        let after = strings + strings_size;
+        self.bytes.splice(after..after, added.iter().copied());
+        self.bytes.splice(end - 8..end - 8, node.iter().copied());
+        let (more, strings_more) = (node.len(), added.len());
+        let mut put = |at: usize, value: usize| {
+            self.bytes[at..at + 4].copy_from_slice(&(value as u32).to_be_bytes());
+        };
+        put(12, strings + more);
+        put(32, strings_size + strings_more);
+        put(36, structure_size + more);
+        let total = word(&self.bytes, 4) + more + strings_more;
+        self.bytes[4..8].copy_from_slice(&(total as u32).to_be_bytes());
+    }
+
     /// The machine that boots Escrow with this tree, with its address in X0 if
     /// `told`. `files` are loaded at their addresses.
     ///

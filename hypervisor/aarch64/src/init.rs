@@ -53,6 +53,7 @@ pub unsafe fn init_cpu(
     let host = *hypervisor.host_context();
     // SAFETY: the caller grants the data to this CPU.
     let data = unsafe { &mut *cpu.as_ptr() };
+    data.windows = hypervisor.machine.windows.of_cpu(data.index() as usize);
     TPIDR_EL2::write(cpu.as_ptr() as u64);
     errata::meet(data, &hypervisor.machine);
     VBAR_EL2::write(data.host_vectors_at);

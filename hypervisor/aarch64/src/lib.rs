@@ -11,6 +11,7 @@
 //! | `guest` | entering a guest, and its exits |
 //! | `switch`, `switch.S`, `fp`, `debug` | the switch between the host and a guest |
 //! | `errata` | what the CPU's errata and predictors ask for |
+//! | `window`, `access.S` | EL2's own map, and how it reaches the memory of VMs |
 //! | `machine` | page tables, TLBs and caches for `escrow-core` |
 //! | `fault` | reporting a bug |
 //! | `trace` | the trace of table writes, in test builds |
@@ -37,6 +38,7 @@ mod smc;
 mod switch;
 mod sysreg;
 pub mod trace;
+mod window;
 
 pub use fault::{LAST_WORDS, backtrace, halt, stop_machine};
 pub use features::{Broken, Cpu, Features, MissingFeature, Promise, identify};
@@ -45,8 +47,10 @@ pub use init::{enter_host, init_cpu, install_vectors};
 pub use machine::{Hardware, Installed, install};
 pub use percpu::{PerCpu, cpu_index};
 pub use smc::smc;
+pub use window::{BLOCK_WINDOWS, El2Tables, PAGE_WINDOWS};
 
 core::arch::global_asm!(include_str!("fp.S"));
+core::arch::global_asm!(include_str!("access.S"));
 core::arch::global_asm!(
     include_str!("switch.S"),
     cpu_mpidr = const percpu::offsets::MPIDR,

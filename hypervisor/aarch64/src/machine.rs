@@ -20,13 +20,14 @@ use escrow_core::machine::Note;
 use escrow_core::machine::{Machine, MemoryError, Table};
 #[cfg(feature = "trace")]
 use escrow_core::stage2::Descriptor;
-use escrow_core::stage2::Stage2Context;
+use escrow_core::stage2::{Stage2Context, Stage2Features};
 use escrow_core::vcpu::{GuestIds, Vcpu, VcpuCell};
 
 use crate::features::Promise;
 use crate::host::Firmware;
 use crate::sysreg::{ISR_EL1, VTCR_EL2, VTTBR_EL2};
 use crate::trace::{self, Event};
+use crate::window::{El2Tables, Windows};
 
 /// What the exception handlers work on.
 pub struct Installed {
@@ -70,6 +71,8 @@ pub struct Hardware {
     hardening: AtomicU32,
     /// What all CPUs have.
     pub(crate) promise: Promise,
+    /// EL2's own map.
+    pub(crate) windows: Windows,
     /// What guests read of the CPU.
     pub(crate) guest_ids: GuestIds,
 }
@@ -104,13 +107,6 @@ fn dsb_ish() {
     trace::event(|| Event::DsbIsh);
 }
 
-/// Waits for all that is under way.
-#[inline(always)]
-fn dsb_sy() {
-    barrier::dsb(barrier::SY);
-    trace::event(|| Event::DsbSy);
-}
-
 /// What was written to registers and completed before holds from here on.
 #[inline(always)]
 fn isb() {
@@ -119,14 +115,15 @@ fn isb() {
 }
 
 impl Hardware {
-    /// The machine whose CPUs keep this promise.
-    pub fn new(promise: &Promise) -> Hardware {
+    /// The machine whose CPUs keep this promise, with EL2's tables.
+    pub fn new(promise: &Promise, tables: El2Tables) -> Hardware {
         let features = &promise.features;
         Hardware {
             zva_block: features.zva_block.into(),
             line: features.cache_line.into(),
             needs_clean: !(features.stage2.force_write_back && features.idc && features.dic),
             fetch_sees_writes: features.dic,
+            windows: Windows::new(tables),
             tlb_ranges: features.tlb_ranges,
             errata: AtomicU32::new(0),
             hardening: AtomicU32::new(0),
@@ -136,6 +133,11 @@ impl Hardware {
                 features.stage2.pa_bits.min(GUEST_ADDRESS_BITS),
             ),
         }
+    }
+
+    /// What stage 2 can do on all CPUs.
+    pub fn stage2(&self) -> Stage2Features {
+        self.promise.features.stage2
     }
 
     /// Removes what TLBs hold of stage 2 at a range of addresses of the VM that is
@@ -202,34 +204,6 @@ impl Hardware {
         }
         isb();
     }
-
-    fn clean_and_invalidate(&self, at: PhysAddr, size: u64) {
-        let end = at.0 + size;
-        let mut line = at.0;
-        // Whole pages, so a multiple of four of any line up to 1 KiB.
-        while line < end {
-            // SAFETY: cleaning and invalidating loses no data; all of RAM is
-            // mapped at EL2.
-            unsafe {
-                asm!(
-                    "dc civac, {0}",
-                    "add {0}, {0}, {1}",
-                    "dc civac, {0}",
-                    "add {0}, {0}, {1}",
-                    "dc civac, {0}",
-                    "add {0}, {0}, {1}",
-                    "dc civac, {0}",
-                    "add {0}, {0}, {1}",
-                    inout(reg) line,
-                    in(reg) self.line,
-                    options(nostack, preserves_flags),
-                );
-            }
-        }
-        // Complete for all observers (DDI 0487, "Ordering and
-        // completion of data and instruction cache instructions").
-        dsb_sy();
-    }
 }
 
 /// Points `VTTBR_EL2` and `VTCR_EL2` at a VM.
@@ -259,7 +233,8 @@ impl Machine for Hardware {
     #[inline]
     fn table(&self, page: PhysAddr) -> &Table {
         // SAFETY: core names pages that it holds as tables and that are
-        // accessed as atomics only; RAM is mapped at EL2 under its own address.
+        // accessed as atomics only; they are mapped at EL2 under their own addresses
+        // as long as they are metadata, and Escrow's memory for ever.
         unsafe { &*(page.0 as *const Table) }
     }
 
@@ -278,18 +253,16 @@ impl Machine for Hardware {
 
     #[inline(always)]
     fn read_entry(&self, at: PhysAddr) -> Result<[u64; 4], MemoryError> {
-        let words = at.0 as *const u64;
-        // SAFETY: core has checked that the entry lies in RAM and is aligned.
-        // A VM may write to it meanwhile, so each word is read once, by a
-        // volatile access; any value is valid.
-        Ok(unsafe {
-            [
-                ptr::read_volatile(words),
-                ptr::read_volatile(words.add(1)),
-                ptr::read_volatile(words.add(2)),
-                ptr::read_volatile(words.add(3)),
-            ]
-        })
+        self.windows.read_entry(at)
+    }
+
+    fn map_metadata(&self, page: PhysAddr) {
+        self.windows.map(page);
+    }
+
+    fn unmap_metadata(&self, at: PhysAddr, size: u64) {
+        self.windows.unmap(at, size);
+        self.finish();
     }
 
     #[cfg(feature = "trace")]
@@ -302,31 +275,17 @@ impl Machine for Hardware {
         trace::event(|| Event::Note(note()));
     }
 
-    fn map_metadata(&self, _page: PhysAddr) {}
-
-    fn unmap_metadata(&self, _at: PhysAddr, _size: u64) {}
+    fn each_mapped(&self, f: &mut dyn FnMut(PhysAddr, u64)) {
+        self.windows.each_mapped(f);
+    }
 
     fn zero(&self, at: PhysAddr, size: u64) -> Result<(), MemoryError> {
         trace::event(|| Event::Zero { at: at.0, size });
-        if self.zva_block != 0
-            && at.is_aligned(self.zva_block)
-            && size.is_multiple_of(self.zva_block)
-        {
-            let mut block = at.0;
-            while block < at.0 + size {
-                // SAFETY: core has memory zeroed only that nobody has a claim
-                // to; it is Normal memory at EL2, as `DC ZVA` needs.
-                unsafe { asm!("dc zva, {}", in(reg) block, options(nostack, preserves_flags)) };
-                block += self.zva_block;
-            }
-        } else {
-            // SAFETY: as above.
-            unsafe { ptr::write_bytes(at.0 as *mut u8, 0, size as usize) };
-        }
-        // Also with FEAT_S2FWB: the host's stage 2 does not force anything, and
-        // a non-cacheable mapping of its own would read what memory held before.
-        self.clean_and_invalidate(at, size);
-        Ok(())
+        // Cleaned also with FEAT_S2FWB: the host's stage 2 does not force anything, and a
+        // non-cacheable mapping of its own would read what memory held before.
+        let result = self.windows.zero(at, size, self.zva_block, self.line);
+        trace::event(|| Event::DsbSy);
+        result
     }
 
     #[inline(always)]
@@ -335,8 +294,9 @@ impl Machine for Hardware {
     }
 
     fn clean_to_poc(&self, at: PhysAddr, size: u64) -> Result<(), MemoryError> {
-        self.clean_and_invalidate(at, size);
-        Ok(())
+        let result = self.windows.clean(at, size, self.line);
+        trace::event(|| Event::DsbSy);
+        result
     }
 
     fn sync_fetches(&self) {

@@ -15,6 +15,7 @@ use crate::controls::{Controls, Optional};
 use crate::features::Features;
 use crate::fp::HostVectors;
 use crate::sysreg::TPIDR_EL2;
+use crate::window::Window;
 
 /// Bytes of stack for reporting a fault at EL2, whose own stack may be what
 /// is broken.
@@ -60,6 +61,8 @@ pub struct PerCpu {
     /// What else a switch between the two has to do.
     pub(crate) optional: Optional,
     pub(crate) host_stage2: Stage2Context,
+    /// Where the CPU maps a page or a block for as long as it works on it.
+    pub(crate) windows: Option<(Window, Window)>,
     /// Errata of this CPU.
     pub(crate) errata: Errata,
     /// What hardened vectors need to know ([`Vectors`](crate::errata::Vectors)).
@@ -137,6 +140,7 @@ impl PerCpu {
             guest_controls: Controls::default(),
             optional: Optional::default(),
             host_stage2: Stage2Context::default(),
+            windows: None,
             errata: Errata::NONE,
             hardening: 0,
             host_vectors_at: 0,

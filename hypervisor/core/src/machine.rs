@@ -102,6 +102,10 @@ pub trait Machine: Sync {
     /// Metadata pages leave the hypervisor: none of them is asked for any more.
     fn unmap_metadata(&self, at: PhysAddr, size: u64);
 
+    /// Shows what of RAM the hypervisor itself has mapped: addresses and sizes. For
+    /// checks.
+    fn each_mapped(&self, f: &mut dyn FnMut(PhysAddr, u64));
+
     /// Zeroes memory, so that every observer sees zeros, also one whose
     /// caches are off.
     ///

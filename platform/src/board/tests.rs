@@ -23,7 +23,7 @@ fn a_whole_board() {
             Range::new(0x5200_0000, 0x5200_2000),
         ]
     );
-    assert_eq!(board.no_map.as_slice(), [Range::new(0x5000_0000, 0x5020_0000)]);
+    assert_eq!(board.withheld.as_slice(), [Range::new(0x5000_0000, 0x5020_0000)]);
     assert_eq!(board.cpus.iter().map(|cpu| cpu.mpidr).collect::<Vec<_>>(), [0, 1, 0x100, 0x101]);
     assert_eq!(board.gic.distributor, Range::new(0x8800_0000, 0x8801_0000));
     assert_eq!(
@@ -36,6 +36,26 @@ fn a_whole_board() {
     assert_eq!(ramdisk.range, Range::new(0x4c00_0000, 0x4c10_0000));
     assert_eq!(ramdisk.arguments, b"");
     assert_eq!(Outline::of(&fdt).own_arguments(), b"loglevel=debug");
+}
+
+#[test]
+fn only_what_nobody_refers_to_is_withheld() {
+    let reserved = vec![
+        (0x5000_0000, 0x20_0000, true),
+        (0x5100_0000, 0x1000, true),
+        (0x5180_0000, 0x1000, false),
+        // In the first one.
+        (0x5008_0000, 0x800, true),
+    ];
+    let referred = vec![0x5100_0000, 0x5008_0000];
+    let blob = Sample { reserved, referred, ..Sample::default() }.tree();
+    let board = Board::read(&Outline::of(&Fdt::new(&blob).unwrap())).unwrap();
+    let withheld = [Range::new(0x5000_0000, 0x5008_0000), Range::new(0x5008_1000, 0x5020_0000)];
+    assert_eq!(board.withheld.as_slice(), withheld);
+    for at in [0x5000_0000, 0x5008_0000, 0x5100_0000, 0x5180_0000] {
+        let page = Range::new(at, at + 0x800);
+        assert!(board.reserved.contains(&page), "{page} stays where it is");
+    }
 }
 
 #[test]

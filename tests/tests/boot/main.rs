@@ -6,4 +6,5 @@ mod banks;
 mod input;
 mod log;
 mod machines;
+mod memory;
 mod power;

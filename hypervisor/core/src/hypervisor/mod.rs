@@ -54,6 +54,8 @@ pub struct Setup<'a> {
     pub escrow: &'a [PhysRange],
     /// RAM that stays the host's: firmware or devices use it.
     pub pinned: &'a [PhysRange],
+    /// The part of `pinned` that is not even the host's: no CPU may touch it.
+    pub withheld: &'a [PhysRange],
     /// Devices that the host reaches through EL2 alone; what EL2 accesses in its place
     /// is mapped at EL2.
     pub traps: &'a [Trap],
@@ -82,6 +84,9 @@ pub struct Sizes {
     pub zeroed: usize,
     /// Slots of guests.
     pub guests: usize,
+    /// Pages for tables of the machine's own, in which metadata is mapped at EL2: one
+    /// for each block.
+    pub metadata_tables: usize,
 }
 
 impl Sizes {
@@ -95,6 +100,7 @@ impl Sizes {
             tables: map.blocks(),
             zeroed: HostMap::pages_needed(&map),
             guests,
+            metadata_tables: map.blocks(),
         })
     }
 }
@@ -185,8 +191,11 @@ impl<M: Machine> Hypervisor<M> {
         let map = RamMap::new(setup.ram).map_err(SetupError::Ram)?;
         let ledger =
             Ledger::new(map, setup.ram, setup.reserve).ok_or(SetupError::LedgerTooSmall)?;
+        for range in setup.withheld {
+            set_aside(&ledger, range, Record::HYPERVISOR);
+        }
         for range in setup.pinned {
-            pin(&ledger, range);
+            set_aside(&ledger, range, Record::PINNED);
         }
         for range in setup.escrow {
             if !range.base.is_aligned(BLOCK_SIZE) || range.size % BLOCK_SIZE != 0 {
@@ -294,20 +303,20 @@ pub(crate) fn check_range(base: u64, size: u64, address_end: u64) -> Result<u64,
     base.checked_add(size).filter(|&end| end <= address_end).ok_or(Error::AddressOverflow)
 }
 
-/// Pins all RAM of a range, in whole blocks where it can.
-fn pin(ledger: &Ledger, range: &PhysRange) {
+/// Gives all RAM of a range that is the host's this record, in whole blocks where it can.
+fn set_aside(ledger: &Ledger, range: &PhysRange, record: Record) {
     let mut at = range.base.align_down(PAGE_SIZE);
     while at.0 < range.end() {
         let block = ledger.locate(at);
         let whole = at.is_aligned(BLOCK_SIZE) && range.end() - at.0 >= BLOCK_SIZE;
         match block {
             Some(block) if whole && ledger.whole_block(block) == Some(Record::HOME) => {
-                ledger.set_block(block, Record::PINNED);
+                ledger.set_block(block, record);
                 at = at.add(BLOCK_SIZE);
                 continue;
             }
             Some(block) if ledger.get_in(block, at) == Record::HOME => {
-                ledger.set(at, Record::PINNED);
+                ledger.set(at, record);
             }
             _ => {}
         }

@@ -130,7 +130,7 @@ impl<M: Machine> Hypervisor<M> {
                     frame_of(record).filter(|frame| frame.state == FrameState::Poisoned)
             {
                 // No call's transition: memory breaks in any state.
-                self.oracle.set(place, frame);
+                set(block, page, frame);
                 continue;
             }
             // Nothing keeps the owner of what is opened alive: it did live when the call
@@ -145,12 +145,39 @@ impl<M: Machine> Hypervisor<M> {
         }
     }
 
+    /// Looks at what EL2 itself has mapped: of RAM nothing but its own, and metadata while
+    /// it is that.
+    fn oracle_look_at_el2(&self) {
+        let is_own = |at: PhysAddr| {
+            use FrameState::{Hypervisor, Metadata};
+            // What is no RAM are registers of devices.
+            self.ledger
+                .get(at)
+                .is_none_or(|record| matches!(record.state(), None | Some(Hypervisor | Metadata)))
+        };
+        let mut wrong = None;
+        self.machine.each_mapped(&mut |at, size| {
+            for page in (at.0..at.0 + size).step_by(PAGE_SIZE as usize).map(PhysAddr) {
+                if !is_own(page) {
+                    wrong = Some(page);
+                }
+            }
+        });
+        let Some(wrong) = wrong else { return };
+        // Unless another CPU has taken the page from a VM meanwhile.
+        self.machine.each_mapped(&mut |at, size| {
+            let here = wrong.0.wrapping_sub(at.0) < size;
+            assert!(!here || is_own(wrong), "oracle: {wrong} is mapped at EL2");
+        });
+    }
+
     /// Looks at the frames of extents whose blocks are locked.
     pub(in super::super) fn oracle_look(
         &self,
         extents: &[Extent],
         vms: &[(VmId, Option<&GuestMap>)],
     ) {
+        self.oracle_look_at_el2();
         for extent in extents {
             self.oracle_look_at(extent.block, extent.frame, extent.pages.into(), vms);
         }

@@ -163,6 +163,11 @@ impl Machine for Fake {
         }
     }
 
+    fn each_mapped(&self, f: &mut dyn FnMut(PhysAddr, u64)) {
+        let mapped = self.metadata.lock().unwrap().clone();
+        mapped.into_iter().for_each(|page| f(PhysAddr(page), PAGE_SIZE));
+    }
+
     fn zero(&self, at: PhysAddr, size: u64) -> Result<(), MemoryError> {
         self.touch(at, size);
         if let Some(trace) = &self.trace {
@@ -422,6 +427,8 @@ pub const TRAPS: [Trap; 2] = [
     Trap { registers: PhysRange::new(0x0902_0000, 0x18), kind: TrapKind::FwCfg },
     Trap { registers: PhysRange::new(0x0a00_0e00, 0x400), kind: TrapKind::Hidden },
 ];
+/// Firmware's as well, and nobody may look.
+pub const WITHHELD: PhysRange = PhysRange::new(0x7f80_4000, 0x1000);
 /// Where the host's lists are.
 pub const LIST: u64 = 0x7fa0_0000;
 /// Where the host takes the pages from that it donates.
@@ -500,7 +507,8 @@ impl Host {
         let setup = Setup {
             ram: &ram,
             escrow: &[ESCROW],
-            pinned: &[PINNED],
+            pinned: &[PINNED, WITHHELD],
+            withheld: &[WITHHELD],
             traps: &TRAPS,
             log: Box::leak(Box::new(LogRing::new())),
             reserve: &mut reserve,

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+// All instructions with which EL2 touches memory that a VM names, in one piece:
+// a data abort between begin and end is no bug. The vector of EL2's own
+// synchronous exceptions (vectors.S) goes on at escrow_access_failed then, and the
+// function returns with x4 = 1.
+//
+// The functions use no stack and change only what window.rs says: their caller
+// finds itself as after any call, wherever they ended. x16 and x17 are the vector's.
+
+    .section .text.escrow_access, "ax"
+    .balign 64
+    .global escrow_access_begin
+escrow_access_begin:
+
+// Four words at x0, each read once, to x0-x3.
+    .global escrow_access_read
+escrow_access_read:
+    mov     x4, xzr
+    ldp     x2, x3, [x0, #16]
+    ldp     x0, x1, [x0]
+    ret
+
+// Zeroes from x0 up to x1 by DC ZVA, x2 bytes at a time. x0: how far it came.
+    .global escrow_access_zero_blocks
+escrow_access_zero_blocks:
+    mov     x4, xzr
+1:  dc      zva, x0
+    add     x0, x0, x2
+    cmp     x0, x1
+    b.lo    1b
+    ret
+
+// The same by stores, 64 bytes at a time.
+    .global escrow_access_zero
+escrow_access_zero:
+    mov     x4, xzr
+2:  stp     xzr, xzr, [x0]
+    stp     xzr, xzr, [x0, #16]
+    stp     xzr, xzr, [x0, #32]
+    stp     xzr, xzr, [x0, #48]
+    add     x0, x0, #64
+    cmp     x0, x1
+    b.lo    2b
+    ret
+
+// Cleans and invalidates from x0 up to x1, in lines of x2 bytes. What is cleaned are
+// whole pages, so a multiple of four of any line up to 1 KiB.
+    .global escrow_access_clean
+escrow_access_clean:
+    mov     x4, xzr
+3:  dc      civac, x0
+    add     x0, x0, x2
+    dc      civac, x0
+    add     x0, x0, x2
+    dc      civac, x0
+    add     x0, x0, x2
+    dc      civac, x0
+    add     x0, x0, x2
+    cmp     x0, x1
+    b.lo    3b
+    ret
+
+// Takes an SError that is pending, if it is for EL2.
+    .global escrow_access_take_serror
+escrow_access_take_serror:
+    mov     x4, xzr
+    msr     daifclr, #4
+    isb
+    msr     daifset, #4
+    ret
+
+    .global escrow_access_end
+escrow_access_end:
+
+    .global escrow_access_failed
+escrow_access_failed:
+    mov     x4, #1
+    ret
