@@ -9,6 +9,7 @@ use core::ptr;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use aarch64_cpu::asm::barrier;
+use escrow_core::stage2::Geometry;
 
 use crate::machine::installed;
 use crate::percpu::{PerCpu, cpu_index};
@@ -37,6 +38,10 @@ const FRAMES_MAX: usize = 32;
 /// Called from the vector with the frame that it filled.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn escrow_el2_fault(frame: &FaultFrame) -> ! {
+    // Before anything else: another exception would take their place.
+    let (esr, far, hpfar) = (ESR_EL2::read(), FAR_EL2::read(), HPFAR_EL2::read());
+    let (pc, pstate) = (ELR_EL2::read(), SPSR_EL2::read());
+    stop_host();
     let what = match frame.kind {
         0 => "synchronous exception",
         1 => "IRQ",
@@ -46,18 +51,13 @@ unsafe extern "C" fn escrow_el2_fault(frame: &FaultFrame) -> ! {
     log::error!(target: LAST_WORDS, "==== ESCROW FAULT: {what} at EL2, CPU {} ====", Number(cpu_index()));
     log::error!(
         target: LAST_WORDS,
-        "ESR {:#018x} (class {:#04x})  FAR {:#018x}  HPFAR {:#018x}",
-        ESR_EL2::read(),
-        ESR_EL2::read() >> 26 & 0x3f,
-        FAR_EL2::read(),
-        HPFAR_EL2::read(),
+        "ESR {esr:#018x} (class {:#04x})  FAR {far:#018x}  HPFAR {hpfar:#018x}",
+        esr >> 26 & 0x3f,
     );
     log::error!(
         target: LAST_WORDS,
-        "PC  {:#018x}  SP  {:#018x}  PSTATE {:#010x}",
-        ELR_EL2::read(),
+        "PC  {pc:#018x}  SP  {:#018x}  PSTATE {pstate:#010x}",
         frame.sp,
-        SPSR_EL2::read()
     );
     for (n, pair) in frame.x.chunks(2).enumerate() {
         match pair {
@@ -73,14 +73,23 @@ unsafe extern "C" fn escrow_el2_fault(frame: &FaultFrame) -> ! {
     stop_machine()
 }
 
-/// Whether [`stop_machine`] was called.
+/// Whether [`stop_host`] was called.
 static STOPPED: AtomicBool = AtomicBool::new(false);
 
-/// Stops all CPUs for good, as far as they run the host or come back to it.
-///
-/// The host's stage-2 root table is emptied, so that whatever the host does
-/// next on any CPU ends at EL2, where that CPU stops as well.
+/// Stops all CPUs for good, as far as they run the host or come back to it, and the
+/// calling one.
 pub fn stop_machine() -> ! {
+    stop_host();
+    halt()
+}
+
+/// Stops all other CPUs for good, as far as they run the host or come back to it:
+/// before anything is said, as saying it takes time, and a UART that the host has
+/// stopped may never answer.
+///
+/// The host's stage-2 root tables are emptied, so that whatever the host does
+/// next on any CPU ends at EL2, where that CPU stops as well.
+pub fn stop_host() {
     if let Some(installed) = installed()
         && !STOPPED.swap(true, Ordering::AcqRel)
     {
@@ -89,9 +98,10 @@ pub fn stop_machine() -> ! {
         VTCR_EL2::write(context.vtcr);
         VTTBR_EL2::write(context.vttbr);
         barrier::isb(barrier::SY);
-        // The first of the root tables, which maps the first 512 GiB at least.
-        for entry in 0..512 {
-            // SAFETY: the table is Escrow's; nothing reads it any more but
+        // T0SZ says how many addresses there are, and so how many tables.
+        let tables = Geometry::new(64 - (context.vtcr & 0x3f) as u8).root_tables;
+        for entry in 0..512 * usize::from(tables) {
+            // SAFETY: the tables are Escrow's; nothing reads them any more but
             // table walkers, and for those each entry is written in one piece.
             unsafe { ptr::write_volatile(root.add(entry), 0) };
         }
@@ -100,10 +110,9 @@ pub fn stop_machine() -> ! {
         unsafe { asm!("tlbi vmalls12e1is", options(nostack, preserves_flags)) };
         barrier::dsb(barrier::ISH);
     }
-    halt()
 }
 
-/// Stops the calling CPU if [`stop_machine`] was called. For the exceptions
+/// Stops the calling CPU if [`stop_host`] was called. For the exceptions
 /// that the host then takes.
 #[inline]
 pub(crate) fn stop_if_stopped() {
