@@ -25,6 +25,7 @@ struct escrow_batch *escrow_batch_alloc(u32 capacity)
 	/* Whole pages of its own: EL2 reads the list where it is. */
 	batch->list = alloc_pages_exact(escrow_list_size(capacity),
 					GFP_KERNEL_ACCOUNT | __GFP_ZERO);
+	batch->list = escrow_ram_or_other_exact(batch->list, escrow_list_size(capacity));
 	if (!batch->list) {
 		kvfree(batch);
 		return NULL;

@@ -291,6 +291,12 @@ struct escrow_vcpu {
 struct escrow_folio *escrow_folio_alloc(struct escrow_counts *counts, unsigned int order);
 void escrow_folio_free(struct escrow_folio *ef, struct escrow_counts *counts);
 
+/* ram.c */
+void escrow_ram_init(void);
+struct page *escrow_ram_or_other(struct page *page, gfp_t gfp, unsigned int order);
+void *escrow_ram_or_other_exact(void *pages, size_t size);
+bool escrow_ram_is_short(void);
+
 /* batch.c */
 struct escrow_batch *escrow_batch_alloc(u32 capacity);
 void escrow_batch_free(struct escrow_batch *batch);

@@ -11,8 +11,8 @@
 /*
  * A zeroed folio that nobody else knows. Not on any LRU list and with no
  * mapping: nothing in the kernel moves it, swaps it out or looks it up. NULL
- * without memory; for a large one that is no reason to try hard, as small
- * ones serve as well.
+ * without memory that Escrow knows; for a large one that is no reason to try
+ * hard, as small ones serve as well.
  */
 struct escrow_folio *escrow_folio_alloc(struct escrow_counts *counts, unsigned int order)
 {
@@ -25,7 +25,8 @@ struct escrow_folio *escrow_folio_alloc(struct escrow_counts *counts, unsigned i
 	ef = kzalloc(sizeof(*ef), GFP_KERNEL_ACCOUNT);
 	if (!ef)
 		return NULL;
-	page = alloc_pages(gfp | __GFP_COMP, order);
+	gfp |= __GFP_COMP;
+	page = escrow_ram_or_other(alloc_pages(gfp, order), gfp, order);
 	if (!page) {
 		kfree(ef);
 		return NULL;

@@ -83,6 +83,7 @@ static int __init escrow_init(void)
 
 	if (!escrow_is_below())
 		return -ENODEV;
+	escrow_ram_init();
 	err = escrow_power_init();
 	if (err)
 		return err;

@@ -50,7 +50,8 @@ again:
 		goto out;
 	ef = escrow_mem_make(mem, vmf->pgoff);
 	if (IS_ERR(ef)) {
-		ret = VM_FAULT_OOM;
+		/* A loop that kills nobody would follow where the rest of memory is free. */
+		ret = escrow_ram_is_short() ? VM_FAULT_SIGBUS : VM_FAULT_OOM;
 		goto out;
 	}
 

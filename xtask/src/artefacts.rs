@@ -82,6 +82,9 @@ artefacts! {
     shim_faults = "ESCROW_SHIM_FAULTS";
     /// The soak, static, for arm64 Linux under Escrow.
     shim_soak = "ESCROW_SHIM_SOAK";
+    /// The tests of memory added later and of devices' memory, static, for arm64 Linux
+    /// under Escrow.
+    shim_machine = "ESCROW_SHIM_MACHINE";
     /// The tests of a host that lies, static, for arm64 Linux under Escrow.
     liar = "ESCROW_LIAR";
     /// A kernel for guests: a Debian cloud arm64 `Image`.
@@ -181,6 +184,12 @@ impl BuildPaths {
     #[must_use]
     pub fn shim_soak(&self) -> PathBuf {
         self.host().join("shim-soak")
+    }
+
+    /// The tests of memory added later and of devices' memory.
+    #[must_use]
+    pub fn shim_machine(&self) -> PathBuf {
+        self.host().join("shim-machine")
     }
 
     /// The tests of a host that lies.

@@ -45,11 +45,17 @@ pub fn write(mapping: &Mapping, offset: u64, word: u64) -> Result<(), Errno> {
 /// The frame behind a byte of the mapping, if its tables have one
 /// (`Documentation/admin-guide/mm/pagemap.rst`).
 pub fn frame(mapping: &Mapping, offset: u64) -> Result<Option<u64>> {
+    frame_behind(mapping.at(offset) as u64)
+}
+
+/// The same for an address of this process.
+pub fn frame_behind(at: u64) -> Result<Option<u64>> {
     const PRESENT: u64 = 1 << 63;
     const FRAME: u64 = (1 << 55) - 1;
     let mut entry = [0; 8];
-    let page = mapping.at(offset) as u64 / PAGE;
-    File::open("/proc/self/pagemap")?.read_exact_at(&mut entry, page * 8).context("pagemap")?;
+    File::open("/proc/self/pagemap")?
+        .read_exact_at(&mut entry, at / PAGE * 8)
+        .context("pagemap")?;
     let entry = u64::from_le_bytes(entry);
     Ok((entry & PRESENT != 0).then_some(entry & FRAME))
 }

@@ -6,6 +6,7 @@ mod attack;
 mod demo;
 mod faults;
 mod liar;
+mod machine;
 mod module;
 mod power;
 mod shim;

@@ -92,6 +92,7 @@ impl Workspace {
             shim_tests: self.paths.shim_tests(),
             shim_faults: self.paths.shim_faults(),
             shim_soak: self.paths.shim_soak(),
+            shim_machine: self.paths.shim_machine(),
             liar: self.paths.liar(),
             guest_kernel: newer.image.clone(),
             busybox: setup.busybox()?.to_owned(),
@@ -128,6 +129,7 @@ pub fn build(workspace: &Workspace, setup: &Setup, parts: &[What]) -> Result<()>
             ("escrow-shim-tests", "shim-tests", paths.shim_tests()),
             ("escrow-shim-tests", "shim-faults", paths.shim_faults()),
             ("escrow-shim-tests", "shim-soak", paths.shim_soak()),
+            ("escrow-shim-tests", "shim-machine", paths.shim_machine()),
             ("escrow-liar", "liar", paths.liar()),
         ] {
             let built = program(workspace, setup, package, name, &place);
