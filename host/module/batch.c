@@ -87,15 +87,17 @@ static int escrow_batch_take_one(struct escrow_batch *batch, const struct escrow
 	static const struct escrow_report none;
 	u32 pages = folio_nr_pages(ef->folio), i;
 	u64 frame = PFN_PHYS(folio_pfn(ef->folio));
+	u32 done;
 	int err;
 
 	escrow_rs_list_entry(&batch->list[0], frame, folio_order(ef->folio), 0, 0, &none);
-	err = escrow_rs_mem_take_back(batch->how, batch->address, 1);
+	err = escrow_rs_mem_take_back(batch->how, batch->address, 1, &done);
 	if (!err || pages == 1 || pages > batch->capacity)
 		return err;
 	for (i = 0; i < pages; i++)
 		escrow_rs_list_entry(&batch->list[i], frame + PFN_PHYS(i), 0, 0, 0, &none);
-	return escrow_rs_mem_take_back(batch->how, batch->address, pages);
+	/* No more than a block: EL2 takes all of them or none. */
+	return escrow_rs_mem_take_back(batch->how, batch->address, pages, &done);
 }
 
 /*
@@ -106,25 +108,26 @@ static int escrow_batch_take_one(struct escrow_batch *batch, const struct escrow
 int escrow_batch_take_back(struct escrow_batch *batch, struct escrow_mem *mem,
 			   struct escrow_counts *counts, bool quarantine)
 {
-	u32 count = batch->count, pages = batch->pages, i;
+	u32 count = batch->count, pages = batch->pages, done = 0, i;
 	int err;
 
 	if (!count)
 		return 0;
 	escrow_batch_reset(batch);
-	err = escrow_rs_mem_take_back(batch->how, batch->address, count);
+	err = escrow_rs_mem_take_back(batch->how, batch->address, count, &done);
 	if (!err || (pages == count && !quarantine)) {
 		for (i = 0; i < count; i++)
-			escrow_batch_settle(batch, i, mem, counts, err, quarantine);
+			escrow_batch_settle(batch, i, mem, counts, i < done ? 0 : err, quarantine);
 		return err;
 	}
 
 	/* One of them is kept: find out which, and take the others. */
 	err = 0;
 	for (i = 0; i < count; i++) {
-		int one = err;
+		int one = i < done ? 0 : err;
 
-		if (!err || quarantine)
+		/* What a long call had done when it ended is back. */
+		if (i >= done && (!err || quarantine))
 			one = escrow_batch_take_one(batch, batch->folios[i]);
 		escrow_batch_settle(batch, i, mem, counts, one, quarantine);
 		err = one ?: err;

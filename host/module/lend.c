@@ -125,10 +125,13 @@ static __always_inline int escrow_mem_prepare(struct escrow_mem *mem, const stru
 	return err;
 }
 
-/* Ends what was prepared: with @err, all stays with the host. */
+/*
+ * Ends what was prepared: with @err, all stays with the host but the first @done, which
+ * EL2 had given when a long call ended.
+ */
 static __always_inline void escrow_mem_settle(struct escrow_mem *mem, struct escrow_vm *vm,
 					      const struct escrow_place *place,
-					      struct escrow_batch *batch, int err)
+					      struct escrow_batch *batch, int err, u32 done)
 {
 	u32 i;
 
@@ -136,8 +139,9 @@ static __always_inline void escrow_mem_settle(struct escrow_mem *mem, struct esc
 		struct escrow_folio *ef = batch->folios[i];
 		u64 offset = (u64)ef->index << PAGE_SHIFT;
 
-		WARN_ON_ONCE(escrow_rs_folio_end_give(&ef->state, &mem->counts, ef->folio, !err));
-		if (!err)
+		WARN_ON_ONCE(escrow_rs_folio_end_give(&ef->state, &mem->counts, ef->folio,
+						      !err || i < done));
+		if (!err || i < done)
 			escrow_note_lend(escrow_mem_id(mem), vm->handle,
 					 place->guest + (offset - place->offset), offset,
 					 folio_nr_pages(ef->folio), place->how);
@@ -145,22 +149,23 @@ static __always_inline void escrow_mem_settle(struct escrow_mem *mem, struct esc
 	escrow_batch_reset(batch);
 }
 
-/* Hands the batch to EL2, all of it or nothing. */
+/* Hands the batch to EL2: all of it or nothing, unless somebody disturbs a long call. */
 static __always_inline int escrow_mem_hand_over(struct escrow_mem *mem, struct escrow_vm *vm,
 						const struct escrow_place *place,
 						struct escrow_batch *batch)
 {
 	u64 index = 0, detail = 0;
+	u32 done = 0;
 	int err;
 
 	if (!batch->count)
 		return 0;
 	err = escrow_rs_mem_give(vm, vm->handle, place->how, batch->address,
-				 batch->count, &index, &detail);
+				 batch->count, &index, &detail, &done);
 	/* EL2 has seen through a report of ours: a bug. */
 	if (err == -EAGAIN && index < batch->count)
 		pr_warn_once("refused by EL2, entry %llu, detail %llu\n", index, detail);
-	escrow_mem_settle(mem, vm, place, batch, err);
+	escrow_mem_settle(mem, vm, place, batch, err, done);
 	return err;
 }
 
@@ -221,7 +226,7 @@ static int escrow_mem_give_locked(struct escrow_mem *mem, struct escrow_vm *vm,
 		cond_resched();
 	}
 	if (err < 0) {
-		escrow_mem_settle(mem, vm, place, batch, err);
+		escrow_mem_settle(mem, vm, place, batch, err, 0);
 		return err;
 	}
 	return escrow_mem_hand_over(mem, vm, place, batch);

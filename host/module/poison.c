@@ -138,7 +138,7 @@ static void escrow_poison_work(struct work_struct *work)
 bool escrow_poison_take_rest(struct escrow_mem *mem, struct escrow_folio *ef)
 {
 	static const struct escrow_report none;
-	u32 whole = 0, i;
+	u32 whole = 0, done, i;
 
 	for (i = 0; i < folio_nr_pages(ef->folio); i++) {
 		struct page *page = folio_page(ef->folio, i);
@@ -149,7 +149,7 @@ bool escrow_poison_take_rest(struct escrow_mem *mem, struct escrow_folio *ef)
 		escrow_rs_list_entry(&mem->batch->list[0], PFN_PHYS(page_to_pfn(page)), 0, 0, 0,
 				     &none);
 		/* Refused: it is home already, or its VM lives. */
-		if (!escrow_rs_mem_take_back(ESCROW_SHARED, mem->batch->address, 1))
+		if (!escrow_rs_mem_take_back(ESCROW_SHARED, mem->batch->address, 1, &done))
 			ef->home++;
 	}
 	return ef->home >= whole;

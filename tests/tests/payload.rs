@@ -38,13 +38,13 @@ fn calls_on_an_old_cpu() {
 
 #[test]
 fn pages() {
-    run(Run::of("pages"), 41);
+    run(Run::of("pages"), 43);
 }
 
 #[test]
 fn pages_on_an_old_cpu() {
     // No FEAT_LSE, no FEAT_S2FWB, one CPU.
-    run(Run { cpu: "cortex-a53", smp: 1, memory_mib: 512, ..Run::of("pages") }, 39);
+    run(Run { cpu: "cortex-a53", smp: 1, memory_mib: 512, ..Run::of("pages") }, 41);
 }
 
 #[test]

@@ -44,7 +44,8 @@ pub extern "C" fn escrow_rs_vm_info(vm: u64, out: &mut [u64; 4]) -> i32 {
 }
 
 /// Lends or shares the pages of a list. On an error that concerns one of
-/// them, `index` is its place and `detail` what Escrow says about it.
+/// them, `index` is its place and `detail` what Escrow says about it. So many as
+/// `done` says, from the first, are given all the same.
 #[unsafe(no_mangle)]
 pub extern "C" fn escrow_rs_mem_give(
     donor: VmPtr,
@@ -54,6 +55,7 @@ pub extern "C" fn escrow_rs_mem_give(
     count: u32,
     index: &mut u64,
     detail: &mut u64,
+    done: &mut u32,
 ) -> i32 {
     let mut donor = donor;
     let list = List { address: list, count };
@@ -65,6 +67,7 @@ pub extern "C" fn escrow_rs_mem_give(
     if let Err(CallError::Refused(refused)) = result {
         (*index, *detail) = (refused.index, refused.detail);
     }
+    *done = done_of(count, result.as_ref().map_or_else(CallError::done, |()| u64::from(count)));
     status(result.map_err(Errno::from))
 }
 
@@ -72,16 +75,23 @@ pub extern "C" fn escrow_rs_mem_give(
 /// them.
 ///
 /// Shared pages of a living VM are unshared, which leaves their contents
-/// alone; all others are reclaimed.
+/// alone; all others are reclaimed. On an error, so many as `done` says, from the
+/// first, are back all the same.
 #[unsafe(no_mangle)]
-pub extern "C" fn escrow_rs_mem_take_back(how: u32, list: u64, count: u32) -> i32 {
+pub extern "C" fn escrow_rs_mem_take_back(how: u32, list: u64, count: u32, done: &mut u32) -> i32 {
     let list = List { address: list, count };
     let result = if how == How::Shared as u32 {
-        hypercall::mem_unshare(&mut Hvc, list).or_else(|_| hypercall::mem_reclaim(&mut Hvc, list))
+        hypercall::mem_unshare(&mut Hvc, list)
     } else {
         hypercall::mem_reclaim(&mut Hvc, list)
     };
+    *done = done_of(count, result.map_or_else(|refused| refused.done, |()| u64::from(count)));
     status(result.map_err(Errno::from))
+}
+
+/// How many entries were done, of as many as there are.
+fn done_of(count: u32, done: u64) -> u32 {
+    u32::try_from(done).map_or(count, |done| done.min(count))
 }
 
 /// Puts the pages of a list, all with one VM, out of use for good.

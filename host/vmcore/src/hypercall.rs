@@ -30,7 +30,8 @@ pub struct List {
     pub count: u32,
 }
 
-/// A call that Escrow has refused. Nothing has changed.
+/// A call that Escrow has refused. Nothing has changed, or, of a long call whose rest has
+/// changed meanwhile, no more than it says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refused {
     /// Why; `None` for a number that is no error of the interface.
@@ -39,6 +40,8 @@ pub struct Refused {
     pub index: u64,
     /// `x2`: a detail that the error explains.
     pub detail: u64,
+    /// `x3`: how many entries, from the first, were done before.
+    pub done: u64,
 }
 
 impl From<Refused> for Errno {
@@ -58,15 +61,27 @@ fn call<const N: usize>(
     function: u32,
     args: [u64; N],
 ) -> Result<[u64; 4], Refused> {
-    const { assert!(N < 8, "x1 to x7") };
+    call_from(hv, function, args, 0)
+}
+
+/// As [`call`], for the entries of a list from the `done`th on.
+#[inline]
+fn call_from<const N: usize>(
+    hv: &mut impl Hypervisor,
+    function: u32,
+    args: [u64; N],
+    done: u64,
+) -> Result<[u64; 4], Refused> {
+    const { assert!(N < 7, "x1 to x6") };
     let mut registers = [0; 8];
     registers[0] = u64::from(function);
     registers[1..=N].copy_from_slice(&args);
+    registers[7] = done;
     let [x0, x1, x2, x3, x4] = hv.call(registers);
     if x0 == 0 {
         return Ok([x1, x2, x3, x4]);
     }
-    Err(Refused { error: Error::from_register(x0), index: x1, detail: x2 })
+    Err(Refused { error: Error::from_register(x0), index: x1, detail: x2, done: x3 })
 }
 
 /// As [`call`], and donates what the VM lacks.
@@ -77,9 +92,9 @@ fn call_with_donor<const N: usize>(
     function: u32,
     args: [u64; N],
 ) -> Result<[u64; 4], CallError> {
-    let mut donations = 0;
+    let (mut donations, mut done) = (0, 0);
     loop {
-        let refused = match call(hv, function, args) {
+        let refused = match call_from(hv, function, args, done) {
             Ok(results) => return Ok(results),
             Err(refused) => refused,
         };
@@ -87,7 +102,8 @@ fn call_with_donor<const N: usize>(
             return Err(CallError::Refused(refused));
         }
         donations += 1;
-        donor.donate(refused.detail.max(1)).map_err(CallError::Donor)?;
+        done = refused.done;
+        donor.donate(refused.detail.max(1)).map_err(|errno| CallError::Donor { errno, done })?;
     }
 }
 
@@ -98,14 +114,29 @@ pub enum CallError {
     /// Escrow has refused it.
     Refused(Refused),
     /// The pages that it needs could not be donated.
-    Donor(Errno),
+    Donor {
+        /// Why.
+        errno: Errno,
+        /// How many entries of its list were done before.
+        done: u64,
+    },
+}
+
+impl CallError {
+    /// How many entries of the call's list, from the first, were done nevertheless.
+    pub const fn done(&self) -> u64 {
+        match self {
+            CallError::Refused(refused) => refused.done,
+            CallError::Donor { done, .. } => *done,
+        }
+    }
 }
 
 impl From<CallError> for Errno {
     fn from(error: CallError) -> Errno {
         match error {
             CallError::Refused(refused) => refused.into(),
-            CallError::Donor(errno) => errno,
+            CallError::Donor { errno, .. } => errno,
         }
     }
 }
@@ -233,9 +264,14 @@ pub fn mem_share(
     call_with_donor(hv, donor, call::MEM_SHARE, [vm, list.address, list.count.into()]).map(drop)
 }
 
-/// Takes shared pages of one living VM from it.
+/// Takes shared pages of one VM home: from a living one as they are, what it leaves behind
+/// otherwise.
 pub fn mem_unshare(hv: &mut impl Hypervisor, list: List) -> Result<(), Refused> {
-    call(hv, call::MEM_UNSHARE, [list.address, list.count.into()]).map(drop)
+    let args = [list.address, list.count.into()];
+    let Err(refused) = call(hv, call::MEM_UNSHARE, args) else { return Ok(()) };
+    call_from(hv, call::MEM_RECLAIM, args, refused.done)
+        .map(drop)
+        .map_err(|again| Refused { done: again.done.max(refused.done), ..again })
 }
 
 /// Takes pages of one VM home.
@@ -279,7 +315,7 @@ pub fn log_read(hv: &mut impl Hypervisor, from: u64) -> Result<LogChunk, Refused
 fn checked_handle(register: u64, kind: HandleKind) -> Result<u64, Refused> {
     match Handle::from_register(register) {
         Some(handle) if handle.kind == kind => Ok(register),
-        _ => Err(Refused { error: None, index: register, detail: 0 }),
+        _ => Err(Refused { error: None, index: register, detail: 0, done: 0 }),
     }
 }
 
@@ -350,7 +386,30 @@ mod tests {
         let mut hv = Script::new(&[[NO_MEMORY, 0, 3, 0, 0]]);
         let mut purse = Purse { left: 2, given: vec![] };
         let error = mem_lend(&mut hv, &mut purse, VM, LIST).unwrap_err();
-        assert_eq!(error, CallError::Donor(Errno::NoMemory));
+        assert_eq!(error, CallError::Donor { errno: Errno::NoMemory, done: 0 });
+    }
+
+    #[test]
+    fn a_long_call_goes_on_where_it_lacked_something() {
+        let mut hv = Script::new(&[[NO_MEMORY, 0, 1, 1, 0], [NO_MEMORY, 0, 1, 1, 0], [0; 5]]);
+        let mut purse = Purse { left: 2, given: vec![] };
+        mem_lend(&mut hv, &mut purse, VM, LIST).unwrap();
+        assert_eq!(hv.asked.iter().map(|asked| asked[7]).collect::<Vec<_>>(), [0, 1, 1]);
+        // Without pages to give, the first entry has been lent all the same.
+        let mut hv = Script::new(&[[NO_MEMORY, 0, 1, 1, 0]]);
+        let error = mem_lend(&mut hv, &mut purse, VM, LIST).unwrap_err();
+        assert_eq!((error.done(), Errno::from(error)), (1, Errno::NoMemory));
+    }
+
+    #[test]
+    fn what_a_vm_leaves_behind_is_reclaimed_from_where_unsharing_ended() {
+        let dead = Error::WrongState.to_register();
+        let mut hv = Script::new(&[[dead, 1, 0, 1, 0], [0; 5]]);
+        mem_unshare(&mut hv, LIST).unwrap();
+        assert_eq!(hv.asked[1][..3], [u64::from(call::MEM_RECLAIM), 0x4000, 2]);
+        assert_eq!(hv.asked[1][7], 1);
+        let mut hv = Script::new(&[[dead, 1, 0, 1, 0], [dead, 1, 0, 1, 0]]);
+        assert_eq!(mem_unshare(&mut hv, LIST).unwrap_err().done, 1);
     }
 
     #[test]

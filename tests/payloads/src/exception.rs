@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What a payload does with an exception: nothing, unless a probe expects it.
+//! What a payload does with an exception: nothing, unless a probe expects it, or a test lets
+//! interrupts in.
 
-use crate::probe;
+use crate::{interrupts, probe};
 
 /// What the vectors save.
 #[repr(C)]
@@ -25,10 +26,20 @@ const _: () = assert!(size_of::<Frame>() == 288 && core::mem::offset_of!(Frame, 
 
 /// The vector of synchronous exceptions from EL1 with its own stack pointer.
 const SYNCHRONOUS: u64 = 4;
+/// That of its interrupts.
+const INTERRUPT: u64 = 5;
 
 #[unsafe(no_mangle)]
 extern "C" fn payload_exception(frame: &mut Frame, vector: u64) {
-    if vector != SYNCHRONOUS || !probe::handle(frame) {
+    let handled = match vector {
+        SYNCHRONOUS => probe::handle(frame),
+        INTERRUPT => {
+            interrupts::handle(frame);
+            true
+        }
+        _ => false,
+    };
+    if !handled {
         panic!(
             "unexpected exception, vector {vector}: ESR {:#x} FAR {:#x} ELR {:#x} (image + {:#x}) LR {:#x}",
             frame.esr,

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
 //! Two interrupts for each CPU: its physical timer, and its performance monitors.
-//! They are never taken by the payload, which keeps interrupts masked; they end runs
-//! of guests.
+//! The payload keeps interrupts masked, and so takes none but in [`taking`]; they end
+//! runs of guests.
 
 use core::arch::asm;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use aarch64_cpu::asm::barrier;
 use aarch64_cpu::registers::{
@@ -14,9 +14,10 @@ use aarch64_cpu::registers::{
 };
 use arm_gic::gicv3::registers::{Gicd, GicrSgi};
 use arm_gic::gicv3::{GicCpuInterface, GicV3};
-use arm_gic::{IntId, UniqueMmioPointer};
+use arm_gic::{IntId, InterruptGroup, UniqueMmioPointer};
 
 use crate::board::Board;
+use crate::exception::Frame;
 
 /// The PPI of the physical timer of EL1.
 const PHYSICAL_TIMER: u32 = 14;
@@ -24,6 +25,9 @@ const PHYSICAL_TIMER: u32 = 14;
 const MONITORS: u32 = 7;
 
 static WORKS: AtomicBool = AtomicBool::new(false);
+
+/// How many interrupts were taken, and X0 and X7 where the first was.
+static TAKEN: [AtomicU64; 3] = [const { AtomicU64::new(0) }; 3];
 
 /// Sets the interrupt controller up for all CPUs, from the boot CPU.
 pub(crate) fn set_up(board: &Board) {
@@ -100,4 +104,29 @@ pub fn is_pending() -> bool {
     // SAFETY: reading it has no effect.
     unsafe { asm!("mrs {}, isr_el1", out(reg) isr, options(nomem, nostack)) };
     isr & 1 << 7 != 0
+}
+
+/// Does something with this CPU's interrupts unmasked. What it returns, and X0 and X7 where
+/// the first interrupt was taken, if any was. For one CPU at a time.
+pub fn taking<R>(f: impl FnOnce() -> R) -> (R, Option<[u64; 2]>) {
+    TAKEN[0].store(0, Ordering::Relaxed);
+    // SAFETY: the vectors handle interrupts, and change no register of what they interrupt.
+    unsafe { asm!("msr daifclr, #2") };
+    let result = f();
+    // SAFETY: masking them changes nothing else.
+    unsafe { asm!("msr daifset, #2") };
+    let [count, x0, x7] = TAKEN.each_ref().map(|word| word.load(Ordering::Relaxed));
+    (result, (count != 0).then_some([x0, x7]))
+}
+
+/// Takes an interrupt, if it is still there.
+pub(crate) fn handle(frame: &Frame) {
+    let group = InterruptGroup::Group1;
+    let Some(interrupt) = GicCpuInterface::get_and_acknowledge_interrupt(group) else { return };
+    stop_timer();
+    if TAKEN[0].fetch_add(1, Ordering::Relaxed) == 0 {
+        TAKEN[1].store(frame.x[0], Ordering::Relaxed);
+        TAKEN[2].store(frame.x[7], Ordering::Relaxed);
+    }
+    GicCpuInterface::end_interrupt(interrupt, group);
 }

@@ -8,6 +8,7 @@
 mod escrow;
 mod faults;
 mod home;
+mod long;
 mod share;
 mod states;
 mod unlock;
@@ -22,4 +23,5 @@ payload!(
     share::TESTS,
     unlock::TESTS,
     home::TESTS,
+    long::TESTS,
 );
