@@ -134,8 +134,9 @@ pub const MODIFY_FLUSH: u64 = 1 << 2;
 /// Creates a VM out of donated pages. list, count → VM handle
 ///
 /// The pages become the VM's metadata: stage-2 tables and vCPUs. At least
-/// one is needed, for the root table, and at most
-/// [`CREATE_MAX`](crate::CREATE_MAX) are taken. They are donated under the rule of
+/// one is needed, for the root table, and they lie in at most
+/// [`CREATE_BLOCKS_MAX`](crate::CREATE_BLOCKS_MAX) blocks
+/// ([`Error::InvalidSize`](crate::Error::InvalidSize)). They are donated under the rule of
 /// [`MEM_LEND`]'s reports; guest addresses and rights must be zero, orders
 /// [`ORDER_PAGE`](crate::ORDER_PAGE).
 pub const VM_CREATE: u32 = vendor(0x100);

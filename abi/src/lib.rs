@@ -28,6 +28,6 @@ pub mod run;
 pub use error::Error;
 pub use handle::{Handle, HandleKind};
 pub use memory::{
-    BLOCK_SIZE, CREATE_MAX, FrameState, LIST_MAX, MODIFY_MAX, MemEntry, ORDER_BLOCK, ORDER_PAGE,
-    PAGE_SIZE, Rights,
+    BLOCK_SIZE, CREATE_BLOCKS_MAX, FrameState, LIST_MAX, MODIFY_MAX, MemEntry, ORDER_BLOCK,
+    ORDER_PAGE, PAGE_SIZE, Rights,
 };

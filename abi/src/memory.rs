@@ -11,8 +11,8 @@ pub const ORDER_BLOCK: u32 = 9;
 /// Entries that one call takes at the most.
 pub const LIST_MAX: usize = 512;
 
-/// Entries that one [`VM_CREATE`](crate::call::VM_CREATE) takes at the most.
-pub const CREATE_MAX: usize = 64;
+/// Blocks that the pages of one [`VM_CREATE`](crate::call::VM_CREATE) lie in at the most.
+pub const CREATE_BLOCKS_MAX: usize = 64;
 /// Bytes that one `MODIFY_PAGES` of a guest covers at the most.
 pub const MODIFY_MAX: u64 = 64 << 20;
 

@@ -10,7 +10,7 @@ use alloc::vec::Vec;
 use core::ops::Range;
 
 use escrow_abi::{
-    BLOCK_SIZE, CREATE_MAX, Error, FrameState, MODIFY_MAX, MemEntry, PAGE_SIZE, call,
+    BLOCK_SIZE, CREATE_BLOCKS_MAX, Error, FrameState, MODIFY_MAX, MemEntry, PAGE_SIZE, call,
 };
 
 use crate::Refused;
@@ -205,10 +205,14 @@ impl Spec {
 
     /// VM_CREATE.
     pub fn create(&mut self, entries: &[MemEntry]) -> Result<VmId, Refused> {
-        if entries.len() > CREATE_MAX {
+        let pieces = self.pieces(VmId::HOST, entries, Form::EQUIP)?;
+        no_overlap(&pieces, |piece| piece.frame)?;
+        let mut blocks: Vec<_> = pieces.iter().map(|piece| piece.frame / BLOCK_SIZE).collect();
+        blocks.sort_unstable();
+        blocks.dedup();
+        if blocks.len() > CREATE_BLOCKS_MAX {
             return Err((Error::InvalidSize, 0, 0));
         }
-        let pieces = self.pieces(VmId::HOST, entries, Form::EQUIP)?;
         self.attempt(|spec| {
             spec.guests.push(Arc::new(Guest::new(pieces.len() as u64)));
             let vm = VmId(spec.guests.len() as u16);

@@ -198,11 +198,11 @@ impl<M: Machine> Hypervisor<M> {
         part: Part,
     ) -> Result<(), Refusal> {
         let List { at, count, progress } = list;
+        if progress != 0 && (list.done() == 0 || list.done() >= count) {
+            return Err(Error::InvalidArgument.into());
+        }
         if count.wrapping_sub(1) >= LIST_MAX as u64 {
             return Err(Error::InvalidSize.into());
-        }
-        if list.done() >= count || list.done() == 0 && progress != 0 {
-            return Err(Error::InvalidArgument.into());
         }
         if !at.is_multiple_of(PAGE_SIZE) {
             return Err(Error::Misaligned.into());

@@ -275,14 +275,15 @@ impl<M: Machine> Hypervisor<M> {
     }
 
     /// One step of the host's donating pages for a VM's tables and vCPUs, of a list that
-    /// was read. `vm` is locked and alive, or about to be.
+    /// was read; whether it is done, or only checked. `vm` is locked and alive, or about to be.
     pub(super) fn donate_metadata(
         &self,
         scratch: &mut Scratch,
         id: VmId,
         vm: &mut Vm,
+        commits: bool,
     ) -> Result<(), Refusal> {
-        let (commits, pages) = (scratch.is_to_be_done(), scratch.pages());
+        let pages = scratch.pages();
         let mut locked = self.lock_blocks(scratch)?;
         let prepared = locked
             .prepare(|extents| check_all(extents.iter_mut(), |extent| self.check_home(extent)));

@@ -4,9 +4,9 @@
 
 use core::sync::atomic::Ordering;
 
-use escrow_abi::{CREATE_MAX, Error, FrameState, Handle, HandleKind, call, run};
+use escrow_abi::{CREATE_BLOCKS_MAX, Error, FrameState, Handle, HandleKind, call, run};
 
-use super::extents::Scratch;
+use super::extents::{Scratch, for_each_block};
 use super::list::{Form, List, Reader};
 use super::portions::{PORTION_BLOCKS, Part, Progress};
 use super::{Hypervisor, Refusal, check_range};
@@ -19,7 +19,7 @@ use crate::sync::TicketMutexGuard;
 use crate::vcpu::{Vcpu, VcpuCell};
 use crate::vm::{Life, MAX_VCPUS, Run, Slot, Vm, vm_handle};
 
-const _: () = assert!(CREATE_MAX as u64 <= PORTION_BLOCKS, "a VM is created in one portion");
+const _: () = assert!(CREATE_BLOCKS_MAX as u64 == PORTION_BLOCKS, "a VM is created in one portion");
 const _: () = assert!(size_of::<VcpuCell>() as u64 <= PAGE_SIZE, "a vCPU fits a page");
 
 /// Why a run does not begin.
@@ -74,10 +74,14 @@ impl<M: Machine> Hypervisor<M> {
 
     pub(super) fn vm_create(&self, scratch: &mut Scratch, list: List) -> Result<[u64; 4], Refusal> {
         scratch.broken = 0;
-        if list.count > CREATE_MAX as u64 {
+        self.read_list(scratch, Reader::Host, Form::METADATA, list, Part::WHOLE)?;
+        scratch.sort_by_frame()?;
+        // Once it has begun, it is not made again: it is little enough for one portion.
+        let mut blocks = 0;
+        for_each_block(scratch.extents(), |_| blocks += 1);
+        if blocks > PORTION_BLOCKS {
             return Err(Error::InvalidSize.into());
         }
-        self.read_list(scratch, Reader::Host, Form::METADATA, list, Part::WHOLE)?;
         let free = self.slots.iter().filter(|(_, slot)| !slot.counts().is_taken());
         // Another CPU may be faster.
         let mut free = free.filter_map(|(id, slot)| {
@@ -89,7 +93,7 @@ impl<M: Machine> Hypervisor<M> {
         if !self.gate().is_open() {
             return Err(Error::Denied.into());
         }
-        self.donate_metadata(scratch, id, &mut vm)?;
+        self.donate_metadata(scratch, id, &mut vm, true)?;
         // The list has at least one page. If all are broken, the slot is free as before.
         let none = Refusal { detail: 1, ..Error::NoMemory.into() };
         let root = vm.pool.pop(&self.machine).ok_or(none)?;
@@ -112,7 +116,8 @@ impl<M: Machine> Hypervisor<M> {
             self.read_list(scratch, Reader::Host, Form::METADATA, list, part)?;
             let end = scratch.end(list);
             let (id, mut vm) = self.lock_live_vm(vm)?;
-            self.donate_metadata(scratch, id, &mut vm).map(|()| end)
+            let commits = scratch.is_to_be_done();
+            self.donate_metadata(scratch, id, &mut vm, commits).map(|()| end)
         })
     }
 

@@ -141,6 +141,23 @@ fn a_list_of_many_blocks_is_done_in_portions_also_without_contents() {
 }
 
 #[test]
+fn a_vm_is_made_of_few_blocks() {
+    let mut host = interrupted();
+    let before = host.snapshot();
+    let page_of = |n: u64| MemEntry::new(FREE + n * BLOCK_SIZE, 0, 0, Rights::NONE);
+    let [list, count] = host.list(&(0..65).map(page_of).collect::<Vec<_>>());
+    let refused = host.call(call::VM_CREATE, &[list, count]);
+    assert_eq!(refused, Err((Error::InvalidSize, 0, 0)));
+    assert_eq!(host.snapshot(), before);
+    // As many as a list holds, in no order.
+    let entry =
+        |n: u64| MemEntry::new(FREE + n % 2 * BLOCK_SIZE + n / 2 * PAGE_SIZE, 0, 0, Rights::NONE);
+    let [list, count] = host.list(&(0..512).map(entry).collect::<Vec<_>>());
+    host.call(call::VM_CREATE, &[list, count]).unwrap();
+    assert_eq!((host.escrow.pages(FrameState::Metadata), host.restarts), (512, 0));
+}
+
+#[test]
 fn without_interrupts_a_long_call_is_made_once() {
     let mut host = Host::new();
     let (vm, _) = host.create(8);

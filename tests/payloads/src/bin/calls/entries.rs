@@ -8,8 +8,8 @@ use escrow_abi::{
     BLOCK_SIZE, Error, FrameState, LIST_MAX, MemEntry, ORDER_BLOCK, PAGE_SIZE, Rights, call,
 };
 use escrow_payloads::expect::{is_in_reach, is_out_of_reach, refusal_of, refuses, refuses_with};
-use escrow_payloads::host::{Counts, frame, page_at, refused};
-use escrow_payloads::{Host, Outcome, Test, check_eq, hvc, tests};
+use escrow_payloads::host::{Counts, frame, is_zero, page_at, refused};
+use escrow_payloads::{Host, Outcome, Test, check, check_eq, hvc, tests};
 
 use escrow_payloads::spoil::{Bad, BadEntries, Elsewhere};
 
@@ -25,7 +25,7 @@ pub const TESTS: &[Test] = tests![
     guest_addresses_do_not_overlap,
     guest_addresses_are_free,
     tables_are_paid_for,
-    reclaims_are_bounded,
+    a_reclaim_takes_all_that_its_list_names,
 ];
 
 /// A guest address that no good entry has.
@@ -345,8 +345,7 @@ fn tables_are_paid_for(host: &mut Host) -> Outcome {
     host.end(vm)
 }
 
-fn reclaims_are_bounded(host: &mut Host) -> Outcome {
-    // 64 MiB at a time: what is zeroed, is zeroed before the call returns.
+fn a_reclaim_takes_all_that_its_list_names(host: &mut Host) -> Outcome {
     let vm = host.vm(12)?;
     let blocks = host.arena.blocks(33);
     let entries = |count: u64| -> ArrayVec<MemEntry, 40> {
@@ -357,9 +356,7 @@ fn reclaims_are_bounded(host: &mut Host) -> Outcome {
     let home: ArrayVec<MemEntry, 40> = (0..33)
         .map(|n| MemEntry::new(blocks + n * BLOCK_SIZE, ORDER_BLOCK, 0, Rights::NONE))
         .collect();
-    let too_many = refusal_of(Error::InvalidSize, 0, 0);
-    refuses_with(too_many, &[33], || host.lists.reclaim(&home))?;
-    host.lists.reclaim(&home[..32]).map_err(refused("MEM_RECLAIM of 64 MiB"))?;
-    host.lists.reclaim(&home[32..]).map_err(refused("MEM_RECLAIM"))?;
+    host.lists.reclaim(&home).map_err(refused("MEM_RECLAIM"))?;
+    check!(is_zero(blocks, 33 * BLOCK_SIZE));
     host.bring_home()
 }
