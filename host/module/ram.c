@@ -20,7 +20,6 @@
 #include <linux/of_address.h>
 #include <linux/pfn.h>
 #include <linux/sched.h>
-#include <linux/version.h>
 
 #include "escrow.h"
 
@@ -60,7 +59,7 @@ static void __init escrow_ram_add(unsigned long first, unsigned long end)
 		escrow_ram[escrow_ram_count++] = (struct escrow_ram_range){ first, end };
 }
 
-/* Reads the device tree. Without memory in it, all there is is of boot. */
+/* Reads the device tree. Without memory in it, everything is of boot. */
 void __init escrow_ram_init(void)
 {
 	struct device_node *node;
@@ -126,7 +125,7 @@ static struct page *escrow_ram_clear(void)
 		/* The kernel may have been told to use less than there is. */
 		if (!pfn_valid(pfn) || !pfn_valid(pfn + ESCROW_HUGE_PAGES - 1))
 			continue;
-#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 16, 0)
+#ifdef ACR_FLAGS_NONE
 		err = alloc_contig_range(pfn, pfn + ESCROW_HUGE_PAGES, ACR_FLAGS_NONE,
 					 GFP_KERNEL | __GFP_NOWARN);
 #else
