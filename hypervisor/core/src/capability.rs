@@ -10,7 +10,7 @@ use arrayvec::ArrayVec;
 use escrow_abi::{Error, Handle, HandleKind, call};
 use escrow_nospec as nospec;
 
-use crate::ledger::VmId;
+use crate::ledger::GuestId;
 
 /// Capabilities that a guest may have.
 pub const MAX_CAPABILITIES: usize = 16;
@@ -21,7 +21,7 @@ const ALL_RIGHTS: u64 = call::RIGHT_SHARE | call::RIGHT_LEND | call::RIGHT_DONAT
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capability {
     /// The VM that it names.
-    pub object: VmId,
+    pub object: GuestId,
     /// Which of the VMs that lived in that slot.
     pub generation: u64,
     rights: u64,
@@ -38,7 +38,7 @@ impl Capability {
     /// `InvalidArgument` for no rights or unknown ones, `Misaligned`, `InvalidSize` and
     /// `AddressOverflow` for the window.
     pub fn new(
-        object: (VmId, u64),
+        object: (GuestId, u64),
         rights: u64,
         window: (u64, u64),
         address_end: u64,
@@ -145,7 +145,7 @@ mod tests {
     const END: u64 = 1 << 39;
 
     fn capability(rights: u64, base: u64, size: u64) -> Result<Capability, Error> {
-        Capability::new((VmId::new(2), 7), rights, (base, size), END)
+        Capability::new((GuestId::new(2).unwrap(), 7), rights, (base, size), END)
     }
 
     #[test]

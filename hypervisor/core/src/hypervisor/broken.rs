@@ -24,7 +24,7 @@ impl<M: Machine> Hypervisor<M> {
     /// Poisons frames that no VM reaches, all of one record, of a locked block.
     #[cold]
     pub(super) fn break_frames(&self, block: Block, at: PhysAddr, piece: &Piece) {
-        self.set_frames(block, at, piece, Record::POISONED, (VmId::HOST, Asked::Break));
+        self.set_frames(block, at, piece, Record::POISONED, (VmId::Host, Asked::Break));
         self.poisoned.fetch_add(piece.pages as u64, Ordering::Relaxed);
     }
 

@@ -235,7 +235,7 @@ impl<M: Machine> Hypervisor<M> {
         match record.state() {
             None => Err(Error::InvalidAddress.into()),
             Some(FrameState::Hypervisor) => Err(Error::NotOwner.into()),
-            Some(_) if record.owner() != VmId::HOST && !self.is_dead(record.owner()) => {
+            Some(_) if record.owner() != VmId::Host && !self.is_dead(record.owner()) => {
                 Err(Error::NotOwner.into())
             }
             Some(state) => Ok(state as u64),

@@ -19,15 +19,15 @@ impl<M: Machine> Hypervisor<M> {
         base: u64,
         size: u64,
     ) -> Result<u64, Refusal> {
-        let (to, _) = self.slot(to, HandleKind::Vm)?;
-        let (object, _) = self.slot(object, HandleKind::Vm)?;
-        if to.slot == object.slot {
+        let (to, id, _) = self.slot(to, HandleKind::Vm)?;
+        let (object, object_id, _) = self.slot(object, HandleKind::Vm)?;
+        if id == object_id {
             return Err(Error::InvalidArgument.into());
         }
-        let named = (VmId::new(object.slot), object.generation);
+        let named = (object_id, object.generation);
         let end = self.guest_geometry.end();
         let capability = Capability::new(named, rights, (base, size), end)?;
-        let (mut holder, target) = self.lock_pair(VmId::new(to.slot), named.0);
+        let (mut holder, target) = self.lock_pair(Some(id), Some(object_id));
         let holder = holder.as_deref_mut().ok_or(Error::HandleNull)?;
         if holder.generation != to.generation || !holder.is_live() {
             return Err(Error::HandleRevoked.into());
@@ -57,7 +57,7 @@ impl<M: Machine> Hypervisor<M> {
 
     /// Whether a VM that owns pages is dead, without a lock. The host never is.
     pub(super) fn is_dead(&self, owner: VmId) -> bool {
-        let slot = self.slots.get(owner);
-        owner != VmId::HOST && !slot.is_some_and(|slot| slot.has_life())
+        let has_life = |id| self.slots.get(id).is_some_and(|slot| slot.has_life());
+        owner.guest().is_some_and(|id| !has_life(id))
     }
 }

@@ -14,7 +14,7 @@ impl<M: Machine> Hypervisor<M> {
     /// it that they are not gone yet.
     pub(super) fn bell_create(&self, vm: u64, label: u64) -> Result<u64, Refusal> {
         let label = u32::try_from(label).map_err(|_| Error::InvalidArgument)?;
-        let (handle, slot) = self.slot(vm, HandleKind::Vm)?;
+        let (handle, _, slot) = self.slot(vm, HandleKind::Vm)?;
         let index = slot.doorbells().create(handle.generation, label)?;
         Ok(Handle { kind: HandleKind::Doorbell, index, ..handle }.to_register())
     }
@@ -22,7 +22,7 @@ impl<M: Machine> Hypervisor<M> {
     /// Does something to the doorbell that a handle of the host's names. Takes no lock but
     /// that of the VM's doorbells.
     pub(super) fn bell(&self, doorbell: u64, action: Action) -> Result<u64, Refusal> {
-        let (handle, slot) = self.slot(doorbell, HandleKind::Doorbell)?;
+        let (handle, _, slot) = self.slot(doorbell, HandleKind::Doorbell)?;
         if action == Action::Receive(0) {
             return Err(Error::InvalidArgument.into());
         }

@@ -140,7 +140,7 @@ impl<M: Machine> Hypervisor<M> {
         // Which VM it is decides the order of the locks; it is looked up again
         // under both. Without one, the list is looked at for the sake of its error alone.
         let object = run.slot().lock().capabilities.get(handle).map(|found| found.object);
-        let (mut own, mut other) = self.lock_pair(id, object.unwrap_or(id));
+        let (mut own, mut other) = self.lock_pair(Some(id), object.ok().or(Some(id)));
         let own = own.as_deref_mut().ok_or(Error::Denied)?;
         let named = if handle == Handle::HOST {
             Err(Error::Denied)
@@ -196,7 +196,7 @@ impl<M: Machine> Hypervisor<M> {
                 self.peek(scratch)
             };
             let (_, borrower) = peek(scratch, &run.slot().lock())?;
-            let (mut own, mut other) = self.lock_pair(id, borrower);
+            let (mut own, mut other) = self.lock_pair(Some(id), borrower);
             let own = own.as_deref_mut().ok_or(Error::Denied)?;
             // What the list leads to may be something else by now.
             let (_, now) = peek(scratch, own)?;
@@ -205,10 +205,10 @@ impl<M: Machine> Hypervisor<M> {
             }
             let end = scratch.end(list);
             let mut owner = Party { id, vm: own };
-            let mut borrower = other.as_deref_mut().map(|vm| Party { id: borrower, vm });
+            let mut borrower = borrower.zip(other.as_deref_mut()).map(|(id, vm)| Party { id, vm });
             let sides =
                 Sides { owner: Some(&mut owner), borrower: borrower.as_mut(), inherits: false };
-            self.take(scratch, kind, id, sides).map(|()| end)
+            self.take(scratch, kind, id.into(), sides).map(|()| end)
         })
     }
 }

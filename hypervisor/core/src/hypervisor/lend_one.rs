@@ -14,7 +14,7 @@ use super::list::{Entry, Form};
 use super::oracle::Asked;
 use super::pieces::Piece;
 use crate::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE, PAGES_PER_BLOCK, PhysAddr};
-use crate::ledger::{Block, Record, VmId, page_in_block};
+use crate::ledger::{Block, GuestId, Record, VmId, page_in_block};
 use crate::machine::{Machine, MemoryError, Note};
 use crate::stage2::{Attributes, Descriptor};
 use crate::vm::{Slot, Vm};
@@ -68,13 +68,13 @@ impl<M: Machine> Hypervisor<M> {
         }
         let Vm { map: Some(map), counts, .. } = &mut *locked else { return None };
         let entry = map.free_page(&self.machine, at)?;
-        let record = Record::borrowed(FrameState::Lent, VmId::HOST, id, at);
+        let record = Record::borrowed(FrameState::Lent, VmId::Host, id, at);
         block.lock();
         if !leave_home(block, frame, record) {
             block.unlock();
             return None;
         }
-        self.oracle_step(VmId::HOST, Asked::Lend, block, (page_in_block(frame), 1), record);
+        self.oracle_step(VmId::Host, Asked::Lend, block, (page_in_block(frame), 1), record);
         self.machine.note(|| Note::Record { at: frame, size: PAGE_SIZE, record });
         self.host.unmap_pages(&self.machine, block, page_in_block(frame), 1);
         if self.out_of_sight(frame, PAGE_SIZE).is_err() {
@@ -82,7 +82,7 @@ impl<M: Machine> Hypervisor<M> {
         }
         self.machine.write_descriptor(entry, Descriptor::page(frame, attributes));
         self.machine.publish();
-        self.oracle_look_at(block, frame, 1, &[(id, Some(map))]);
+        self.oracle_look_at(block, frame, 1, &[(id.into(), Some(map))]);
         block.unlock();
         counts.add(FrameState::Lent, 1);
         Some(0)
@@ -110,8 +110,8 @@ impl<M: Machine> Hypervisor<M> {
             block.unlock();
             return None;
         }
-        let record = Record::borrowed(FrameState::Lent, VmId::HOST, id, at);
-        self.oracle_step(VmId::HOST, Asked::Lend, block, (0, PAGES_PER_BLOCK), record);
+        let record = Record::borrowed(FrameState::Lent, VmId::Host, id, at);
+        self.oracle_step(VmId::Host, Asked::Lend, block, (0, PAGES_PER_BLOCK), record);
         self.host.unmap_block(&self.machine, frame);
         self.machine.note(|| Note::Record { at: frame, size: BLOCK_SIZE, record });
         block.set_record(record);
@@ -120,7 +120,7 @@ impl<M: Machine> Hypervisor<M> {
         }
         self.machine.write_descriptor(entry, Descriptor::block(frame, attributes));
         self.machine.publish();
-        self.oracle_look_at(block, frame, PAGES_PER_BLOCK, &[(id, Some(map))]);
+        self.oracle_look_at(block, frame, PAGES_PER_BLOCK, &[(id.into(), Some(map))]);
         block.unlock();
         counts.add(FrameState::Lent, PAGES_PER_BLOCK as u64);
         Some(0)
@@ -137,9 +137,9 @@ impl<M: Machine> Hypervisor<M> {
 
     /// The slot that a VM's handle would be of; `None` for the host's.
     #[inline(always)]
-    fn slot_of(&self, vm: u64) -> Option<(VmId, &Slot)> {
-        let number = vm >> Handle::SLOT_SHIFT & VmId::MAX as u64;
-        let id = VmId::new(number as u16);
+    fn slot_of(&self, vm: u64) -> Option<(GuestId, &Slot)> {
+        let number = vm >> Handle::SLOT_SHIFT & GuestId::MAX as u64;
+        let id = GuestId::new(number as u16)?;
         Some((id, self.slots.get(id)?))
     }
 

@@ -20,7 +20,7 @@ use super::prepared::Prepared;
 use super::{Hypervisor, Refusal};
 use crate::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE, PAGES_PER_BLOCK};
 use crate::capability::Capability;
-use crate::ledger::{Record, VmId};
+use crate::ledger::{GuestId, Record, VmId};
 use crate::machine::{Machine, Note};
 use crate::stage2::{GuestMap, Leave, PagePool, TableCount};
 use crate::vm::Vm;
@@ -85,7 +85,7 @@ impl Give {
     }
 
     #[inline(always)]
-    const fn record(self, from: VmId, to: VmId, at: Ipa) -> Record {
+    const fn record(self, from: VmId, to: GuestId, at: Ipa) -> Record {
         match self {
             Give::Donate => Record::donated(to, at),
             _ => Record::borrowed(self.state(), from, to, at),
@@ -146,7 +146,7 @@ impl<M: Machine> Hypervisor<M> {
                     }
                 }
             });
-            locked.look(&[(id, Some(map))]);
+            locked.look(&[(id.into(), Some(map))]);
             result.map(|()| end)
         })
     }
@@ -157,14 +157,14 @@ impl<M: Machine> Hypervisor<M> {
         &self,
         mut prepared: Prepared<'_>,
         kind: Give,
-        to: VmId,
+        to: GuestId,
         map: &GuestMap,
         pool: &mut PagePool,
     ) -> u64 {
         let mut full = false;
         let mut pages = 0;
         for extent in prepared.extents() {
-            let record = kind.record(VmId::HOST, to, extent.guest());
+            let record = kind.record(VmId::Host, to, extent.guest());
             full |= self.leave_home(extent, record, kind.asked());
             pages += extent.pages as u64;
         }
@@ -194,7 +194,7 @@ impl<M: Machine> Hypervisor<M> {
         self.read_list(scratch, Reader::Guest(own), form, list, part)?;
         let (commits, end) = (scratch.is_to_be_done(), scratch.end(list));
         let mut to = to;
-        let to_id = to.as_ref().map_or(VmId::HOST, |(party, _)| party.id);
+        let to_id = to.as_ref().map(|(party, _)| party.id);
         if let Some((Party { vm: Vm { map: Some(map), pool, .. }, .. }, capability)) = &mut to {
             scratch.sort_by_guest()?;
             check_all(scratch.extents_mut().iter_mut(), |extent| {
@@ -207,7 +207,7 @@ impl<M: Machine> Hypervisor<M> {
         let prepared = locked.prepare(|extents| {
             let mut tables = TableCount::new();
             check_all(extents.iter_mut(), |extent| {
-                self.check_donated(extent, from.id)?;
+                self.check_donated(extent, from.id.into())?;
                 if kind.hides() {
                     let span = extent.own_span();
                     own.prepare_unmap(&self.machine, span, kind.leave(), &mut tables);
@@ -222,7 +222,7 @@ impl<M: Machine> Hypervisor<M> {
                 self.commit_guest_gives(prepared, kind, from, to, to_id);
             }
         });
-        locked.look(&[(from.id, from.vm.map.as_ref())]);
+        locked.look(&[(from.id.into(), from.vm.map.as_ref())]);
         result.map(|()| end)
     }
 
@@ -232,9 +232,9 @@ impl<M: Machine> Hypervisor<M> {
         kind: Give,
         from: &mut Party<'_>,
         mut to: Option<&mut Party<'_>>,
-        to_id: VmId,
+        to_id: Option<GuestId>,
     ) {
-        let from_id = from.id;
+        let from_id = from.id.into();
         if kind.hides() {
             let Vm { map: Some(map), pool, .. } = &mut *from.vm else { return };
             let mut gone = Gone::new();
@@ -253,8 +253,8 @@ impl<M: Machine> Hypervisor<M> {
         let mut parties = Parties::new(Some(&mut *from), to.as_deref_mut());
         for extent in prepared.extents() {
             let record = match to_id {
-                VmId::HOST => Record::HOME,
-                to => kind.record(from_id, to, extent.guest()),
+                None => Record::HOME,
+                Some(to) => kind.record(from_id, to, extent.guest()),
             };
             for piece in self.pieces(extent) {
                 let new = record.nth(piece.page as u64);
@@ -279,7 +279,7 @@ impl<M: Machine> Hypervisor<M> {
     pub(super) fn donate_metadata(
         &self,
         scratch: &mut Scratch,
-        id: VmId,
+        id: GuestId,
         vm: &mut Vm,
         commits: bool,
     ) -> Result<(), Refusal> {
@@ -293,14 +293,14 @@ impl<M: Machine> Hypervisor<M> {
                 vm.counts.add(FrameState::Metadata, pages - broken);
             }
         });
-        locked.look(&[(id, vm.map.as_ref())]);
+        locked.look(&[(id.into(), vm.map.as_ref())]);
         result
     }
 
     /// Returns how many of the pages turned out to be broken.
-    fn commit_metadata(&self, mut prepared: Prepared<'_>, id: VmId, pool: &mut PagePool) -> u64 {
+    fn commit_metadata(&self, mut prepared: Prepared<'_>, id: GuestId, pool: &mut PagePool) -> u64 {
         let extents = prepared.extents();
-        let record = Record::borrowed(FrameState::Metadata, VmId::HOST, id, Ipa(0));
+        let record = Record::borrowed(FrameState::Metadata, VmId::Host, id, Ipa(0));
         let mut full = false;
         for extent in extents {
             full |= self.leave_home(extent, record, Asked::Equip);
@@ -371,7 +371,7 @@ impl<M: Machine> Hypervisor<M> {
     fn check_home(&self, extent: &Extent) -> Result<(), Refusal> {
         match self.ledger.records(extent.block).first_away(extent.first(), extent.pages.into()) {
             None => Ok(()),
-            Some(page) => Err(self.why_not_given(extent, page, VmId::HOST)),
+            Some(page) => Err(self.why_not_given(extent, page, VmId::Host)),
         }
     }
 
@@ -412,7 +412,7 @@ impl<M: Machine> Hypervisor<M> {
     fn leave_home(&self, extent: &Extent, record: Record, asked: Asked) -> bool {
         let hide = asked != Asked::Share;
         let pages = extent.pages as usize;
-        self.oracle_step(VmId::HOST, asked, extent.block, (extent.first(), pages), record);
+        self.oracle_step(VmId::Host, asked, extent.block, (extent.first(), pages), record);
         self.machine.note(|| Note::Record { at: extent.frame, size: extent.size(), record });
         if pages == PAGES_PER_BLOCK && !self.ledger.is_split(extent.block) {
             if hide {

@@ -29,7 +29,7 @@ use escrow_abi::{Error, FrameState, Rights};
 
 use crate::addr::{BLOCK_SIZE, PAGE_SIZE, PhysAddr, PhysRange};
 use crate::gate::Gate;
-use crate::ledger::{FRAMES_PER_BLOCK, Ledger, RamError, RamMap, Record, Reserve, VmId};
+use crate::ledger::{FRAMES_PER_BLOCK, GuestId, Ledger, RamError, RamMap, Record, Reserve, VmId};
 use crate::log::LogRing;
 use crate::machine::{Machine, Note};
 use crate::stage2::{
@@ -125,7 +125,7 @@ pub enum SetupError {
 /// How many guests there may be at a time: each has a VMID of its own, and the host
 /// has 0.
 pub const fn max_guests(features: &Stage2Features) -> u16 {
-    if features.vmid16 { VmId::MAX } else { 255 }
+    if features.vmid16 { GuestId::MAX } else { 255 }
 }
 
 /// Escrow's state. One for the machine.
@@ -209,7 +209,7 @@ impl<M: Machine> Hypervisor<M> {
         let traps = Traps::new(setup.traps).map_err(SetupError::Trap)?;
         let host = HostMap::new(&machine, &ledger, &setup.features, &traps, setup.reserve)
             .map_err(SetupError::Map)?;
-        machine.note(|| Note::Root(VmId::HOST, host.context()));
+        machine.note(|| Note::Root(VmId::Host, host.context()));
         oracle::begin(&ledger);
         let at_boot = FrameState::ALL.map(|state| ledger.count(state));
         let guest_geometry = Geometry::new(setup.features.pa_bits.min(GUEST_ADDRESS_BITS));

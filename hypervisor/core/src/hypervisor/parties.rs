@@ -3,19 +3,19 @@
 //! The VMs that a call is about, and what they have.
 
 use super::Hypervisor;
-use crate::ledger::{Record, VmId};
+use crate::ledger::{GuestId, Record};
 use crate::machine::Machine;
 use crate::sync::TicketMutexGuard;
 use crate::vm::Vm;
 
 /// A VM that is locked.
 pub(super) struct Party<'a> {
-    pub id: VmId,
+    pub id: GuestId,
     pub vm: &'a mut Vm,
 }
 
 /// The guests among a call's parties: one, two, or none when pages are the host's alone.
-pub(super) struct Parties<'a>([Option<(VmId, &'a mut Vm)>; 2]);
+pub(super) struct Parties<'a>([Option<(GuestId, &'a mut Vm)>; 2]);
 
 /// A VM's lock, or none for the host.
 pub(super) type MaybeLocked<'a> = Option<TicketMutexGuard<'a, Vm>>;
@@ -26,7 +26,7 @@ impl<'a> Parties<'a> {
         Parties([a, b])
     }
 
-    fn vm(&mut self, id: VmId) -> Option<&mut Vm> {
+    fn vm(&mut self, id: GuestId) -> Option<&mut Vm> {
         self.0.iter_mut().flatten().find(|party| party.0 == id).map(|party| &mut *party.1)
     }
 
@@ -39,10 +39,10 @@ impl<'a> Parties<'a> {
             vm.counts.add(state, pages);
         }
         if old.owner() != new.owner() {
-            if let Some(vm) = self.vm(old.owner()) {
+            if let Some(vm) = old.owner().guest().and_then(|id| self.vm(id)) {
                 vm.owned -= pages;
             }
-            if let Some(vm) = self.vm(new.owner()) {
+            if let Some(vm) = new.owner().guest().and_then(|id| self.vm(id)) {
                 vm.owned += pages;
             }
         }
@@ -50,10 +50,13 @@ impl<'a> Parties<'a> {
 }
 
 impl<M: Machine> Hypervisor<M> {
-    /// Takes the locks of two VMs, the one with the lower number first. The
-    /// host has none.
-    pub(super) fn lock_pair(&self, a: VmId, b: VmId) -> (MaybeLocked<'_>, MaybeLocked<'_>) {
-        let lock = |id: VmId| self.slots.get(id).map(|slot| slot.lock());
+    /// Takes the locks of two guests, the one with the lower number first.
+    pub(super) fn lock_pair(
+        &self,
+        a: Option<GuestId>,
+        b: Option<GuestId>,
+    ) -> (MaybeLocked<'_>, MaybeLocked<'_>) {
+        let lock = |id: Option<GuestId>| Some(self.slots.get(id?)?.lock());
         if a == b {
             return (lock(a), None);
         }

@@ -9,7 +9,7 @@ use super::pieces::Piece;
 use super::portions::{PORTION_PAGES, Progress};
 use super::{Hypervisor, Refusal, check_range};
 use crate::addr::{Ipa, PAGE_SIZE, PAGES_PER_BLOCK, PhysAddr};
-use crate::ledger::{Block, Record, VmId, page_in_block};
+use crate::ledger::{Block, GuestId, Record, VmId, page_in_block};
 use crate::machine::Machine;
 use crate::vcpu::Answer;
 use crate::vm::{Run, Vm};
@@ -95,7 +95,7 @@ impl<M: Machine> Hypervisor<M> {
                 } else {
                     FrameState::UnlockedContents
                 };
-                self.set_state(found, vm, state, (run.id(), Asked::Unlock));
+                self.set_state(found, vm, state, (run.id().into(), Asked::Unlock));
             }
         };
         self.for_range(run, range, allowed, modify, false)
@@ -111,7 +111,7 @@ impl<M: Machine> Hypervisor<M> {
             // The owner may look without caches. It may not see what the guest wrote
             // last if the memory is broken, but nothing that is not the guest's or its own.
             let _ = self.machine.clean_to_poc(found.frame, found.piece.size());
-            self.set_state(found, vm, FrameState::SharedBack, (run.id(), Asked::ShareBack));
+            self.set_state(found, vm, FrameState::SharedBack, (run.id().into(), Asked::ShareBack));
         };
         self.for_range(run, range, allowed, open, true)
     }
@@ -138,7 +138,7 @@ impl<M: Machine> Hypervisor<M> {
             let (from, end) = next_portion(at, reached.checked, pages);
             self.for_pieces(run.id(), &mut vm, (from, end), &allowed, |found, _| {
                 if found.piece.record.is(FrameState::SharedBack) {
-                    let to_host = found.piece.record.owner() == VmId::HOST;
+                    let to_host = found.piece.record.owner() == VmId::Host;
                     reached.kept |= OPEN | if to_host { OPEN_TO_HOST } else { 0 };
                 }
             })?;
@@ -216,7 +216,7 @@ impl<M: Machine> Hypervisor<M> {
 
     fn prepare_range<'v>(
         &self,
-        id: VmId,
+        id: GuestId,
         vm: &'v mut Vm,
         (at, end): (u64, u64),
         allowed: &impl Fn(Record) -> bool,
@@ -249,7 +249,7 @@ impl<M: Machine> Hypervisor<M> {
     /// range may not be about.
     fn for_pieces(
         &self,
-        id: VmId,
+        id: GuestId,
         vm: &mut Vm,
         (at, end): (u64, u64),
         allowed: &impl Fn(Record) -> bool,

@@ -96,7 +96,7 @@ impl<M: Machine> Hypervisor<M> {
 /// system may read: all else is taken for a guest's secret, also in a state
 /// that is not named here.
 fn pass_of(record: Record) -> Option<Pass> {
-    let hosts = record.owner() == VmId::HOST;
+    let hosts = record.owner() == VmId::Host;
     match record.state() {
         Some(FrameState::Owned | FrameState::Pinned) if hosts => None,
         // The host reads it all along.
@@ -113,15 +113,20 @@ fn pass_of(record: Record) -> Option<Pass> {
 mod tests {
     use super::*;
     use crate::addr::Ipa;
+    use crate::ledger::GuestId;
+
+    fn guest(number: u16) -> GuestId {
+        GuestId::new(number).unwrap()
+    }
 
     #[test]
     fn only_what_is_the_host_s_or_escrow_s_is_kept() {
         use FrameState::{Hypervisor, Owned, Pinned, Shared};
         for state in FrameState::ALL {
-            for owner in [VmId::HOST, VmId::new(2)] {
-                let record = Record::borrowed(state, owner, VmId::new(1), Ipa(0));
+            for owner in [VmId::Host, VmId::Guest(guest(2))] {
+                let record = Record::borrowed(state, owner, guest(1), Ipa(0));
                 let known = match state {
-                    Owned | Pinned | Shared => owner == VmId::HOST,
+                    Owned | Pinned | Shared => owner == VmId::Host,
                     state => state == Hypervisor,
                 };
                 assert_eq!(pass_of(record).is_none(), known, "{record:?}");

@@ -16,7 +16,7 @@ use super::portions::Progress;
 use super::prepared::Prepared;
 use super::{Hypervisor, Refusal};
 use crate::addr::{BLOCK_SIZE, PAGE_SIZE};
-use crate::ledger::{Record, VmId};
+use crate::ledger::{GuestId, Record, VmId};
 use crate::machine::{Machine, MemoryError};
 use crate::stage2::{GuestMap, Leave, Span, TableCount};
 use crate::vm::{Life, Vm};
@@ -70,16 +70,16 @@ pub(super) struct Sides<'a, 'v> {
 }
 
 impl Sides<'_, '_> {
-    fn ids(&self) -> (VmId, VmId) {
-        let id = |party: &Option<&mut Party<'_>>| party.as_ref().map_or(VmId::HOST, |p| p.id);
-        (id(&self.owner), id(&self.borrower))
+    fn ids(&self) -> (VmId, Option<GuestId>) {
+        let owner = self.owner.as_ref().map_or(VmId::Host, |party| party.id.into());
+        (owner, self.borrower.as_ref().map(|party| party.id))
     }
 
     /// The maps of those that have one.
     fn maps(&self) -> [(VmId, Option<&GuestMap>); 2] {
         [&self.owner, &self.borrower].map(|party| match party {
-            Some(party) => (party.id, party.vm.map.as_ref()),
-            None => (VmId::HOST, None),
+            Some(party) => (party.id.into(), party.vm.map.as_ref()),
+            None => (VmId::Host, None),
         })
     }
 
@@ -106,12 +106,13 @@ impl<M: Machine> Hypervisor<M> {
             let end = scratch.end(list);
             scratch.sort_by_frame()?;
             let (owner, borrower) = self.peek(scratch)?;
-            let (mut owner_vm, mut borrower_vm) = self.lock_pair(owner, borrower);
+            let (mut owner_vm, mut borrower_vm) = self.lock_pair(owner.guest(), borrower);
             let inherits = owner_vm.as_ref().is_some_and(|vm| vm.life == Life::Dead);
-            let mut owner = owner_vm.as_deref_mut().map(|vm| Party { id: owner, vm });
-            let mut borrower = borrower_vm.as_deref_mut().map(|vm| Party { id: borrower, vm });
+            let party = |(id, vm)| Party { id, vm };
+            let mut owner = owner.guest().zip(owner_vm.as_deref_mut()).map(party);
+            let mut borrower = borrower.zip(borrower_vm.as_deref_mut()).map(party);
             let sides = Sides { owner: owner.as_mut(), borrower: borrower.as_mut(), inherits };
-            self.take(scratch, kind, VmId::HOST, sides).map(|()| end)
+            self.take(scratch, kind, VmId::Host, sides).map(|()| end)
         })
     }
 
@@ -127,7 +128,7 @@ impl<M: Machine> Hypervisor<M> {
 
     /// Whose the first entry's frame is and who has it, as it looks without a
     /// lock; to be checked under it.
-    pub(super) fn peek(&self, scratch: &Scratch) -> Result<(VmId, VmId), Refusal> {
+    pub(super) fn peek(&self, scratch: &Scratch) -> Result<(VmId, Option<GuestId>), Refusal> {
         let first = scratch.first().ok_or(Error::InvalidSize)?;
         Ok(pair(self.ledger.get_in(first.block, first.frame)))
     }
@@ -185,7 +186,7 @@ impl<M: Machine> Hypervisor<M> {
                 let inherits = if record.owner() == owner {
                     inherits
                 } else {
-                    caller == VmId::HOST && self.is_dead(record.owner())
+                    caller == VmId::Host && self.is_dead(record.owner())
                 };
                 // The host says which memory is broken, whoever has it.
                 let mine = record.owner() == caller || inherits || kind == Taking::Poison;
@@ -461,7 +462,7 @@ impl<M: Machine> Hypervisor<M> {
 }
 
 /// Whose a frame is, and who else has it.
-fn pair(record: Record) -> (VmId, VmId) {
+fn pair(record: Record) -> (VmId, Option<GuestId>) {
     (record.owner(), record.borrower())
 }
 

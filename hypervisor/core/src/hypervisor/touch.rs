@@ -6,7 +6,7 @@ use escrow_abi::FrameState;
 
 use super::Hypervisor;
 use crate::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE, PAGES_PER_BLOCK};
-use crate::ledger::{Record, VmId, page_in_block};
+use crate::ledger::{GuestId, Record, page_in_block};
 use crate::machine::Machine;
 use crate::stage2::{Span, TableCount};
 use crate::vm::Vm;
@@ -26,7 +26,7 @@ impl<M: Machine> Hypervisor<M> {
     /// Looks at what a guest touched and stage 2 had no valid entry for. What it
     /// owns and has lent, and the borrower has opened to it, is mapped now.
     #[cold]
-    pub(crate) fn guest_touches(&self, id: VmId, vm: &mut Vm, at: Ipa) -> Touched {
+    pub(crate) fn guest_touches(&self, id: GuestId, vm: &mut Vm, at: Ipa) -> Touched {
         let Vm { map: Some(map), pool, .. } = vm else { return Touched::Nothing };
         if at.0 >= map.end() {
             return Touched::Nothing;
@@ -41,7 +41,8 @@ impl<M: Machine> Hypervisor<M> {
             return Touched::Reachable;
         }
         let Some(block) = self.ledger.locate(frame) else { return Touched::Nothing };
-        let opened = |record: Record| record.is(FrameState::SharedBack) && record.owner() == id;
+        let opened =
+            |record: Record| record.is(FrameState::SharedBack) && record.owner() == id.into();
         self.ledger.lock(block);
         let whole = leaf.level == 2 && self.ledger.whole_block(block).is_some_and(opened);
         let span = if whole {

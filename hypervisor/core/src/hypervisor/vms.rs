@@ -12,7 +12,7 @@ use super::portions::{PORTION_BLOCKS, Part, Progress};
 use super::{Hypervisor, Refusal, check_range};
 use crate::addr::PAGE_SIZE;
 use crate::capability::Capabilities;
-use crate::ledger::VmId;
+use crate::ledger::GuestId;
 use crate::machine::{Machine, Note};
 use crate::stage2::{GuestMap, PagePool, Stage2Context};
 use crate::sync::TicketMutexGuard;
@@ -37,13 +37,18 @@ impl From<Error> for NoRun {
 
 impl<M: Machine> Hypervisor<M> {
     /// The slot that a handle names, whatever has become of its VM.
-    pub(super) fn slot(&self, handle: u64, kind: HandleKind) -> Result<(Handle, &Slot), Error> {
+    pub(super) fn slot(
+        &self,
+        handle: u64,
+        kind: HandleKind,
+    ) -> Result<(Handle, GuestId, &Slot), Error> {
         let handle = Handle::from_register(handle).ok_or(Error::HandleNull)?;
         if handle.kind != kind {
             return Err(Error::HandleType);
         }
-        let slot = self.slots.get(VmId::new(handle.slot)).ok_or(Error::HandleNull)?;
-        Ok((handle, slot))
+        let slot = GuestId::new(handle.slot).and_then(|id| Some((id, self.slots.get(id)?)));
+        let (id, slot) = slot.ok_or(Error::HandleNull)?;
+        Ok((handle, id, slot))
     }
 
     /// Locks the VM that a handle names, if its handles are valid.
@@ -51,25 +56,25 @@ impl<M: Machine> Hypervisor<M> {
         &self,
         handle: u64,
         kind: HandleKind,
-    ) -> Result<(Handle, &Slot, TicketMutexGuard<'_, Vm>), Error> {
-        let (handle, slot) = self.slot(handle, kind)?;
+    ) -> Result<(Handle, GuestId, &Slot, TicketMutexGuard<'_, Vm>), Error> {
+        let (handle, id, slot) = self.slot(handle, kind)?;
         let vm = slot.lock();
         if vm.generation != handle.generation || !vm.is_alive() {
             return Err(Error::HandleRevoked);
         }
-        Ok((handle, slot, vm))
+        Ok((handle, id, slot, vm))
     }
 
     /// Locks a VM that is created or started.
     pub(super) fn lock_live_vm(
         &self,
         handle: u64,
-    ) -> Result<(VmId, TicketMutexGuard<'_, Vm>), Error> {
-        let (handle, _, vm) = self.lock_named(handle, HandleKind::Vm)?;
+    ) -> Result<(GuestId, TicketMutexGuard<'_, Vm>), Error> {
+        let (_, id, _, vm) = self.lock_named(handle, HandleKind::Vm)?;
         if vm.life == Life::Ending {
             return Err(Error::HandleRevoked);
         }
-        Ok((VmId::new(handle.slot), vm))
+        Ok((id, vm))
     }
 
     pub(super) fn vm_create(&self, scratch: &mut Scratch, list: List) -> Result<[u64; 4], Refusal> {
@@ -99,7 +104,7 @@ impl<M: Machine> Hypervisor<M> {
         let root = vm.pool.pop(&self.machine).ok_or(none)?;
         let vttbr = u64::from(id.get()) << 48 | root.0;
         let context = Stage2Context { vttbr, vtcr: self.guest_vtcr };
-        self.machine.note(|| Note::Root(id, &context));
+        self.machine.note(|| Note::Root(id.into(), &context));
         let generation = vm.begin(GuestMap::new(self.guest_geometry, root, context));
         slot.open(&context, generation);
         vm.live_handle = vm_handle(id.get(), generation).to_register();
@@ -139,7 +144,7 @@ impl<M: Machine> Hypervisor<M> {
     }
 
     pub(super) fn vm_start(&self, vm: u64) -> Result<(), Refusal> {
-        let (handle, slot, mut vm) = self.lock_named(vm, HandleKind::Vm)?;
+        let (handle, _, slot, mut vm) = self.lock_named(vm, HandleKind::Vm)?;
         if vm.life != Life::Created || slot.vcpus() == 0 {
             return Err(Error::Denied.into());
         }
@@ -149,21 +154,21 @@ impl<M: Machine> Hypervisor<M> {
     }
 
     pub(super) fn vm_destroy(&self, vm: u64) -> Result<(), Refusal> {
-        let (handle, slot, mut vm) = self.lock_named(vm, HandleKind::Vm)?;
+        let (_, id, slot, mut vm) = self.lock_named(vm, HandleKind::Vm)?;
         if !slot.end(&mut vm) {
             return Err(Error::Busy.into());
         }
-        self.bury(VmId::new(handle.slot), slot, &mut vm);
+        self.bury(id, slot, &mut vm);
         Ok(())
     }
 
     /// The end of a VM that no CPU is inside of, and none can enter.
-    pub(super) fn bury(&self, id: VmId, slot: &Slot, vm: &mut Vm) {
+    pub(super) fn bury(&self, id: GuestId, slot: &Slot, vm: &mut Vm) {
         slot.close();
         // What TLBs hold of it goes once, for all its pages and for the next VM
         // with its VMID.
         if let Some(map) = vm.map.take() {
-            self.machine.note(|| Note::Drop(id));
+            self.machine.note(|| Note::Drop(id.into()));
             self.machine.invalidate_all(map.context());
         }
         // The tables and vCPUs are plain metadata pages from here on.
@@ -174,7 +179,7 @@ impl<M: Machine> Hypervisor<M> {
     }
 
     pub(super) fn vm_info(&self, vm: u64) -> Result<[u64; 4], Refusal> {
-        let (_, _, vm) = self.lock_named(vm, HandleKind::Vm)?;
+        let (_, _, _, vm) = self.lock_named(vm, HandleKind::Vm)?;
         let state = match vm.life {
             Life::Created => 0,
             Life::Started => 1,
@@ -187,7 +192,7 @@ impl<M: Machine> Hypervisor<M> {
         if index >= MAX_VCPUS as u64 {
             return Err(Error::InvalidArgument.into());
         }
-        let (handle, slot, mut vm) = self.lock_named(vm, HandleKind::Vm)?;
+        let (handle, _, slot, mut vm) = self.lock_named(vm, HandleKind::Vm)?;
         if vm.life != Life::Created || slot.vcpu(index as u8).is_some() {
             return Err(Error::Denied.into());
         }
@@ -206,7 +211,7 @@ impl<M: Machine> Hypervisor<M> {
         register: u64,
         value: u64,
     ) -> Result<(), Refusal> {
-        let (handle, slot, vm) = self.lock_named(vcpu, HandleKind::Vcpu)?;
+        let (handle, _, slot, vm) = self.lock_named(vcpu, HandleKind::Vcpu)?;
         if vm.life != Life::Created {
             return Err(Error::Denied.into());
         }
@@ -252,10 +257,10 @@ impl<M: Machine> Hypervisor<M> {
         if x5 | x6 | x7 != 0 {
             return Err(Error::InvalidArgument.into());
         }
-        let (handle, slot) = self.slot(vcpu, HandleKind::Vcpu)?;
+        let (handle, id, slot) = self.slot(vcpu, HandleKind::Vcpu)?;
         let Some(entered) = slot.enter(handle.generation) else {
             // Slow path: say why.
-            let (_, _, vm) = self.lock_named(vcpu, HandleKind::Vcpu)?;
+            let (_, _, _, vm) = self.lock_named(vcpu, HandleKind::Vcpu)?;
             let ended = vm.life == Life::Ending;
             return Err(if ended { Error::HandleRevoked } else { Error::Denied }.into());
         };
@@ -264,7 +269,7 @@ impl<M: Machine> Hypervisor<M> {
             return Err(NoRun::Down(reason));
         }
         let cell = self.machine.vcpu(page).try_lock().ok_or(Error::Busy)?;
-        let mut run = Run::new(cell, entered, VmId::new(handle.slot), self.guest_vtcr);
+        let mut run = Run::new(cell, entered, id, self.guest_vtcr);
         run.resume([resume0, resume1, resume2])?;
         Ok(run)
     }

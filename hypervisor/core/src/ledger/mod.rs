@@ -39,7 +39,7 @@ use escrow_nospec as nospec;
 use crate::addr::{BLOCK_SIZE, PAGE_SIZE, PAGES_PER_BLOCK, PhysAddr, PhysRange};
 use crate::stage2::{HostBlock, HostGib};
 pub use block_lock::TicketLock;
-pub use record::{Record, VmId};
+pub use record::{GuestId, Record, VmId};
 
 /// RAM ranges that a machine may have, after adjacent ones are merged.
 pub const MAX_RANGES: usize = 64;

@@ -4,30 +4,78 @@
 //! borrower sees it, in one 64-bit word.
 
 use core::fmt;
+use core::num::NonZeroU16;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use escrow_abi::FrameState;
 
 use crate::addr::{Ipa, PAGE_SIZE, PAGES_PER_BLOCK};
 
-/// A VM in the ledger. 0 is the host.
+/// A guest in the ledger: the number of its slot, from 1, and its VMID.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct VmId(u16);
+pub struct GuestId(NonZeroU16);
 
-impl VmId {
-    /// The host.
-    pub const HOST: VmId = VmId(0);
-    /// The largest number.
+impl GuestId {
+    /// The largest number: what a record has room for.
     pub const MAX: u16 = (1 << 12) - 1;
 
-    /// The VM with this number; the number is cut to 12 bits.
-    pub const fn new(number: u16) -> VmId {
-        VmId(number & Self::MAX)
+    /// The guest with this number; `None` for 0, and beyond [`Self::MAX`].
+    #[inline(always)]
+    pub const fn new(number: u16) -> Option<GuestId> {
+        match NonZeroU16::new(number) {
+            Some(id) if number <= Self::MAX => Some(GuestId(id)),
+            _ => None,
+        }
     }
 
     /// The number.
+    #[inline(always)]
     pub const fn get(self) -> u16 {
-        self.0
+        self.0.get()
+    }
+}
+
+/// A VM in the ledger.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum VmId {
+    /// The host.
+    Host,
+    /// A guest.
+    Guest(GuestId),
+}
+
+impl VmId {
+    /// The VMID: the host's is 0.
+    #[inline(always)]
+    pub const fn vmid(self) -> u16 {
+        match self {
+            VmId::Host => 0,
+            VmId::Guest(id) => id.get(),
+        }
+    }
+
+    /// The guest that it is, if any.
+    #[inline(always)]
+    pub const fn guest(self) -> Option<GuestId> {
+        match self {
+            VmId::Host => None,
+            VmId::Guest(id) => Some(id),
+        }
+    }
+
+    /// The VM with a VMID, of which the upper bits are cut off.
+    #[inline(always)]
+    const fn of_vmid(vmid: u64) -> VmId {
+        match GuestId::new(vmid as u16 & GuestId::MAX) {
+            Some(id) => VmId::Guest(id),
+            None => VmId::Host,
+        }
+    }
+}
+
+impl From<GuestId> for VmId {
+    fn from(id: GuestId) -> VmId {
+        VmId::Guest(id)
     }
 }
 
@@ -66,16 +114,24 @@ impl Record {
     pub const POISONED: Record = Record((FrameState::Poisoned as u64) << KIND_SHIFT);
 
     /// A frame that a guest owns and has to itself.
-    pub const fn donated(owner: VmId, guest: Ipa) -> Record {
-        Record::borrowed(FrameState::Donated, owner, VmId::HOST, guest)
+    pub const fn donated(owner: GuestId, guest: Ipa) -> Record {
+        Record::new(FrameState::Donated, VmId::Guest(owner), None, guest)
     }
 
     /// A frame that `owner` lets `borrower` use.
-    pub const fn borrowed(state: FrameState, owner: VmId, borrower: VmId, guest: Ipa) -> Record {
+    pub const fn borrowed(state: FrameState, owner: VmId, borrower: GuestId, guest: Ipa) -> Record {
+        Record::new(state, owner, Some(borrower), guest)
+    }
+
+    const fn new(state: FrameState, owner: VmId, borrower: Option<GuestId>, guest: Ipa) -> Record {
+        let borrower = match borrower {
+            Some(id) => id.get(),
+            None => 0,
+        };
         Record(
             (state as u64) << KIND_SHIFT
-                | (owner.0 as u64) << OWNER_SHIFT
-                | (borrower.0 as u64) << BORROWER_SHIFT
+                | (owner.vmid() as u64) << OWNER_SHIFT
+                | (borrower as u64) << BORROWER_SHIFT
                 | ((guest.0 / PAGE_SIZE) & GUEST_MASK),
         )
     }
@@ -136,12 +192,13 @@ impl Record {
 
     /// Who owns the frame.
     pub const fn owner(self) -> VmId {
-        VmId::new((self.0 >> OWNER_SHIFT) as u16)
+        VmId::of_vmid(self.0 >> OWNER_SHIFT)
     }
 
-    /// Who borrows it. Meaningless for states without a borrower.
-    pub const fn borrower(self) -> VmId {
-        VmId::new((self.0 >> BORROWER_SHIFT) as u16)
+    /// Who borrows it; for metadata the VM that it serves. `None` for states without a
+    /// borrower.
+    pub const fn borrower(self) -> Option<GuestId> {
+        VmId::of_vmid(self.0 >> BORROWER_SHIFT).guest()
     }
 
     /// Where the borrower sees it.
@@ -151,9 +208,9 @@ impl Record {
 
     /// The VM that counts the frame among its own: the borrower, or the owner of what is
     /// donated. `None` for what no guest has.
-    pub const fn holder(self) -> Option<VmId> {
+    pub const fn holder(self) -> Option<GuestId> {
         match self.state() {
-            Some(FrameState::Donated) => Some(self.owner()),
+            Some(FrameState::Donated) => self.owner().guest(),
             Some(
                 FrameState::Shared
                 | FrameState::Lent
@@ -161,7 +218,7 @@ impl Record {
                 | FrameState::UnlockedContents
                 | FrameState::SharedBack
                 | FrameState::Metadata,
-            ) => Some(self.borrower()),
+            ) => self.borrower(),
             _ => None,
         }
     }
@@ -187,12 +244,13 @@ impl Record {
         let borrower =
             matches!(state, Some(Shared | SharedBack | Lent | UnlockedContents | UnlockedZeroed));
         let owner = owner.then_some(self.owner());
-        owner.into_iter().chain(borrower.then_some(self.borrower()))
+        let borrower = self.borrower().filter(|_| borrower).map(VmId::Guest);
+        owner.into_iter().chain(borrower)
     }
 
     /// Whether the host's address space holds the frame.
     pub const fn host_reaches(self) -> bool {
-        self.owner().0 == 0
+        matches!(self.owner(), VmId::Host)
             && matches!(
                 self.state(),
                 Some(
@@ -223,8 +281,8 @@ impl fmt::Debug for Record {
             (Some(state), _) => write!(
                 f,
                 "{state:?}(owner {}, borrower {}, at {})",
-                self.owner().0,
-                self.borrower().0,
+                self.owner().vmid(),
+                self.borrower().map_or(0, GuestId::get),
                 self.guest()
             ),
             (None, Some(away)) => write!(f, "Split({away} away)"),
@@ -237,17 +295,32 @@ impl fmt::Debug for Record {
 mod tests {
     use super::*;
 
+    fn guest(number: u16) -> GuestId {
+        GuestId::new(number).unwrap()
+    }
+
+    #[test]
+    fn the_host_is_no_guest() {
+        assert_eq!(GuestId::new(0), None);
+        assert_eq!(GuestId::new(GuestId::MAX + 1), None);
+        assert_eq!(guest(GuestId::MAX).get(), 0xfff);
+        assert_eq!(VmId::of_vmid(0), VmId::Host);
+        assert_eq!(Record::HOME.borrower(), None);
+        assert_eq!(Record::donated(guest(3), Ipa(0)).borrower(), None);
+        assert_eq!(size_of::<VmId>(), 2);
+    }
+
     #[test]
     fn fields_come_back() {
         let record = Record::borrowed(
             FrameState::Lent,
-            VmId::new(0xabc),
-            VmId::new(7),
+            VmId::Guest(guest(0xabc)),
+            guest(7),
             Ipa(0xffff_ffff_f000),
         );
         assert!(record.is(FrameState::Lent));
-        assert_eq!(record.owner(), VmId::new(0xabc));
-        assert_eq!(record.borrower(), VmId::new(7));
+        assert_eq!(record.owner(), VmId::Guest(guest(0xabc)));
+        assert_eq!(record.borrower(), Some(guest(7)));
         assert_eq!(record.guest(), Ipa(0xffff_ffff_f000));
         let unlocked = record.with_state(FrameState::UnlockedContents);
         assert!(unlocked.is(FrameState::UnlockedContents));
@@ -257,7 +330,7 @@ mod tests {
     #[test]
     fn zero_is_home() {
         assert!(Record::from_bits(0).is(FrameState::Owned));
-        assert_eq!(Record::from_bits(0).owner(), VmId::HOST);
+        assert_eq!(Record::from_bits(0).owner(), VmId::Host);
         assert!(Record::HOME.host_reaches());
     }
 
@@ -265,10 +338,10 @@ mod tests {
     fn the_host_reaches_its_own_and_what_is_open_to_it() {
         use FrameState::{Owned, Pinned, Shared, SharedBack};
         for state in FrameState::ALL {
-            let record = Record::borrowed(state, VmId::HOST, VmId::new(1), Ipa(0));
+            let record = Record::borrowed(state, VmId::Host, guest(1), Ipa(0));
             let reached = matches!(state, Owned | Shared | SharedBack | Pinned);
             assert_eq!(record.host_reaches(), reached, "{state:?}");
-            let of_guest = Record::borrowed(state, VmId::new(2), VmId::new(1), Ipa(0));
+            let of_guest = Record::borrowed(state, VmId::Guest(guest(2)), guest(1), Ipa(0));
             assert!(!of_guest.host_reaches(), "{state:?}");
         }
         assert!(!Record::NO_RAM.host_reaches());
@@ -277,7 +350,7 @@ mod tests {
 
     #[test]
     fn nth_counts_guest_pages_only_where_there_are_any() {
-        let lent = Record::borrowed(FrameState::Lent, VmId::HOST, VmId::new(1), Ipa(0x20_0000));
+        let lent = Record::borrowed(FrameState::Lent, VmId::Host, guest(1), Ipa(0x20_0000));
         assert_eq!(lent.nth(3).guest(), Ipa(0x20_3000));
         assert_eq!(Record::HOME.nth(3), Record::HOME);
     }

@@ -10,7 +10,7 @@ fn ledger(ram: &[PhysRange]) -> Ledger {
 }
 
 fn lent(guest: u64) -> Record {
-    Record::borrowed(FrameState::Lent, VmId::HOST, VmId::new(1), Ipa(guest))
+    Record::borrowed(FrameState::Lent, VmId::Host, GuestId::new(1).unwrap(), Ipa(guest))
 }
 
 #[test]
@@ -167,7 +167,7 @@ fn every_bank_has_its_own_records() {
         (0..MAX_RANGES as u64).map(|n| PhysRange::new(n * 3 * GIB_SIZE / 2, BLOCK_SIZE)).collect();
     check_banks(&ram);
     let ledger = ledger(&ram);
-    let owner = |n: u64| Record::donated(VmId::new(n as u16 + 1), Ipa(n * PAGE_SIZE));
+    let owner = |n: u64| Record::donated(GuestId::new(n as u16 + 1).unwrap(), Ipa(n * PAGE_SIZE));
     for (n, range) in (0..).zip(&ram) {
         ledger.set(range.base.add(n * PAGE_SIZE), owner(n));
     }

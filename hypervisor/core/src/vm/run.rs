@@ -7,7 +7,7 @@ use core::ops::{Deref, DerefMut};
 use spin::mutex::TicketMutexGuard;
 
 use super::slot::{Entered, Slot};
-use crate::ledger::VmId;
+use crate::ledger::GuestId;
 use crate::stage2::Stage2Context;
 use crate::vcpu::Vcpu;
 
@@ -16,7 +16,7 @@ pub struct Run<'a> {
     // Fields drop in this order: the vCPU is given back before its VM may die.
     vcpu: TicketMutexGuard<'a, Vcpu>,
     entered: Entered<'a>,
-    id: VmId,
+    id: GuestId,
     context: Stage2Context,
 }
 
@@ -24,7 +24,7 @@ impl<'a> Run<'a> {
     pub(crate) fn new(
         vcpu: TicketMutexGuard<'a, Vcpu>,
         entered: Entered<'a>,
-        id: VmId,
+        id: GuestId,
         vtcr: u64,
     ) -> Run<'a> {
         let context = Stage2Context { vttbr: entered.slot().vttbr(), vtcr };
@@ -32,7 +32,7 @@ impl<'a> Run<'a> {
     }
 
     /// The VM.
-    pub fn id(&self) -> VmId {
+    pub fn id(&self) -> GuestId {
         self.id
     }
 

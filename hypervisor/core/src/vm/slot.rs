@@ -12,7 +12,7 @@ use escrow_nospec as nospec;
 use super::{Counts, MAX_VCPUS, Vm};
 use crate::addr::PhysAddr;
 use crate::doorbell::Doorbells;
-use crate::ledger::VmId;
+use crate::ledger::GuestId;
 use crate::stage2::Stage2Context;
 use crate::sync::{AtomicU32, AtomicU64, Ordering, TicketMutex, TicketMutexGuard};
 
@@ -25,15 +25,15 @@ impl Slots {
         Slots(slots)
     }
 
-    /// The slot of a guest; `None` for the host, and for numbers beyond the last.
+    /// The slot of a guest; `None` for numbers beyond the last.
     #[inline(always)]
-    pub fn get(&self, id: VmId) -> Option<&'static Slot> {
+    pub fn get(&self, id: GuestId) -> Option<&'static Slot> {
         nospec::get(self.0, usize::from(id.get()).wrapping_sub(1))
     }
 
     /// All slots, and whose they are.
-    pub fn iter(&self) -> impl Iterator<Item = (VmId, &'static Slot)> + use<> {
-        (1..).map(VmId::new).zip(self.0)
+    pub fn iter(&self) -> impl Iterator<Item = (GuestId, &'static Slot)> + use<> {
+        (1..).map_while(GuestId::new).zip(self.0)
     }
 }
 

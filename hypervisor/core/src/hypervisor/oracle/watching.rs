@@ -11,7 +11,7 @@ use super::super::Hypervisor;
 use super::super::extents::Extent;
 use super::Asked;
 use crate::addr::{Ipa, PAGE_SIZE, PhysAddr};
-use crate::ledger::{Block, Ledger, Record, VmId, page_in_block};
+use crate::ledger::{Block, GuestId, Ledger, Record, VmId, page_in_block};
 use crate::machine::Machine;
 use crate::stage2::GuestMap;
 
@@ -19,7 +19,7 @@ use crate::stage2::GuestMap;
 const NO_RAM: u64 = u64::MAX;
 
 fn spec(id: VmId) -> SpecVm {
-    SpecVm(id.get())
+    SpecVm(id.vmid())
 }
 
 /// What the specification would say of a frame with this record.
@@ -32,7 +32,7 @@ fn frame_of(record: Record) -> Option<Frame> {
             Frame { state, owner, borrower: None, guest: 0 }
         }
         _ => {
-            let borrower = Some(spec(record.borrower()));
+            let borrower = record.borrower().map(|id| spec(id.into()));
             Frame { state, owner, borrower, guest: record.guest().0 }
         }
     })
@@ -92,13 +92,14 @@ fn set(block: Block, page: usize, frame: Frame) {
 
 fn transition(asked: Asked, new: Record) -> Transition {
     let at = new.guest().0;
+    let to = spec(new.borrower().map_or(VmId::Host, VmId::Guest));
     // Where an owner that is a guest has it again.
     let home = if new.is(FrameState::Donated) { at } else { 0 };
     match asked {
-        Asked::Share => Transition::Share(spec(new.borrower()), at),
-        Asked::Lend => Transition::Lend(spec(new.borrower()), at),
+        Asked::Share => Transition::Share(to, at),
+        Asked::Lend => Transition::Lend(to, at),
         Asked::Donate => Transition::Donate(spec(new.owner()), home),
-        Asked::Equip => Transition::Equip(spec(new.borrower())),
+        Asked::Equip => Transition::Equip(to),
         Asked::Unlock => Transition::Unlock { sanitize: new.is(FrameState::UnlockedZeroed) },
         Asked::ShareBack => Transition::ShareBack,
         Asked::TakeBack => Transition::TakeBack,
@@ -118,7 +119,7 @@ impl<M: Machine> Hypervisor<M> {
         (first, pages): (usize, usize),
         new: Record,
     ) {
-        let alive = |vm: SpecVm| !self.is_dead(VmId::new(vm.0));
+        let alive = |vm: SpecVm| !self.is_dead(GuestId::new(vm.0).map_or(VmId::Host, VmId::Guest));
         for n in 0..pages {
             let page = first + n;
             let record = new.nth(n as u64);

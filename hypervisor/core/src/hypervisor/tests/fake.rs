@@ -18,7 +18,7 @@ use super::trace::Trace;
 use crate::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE, PhysAddr, PhysRange};
 use crate::errata::Errata;
 use crate::hypervisor::{HostAbort, Hypervisor, Reply, Scratch, Setup, SetupError, Sizes};
-use crate::ledger::{self, Frames, Reserve, VmId};
+use crate::ledger::{self, Frames, GuestId, Reserve};
 use crate::log::LogRing;
 use crate::machine::{Machine, MemoryError, Note, Table};
 use crate::stage2::{Descriptor, Stage2Context, Stage2Features};
@@ -713,7 +713,7 @@ impl Host {
     /// What a guest address of a VM leads to.
     pub fn guest_frame(&self, vm: u64, at: u64) -> Option<u64> {
         let slot = escrow_abi::Handle::from_register(vm).unwrap().slot;
-        let vm = self.escrow.slots.get(VmId::new(slot)).unwrap().lock();
+        let vm = self.escrow.slots.get(GuestId::new(slot).unwrap()).unwrap().lock();
         let leaf = vm.map.as_ref()?.lookup(&self.escrow.machine, Ipa(at));
         let offset = if leaf.level == 2 { at % BLOCK_SIZE } else { 0 };
         leaf.entry.is_valid().then_some(leaf.entry.address().0 + offset)

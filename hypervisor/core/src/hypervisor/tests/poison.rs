@@ -7,11 +7,11 @@ use escrow_abi::{Error, FrameState, Handle, MemEntry, Rights, call};
 use super::fake::{FREE, Host};
 use super::{block, page, started};
 use crate::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE};
-use crate::ledger::VmId;
+use crate::ledger::GuestId;
 
 fn entry_is_poisoned(host: &Host, vm: u64, at: u64) -> bool {
     let slot = Handle::from_register(vm).unwrap().slot;
-    let vm = host.escrow.slots.get(VmId::new(slot)).unwrap().lock();
+    let vm = host.escrow.slots.get(GuestId::new(slot).unwrap()).unwrap().lock();
     let map = vm.map.as_ref().unwrap();
     map.lookup(&host.escrow.machine, Ipa(at)).entry.is_poisoned()
 }
@@ -24,8 +24,16 @@ fn broken_memory_that_a_guest_owns_goes_out_of_use() {
     host.escrow.machine.forget();
     host.take(call::MEM_POISON, &[(FREE, 0)]).unwrap();
     assert!(entry_is_poisoned(&host, vm, 0x5000));
-    let context =
-        *host.escrow.slots.get(VmId::new(1)).unwrap().lock().map.as_ref().unwrap().context();
+    let context = *host
+        .escrow
+        .slots
+        .get(GuestId::new(1).unwrap())
+        .unwrap()
+        .lock()
+        .map
+        .as_ref()
+        .unwrap()
+        .context();
     assert!(host.escrow.machine.invalidations(context.vttbr, Ipa(0x5000)) > 0);
     assert_eq!(host.guest_frame(vm, 0x7000), Some(FREE + 0x1000), "what is beside it stays");
     assert_eq!(host.escrow.pages(FrameState::Poisoned), 1);
@@ -73,7 +81,7 @@ fn broken_memory_that_a_guest_has_given_to_another_leaves_both() {
             let context = *host
                 .escrow
                 .slots
-                .get(VmId::new(slot))
+                .get(GuestId::new(slot).unwrap())
                 .unwrap()
                 .lock()
                 .map

@@ -7,7 +7,7 @@ use escrow_abi::{Error, FrameState, Handle, call};
 use super::fake::{FREE, Host, METADATA};
 use super::page;
 use crate::hypervisor::SetupError;
-use crate::ledger::VmId;
+use crate::ledger::GuestId;
 
 fn slot_of(vm: u64) -> u16 {
     Handle::from_register(vm).unwrap().slot
@@ -25,7 +25,7 @@ fn there_are_as_many_guests_as_were_asked_for() {
         assert_eq!(host.call(call::VM_CREATE, &[list, count]).unwrap_err().0, Error::TableFull);
         // The last one is as good as the first, and has its number for VMID.
         let last = *vms.last().unwrap();
-        let slot = host.escrow.slots.get(VmId::new(slot_of(last))).unwrap();
+        let slot = host.escrow.slots.get(GuestId::new(slot_of(last)).unwrap()).unwrap();
         assert_eq!(slot.vttbr() >> 48, guests as u64);
         host.call(call::VM_TOP_UP, &[last, list, count]).unwrap();
         // One that there is no slot for.
@@ -54,7 +54,7 @@ fn counting_takes_no_lock() {
     let mut host = Host::new();
     let (vm, _) = host.create(8);
     host.lend(vm, &[page(FREE, 0), page(FREE + 0x1000, 0x1000)]).unwrap();
-    let slot = host.escrow.slots.get(VmId::new(1)).unwrap();
+    let slot = host.escrow.slots.get(GuestId::new(1).unwrap()).unwrap();
     let all: Vec<_> = host.escrow.slots.iter().map(|(_, slot)| slot.lock()).collect();
     // What would wait for one of them never comes back.
     assert_eq!(host.escrow.pages(FrameState::Lent), 2);

@@ -85,7 +85,7 @@ impl Trace {
 
     /// What the hypervisor says of itself.
     pub fn note(&self, note: Note<'_>) {
-        let vm = |id: VmId| u32::from(id.get());
+        let vm = |id: VmId| u32::from(id.vmid());
         self.push([match note {
             Note::Root(id, context) => root(vm(id), context),
             Note::Drop(id) => Event::Drop { vm: vm(id) },

@@ -14,7 +14,7 @@ use super::super::fake::{FREE, METADATA};
 use super::steps::{BLOCKS, pages_of_interest};
 use super::world::{GUEST_END, Pair, World};
 use crate::addr::{Ipa, PhysAddr};
-use crate::ledger::VmId as LedgerId;
+use crate::ledger::GuestId;
 use crate::stage2::{Descriptor, Stage2Context};
 
 /// Bits of a page's or block's descriptor that are not its address, and that
@@ -125,8 +125,10 @@ impl World {
             let record = self.host.escrow.ledger().get(PhysAddr(at)).unwrap();
             let same = record.is(frame.state)
                 && record.guest().0 == frame.guest
-                && is(frame.owner, record.owner().get())
-                && frame.borrower.is_none_or(|vm| is(vm, record.borrower().get()));
+                && is(frame.owner, record.owner().vmid())
+                && frame
+                    .borrower
+                    .is_none_or(|vm| is(vm, record.borrower().map_or(0, GuestId::get)));
             assert!(same, "{record:?} at {at:#x}, not {frame:x?}");
         });
     }
@@ -180,7 +182,7 @@ impl World {
         };
         let expected = [state, self.spec.reachable(pair.id), guest.metadata, guest.pool];
         assert_eq!(self.host.call(call::VM_INFO, &[pair.handle]), Ok(expected), "{pair:x?}");
-        let vm = self.host.escrow.slots.get(LedgerId::new(slot_of(pair))).unwrap().lock();
+        let vm = self.host.escrow.slots.get(GuestId::new(slot_of(pair)).unwrap()).unwrap().lock();
         vm.map.as_ref().map(|map| *map.context())
     }
 
