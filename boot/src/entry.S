@@ -92,6 +92,7 @@ primary_entry:
         isb
         mrs     x0, hcr_el2
         tbnz    x0, #34, no_e2h0
+        bl      el2_defaults
         bl      mmu_off
         address x0, boot_vectors
         msr     vbar_el2, x0
@@ -151,6 +152,7 @@ secondary_entry:
         mov     x0, #(1 << 31)          // HCR_EL2.RW
         msr     hcr_el2, x0
         isb
+        bl      el2_defaults
         bl      mmu_off
         address x0, boot_vectors
         msr     vbar_el2, x0
@@ -169,6 +171,26 @@ mmu_off:
         ldr     x0, [x0]
         msr     sctlr_el2, x0
         isb
+        ret
+
+        // Registers of EL2's own that are UNKNOWN after reset, or as the boot
+        // loader left them, to what the code that follows relies on: there is
+        // no data of this CPU yet (TPIDR_EL2), and nothing that newer CPUs can
+        // do at EL2 is in force. Clobbers x0 and x1.
+el2_defaults:
+        msr     tpidr_el2, xzr
+        mrs     x0, s3_0_c0_c7_3        // ID_AA64MMFR3_EL1
+        ubfx    x1, x0, #0, #4          // TCRX
+        cbz     x1, 1f
+        msr     s3_4_c2_c0_3, xzr       // TCR2_EL2
+1:      ubfx    x1, x0, #4, #4          // SCTLRX
+        cbz     x1, 2f
+        msr     s3_4_c1_c0_3, xzr       // SCTLR2_EL2
+2:      mrs     x0, id_aa64pfr1_el1
+        ubfx    x1, x0, #44, #4         // GCS
+        cbz     x1, 3f
+        msr     s3_4_c2_c5_0, xzr       // GCSCR_EL2
+3:      isb
         ret
 
         // Switches the MMU and the caches on.

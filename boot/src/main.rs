@@ -34,7 +34,7 @@ use core::panic::PanicInfo;
 
 use aarch64_cpu::registers::{CNTPCT_EL0, Readable};
 use arrayvec::ArrayVec;
-use escrow_aarch64::{Hardware, Installed, LAST_WORDS, Promise, identify};
+use escrow_aarch64::{Cpu as Identity, Hardware, Installed, LAST_WORDS, Promise, identify};
 use escrow_core::addr::PhysRange;
 use escrow_core::hypervisor::{Hypervisor, Setup, Sizes, max_guests};
 use escrow_core::ledger::Gib;
@@ -84,10 +84,9 @@ extern "C" fn boot_main(early: &mut Early, entered: u64) -> ! {
     describe(&board);
     let identity = identify();
     identity.check().unwrap_or_else(|error| fatal!("{error}"));
-    let promise = Promise::of(&identity);
 
     let ram: ArrayVec<PhysRange, MAX_RAM> = board.ram.iter().map(phys).collect();
-    let guests = guests(&options, &promise);
+    let guests = guests(&options, &Promise::of(&identity));
     let sizes = Sizes::of(&ram, guests).unwrap_or_else(|error| fatal!("memory: {error:?}"));
     let layout = plan(&fdt, tree, &board, &sizes, &mut early.stage1);
     for piece in &layout.working {
@@ -113,12 +112,15 @@ extern "C" fn boot_main(early: &mut Early, entered: u64) -> ! {
     let el2 =
         memory::prepare_changes(&mut early.stage1, &mut arena, &board.ram, sizes.metadata_tables)
             .unwrap_or_else(|error| fatal!("{error}"));
-    let hypervisor =
-        set_up(&mut arena, &ram, &board, &layout, guests, Hardware::new(&promise, el2));
-    let start = early.stage1.cpu_start();
-    let Some(cpus) = smp::Cpus::new(&stacks, &board.cpus, &start, hypervisor, promise) else {
+    let Some(slots) = smp::Slots::new(&stacks, &board.cpus, &early.stage1.cpu_start()) else {
         fatal!("the device tree does not describe the CPU that boots")
     };
+    let promise = slots.ask(&identity);
+    describe_promise(&identity, &promise);
+    let guests = guests.min(max_guests(&promise.features.stage2).into());
+    let hypervisor =
+        set_up(&mut arena, &ram, &board, &layout, guests, Hardware::new(&promise, el2));
+    let cpus = smp::Cpus::new(slots, hypervisor, promise);
     let installed = Box::leak(Box::new(Installed { hypervisor, firmware: cpus }));
     escrow_aarch64::install(installed);
     pool::close();
@@ -182,6 +184,17 @@ fn guests(options: &Options, promise: &Promise) -> usize {
         log::warn!("guests={}: this CPU's VMIDs are enough for {most}", options.guests);
     }
     options.guests.get().min(most).into()
+}
+
+/// Says what of this CPU the host does not see.
+fn describe_promise(own: &Identity, promise: &Promise) {
+    let hidden = promise.hidden_of(own).count();
+    if hidden != 0 {
+        log::info!("CPUs: {hidden} ID fields are not the host's");
+    }
+    for field in promise.hidden_of(own) {
+        log::debug!("the host does not see {}", field.name);
+    }
 }
 
 fn describe(board: &Board<'_>) {

@@ -23,6 +23,7 @@ use escrow_core::hypervisor::Hypervisor;
 use escrow_core::psci::PsciCall;
 use escrow_platform::board::{Cpu, MPIDR_AFFINITY};
 use escrow_platform::range::Range;
+use spin::mutex::TicketMutex;
 
 use crate::host::clean;
 use crate::memory::Stacks;
@@ -34,12 +35,20 @@ const OFF: u8 = 0;
 const STARTING: u8 = 1;
 /// Runs the host.
 const ON: u8 = 2;
+/// The firmware was asked to switch it on for it to say what it has.
+const ASKED: u8 = 3;
+/// It has said so, and switches itself off.
+const ANSWERED: u8 = 4;
 
 /// PSCI 1.1, whose calls are the ones that Escrow knows.
 const NEWEST_VERSION: u64 = 1 << 16 | 1;
 /// CPU_SUSPEND's feature flag for OS-initiated mode. It needs a call to switch
 /// it on that Escrow does not have.
 const OS_INITIATED: u64 = 1 << 0;
+/// How long boot waits for the other CPUs to say what they have, all together.
+const ASK_PATIENCE_SECONDS: u64 = 1;
+/// AFFINITY_INFO's answer for a CPU that is off.
+const AFFINITY_OFF: u64 = 1;
 /// How long the end of the machine waits for guests on other CPUs. The host's
 /// timer interrupts ask each of them many times in a second.
 const END_PATIENCE_SECONDS: u64 = 2;
@@ -60,6 +69,8 @@ pub struct CpuSlot {
     mpidr: u64,
     data: NonNull<PerCpu>,
     state: AtomicU8,
+    /// What it has said at boot.
+    identity: TicketMutex<Option<Identity>>,
     /// Where the CPU enters the host, and what it finds in `x0`.
     entry: AtomicU64,
     context: AtomicU64,
@@ -75,30 +86,32 @@ pub struct Cpus {
     promise: Promise,
 }
 
-// SAFETY: of a slot, only the atomics change after `Cpus::new`; `data` is used
-// by its own CPU only.
-unsafe impl Sync for Cpus {}
+// SAFETY: of a slot, only the atomics and what has a lock change after
+// `Slots::new`; `data` is used by its own CPU only.
+unsafe impl Sync for CpuSlot {}
 
-/// What secondary CPUs find themselves in.
+/// What there is of all CPUs, before there is a hypervisor.
+#[derive(Clone, Copy)]
+pub struct Slots(&'static [CpuSlot]);
+
+/// Where secondary CPUs find themselves.
+static SLOTS: AtomicPtr<Slots> = AtomicPtr::new(ptr::null_mut());
+
+/// What they run the host under.
 static CPUS: AtomicPtr<Cpus> = AtomicPtr::new(ptr::null_mut());
 
-/// Bytes that [`Cpus::new`] takes from the boot pool, for each value.
+/// Bytes that [`Slots::new`] and [`Cpus::new`] take from the boot pool, for each
+/// value.
 pub fn allocations(cpus: usize) -> impl Iterator<Item = usize> {
-    [size_of::<Cpus>(), size_of::<CpuSlot>() * cpus]
+    [size_of::<Cpus>(), size_of::<Slots>(), size_of::<CpuSlot>() * cpus]
         .into_iter()
         .chain(iter::repeat_n(size_of::<PerCpu>(), cpus))
 }
 
-impl Cpus {
+impl Slots {
     /// Makes a slot for each CPU; the calling one is on. `None` if it is not
     /// among them.
-    pub fn new(
-        stacks: &Stacks,
-        cpus: &[Cpu],
-        start: &CpuStart,
-        hypervisor: &'static Hypervisor<Hardware>,
-        promise: Promise,
-    ) -> Option<&'static Cpus> {
+    pub fn new(stacks: &Stacks, cpus: &[Cpu], start: &CpuStart) -> Option<Slots> {
         cpus.iter().find(|cpu| cpu.mpidr == this_cpu())?;
         let mut slots = Vec::with_capacity(cpus.len());
         for (index, cpu) in cpus.iter().enumerate() {
@@ -110,6 +123,7 @@ impl Cpus {
                 mpidr: cpu.mpidr,
                 data: NonNull::from(data).cast(),
                 state: AtomicU8::new(if cpu.mpidr == this_cpu() { ON } else { OFF }),
+                identity: TicketMutex::new(None),
                 entry: AtomicU64::new(0),
                 context: AtomicU64::new(0),
             });
@@ -117,9 +131,83 @@ impl Cpus {
         let slots: &'static [CpuSlot] = slots.leak();
         let base = slots.as_ptr().expose_provenance() as u64;
         clean(Range::new(base, base + size_of_val(slots) as u64));
-        let all: &'static Cpus = Box::leak(Box::new(Cpus { slots, hypervisor, promise }));
+        let all: &'static Slots = Box::leak(Box::new(Slots(slots)));
+        SLOTS.store(ptr::from_ref(all).cast_mut(), Ordering::Release);
+        Some(*all)
+    }
+
+    /// What all CPUs have in common. `own` is the calling CPU's part.
+    ///
+    /// The host starts the others itself, but what it is to see of the CPUs must
+    /// be known before it runs. So each is switched on once, says what it has,
+    /// and switches itself off again. A CPU that does not come is left alone: the
+    /// host may still start it, and if it then lacks what was promised, it is
+    /// refused.
+    pub fn ask(self, own: &Identity) -> Promise {
+        let others = || self.0.iter().filter(|slot| slot.mpidr != this_cpu());
+        for slot in others() {
+            slot.state.store(ASKED, Ordering::Release);
+            let call = [psci::CPU_ON_64.into(), slot.mpidr, secondary_entry(), slot.address()];
+            let answer = firmware(call);
+            if answer != psci::SUCCESS {
+                log::warn!(
+                    "CPU {}: the firmware does not start it ({})",
+                    slot.index,
+                    answer as i64
+                );
+                slot.state.store(OFF, Ordering::Relaxed);
+            }
+        }
+        let begin = CNTPCT_EL0.get();
+        let limit = CNTFRQ_EL0.get() * ASK_PATIENCE_SECONDS;
+        let in_time = || CNTPCT_EL0.get().wrapping_sub(begin) <= limit;
+        let mut promise = Promise::of(own);
+        for slot in others().filter(|slot| slot.state.load(Ordering::Relaxed) != OFF) {
+            while slot.state.load(Ordering::Acquire) == ASKED && in_time() {
+                core::hint::spin_loop();
+            }
+            // Until it is off, the firmware would not start it for the host.
+            let is_off = || {
+                let call = [psci::AFFINITY_INFO_64.into(), slot.mpidr, 0, 0];
+                firmware(call) == AFFINITY_OFF
+            };
+            while slot.state.load(Ordering::Acquire) == ANSWERED && !is_off() && in_time() {
+                core::hint::spin_loop();
+            }
+            slot.state.store(OFF, Ordering::Relaxed);
+            match *slot.identity.lock() {
+                Some(identity) => match identity.check() {
+                    Ok(()) => promise = promise.and(&identity),
+                    Err(why) => log::error!("CPU {} will not be used: {why}", slot.index),
+                },
+                None => log::warn!("CPU {} does not say what it has", slot.index),
+            }
+        }
+        promise
+    }
+}
+
+impl CpuSlot {
+    /// Says what the calling CPU has, and switches it off.
+    fn answer(&self) -> ! {
+        *self.identity.lock() = Some(identify());
+        // Boot may have given up waiting.
+        let _ = self.state.compare_exchange(ASKED, ANSWERED, Ordering::Release, Ordering::Relaxed);
+        firmware([psci::CPU_OFF.into(), 0, 0, 0]);
+        crate::console::halt()
+    }
+}
+
+impl Cpus {
+    /// All CPUs, under a hypervisor.
+    pub fn new(
+        slots: Slots,
+        hypervisor: &'static Hypervisor<Hardware>,
+        promise: Promise,
+    ) -> &'static Cpus {
+        let all: &'static Cpus = Box::leak(Box::new(Cpus { slots: slots.0, hypervisor, promise }));
         CPUS.store(ptr::from_ref(all).cast_mut(), Ordering::Release);
-        Some(all)
+        all
     }
 
     /// Brings the calling CPU under Escrow and has it run the host at `entry`
@@ -318,10 +406,17 @@ fn features(function: u32) -> u64 {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn secondary_main(index: u64) -> ! {
     escrow_aarch64::install_vectors();
+    // SAFETY: null, or what `Slots::new` leaked, which is not written to.
+    let slots = unsafe { SLOTS.load(Ordering::Acquire).as_ref() };
+    let Some(slot) = slots.and_then(|slots| slots.0.get(index as usize)) else {
+        crate::console::halt()
+    };
+    // One that comes too late finds itself off, and is gone again.
+    if matches!(slot.state.load(Ordering::Acquire), ASKED | OFF) {
+        slot.answer();
+    }
     // SAFETY: null, or what `Cpus::new` leaked, which is not written to.
-    let cpus = unsafe { CPUS.load(Ordering::Acquire).as_ref() };
-    let Some((cpus, slot)) = cpus.and_then(|cpus| Some((cpus, cpus.slots.get(index as usize)?)))
-    else {
+    let Some(cpus) = (unsafe { CPUS.load(Ordering::Acquire).as_ref() }) else {
         crate::console::halt()
     };
     let (entry, context) =

@@ -80,6 +80,12 @@ impl Promise {
         }
     }
 
+    /// The fields of a CPU of which the host sees less, or nothing.
+    pub fn hidden_of(&self, cpu: &Cpu) -> impl Iterator<Item = &'static Field> + use<> {
+        let (own, host) = (cpu.ids, self.host);
+        ALL.iter().filter(move |field| own.get(field) != host.get(field))
+    }
+
     /// Whether a CPU has all that was promised.
     ///
     /// # Errors
