@@ -101,7 +101,7 @@ fn pass_of(record: Record) -> Option<Pass> {
         Some(FrameState::Owned | FrameState::Pinned) if hosts => None,
         // The host reads it all along.
         Some(FrameState::Shared) if hosts => None,
-        // Its code and data. What they hold of guests is wiped by who knows where.
+        // Its code and data, which this CPU runs on.
         Some(FrameState::Hypervisor) => None,
         None if record == Record::NO_RAM => None,
         Some(FrameState::Poisoned) => Some(Pass::Broken),
