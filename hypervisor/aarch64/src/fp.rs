@@ -46,12 +46,16 @@ unsafe extern "C" {
     fn escrow_sve_load(registers: *const HostVectors, ffr: bool);
 }
 
-/// The host's vector registers, put aside.
-#[derive(Debug)]
+/// What of the host's vector registers is put aside, and has to be given back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "the host's registers are lost unless they are given back"]
-pub(crate) struct Aside {
-    /// The host was in streaming mode.
-    streaming: bool,
+pub(crate) enum Aside {
+    /// Nothing: they are in the CPU.
+    Nothing,
+    /// All of them.
+    Registers,
+    /// All of them, and the host was in streaming mode.
+    Streaming,
 }
 
 /// Puts the host's registers aside and loads the guest's, which it may use
@@ -86,7 +90,7 @@ pub(crate) unsafe fn load_guest(
         escrow_fp_load(registers);
     }
     CPTR_EL2::write(guest.cptr & !cptr::TFP);
-    Aside { streaming }
+    if streaming { Aside::Streaming } else { Aside::Registers }
 }
 
 /// Stores the guest's registers, and gives the host its own back.
@@ -107,7 +111,7 @@ pub(crate) unsafe fn restore_host(
     // same vector length.
     unsafe {
         escrow_fp_save(registers);
-        if aside.streaming {
+        if aside == Aside::Streaming {
             SVCR::write(SVCR::read() | SVCR_SM);
             escrow_sve_load(room.as_ptr(), features.sme_fa64);
         } else if features.sve {

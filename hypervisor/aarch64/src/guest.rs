@@ -7,19 +7,21 @@
 //! makes it take.
 
 use core::arch::asm;
-use core::ptr;
 
 use aarch64_cpu::asm::barrier;
 use escrow_core::addr::Ipa;
 use escrow_core::hypervisor::Hypervisor;
 use escrow_core::vcpu::syndrome::{Ec, abort};
-use escrow_core::vcpu::{Answer, Exception, GeneralRegisters, GuestExit, Next, READY, Trap};
+use escrow_core::vcpu::{
+    Answer, Exception, GeneralRegisters, GuestExit, Next, READY, Trap, Waited,
+};
 use escrow_core::vm::Run;
 
+use crate::fp::{self, Aside};
 use crate::machine::Hardware;
 use crate::percpu::PerCpu;
+use crate::switch;
 use crate::sysreg::*;
-use crate::{fp, switch};
 
 unsafe extern "C" {
     // Not to be called from Rust: see `enter_guest`.
@@ -43,35 +45,36 @@ const _: () = {
     assert!(offset_of!(GeneralRegisters, pstate) == 256);
 };
 
-/// Runs a vCPU until its host has to know something.
+/// Runs a vCPU until its host has to know something, and puts that into the host's `x0`
+/// to `x4`.
 ///
 /// # Safety
 ///
 /// `cpu` is the calling CPU's data, with the host's state in the CPU, and
 /// nothing else refers to it.
+#[inline(always)]
 pub(crate) unsafe fn run(
     cpu: *mut PerCpu,
     hypervisor: &Hypervisor<Hardware>,
-    mut run: Run<'_>,
-) -> Answer {
-    if let Next::Leave(answer) = hypervisor.guest_entry(&run) {
-        return answer;
+    run: &mut Run<'_>,
+    x: &mut [u64; 8],
+) {
+    if let Next::Leave(answer) = hypervisor.guest_entry(run) {
+        put(x, &answer);
+        return;
     }
     // SAFETY: as granted, and the host's state is in the CPU.
-    let timer_held_back = unsafe { switch::enter(cpu, *run.context(), &mut run) };
+    let timer_mask = unsafe { switch::enter(cpu, *run.context(), run) };
     if run.has_interrupt() {
         set_interrupt(true);
     }
-    let mut aside = None;
+    let mut aside = Aside::Nothing;
 
-    let answer = loop {
+    loop {
         // SAFETY: the guest's state is in the CPU and the guest vectors are in
         // force; the guest's stage 2 keeps it to its own memory.
-        let kind = unsafe {
-            (*cpu).vcpu = ptr::from_mut(&mut *run);
-            enter_guest(&raw mut (*(*cpu).vcpu).regs)
-        };
-        switch::save_timer(&mut run.timer, timer_held_back);
+        let kind = unsafe { enter_guest(&mut run.regs) };
+        switch::save_timer(&mut run.timer, timer_mask);
         // A call for each kind of exit, so that each is compiled for it.
         let ids = &hypervisor.machine.guest_ids;
         // SAFETY: as granted; nothing else refers to it.
@@ -80,23 +83,28 @@ pub(crate) unsafe fn run(
             EXIT_SYNCHRONOUS => {
                 let esr = ESR_EL2::read();
                 match Ec::of(esr) {
+                    Ec::WAIT => match hypervisor.guest_waits(run, esr) {
+                        Waited::Enter { interrupt } => {
+                            set_interrupt(interrupt);
+                            continue;
+                        }
+                        Waited::Leave(answer) => {
+                            put(x, &answer);
+                            break;
+                        }
+                    },
                     Ec::DATA_ABORT_LOWER | Ec::INSTRUCTION_ABORT_LOWER => {
                         run.el1.sctlr = SCTLR_EL1::read();
-                        hypervisor.guest_exit(
-                            scratch,
-                            &mut run,
-                            GuestExit::Abort(abort_of(esr)),
-                            ids,
-                        )
+                        hypervisor.guest_exit(scratch, run, GuestExit::Abort(abort_of(esr)), ids)
                     }
-                    _ => hypervisor.guest_exit(scratch, &mut run, GuestExit::Instruction(esr), ids),
+                    _ => hypervisor.guest_exit(scratch, run, GuestExit::Instruction(esr), ids),
                 }
             }
-            EXIT_INTERRUPT => hypervisor.guest_exit(scratch, &mut run, GuestExit::Interrupt, ids),
+            EXIT_INTERRUPT => hypervisor.guest_exit(scratch, run, GuestExit::Interrupt, ids),
             _ => {
                 // Imprecise: it may well be the host's or a device's doing.
                 crate::host::report_of_guest("SError during a guest's run");
-                hypervisor.guest_exit(scratch, &mut run, GuestExit::Interrupt, ids)
+                hypervisor.guest_exit(scratch, run, GuestExit::Interrupt, ids)
             }
         };
         match next {
@@ -106,22 +114,24 @@ pub(crate) unsafe fn run(
                 // SAFETY: as granted, and the registers in the CPU are the
                 // guest's.
                 unsafe {
-                    if exception == Exception::UNDEFINED
-                        && grant_registers(cpu, &mut run, &mut aside)
-                    {
+                    if exception == Exception::UNDEFINED && grant_registers(cpu, run, &mut aside) {
                         continue;
                     }
-                    switch::inject(&mut run, exception);
+                    switch::inject(run, exception);
                 }
                 if run.slot().is_stopped() {
-                    break READY;
+                    put(x, &READY);
+                    break;
                 }
             }
-            Next::Leave(answer) => break answer,
+            Next::Leave(answer) => {
+                put(x, &answer);
+                break;
+            }
         }
-    };
+    }
 
-    if let Some(aside) = aside {
+    if aside != Aside::Nothing {
         // SAFETY: the registers are the guest's, the room holds the host's.
         unsafe {
             let (features, host) = (&(*cpu).features, &(*cpu).host_controls);
@@ -129,8 +139,14 @@ pub(crate) unsafe fn run(
         }
     }
     // SAFETY: as granted, and the guest's state is in the CPU.
-    unsafe { switch::leave(cpu, &mut run) };
-    answer
+    unsafe { switch::leave(cpu, run) };
+}
+
+/// What a run ended with, in the host's registers.
+#[inline(always)]
+fn put(x: &mut [u64; 8], answer: &Answer) {
+    let [state, a, b, c] = *answer;
+    x[..5].copy_from_slice(&[0, state, a, b, c]);
 }
 
 /// Enters the guest whose general registers these are; returns how its run
@@ -138,10 +154,9 @@ pub(crate) unsafe fn run(
 ///
 /// # Safety
 ///
-/// The rest of the guest's state is in the CPU, and `PerCpu::vcpu` points to
-/// the same registers.
+/// The rest of the guest's state is in the CPU.
 #[inline(always)]
-unsafe fn enter_guest(registers: *mut GeneralRegisters) -> u64 {
+unsafe fn enter_guest(registers: &mut GeneralRegisters) -> u64 {
     let kind;
     // SAFETY: as granted. What it changes is listed: all that the compiler may
     // not keep across it. That saves storing registers here that the caller of
@@ -150,8 +165,8 @@ unsafe fn enter_guest(registers: *mut GeneralRegisters) -> u64 {
         asm!(
             "bl {enter}",
             enter = sym escrow_enter_guest,
-            inout("x0") registers => kind,
-            out("x1") _, out("x2") _, out("x3") _, out("x4") _, out("x5") _, out("x6") _,
+            inout("x0") registers => _, out("x1") kind,
+            out("x2") _, out("x3") _, out("x4") _, out("x5") _, out("x6") _,
             out("x7") _, out("x8") _, out("x9") _, out("x10") _, out("x11") _, out("x12") _,
             out("x13") _, out("x14") _, out("x15") _, out("x16") _, out("x17") _, out("x18") _,
             out("x20") _, out("x21") _, out("x22") _, out("x23") _, out("x24") _, out("x25") _,
@@ -168,23 +183,19 @@ unsafe fn enter_guest(registers: *mut GeneralRegisters) -> u64 {
 ///
 /// As for [`run`], with the guest's state in the CPU.
 #[cold]
-unsafe fn grant_registers(
-    cpu: *mut PerCpu,
-    run: &mut Run<'_>,
-    aside: &mut Option<fp::Aside>,
-) -> bool {
+unsafe fn grant_registers(cpu: *mut PerCpu, run: &mut Run<'_>, aside: &mut Aside) -> bool {
     let esr = ESR_EL2::read();
     // SAFETY: as granted; these do not change during a run.
     let (features, host, guest) =
         unsafe { (&(*cpu).features, &(*cpu).host_controls, &(*cpu).guest_controls) };
     if Ec::of(esr) == Ec::FP {
-        if aside.is_some() {
+        if *aside != Aside::Nothing {
             return false;
         }
         // SAFETY: the vector registers are still the host's.
         unsafe {
             let room = &mut (*cpu).host_vectors;
-            *aside = Some(fp::load_guest(features, host, guest, room, &run.fp));
+            *aside = fp::load_guest(features, host, guest, room, &run.fp);
         }
         return true;
     }

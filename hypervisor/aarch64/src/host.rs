@@ -89,7 +89,8 @@ unsafe extern "C" fn escrow_host_hvc(frame: &mut HostFrame) {
         frame.x[..5].copy_from_slice(&answer);
         return;
     }
-    host_call(frame);
+    // SAFETY: as granted.
+    unsafe { escrow_host_call(frame) };
 }
 
 /// Answers a `MEM_LEND`: the way of one page or block first.
@@ -99,36 +100,40 @@ unsafe extern "C" fn escrow_host_hvc(frame: &mut HostFrame) {
 /// As for [`escrow_host_hvc`].
 #[unsafe(no_mangle)]
 unsafe extern "C" fn escrow_host_lend(frame: &mut HostFrame) {
-    if let Some(Installed { hypervisor, .. }) = installed() {
+    // SAFETY: `init_cpu` ran before the host did, and this does not change.
+    if let Some(hypervisor) = unsafe { (*PerCpu::current()).hypervisor } {
         let x = frame.x.first_chunk_mut::<8>().expect("19 is more than 8");
         if hypervisor.host_lends_one(x) {
             return;
         }
     }
-    host_call(frame);
+    // SAFETY: as granted.
+    unsafe { escrow_host_call(frame) };
 }
 
-/// The rest of them.
+/// The rest of them. The vector comes here at once for `VCPU_RUN`.
+///
+/// # Safety
+///
+/// As for [`escrow_host_hvc`].
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn host_call(frame: &mut HostFrame) {
-    let Some(Installed { hypervisor, .. }) = installed() else {
+unsafe extern "C" fn escrow_host_call(frame: &mut HostFrame) {
+    let cpu = PerCpu::current();
+    // SAFETY: `init_cpu` ran before the host did, and this does not change.
+    let Some(hypervisor) = (unsafe { (*cpu).hypervisor }) else {
         frame.x[0] = NOT_SUPPORTED;
         return;
     };
-    let cpu = PerCpu::current();
     let x = frame.x.first_chunk_mut::<8>().expect("19 is more than 8");
     // SAFETY: `init_cpu` ran before the host did, and nothing else on this CPU
     // refers to its scratch space.
     let scratch = unsafe { &mut (*cpu).scratch };
-    match hypervisor.host_call(scratch, x) {
+    let mut reply = hypervisor.host_call(scratch, x);
+    match &mut reply {
         Reply::Answer => {}
-        Reply::Run(run) => {
-            // SAFETY: the CPU's own data, and the host's state is in the CPU.
-            let [state, data @ ..] = unsafe { crate::guest::run(cpu, hypervisor, run) };
-            x[0] = 0;
-            x[1] = state;
-            x[2..5].copy_from_slice(&data);
-        }
+        // SAFETY: the CPU's own data, and the host's state is in the CPU.
+        Reply::Run(run) => unsafe { crate::guest::run(cpu, hypervisor, run, x) },
         // Back onto the HVC. The host takes the interrupt that is pending, if it can, and
         // makes the call again.
         Reply::Again => ELR_EL2::write(ELR_EL2::read().wrapping_sub(4)),

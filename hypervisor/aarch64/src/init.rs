@@ -12,7 +12,7 @@ use crate::controls::{self, Controls, Load as _, Optional};
 use crate::debug;
 use crate::errata;
 use crate::features::{Cpu, MissingFeature};
-use crate::machine::Hardware;
+use crate::machine::{Hardware, installed};
 use crate::percpu::PerCpu;
 use crate::sysreg::*;
 
@@ -63,6 +63,7 @@ pub unsafe fn init_cpu(
     data.host_controls = Controls::host(identity, promise);
     data.guest_controls = Controls::guest(identity, promise);
     controls::init_constant(identity, &data.host_controls)?;
+    data.hypervisor = installed().map(|installed| installed.hypervisor);
     data.observers = debug::observers();
     let optional = Optional::all(identity, &data.observers);
     data.host_controls.load(optional);

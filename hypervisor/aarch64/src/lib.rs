@@ -59,7 +59,6 @@ core::arch::global_asm!(
     cpu_host_controls = const percpu::offsets::HOST_CONTROLS,
     cpu_guest_controls = const percpu::offsets::GUEST_CONTROLS,
     cpu_optional = const percpu::offsets::OPTIONAL,
-    cpu_host_vectors = const percpu::offsets::HOST_VECTORS,
     cpu_guest_vectors = const percpu::offsets::GUEST_VECTORS,
     host_pc = const core::mem::offset_of!(percpu::HostRegisters, pc),
     host_timer_ctl = const core::mem::offset_of!(percpu::HostRegisters, timer_ctl),
@@ -69,14 +68,13 @@ core::arch::global_asm!(
     controls_hfgrtr = const core::mem::offset_of!(controls::Controls, hfgrtr),
     vcpu_el1 = const core::mem::offset_of!(escrow_core::vcpu::Vcpu, el1),
     vcpu_vmpidr = const core::mem::offset_of!(escrow_core::vcpu::Vcpu, vmpidr),
-    vcpu_timer = const core::mem::offset_of!(escrow_core::vcpu::Vcpu, timer),
 );
 
 core::arch::global_asm!(
     include_str!("vectors.S"),
-    vcpu = const percpu::offsets::VCPU,
     hardening = const percpu::offsets::HARDENING,
     fault_stack_top = const percpu::FAULT_STACK_TOP,
     fault_stack_size = const percpu::FAULT_STACK_SIZE,
     lends_one = const escrow_core::hypervisor::LENDS_ONE,
+    vcpu_run = const escrow_abi::call::VCPU_RUN,
 );

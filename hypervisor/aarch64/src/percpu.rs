@@ -6,7 +6,7 @@ use core::mem::{MaybeUninit, offset_of};
 use core::ptr::{self, NonNull};
 
 use escrow_core::errata::Errata;
-use escrow_core::hypervisor::Scratch;
+use escrow_core::hypervisor::{Hypervisor, Scratch};
 use escrow_core::observers::{Observers, Stopped};
 use escrow_core::stage2::Stage2Context;
 use escrow_core::vcpu::{El1Registers, Vcpu};
@@ -14,6 +14,7 @@ use escrow_core::vcpu::{El1Registers, Vcpu};
 use crate::controls::{Controls, Optional};
 use crate::features::Features;
 use crate::fp::HostVectors;
+use crate::machine::Hardware;
 use crate::sysreg::TPIDR_EL2;
 use crate::window::Window;
 
@@ -48,34 +49,35 @@ pub(crate) struct HostRegisters {
 pub struct PerCpu {
     /// Top of the EL2 stack, 16-byte aligned.
     stack_top: u64,
-    /// The vCPU whose registers the CPU holds while a guest runs.
-    pub(crate) vcpu: *mut Vcpu,
     /// Number of the CPU, counted from 0 in the order of the device tree.
     index: u32,
     /// `MPIDR_EL1`.
     mpidr: u64,
+    /// The vectors while the host runs, and while a guest runs.
+    pub(crate) host_vectors_at: u64,
+    pub(crate) guest_vectors_at: u64,
+    /// The host's registers while a guest runs. Here, so that the assembly reaches all of
+    /// them from where this begins.
+    pub(crate) host: HostRegisters,
+    pub(crate) host_stage2: Stage2Context,
     pub(crate) features: Features,
     pub(crate) observers: Observers,
     pub(crate) host_controls: Controls,
     pub(crate) guest_controls: Controls,
     /// What else a switch between the two has to do.
     pub(crate) optional: Optional,
-    pub(crate) host_stage2: Stage2Context,
     /// Where the CPU maps a page or a block for as long as it works on it.
     pub(crate) windows: Option<(Window, Window)>,
     /// Errata of this CPU.
     pub(crate) errata: Errata,
     /// What hardened vectors need to know ([`Vectors`](crate::errata::Vectors)).
     pub(crate) hardening: u32,
-    /// The vectors while the host runs, and while a guest runs.
-    pub(crate) host_vectors_at: u64,
-    pub(crate) guest_vectors_at: u64,
-    /// The host's registers while a guest runs.
-    pub(crate) host: HostRegisters,
     /// The last vCPU that ran here, only to compare. Another VM's vCPU may
     /// come to be at the same place, but none of that VM's has run here before:
     /// its VMID is new.
     pub(crate) last_vcpu: *const Vcpu,
+    /// What was installed: here, for calls to find it soon.
+    pub(crate) hypervisor: Option<&'static Hypervisor<Hardware>>,
     pub(crate) scratch: Scratch,
     pub(crate) host_vectors: MaybeUninit<HostVectors>,
     pub(crate) fault_stack: FaultStack,
@@ -91,14 +93,14 @@ pub(crate) mod offsets {
     use super::PerCpu;
 
     pub const MPIDR: usize = offset_of!(PerCpu, mpidr);
-    pub const VCPU: usize = offset_of!(PerCpu, vcpu);
     pub const HOST: usize = offset_of!(PerCpu, host);
     pub const HOST_STAGE2: usize = offset_of!(PerCpu, host_stage2);
     pub const HOST_CONTROLS: usize = offset_of!(PerCpu, host_controls);
     pub const GUEST_CONTROLS: usize = offset_of!(PerCpu, guest_controls);
     pub const OPTIONAL: usize = offset_of!(PerCpu, optional);
+    // switch.S loads the two at once.
+    const _: () = assert!(offset_of!(PerCpu, host_vectors_at) == MPIDR + 8);
     pub const HARDENING: usize = offset_of!(PerCpu, hardening);
-    pub const HOST_VECTORS: usize = offset_of!(PerCpu, host_vectors_at);
     pub const GUEST_VECTORS: usize = offset_of!(PerCpu, guest_vectors_at);
 }
 
@@ -131,7 +133,6 @@ impl PerCpu {
         }
         init! {
             stack_top: stack_top,
-            vcpu: ptr::null_mut(),
             index: index,
             mpidr: mpidr,
             features: features,
@@ -147,6 +148,7 @@ impl PerCpu {
             guest_vectors_at: 0,
             host: HostRegisters::default(),
             last_vcpu: ptr::null(),
+            hypervisor: None,
             scratch: Scratch::new(),
         }
     }

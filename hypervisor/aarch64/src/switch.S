@@ -21,18 +21,18 @@
     msr     \second, x5
 .endm
 
-// What every CPU has.
-.macro el1_registers pair, base
-    \pair  sctlr_el1, cpacr_el1, \base, 0
-    \pair  ttbr0_el1, ttbr1_el1, \base, 16
-    \pair  tcr_el1, mair_el1, \base, 32
-    \pair  vbar_el1, contextidr_el1, \base, 48
-    \pair  elr_el1, spsr_el1, \base, 64
-    \pair  esr_el1, far_el1, \base, 80
-    \pair  par_el1, tpidrro_el0, \base, 96
-    \pair  tpidr_el0, tpidr_el1, \base, 112
-    \pair  sp_el0, sp_el1, \base, 128
-    \pair  cntkctl_el1, csselr_el1, \base, 144
+// What every CPU has, at an offset from a base.
+.macro el1_registers pair, base, at
+    \pair  sctlr_el1, cpacr_el1, \base, (\at + 0)
+    \pair  ttbr0_el1, ttbr1_el1, \base, (\at + 16)
+    \pair  tcr_el1, mair_el1, \base, (\at + 32)
+    \pair  vbar_el1, contextidr_el1, \base, (\at + 48)
+    \pair  elr_el1, spsr_el1, \base, (\at + 64)
+    \pair  esr_el1, far_el1, \base, (\at + 80)
+    \pair  par_el1, tpidrro_el0, \base, (\at + 96)
+    \pair  tpidr_el0, tpidr_el1, \base, (\at + 112)
+    \pair  sp_el0, sp_el1, \base, (\at + 128)
+    \pair  cntkctl_el1, csselr_el1, \base, (\at + 144)
 .endm
 
 // The keys of pointer authentication.
@@ -57,37 +57,34 @@
 .endm
 
 // extern "C" fn escrow_to_guest(cpu: *mut PerCpu, vcpu: *const Vcpu,
-//     vttbr: u64, vtcr: u64) -> bool
+//     vttbr: u64, vtcr: u64) -> u64
 //
-// The host's registers out of the CPU, a guest's in. Says whether the guest's
-// timer has fired and is masked, so that it does not end the run at once.
+// The host's registers out of the CPU, a guest's in. Returns what is to be taken from the
+// guest's CNTV_CTL_EL0 when it is stored: IMASK if its timer has fired and is masked, so that it
+// does not end the run at once.
     .global escrow_to_guest
 escrow_to_guest:
-    add     x9, x0, #{cpu_host}
-    el1_registers save_pair, x9
-    save_pair elr_el2, spsr_el2, x9, {host_pc}
-    save_pair cntv_ctl_el0, cntv_cval_el0, x9, {host_timer_ctl}
-    add     x10, x1, #{vcpu_el1}
-    el1_registers load_pair, x10
+    el1_registers save_pair, x0, {cpu_host}
+    save_pair elr_el2, spsr_el2, x0, ({cpu_host} + {host_pc})
+    save_pair cntv_ctl_el0, cntv_cval_el0, x0, ({cpu_host} + {host_timer_ctl})
+    el1_registers load_pair, x1, {vcpu_el1}
     msr     vttbr_el2, x2
     msr     vtcr_el2, x3
     ldr     x4, [x0, #{cpu_guest_vectors}]
     msr     vbar_el2, x4
-    ldr     x4, [x1, #{vcpu_vmpidr}]
-    msr     vmpidr_el2, x4
     add     x9, x0, #{cpu_guest_controls}
     load_controls x9
-    add     x10, x1, #{vcpu_timer}
-    ldp     x4, x5, [x10]                   // CTL, CVAL
-    ldr     x6, [x10, #16]                  // offset
-    and     x7, x4, #0x7                    // ENABLE and ISTATUS, not IMASK
-    cmp     x7, #0x5
-    orr     x7, x4, #0x2                    // IMASK
-    csel    x4, x7, x4, eq
-    msr     cntvoff_el2, x6
-    msr     cntv_cval_el0, x5
-    msr     cntv_ctl_el0, x4
-    cset    w0, eq
+    ldp     x4, x5, [x1, #{vcpu_vmpidr}]    // VMPIDR, timer: CTL
+    ldp     x6, x7, [x1, #({vcpu_vmpidr} + 16)] // CVAL, offset
+    msr     vmpidr_el2, x4
+    and     x8, x5, #0x7                    // ENABLE and ISTATUS, not IMASK
+    cmp     x8, #0x5
+    cset    x0, eq
+    lsl     x0, x0, #1                      // IMASK
+    orr     x5, x5, x0
+    msr     cntvoff_el2, x7
+    msr     cntv_cval_el0, x6
+    msr     cntv_ctl_el0, x5
     ret
 
 // extern "C" fn escrow_to_host(cpu: *const PerCpu, vcpu: *mut Vcpu)
@@ -95,21 +92,13 @@ escrow_to_guest:
 // The way back. The guest's timer and general registers are stored already.
     .global escrow_to_host
 escrow_to_host:
-    add     x9, x0, #{cpu_host}
-    add     x10, x1, #{vcpu_el1}
-    el1_registers save_pair, x10
-    el1_registers load_pair, x9
-    load_pair elr_el2, spsr_el2, x9, {host_pc}
-    load_pair cntv_ctl_el0, cntv_cval_el0, x9, {host_timer_ctl}
+    el1_registers save_pair, x1, {vcpu_el1}
+    el1_registers load_pair, x0, {cpu_host}
+    load_pair elr_el2, spsr_el2, x0, ({cpu_host} + {host_pc})
+    load_pair cntv_ctl_el0, cntv_cval_el0, x0, ({cpu_host} + {host_timer_ctl})
     msr     cntvoff_el2, xzr
-    add     x9, x0, #{cpu_host_stage2}
-    ldp     x2, x3, [x9]
-    msr     vttbr_el2, x2
-    msr     vtcr_el2, x3
-    ldr     x4, [x0, #{cpu_host_vectors}]
-    msr     vbar_el2, x4
-    ldr     x4, [x0, #{cpu_mpidr}]
-    msr     vmpidr_el2, x4
+    load_pair vttbr_el2, vtcr_el2, x0, {cpu_host_stage2}
+    load_pair vmpidr_el2, vbar_el2, x0, {cpu_mpidr}
     add     x9, x0, #{cpu_host_controls}
     load_controls x9
     ret
@@ -117,13 +106,13 @@ escrow_to_host:
 // extern "C" fn escrow_save_el1(registers: *mut El1Registers)
     .global escrow_save_el1
 escrow_save_el1:
-    el1_registers save_pair, x0
+    el1_registers save_pair, x0, 0
     ret
 
 // extern "C" fn escrow_load_el1(registers: *const El1Registers)
     .global escrow_load_el1
 escrow_load_el1:
-    el1_registers load_pair, x0
+    el1_registers load_pair, x0, 0
     ret
 
 // extern "C" fn escrow_save_keys(keys: *mut [u64; 10])

@@ -20,16 +20,13 @@ use crate::trace::{self, Event};
 // tell it.
 #[allow(improper_ctypes)]
 unsafe extern "C" {
-    fn escrow_to_guest(cpu: *mut PerCpu, vcpu: *const Vcpu, vttbr: u64, vtcr: u64) -> bool;
+    fn escrow_to_guest(cpu: *mut PerCpu, vcpu: *const Vcpu, vttbr: u64, vtcr: u64) -> u64;
     fn escrow_to_host(cpu: *const PerCpu, vcpu: *mut Vcpu);
     fn escrow_save_el1(registers: *mut El1Registers);
     fn escrow_load_el1(registers: *const El1Registers);
     fn escrow_save_keys(keys: *mut [u64; 10]);
     fn escrow_load_keys(keys: *const [u64; 10]);
 }
-
-/// `CNTV_CTL_EL0.IMASK`.
-const TIMER_IMASK: u64 = 1 << 1;
 
 /// `HCR_EL2.APK` and `API`: pointer authentication is not trapped.
 const HCR_PAUTH: u64 = 1 << 40 | 1 << 41;
@@ -42,10 +39,15 @@ const _: () = {
     assert!(offset_of!(El1Registers, esr) == 80);
     assert!(offset_of!(El1Registers, tpidr_el0) == 112);
     assert!(offset_of!(El1Registers, csselr) == 152);
+    let vmpidr = offset_of!(Vcpu, vmpidr);
+    assert!(offset_of!(Vcpu, timer) + offset_of!(TimerRegisters, ctl) == vmpidr + 8);
+    assert!(offset_of!(Vcpu, timer) + offset_of!(TimerRegisters, cval) == vmpidr + 16);
+    assert!(offset_of!(Vcpu, timer) + offset_of!(TimerRegisters, offset) == vmpidr + 24);
 };
 
 /// Takes the host's state out of the CPU and puts the guest's in. Returns
-/// whether the guest's timer is kept from interrupting: one that has fired
+/// what [`save_timer`] takes off again, if the guest's timer is kept from
+/// interrupting: one that has fired
 /// would end each run before it has begun, until there is a virtual GIC to
 /// hand its interrupt to. The guest sees it masked meanwhile.
 ///
@@ -53,7 +55,7 @@ const _: () = {
 ///
 /// As for [`run`](crate::guest::run).
 #[inline(always)]
-pub(crate) unsafe fn enter(cpu: *mut PerCpu, context: Stage2Context, vcpu: &mut Vcpu) -> bool {
+pub(crate) unsafe fn enter(cpu: *mut PerCpu, context: Stage2Context, vcpu: &mut Vcpu) -> u64 {
     // SAFETY: parts of this CPU's data that nothing else refers to; see `guest::run`.
     let (host, last_vcpu) = unsafe { (&mut (*cpu).host, &mut (*cpu).last_vcpu) };
     // SAFETY: these are only read while a guest runs.
@@ -197,9 +199,10 @@ pub(crate) unsafe fn grant_keys(host: &mut HostRegisters, run: &mut Vcpu) {
     HCR_EL2::write(HCR_EL2::read() | HCR_PAUTH);
 }
 
-/// Stores the guest's timer.
-pub(crate) fn save_timer(timer: &mut TimerRegisters, held_back: bool) {
+/// Stores the guest's timer, without the `IMASK` that [`enter`] may have added.
+#[inline(always)]
+pub(crate) fn save_timer(timer: &mut TimerRegisters, added: u64) {
     let (ctl, cval) = (CNTV_CTL_EL0::read(), CNTV_CVAL_EL0::read());
-    timer.ctl = if held_back { ctl & !TIMER_IMASK } else { ctl };
+    timer.ctl = ctl & !added;
     timer.cval = cval;
 }

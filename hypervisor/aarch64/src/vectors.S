@@ -188,8 +188,8 @@ escrow_guest_vectors_\how:
 escrow_host_vectors:
     el2_vectors
     // From the host, AArch64. An HVC #0 and nothing else has the syndrome
-    // EC 0x16, IL 1, imm16 0. This is the hot path, and the shortest one is that
-    // of the call that hosts make most.
+    // EC 0x16, IL 1, imm16 0. This is the hot path, and the shortest ones are those
+    // of the calls that hosts make most.
     vector
     push_host_frame
 host_pushed:
@@ -200,11 +200,17 @@ host_pushed:
     cmp     x1, x2
     b.ne    host_sync
     cmp     w0, w3
-    mov     x0, sp
     b.eq    1f
+    sub     w3, w3, #({lends_one} - {vcpu_run})
+    cmp     w0, w3
+    mov     x0, sp
+    b.eq    2f
     bl      escrow_host_hvc
     b       host_return
-1:  bl      escrow_host_lend
+1:  mov     x0, sp
+    bl      escrow_host_lend
+    b       host_return
+2:  bl      escrow_host_call
     b       host_return
     host_vector 1
     host_vector 2
@@ -272,14 +278,12 @@ escrow_guest_vectors:
 
 // Loads the general registers of a guest (x0: *mut GeneralRegisters) and
 // enters it; returns with them stored, once an exception has ended its run,
-// with x0: 0 synchronous, 1 interrupt, 3 SError. Changes all registers but
-// x19, x29 and SP; guest.rs tells the compiler. PerCpu.vcpu must point to the
-// same registers.
+// with x1: 0 synchronous, 1 interrupt, 3 SError. Changes all registers but
+// x19, x29 and SP; guest.rs tells the compiler.
     .global escrow_enter_guest
 escrow_enter_guest:
     stp     x29, x30, [sp, #-32]!
-    mov     x29, sp
-    str     x19, [sp, #16]
+    stp     x19, x0, [sp, #16]          // x0 for guest_exit
     ldp     x30, x1, [x0, #240]
     ldr     x2, [x0, #256]
     msr     elr_el2, x1
@@ -302,10 +306,9 @@ escrow_enter_guest:
     eret
     speculation_barrier
 
-// x0, x1: on the stack; x1: kind of exit.
+// x0, x1: on the stack, above what escrow_enter_guest keeps there; x1: kind of exit.
 guest_exit:
-    mrs     x0, tpidr_el2
-    ldr     x0, [x0, #{vcpu}]
+    ldr     x0, [sp, #(16 + 24)]
     stp     x2, x3, [x0, #16]
     stp     x4, x5, [x0, #32]
     stp     x6, x7, [x0, #48]
@@ -326,7 +329,6 @@ guest_exit:
     mrs     x5, spsr_el2
     stp     x30, x4, [x0, #240]
     str     x5, [x0, #256]
-    mov     x0, x1
     ldr     x19, [sp, #16]
     ldp     x29, x30, [sp], #32
     ret

@@ -117,18 +117,21 @@ impl<M: Machine> Hypervisor<M> {
     pub fn host_call(&self, scratch: &mut Scratch, x: &mut [u64; 8]) -> Reply<'_> {
         self.machine.note(|| Note::Begin(x[0]));
         // SMCCC: the identifier is 32 bits, and what is above must be ignored.
-        let reply = match x[0] as u32 {
-            call::VCPU_RUN => match self.vcpu_run(x) {
-                Ok(run) => Reply::Run(run),
-                Err(answer) => {
-                    x[..5].copy_from_slice(&answer);
-                    Reply::Answer
+        if x[0] as u32 == call::VCPU_RUN {
+            // A reply of its own: joined with that of the others, a run would be copied.
+            match self.vcpu_run(x) {
+                Ok(run) => {
+                    self.machine.note(|| Note::End(0));
+                    return Reply::Run(run);
                 }
-            },
-            function => self.slow_call(scratch, function, x),
-        };
-        self.machine.note(|| Note::End(if matches!(reply, Reply::Answer) { x[0] } else { 0 }));
-        reply
+                Err(answer) => x[..5].copy_from_slice(&answer),
+            }
+            self.machine.note(|| Note::End(x[0]));
+            return Reply::Answer;
+        }
+        let again = matches!(self.slow_call(scratch, x[0] as u32, x), Reply::Again);
+        self.machine.note(|| Note::End(if again { 0 } else { x[0] }));
+        if again { Reply::Again } else { Reply::Answer }
     }
 
     /// [`call::MEM_LEND`] of one entry, for the machine half to try first. `false`:

@@ -5,14 +5,18 @@
 //! The layout is `repr(C)` because the world switch reads and writes it from
 //! assembly; it asserts the offsets that it uses.
 
-use spin::mutex::TicketMutex;
+use spin::mutex::{SpinMutex, SpinMutexGuard};
 
 use super::exception::{Entry, Exception, PstateFeatures, after_instruction};
 use super::resume::Pending;
 
 /// A vCPU in the page that was donated for it. Whoever runs the vCPU holds the
-/// lock for as long as the guest is inside.
-pub type VcpuCell = TicketMutex<Vcpu>;
+/// lock for as long as the guest is inside, and nobody waits for it meanwhile: it is
+/// tried, or taken before the first run. So it need not be fair.
+pub type VcpuCell = SpinMutex<Vcpu>;
+
+/// A vCPU that is locked.
+pub type VcpuGuard<'a> = SpinMutexGuard<'a, Vcpu>;
 
 /// The general registers, and where the guest is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -139,12 +143,12 @@ pub const PSTATE_RESET: u64 = 0x3c5;
 pub struct Vcpu {
     /// General registers; first, for the world switch.
     pub regs: GeneralRegisters,
-    /// System registers.
-    pub el1: El1Registers,
     /// `VMPIDR_EL2`: who the guest thinks this CPU is.
     pub vmpidr: u64,
     /// The virtual timer.
     pub timer: TimerRegisters,
+    /// System registers.
+    pub el1: El1Registers,
     /// SIMD and floating point.
     pub fp: FpRegisters,
     /// The guest has used pointer authentication: its keys are switched.

@@ -66,6 +66,14 @@ pub struct Abort {
     far: u64,
 }
 
+/// What an instruction comes to that waits.
+pub(super) struct Wait {
+    /// What the host has to know; `None` if the interrupt of the guest's timer is pending.
+    pub until: Option<Answer>,
+    /// Whether a pending interrupt ends it.
+    pub interruptible: bool,
+}
+
 /// The answer of a state and its data.
 pub(super) const fn answer(state: u64, data: [u64; 3]) -> Answer {
     [state, data[0], data[1], data[2]]
@@ -105,32 +113,31 @@ impl Vcpu {
         }
     }
 
-    /// WFI and WFE, with and without a deadline of their own. What the host has to know;
-    /// `None` if the guest does not wait for an interrupt, because that of its timer is
-    /// pending, or another one (`interrupted`).
+    /// WFI and WFE, with and without a deadline of their own.
     #[inline(always)]
-    pub(super) fn wait(&mut self, esr: u64, interrupted: bool) -> Option<Answer> {
+    pub(super) fn wait(&mut self, esr: u64) -> Wait {
         self.skip_instruction();
         let (for_event, limited) = (esr & 1 != 0, esr & 2 != 0);
         if for_event {
             // Events are not modelled, and it may be for another vCPU that
             // the guest waits: the host may run that.
-            return Some(READY);
+            return Wait { until: Some(READY), interruptible: false };
         }
-        if interrupted || self.timer.is_pending() {
-            return None;
+        if self.timer.is_pending() {
+            return Wait { until: None, interruptible: true };
         }
         let mut deadline = self.timer.deadline();
         if limited {
             // RV (bit 2): RN (bits 9:5) holds the register number.
             if esr & 1 << 2 == 0 {
-                return Some(READY);
+                return Wait { until: Some(READY), interruptible: true };
             }
             let limit = self.regs.read((esr >> 5 & 0x1f) as usize);
             let limit = limit.wrapping_add(self.timer.offset);
             deadline = Some(deadline.map_or(limit, |timer| timer.min(limit)));
         }
-        Some(answer(run::EXPECTS_WAKEUP, [0, 0, deadline.unwrap_or(u64::MAX)]))
+        let until = answer(run::EXPECTS_WAKEUP, [0, 0, deadline.unwrap_or(u64::MAX)]);
+        Wait { until: Some(until), interruptible: true }
     }
 
     /// A trapped system register or instruction.

@@ -22,13 +22,13 @@ mod trapped;
 
 pub use context::{
     El1Registers, FpRegisters, GeneralRegisters, PSTATE_RESET, Power, SCTLR_EL1_RESET,
-    TimerRegisters, Vcpu, VcpuCell,
+    TimerRegisters, Vcpu, VcpuCell, VcpuGuard,
 };
 pub(crate) use exception::is_aarch32;
 pub use exception::{Entry, Exception, PstateFeatures, after_instruction};
 pub use exit::{Abort, Answer, GuestExit, Outcome, READY, Trap};
 pub use ids::GuestIds;
-pub use policy::Next;
+pub use policy::{Next, Waited};
 pub(crate) use resume::is_big_endian;
 pub use resume::{Mmio, Pending};
 pub use smccc::Service;

@@ -9,7 +9,6 @@ use super::exception::Exception;
 use super::exit::{Answer, GuestExit, Outcome, READY, answer};
 use super::ids::GuestIds;
 use super::smccc::Service;
-use super::syndrome::Ec;
 use crate::hardening::{guest_call, guest_features};
 use crate::hypervisor::guest_calls::GuestCall;
 use crate::hypervisor::{Hypervisor, Scratch, Touched};
@@ -32,6 +31,27 @@ pub enum Next {
     Leave(Answer),
 }
 
+/// What becomes of a guest that waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Waited {
+    /// It does not: an interrupt is pending. Enter it, with a virtual interrupt or with none.
+    Enter {
+        /// Whether there is one.
+        interrupt: bool,
+    },
+    /// Leave it, with this for the host.
+    Leave(Answer),
+}
+
+impl From<Waited> for Next {
+    fn from(waited: Waited) -> Next {
+        match waited {
+            Waited::Enter { interrupt } => Next::EnterWith { interrupt },
+            Waited::Leave(answer) => Next::Leave(answer),
+        }
+    }
+}
+
 /// PSCI AFFINITY_INFO.
 const AFFINITY_ON: u64 = 0;
 const AFFINITY_OFF: u64 = 1;
@@ -46,7 +66,21 @@ impl<M: Machine> Hypervisor<M> {
         }
     }
 
-    /// Handles an exit of a run's guest. See [`Vcpu::decode`] for what of its
+    /// Handles an exit by an instruction that waits (class [`Ec::WAIT`](super::syndrome::Ec)),
+    /// given its `ESR_EL2`: what ends most runs.
+    #[inline(always)]
+    pub fn guest_waits(&self, run: &mut Run<'_>, esr: u64) -> Waited {
+        // A timer that is read before the doorbells may fire meanwhile: its deadline
+        // has passed then, and the host does not wait for it.
+        let wait = run.wait(esr);
+        let interrupted = wait.interruptible && run.has_interrupt_to_wait_for();
+        match wait.until {
+            Some(answer) if !interrupted => Waited::Leave(answer),
+            _ => waits_no_more(run),
+        }
+    }
+
+    /// Handles any other exit of a run's guest. See [`Vcpu::decode`] for what of its
     /// registers must be in memory.
     #[inline(always)]
     pub fn guest_exit(
@@ -56,15 +90,6 @@ impl<M: Machine> Hypervisor<M> {
         exit: GuestExit,
         ids: &GuestIds,
     ) -> Next {
-        if let GuestExit::Instruction(esr) = exit
-            && Ec::of(esr) == Ec::WAIT
-        {
-            let interrupted = run.has_interrupt_to_wait_for();
-            return match run.wait(esr, interrupted) {
-                Some(answer) => Next::Leave(answer),
-                None => waits_no_more(run),
-            };
-        }
         let mut outcome = run.decode(exit, ids);
         if let Outcome::Abort(abort) = outcome {
             let mut vm = run.slot().lock();
@@ -127,7 +152,7 @@ impl<M: Machine> Hypervisor<M> {
             }
             Service::Suspend(answer) => {
                 let interrupted = run.has_interrupt_to_wait_for();
-                return if interrupted { waits_no_more(run) } else { Next::Leave(answer) };
+                return if interrupted { waits_no_more(run).into() } else { Next::Leave(answer) };
             }
             Service::Down(reason) => {
                 run.slot().set_down(reason);
@@ -189,12 +214,12 @@ impl<M: Machine> Hypervisor<M> {
 
 /// The guest goes on, because an interrupt is pending. It may have come since the guest
 /// was entered.
-#[cold]
-fn waits_no_more(run: &Run<'_>) -> Next {
+#[inline(always)]
+fn waits_no_more(run: &Run<'_>) -> Waited {
     if run.slot().is_stopped() {
-        return Next::Leave(READY);
+        return Waited::Leave(READY);
     }
-    Next::EnterWith { interrupt: run.has_interrupt() }
+    Waited::Enter { interrupt: run.has_interrupt() }
 }
 
 impl Vcpu {

@@ -95,17 +95,17 @@ impl Vcpu {
     /// the action is none; the exit then stays unanswered.
     #[inline(always)]
     pub fn resume(&mut self, data: [u64; 3]) -> Result<(), Error> {
+        let [value, action, reserved] = data;
         if self.pending == Pending::None {
             // The usual case; comparing arrays would be a call.
-            let [value, action, reserved] = data;
             let empty = value | action | reserved == 0;
             return if empty { Ok(()) } else { Err(Error::InvalidArgument) };
         }
-        self.settle_pending(data)
+        self.settle_pending(value, action, reserved)
     }
 
-    fn settle_pending(&mut self, data: [u64; 3]) -> Result<(), Error> {
-        let [value, action, reserved] = data;
+    /// Not as an array: that would be written to memory whether or not it is used.
+    fn settle_pending(&mut self, value: u64, action: u64, reserved: u64) -> Result<(), Error> {
         let pending = self.pending;
         let read = match pending {
             Pending::Mmio(mmio) if !mmio.is_write() => Some(mmio),

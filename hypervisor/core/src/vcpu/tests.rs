@@ -34,6 +34,12 @@ fn decode(vcpu: &mut Vcpu, esr: u64) -> Outcome {
     vcpu.decode(exit, &ids())
 }
 
+/// What an instruction that waits comes to, if an interrupt is pending or not.
+fn wait(vcpu: &mut Vcpu, esr: u64, interrupted: bool) -> Option<Answer> {
+    let wait = vcpu.wait(esr);
+    wait.until.filter(|_| !(wait.interruptible && interrupted))
+}
+
 /// The exit of an abort at 0x6000_0123, that is or is not memory.
 fn settle(vcpu: &mut Vcpu, esr: u64, is_memory: bool) -> Outcome {
     match decode(vcpu, esr) {
@@ -236,29 +242,29 @@ fn wfi_waits_for_the_timer_and_wfe_yields() {
     let wfi = Ec::WAIT.bits() | IL;
     let mut vcpu = vcpu();
     let waits = |deadline| Some([run::EXPECTS_WAKEUP, 0, 0, deadline]);
-    assert_eq!(vcpu.wait(wfi, false), waits(u64::MAX));
+    assert_eq!(wait(&mut vcpu, wfi, false), waits(u64::MAX));
     assert_eq!(vcpu.regs.pc, PC + 4);
     vcpu.timer = TimerRegisters { ctl: 1, cval: 1000, offset: 500 };
-    assert_eq!(vcpu.wait(wfi, false), waits(1500));
+    assert_eq!(wait(&mut vcpu, wfi, false), waits(1500));
     // Masked: it wakes nobody.
     vcpu.timer.ctl = 0b111;
-    assert_eq!(vcpu.wait(wfi, false), waits(u64::MAX));
+    assert_eq!(wait(&mut vcpu, wfi, false), waits(u64::MAX));
     // Expired: no wait at all.
     vcpu.timer.ctl = 0b101;
-    assert_eq!(vcpu.wait(wfi, false), None);
-    assert_eq!(vcpu.wait(wfi | 1, false), Some(READY));
+    assert_eq!(wait(&mut vcpu, wfi, false), None);
+    assert_eq!(wait(&mut vcpu, wfi | 1, false), Some(READY));
     // WFIT with a limit in x3, before and after the timer.
     vcpu.timer.ctl = 0b001;
     let wfit = wfi | 0b10 | 1 << 2 | 3 << 5;
     vcpu.regs.x[3] = 900;
-    assert_eq!(vcpu.wait(wfit, false), waits(1400));
+    assert_eq!(wait(&mut vcpu, wfit, false), waits(1400));
     vcpu.regs.x[3] = 1100;
-    assert_eq!(vcpu.wait(wfit, false), waits(1500));
+    assert_eq!(wait(&mut vcpu, wfit, false), waits(1500));
     // Another interrupt is as good; an event is another matter.
     let pc = vcpu.regs.pc;
-    assert_eq!([vcpu.wait(wfi, true), vcpu.wait(wfit, true)], [None; 2]);
+    assert_eq!([wait(&mut vcpu, wfi, true), wait(&mut vcpu, wfit, true)], [None; 2]);
     assert_eq!(vcpu.regs.pc, pc + 8);
-    assert_eq!(vcpu.wait(wfi | 1, true), Some(READY));
+    assert_eq!(wait(&mut vcpu, wfi | 1, true), Some(READY));
 }
 
 #[test]

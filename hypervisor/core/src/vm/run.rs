@@ -4,17 +4,15 @@
 
 use core::ops::{Deref, DerefMut};
 
-use spin::mutex::TicketMutexGuard;
-
 use super::slot::{Entered, Slot};
 use crate::ledger::GuestId;
 use crate::stage2::Stage2Context;
-use crate::vcpu::Vcpu;
+use crate::vcpu::{Vcpu, VcpuGuard};
 
 /// A vCPU that this CPU has to itself, to run it.
 pub struct Run<'a> {
     // Fields drop in this order: the vCPU is given back before its VM may die.
-    vcpu: TicketMutexGuard<'a, Vcpu>,
+    vcpu: VcpuGuard<'a>,
     entered: Entered<'a>,
     id: GuestId,
     context: Stage2Context,
@@ -22,7 +20,7 @@ pub struct Run<'a> {
 
 impl<'a> Run<'a> {
     pub(crate) fn new(
-        vcpu: TicketMutexGuard<'a, Vcpu>,
+        vcpu: VcpuGuard<'a>,
         entered: Entered<'a>,
         id: GuestId,
         vtcr: u64,

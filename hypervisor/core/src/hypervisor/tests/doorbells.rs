@@ -21,6 +21,11 @@ const INTERRUPTED: Next = Next::EnterWith { interrupt: true };
 const QUIET: Next = Next::EnterWith { interrupt: false };
 
 fn exit(escrow: &Hypervisor<Fake>, run: &mut Run<'_>, exit: GuestExit) -> Next {
+    if let GuestExit::Instruction(esr) = exit
+        && Ec::of(esr) == Ec::WAIT
+    {
+        return escrow.guest_waits(run, esr).into();
+    }
     escrow.guest_exit(&mut Scratch::new(), run, exit, &GuestIds::new(|_, _| 0, 39))
 }
 
