@@ -9,9 +9,10 @@ use core::ptr;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use aarch64_cpu::asm::barrier;
+use aarch64_cpu::registers::{CNTFRQ_EL0, CNTPCT_EL0, Readable};
 use escrow_core::stage2::Geometry;
 
-use crate::machine::installed;
+use crate::machine::{Installed, installed};
 use crate::percpu::{PerCpu, cpu_index};
 use crate::sysreg::*;
 
@@ -73,13 +74,33 @@ unsafe extern "C" fn escrow_el2_fault(frame: &FaultFrame) -> ! {
     stop_machine()
 }
 
+/// The part of a second in which a guest without any translation left is at EL2.
+const LEAVE_PER_SECOND: u64 = 100;
+
 /// Whether [`stop_host`] was called.
 static STOPPED: AtomicBool = AtomicBool::new(false);
 
-/// Stops all CPUs for good, as far as they run the host or come back to it, and the
-/// calling one.
+/// Stops all CPUs for good, as far as they run the host or come back to it; zeroes what
+/// guests have or had; and stops the calling CPU.
+///
+/// DRAM keeps its contents over a reset. No lock is taken, for the CPU that failed may
+/// have it.
 pub fn stop_machine() -> ! {
     stop_host();
+    if let Some(Installed { hypervisor, .. }) = installed() {
+        // The guests' tables are among what is zeroed, so when no TLB holds anything any
+        // more, guests that run on other CPUs end up at EL2: their registers are saved to
+        // what is zeroed once more, and the way back to the host stops the CPU.
+        hypervisor.wipe();
+        // SAFETY: removes cached translations only.
+        unsafe { asm!("tlbi alle1is", options(nostack, preserves_flags)) };
+        barrier::dsb(barrier::ISH);
+        let begin = CNTPCT_EL0.get();
+        while CNTPCT_EL0.get().wrapping_sub(begin) < CNTFRQ_EL0.get() / LEAVE_PER_SECOND {
+            core::hint::spin_loop();
+        }
+        hypervisor.wipe();
+    }
     halt()
 }
 

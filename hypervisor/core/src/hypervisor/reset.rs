@@ -12,7 +12,7 @@ use escrow_abi::{Error, FrameState};
 use super::Hypervisor;
 use crate::addr::{BLOCK_SIZE, PAGE_SIZE, PhysAddr};
 use crate::gate::{Gate, Shut};
-use crate::ledger::{Record, VmId};
+use crate::ledger::{Block, Record, VmId};
 use crate::machine::Machine;
 
 /// A machine in which no VM is created, until this is dropped.
@@ -66,21 +66,36 @@ impl<M: Machine> Closed<'_, M> {
         if running {
             return Err(Error::Busy);
         }
-        for pass in [Pass::Sound, Pass::Broken] {
-            for range in hypervisor.ledger.ram().ranges() {
-                for base in (range.base.0..range.end()).step_by(BLOCK_SIZE as usize) {
-                    hypervisor.scrub_block(PhysAddr(base), pass);
-                }
-            }
-        }
+        hypervisor.for_each_block(|base, pass, block| {
+            hypervisor.ledger.lock(block);
+            hypervisor.scrub_block(base, pass, block);
+            hypervisor.ledger.unlock(block);
+        });
         Ok(())
     }
 }
 
 impl<M: Machine> Hypervisor<M> {
-    fn scrub_block(&self, base: PhysAddr, pass: Pass) {
-        let Some(block) = self.ledger.locate(base) else { return };
-        self.ledger.lock(block);
+    /// Zeroes the same as [`Closed::scrub`] does, without a lock and whatever else goes on:
+    /// for a hypervisor that has failed, on a CPU that never leaves it again. Whoever has a
+    /// lock may be that CPU.
+    pub fn wipe(&self) {
+        self.for_each_block(|base, pass, block| self.scrub_block(base, pass, block));
+    }
+
+    fn for_each_block(&self, mut f: impl FnMut(PhysAddr, Pass, Block)) {
+        for pass in [Pass::Sound, Pass::Broken] {
+            for range in self.ledger.ram().ranges() {
+                for base in (range.base.0..range.end()).step_by(BLOCK_SIZE as usize) {
+                    if let Some(block) = self.ledger.locate(PhysAddr(base)) {
+                        f(PhysAddr(base), pass, block);
+                    }
+                }
+            }
+        }
+    }
+
+    fn scrub_block(&self, base: PhysAddr, pass: Pass, block: Block) {
         let size = if self.ledger.is_split(block) { PAGE_SIZE } else { BLOCK_SIZE };
         for at in (base.0..base.0 + BLOCK_SIZE).step_by(size as usize) {
             if pass_of(self.ledger.get_in(block, PhysAddr(at))) == Some(pass) {
@@ -88,7 +103,6 @@ impl<M: Machine> Hypervisor<M> {
                 let _ = self.machine.zero(PhysAddr(at), size);
             }
         }
-        self.ledger.unlock(block);
     }
 }
 

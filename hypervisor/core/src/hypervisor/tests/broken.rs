@@ -279,3 +279,24 @@ fn no_old_instruction_outlives_a_way_home() {
     host.take(call::MEM_UNSHARE, &[(FREE + 0x4000, 0)]).unwrap();
     assert_eq!(synced(&host), 1, "shared");
 }
+
+/// The end of a hypervisor that has failed: no lock keeps it from wiping what guests have.
+#[test]
+fn a_failed_hypervisor_wipes_without_locks() {
+    let mut host = Host::new();
+    let (vm, _) = started(&mut host);
+    host.lend(vm, &[page(FREE, GUEST), block(FREE + 0x20_0000, GUEST + 0x20_0000)]).unwrap();
+    host.share(vm, &[page(FREE + 0x5000, GUEST + 0x5000)]).unwrap();
+    for at in [FREE, FREE + 0x5000, FREE + 0x6000, FREE + 0x20_3000] {
+        host.escrow.machine.scribble(at);
+    }
+    let ledger = host.escrow.ledger();
+    let held = [FREE, FREE + 0x20_0000].map(|at| ledger.locate(crate::addr::PhysAddr(at)).unwrap());
+    held.iter().for_each(|block| block.lock());
+    host.escrow.wipe();
+    held.iter().for_each(|block| block.unlock());
+    assert!(host.escrow.machine.is_zero(FREE));
+    assert!(host.escrow.machine.is_zero(FREE + 0x20_3000));
+    assert!(!host.escrow.machine.is_zero(FREE + 0x5000), "the host reads it all along");
+    assert!(!host.escrow.machine.is_zero(FREE + 0x6000), "the host's own");
+}
