@@ -19,7 +19,15 @@ fn main() {
     // relative to itself; what is left to relocate are addresses in constants,
     // hence `notext`. They are relocated before they are mapped read-only by
     // Escrow itself, hence `norelro`.
-    for argument in ["-pie", "--no-dynamic-linker", "-znotext", "-znorelro", "--build-id=none"] {
+    for argument in [
+        "-pie",
+        "--no-dynamic-linker",
+        "-znotext",
+        "-znorelro",
+        "--build-id=none",
+        // An ADRP at the end of a page may have the wrong result (docs/errata.md).
+        "--fix-cortex-a53-843419",
+    ] {
         println!("cargo:rustc-link-arg-bins={argument}");
     }
 }
