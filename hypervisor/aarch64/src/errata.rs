@@ -71,6 +71,27 @@ impl Vectors {
     }
 }
 
+/// What the calling CPU needs.
+fn choose(firmware: &Firmware) -> (Entry, Hardening) {
+    Entry::choose(&Cpu {
+        midr: Midr(MIDR_EL1::read() as u32),
+        csv2: id_field(ID_AA64PFR0_EL1::read(), 56),
+        clrbhb: id_field(ID_AA64ISAR2_EL1::read(), 28) != 0,
+        ecbhb: id_field(ID_AA64MMFR1_EL1::read(), 60) != 0,
+        workaround_1: firmware.knows(WORKAROUND_1),
+        workaround_3: firmware.knows(WORKAROUND_3),
+    })
+}
+
+/// Says in the log what there is to know of the CPU that boots, as long as the
+/// console is EL2's own.
+pub fn announce(hardware: &Hardware) {
+    let (errata, (_, hardening)) = (of_this_cpu(), choose(&Firmware::find()));
+    if hardware.meet(errata, hardening) {
+        describe(errata, hardening);
+    }
+}
+
 /// Finds out what the calling CPU needs, tells the machine, and switches on what
 /// the firmware has to. The CPU's vectors are chosen, not yet in force.
 ///
@@ -78,14 +99,7 @@ impl Vectors {
 /// `TLBI` has to reach this one: [`Hardware::finish`] says why.
 pub(crate) fn meet(cpu: &mut PerCpu, hardware: &Hardware) {
     let firmware = Firmware::find();
-    let (entry, hardening) = Entry::choose(&Cpu {
-        midr: Midr(MIDR_EL1::read() as u32),
-        csv2: id_field(ID_AA64PFR0_EL1::read(), 56),
-        clrbhb: id_field(ID_AA64ISAR2_EL1::read(), 28) != 0,
-        ecbhb: id_field(ID_AA64MMFR1_EL1::read(), 60) != 0,
-        workaround_1: firmware.knows(WORKAROUND_1),
-        workaround_3: firmware.knows(WORKAROUND_3),
-    });
+    let (entry, hardening) = choose(&firmware);
     let vectors = Vectors::of(entry);
     cpu.host_vectors_at = vectors.host;
     cpu.guest_vectors_at = vectors.guest;

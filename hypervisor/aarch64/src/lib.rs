@@ -40,6 +40,7 @@ mod sysreg;
 pub mod trace;
 mod window;
 
+pub use errata::announce;
 pub use fault::{LAST_WORDS, backtrace, halt, stop_host, stop_machine};
 pub use features::{Broken, Cpu, Features, MissingFeature, Promise, identify};
 pub use host::Firmware;
