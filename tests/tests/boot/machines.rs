@@ -55,7 +55,7 @@ fn max() {
 #[test]
 fn errata_are_named() {
     const REPEATED: &str = "TLBI-completion (TLBI is repeated)";
-    const SWITCH: &str = "speculative-AT (safe order of a switch)";
+    const SWITCH: &str = "speculative-AT";
     const OPEN: &str = "branch targets: the firmware has no call";
     for (cpu, errata, hardening) in [
         ("cortex-a53", SWITCH, "not needed"),
