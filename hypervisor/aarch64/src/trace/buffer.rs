@@ -164,15 +164,15 @@ fn record(cpu: u64, kind: Kind, words: [u64; 3]) {
 
 fn from_note(note: Note<'_>) -> (Kind, [u64; 3]) {
     match note {
-        Note::Root(vm, context) => (Kind::Root, [vm.get().into(), context.vttbr, context.vtcr]),
-        Note::Drop(vm) => (Kind::Drop, [vm.get().into(), 0, 0]),
+        Note::Root(vm, context) => (Kind::Root, [vm.vmid().into(), context.vttbr, context.vtcr]),
+        Note::Drop(vm) => (Kind::Drop, [vm.vmid().into(), 0, 0]),
         Note::Tables { at, size, zeroed } => {
             (if zeroed { Kind::Table } else { Kind::Raw }, [at.0, size, 0])
         }
         Note::Record { at, size, record } => {
             // At most two, each plus one.
             let reach =
-                record.reached_by().fold(0, |reach, vm| (reach << 16) | (vm.get() as u64 + 1));
+                record.reached_by().fold(0, |reach, vm| (reach << 16) | (vm.vmid() as u64 + 1));
             (Kind::State, [at.0, size, reach])
         }
         Note::Begin(call) => (Kind::Begin, [call, 0, 0]),
