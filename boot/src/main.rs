@@ -65,7 +65,7 @@ core::arch::global_asm!(
 
 #[panic_handler]
 fn panic(info: &PanicInfo<'_>) -> ! {
-    escrow_aarch64::stop_host();
+    escrow_aarch64::stop_vms();
     log::error!(target: LAST_WORDS, "bug at EL2: {info}");
     escrow_aarch64::backtrace();
     log::error!(target: LAST_WORDS, "==== Escrow has failed: this machine stops here ====");

@@ -198,6 +198,10 @@ pub fn prepare_changes(
 ) -> Result<El2Tables, MapError> {
     const GIB: u64 = 1 << 30;
     for range in ram {
+        // Metadata is mapped under its own address: it must not meet the windows.
+        if range.end > PAGE_WINDOWS {
+            return Err(MapError::OutOfReach);
+        }
         for at in (range.start & !(GIB - 1)..range.end).step_by(GIB as usize) {
             stage1.table_of(at, 2)?;
         }

@@ -221,7 +221,7 @@ static inline void escrow_batch_reset(struct escrow_batch *batch)
 }
 
 #define ESCROW_BATCH ESCROW_HUGE_PAGES
-/* Pages that one call takes back at the most: RECLAIM_MAX of escrow-abi. */
+/* Pages that one call takes back at the most. */
 #define ESCROW_CALL_PAGES 16384
 
 /* A guest memory: what its file's private_data points to. */

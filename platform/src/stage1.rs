@@ -81,7 +81,7 @@ impl Use {
 pub enum MapError {
     /// There is no memory for tables left.
     NoTables,
-    /// The address is beyond what the CPU can reach.
+    /// The address is beyond what the CPU can reach, or where EL2 has its windows.
     OutOfReach,
     /// A larger piece is mapped there already.
     Mapped,
@@ -91,7 +91,7 @@ impl fmt::Display for MapError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             MapError::NoTables => "no memory for EL2's translation tables",
-            MapError::OutOfReach => "address beyond the physical address size of this CPU",
+            MapError::OutOfReach => "address beyond what EL2 can map",
             MapError::Mapped => "address is mapped twice at EL2",
         })
     }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
 // All instructions with which EL2 touches memory that a VM names, in one piece:
-// a data abort between begin and end is no bug. The vector of EL2's own
+// an abort between begin and end is no bug. The vector of EL2's own
 // synchronous exceptions (vectors.S) goes on at escrow_access_failed then, and the
 // function returns with x4 = 1.
 //
@@ -68,6 +68,23 @@ escrow_access_take_serror:
     msr     daifclr, #4
     isb
     msr     daifset, #4
+    ret
+
+// Walks EL1's stage 1 for a load at x0 from EL1, or from EL0: PAR_EL1 has the answer.
+// The tables are the VM's: an external abort on the walk, or on an update of an Access
+// flag in it, is taken as an exception (DDI 0487, "Address translation instructions").
+    .global escrow_access_walk_el1
+escrow_access_walk_el1:
+    mov     x4, xzr
+    at      s1e1r, x0
+    isb
+    ret
+
+    .global escrow_access_walk_el0
+escrow_access_walk_el0:
+    mov     x4, xzr
+    at      s1e0r, x0
+    isb
     ret
 
     .global escrow_access_end

@@ -10,7 +10,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use aarch64_cpu::asm::barrier;
 use aarch64_cpu::registers::{CNTFRQ_EL0, CNTPCT_EL0, Readable};
-use escrow_core::stage2::Geometry;
+use escrow_core::stage2::{Geometry, Stage2Context};
 
 use crate::machine::{Installed, installed};
 use crate::percpu::{PerCpu, cpu_index};
@@ -42,7 +42,7 @@ unsafe extern "C" fn escrow_el2_fault(frame: &FaultFrame) -> ! {
     // Before anything else: another exception would take their place.
     let (esr, far, hpfar) = (ESR_EL2::read(), FAR_EL2::read(), HPFAR_EL2::read());
     let (pc, pstate) = (ELR_EL2::read(), SPSR_EL2::read());
-    stop_host();
+    stop_vms();
     let what = match frame.kind {
         0 => "synchronous exception",
         1 => "IRQ",
@@ -77,17 +77,26 @@ unsafe extern "C" fn escrow_el2_fault(frame: &FaultFrame) -> ! {
 /// The part of a second in which a guest without any translation left is at EL2.
 const LEAVE_PER_SECOND: u64 = 100;
 
-/// Whether [`stop_host`] was called.
+/// Whether [`stop_vms`] was called.
 static STOPPED: AtomicBool = AtomicBool::new(false);
 
-/// Stops all CPUs for good, as far as they run the host or come back to it; zeroes what
-/// guests have or had; and stops the calling CPU.
-///
-/// DRAM keeps its contents over a reset. No lock is taken, for the CPU that failed may
-/// have it.
+/// Stops the machine for good: [`stop_vms`], and the calling CPU.
 pub fn stop_machine() -> ! {
-    stop_host();
-    if let Some(Installed { hypervisor, .. }) = installed() {
+    stop_vms();
+    halt()
+}
+
+/// Stops all other CPUs for good, as far as they run VMs or come back to them, and
+/// zeroes what guests have or had.
+///
+/// To be called before anything is said: a UART that the host has stopped may never
+/// answer, and DRAM keeps its contents over the reset that follows. No lock is taken,
+/// for the CPU that failed may have it.
+pub fn stop_vms() {
+    if let Some(Installed { hypervisor, .. }) = installed()
+        && !STOPPED.swap(true, Ordering::AcqRel)
+    {
+        stop_host(hypervisor.host_context());
         // The guests' tables are among what is zeroed, so when no TLB holds anything any
         // more, guests that run on other CPUs end up at EL2: their registers are saved to
         // what is zeroed once more, and the way back to the host stops the CPU.
@@ -101,39 +110,29 @@ pub fn stop_machine() -> ! {
         }
         hypervisor.wipe();
     }
-    halt()
 }
 
-/// Stops all other CPUs for good, as far as they run the host or come back to it:
-/// before anything is said, as saying it takes time, and a UART that the host has
-/// stopped may never answer.
-///
-/// The host's stage-2 root tables are emptied, so that whatever the host does
-/// next on any CPU ends at EL2, where that CPU stops as well.
-pub fn stop_host() {
-    if let Some(installed) = installed()
-        && !STOPPED.swap(true, Ordering::AcqRel)
-    {
-        let context = *installed.hypervisor.host_context();
-        let root = (context.vttbr & 0x0000_ffff_ffff_f000) as *mut u64;
-        VTCR_EL2::write(context.vtcr);
-        VTTBR_EL2::write(context.vttbr);
-        barrier::isb(barrier::SY);
-        // T0SZ says how many addresses there are, and so how many tables.
-        let tables = Geometry::new(64 - (context.vtcr & 0x3f) as u8).root_tables;
-        for entry in 0..512 * usize::from(tables) {
-            // SAFETY: the tables are Escrow's; nothing reads them any more but
-            // table walkers, and for those each entry is written in one piece.
-            unsafe { ptr::write_volatile(root.add(entry), 0) };
-        }
-        barrier::dsb(barrier::ISHST);
-        // SAFETY: removes cached translations only.
-        unsafe { asm!("tlbi vmalls12e1is", options(nostack, preserves_flags)) };
-        barrier::dsb(barrier::ISH);
+/// Empties the host's stage-2 root tables, so that whatever the host does next on any
+/// CPU ends at EL2, where that CPU stops as well.
+fn stop_host(context: &Stage2Context) {
+    let root = (context.vttbr & 0x0000_ffff_ffff_f000) as *mut u64;
+    VTCR_EL2::write(context.vtcr);
+    VTTBR_EL2::write(context.vttbr);
+    barrier::isb(barrier::SY);
+    // T0SZ says how many addresses there are, and so how many tables.
+    let tables = Geometry::new(64 - (context.vtcr & 0x3f) as u8).root_tables;
+    for entry in 0..512 * usize::from(tables) {
+        // SAFETY: the tables are Escrow's; nothing reads them any more but
+        // table walkers, and for those each entry is written in one piece.
+        unsafe { ptr::write_volatile(root.add(entry), 0) };
     }
+    barrier::dsb(barrier::ISHST);
+    // SAFETY: removes cached translations only.
+    unsafe { asm!("tlbi vmalls12e1is", options(nostack, preserves_flags)) };
+    barrier::dsb(barrier::ISH);
 }
 
-/// Stops the calling CPU if [`stop_host`] was called. For the exceptions
+/// Stops the calling CPU if [`stop_vms`] was called. For the exceptions
 /// that the host then takes.
 #[inline]
 pub(crate) fn stop_if_stopped() {

@@ -8,7 +8,6 @@
 
 use core::arch::asm;
 
-use aarch64_cpu::asm::barrier;
 use escrow_core::addr::Ipa;
 use escrow_core::hypervisor::Hypervisor;
 use escrow_core::vcpu::syndrome::{Ec, abort};
@@ -22,6 +21,7 @@ use crate::machine::Hardware;
 use crate::percpu::PerCpu;
 use crate::switch;
 use crate::sysreg::*;
+use crate::window::walk_stage1;
 
 unsafe extern "C" {
     // Not to be called from Rust: see `enter_guest`.
@@ -238,18 +238,10 @@ fn abort_address(esr: u64, far: u64) -> Option<Ipa> {
             // again. The guest's own PAR_EL1 is kept.
             let par = PAR_EL1::read();
             let el0 = SPSR_EL2::read() & 0x1f == 0;
-            // SAFETY: an address translation only writes PAR_EL1.
-            unsafe {
-                if el0 {
-                    asm!("at s1e0r, {}", in(reg) far, options(nostack, preserves_flags));
-                } else {
-                    asm!("at s1e1r, {}", in(reg) far, options(nostack, preserves_flags));
-                }
-            }
-            barrier::isb(barrier::SY);
+            let walked = walk_stage1(far, el0);
             let result = PAR_EL1::read();
             PAR_EL1::write(par);
-            if result & 1 != 0 {
+            if walked.is_err() || result & 1 != 0 {
                 return None;
             }
             result & 0x000f_ffff_ffff_f000

@@ -41,7 +41,7 @@ pub mod trace;
 mod window;
 
 pub use errata::announce;
-pub use fault::{LAST_WORDS, backtrace, halt, stop_host, stop_machine};
+pub use fault::{LAST_WORDS, backtrace, halt, stop_machine, stop_vms};
 pub use features::{Broken, Cpu, Features, MissingFeature, Promise, identify};
 pub use host::Firmware;
 pub use init::{enter_host, init_cpu, install_vectors};

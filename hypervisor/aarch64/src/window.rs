@@ -9,8 +9,8 @@
 //! cleaning), the CPU maps it for that long at an address of its own, a *window*. So
 //! memory changes hands without any invalidation for EL2's own map.
 //!
-//! Each access through a window may fail, for the memory may ([`MemoryError`]): the
-//! instructions are all in access.S.
+//! Each access through a window may fail, for the memory may ([`MemoryError`]), and so may a
+//! walk of a VM's own tables ([`walk_stage1`]): the instructions are all in access.S.
 
 use core::arch::asm;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -85,7 +85,8 @@ macro_rules! access {
         let (elr, spsr) = (ELR_EL2::read(), SPSR_EL2::read());
         let failed: u64;
         // SAFETY: the functions touch memory through the window that their caller has
-        // opened, and change the registers that are named here.
+        // opened, or no memory but by a walk, and change the registers that are named
+        // here.
         unsafe {
             asm!(
                 concat!("bl ", $function),
@@ -315,6 +316,16 @@ fn windows() -> Result<(Window, Window), MemoryError> {
     // SAFETY: TPIDR_EL2 is zero or points to this CPU's data, whose windows are
     // written before it does.
     unsafe { PerCpu::current().as_ref() }.and_then(|cpu| cpu.windows).ok_or(MemoryError)
+}
+
+/// Walks the stage 1 that is in force at EL1, for a load from EL1 or from EL0;
+/// `PAR_EL1` has the answer. The tables are a VM's, and so may fail.
+pub fn walk_stage1(at: u64, el0: bool) -> Result<(), MemoryError> {
+    if el0 {
+        access!("escrow_access_walk_el0", in("x0") at)
+    } else {
+        access!("escrow_access_walk_el1", in("x0") at)
+    }
 }
 
 const fn index(at: PhysAddr, level: u32) -> usize {

@@ -78,13 +78,13 @@ fn banks_apart() {
 
 #[test]
 fn working_memory_in_pieces() {
-    // 8 GiB want 34 MiB of working memory. What the kernel and the ramdisk leave free
-    // are 28 MiB at the begin of RAM and 16 MiB at its end.
+    // 8 GiB want 52 MiB of working memory. What the kernel and the ramdisk leave free
+    // are 28 MiB at the begin of RAM and 32 MiB at its end.
     const SIZE: u64 = 8192 * MIB;
     const KERNEL: u64 = RAM_BASE + 130 * MIB;
     let folder = tempfile::tempdir().expect("a temporary folder");
     let mut image = fs::read(payload("runtime")).expect("the payload");
-    let memory_size = RAM_BASE + SIZE - 16 * MIB - KERNEL;
+    let memory_size = RAM_BASE + SIZE - 32 * MIB - KERNEL;
     image[16..24].copy_from_slice(&memory_size.to_le_bytes());
     let mut machine = Machine::new(&artefacts().qemu, &artefacts().image);
     machine.memory_mib = SIZE / MIB;

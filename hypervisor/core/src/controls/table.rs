@@ -159,7 +159,7 @@ features! {
         trap(Reg::Mpam2, 1 << 58 | 1 << 49 | 1 << 48),
         enable(Reg::Mpam2, 1 << 50),
     }; "TIDR, TRAPMPAM0EL1, TRAPMPAM1EL1; EnMPAMSM"
-    "FEAT_AMUv1" [PFR0_AMU 1] Open Trapped { trap(Reg::Cptr, cptr::TAM) }; ""
+    "FEAT_AMUv1" [PFR0_AMU 1] Trapped Trapped { trap(Reg::Cptr, cptr::TAM) }; "EL2 cannot stop the counters: they count guests as well, so the host does not read them"
     "FEAT_DIT" [PFR0_DIT 1] Open Open; ""
     "FEAT_RME" [PFR0_RME 1] Open Hidden; "EL3's"
     "FEAT_CSV2" [PFR0_CSV2 1] Open Open; ""
@@ -235,9 +235,9 @@ features! {
         enable(Reg::Mdcr, mdcr::PMEE),
     }; "EL2 would have to delegate the exceptions"
     "PMU, smaller things" [DFR0_MTPMU 0, DFR0_HPMN0 1, DFR1_DPFZS 1, DFR1_SYSPMUID 1] Open Hidden; ""
-    "FEAT_SPMU" [DFR1_SPMU 1] Open Trapped {
+    "FEAT_SPMU" [DFR1_SPMU 1] Trapped Trapped {
         enable(Reg::Mdcr, mdcr::ENSPM), enable(Reg::Hdfgrtr2, hdfg2::SPMU_READ), enable(Reg::Hdfgwtr2, hdfg2::SPMU_WRITE),
-    }; ""
+    }; "they count what others do on the same hardware, guests included"
     "FEAT_SPE" [DFR0_PMSVER 1] Open Trapped {
         trap(Reg::Mdcr, mdcr::TPMS),
         Control { register: Reg::Mdcr, mask: mdcr::E2PB, open: mdcr::E2PB, closed: mdcr::E2PB_TRAPPED },
