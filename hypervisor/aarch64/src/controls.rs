@@ -6,6 +6,7 @@ use aarch64_cpu::asm::barrier;
 pub(crate) use escrow_core::controls::Controls;
 use escrow_core::controls::registers::{Reg, cptr};
 use escrow_core::controls::{Cpu, Features, MissingFeature, Other};
+use escrow_core::errata::Errata;
 
 use escrow_core::observers::Observers;
 
@@ -84,11 +85,13 @@ impl Optional {
     pub const ICC_SRE: u16 = 1 << 7;
     /// There is `PMCR_EL0`.
     pub const PMU: u16 = 1 << 8;
+    /// Walks are held off meanwhile ([`crate::walks`]).
+    pub const WALKS: u16 = 1 << 9;
     /// What hardly any CPU needs.
     pub const RARE: u16 = !(Self::HFGXTR | Self::PMU);
 
     /// All that the CPU has.
-    pub fn all(cpu: &Cpu, observers: &Observers) -> Optional {
+    pub fn all(cpu: &Cpu, errata: Errata, observers: &Observers) -> Optional {
         let has = |register: Reg, bits: u16| if register.is_in(&cpu.ids) { bits } else { 0 };
         Optional(
             has(Reg::Hcrx, Self::HCRX)
@@ -98,13 +101,15 @@ impl Optional {
                 | (observers.are_many() as u16 * Self::OBSERVERS)
                 | (observers.pmu as u16 * Self::PMU)
                 | (cpu.has_auxiliary_registers() as u16 * Self::AUXILIARY)
-                | (cpu.has_gicv2_interface() as u16 * Self::ICC_SRE),
+                | (cpu.has_gicv2_interface() as u16 * Self::ICC_SRE)
+                | (errata.has(Errata::SPECULATIVE_AT) as u16 * Self::WALKS),
         )
     }
 
     /// Those of them that a switch between two sets changes.
     pub fn between(self, a: &Controls, b: &Controls) -> Optional {
-        let mut changed = Self::OBSERVERS | Self::PMU | Self::AUXILIARY | Self::ICC_SRE;
+        let mut changed =
+            Self::OBSERVERS | Self::PMU | Self::AUXILIARY | Self::ICC_SRE | Self::WALKS;
         let mut note = |bit: u16, differs: bool| changed |= differs as u16 * bit;
         note(Self::HCRX, a.hcrx != b.hcrx);
         note(Self::MPAM, a.mpam2 != b.mpam2);

@@ -65,7 +65,7 @@ pub unsafe fn init_cpu(
     controls::init_constant(identity, &data.host_controls)?;
     data.hypervisor = installed().map(|installed| installed.hypervisor);
     data.observers = debug::observers();
-    let optional = Optional::all(identity, &data.observers);
+    let optional = Optional::all(identity, data.errata, &data.observers);
     data.host_controls.load(optional);
     data.optional = optional.between(&data.host_controls, &data.guest_controls);
     data.host_stage2 = host;
@@ -76,7 +76,8 @@ pub unsafe fn init_cpu(
     reset_el1();
     barrier::isb(barrier::SY);
     // Whatever the TLBs hold of EL1&0 comes from before Escrow, or from reset,
-    // which leaves it UNKNOWN (DDI 0487, "TLB behavior at reset").
+    // which leaves it UNKNOWN (DDI 0487, "TLB behavior at reset"). What a speculative AT made
+    // of registers of then and this stage 2 goes as well ([`crate::walks`]).
     // SAFETY: removes cached translations only.
     unsafe { asm!("tlbi alle1", "ic iallu", options(nostack)) };
     barrier::dsb(barrier::NSH);

@@ -38,6 +38,7 @@ mod smc;
 mod switch;
 mod sysreg;
 pub mod trace;
+mod walks;
 mod window;
 
 pub use errata::announce;

@@ -27,6 +27,7 @@ use crate::features::Promise;
 use crate::host::Firmware;
 use crate::sysreg::{ISR_EL1, VTCR_EL2, VTTBR_EL2};
 use crate::trace::{self, Event};
+use crate::walks::Walks;
 use crate::window::{El2Tables, Windows};
 
 /// What the exception handlers work on.
@@ -179,6 +180,9 @@ impl Hardware {
         if errata.has(Errata::REPEAT_TLBI) {
             trace::event(|| Event::RepeatTlbi);
         }
+        if errata.has(Errata::SPECULATIVE_AT) {
+            trace::event(|| Event::SpeculativeAt);
+        }
         !known || errata.bits() & !old != 0
     }
 
@@ -204,29 +208,49 @@ impl Hardware {
         }
         isb();
     }
+
+    /// Does TLB maintenance under a VM's VMID. `VTTBR_EL2` has it meanwhile, if it does not have
+    /// it already.
+    #[inline(always)]
+    fn with_context(&self, context: &Stage2Context, maintain: impl FnOnce()) {
+        if VTTBR_EL2::read() == context.vttbr {
+            maintain();
+        } else {
+            self.with_other_context(context, maintain);
+        }
+    }
+
+    /// The same for a VM that is not the one whose EL1 registers are in the CPU.
+    #[cold]
+    fn with_other_context(&self, context: &Stage2Context, maintain: impl FnOnce()) {
+        let own = Stage2Context { vttbr: VTTBR_EL2::read(), vtcr: VTCR_EL2::read() };
+        finish_walks();
+        let walks = self.errata().has(Errata::SPECULATIVE_AT).then(Walks::hold);
+        set_context(context);
+        maintain();
+        set_context(&own);
+        if let Some(walks) = walks {
+            walks.resume();
+        }
+    }
+}
+
+/// Waits for walks that began before the exception to EL2, which may go on at EL2. To be
+/// called before registers change that EL1&0 is translated by, or such a walk could see a part
+/// of them (DDI 0487, R_LFHQG).
+#[inline(always)]
+pub(crate) fn finish_walks() {
+    barrier::dsb(barrier::NSH);
 }
 
 /// Points `VTTBR_EL2` and `VTCR_EL2` at a VM.
-#[cold]
-fn select(context: &Stage2Context) {
+fn set_context(context: &Stage2Context) {
     VTCR_EL2::write(context.vtcr);
     VTTBR_EL2::write(context.vttbr);
     trace::event(|| Event::Vttbr(context.vttbr));
     // TLB maintenance uses the VMID that is in force (DDI 0487, "Scope of
     // the A64 TLB maintenance instructions"): the write has to be.
     isb();
-}
-
-/// Points them at a VM, for TLB maintenance under its VMID, unless they are.
-/// Returns what to point them back at.
-#[inline(always)]
-fn home(context: &Stage2Context) -> Option<Stage2Context> {
-    if VTTBR_EL2::read() == context.vttbr {
-        return None;
-    }
-    let home = Stage2Context { vttbr: VTTBR_EL2::read(), vtcr: VTCR_EL2::read() };
-    select(context);
-    Some(home)
 }
 
 impl Machine for Hardware {
@@ -357,29 +381,25 @@ impl Machine for Hardware {
         // walk could bring them back (DDI 0487, "Using break-before-make when
         // updating translation table entries").
         dsb_ishst();
-        let home = home(context);
-        for (base, size) in ranges {
-            self.invalidate_stage2(base, size);
-        }
-        // Stage-2 entries are gone before the combined ones go, which could be
-        // made of them again (DDI 0487, "Invalidation of TLB entries from stage 2
-        // translations").
-        dsb_ish();
-        tlbi!(Event::TlbiVmalle1is, "tlbi vmalle1is");
-        self.finish();
-        if let Some(home) = home {
-            select(&home);
-        }
+        self.with_context(context, || {
+            for (base, size) in ranges {
+                self.invalidate_stage2(base, size);
+            }
+            // Stage-2 entries are gone before the combined ones go, which could be
+            // made of them again (DDI 0487, "Invalidation of TLB entries from stage 2
+            // translations").
+            dsb_ish();
+            tlbi!(Event::TlbiVmalle1is, "tlbi vmalle1is");
+            self.finish();
+        });
     }
 
     fn invalidate_all(&self, context: &Stage2Context) {
         dsb_ishst();
-        let home = home(context);
-        tlbi!(Event::TlbiVmalls12e1is, "tlbi vmalls12e1is");
-        self.finish();
-        if let Some(home) = home {
-            select(&home);
-        }
+        self.with_context(context, || {
+            tlbi!(Event::TlbiVmalls12e1is, "tlbi vmalls12e1is");
+            self.finish();
+        });
     }
 
     #[inline(always)]

@@ -10,11 +10,13 @@ use escrow_core::observers::Observers;
 use escrow_core::stage2::Stage2Context;
 use escrow_core::vcpu::{El1Registers, Exception, TimerRegisters, Vcpu};
 
-use crate::controls::{Controls, Load as _, Optional};
+use crate::controls::{Load as _, Optional};
 use crate::debug::ThisCpu;
+use crate::machine::finish_walks;
 use crate::percpu::{HostRegisters, PerCpu};
 use crate::sysreg::*;
 use crate::trace::{self, Event};
+use crate::walks::{self, Walks};
 
 // The assembly knows of these structures what lib.rs and the assertions below
 // tell it.
@@ -56,21 +58,22 @@ const _: () = {
 /// As for [`run`](crate::guest::run).
 #[inline(always)]
 pub(crate) unsafe fn enter(cpu: *mut PerCpu, context: Stage2Context, vcpu: &mut Vcpu) -> u64 {
+    finish_walks();
     // SAFETY: parts of this CPU's data that nothing else refers to; see `guest::run`.
-    let (host, last_vcpu) = unsafe { (&mut (*cpu).host, &mut (*cpu).last_vcpu) };
-    // SAFETY: these are only read while a guest runs.
-    let (controls, optional) = unsafe { (&(*cpu).guest_controls, (*cpu).optional) };
+    let (host, last_vcpu, optional) =
+        unsafe { (&mut (*cpu).host, &mut (*cpu).last_vcpu, (*cpu).optional) };
     let pmcr = if optional.has(Optional::PMU) { PMCR_EL0::read() } else { 0 };
     host.long_way = Observers::act(MDSCR_EL1::read(), pmcr) | optional.rare();
-    if host.long_way != 0 {
-        // SAFETY: `observers` does not change.
-        enter_rarely(unsafe { &(*cpu).observers }, optional, host, vcpu, controls);
-    }
     // SAFETY: the host's state is in the CPU. What a guest has in its
     // registers acts on its own memory only.
-    let held_back = unsafe { escrow_to_guest(cpu, vcpu, context.vttbr, context.vtcr) };
+    let held_back = unsafe {
+        if host.long_way != 0 {
+            enter_rarely(cpu, context, vcpu)
+        } else {
+            to_guest(cpu, context, vcpu)
+        }
+    };
     // Nothing is invalidated by it before the exception return.
-    trace::event(|| Event::Vttbr(context.vttbr));
     trace::event(|| Event::Isb);
     if vcpu.pauth {
         // SAFETY: the keys are the host's.
@@ -98,58 +101,109 @@ pub(crate) unsafe fn enter(cpu: *mut PerCpu, context: Stage2Context, vcpu: &mut 
 /// As for [`run`](crate::guest::run), with the guest's state in the CPU.
 #[inline(always)]
 pub(crate) unsafe fn leave(cpu: *mut PerCpu, vcpu: &mut Vcpu) {
-    // SAFETY: these are only read while a guest runs.
-    let (host, controls, optional) =
-        unsafe { (&(*cpu).host, &(*cpu).host_controls, (*cpu).optional) };
-    // SAFETY: the keys are the guest's if they were granted.
+    finish_walks();
+    // SAFETY: this is only read while a guest runs.
+    let host = unsafe { &(*cpu).host };
+    // SAFETY: the keys are the guest's if they were granted; the state is the guest's.
     unsafe {
         if vcpu.pauth {
             escrow_save_keys(&mut vcpu.el1.keys);
             escrow_load_keys(&host.el1.keys);
         }
-        escrow_to_host(cpu, vcpu);
+        if host.long_way != 0 {
+            leave_rarely(cpu, vcpu);
+        } else {
+            to_host(cpu, vcpu);
+        }
     }
-    // SAFETY: the CPU's own data.
-    trace::event(|| Event::Vttbr(unsafe { (*cpu).host_stage2.vttbr }));
     trace::event(|| Event::Isb);
-    if host.long_way != 0 {
-        // SAFETY: `observers` does not change.
-        leave_rarely(unsafe { &(*cpu).observers }, optional, host, vcpu, controls);
+}
+
+/// [`escrow_to_guest`], for the trace as well.
+///
+/// # Safety
+///
+/// As for [`enter`].
+#[inline(always)]
+unsafe fn to_guest(cpu: *mut PerCpu, context: Stage2Context, vcpu: &Vcpu) -> u64 {
+    // SAFETY: as granted.
+    let held_back = unsafe { escrow_to_guest(cpu, vcpu, context.vttbr, context.vtcr) };
+    walks::note_loaded();
+    trace::event(|| Event::Vttbr(context.vttbr));
+    held_back
+}
+
+/// [`escrow_to_host`], likewise.
+///
+/// # Safety
+///
+/// As for [`leave`].
+#[inline(always)]
+unsafe fn to_host(cpu: *const PerCpu, vcpu: &mut Vcpu) {
+    // SAFETY: as granted; the CPU's own data.
+    unsafe {
+        escrow_to_host(cpu, vcpu);
+        walks::note_loaded();
+        trace::event(|| Event::Vttbr((*cpu).host_stage2.vttbr));
     }
 }
 
-/// The part of [`enter`] that hardly any CPU needs, unless its host watches something. To be
-/// called while EL1's translation is still the host's, for the buffers to be drained.
+/// [`to_guest`] with what hardly any CPU needs, unless its host watches something.
+///
+/// # Safety
+///
+/// As for [`enter`].
 #[cold]
-fn enter_rarely(
-    observers: &Observers,
-    optional: Optional,
-    host: &mut HostRegisters,
-    vcpu: &mut Vcpu,
-    controls: &Controls,
-) {
+unsafe fn enter_rarely(cpu: *mut PerCpu, context: Stage2Context, vcpu: &mut Vcpu) -> u64 {
+    // SAFETY: parts of this CPU's data that nothing else refers to.
+    let (host, controls, observers, optional) =
+        unsafe { (&mut (*cpu).host, &(*cpu).guest_controls, &(*cpu).observers, (*cpu).optional) };
+    // While EL1's translation is still the host's, for the buffers to be drained.
     host.stopped = observers.stop(&mut ThisCpu);
+    let walks =
+        optional.has(Optional::WALKS).then(|| (Walks::hold(), Walks::hold_in(&mut vcpu.el1)));
     if optional.has(Optional::AUXILIARY) {
         save_auxiliary(&mut host.el1);
         load_auxiliary(&vcpu.el1);
     }
     controls.load_rare(optional);
+    // SAFETY: as granted.
+    let held_back = unsafe { to_guest(cpu, context, vcpu) };
+    if let Some((of_host, of_guest)) = walks {
+        // SAFETY: nothing else refers to it.
+        of_host.restore_in(unsafe { &mut (*cpu).host.el1 });
+        of_guest.restore_in(&mut vcpu.el1);
+        of_guest.resume();
+    }
+    held_back
 }
 
-/// The part of [`leave`] for the same.
+/// [`to_host`] with the same.
+///
+/// # Safety
+///
+/// As for [`leave`].
 #[cold]
-fn leave_rarely(
-    observers: &Observers,
-    optional: Optional,
-    host: &HostRegisters,
-    vcpu: &mut Vcpu,
-    controls: &Controls,
-) {
+unsafe fn leave_rarely(cpu: *mut PerCpu, vcpu: &mut Vcpu) {
+    // SAFETY: parts of this CPU's data that nothing else refers to.
+    let (host, controls, observers, optional) =
+        unsafe { (&mut (*cpu).host, &(*cpu).host_controls, &(*cpu).observers, (*cpu).optional) };
+    let walks =
+        optional.has(Optional::WALKS).then(|| (Walks::hold(), Walks::hold_in(&mut host.el1)));
     if optional.has(Optional::AUXILIARY) {
         save_auxiliary(&mut vcpu.el1);
         load_auxiliary(&host.el1);
     }
     controls.load_rare(optional);
+    // SAFETY: as granted.
+    unsafe { to_host(cpu, vcpu) };
+    // SAFETY: nothing else refers to it.
+    let host = unsafe { &mut (*cpu).host };
+    if let Some((of_guest, of_host)) = walks {
+        of_guest.restore_in(&mut vcpu.el1);
+        of_host.restore_in(&mut host.el1);
+        of_host.resume();
+    }
     // The host's translation is in force before anything writes through it.
     barrier::isb(barrier::SY);
     observers.start(&mut ThisCpu, &host.stopped);

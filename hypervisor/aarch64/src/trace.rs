@@ -37,6 +37,10 @@ pub(crate) enum Event<'a> {
     Isb,
     /// `VTTBR_EL2` has been written.
     Vttbr(u64),
+    /// `TCR_EL1` has been written, and holds this.
+    Tcr(u64),
+    /// `SCTLR_EL1` has, and holds this.
+    Sctlr(u64),
     /// `IPAS2E1IS` or `RIPAS2E1IS` is about to be issued.
     TlbiIpas2e1is { ipa: u64, size: u64 },
     /// `VMALLE1IS` is.
@@ -47,6 +51,8 @@ pub(crate) enum Event<'a> {
     TlbiVae2is,
     /// From here on a broadcast `TLBI` has to be repeated ([`Errata::REPEAT_TLBI`](escrow_core::errata::Errata)).
     RepeatTlbi,
+    /// The CPU may execute `AT` speculatively ([`Errata::SPECULATIVE_AT`](escrow_core::errata::Errata)).
+    SpeculativeAt,
     /// Core has a note.
     Note(Note<'a>),
 }

@@ -81,6 +81,10 @@ pub enum Event {
     Isb,
     /// `VTTBR_EL2` is written.
     Vttbr(u64),
+    /// `TCR_EL1` is written.
+    Tcr(u64),
+    /// `SCTLR_EL1` is written.
+    Sctlr(u64),
     /// A TLB maintenance instruction is issued, broadcast to the Inner
     /// Shareable domain.
     Tlbi(Tlbi),
@@ -88,6 +92,9 @@ pub enum Event {
     /// that what it removes has translated: another one has to (Arm erratum 4118414
     /// and its like).
     RepeatTlbi,
+    /// The CPU may execute `AT` instructions of EL2 speculatively (Arm erratum 1165522
+    /// and its like).
+    SpeculativeAt,
     /// The ledger says anew who may reach memory.
     State {
         /// First address.
@@ -210,8 +217,11 @@ impl fmt::Display for Event {
             Event::Dsb(kind) => write!(f, "dsb {kind}"),
             Event::Isb => write!(f, "isb"),
             Event::Vttbr(value) => write!(f, "vttbr {value:#x}"),
+            Event::Tcr(value) => write!(f, "tcr {value:#x}"),
+            Event::Sctlr(value) => write!(f, "sctlr {value:#x}"),
             Event::Tlbi(kind) => write!(f, "tlbi {kind}"),
             Event::RepeatTlbi => write!(f, "erratum repeat-tlbi"),
+            Event::SpeculativeAt => write!(f, "erratum speculative-at"),
             Event::State { at, size, reach } => {
                 write!(f, "state {at:#x} {size:#x}")?;
                 if reach.is_empty() {

@@ -34,6 +34,10 @@ pub enum Rule {
     /// A VMID is in use twice or too early (R_NWYRD), or TLB maintenance is
     /// issued while the write of its VMID to `VTTBR_EL2` is not synchronized.
     Vmid,
+    /// On a CPU that executes `AT` speculatively, `VTTBR_EL2` changes while walks
+    /// of EL1&0 are not held off, or they are held off or resumed in another
+    /// order than the erratum asks for.
+    Walks,
     /// A VM has a translation to memory that the ledger says it cannot reach.
     Access,
     /// The trace contradicts itself: it misses an event.
@@ -42,7 +46,7 @@ pub enum Rule {
 
 impl Rule {
     /// All, in the order of their descriptions.
-    pub const ALL: [Rule; 9] = [
+    pub const ALL: [Rule; 10] = [
         Rule::BreakBeforeMake,
         Rule::EarlyMake,
         Rule::EarlyReuse,
@@ -50,6 +54,7 @@ impl Rule {
         Rule::UnpublishedTable,
         Rule::Return,
         Rule::Vmid,
+        Rule::Walks,
         Rule::Access,
         Rule::Replay,
     ];
@@ -65,6 +70,7 @@ impl fmt::Display for Rule {
             Rule::UnpublishedTable => "unpublished-table",
             Rule::Return => "return",
             Rule::Vmid => "vmid",
+            Rule::Walks => "walks",
             Rule::Access => "access",
             Rule::Replay => "replay",
         })

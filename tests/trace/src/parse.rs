@@ -214,8 +214,11 @@ fn parse_line(
         "isb" => Event::Isb,
         "erratum" => match words.next().ok_or(LineError::Missing("the erratum"))? {
             "repeat-tlbi" => Event::RepeatTlbi,
+            "speculative-at" => Event::SpeculativeAt,
             other => return Err(LineError::Unknown(other.into())),
         },
+        "tcr" => Event::Tcr(number(words.next(), "value of TCR_EL1", u64::MAX)?),
+        "sctlr" => Event::Sctlr(number(words.next(), "value of SCTLR_EL1", u64::MAX)?),
         "vttbr" => Event::Vttbr(number(words.next(), "value of VTTBR_EL2", u64::MAX)?),
         "tlbi" => Event::Tlbi(tlbi(words)?),
         "state" => {

@@ -131,6 +131,8 @@ fn event() -> impl Strategy<Value = Event> {
         2 => prop::sample::select(vec![Dsb::Ishst, Dsb::Ish, Dsb::Sy]).prop_map(Event::Dsb),
         1 => Just(Event::Isb),
         1 => any::<u64>().prop_map(Event::Vttbr),
+        1 => any::<u64>().prop_map(Event::Tcr),
+        1 => any::<u64>().prop_map(Event::Sctlr),
         2 => (vmid(), page(), size())
             .prop_map(|(vmid, ipa, size)| Event::Tlbi(Tlbi::Ipas2e1is { vmid, ipa, size })),
         1 => vmid().prop_map(|vmid| Event::Tlbi(Tlbi::Vmalle1is { vmid })),
@@ -138,6 +140,7 @@ fn event() -> impl Strategy<Value = Event> {
         1 => Just(Event::Tlbi(Tlbi::Alle1is)),
         1 => Just(Event::Tlbi(Tlbi::Vae2is)),
         1 => Just(Event::RepeatTlbi),
+        1 => Just(Event::SpeculativeAt),
         2 => (page(), size(), prop::collection::btree_set(vm(), 0..3)).prop_map(
             |(at, size, reach)| Event::State { at, size, reach: reach.into_iter().collect() }
         ),

@@ -69,11 +69,14 @@ enum Kind {
     DsbSy,
     Isb,
     Vttbr,
+    Tcr,
+    Sctlr,
     Ipas2e1is,
     Vmalle1is,
     Vmalls12e1is,
     Vae2is,
     RepeatTlbi,
+    SpeculativeAt,
     Root,
     Drop,
     Table,
@@ -84,7 +87,7 @@ enum Kind {
 }
 
 impl Kind {
-    const ALL: [Kind; 19] = [
+    const ALL: [Kind; 22] = [
         Kind::Write,
         Kind::Zero,
         Kind::DsbIshst,
@@ -92,11 +95,14 @@ impl Kind {
         Kind::DsbSy,
         Kind::Isb,
         Kind::Vttbr,
+        Kind::Tcr,
+        Kind::Sctlr,
         Kind::Ipas2e1is,
         Kind::Vmalle1is,
         Kind::Vmalls12e1is,
         Kind::Vae2is,
         Kind::RepeatTlbi,
+        Kind::SpeculativeAt,
         Kind::Root,
         Kind::Drop,
         Kind::Table,
@@ -142,11 +148,14 @@ pub(crate) fn event<'a>(event: impl FnOnce() -> Event<'a>) {
         Event::DsbSy => (Kind::DsbSy, [0; 3]),
         Event::Isb => (Kind::Isb, [0; 3]),
         Event::Vttbr(value) => (Kind::Vttbr, [value, 0, 0]),
+        Event::Tcr(value) => (Kind::Tcr, [value, 0, 0]),
+        Event::Sctlr(value) => (Kind::Sctlr, [value, 0, 0]),
         Event::TlbiIpas2e1is { ipa, size } => (Kind::Ipas2e1is, [vmid, ipa, size]),
         Event::TlbiVmalle1is => (Kind::Vmalle1is, [vmid, 0, 0]),
         Event::TlbiVmalls12e1is => (Kind::Vmalls12e1is, [vmid, 0, 0]),
         Event::TlbiVae2is => (Kind::Vae2is, [0; 3]),
         Event::RepeatTlbi => (Kind::RepeatTlbi, [0; 3]),
+        Event::SpeculativeAt => (Kind::SpeculativeAt, [0; 3]),
         Event::Note(note) => from_note(note),
     };
     record(cpu, kind, words);
@@ -297,11 +306,14 @@ fn write_line(
         Kind::DsbSy => writeln!(out, "dsb sy"),
         Kind::Isb => writeln!(out, "isb"),
         Kind::Vttbr => writeln!(out, "vttbr {a:#x}"),
+        Kind::Tcr => writeln!(out, "tcr {a:#x}"),
+        Kind::Sctlr => writeln!(out, "sctlr {a:#x}"),
         Kind::Ipas2e1is => writeln!(out, "tlbi ipas2e1is {a} {b:#x} {c:#x}"),
         Kind::Vmalle1is => writeln!(out, "tlbi vmalle1is {a}"),
         Kind::Vmalls12e1is => writeln!(out, "tlbi vmalls12e1is {a}"),
         Kind::Vae2is => writeln!(out, "tlbi vae2is"),
         Kind::RepeatTlbi => writeln!(out, "erratum repeat-tlbi"),
+        Kind::SpeculativeAt => writeln!(out, "erratum speculative-at"),
         Kind::Root => {
             // T0SZ and SL0 of VTCR_EL2, for the 4 KiB granule; BADDR and VMID of VTTBR_EL2.
             let bits = 64 - (c & 0x3f) as u8;

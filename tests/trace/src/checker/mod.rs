@@ -12,6 +12,7 @@
 mod calls;
 mod entries;
 mod memory;
+mod walks;
 mod write;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,6 +23,7 @@ use crate::event::{Dsb, Event, Record, Tlbi};
 use crate::finding::{Finding, Missing, Rule};
 use crate::stale::Stale;
 use crate::tables::{Leaves, Tables};
+use walks::Walks;
 
 /// What came of a check.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -52,6 +54,8 @@ pub struct Counts {
     pub calls: usize,
     /// CPUs that came with the erratum for which TLB maintenance is repeated.
     pub repeating: usize,
+    /// Writes of `VTTBR_EL2` with walks held off, by CPUs that have to.
+    pub held_off: usize,
 }
 
 /// A VM's tables, as long as CPUs may walk them.
@@ -81,6 +85,9 @@ struct Cpu {
     /// The VMID that it last wrote to `VTTBR_EL2`, and where, if there was no
     /// ISB since.
     vmid: Option<(u16, Option<usize>)>,
+    /// It executes `AT` speculatively.
+    speculates: bool,
+    walks: Walks,
     /// Memory whose state or mappings it changed in this call.
     touched: RangeSet<u64>,
 }
@@ -146,14 +153,24 @@ impl Checker {
                 let cpu = self.cpu(at.cpu);
                 cpu.unsynchronized = None;
                 cpu.vmid = cpu.vmid.map(|(vmid, _)| (vmid, None));
+                cpu.walks.synchronize();
             }
+            &Event::Tcr(value) => self.tcr(at, value),
+            &Event::Sctlr(value) => self.sctlr(at, value),
             &Event::Vttbr(value) => {
+                self.switches(at);
                 self.cpu(at.cpu).vmid = Some(((value >> 48) as u16, Some(at.line)));
             }
             &Event::Tlbi(tlbi) => self.tlbi(at, tlbi),
             Event::RepeatTlbi => {
                 self.report.counts.repeating += 1;
                 self.repeats = true;
+            }
+            Event::SpeculativeAt => {
+                let cpu = self.cpu(at.cpu);
+                cpu.speculates = true;
+                // Its registers are as reset left them.
+                cpu.walks = Walks::default();
             }
             Event::State { at: from, size, reach } => {
                 self.ledger.insert(*from..from + size, reach.clone());
