@@ -40,9 +40,9 @@ bits! {
         /// A `TLBI` is done before the stores that it should have waited for: EL2
         /// repeats it.
         RepeatTlbi = "TLBI-completion (TLBI is repeated)",
-        /// A speculative `AT` mixes the registers of two VMs: a world switch needs a
-        /// safe order.
-        SpeculativeAt = "speculative-AT",
+        /// A speculative `AT` mixes the registers of two VMs: walks are held off while
+        /// EL2 changes them.
+        SpeculativeAt = "speculative-AT (walks are held off)",
         /// The trace buffer is not flushed by one `TSB CSYNC`: EL2 executes two.
         TsbFlush = "trace-flush (TSB CSYNC is repeated)",
         /// The trace buffer does not stop: it is hidden.

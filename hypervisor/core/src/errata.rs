@@ -495,7 +495,10 @@ mod tests {
         assert_eq!(Errata::NONE.to_string(), "none");
         // Cortex-A76 r1p0.
         let a76 = Errata::of(midr(CORTEX_A76, 1, 0), 0);
-        assert_eq!(a76.to_string(), "TLBI-completion (TLBI is repeated), speculative-AT");
+        assert_eq!(
+            a76.to_string(),
+            "TLBI-completion (TLBI is repeated), speculative-AT (walks are held off)"
+        );
         assert_eq!(Errata::from_bits(a76.bits()), a76);
         assert_eq!(a76.among(Errata::SPECULATIVE_AT), Errata::SPECULATIVE_AT);
     }

@@ -55,7 +55,7 @@ fn max() {
 #[test]
 fn errata_are_named() {
     const REPEATED: &str = "TLBI-completion (TLBI is repeated)";
-    const SWITCH: &str = "speculative-AT";
+    const SWITCH: &str = "speculative-AT (walks are held off)";
     const OPEN: &str = "branch targets: the firmware has no call";
     for (cpu, errata, hardening) in [
         ("cortex-a53", SWITCH, "not needed"),

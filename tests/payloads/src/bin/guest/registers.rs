@@ -4,10 +4,10 @@
 
 use core::arch::asm;
 
-use escrow_abi::call;
-use escrow_payloads::guest::{Agent, Exit, MAILBOX, routine};
+use escrow_abi::{call, run};
+use escrow_payloads::guest::{Agent, Exit, MAILBOX, Routine, routine};
 use escrow_payloads::host::refused;
-use escrow_payloads::{Host, Outcome, Test, check, check_eq, hvc, tests};
+use escrow_payloads::{Host, Outcome, Test, check, check_eq, hvc, mmu, tests};
 
 pub const TESTS: &[Test] = tests![
     vectors_survive_on_both_sides,
@@ -15,7 +15,9 @@ pub const TESTS: &[Test] = tests![
     a_guest_starts_with_zeroed_vectors,
     fp_control_is_kept_apart,
     system_registers_are_kept_apart,
+    the_rest_is_kept_apart,
     the_host_s_system_registers_survive,
+    a_host_s_mmu_stays_off,
     start_values_are_as_set,
 ];
 
@@ -138,6 +140,44 @@ fn system_registers_are_kept_apart(host: &mut Host) -> Outcome {
     Ok(())
 }
 
+/// Routines that set and get registers, and values for two guests. Both guests' stage 1 is off, so
+/// that anything may stand in what it would go by: the first one's walks are on, the
+/// second one's off (`TCR_EL1.EPD0`, `EPD1`).
+const OTHERS: [(Routines, [[u64; 7]; 2]); 2] = [
+    (
+        (routine::set_translation, routine::get_translation),
+        [
+            [0x1_b510_3510, 0x4000_1000, 0x30d0_1800, 3 << 20, 0x2, 0x4123_4560, 0x3],
+            [0x5_b590_3590, 0x4fff_f000, 0x30d0_0808, 1 << 20, 0x0, 0x4765_4320, 0x203],
+        ],
+    ),
+    (
+        (routine::set_exception, routine::get_exception),
+        [
+            [0x4000_0800, 0x4242_4240, 0x3c5, 0x5600_0007, 0x1111_2222_3333_4444, 0, 0],
+            [0x4001_0000, 0x1234_5678_9abc, 0x6000_0005, 0x9200_0046, 0x5555, 0, 0],
+        ],
+    ),
+];
+
+type Routines = (fn() -> Routine, fn() -> Routine);
+
+fn the_rest_is_kept_apart(host: &mut Host) -> Outcome {
+    for ((set, get), values) in OTHERS {
+        let agents = [Agent::start(host)?, Agent::start(host)?];
+        for (agent, values) in agents.iter().zip(values) {
+            agent.call(set(), &values)?;
+        }
+        for (n, (agent, values)) in agents.iter().zip(values).enumerate() {
+            check_eq!(agent.call(get(), &[])?.x[..7], values[..], "of guest {n}");
+        }
+        for agent in agents {
+            host.end(agent.vm)?;
+        }
+    }
+    Ok(())
+}
+
 macro_rules! host_registers {
     ($($name:literal),+ $(,)?) => {
         /// System registers of the host's, by name.
@@ -161,6 +201,11 @@ host_registers![
     "mair_el1",
     "amair_el1",
     "vbar_el1",
+    "elr_el1",
+    "spsr_el1",
+    "esr_el1",
+    "far_el1",
+    "par_el1",
     "contextidr_el1",
     "tpidr_el0",
     "tpidrro_el0",
@@ -195,10 +240,31 @@ fn the_host_s_system_registers_survive(host: &mut Host) -> Outcome {
     let before = host_registers();
     agent.call(routine::set_registers(), &VALUES)?;
     agent.call(routine::set_timer(), &[u64::MAX, 1])?;
+    for ((set, _), values) in OTHERS {
+        agent.call(set(), &values[1])?;
+    }
     let after = host_registers();
     for (before, after) in before.iter().zip(after) {
         check_eq!(after, *before);
     }
+    host.end(agent.vm)
+}
+
+/// A host may run a guest before it switches its MMU on; neither's is on then.
+fn a_host_s_mmu_stays_off(host: &mut Host) -> Outcome {
+    let agent = Agent::start(host)?;
+    agent.command(routine::get_translation(), &[]);
+    let exit = loop {
+        let mut x = [call::VCPU_RUN.into(), agent.vcpu, 0, 0, 0, 0, 0, 0];
+        let [set, found] = mmu::call_without_mmu(&mut x);
+        check_eq!(found, set, "the host's SCTLR_EL1");
+        check_eq!(x[0], 0, "VCPU_RUN");
+        if x[1] != run::READY {
+            break x[1];
+        }
+    };
+    check_eq!(exit, run::MMIO_WRITE);
+    check_eq!(agent.results().x[2] & 1, 0, "the guest's MMU is off as well");
     host.end(agent.vm)
 }
 
