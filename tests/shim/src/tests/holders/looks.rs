@@ -12,8 +12,9 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, fork};
 
 use super::poison::frame_of;
-use super::{GUESTS, HELD, HOSTS, OFFSET, at_home, lend, on_a_lent_page};
+use super::{AT, GUESTS, HOSTS, OFFSET, at_home, lend, on_a_lent_page};
 use crate::access::{frame, read, write};
+use crate::guest::Order;
 use crate::gunyah::PAGE;
 use crate::tests::{refused, same};
 
@@ -52,10 +53,14 @@ pub fn page_tables_and_frames() -> Result<()> {
 pub fn core_dumps() -> Result<()> {
     const CORE: &str = "/tmp/core-of-a-test";
     fs::write("/proc/sys/kernel/core_pattern", CORE)?;
+    const HALF: u64 = PAGE / 2;
     let guest = at_home()?;
     lend(&guest)?;
-    write(&guest.mapping, OFFSET + PAGE, HOSTS)?;
-    same(read(&guest.mapping, OFFSET + PAGE)?, HOSTS)?;
+    guest.ask(Order::Store(AT + HALF, GUESTS))?;
+    for at in [OFFSET + PAGE, OFFSET + PAGE + HALF] {
+        write(&guest.mapping, at, HOSTS)?;
+        same(read(&guest.mapping, at)?, HOSTS)?;
+    }
     // SAFETY: the tests run in a process with one thread.
     let child = match unsafe { fork() }? {
         ForkResult::Child => {
@@ -74,11 +79,17 @@ pub fn core_dumps() -> Result<()> {
     let core = fs::read(CORE)?;
     fs::remove_file(CORE)?;
     // What this program itself says of the words is in its text and on its
-    // stack; pages of guest memory would have them where pages begin.
-    let begins =
-        |word: u64| core.chunks(PAGE as usize).any(|page| page.starts_with(&word.to_le_bytes()));
+    // stack, perhaps where a page begins; a page of guest memory has them there and in
+    // its middle.
+    let has = |word: u64| {
+        let word = word.to_le_bytes();
+        core.as_chunks::<{ PAGE as usize }>()
+            .0
+            .iter()
+            .any(|page| page.starts_with(&word) && page[HALF as usize..].starts_with(&word))
+    };
     ensure!(core.len() > PAGE as usize, "an empty core file");
-    ensure!(!begins(GUESTS), "the guest's page is in the core file");
-    ensure!(!begins(HOSTS), "guest memory is in the core file");
-    same(guest.ask(crate::guest::Order::Load(crate::guest::RAM + HELD * PAGE))?, GUESTS)
+    ensure!(!has(GUESTS), "the guest's page is in the core file");
+    ensure!(!has(HOSTS), "guest memory is in the core file");
+    same(guest.ask(Order::Load(AT))?, GUESTS)
 }
