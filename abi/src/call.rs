@@ -240,6 +240,12 @@ pub const MEM_TAKE_BACK: u32 = vendor(0x127);
 /// that touches one takes a synchronous external abort; its address stays taken
 /// as long as it lives, so nothing else can be slipped in there.
 pub const MEM_POISON: u32 = vendor(0x128);
+/// Made by the host: [`MEM_LEND`] of one page or block, whose entry is in registers.
+/// VM handle, the four words of a [`MemEntry`](crate::MemEntry)
+///
+/// The words are right and wrong as in a list of one entry, and the answers are the same.
+/// Nothing is read from the host's memory.
+pub const MEM_LEND_ONE: u32 = vendor(0x129);
 
 /// Gives a guest a handle on another. handle of the guest that gets it,
 /// handle of the VM that it will name, `RIGHT_*`, window base, window size

@@ -106,6 +106,17 @@ impl MemEntry {
         self
     }
 
+    /// Its four words, as they are in memory, or in the registers of
+    /// [`call::MEM_LEND_ONE`](crate::call::MEM_LEND_ONE).
+    pub const fn words(&self) -> [u64; 4] {
+        [
+            self.frame,
+            self.guest,
+            self.refcount as u64 | (self.safe as u64) << 32,
+            self.accessible as u64 | (self.reserved as u64) << 32,
+        ]
+    }
+
     /// References that no safe holder accounts for.
     pub const fn excess(&self) -> i64 {
         self.refcount as i64 - self.safe as i64

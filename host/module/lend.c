@@ -160,7 +160,7 @@ static __always_inline int escrow_mem_hand_over(struct escrow_mem *mem, struct e
 
 	if (!batch->count)
 		return 0;
-	err = escrow_rs_mem_give(vm, vm->handle, place->how, batch->address,
+	err = escrow_rs_mem_give(vm, vm->handle, place->how, batch->address, batch->list,
 				 batch->count, &index, &detail, &done);
 	/* EL2 has seen through a report of ours: a bug. */
 	if (err == -EAGAIN && index < batch->count)

@@ -2,7 +2,7 @@
 
 //! Calls to Escrow that concern no VM's bindings.
 
-use escrow_abi::{FrameState, call};
+use escrow_abi::{FrameState, MemEntry, call};
 use escrow_memfd::How;
 use escrow_vmcore::hypercall::{self, CallError, List};
 use escrow_vmcore::metadata::{INITIAL, Metadata};
@@ -43,7 +43,7 @@ pub extern "C" fn escrow_rs_vm_info(vm: u64, out: &mut [u64; 4]) -> i32 {
     store(hypercall::vm_info(&mut Hvc, vm).map_err(Errno::from), out)
 }
 
-/// Lends or shares the pages of a list. On an error that concerns one of
+/// Lends or shares the pages of a list, which begins with `first`. On an error that concerns one of
 /// them, `index` is its place and `detail` what Escrow says about it. So many as
 /// `done` says, from the first, are given all the same.
 #[unsafe(no_mangle)]
@@ -52,6 +52,7 @@ pub extern "C" fn escrow_rs_mem_give(
     vm: u64,
     how: u32,
     list: u64,
+    first: &MemEntry,
     count: u32,
     index: &mut u64,
     detail: &mut u64,
@@ -61,6 +62,8 @@ pub extern "C" fn escrow_rs_mem_give(
     let list = List { address: list, count };
     let result = if how == How::Shared as u32 {
         hypercall::mem_share(&mut Hvc, &mut donor, vm, list)
+    } else if count == 1 {
+        hypercall::mem_lend_one(&mut Hvc, &mut donor, vm, first)
     } else {
         hypercall::mem_lend(&mut Hvc, &mut donor, vm, list)
     };

@@ -2,7 +2,7 @@
 
 //! The calls that the shim makes to Escrow.
 
-use escrow_abi::{Error, Handle, HandleKind, call};
+use escrow_abi::{Error, Handle, HandleKind, MemEntry, call};
 
 use crate::Errno;
 
@@ -254,6 +254,18 @@ pub fn mem_lend(
     call_with_donor(hv, donor, call::MEM_LEND, [vm, list.address, list.count.into()]).map(drop)
 }
 
+/// Gives the page or block of an entry to the VM.
+pub fn mem_lend_one(
+    hv: &mut impl Hypervisor,
+    donor: &mut impl Donor,
+    vm: u64,
+    entry: &MemEntry,
+) -> Result<(), CallError> {
+    let [frame, guest, references, users] = entry.words();
+    let args = [vm, frame, guest, references, users];
+    call_with_donor(hv, donor, call::MEM_LEND_ONE, args).map(drop)
+}
+
 /// Opens the pages in `list` to the VM as well.
 pub fn mem_share(
     hv: &mut impl Hypervisor,
@@ -326,6 +338,8 @@ mod tests {
     use std::vec;
     use std::vec::Vec;
 
+    use escrow_abi::Rights;
+
     use super::*;
 
     /// Answers from a script and keeps what it was asked.
@@ -370,6 +384,19 @@ mod tests {
         let mut purse = Purse { left: 0, given: vec![] };
         mem_lend(&mut hv, &mut purse, VM, LIST).unwrap();
         assert_eq!(hv.asked, [[u64::from(call::MEM_LEND), VM, 0x4000, 2, 0, 0, 0, 0]]);
+    }
+
+    #[test]
+    fn an_entry_in_registers_is_that_of_a_list() {
+        let mut hv = Script::new(&[[NO_MEMORY, 0, 1, 0, 0], [0; 5]]);
+        let mut purse = Purse { left: 1, given: vec![] };
+        let entry = MemEntry::new(0x8000_0000, 9, 0x40_0000, Rights::READ_WRITE);
+        mem_lend_one(&mut hv, &mut purse, VM, &entry.with_report(3, 2, 5)).unwrap();
+        let words = [0x8000_0009, 0x40_0003, 3 | 2 << 32, 5];
+        let [frame, guest, references, users] = words;
+        let asked = [u64::from(call::MEM_LEND_ONE), VM, frame, guest, references, users, 0, 0];
+        assert_eq!(hv.asked, [asked, asked]);
+        assert_eq!(purse.given, [1]);
     }
 
     #[test]

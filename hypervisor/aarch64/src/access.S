@@ -21,6 +21,19 @@ escrow_access_read:
     ldp     x0, x1, [x0]
     ret
 
+// Entries of four words from x0 up to x2, each word read once, to memory of EL2's own at
+// x1. x0: how far it came; if it failed, within the entry that failed.
+    .global escrow_access_copy
+escrow_access_copy:
+    mov     x4, xzr
+4:  ldp     x5, x6, [x0], #16
+    ldp     x7, x8, [x0], #16
+    stp     x5, x6, [x1], #16
+    stp     x7, x8, [x1], #16
+    cmp     x0, x2
+    b.lo    4b
+    ret
+
 // Zeroes from x0 up to x1 by DC ZVA, x2 bytes at a time. x0: how far it came.
     .global escrow_access_zero_blocks
 escrow_access_zero_blocks:

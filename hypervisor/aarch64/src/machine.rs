@@ -280,6 +280,11 @@ impl Machine for Hardware {
         self.windows.read_entry(at)
     }
 
+    #[inline(always)]
+    fn read_entries(&self, at: PhysAddr, entries: &mut [[u64; 4]]) -> usize {
+        self.windows.read_entries(at, entries)
+    }
+
     fn map_metadata(&self, page: PhysAddr) {
         self.windows.map(page);
     }

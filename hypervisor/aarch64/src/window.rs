@@ -145,6 +145,34 @@ impl Windows {
         Ok(words)
     }
 
+    /// Reads list entries side by side in one page, through one window. Returns how many.
+    pub fn read_entries(&self, at: PhysAddr, entries: &mut [[u64; 4]]) -> usize {
+        const SIZE: u64 = size_of::<[u64; 4]>() as u64;
+        let Ok((window, _)) = windows() else { return 0 };
+        let offset = at.0 % PAGE_SIZE;
+        let size = (entries.len() as u64 * SIZE).min(PAGE_SIZE - offset);
+        if size == 0 {
+            return 0;
+        }
+        let start = window.at + offset;
+        let end = start + size;
+        let mut come = start;
+        // How far it has come says whether it failed.
+        let _ = window.through(at.0 - offset + self.tables.page, |_| {
+            access!(
+                "escrow_access_copy",
+                inlateout("x0") start => come,
+                inlateout("x1") entries.as_mut_ptr() => _,
+                in("x2") end,
+                out("x5") _,
+                out("x6") _,
+                out("x7") _,
+                out("x8") _
+            )
+        });
+        ((come - start) / SIZE) as usize
+    }
+
     /// Zeroes whole pages, all that can be, `step` bytes at a time by `DC ZVA` or by
     /// stores if that is 0, and cleans them in lines of `line` bytes.
     pub fn zero(&self, at: PhysAddr, size: u64, step: u64, line: u64) -> Result<(), MemoryError> {

@@ -95,6 +95,10 @@ pub trait Machine: Sync {
     /// [`MemoryError`]
     fn read_entry(&self, at: PhysAddr) -> Result<[u64; 4], MemoryError>;
 
+    /// The same for entries side by side in one page. Returns how many it read: if that
+    /// is not all, the next could not be read.
+    fn read_entries(&self, at: PhysAddr, entries: &mut [[u64; 4]]) -> usize;
+
     /// A page comes to the hypervisor, for tables or a vCPU: from here on
     /// [`Self::table`], [`Self::place_vcpu`] and [`Self::vcpu`] may be asked for it.
     fn map_metadata(&self, page: PhysAddr);

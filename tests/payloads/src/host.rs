@@ -136,6 +136,15 @@ impl Lists {
         call(call::MEM_LEND, &[vm, list, count])
     }
 
+    /// `MEM_LEND_ONE`.
+    ///
+    /// # Errors
+    /// Escrow refuses.
+    pub fn lend_one(&self, vm: u64, entry: &MemEntry) -> Answer {
+        let [frame, guest, references, users] = entry.words();
+        call(call::MEM_LEND_ONE, &[vm, frame, guest, references, users])
+    }
+
     /// `MEM_SHARE`.
     ///
     /// # Errors

@@ -21,6 +21,14 @@ pub enum Argument {
     List,
     /// How many entries the list before it has.
     Count,
+    /// The first word of a list entry: frame and order.
+    EntryFrame,
+    /// The second: guest address and rights.
+    EntryGuest,
+    /// The third: references, all of them and the safe ones.
+    EntryReferences,
+    /// The fourth: who needs to reach it; the upper half is zero.
+    EntryUsers,
     /// A physical address.
     Physical,
     /// The begin of a range of a guest's addresses; its size follows.
@@ -78,8 +86,9 @@ const fn shape(function: u32, arguments: &'static [Argument]) -> Shape {
 }
 
 use Argument::{
-    Any, Count, Detail, Doorbell, Flags, Guest, Index, Key, Label, List, Object, OfGuest, Physical,
-    Register, Rights, Selector, Size, Vcpu, Vm,
+    Any, Count, Detail, Doorbell, EntryFrame, EntryGuest, EntryReferences, EntryUsers, Flags,
+    Guest, Index, Key, Label, List, Object, OfGuest, Physical, Register, Rights, Selector, Size,
+    Vcpu, Vm,
 };
 
 /// All calls of the host's but [`call::HYP_IDENTIFY`].
@@ -100,6 +109,7 @@ pub const CALLS: &[Shape] = &[
     shape(call::MEM_DONATE, &[Vm, List, Count]),
     shape(call::MEM_TAKE_BACK, &[List, Count]),
     shape(call::MEM_POISON, &[List, Count]),
+    shape(call::MEM_LEND_ONE, &[Vm, EntryFrame, EntryGuest, EntryReferences, EntryUsers]),
     shape(call::CAP_GRANT, &[Vm, Object, Rights, Guest, Size]),
     shape(call::CAP_REVOKE, &[Vm, OfGuest]),
     shape(call::BELL_CREATE, &[Vm, Label]),

@@ -8,7 +8,7 @@
 
 use escrow_abi::{Error, FrameState, call};
 
-use super::list::List;
+use super::list::{List, Reader};
 use super::memory::Give;
 use super::portions::Progress;
 use super::take::Taking;
@@ -24,7 +24,7 @@ const SMCCC_1_2: u64 = 0x10002;
 
 /// The call that hosts make most, for the vectors to compare with:
 /// [`Hypervisor::host_lends_one`] is tried for it.
-pub const LENDS_ONE: u32 = call::MEM_LEND;
+pub const LENDS_ONE: u32 = call::MEM_LEND_ONE;
 
 /// The answer, in `x0`–`x4`, to a call that needs nothing but its number: for
 /// the machine half to ask before it sets out for [`Hypervisor::host_call`].
@@ -134,16 +134,31 @@ impl<M: Machine> Hypervisor<M> {
         if again { Reply::Again } else { Reply::Answer }
     }
 
-    /// [`call::MEM_LEND`] of one entry, for the machine half to try first. `false`:
-    /// it is for [`Self::host_call`] after all.
+    /// [`call::MEM_LEND_ONE`], for the machine half to try first. `false`: it is for
+    /// [`Self::host_call`] after all.
     #[inline(always)]
     pub fn host_lends_one(&self, x: &mut [u64; 8]) -> bool {
+        self.machine.note(|| Note::Begin(x[0]));
+        let [_, vm, words @ .., x6, x7] = *x;
+        if x6 | x7 != 0 {
+            return false;
+        }
+        let Some(broken) = self.lend_one(vm, words) else { return false };
+        self.machine.note(|| Note::End(0));
+        x[..5].copy_from_slice(&[0, 0, broken, 0, 0]);
+        true
+    }
+
+    /// The same for [`call::MEM_LEND`] with a list of one entry.
+    #[inline(never)]
+    pub fn host_lends_list_of_one(&self, x: &mut [u64; 8]) -> bool {
         self.machine.note(|| Note::Begin(x[0]));
         let [_, vm, list, count, x4, x5, x6, x7] = *x;
         if (count ^ 1) | x4 | x5 | x6 | x7 != 0 {
             return false;
         }
-        let Some(broken) = self.lend_one(vm, list) else { return false };
+        let Some(words) = self.read_one(PhysAddr(list)) else { return false };
+        let Some(broken) = self.lend_one(vm, words) else { return false };
         self.machine.note(|| Note::End(0));
         x[..5].copy_from_slice(&[0, 0, broken, 0, 0]);
         true
@@ -192,13 +207,17 @@ impl<M: Machine> Hypervisor<M> {
             VCPU_CREATE(vm, index) => self.vcpu_create(vm, index),
             VCPU_SET_REGISTER(vcpu, which, value) => self.vcpu_set_register(vcpu, which, value),
             MEM_LEND(vm, at, count; progress) => {
-                self.host_gives(scratch, Give::Lend, vm, list(at, count, progress))
+                self.host_gives(scratch, Give::Lend, vm, Reader::Host, list(at, count, progress))
+            },
+            MEM_LEND_ONE(vm, frame, guest, references, users) => {
+                let reader = Reader::Registers([frame, guest, references, users]);
+                self.host_gives(scratch, Give::Lend, vm, reader, List::OF_ONE)
             },
             MEM_SHARE(vm, at, count; progress) => {
-                self.host_gives(scratch, Give::Share, vm, list(at, count, progress))
+                self.host_gives(scratch, Give::Share, vm, Reader::Host, list(at, count, progress))
             },
             MEM_DONATE(vm, at, count; progress) => {
-                self.host_gives(scratch, Give::Donate, vm, list(at, count, progress))
+                self.host_gives(scratch, Give::Donate, vm, Reader::Host, list(at, count, progress))
             },
             MEM_UNSHARE(at, count; progress) => {
                 self.host_takes(scratch, Taking::Unshare, list(at, count, progress))

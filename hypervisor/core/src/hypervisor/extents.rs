@@ -3,10 +3,13 @@
 //! What a call works on once its list is copied: *extents*, pages that lie side by
 //! side in memory and in the guest, in the order of the locks.
 
+use core::ops::Range;
+
 use arrayvec::ArrayVec;
 use escrow_abi::{Error, LIST_MAX, MemEntry};
 
 use super::Refusal;
+use super::list::{ENTRIES_PER_PAGE, Next};
 use super::portions::Part;
 use crate::addr::{Ipa, PAGE_SIZE, PhysAddr};
 use crate::ledger::{Block, page_in_block};
@@ -85,8 +88,9 @@ impl Extent {
 const LIST_PAGES: usize = (LIST_MAX * size_of::<MemEntry>()) / PAGE_SIZE as usize;
 
 /// Room for one list: each CPU has its own.
-#[derive(Default)]
 pub struct Scratch {
+    /// Copies of entries, of one page of the list.
+    copies: [[u64; 4]; ENTRIES_PER_PAGE as usize],
     extents: ArrayVec<Extent, LIST_MAX>,
     /// To sort by.
     keys: ArrayVec<u64, LIST_MAX>,
@@ -113,6 +117,12 @@ pub struct Scratch {
     is_full: bool,
 }
 
+impl Default for Scratch {
+    fn default() -> Scratch {
+        Scratch::new()
+    }
+}
+
 /// Bits for the place of an extent among 512.
 const PLACE_BITS: u32 = 9;
 
@@ -120,6 +130,7 @@ impl Scratch {
     /// An empty one.
     pub const fn new() -> Scratch {
         Scratch {
+            copies: [[0; 4]; ENTRIES_PER_PAGE as usize],
             extents: ArrayVec::new_const(),
             keys: ArrayVec::new_const(),
             broken: 0,
@@ -223,11 +234,26 @@ impl Scratch {
         self.guest_end = 0;
     }
 
-    /// Notes that the list goes on in a page.
+    /// Room for entries of the list, which goes on in a page.
     #[inline(always)]
-    pub(super) fn lies_in(&mut self, page: PhysAddr) {
+    pub(super) fn copy_of(&mut self, page: PhysAddr, entries: usize) -> &mut [[u64; 4]] {
         // A list is no longer than there is room.
         let _ = self.list.try_push(page);
+        self.copies.get_mut(..entries).unwrap_or_default()
+    }
+
+    /// Takes an entry that is in registers. Returns how many there are.
+    #[inline(always)]
+    pub(super) fn take_entry(&mut self, words: [u64; 4]) -> usize {
+        self.copies[0] = words;
+        1
+    }
+
+    /// A copied entry.
+    #[inline(always)]
+    pub(super) fn entry(&self, place: usize) -> [u64; 4] {
+        // All ones are no entry.
+        self.copies.get(place).copied().unwrap_or([!0; 4])
     }
 
     /// Refuses a list that lies in the pages that it names: what a call has done must not
@@ -261,19 +287,19 @@ impl Scratch {
         self.extents.try_push(extent).is_ok()
     }
 
-    /// Adds the page after the last extent to it, if there is one and the part takes
-    /// the page; whether it does.
+    /// Adds pages behind the last extent to it: those of copied entries, as long as they
+    /// are what comes next and the part takes them. Returns how many there are.
     #[inline(always)]
-    pub(super) fn prolong(&mut self) -> bool {
-        let Some(extent) = self.extents.last_mut() else { return false };
-        if !self.part.takes(self.pages + 1, self.blocks) {
-            return false;
-        }
-        extent.pages += 1;
-        self.pages += 1;
-        self.frame_end += PAGE_SIZE;
-        self.guest_end += PAGE_SIZE;
-        true
+    pub(super) fn prolong(&mut self, places: Range<usize>, next: &mut Next) -> usize {
+        let Some(extent) = self.extents.last_mut() else { return 0 };
+        let entries = self.copies.get(places).unwrap_or_default();
+        let room = self.part.room(self.pages).min(entries.len() as u64);
+        let pages = next.take(entries.get(..room as usize).unwrap_or_default());
+        extent.pages += pages as u16;
+        self.pages += pages;
+        self.frame_end += pages * PAGE_SIZE;
+        self.guest_end += pages * PAGE_SIZE;
+        pages as usize
     }
 
     #[inline(always)]

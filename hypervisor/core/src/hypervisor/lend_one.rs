@@ -20,11 +20,10 @@ use crate::stage2::{Attributes, Descriptor};
 use crate::vm::{Slot, Vm};
 
 impl<M: Machine> Hypervisor<M> {
-    /// Lends what the one entry of a list names, if it can: then it says how many
+    /// Lends what the words of an entry name, if it can: then it says how many
     /// of the pages turned out to be broken.
     #[inline(always)]
-    pub(super) fn lend_one(&self, vm: u64, list: u64) -> Option<u64> {
-        let words = self.read_one(PhysAddr(list))?;
+    pub(super) fn lend_one(&self, vm: u64, words: [u64; 4]) -> Option<u64> {
         let decoded = Entry::decode(Form::LEND, self.guest_geometry.ipa_bits, words);
         let Entry { at, guest, is_block } = decoded.ok()?;
         let attributes = self.guest_attributes[(guest % 8) as usize];
@@ -37,7 +36,7 @@ impl<M: Machine> Hypervisor<M> {
 
     /// The words of the one entry of a list, in memory that is the host's alone.
     #[inline(always)]
-    fn read_one(&self, at: PhysAddr) -> Option<[u64; 4]> {
+    pub(super) fn read_one(&self, at: PhysAddr) -> Option<[u64; 4]> {
         if !at.is_aligned(PAGE_SIZE) {
             return None;
         }

@@ -70,20 +70,70 @@ impl Entry {
         Ok(Entry { at: frame - order, guest, is_block: order == ORDER_BLOCK as u64 })
     }
 
-    /// The entry for the page behind this one, as a host's list has it, if they can be
-    /// in one extent.
+    /// What the entries behind this one in a host's list say if they prolong its extent;
+    /// `words` are its own.
     #[inline(always)]
-    fn next(&self, form: Form) -> Next {
-        let at = self.at + PAGE_SIZE;
-        let guest = self.guest + if form.guests { PAGE_SIZE } else { 0 };
-        let beyond = at.is_multiple_of(BLOCK_SIZE) || form.guests && guest % BLOCK_SIZE < PAGE_SIZE;
-        Next(if self.is_block || beyond { None } else { Some((at, guest)) })
+    fn next(&self, form: Form, words: [u64; 4]) -> Next {
+        let behind = |at: u64| PAGES_PER_BLOCK as u64 - 1 - at / PAGE_SIZE % PAGES_PER_BLOCK as u64;
+        let step = if form.guests { PAGE_SIZE } else { 0 };
+        let left = match self.is_block {
+            true => 0,
+            false if form.guests => behind(self.at).min(behind(self.guest)),
+            false => behind(self.at),
+        };
+        let [frame, guest, references, users] = words;
+        Next { words: [frame + PAGE_SIZE, guest + step, references, users], step, left }
     }
 }
 
-/// What an entry would have to say to prolong the extent before it.
-#[derive(Clone, Copy)]
-struct Next(Option<(u64, u64)>);
+/// What an entry has to say to prolong the extent before it. It differs from an entry that
+/// [`Entry::decode`] has accepted in nothing but the addresses, and those are of the page
+/// behind it in the same block: so it is right as well, and need not be decoded.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Next {
+    words: [u64; 4],
+    /// From one guest address to the next.
+    step: u64,
+    /// How many there can be, until a block ends.
+    left: u64,
+}
+
+impl Next {
+    /// How many of these prolong it, one behind the other.
+    #[inline(always)]
+    pub fn take(&mut self, entries: &[[u64; 4]]) -> u64 {
+        let mut taken = 0;
+        for &words in entries.iter().take(self.left as usize) {
+            // Not by `!=`, which is a call of memcmp.
+            let [frame, guest, references, users] = words;
+            let [next_frame, next_guest, next_references, next_users] = self.words;
+            let addresses = (frame ^ next_frame) | (guest ^ next_guest);
+            if addresses | (references ^ next_references) | (users ^ next_users) != 0 {
+                break;
+            }
+            self.words[0] += PAGE_SIZE;
+            self.words[1] += self.step;
+            taken += 1;
+        }
+        self.left -= taken;
+        taken
+    }
+
+    /// Has it expect the references of an entry that was accepted; whether the entry
+    /// prolongs the extent, and has other references than those before.
+    #[inline(always)]
+    fn turn_to(&mut self, words: [u64; 4]) -> bool {
+        let [frame, guest, references, users] = words;
+        let [next_frame, next_guest, next_references, next_users] = self.words;
+        let other = self.left != 0
+            && (frame, guest, users) == (next_frame, next_guest, next_users)
+            && references != next_references;
+        if other {
+            self.words[2] = references;
+        }
+        other
+    }
+}
 
 /// Looks at an entry that is for a block, or wrong.
 #[cold]
@@ -143,6 +193,9 @@ pub(super) struct List {
 const BROKEN_SHIFT: u32 = 32;
 
 impl List {
+    /// One entry, in registers ([`Reader::Registers`]).
+    pub const OF_ONE: List = List { at: 0, count: 1, progress: 0 };
+
     /// How many entries are done.
     #[inline(always)]
     pub fn done(self) -> u64 {
@@ -165,26 +218,15 @@ impl List {
 #[derive(Clone, Copy)]
 pub(super) enum Reader<'a> {
     Host,
+    /// The host, whose one entry is in registers.
+    Registers([u64; 4]),
     /// A guest, whose VM is locked.
     Guest(&'a GuestMap),
 }
 
-/// Why a list was not read.
-enum Unread {
-    /// It was, and this is what is wrong with it.
-    Refused(Refusal),
-    /// What it lies in may have changed hands meanwhile.
-    Changed,
-}
-
-impl<E: Into<Refusal>> From<E> for Unread {
-    fn from(error: E) -> Unread {
-        Unread::Refused(error.into())
-    }
-}
-
 const ENTRY_SIZE: u64 = size_of::<MemEntry>() as u64;
-const ENTRIES_PER_PAGE: u64 = PAGE_SIZE / ENTRY_SIZE;
+/// Entries in a page of a list.
+pub(super) const ENTRIES_PER_PAGE: u64 = PAGE_SIZE / ENTRY_SIZE;
 
 impl<M: Machine> Hypervisor<M> {
     /// Copies and checks the entries of a list that a part of its call is about.
@@ -210,123 +252,114 @@ impl<M: Machine> Hypervisor<M> {
         if at.checked_add(count * ENTRY_SIZE).is_none() {
             return Err(Error::AddressOverflow.into());
         }
-        // A list is read without a lock, so that calls whose lists lie side by
-        // side do not wait for each other; with it, if the block of a page of
-        // the list changed meanwhile.
-        let mut locked = false;
-        loop {
-            scratch.begin(part);
-            match self.read_pages(scratch, reader, form, list, part, locked) {
-                Ok(()) => return Ok(()),
-                Err(Unread::Refused(refusal)) => return Err(refusal),
-                Err(Unread::Changed) => locked = true,
-            }
-        }
-    }
-
-    #[inline(always)]
-    fn read_pages(
-        &self,
-        scratch: &mut Scratch,
-        reader: Reader<'_>,
-        form: Form,
-        list: List,
-        part: Part,
-        locked: bool,
-    ) -> Result<(), Unread> {
+        scratch.begin(part);
         let mut index = part.first();
-        let mut next = Next(None);
-        while index < list.count && !scratch.is_full() {
-            let page = (list.at + index * ENTRY_SIZE) & !(PAGE_SIZE - 1);
-            let end = list.count.min((index / ENTRIES_PER_PAGE + 1) * ENTRIES_PER_PAGE);
-            let entries = (index, end);
-            match reader {
-                Reader::Host => {
-                    self.read_host_page(scratch, form, PhysAddr(page), entries, &mut next, locked)?;
-                }
+        let mut next = Next::default();
+        while index < count && !scratch.is_full() {
+            let page = (at + index * ENTRY_SIZE) & !(PAGE_SIZE - 1);
+            let end = count.min((index / ENTRIES_PER_PAGE + 1) * ENTRIES_PER_PAGE);
+            let copied = match reader {
+                Reader::Host => self.copy_from_host(scratch, PhysAddr(page), (index, end))?,
+                Reader::Registers(words) => scratch.take_entry(words),
                 Reader::Guest(map) => {
                     let inside = page < map.end();
                     let frame = inside.then(|| map.frame(&self.machine, Ipa(page))).flatten();
                     let frame = frame.filter(|(_, leaf)| leaf.entry.is_valid());
                     let (frame, _) = frame.ok_or(Error::InvalidAddress)?;
                     // What is mapped for a guest stays so while it is locked.
-                    self.read_page(scratch, reader, form, frame, entries, &mut next)?;
+                    self.copy(scratch, frame, (index, end))
                 }
+            };
+            self.take_entries(scratch, reader, form, (index, copied), &mut next)?;
+            if index + (copied as u64) < end && !scratch.is_full() {
+                let index = index + copied as u64;
+                return Err(Refusal { index, ..Error::BrokenMemory.into() });
             }
             index = end;
         }
         Ok(())
     }
 
+    /// Copies entries out of a page of a host's list. Returns how many it could read.
     #[inline(always)]
-    fn read_host_page(
+    fn copy_from_host(
         &self,
         scratch: &mut Scratch,
-        form: Form,
         page: PhysAddr,
         entries: (u64, u64),
-        next: &mut Next,
-        locked: bool,
-    ) -> Result<(), Unread> {
+    ) -> Result<usize, Refusal> {
         let block = self.ledger.locate(page).ok_or(Error::InvalidAddress)?;
         // The page must be the host's while it is read; the host itself may
         // still write to it, which harms nobody but the host. What is not the
         // host's is not looked at.
-        let mut read = || {
+        let mut copy = || {
             let record = self.ledger.get_in(block, page);
             if !record.host_reaches() {
-                return Err(Error::NotOwner.into());
+                return Err(Error::NotOwner);
             }
             if record.is(FrameState::Pinned) {
                 // Firmware's or a device's, and some of it must not be read by a CPU.
-                return Err(Error::Pinned.into());
+                return Err(Error::Pinned);
             }
-            self.read_page(scratch, Reader::Host, form, page, entries, next)
+            Ok(self.copy(scratch, page, entries))
         };
-        let result = if locked {
-            block.lock();
-            let result = read();
-            block.unlock();
-            Some(result)
-        } else {
-            block.read(read)
+        // Without a lock, so that calls whose lists lie side by side do not wait for each
+        // other; with it, if the page's block changed meanwhile.
+        let copied = match block.read(&mut copy) {
+            Some(copied) => copied,
+            None => {
+                block.lock();
+                let copied = copy();
+                block.unlock();
+                copied
+            }
         };
-        Ok(result.ok_or(Unread::Changed)??)
+        Ok(copied?)
     }
 
-    /// Reads entries from a page: from the first of a pair of places up to the second, or
-    /// as many as the part takes.
+    /// Copies entries out of a page: from the first of a pair of places up to the second.
+    /// Returns how many it could read.
     #[inline(always)]
-    fn read_page(
+    fn copy(&self, scratch: &mut Scratch, page: PhysAddr, (first, end): (u64, u64)) -> usize {
+        let at = page.add(first % ENTRIES_PER_PAGE * ENTRY_SIZE);
+        self.machine.read_entries(at, scratch.copy_of(page, (end - first) as usize))
+    }
+
+    /// Makes extents of entries that were copied, or of as many as the part takes. `first` is
+    /// the place of the first in the list.
+    #[inline(always)]
+    fn take_entries(
         &self,
         scratch: &mut Scratch,
         reader: Reader<'_>,
         form: Form,
-        page: PhysAddr,
-        (first, end): (u64, u64),
+        (first, copied): (u64, usize),
         carried: &mut Next,
     ) -> Result<(), Refusal> {
-        scratch.lies_in(page);
-        let mut at = page.add(first % ENTRIES_PER_PAGE * ENTRY_SIZE);
-        let mut index = first;
         let mut next = *carried;
-        while index < end {
-            let refuse = |(error, detail)| Refusal { error, index, detail, done: 0 };
-            let words = self.machine.read_entry(at);
-            let words = words.map_err(|error| refuse((error.into(), 0)))?;
-            let entry = Entry::decode(form, self.guest_geometry.ipa_bits, words).map_err(refuse)?;
-            let prolongs = matches!(reader, Reader::Host)
-                && next.0 == Some((entry.at, entry.guest))
-                && !entry.is_block;
-            if !(prolongs && scratch.prolong()) {
-                let extent = self.extent(reader, entry, index).map_err(refuse)?;
-                if !scratch.push(extent) {
-                    break;
-                }
+        let mut place = 0;
+        loop {
+            place += scratch.prolong(place..copied, &mut next);
+            if place >= copied {
+                break;
             }
-            next = entry.next(form);
-            at = at.add(ENTRY_SIZE);
-            index += 1;
+            let index = first + place as u64;
+            let refuse = |(error, detail)| Refusal { error, index, detail, done: 0 };
+            let words = scratch.entry(place);
+            let entry = Entry::decode(form, self.guest_geometry.ipa_bits, words).map_err(refuse)?;
+            if next.turn_to(words) {
+                continue;
+            }
+            let extent = self.extent(reader, entry, index).map_err(refuse)?;
+            if !scratch.push(extent) {
+                break;
+            }
+            next = match reader {
+                Reader::Host | Reader::Registers(_) => entry.next(form, words),
+                // Its pages may be anywhere.
+                Reader::Guest(_) => Next::default(),
+            };
+            place += 1;
         }
         *carried = next;
         Ok(())
@@ -337,7 +370,7 @@ impl<M: Machine> Hypervisor<M> {
     fn extent(&self, reader: Reader<'_>, entry: Entry, index: u64) -> Result<Extent, (Error, u64)> {
         let Entry { at, guest, is_block } = entry;
         let (frame, own) = match reader {
-            Reader::Host => (PhysAddr(at), Ipa(0)),
+            Reader::Host | Reader::Registers(_) => (PhysAddr(at), Ipa(0)),
             Reader::Guest(map) => {
                 let frame = self.resolve(map, Ipa(at), is_block);
                 (frame.ok_or((Error::InvalidAddress, 0))?, Ipa(at))

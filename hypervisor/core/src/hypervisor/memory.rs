@@ -122,11 +122,12 @@ impl<M: Machine> Hypervisor<M> {
         scratch: &mut Scratch,
         kind: Give,
         vm: u64,
+        reader: Reader<'_>,
         list: List,
     ) -> Result<Progress, Refusal> {
         let contents = kind.hides() && self.machine.needs_clean();
         self.in_portions(scratch, list, contents, |scratch, part| {
-            self.read_list(scratch, Reader::Host, kind.form(), list, part)?;
+            self.read_list(scratch, reader, kind.form(), list, part)?;
             let (commits, end) = (scratch.is_to_be_done(), scratch.end(list));
             scratch.sort_by_guest()?;
             let (id, mut vm) = self.lock_live_vm(vm)?;

@@ -69,15 +69,18 @@ impl Part {
         self.is_whole || self.is_little(pages, blocks)
     }
 
+    /// How many pages it takes behind so many, in the same block.
+    #[inline(always)]
+    pub fn room(self, pages: u64) -> u64 {
+        match self.is_whole || !self.contents {
+            true => u64::MAX,
+            false => PORTION_PAGES.saturating_sub(pages),
+        }
+    }
+
     #[inline(always)]
     fn is_little(self, pages: u64, blocks: u64) -> bool {
         blocks <= PORTION_BLOCKS && (pages <= PORTION_PAGES || !self.contents)
-    }
-}
-
-impl Default for Part {
-    fn default() -> Part {
-        Part::WHOLE
     }
 }
 

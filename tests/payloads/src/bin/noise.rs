@@ -143,6 +143,9 @@ impl Noise<'_> {
         if shape.function == call::CAP_GRANT {
             arguments[2] = self.handle();
         }
+        if shape.function == call::MEM_LEND_ONE {
+            arguments[2..6].copy_from_slice(&self.entry(call::MEM_LEND).words());
+        }
         if let Some(list) = shape.list() {
             let [at, count] = self.list(shape.function);
             arguments[list..list + 2].copy_from_slice(&[at, count]);

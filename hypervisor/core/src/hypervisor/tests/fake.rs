@@ -153,6 +153,15 @@ impl Machine for Fake {
         Ok(array::from_fn(|n| table[first + n].load(Ordering::Relaxed)))
     }
 
+    fn read_entries(&self, at: PhysAddr, entries: &mut [[u64; 4]]) -> usize {
+        let places = (at.0..).step_by(32);
+        assert!(at.0 % PAGE_SIZE + 32 * entries.len() as u64 <= PAGE_SIZE, "{at:?}");
+        let read = |(entry, at): (&mut [u64; 4], u64)| {
+            self.read_entry(PhysAddr(at)).map(|words| *entry = words).is_ok()
+        };
+        entries.iter_mut().zip(places).map(read).take_while(|&read| read).count()
+    }
+
     fn map_metadata(&self, page: PhysAddr) {
         assert!(self.metadata.lock().unwrap().insert(page.0), "{page:?} is mapped already");
     }
@@ -545,7 +554,12 @@ impl Host {
     /// it is answered.
     pub fn makes_call(&mut self, x: &mut [u64; 8]) -> bool {
         self.escrow.machine.begin_call();
-        if x[0] == call::MEM_LEND.into() && self.escrow.host_lends_one(x) {
+        let lent = match x[0] as u32 {
+            call::MEM_LEND => self.escrow.host_lends_list_of_one(x),
+            call::MEM_LEND_ONE => self.escrow.host_lends_one(x),
+            _ => false,
+        };
+        if lent {
             return true;
         }
         let before = *x;
@@ -643,13 +657,7 @@ impl Host {
         for (n, entries) in entries.chunks(IN_PAGE).enumerate() {
             let table = self.escrow.machine.table(PhysAddr(page(n as u64)));
             for (words, entry) in table.chunks(4).zip(entries) {
-                let values = [
-                    entry.frame,
-                    entry.guest,
-                    entry.refcount as u64 | (entry.safe as u64) << 32,
-                    entry.accessible as u64 | (entry.reserved as u64) << 32,
-                ];
-                for (word, value) in words.iter().zip(values) {
+                for (word, value) in words.iter().zip(entry.words()) {
                     word.store(value, Ordering::Relaxed);
                 }
             }
@@ -663,6 +671,12 @@ impl Host {
 
     pub fn lend(&mut self, vm: u64, entries: &[MemEntry]) -> Result<(), Refused> {
         self.give(call::MEM_LEND, vm, entries)
+    }
+
+    /// With the entry in registers.
+    pub fn lend_one(&mut self, vm: u64, entry: &MemEntry) -> Result<(), Refused> {
+        let [frame, guest, references, users] = entry.words();
+        self.call(call::MEM_LEND_ONE, &[vm, frame, guest, references, users]).map(drop)
     }
 
     pub fn share(&mut self, vm: u64, entries: &[MemEntry]) -> Result<(), Refused> {

@@ -46,7 +46,7 @@ impl Borrower {
         Ok(Borrower(agent))
     }
 
-    /// Counts a call that gives pages to the guest: `MEM_LEND` or `MEM_SHARE`.
+    /// Counts a call that gives pages to the guest: `MEM_LEND`, `MEM_LEND_ONE` or `MEM_SHARE`.
     /// The pages have been written to; afterwards each is in the state that
     /// the call is to leave, the guest finds in them what was written, and the
     /// host finds it or a fault.
@@ -62,12 +62,21 @@ impl Borrower {
                 poke(at, contents(at));
             }
         }
-        let [list, count] = host.lists.put(entries);
-        let mut registers = [function as u64, self.0.vm, list, count, 0, 0, 0, 0];
+        let vm = self.0.vm;
+        let mut registers = match (function, entries) {
+            (call::MEM_LEND_ONE, [entry]) => {
+                let [frame, guest, references, users] = entry.words();
+                [function as u64, vm, frame, guest, references, users, 0, 0]
+            }
+            _ => {
+                let [list, count] = host.lists.put(entries);
+                [function as u64, vm, list, count, 0, 0, 0, 0]
+            }
+        };
         samples.add(sample::hvc(&mut registers));
         check_eq!(registers[0], 0, "the answer");
         let (state, host_reads) = match function {
-            call::MEM_LEND => (FrameState::Lent, false),
+            call::MEM_LEND | call::MEM_LEND_ONE => (FrameState::Lent, false),
             _ => (FrameState::Shared, true),
         };
         for entry in entries {

@@ -43,14 +43,21 @@ fn pages(host: &mut Host) -> Outcome {
     for n in 0..BLOCKS {
         let offset = n * BLOCK_SIZE;
         let entry = page(blocks + offset, 0, GUEST + offset);
-        borrower.give(host, &mut first, call::MEM_LEND, &[entry])?;
+        borrower.give(host, &mut first, call::MEM_LEND_ONE, &[entry])?;
     }
     println!("{first}");
     let mut lend = Samples::new("lend_4k");
     for n in 1..=PAGES {
-        borrower.give(host, &mut lend, call::MEM_LEND, &[page(blocks, n, GUEST)])?;
+        borrower.give(host, &mut lend, call::MEM_LEND_ONE, &[page(blocks, n, GUEST)])?;
     }
     println!("{lend}");
+    // The same by a list.
+    let mut listed = Samples::new("lend_4k_by_list");
+    for n in 1..=PAGES {
+        let entry = page(blocks + BLOCK_SIZE, n, GUEST + BLOCK_SIZE);
+        borrower.give(host, &mut listed, call::MEM_LEND, &[entry])?;
+    }
+    println!("{listed}");
 
     let guest = GUEST + BLOCKS * BLOCK_SIZE;
     let mut share = Samples::new("share_4k");
@@ -88,7 +95,7 @@ fn blocks(host: &mut Host) -> Outcome {
     let block = |n| entry(blocks + n * BLOCK_SIZE, ORDER_BLOCK, GUEST + n * BLOCK_SIZE);
     borrower.give(host, &mut ignored, call::MEM_LEND, &[block(0)])?;
     for n in 1..=BLOCKS {
-        borrower.give(host, &mut lend, call::MEM_LEND, &[block(n)])?;
+        borrower.give(host, &mut lend, call::MEM_LEND_ONE, &[block(n)])?;
     }
     println!("{lend}");
     borrower.destroy()?;

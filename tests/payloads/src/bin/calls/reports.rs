@@ -34,6 +34,7 @@ fn honest_reports_of_users_refuse(host: &mut Host) -> Outcome {
         let expected = refusal_of(error, 0, detail);
         let what = [refcount as u64, safe as u64, accessible as u64];
         refuses_with(expected, &what, || host.lists.lend(vm, &[entry]))?;
+        refuses_with(expected, &what, || host.lists.lend_one(vm, &entry))?;
         let donated = frame(page).with_report(refcount, safe, accessible);
         refuses_with(expected, &what, || host.lists.top_up(vm, &[donated]))?;
     }
@@ -58,6 +59,7 @@ fn lies(host: &Host, vm: u64, at: u64, error: Error, detail: u64) -> Outcome {
         let map = page_at(at, 0x7000).with_report(report.0, report.1, 0);
         let donate = frame(at).with_report(report.0, report.1, 0);
         refuses_with(expected, &[at], || host.lists.lend(vm, &[map]))?;
+        refuses_with(expected, &[at], || host.lists.lend_one(vm, &map))?;
         refuses_with(expected, &[at], || host.lists.top_up(vm, &[donate]))?;
         refuses_with(expected, &[at], || host.lists.vm_create(&[donate]).map(|vm| [vm, 0, 0, 0]))?;
     }

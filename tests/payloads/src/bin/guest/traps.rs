@@ -77,6 +77,7 @@ fn calls_by_hvc_and_smc(host: &mut Host) -> Outcome {
             call::VCPU_RUN,
             call::VM_TOP_UP,
             call::MEM_POISON,
+            call::MEM_LEND_ONE,
             call::CAP_GRANT,
             call::CAP_REVOKE,
             call::LEDGER_INFO,

@@ -48,6 +48,9 @@ impl Subject<'_> {
                 Argument::Doorbell => self.doorbell,
                 Argument::Flags => 1,
                 Argument::List => self.lists.address(),
+                Argument::EntryFrame => self.page,
+                Argument::EntryGuest => page_at(self.page, 0x5000).guest,
+                Argument::EntryReferences | Argument::EntryUsers => 0,
                 Argument::Count | Argument::Key => 1,
                 Argument::Physical => self.page,
                 Argument::Guest | Argument::Size => 0x1000,
@@ -137,6 +140,26 @@ impl Subject<'_> {
                 let counts = [0, most + 1, 1 << 32, 1 << 59, (1 << 59) + 1, 1 << 63, minus_one];
                 all(&counts, Error::InvalidSize);
             }
+            Argument::EntryFrame => {
+                let orders = [1, 8, 10, 0x100, 0xfff].map(|order| self.page | order);
+                all(&orders, Error::InvalidArgument);
+                all(&[self.page | 0x1000 | 9], Error::Misaligned);
+                all(&self.elsewhere.not_ram, Error::InvalidAddress);
+                all(&[1 << 52, 1 << 63], Error::InvalidAddress);
+                for range in &self.elsewhere.escrow {
+                    all(&[range.start, range.end - 0x1000], Error::NotOwner);
+                }
+            }
+            Argument::EntryGuest => {
+                // No right to read, and rights that there are not.
+                let rights = [0, 2, 4, 6, 9, 0x801, 0xfff].map(|rights| 0x5000 | rights);
+                all(&rights, Error::InvalidArgument);
+                let far = [1 << 39, 1 << 52, 1 << 63, !0xfff].map(|at| at | 3);
+                all(&far, Error::AddressOverflow);
+            }
+            // Of references and users the `calls` payload has more.
+            Argument::EntryReferences => {}
+            Argument::EntryUsers => all(&[1 << 32, 1 << 63, minus_one], Error::InvalidArgument),
             Argument::Physical => {
                 all(&self.elsewhere.not_ram, Error::InvalidAddress);
                 all(&[minus_one, 1 << 63], Error::InvalidAddress);

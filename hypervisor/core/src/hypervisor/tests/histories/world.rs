@@ -8,7 +8,7 @@ use std::fmt::Debug;
 use escrow_abi::{Error, FrameState, Handle, LIST_MAX, MemEntry, PAGE_SIZE, Rights, call};
 use escrow_spec::{CapId, Frame, Refused, Spec, Target, VmId};
 
-use super::super::fake::{ESCROW, Host, Interrupts, METADATA, PINNED};
+use super::super::fake::{ESCROW, Host, Interrupts, METADATA, PINNED, WITHHELD};
 use super::choose::{first_with_some, spoilt};
 use super::compare::{self, View};
 use super::steps::{Step, Taking, To, VMS, Who};
@@ -76,6 +76,7 @@ impl World {
     pub fn begin(&mut self) {
         self.spec = Spec::new(self.ram.base.0..self.ram.end(), GUEST_END);
         self.spec.set_aside(ESCROW.base.0..ESCROW.end(), FrameState::Hypervisor);
+        self.spec.set_aside(WITHHELD.base.0..WITHHELD.end(), FrameState::Hypervisor);
         self.spec.set_aside(PINNED.base.0..PINNED.end(), FrameState::Pinned);
         self.vms = Default::default();
         self.granted.clear();
