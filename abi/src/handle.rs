@@ -4,11 +4,11 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum HandleKind {
     /// A virtual machine.
-    Vm,
+    Vm = 1,
     /// A virtual CPU.
-    Vcpu,
+    Vcpu = 2,
     /// A doorbell.
-    Doorbell,
+    Doorbell = 3,
 }
 
 /// A name for an object of EL2's. Callers pass it back and do not look inside.
@@ -48,13 +48,8 @@ impl Handle {
 
     /// Packs the handle into a register.
     pub const fn to_register(self) -> u64 {
-        let kind = match self.kind {
-            HandleKind::Vm => 1,
-            HandleKind::Vcpu => 2,
-            HandleKind::Doorbell => 3,
-        };
         self.generation << 24
-            | kind << 20
+            | (self.kind as u64) << 20
             | ((self.slot & 0xfff) as u64) << Self::SLOT_SHIFT
             | self.index as u64
     }
@@ -67,6 +62,15 @@ impl Handle {
             3 => HandleKind::Doorbell,
             _ => return None,
         };
+        Handle::of_kind(value, kind)
+    }
+
+    /// The same for a handle that is to be of a kind; `None` if it is not.
+    #[inline(always)]
+    pub const fn of_kind(value: u64, kind: HandleKind) -> Option<Handle> {
+        if value >> 20 & 0xf != kind as u64 {
+            return None;
+        }
         let index = value as u8;
         let generation = value >> 24;
         if generation == 0 || (matches!(kind, HandleKind::Vm) && index != 0) {

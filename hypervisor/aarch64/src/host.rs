@@ -119,7 +119,7 @@ unsafe extern "C" fn escrow_host_lend(frame: &mut HostFrame) {
     unsafe { escrow_host_call(frame) };
 }
 
-/// The rest of them. The vector comes here at once for `VCPU_RUN`.
+/// The rest of them.
 ///
 /// # Safety
 ///
@@ -137,14 +137,30 @@ unsafe extern "C" fn escrow_host_call(frame: &mut HostFrame) {
     // SAFETY: `init_cpu` ran before the host did, and nothing else on this CPU
     // refers to its scratch space.
     let scratch = unsafe { &mut (*cpu).scratch };
-    let mut reply = hypervisor.host_call(scratch, x);
-    match &mut reply {
-        Reply::Answer => {}
-        // SAFETY: the CPU's own data, and the host's state is in the CPU.
-        Reply::Run(run) => unsafe { crate::guest::run(cpu, hypervisor, run, x) },
+    if hypervisor.host_call(scratch, x) == Reply::Again {
         // Back onto the HVC. The host takes the interrupt that is pending, if it can, and
         // makes the call again.
-        Reply::Again => ELR_EL2::write(ELR_EL2::read().wrapping_sub(4)),
+        ELR_EL2::write(ELR_EL2::read().wrapping_sub(4));
+    }
+}
+
+/// Answers a `VCPU_RUN`.
+///
+/// # Safety
+///
+/// As for [`escrow_host_hvc`].
+#[unsafe(no_mangle)]
+unsafe extern "C" fn escrow_host_run(frame: &mut HostFrame) {
+    let cpu = PerCpu::current();
+    // SAFETY: `init_cpu` ran before the host did, and this does not change.
+    let Some(hypervisor) = (unsafe { (*cpu).hypervisor }) else {
+        frame.x[0] = NOT_SUPPORTED;
+        return;
+    };
+    let x = frame.x.first_chunk_mut::<8>().expect("19 is more than 8");
+    if let Some(mut run) = hypervisor.host_runs(x) {
+        // SAFETY: the CPU's own data, and the host's state is in the CPU.
+        unsafe { crate::guest::run(cpu, hypervisor, &mut run, x) };
     }
 }
 

@@ -195,22 +195,19 @@ escrow_host_vectors:
 host_pushed:
     mrs     x1, esr_el2
     mov     w2, #0x5a000000
-    mov     w3, #({lends_one} & 0xffff)
-    movk    w3, #({lends_one} >> 16), lsl #16
+    mov     w3, #({vcpu_run} & 0xffff)
+    movk    w3, #({vcpu_run} >> 16), lsl #16
     cmp     x1, x2
     b.ne    host_sync
     cmp     w0, w3
-    b.eq    1f
-    sub     w3, w3, #({lends_one} - {vcpu_run})
+    b.eq    host_run
+    add     w3, w3, #({lends_one} - {vcpu_run})
     cmp     w0, w3
     mov     x0, sp
-    b.eq    2f
+    b.eq    1f
     bl      escrow_host_hvc
     b       host_return
-1:  mov     x0, sp
-    bl      escrow_host_lend
-    b       host_return
-2:  bl      escrow_host_call
+1:  bl      escrow_host_lend
     b       host_return
     host_vector 1
     host_vector 2
@@ -242,6 +239,10 @@ host_sync:
     ldp     x27, x28, [sp, #64]
     ldr     x29, [sp, #80]
     add     sp, sp, #96
+    b       host_return
+host_run:
+    mov     x0, sp
+    bl      escrow_host_run
 host_return:
     pop_host_frame_and_return
     speculation_barrier

@@ -43,11 +43,10 @@ pub const fn immediate(function: u32) -> Option<[u64; 5]> {
 
 /// What becomes of a host's HVC.
 #[must_use]
-pub enum Reply<'a> {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reply {
     /// It is answered.
     Answer,
-    /// A vCPU is to be run; what that ends with is the answer.
-    Run(Run<'a>),
     /// An interrupt is pending: the host is to make its call again, with the registers as
     /// they are now.
     Again,
@@ -111,27 +110,33 @@ macro_rules! calls {
 pub(super) use calls;
 
 impl<M: Machine> Hypervisor<M> {
-    /// Answers an HVC of the host. `x` are its `x0`–`x7`; the answer goes to
+    /// Begins a [`call::VCPU_RUN`] of the host: a vCPU is to be run, and what that ends
+    /// with is the answer. `None`: it is answered, by `x0`–`x4`.
+    #[inline(always)]
+    pub fn host_runs(&self, x: &mut [u64; 8]) -> Option<Run<'_>> {
+        self.machine.note(|| Note::Begin(x[0]));
+        match self.vcpu_run(x) {
+            Ok(run) => {
+                self.machine.note(|| Note::End(0));
+                Some(run)
+            }
+            Err(answer) => {
+                x[..5].copy_from_slice(&answer);
+                self.machine.note(|| Note::End(x[0]));
+                None
+            }
+        }
+    }
+
+    /// Answers any other HVC of the host. `x` are its `x0`–`x7`; the answer goes to
     /// the first five of them.
     #[inline(always)]
-    pub fn host_call(&self, scratch: &mut Scratch, x: &mut [u64; 8]) -> Reply<'_> {
+    pub fn host_call(&self, scratch: &mut Scratch, x: &mut [u64; 8]) -> Reply {
         self.machine.note(|| Note::Begin(x[0]));
         // SMCCC: the identifier is 32 bits, and what is above must be ignored.
-        if x[0] as u32 == call::VCPU_RUN {
-            // A reply of its own: joined with that of the others, a run would be copied.
-            match self.vcpu_run(x) {
-                Ok(run) => {
-                    self.machine.note(|| Note::End(0));
-                    return Reply::Run(run);
-                }
-                Err(answer) => x[..5].copy_from_slice(&answer),
-            }
-            self.machine.note(|| Note::End(x[0]));
-            return Reply::Answer;
-        }
-        let again = matches!(self.slow_call(scratch, x[0] as u32, x), Reply::Again);
-        self.machine.note(|| Note::End(if again { 0 } else { x[0] }));
-        if again { Reply::Again } else { Reply::Answer }
+        let reply = self.slow_call(scratch, x[0] as u32, x);
+        self.machine.note(|| Note::End(if reply == Reply::Again { 0 } else { x[0] }));
+        reply
     }
 
     /// [`call::MEM_LEND_ONE`], for the machine half to try first. `false`: it is for
@@ -165,7 +170,7 @@ impl<M: Machine> Hypervisor<M> {
     }
 
     #[inline(never)]
-    fn slow_call(&self, scratch: &mut Scratch, function: u32, x: &mut [u64; 8]) -> Reply<'_> {
+    fn slow_call(&self, scratch: &mut Scratch, function: u32, x: &mut [u64; 8]) -> Reply {
         let answer = match function {
             call::SMCCC_ARCH_FEATURES => {
                 let known = matches!(x[1] as u32, call::SMCCC_VERSION | call::SMCCC_ARCH_FEATURES);

@@ -234,11 +234,16 @@ impl Scratch {
         self.guest_end = 0;
     }
 
-    /// Room for entries of the list, which goes on in a page.
+    /// Notes that the list goes on in a page. Once for each.
     #[inline(always)]
-    pub(super) fn copy_of(&mut self, page: PhysAddr, entries: usize) -> &mut [[u64; 4]] {
+    pub(super) fn lies_in(&mut self, page: PhysAddr) {
         // A list is no longer than there is room.
         let _ = self.list.try_push(page);
+    }
+
+    /// Room for copies of so many entries.
+    #[inline(always)]
+    pub(super) fn copies(&mut self, entries: usize) -> &mut [[u64; 4]] {
         self.copies.get_mut(..entries).unwrap_or_default()
     }
 

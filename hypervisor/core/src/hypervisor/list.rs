@@ -119,6 +119,13 @@ impl Next {
         taken
     }
 
+    /// Whether an entry is for the page that could prolong it: a look that costs less than
+    /// [`Next::take`].
+    #[inline(always)]
+    fn is_near(&self, words: [u64; 4]) -> bool {
+        self.left != 0 && words[0] == self.words[0]
+    }
+
     /// Has it expect the references of an entry that was accepted; whether the entry
     /// prolongs the extent, and has other references than those before.
     #[inline(always)]
@@ -266,6 +273,7 @@ impl<M: Machine> Hypervisor<M> {
                     let frame = inside.then(|| map.frame(&self.machine, Ipa(page))).flatten();
                     let frame = frame.filter(|(_, leaf)| leaf.entry.is_valid());
                     let (frame, _) = frame.ok_or(Error::InvalidAddress)?;
+                    scratch.lies_in(frame);
                     // What is mapped for a guest stays so while it is locked.
                     self.copy(scratch, frame, (index, end))
                 }
@@ -289,6 +297,7 @@ impl<M: Machine> Hypervisor<M> {
         entries: (u64, u64),
     ) -> Result<usize, Refusal> {
         let block = self.ledger.locate(page).ok_or(Error::InvalidAddress)?;
+        scratch.lies_in(page);
         // The page must be the host's while it is read; the host itself may
         // still write to it, which harms nobody but the host. What is not the
         // host's is not looked at.
@@ -322,7 +331,7 @@ impl<M: Machine> Hypervisor<M> {
     #[inline(always)]
     fn copy(&self, scratch: &mut Scratch, page: PhysAddr, (first, end): (u64, u64)) -> usize {
         let at = page.add(first % ENTRIES_PER_PAGE * ENTRY_SIZE);
-        self.machine.read_entries(at, scratch.copy_of(page, (end - first) as usize))
+        self.machine.read_entries(at, scratch.copies((end - first) as usize))
     }
 
     /// Makes extents of entries that were copied, or of as many as the part takes. `first` is
@@ -338,14 +347,18 @@ impl<M: Machine> Hypervisor<M> {
     ) -> Result<(), Refusal> {
         let mut next = *carried;
         let mut place = 0;
-        loop {
-            place += scratch.prolong(place..copied, &mut next);
-            if place >= copied {
-                break;
+        while place < copied {
+            let words = scratch.entry(place);
+            let taken = match next.is_near(words) {
+                true => scratch.prolong(place..copied, &mut next),
+                false => 0,
+            };
+            if taken != 0 {
+                place += taken;
+                continue;
             }
             let index = first + place as u64;
             let refuse = |(error, detail)| Refusal { error, index, detail, done: 0 };
-            let words = scratch.entry(place);
             let entry = Entry::decode(form, self.guest_geometry.ipa_bits, words).map_err(refuse)?;
             if next.turn_to(words) {
                 continue;

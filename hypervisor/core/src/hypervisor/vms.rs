@@ -35,6 +35,16 @@ impl From<Error> for NoRun {
     }
 }
 
+/// Why a register is no handle of the kind that was asked for.
+#[cold]
+#[inline(never)]
+fn not_of_kind(register: u64) -> Error {
+    match Handle::from_register(register) {
+        Some(_) => Error::HandleType,
+        None => Error::HandleNull,
+    }
+}
+
 impl<M: Machine> Hypervisor<M> {
     /// The slot that a handle names, whatever has become of its VM.
     pub(super) fn slot(
@@ -42,10 +52,7 @@ impl<M: Machine> Hypervisor<M> {
         handle: u64,
         kind: HandleKind,
     ) -> Result<(Handle, GuestId, &Slot), Error> {
-        let handle = Handle::from_register(handle).ok_or(Error::HandleNull)?;
-        if handle.kind != kind {
-            return Err(Error::HandleType);
-        }
+        let handle = Handle::of_kind(handle, kind).ok_or_else(|| not_of_kind(handle))?;
         let slot = GuestId::new(handle.slot).and_then(|id| Some((id, self.slots.get(id)?)));
         let (id, slot) = slot.ok_or(Error::HandleNull)?;
         Ok((handle, id, slot))

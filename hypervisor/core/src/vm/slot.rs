@@ -150,7 +150,11 @@ impl Slot {
 
     /// The page of a vCPU. Valid while the VM is alive.
     pub fn vcpu(&self, index: u8) -> Option<PhysAddr> {
-        let page = nospec::get(&self.vcpus, index as usize)?.load(Ordering::Relaxed);
+        if index as usize >= self.vcpus.len() {
+            return None;
+        }
+        // What is left of the number is one of an entry, also speculatively.
+        let page = self.vcpus[index as usize % self.vcpus.len()].load(Ordering::Relaxed);
         (page != 0).then_some(PhysAddr(page))
     }
 

@@ -554,12 +554,16 @@ impl Host {
     /// it is answered.
     pub fn makes_call(&mut self, x: &mut [u64; 8]) -> bool {
         self.escrow.machine.begin_call();
-        let lent = match x[0] as u32 {
+        let answered = match x[0] as u32 {
             call::MEM_LEND => self.escrow.host_lends_list_of_one(x),
             call::MEM_LEND_ONE => self.escrow.host_lends_one(x),
+            call::VCPU_RUN => {
+                assert!(self.escrow.host_runs(x).is_none(), "a run");
+                true
+            }
             _ => false,
         };
-        if lent {
+        if answered {
             return true;
         }
         let before = *x;
@@ -568,7 +572,6 @@ impl Host {
                 assert!(x[7] == 0 || x[7] == before[7], "no progress is left over");
                 true
             }
-            Reply::Run(_) => panic!("a run"),
             Reply::Again => {
                 assert_eq!(x[..7], before[..7], "nothing but the progress has changed");
                 assert_ne!(x[7], before[7], "no progress");
@@ -607,7 +610,7 @@ impl Host {
 
     /// Runs a vCPU up to the HVC behind where it is, and past it.
     fn guest_exits(&mut self, vcpu: u64, prepare: impl FnOnce(&mut Run<'_>)) -> Called {
-        let mut run = run_of(&self.escrow, &mut self.scratch, vcpu);
+        let mut run = run_of(&self.escrow, vcpu);
         prepare(&mut run);
         let pc = run.regs.pc;
         loop {
@@ -641,7 +644,7 @@ impl Host {
 
     /// What follows when a vCPU that is run for it leaves its code.
     pub fn guest_exit(&mut self, vcpu: u64, exit: GuestExit) -> Next {
-        let mut run = run_of(&self.escrow, &mut self.scratch, vcpu);
+        let mut run = run_of(&self.escrow, vcpu);
         self.escrow.guest_exit(&mut self.scratch, &mut run, exit, &self.ids)
     }
 
@@ -717,7 +720,7 @@ impl Host {
 
     /// Runs a vCPU of a started VM, as the CPU would.
     pub fn run<R>(&mut self, vcpu: u64, f: impl FnOnce(&Hypervisor<Fake>, Run<'_>) -> R) -> R {
-        f(&self.escrow, run_of(&self.escrow, &mut self.scratch, vcpu))
+        f(&self.escrow, run_of(&self.escrow, vcpu))
     }
 
     pub fn reaches(&self, at: u64) -> bool {
@@ -816,10 +819,7 @@ impl Host {
 }
 
 /// A run of a vCPU.
-fn run_of<'a>(escrow: &'a Hypervisor<Fake>, scratch: &mut Scratch, vcpu: u64) -> Run<'a> {
+fn run_of(escrow: &Hypervisor<Fake>, vcpu: u64) -> Run<'_> {
     let mut x = [call::VCPU_RUN as u64, vcpu, 0, 0, 0, 0, 0, 0];
-    match escrow.host_call(scratch, &mut x) {
-        Reply::Run(run) => run,
-        _ => panic!("no run: {x:x?}"),
-    }
+    escrow.host_runs(&mut x).unwrap_or_else(|| panic!("no run: {x:x?}"))
 }

@@ -302,7 +302,7 @@ fn sharing_back_happens_for_all_or_for_none() {
     });
     let mut x = [call::VCPU_RUN.into(), b_vcpu, 0, 0, 0, 0, 0, 0];
     let scratch = &mut Scratch::new();
-    let Reply::Run(mut run) = escrow.host_call(scratch, &mut x) else { panic!("no run") };
+    let mut run = escrow.host_runs(&mut x).expect("a run");
     let share_back = [call::MEM_SHARE_BACK.into(), 0x6000, 0x2000, 0, 0, 0, 0, 0];
     run.regs.x[..8].copy_from_slice(&share_back);
     let ids = GuestIds::new(|_, _| 0, 39);

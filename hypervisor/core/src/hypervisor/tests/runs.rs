@@ -64,14 +64,13 @@ fn an_address_is_memory_where_it_was_declared() {
         assert_eq!(outside, [run::MMIO_READ, MEMORY - 4, 4, 0]);
     });
     // The read is answered by the next run, and only once.
-    let mut scratch = Scratch::new();
     let resume = [call::VCPU_RUN as u64, vcpu, 77, run::ACTION_EMULATE, 0, 0, 0, 0];
     let mut x = resume;
-    let Reply::Run(run) = host.escrow.host_call(&mut scratch, &mut x) else { panic!("no run") };
+    let run = host.escrow.host_runs(&mut x).expect("a run");
     assert_eq!((run.regs.x[3], run.regs.pc), (77, 4));
     drop(run);
     let mut x = resume;
-    assert!(matches!(host.escrow.host_call(&mut scratch, &mut x), Reply::Answer));
+    assert!(host.escrow.host_runs(&mut x).is_none());
     assert_eq!(x[0], Error::InvalidArgument.to_register());
     // Memory that is withdrawn is none.
     host.call(call::VM_CONFIGURE, &[vm, call::CONFIGURE_MEMORY_REMOVE, MEMORY, 0x1000]).unwrap();
@@ -160,12 +159,9 @@ fn vcpus_switch_each_other_on() {
 fn a_call_about_a_vcpu_in_use_is_made_again() {
     let mut host = Host::new();
     let (_, [first, second]) = started(&mut host);
-    let mut other_cpu = Scratch::new();
     host.run(first, |escrow, mut run| {
         let mut args = [call::VCPU_RUN as u64, second, 0, 0, 0, 0, 0, 0];
-        let Reply::Run(sibling) = escrow.host_call(&mut other_cpu, &mut args) else {
-            panic!("no run")
-        };
+        let sibling = escrow.host_runs(&mut args).expect("a run");
         run.regs.pc = MEMORY + 4;
         let on = [psci::CPU_ON_64.into(), 1, MEMORY, 0];
         assert_eq!(hvc(escrow, &mut run, &on), Next::Enter);

@@ -39,14 +39,17 @@ impl Objects {
 }
 
 /// Arguments for a call that are right but for its handle.
-fn arguments(host: &Host, shape: &Shape, handle: u64, page: u64) -> [u64; 4] {
-    let mut arguments = [handle, 0, 0, 0];
+fn arguments(host: &Host, shape: &Shape, handle: u64, page: u64) -> [u64; 5] {
+    let mut arguments = [handle, 0, 0, 0, 0];
     if let Some(list) = shape.list() {
         let entry = if shape.maps() { page_at(page, 0x1000) } else { frame(page) };
         arguments[list - 1..list + 1].copy_from_slice(&host.lists.put(&[entry]));
     }
     if shape.function == call::VM_CONFIGURE {
-        arguments[1..].copy_from_slice(&[call::CONFIGURE_MEMORY_ADD, 0x1000, 0x1000]);
+        arguments[1..4].copy_from_slice(&[call::CONFIGURE_MEMORY_ADD, 0x1000, 0x1000]);
+    }
+    if shape.function == call::MEM_LEND_ONE {
+        arguments[1..].copy_from_slice(&page_at(page, 0x1000).words());
     }
     if shape.function == call::BELL_RECEIVE {
         arguments[1] = 1;
