@@ -23,6 +23,14 @@ fn nothing_prolongs_a_block() {
         for function in [call::MEM_SHARE, call::MEM_LEND, call::MEM_DONATE] {
             let refused = host.give(function, b, &[first, behind]);
             assert_eq!(refused, Err((Error::InvalidArgument, 1, 0)), "{function:#x}");
+            // The same words as the block's, of the next page.
+            let next = MemEntry {
+                frame: first.frame + PAGE_SIZE,
+                guest: first.guest + PAGE_SIZE,
+                ..first
+            };
+            let refused = host.give(function, b, &[first, next]);
+            assert_eq!(refused, Err((Error::Misaligned, 1, 0)), "{function:#x}");
         }
     }
     let behind = MemEntry::new(PAGE_SIZE, 1, 0, rights);
