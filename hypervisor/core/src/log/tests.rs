@@ -99,13 +99,18 @@ fn cpus_write_and_a_host_reads() {
             .collect();
         let reader = scope.spawn(|| {
             let (mut from, mut line, mut next, mut seen) = (0, Vec::new(), [0; 3], 0);
-            while !done.load(Ordering::Relaxed) {
+            loop {
+                // Before the read: on a busy machine the writers may be done before this begins.
+                let is_last = done.load(Ordering::Relaxed);
                 let [to, words @ ..] = log.read(from);
                 let chunk = words.map(u64::to_le_bytes).concat();
                 let chunk: Vec<u8> = chunk.into_iter().take_while(|&byte| byte != 0).collect();
                 // Where lines were lost, the next one begins.
                 if to - chunk.len() as u64 != from {
                     line.clear();
+                }
+                if is_last && chunk.is_empty() {
+                    break;
                 }
                 from = to;
                 for byte in chunk {
