@@ -209,29 +209,43 @@ impl Hardware {
         isb();
     }
 
-    /// Does TLB maintenance under a VM's VMID. `VTTBR_EL2` has it meanwhile, if it does not have
-    /// it already.
+    /// Puts a VM into `VTTBR_EL2`, for TLB maintenance under its VMID, unless it is there.
+    /// What [`Self::come_back`] needs. No closure does the maintenance in between: it would
+    /// not be inlined.
     #[inline(always)]
-    fn with_context(&self, context: &Stage2Context, maintain: impl FnOnce()) {
-        if VTTBR_EL2::read() == context.vttbr {
-            maintain();
-        } else {
-            self.with_other_context(context, maintain);
+    fn go_to(&self, context: &Stage2Context) -> Option<Away> {
+        let is_there = VTTBR_EL2::read() == context.vttbr;
+        if is_there { None } else { Some(self.leave_own_context(context)) }
+    }
+
+    #[inline(always)]
+    fn come_back(&self, away: Option<Away>) {
+        if let Some((own, walks)) = away {
+            return_to_context(&own, walks);
         }
     }
 
-    /// The same for a VM that is not the one whose EL1 registers are in the CPU.
+    /// Goes to a VM that is not the one whose EL1 registers are in the CPU. What to return to.
     #[cold]
-    fn with_other_context(&self, context: &Stage2Context, maintain: impl FnOnce()) {
+    #[inline(never)]
+    fn leave_own_context(&self, context: &Stage2Context) -> Away {
         let own = Stage2Context { vttbr: VTTBR_EL2::read(), vtcr: VTCR_EL2::read() };
         finish_walks();
         let walks = self.errata().has(Errata::SPECULATIVE_AT).then(Walks::hold);
         set_context(context);
-        maintain();
-        set_context(&own);
-        if let Some(walks) = walks {
-            walks.resume();
-        }
+        (own, walks)
+    }
+}
+
+/// The context that was in `VTTBR_EL2`, and how its walks go on.
+type Away = (Stage2Context, Option<Walks>);
+
+#[cold]
+#[inline(never)]
+fn return_to_context(own: &Stage2Context, walks: Option<Walks>) {
+    set_context(own);
+    if let Some(walks) = walks {
+        walks.resume();
     }
 }
 
@@ -386,25 +400,25 @@ impl Machine for Hardware {
         // walk could bring them back (DDI 0487, "Using break-before-make when
         // updating translation table entries").
         dsb_ishst();
-        self.with_context(context, || {
-            for (base, size) in ranges {
-                self.invalidate_stage2(base, size);
-            }
-            // Stage-2 entries are gone before the combined ones go, which could be
-            // made of them again (DDI 0487, "Invalidation of TLB entries from stage 2
-            // translations").
-            dsb_ish();
-            tlbi!(Event::TlbiVmalle1is, "tlbi vmalle1is");
-            self.finish();
-        });
+        let away = self.go_to(context);
+        for (base, size) in ranges {
+            self.invalidate_stage2(base, size);
+        }
+        // Stage-2 entries are gone before the combined ones go, which could be
+        // made of them again (DDI 0487, "Invalidation of TLB entries from stage 2
+        // translations").
+        dsb_ish();
+        tlbi!(Event::TlbiVmalle1is, "tlbi vmalle1is");
+        self.finish();
+        self.come_back(away);
     }
 
     fn invalidate_all(&self, context: &Stage2Context) {
         dsb_ishst();
-        self.with_context(context, || {
-            tlbi!(Event::TlbiVmalls12e1is, "tlbi vmalls12e1is");
-            self.finish();
-        });
+        let away = self.go_to(context);
+        tlbi!(Event::TlbiVmalls12e1is, "tlbi vmalls12e1is");
+        self.finish();
+        self.come_back(away);
     }
 
     #[inline(always)]
