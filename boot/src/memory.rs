@@ -222,8 +222,7 @@ pub fn prepare_changes(
     })
 }
 
-/// Takes out of EL2's map all RAM that is not Escrow's, and has everything seen by the
-/// calling CPU, the only one that runs.
+/// Takes out of EL2's map all RAM that is not Escrow's.
 ///
 /// # Errors
 ///

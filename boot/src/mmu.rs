@@ -88,7 +88,7 @@ impl El2Map {
         self.0.table_of(at, level)
     }
 
-    /// Takes memory out of the map of the calling CPU, the only one that runs.
+    /// Takes memory out of the map.
     ///
     /// # Errors
     ///
@@ -131,13 +131,14 @@ impl El2Map {
     }
 }
 
-/// Removes what this CPU's TLB holds of EL2's map (Arm ARM, "TLB maintenance
-/// instructions": complete after a DSB). No other CPU runs yet.
+/// Removes what TLBs hold of EL2's map (Arm ARM, "TLB maintenance instructions": complete
+/// after a DSB). Those of all CPUs: one that came too late to say what it has may be on
+/// still, under this map.
 pub fn flush_tlb() {
     // SAFETY: the map translates everything in use as before, or with more
     // rights.
     unsafe {
-        core::arch::asm!("dsb nshst", "tlbi alle2", "dsb nsh", "isb", options(nostack));
+        core::arch::asm!("dsb ishst", "tlbi alle2is", "dsb ish", "isb", options(nostack));
     }
 }
 

@@ -49,7 +49,7 @@ fn pages_on_an_old_cpu() {
 
 #[test]
 fn guest() {
-    run(Run::of("guest"), 50);
+    run(Run::of("guest"), 51);
 }
 
 #[test]
@@ -101,7 +101,7 @@ fn noise() {
 
 #[test]
 fn residue() {
-    run(Run::of("residue"), 12);
+    run(Run::of("residue"), 13);
     // No FEAT_S2FWB: what is zeroed is cleaned to memory.
     run(Run { cpu: "cortex-a53", smp: 1, ..Run::of("residue") }, 12);
 }

@@ -87,8 +87,10 @@ impl Optional {
     pub const PMU: u16 = 1 << 8;
     /// Walks are held off meanwhile ([`crate::walks`]).
     pub const WALKS: u16 = 1 << 9;
+    /// `VDISR_EL2`.
+    pub const VDISR: u16 = 1 << 10;
     /// What hardly any CPU needs.
-    pub const RARE: u16 = !(Self::HFGXTR | Self::PMU);
+    pub const RARE: u16 = !(Self::HFGXTR | Self::PMU | Self::VDISR);
 
     /// All that the CPU has.
     pub fn all(cpu: &Cpu, errata: Errata, observers: &Observers) -> Optional {
@@ -100,6 +102,7 @@ impl Optional {
                 | has(Reg::Hfgrtr2, Self::FGT2)
                 | (observers.are_many() as u16 * Self::OBSERVERS)
                 | (observers.pmu as u16 * Self::PMU)
+                | ((id_field(ID_AA64PFR0_EL1::read(), 28) != 0) as u16 * Self::VDISR)
                 | (cpu.has_auxiliary_registers() as u16 * Self::AUXILIARY)
                 | (cpu.has_gicv2_interface() as u16 * Self::ICC_SRE)
                 | (errata.has(Errata::SPECULATIVE_AT) as u16 * Self::WALKS),
@@ -108,8 +111,12 @@ impl Optional {
 
     /// Those of them that a switch between two sets changes.
     pub fn between(self, a: &Controls, b: &Controls) -> Optional {
-        let mut changed =
-            Self::OBSERVERS | Self::PMU | Self::AUXILIARY | Self::ICC_SRE | Self::WALKS;
+        let mut changed = Self::OBSERVERS
+            | Self::PMU
+            | Self::AUXILIARY
+            | Self::ICC_SRE
+            | Self::WALKS
+            | Self::VDISR;
         let mut note = |bit: u16, differs: bool| changed |= differs as u16 * bit;
         note(Self::HCRX, a.hcrx != b.hcrx);
         note(Self::MPAM, a.mpam2 != b.mpam2);

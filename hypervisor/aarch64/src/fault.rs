@@ -12,9 +12,10 @@ use aarch64_cpu::asm::barrier;
 use aarch64_cpu::registers::{CNTFRQ_EL0, CNTPCT_EL0, Readable};
 use escrow_core::stage2::{Geometry, Stage2Context};
 
-use crate::machine::{Installed, installed};
+use crate::machine::{Hardware, Installed, installed};
 use crate::percpu::{PerCpu, cpu_index};
 use crate::sysreg::*;
+use crate::window::close_all;
 
 /// What vectors.S found in the registers.
 #[repr(C)]
@@ -96,14 +97,15 @@ pub fn stop_vms() {
     if let Some(Installed { hypervisor, .. }) = installed()
         && !STOPPED.swap(true, Ordering::AcqRel)
     {
-        stop_host(hypervisor.host_context());
+        stop_host(hypervisor.host_context(), &hypervisor.machine);
+        close_all();
         // The guests' tables are among what is zeroed, so when no TLB holds anything any
         // more, guests that run on other CPUs end up at EL2: their registers are saved to
         // what is zeroed once more, and the way back to the host stops the CPU.
         hypervisor.wipe();
         // SAFETY: removes cached translations only.
         unsafe { asm!("tlbi alle1is", options(nostack, preserves_flags)) };
-        barrier::dsb(barrier::ISH);
+        hypervisor.machine.finish();
         let begin = CNTPCT_EL0.get();
         while CNTPCT_EL0.get().wrapping_sub(begin) < CNTFRQ_EL0.get() / LEAVE_PER_SECOND {
             core::hint::spin_loop();
@@ -114,7 +116,7 @@ pub fn stop_vms() {
 
 /// Empties the host's stage-2 root tables, so that whatever the host does next on any
 /// CPU ends at EL2, where that CPU stops as well.
-fn stop_host(context: &Stage2Context) {
+fn stop_host(context: &Stage2Context, machine: &Hardware) {
     let root = (context.vttbr & 0x0000_ffff_ffff_f000) as *mut u64;
     VTCR_EL2::write(context.vtcr);
     VTTBR_EL2::write(context.vttbr);
@@ -129,7 +131,7 @@ fn stop_host(context: &Stage2Context) {
     barrier::dsb(barrier::ISHST);
     // SAFETY: removes cached translations only.
     unsafe { asm!("tlbi vmalls12e1is", options(nostack, preserves_flags)) };
-    barrier::dsb(barrier::ISH);
+    machine.finish();
 }
 
 /// Stops the calling CPU if [`stop_vms`] was called. For the exceptions

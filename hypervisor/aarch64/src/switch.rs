@@ -79,6 +79,11 @@ pub(crate) unsafe fn enter(cpu: *mut PerCpu, context: Stage2Context, vcpu: &mut 
         // SAFETY: the keys are the host's.
         unsafe { grant_keys(host, vcpu) };
     }
+    if optional.has(Optional::VDISR) {
+        // A guest's DISR_EL1 (DDI 0487, "DISR_EL1", HCR_EL2.AMO), which nothing traps. No
+        // virtual SError is ever pending, so what is in it is what the last guest wrote.
+        VDISR_EL2::write(0);
+    }
     let this = ptr::from_ref(vcpu);
     if *last_vcpu != this {
         *last_vcpu = this;

@@ -76,6 +76,7 @@ registers! {
 registers! {
     HCR_EL2 = "hcr_el2";
     DISR_EL1 = "s3_0_c12_c1_1";
+    VDISR_EL2 = "s3_4_c12_c1_1";
     HCRX_EL2 = "s3_4_c1_c2_2";
     CPTR_EL2 = "cptr_el2";
     MDCR_EL2 = "mdcr_el2";

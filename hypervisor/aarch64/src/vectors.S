@@ -343,6 +343,10 @@ el2_access_failed:
     b.eq    1f
     adr     x17, escrow_access_failed
     msr     elr_el2, x17
+    // escrow_access_take_serror is left with SErrors masked, whoever took them.
+    mrs     x17, spsr_el2
+    orr     x17, x17, #(1 << 8)         // PSTATE.A
+    msr     spsr_el2, x17
     eret
     speculation_barrier
 1:  msr     tpidr_el0, x0

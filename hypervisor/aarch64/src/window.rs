@@ -356,6 +356,16 @@ pub fn walk_stage1(at: u64, el0: bool) -> Result<(), MemoryError> {
     }
 }
 
+/// Closes the calling CPU's windows, whatever it was doing: what failed may have been at
+/// work through one, and a window that is opened twice leads where it led first.
+pub(crate) fn close_all() {
+    if let Ok((page, block)) = windows() {
+        for window in [page, block] {
+            window.close();
+        }
+    }
+}
+
 const fn index(at: PhysAddr, level: u32) -> usize {
     (at.0 >> (39 - 9 * level)) as usize % 512
 }
@@ -381,6 +391,12 @@ impl Window {
         barrier::dsb(barrier::NSHST);
         barrier::isb(barrier::SY);
         let result = f(self.at);
+        self.close();
+        result
+    }
+
+    #[inline(always)]
+    fn close(self) {
         self.slot.store(0, Ordering::Relaxed);
         barrier::dsb(barrier::NSHST);
         // No other CPU has ever translated the address. Whoever opens the window next has
@@ -391,7 +407,6 @@ impl Window {
         }
         // Complete, the accesses included: maintenance by address as well.
         barrier::dsb(barrier::NSH);
-        result
     }
 }
 
@@ -401,6 +416,8 @@ struct SErrors {
     hcr: u64,
     /// One was pending before, which is somebody else's.
     before: bool,
+    /// With FEAT_RAS: `DISR_EL1`, which is the host's, and holds what the host wrote to it.
+    deferred: Option<u64>,
 }
 
 const HCR_AMO: u64 = 1 << 5;
@@ -414,8 +431,15 @@ impl SErrors {
         let before = ISR_EL1::read() & ISR_A != 0;
         let hcr = HCR_EL2::read();
         HCR_EL2::write(hcr | HCR_AMO);
+        // FEAT_RAS
+        let has_ras = id_field(ID_AA64PFR0_EL1::read(), 28) != 0;
+        let deferred = has_ras.then(|| {
+            let held = DISR_EL1::read();
+            DISR_EL1::write(0);
+            held
+        });
         barrier::isb(barrier::SY);
-        SErrors { hcr, before }
+        SErrors { hcr, before, deferred }
     }
 
     /// Whether there was none.
@@ -425,12 +449,10 @@ impl SErrors {
         barrier::dsb(barrier::SY);
         let mut result = Ok(());
         if !self.before {
-            // FEAT_RAS
-            if id_field(ID_AA64PFR0_EL1::read(), 28) != 0 {
+            if self.deferred.is_some() {
                 // SAFETY: ESB. It defers a pending SError that is masked to DISR_EL1.
                 unsafe { asm!("hint #16", options(nostack, preserves_flags)) };
                 if DISR_EL1::read() & DISR_A != 0 {
-                    DISR_EL1::write(0);
                     result = Err(MemoryError);
                 }
             } else {
@@ -439,6 +461,9 @@ impl SErrors {
                     result = access!("escrow_access_take_serror", out("x0") _);
                 }
             }
+        }
+        if let Some(held) = self.deferred {
+            DISR_EL1::write(held);
         }
         HCR_EL2::write(self.hcr);
         barrier::isb(barrier::SY);

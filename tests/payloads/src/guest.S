@@ -168,6 +168,9 @@ agent_await:
 
         // Keeps values in system registers and reads them back.
         routine set_registers, "msr tpidr_el0, x0", "msr tpidr_el1, x1", "msr contextidr_el1, x2", "msr mair_el1, x3", "msr ttbr1_el1, x4", "msr par_el1, x5", "msr sp_el0, x6", "msr tpidrro_el0, x7"
+        // DISR_EL1, of FEAT_RAS.
+        routine set_disr, "msr s3_0_c12_c1_1, x0"
+        routine get_disr, "mrs x0, s3_0_c12_c1_1"
         routine get_registers, "mrs x0, tpidr_el0", "mrs x1, tpidr_el1", "mrs x2, contextidr_el1", "mrs x3, mair_el1", "mrs x4, ttbr1_el1", "mrs x5, par_el1", "mrs x6, sp_el0", "mrs x7, tpidrro_el0"
         routine set_translation, "msr tcr_el1, x0", "msr ttbr0_el1, x1", "msr sctlr_el1, x2", "isb", "msr cpacr_el1, x3", "msr csselr_el1, x4", "mov sp, x5", "msr cntkctl_el1, x6", "isb"
         routine get_translation, "mrs x0, tcr_el1", "mrs x1, ttbr0_el1", "mrs x2, sctlr_el1", "mrs x3, cpacr_el1", "mrs x4, csselr_el1", "mov x5, sp", "mrs x6, cntkctl_el1"

@@ -7,7 +7,7 @@ use core::arch::asm;
 use escrow_abi::{call, run};
 use escrow_payloads::guest::{Agent, Exit, MAILBOX, Routine, routine};
 use escrow_payloads::host::refused;
-use escrow_payloads::{Host, Outcome, Test, check, check_eq, hvc, mmu, tests};
+use escrow_payloads::{Failure, Host, Outcome, Test, check, check_eq, hvc, mmu, tests};
 
 pub const TESTS: &[Test] = tests![
     vectors_survive_on_both_sides,
@@ -16,6 +16,7 @@ pub const TESTS: &[Test] = tests![
     fp_control_is_kept_apart,
     system_registers_are_kept_apart,
     the_rest_is_kept_apart,
+    what_a_guest_defers_stays_with_it,
     the_host_s_system_registers_survive,
     a_host_s_mmu_stays_off,
     start_values_are_as_set,
@@ -176,6 +177,32 @@ fn the_rest_is_kept_apart(host: &mut Host) -> Outcome {
         }
     }
     Ok(())
+}
+
+/// `DISR_EL1` is there with FEAT_RAS, also for a guest, from which that is hidden: nothing
+/// traps it.
+fn what_a_guest_defers_stays_with_it(host: &mut Host) -> Outcome {
+    let pfr0: u64;
+    // SAFETY: reading it has no effect.
+    unsafe { asm!("mrs {}, id_aa64pfr0_el1", out(reg) pfr0, options(nomem, nostack)) };
+    if pfr0 >> 28 & 0xf == 0 {
+        return Err(Failure::Skipped("no FEAT_RAS"));
+    }
+    let [writer, reader] = [Agent::start(host)?, Agent::start(host)?];
+    let secret = 1 << 31 | 0xabc;
+    writer.call(routine::set_disr(), &[secret])?;
+    check_eq!(reader.call(routine::get_disr(), &[])?.x[0], 0);
+    let hosts: u64;
+    // SAFETY: reading it has no effect.
+    unsafe { asm!("mrs {}, s3_0_c12_c1_1", out(reg) hosts, options(nomem, nostack)) };
+    check_eq!(hosts, 0);
+    // Nor is it the next guest's whose vCPU is in the same page.
+    host.end(reader.vm)?;
+    writer.call(routine::set_disr(), &[secret])?;
+    host.end(writer.vm)?;
+    let next = Agent::start(host)?;
+    check_eq!(next.call(routine::get_disr(), &[])?.x[0], 0);
+    host.end(next.vm)
 }
 
 macro_rules! host_registers {

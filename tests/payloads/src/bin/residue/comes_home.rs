@@ -2,11 +2,13 @@
 
 //! Memory filled with a pattern, given away, and fetched again by every way home.
 
+use core::arch::asm;
+
 use arrayvec::ArrayVec;
 use escrow_abi::{BLOCK_SIZE, LIST_MAX, MemEntry, PAGE_SIZE, call};
 use escrow_payloads::guest::{Agent, FREE, FREE_BLOCK};
 use escrow_payloads::host::{block, block_at, frame, page_at, refused};
-use escrow_payloads::{Host, Outcome, Test, check_eq, hvc, tests};
+use escrow_payloads::{Failure, Host, Outcome, Test, check_eq, hvc, tests};
 
 use crate::views::{Views, ZEROS};
 
@@ -21,6 +23,7 @@ pub const TESTS: &[Test] = tests![
     of_unlocked_pages_that_were_zeroed,
     of_an_unlocked_block_that_was_zeroed,
     of_unlocked_pages_of_a_dead_guest,
+    what_the_host_has_deferred_is_no_error_of_memory,
     what_is_passed_on_is_seen,
     what_is_shared_is_seen,
 ];
@@ -142,6 +145,33 @@ fn of_pages_that_a_guest_wrote_to(host: &mut Host) -> Outcome {
     reclaim(host, &[block(at)])?;
     views.shows(pages, SIZE, ZEROS)?;
     views.shows(at, BLOCK_SIZE, ZEROS)?;
+    host.bring_home()
+}
+
+/// `DISR_EL1` is the host's to write, and EL2 uses it.
+fn what_the_host_has_deferred_is_no_error_of_memory(host: &mut Host) -> Outcome {
+    let pfr0: u64;
+    // SAFETY: reading it has no effect.
+    unsafe { asm!("mrs {}, id_aa64pfr0_el1", out(reg) pfr0, options(nomem, nostack)) };
+    if pfr0 >> 28 & 0xf == 0 {
+        return Err(Failure::Skipped("no FEAT_RAS"));
+    }
+    let vm = host.vm(4)?;
+    let pages = host.arena.pages(4);
+    lend(host, vm, &pages_at(pages, SIZE, FREE))?;
+    destroy(vm)?;
+    let set = 1 << 31 | 0x11_u64;
+    // SAFETY: the payload has no use for it.
+    unsafe { asm!("msr s3_0_c12_c1_1, {}", in(reg) set, options(nomem, nostack)) };
+    let told = host.lists.reclaim(&frames(pages, SIZE)).map_err(refused("MEM_RECLAIM"));
+    let kept: u64;
+    // SAFETY: as above.
+    unsafe {
+        asm!("mrs {}, s3_0_c12_c1_1", "msr s3_0_c12_c1_1, xzr", out(reg) kept,
+            options(nomem, nostack))
+    };
+    let [_, broken, ..] = told?;
+    check_eq!((broken, kept), (0, set));
     host.bring_home()
 }
 
