@@ -13,12 +13,14 @@ use core::sync::atomic::Ordering;
 use super::Hypervisor;
 use super::extents::Extent;
 use super::oracle::Asked;
-use super::parties::Parties;
+use super::parties::{Parties, Party};
 use super::pieces::Piece;
 use super::prepared::Prepared;
 use crate::addr::PhysAddr;
 use crate::ledger::{Block, Record, VmId};
 use crate::machine::Machine;
+use crate::stage2::Leave;
+use crate::vm::Vm;
 
 impl<M: Machine> Hypervisor<M> {
     /// Poisons frames that no VM reaches, all of one record, of a locked block.
@@ -29,15 +31,21 @@ impl<M: Machine> Hypervisor<M> {
     }
 
     /// Poisons an extent that has left its owner's map and is in nobody else's yet.
-    /// It has no pages any more from here on. `parties`: who counts them so far.
+    /// It has no pages any more from here on. `owner`: the guest that counts them so far.
+    /// Where it would have them again, it finds a mark that they broke.
     #[cold]
-    fn break_extent(&self, extent: &mut Extent, parties: Option<&mut Parties<'_>>) {
-        let mut parties = parties;
+    fn break_extent(&self, extent: &mut Extent, mut owner: Option<&mut Party<'_>>) {
         for piece in self.pieces(extent) {
             self.break_frames(extent.block, piece.frame(extent), &piece);
-            if let Some(parties) = &mut parties {
-                parties.recount(piece.record, Record::POISONED, piece.pages as u64);
-            }
+            let pages = piece.pages as u64;
+            Parties::new(owner.as_deref_mut(), None).recount(piece.record, Record::POISONED, pages);
+        }
+        if let Some(Party { vm: Vm { map: Some(map), pool, has_broken, .. }, .. }) = owner
+            && map.lookup(&self.machine, extent.own).entry.is_away()
+        {
+            // The entries are those that went away a moment ago, so no table is needed.
+            map.unmap(&self.machine, pool, extent.own_span(), Leave::Poisoned);
+            *has_broken = true;
         }
         extent.pages = 0;
         extent.is_block = false;
@@ -50,18 +58,18 @@ impl<M: Machine> Hypervisor<M> {
         if self.machine.needs_clean() { self.clean_always(prepared, None) } else { 0 }
     }
 
-    /// The same, whatever the CPUs do by themselves. `parties`: who counts the pages
-    /// so far.
+    /// The same, whatever the CPUs do by themselves. `owner`: the guest that counts the
+    /// pages so far.
     pub(super) fn clean_always(
         &self,
         prepared: &mut Prepared<'_>,
-        mut parties: Option<&mut Parties<'_>>,
+        mut owner: Option<&mut Party<'_>>,
     ) -> u64 {
         let mut broken = 0;
         for extent in prepared.extents_mut() {
             if self.machine.clean_to_poc(extent.frame, extent.size()).is_err() {
                 broken += extent.pages as u64;
-                self.break_extent(extent, parties.as_deref_mut());
+                self.break_extent(extent, owner.as_deref_mut());
             }
         }
         prepared.note_broken(broken);

@@ -247,8 +247,7 @@ impl<M: Machine> Hypervisor<M> {
             // What goes home is cleaned whatever the CPUs do by themselves: a
             // non-cacheable mapping of the host's would read what was in memory before.
             if to.is_none() || self.machine.needs_clean() {
-                let mut parties = Parties::new(Some(&mut *from), None);
-                self.clean_always(&mut prepared, Some(&mut parties));
+                self.clean_always(&mut prepared, Some(&mut *from));
             }
         }
         let mut parties = Parties::new(Some(&mut *from), to.as_deref_mut());

@@ -3,11 +3,13 @@
 //! Memory that does not answer, or whose contents are broken, under each of EL2's own
 //! accesses to it.
 
-use escrow_abi::{Error, FrameState, Handle, call};
+use escrow_abi::{Error, FrameState, Handle, MemEntry, call};
 
 use super::fake::{FREE, Host, LIST, PINNED};
+use super::poison::entry_is_poisoned;
 use super::{UNLOCK_ZEROED, block, page, started, unlock};
-use crate::addr::PAGE_SIZE;
+use crate::addr::{BLOCK_SIZE, PAGE_SIZE};
+use crate::ledger::GuestId;
 
 const GUEST: u64 = 0x8000_0000;
 
@@ -221,6 +223,33 @@ fn what_breaks_between_guests_is_out_of_their_reach() {
         let _ = host.reclaim(&[(at, 0)]);
     }
     assert_eq!(host.call(call::LEDGER_INFO, &[call::INFO_VMS, 0]), Ok([0; 4]));
+}
+
+/// An owner finds at once that it will not have it back, be it the last that it owned.
+#[test]
+fn what_breaks_on_its_way_to_another_guest_leaves_a_mark_with_its_owner() {
+    for lent in [page(GUEST, GUEST), block(GUEST, GUEST)] {
+        let mut host = Host::new();
+        let (a, a_vcpu) = started(&mut host);
+        let (b, _) = started(&mut host);
+        let far = FREE + 3 * BLOCK_SIZE;
+        let given = MemEntry { frame: far | lent.frame % PAGE_SIZE, ..lent };
+        host.give(call::MEM_DONATE, a, &[given]).unwrap();
+        host.share(a, &[page(FREE, GUEST + BLOCK_SIZE)]).unwrap();
+        let window = [a, b, call::RIGHT_LEND, GUEST, BLOCK_SIZE];
+        let [cap, ..] = host.call(call::CAP_GRANT, &window).unwrap();
+        host.write_list(&[lent], |_| FREE);
+        breaks(&host, far);
+        let pages = if lent.frame % PAGE_SIZE == 0 { 1 } else { 512 };
+        let told = host.guest_call(a_vcpu, call::MEM_LEND, &[cap, GUEST + BLOCK_SIZE, 1]);
+        assert_eq!(told, Ok([0, pages, 0]));
+        assert!(entry_is_poisoned(&host, a, GUEST));
+        assert_eq!(host.guest_frame(b, GUEST), None);
+        let slot = Handle::from_register(a).unwrap().slot;
+        let slot = host.escrow.slots.get(GuestId::new(slot).unwrap()).unwrap();
+        let vm = slot.lock();
+        assert!(vm.owned == 0 && vm.has_broken);
+    }
 }
 
 #[test]

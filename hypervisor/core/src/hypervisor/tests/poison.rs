@@ -9,7 +9,7 @@ use super::{block, page, started};
 use crate::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE};
 use crate::ledger::GuestId;
 
-fn entry_is_poisoned(host: &Host, vm: u64, at: u64) -> bool {
+pub(super) fn entry_is_poisoned(host: &Host, vm: u64, at: u64) -> bool {
     let slot = Handle::from_register(vm).unwrap().slot;
     let vm = host.escrow.slots.get(GuestId::new(slot).unwrap()).unwrap().lock();
     let map = vm.map.as_ref().unwrap();
