@@ -78,6 +78,13 @@ static void escrow_batch_settle(struct escrow_batch *batch, u32 at, struct escro
 				    !quarantine && batch->how == ESCROW_LENT);
 }
 
+/* What broke on its way home is nobody's, and must not be freed. */
+static int escrow_batch_home(const struct escrow_folio *ef)
+{
+	return escrow_rs_is_home(PFN_PHYS(folio_pfn(ef->folio)), folio_nr_pages(ef->folio)) ?
+	       0 : -EHWPOISON;
+}
+
 /*
  * Takes one folio back. EL2 takes a large one for one only while all of its
  * pages are in the same state; a guest may have unlocked them in different ways.
@@ -92,7 +99,7 @@ static int escrow_batch_take_one(struct escrow_batch *batch, const struct escrow
 
 	escrow_rs_list_entry(&batch->list[0], frame, folio_order(ef->folio), 0, 0, &none);
 	err = escrow_rs_mem_take_back(batch->how, batch->address, 1, &done);
-	if (!err || pages == 1 || pages > batch->capacity)
+	if (!err || err == -EHWPOISON || pages == 1 || pages > batch->capacity)
 		return err;
 	for (i = 0; i < pages; i++)
 		escrow_rs_list_entry(&batch->list[i], frame + PFN_PHYS(i), 0, 0, 0, &none);
@@ -116,15 +123,20 @@ int escrow_batch_take_back(struct escrow_batch *batch, struct escrow_mem *mem,
 	escrow_batch_reset(batch);
 	err = escrow_rs_mem_take_back(batch->how, batch->address, count, &done);
 	if (!err || (pages == count && !quarantine)) {
-		for (i = 0; i < count; i++)
-			escrow_batch_settle(batch, i, mem, counts, i < done ? 0 : err, quarantine);
+		for (i = 0; i < count; i++) {
+			int one = err;
+
+			if (err && i < done)
+				one = escrow_batch_home(batch->folios[i]);
+			escrow_batch_settle(batch, i, mem, counts, one, quarantine);
+		}
 		return err;
 	}
 
 	/* One of them is kept: find out which, and take the others. */
 	err = 0;
 	for (i = 0; i < count; i++) {
-		int one = i < done ? 0 : err;
+		int one = i < done ? escrow_batch_home(batch->folios[i]) : err;
 
 		/* What a long call had done when it ended is back. */
 		if (i >= done && (!err || quarantine))

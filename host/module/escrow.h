@@ -465,7 +465,7 @@ bool escrow_rs_place_takes(const struct escrow_place *place, u64 offset, u64 siz
 /* Calls to EL2. */
 bool escrow_rs_identify(void);
 int escrow_rs_vm_create(u64 list, u32 count, u64 *handle);
-int escrow_rs_vm_top_up(u64 vm, u64 list, u32 count);
+int escrow_rs_vm_top_up(u64 vm, u64 list, u32 count, u32 *done);
 int escrow_rs_vm_destroy(u64 vm);
 /* state, pages within the guest's reach, metadata pages, those that are free */
 int escrow_rs_vm_info(u64 vm, u64 out[4]);
@@ -473,6 +473,7 @@ int escrow_rs_mem_give(struct escrow_vm *donor, u64 vm, u32 how, u64 list,
 		       const struct escrow_entry *first, u32 count, u64 *index, u64 *detail,
 		       u32 *done);
 int escrow_rs_mem_take_back(u32 how, u64 list, u32 count, u32 *done);
+bool escrow_rs_is_home(u64 frame, u32 pages);
 int escrow_rs_mem_poison(u64 list, u32 count);
 int escrow_rs_info_version(u64 *value);
 int escrow_rs_info_cpus(u64 *value);

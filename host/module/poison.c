@@ -139,6 +139,7 @@ bool escrow_poison_take_rest(struct escrow_mem *mem, struct escrow_folio *ef)
 {
 	static const struct escrow_report none;
 	u32 whole = 0, done, i;
+	int err;
 
 	for (i = 0; i < folio_nr_pages(ef->folio); i++) {
 		struct page *page = folio_page(ef->folio, i);
@@ -148,8 +149,12 @@ bool escrow_poison_take_rest(struct escrow_mem *mem, struct escrow_folio *ef)
 		whole++;
 		escrow_rs_list_entry(&mem->batch->list[0], PFN_PHYS(page_to_pfn(page)), 0, 0, 0,
 				     &none);
-		/* Refused: it is home already, or its VM lives. */
-		if (!escrow_rs_mem_take_back(ESCROW_SHARED, mem->batch->address, 1, &done))
+		err = escrow_rs_mem_take_back(ESCROW_SHARED, mem->batch->address, 1, &done);
+		/*
+		 * Refused: it is home already, or its VM lives. What broke on its way is
+		 * away from the VM, and the folio is lost as it is.
+		 */
+		if (!err || err == -EHWPOISON)
 			ef->home++;
 	}
 	return ef->home >= whole;

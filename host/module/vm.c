@@ -35,8 +35,8 @@ static int escrow_vm_give_metadata(struct escrow_vm *vm, u32 count)
 {
 	struct escrow_batch *batch = vm->batch;
 	struct escrow_folio *ef;
+	u32 done = 0, given = 0, i;
 	int err = 0;
-	u32 i;
 
 	escrow_batch_reset(batch);
 	while (batch->count < count) {
@@ -59,19 +59,25 @@ static int escrow_vm_give_metadata(struct escrow_vm *vm, u32 count)
 	if (!err && !vm->handle)
 		err = escrow_rs_vm_create(batch->address, batch->count, &vm->handle);
 	else if (!err)
-		err = escrow_rs_vm_top_up(vm->handle, batch->address, batch->count);
+		err = escrow_rs_vm_top_up(vm->handle, batch->address, batch->count, &done);
 
 	for (i = 0; i < batch->count; i++) {
+		/* What a long call had done when it ended is EL2's, and what broke nobody's. */
+		bool gone = !err || i < done;
+
 		ef = batch->folios[i];
+		if (!gone)
+			gone = !escrow_rs_is_home(PFN_PHYS(folio_pfn(ef->folio)), 1);
 		WARN_ON_ONCE(escrow_rs_folio_end_give(&ef->state, &vm->metadata_counts,
-						      ef->folio, !err));
-		if (err)
-			escrow_folio_free(ef, &vm->metadata_counts);
-		else
+						      ef->folio, gone));
+		if (gone)
 			list_add_tail(&ef->link, &vm->metadata_folios);
+		else
+			escrow_folio_free(ef, &vm->metadata_counts);
+		given += gone;
 	}
-	if (!err)
-		escrow_rs_metadata_gave(&vm->metadata, batch->count);
+	if (given)
+		escrow_rs_metadata_gave(&vm->metadata, given);
 	return err;
 }
 

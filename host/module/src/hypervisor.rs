@@ -4,7 +4,7 @@
 
 use escrow_abi::{FrameState, MemEntry, call};
 use escrow_memfd::How;
-use escrow_vmcore::hypercall::{self, CallError, List};
+use escrow_vmcore::hypercall::{self, AllHome, CallError, List};
 use escrow_vmcore::metadata::{INITIAL, Metadata};
 use escrow_vmcore::{Errno, uapi};
 
@@ -24,11 +24,13 @@ pub extern "C" fn escrow_rs_vm_create(list: u64, count: u32, handle: &mut u64) -
     store(created.map_err(Errno::from), handle)
 }
 
-/// Donates the pages of a list.
+/// Donates the pages of a list. On an error, so many as `done` says, from the first, are
+/// the VM's all the same.
 #[unsafe(no_mangle)]
-pub extern "C" fn escrow_rs_vm_top_up(vm: u64, list: u64, count: u32) -> i32 {
-    let done = hypercall::vm_top_up(&mut Hvc, vm, List { address: list, count });
-    status(done.map_err(Errno::from))
+pub extern "C" fn escrow_rs_vm_top_up(vm: u64, list: u64, count: u32, done: &mut u32) -> i32 {
+    let result = hypercall::vm_top_up(&mut Hvc, vm, List { address: list, count });
+    *done = done_of(count, result.map_or_else(|refused| refused.done, |()| u64::from(count)));
+    status(result.map_err(Errno::from))
 }
 
 /// Ends a VM. EBUSY: one of its vCPUs runs.
@@ -79,7 +81,8 @@ pub extern "C" fn escrow_rs_mem_give(
 ///
 /// Shared pages of a living VM are unshared, which leaves their contents
 /// alone; all others are reclaimed. On an error, so many as `done` says, from the
-/// first, are back all the same.
+/// first, are back all the same, but for what turned out to be broken: that the host does
+/// not reach (`escrow_rs_is_home`). EHWPOISON: such there may be, and nothing else is wrong.
 #[unsafe(no_mangle)]
 pub extern "C" fn escrow_rs_mem_take_back(how: u32, list: u64, count: u32, done: &mut u32) -> i32 {
     let list = List { address: list, count };
@@ -88,8 +91,15 @@ pub extern "C" fn escrow_rs_mem_take_back(how: u32, list: u64, count: u32, done:
     } else {
         hypercall::mem_reclaim(&mut Hvc, list)
     };
-    *done = done_of(count, result.map_or_else(|refused| refused.done, |()| u64::from(count)));
-    status(result.map_err(Errno::from))
+    *done = done_of(count, result.map_or_else(|refused| refused.done, |_| u64::from(count)));
+    let all_home = |AllHome(all)| if all { Ok(()) } else { Err(Errno::Poisoned) };
+    status(result.map_err(Errno::from).and_then(all_home))
+}
+
+/// Whether the host has all pages from a frame on.
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_is_home(frame: u64, pages: u32) -> bool {
+    hypercall::is_home(&mut Hvc, frame, pages.into())
 }
 
 /// How many entries were done, of as many as there are.

@@ -2,7 +2,7 @@
 
 //! The calls that the shim makes to Escrow.
 
-use escrow_abi::{Error, Handle, HandleKind, MemEntry, call};
+use escrow_abi::{Error, FrameState, Handle, HandleKind, MemEntry, PAGE_SIZE, call};
 
 use crate::Errno;
 
@@ -277,18 +277,36 @@ pub fn mem_share(
 }
 
 /// Takes shared pages of one VM home: from a living one as they are, what it leaves behind
-/// otherwise.
-pub fn mem_unshare(hv: &mut impl Hypervisor, list: List) -> Result<(), Refused> {
+/// otherwise. → whether all are
+pub fn mem_unshare(hv: &mut impl Hypervisor, list: List) -> Result<AllHome, Refused> {
     let args = [list.address, list.count.into()];
-    let Err(refused) = call(hv, call::MEM_UNSHARE, args) else { return Ok(()) };
+    let refused = match call(hv, call::MEM_UNSHARE, args) {
+        Ok([_, broken, ..]) => return Ok(AllHome(broken == 0)),
+        Err(refused) => refused,
+    };
     call_from(hv, call::MEM_RECLAIM, args, refused.done)
-        .map(drop)
+        // What broke before unsharing ended, nobody has said.
+        .map(|[_, broken, ..]| AllHome(broken == 0 && refused.done == 0))
         .map_err(|again| Refused { done: again.done.max(refused.done), ..again })
 }
 
-/// Takes pages of one VM home.
-pub fn mem_reclaim(hv: &mut impl Hypervisor, list: List) -> Result<(), Refused> {
-    call(hv, call::MEM_RECLAIM, [list.address, list.count.into()]).map(drop)
+/// Takes pages of one VM home. → whether all are
+pub fn mem_reclaim(hv: &mut impl Hypervisor, list: List) -> Result<AllHome, Refused> {
+    let answer = call(hv, call::MEM_RECLAIM, [list.address, list.count.into()]);
+    answer.map(|[_, broken, ..]| AllHome(broken == 0))
+}
+
+/// Whether all pages of a call that took them are home. If not, or if it is not known, some
+/// may have turned out to be broken: [`is_home`] tells of each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AllHome(pub bool);
+
+/// Whether the host has all pages from a frame on.
+pub fn is_home(hv: &mut impl Hypervisor, frame: u64, pages: u64) -> bool {
+    (0..pages).all(|n| {
+        let answer = call(hv, call::FRAME_INFO, [frame + n * PAGE_SIZE]);
+        matches!(answer, Ok([state, ..]) if state == FrameState::Owned as u64)
+    })
 }
 
 /// Puts broken pages of one borrower out of use for good.
@@ -432,7 +450,7 @@ mod tests {
     fn what_a_vm_leaves_behind_is_reclaimed_from_where_unsharing_ended() {
         let dead = Error::WrongState.to_register();
         let mut hv = Script::new(&[[dead, 1, 0, 1, 0], [0; 5]]);
-        mem_unshare(&mut hv, LIST).unwrap();
+        assert_eq!(mem_unshare(&mut hv, LIST), Ok(AllHome(false)), "of the first is not said");
         assert_eq!(hv.asked[1][..3], [u64::from(call::MEM_RECLAIM), 0x4000, 2]);
         assert_eq!(hv.asked[1][7], 1);
         let mut hv = Script::new(&[[dead, 1, 0, 1, 0], [dead, 1, 0, 1, 0]]);
@@ -467,6 +485,21 @@ mod tests {
     fn a_dead_vm_is_as_good_as_destroyed() {
         let mut hv = Script::new(&[[Error::HandleRevoked.to_register(), 0, 0, 0, 0]]);
         assert_eq!(vm_destroy(&mut hv, VM), Ok(()));
+    }
+
+    #[test]
+    fn what_broke_on_its_way_home_is_not_home() {
+        let mut hv = Script::new(&[[0; 5], [0, 0, 1, 0, 0], [0; 5], [0, 0, 1, 0, 0]]);
+        assert_eq!(mem_reclaim(&mut hv, LIST), Ok(AllHome(true)));
+        assert_eq!(mem_reclaim(&mut hv, LIST), Ok(AllHome(false)));
+        assert_eq!(mem_unshare(&mut hv, LIST), Ok(AllHome(true)));
+        assert_eq!(mem_unshare(&mut hv, LIST), Ok(AllHome(false)));
+        let (owned, broken) = (FrameState::Owned as u64, FrameState::Poisoned as u64);
+        let mut hv = Script::new(&[[0, owned, 0, 0, 0], [0, broken, 0, 0, 0]]);
+        assert!(!is_home(&mut hv, 0x5000, 3));
+        let asked: Vec<_> = hv.asked.iter().map(|asked| asked[1]).collect();
+        assert_eq!(asked, [0x5000, 0x6000]);
+        assert!(is_home(&mut Script::new(&[[0, owned, 0, 0, 0]]), 0x5000, 1));
     }
 
     #[test]
