@@ -233,7 +233,7 @@ fn what_breaks_on_its_way_to_another_guest_leaves_a_mark_with_its_owner() {
         let (a, a_vcpu) = started(&mut host);
         let (b, _) = started(&mut host);
         let far = FREE + 3 * BLOCK_SIZE;
-        let given = MemEntry { frame: far | lent.frame % PAGE_SIZE, ..lent };
+        let given = MemEntry { frame: far | (lent.frame % PAGE_SIZE), ..lent };
         host.give(call::MEM_DONATE, a, &[given]).unwrap();
         host.share(a, &[page(FREE, GUEST + BLOCK_SIZE)]).unwrap();
         let window = [a, b, call::RIGHT_LEND, GUEST, BLOCK_SIZE];
