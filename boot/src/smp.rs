@@ -424,6 +424,9 @@ unsafe extern "C" fn secondary_main(index: u64) -> ! {
     let resumed = slot.state.load(Ordering::Relaxed) == ON;
     let identity = identify();
     if let Err(why) = cpus.promise.is_kept_by(&identity) {
+        if resumed {
+            cpus.hypervisor.cpu_stopped();
+        }
         cpus.refuse(slot, why);
     }
     if !resumed {
