@@ -15,8 +15,15 @@
 //! [`LIST_MAX`](crate::LIST_MAX)) entries of [`MemEntry`](crate::MemEntry)
 //! from `list`, a page-aligned address of memory that the caller reaches; the
 //! list may run on over adjacent pages. Such a call happens for all of its
-//! entries or for none. On an error that concerns one entry, `x1` is that
-//! entry's index in the list, and `x2` a detail that the error explains.
+//! entries or for none, unless it takes long (below). On an error that concerns one
+//! entry, `x1` is that entry's index in the list, and `x2` a detail that the error
+//! explains.
+//!
+//! An entry's `frame` is the caller's own address of the page: for the host the
+//! physical address, for a guest its guest address. What a guest owns and has
+//! lent it still names by the address at which it had it. A block
+//! ([`ORDER_BLOCK`](crate::ORDER_BLOCK)) in a guest's list is 2 MiB of the
+//! guest's addresses that lead to one whole block of frames.
 //!
 //! # Calls that take long
 //!
@@ -30,24 +37,18 @@
 //! The list, or the range, must stay as it is until the call returns, and so must the
 //! memory that a list lies in: a call of more than one portion whose list lies in the pages
 //! that it names is refused ([`Error::Overlap`](crate::Error::Overlap)). All of it is looked
-//! at before anything is done. What others, or other vCPUs of the caller, change of
-//! the rest in between can still end the call with an error. `x3` is then how much was
-//! done before: so many entries from the first, or pages of the range. It is zero in
-//! all other cases.
-//!
-//! An entry's `frame` is the caller's own address of the page: for the host the
-//! physical address, for a guest its guest address. What a guest owns and has
-//! lent it still names by the address at which it had it. A block
-//! ([`ORDER_BLOCK`](crate::ORDER_BLOCK)) in a guest's list is 2 MiB of the
-//! guest's addresses that lead to one whole block of frames.
+//! at before anything is done. If other VMs, or other vCPUs of the caller, change the
+//! rest of the pages in between, the call can still end with an error. `x3` then says how
+//! much was done before: how many entries, from the first, or how many pages of the range.
+//! It is zero in all other cases.
 //!
 //! # Broken memory
 //!
 //! A list that EL2 cannot read refuses its call
 //! ([`Error::BrokenMemory`](crate::Error::BrokenMemory)). Pages that turn out to be
 //! broken while they change hands are out of use, as after [`MEM_POISON`], and the
-//! call is done for all others: `x2` says how many they were. [`FRAME_INFO`] finds
-//! them.
+//! call is done for all others: it succeeds, and `x2` says how many pages were broken.
+//! [`FRAME_INFO`] finds them.
 //!
 //! # Owners and heirs
 //!
@@ -89,26 +90,28 @@ pub const IDENTIFY_INFO: u64 = (b'E' as u64) << 56 | 1 << 15 | 1;
 /// A doorbell has 64 flags and two masks. When flags are set, and one that is set now
 /// is enabled, it rings, and those of the ack mask are cleared again. It rings until
 /// [`BELL_RECEIVE`] or [`BELL_RESET`] leaves no enabled flag set, or until
-/// [`BELL_SET_MASK`] disables what it rings for. Gunyah gives an edge even when no enabled flag is set; here, where no
-/// interrupt controller would keep it, such flags wait for a mask that enables them.
+/// [`BELL_SET_MASK`] disables what it rings for. Gunyah raises an edge even when no enabled
+/// flag is set. Escrow has no interrupt controller that would keep the edge, so such flags
+/// wait for a mask that enables them.
 ///
 /// As long as any doorbell of its VM rings, vCPU 0 has a virtual IRQ pending, which
 /// PSTATE.I masks, and neither WFI nor CPU_SUSPEND of it waits. That is seen when a run
 /// of the vCPU begins, when the guest makes one of these calls and when it waits: so
 /// whoever rings has to wake a host's thread that sleeps in the vCPU's place, and to
-/// interrupt the CPU that is inside its run. Noting before [`VCPU_RUN`] that a wait that
-/// it ends with ([`run::EXPECTS_WAKEUP`](crate::run::EXPECTS_WAKEUP)) is to be woken,
-/// and looking at that note after this call, loses none.
+/// interrupt the CPU that is inside its run. A host loses no wake-up if the thread notes,
+/// before [`VCPU_RUN`], that it is to be woken should the run end in a wait
+/// ([`run::EXPECTS_WAKEUP`](crate::run::EXPECTS_WAKEUP)), and whoever rings looks at that
+/// note after this call.
 ///
 /// The host names a doorbell by its handle, the guest that has it by its label, 32 bits
 /// ([`Error::HandleNull`](crate::Error::HandleNull) if it has none with that one). The
 /// guest makes all of these calls but this one
-/// ([`Error::Denied`](crate::Error::Denied)). Of the registers behind the arguments, a
-/// guest's calls about doorbells look at the one with the 0 below and at no other.
+/// ([`Error::Denied`](crate::Error::Denied)). In a guest's calls about doorbells, the 0 at
+/// the end of an argument list below is checked, and the registers behind it are not.
 pub const BELL_SEND: u32 = vendor(0x12);
 /// Clears flags. doorbell, flags to clear (not 0), 0 → `x1`: the flags before
 pub const BELL_RECEIVE: u32 = vendor(0x13);
-/// Clears all flags and the ack mask, and enables all flags: it is as it was made.
+/// Clears all flags and the ack mask, and enables all flags, as [`BELL_CREATE`] does.
 /// doorbell, 0
 pub const BELL_RESET: u32 = vendor(0x14);
 /// Sets the masks. doorbell, enable mask, ack mask, 0
@@ -178,15 +181,15 @@ pub const VCPU_SET_REGISTER: u32 = vendor(0x111);
 
 /// Owner, host or guest: opens pages to a VM as well. VM handle, list, count
 ///
-/// A guest needs [`RIGHT_SHARE`] in its handle, for this and the right of the
-/// same name for [`MEM_LEND`] and [`MEM_DONATE`].
+/// A guest's handle must have [`RIGHT_SHARE`]; for [`MEM_LEND`] it must have
+/// [`RIGHT_LEND`], and for [`MEM_DONATE`] [`RIGHT_DONATE`].
 pub const MEM_SHARE: u32 = vendor(0x120);
 /// Owner: takes shared pages from their borrower. list, count
 ///
 /// All entries of one call name pages of one owner, shared with one VM. What the
 /// borrower opened itself ([`MEM_SHARE_BACK`]) is not shared in this sense.
 pub const MEM_UNSHARE: u32 = vendor(0x121);
-/// Owner, host or guest: gives pages to a VM and loses sight of them. VM handle, list, count
+/// Owner, host or guest: gives pages to a VM and loses access to them. VM handle, list, count
 ///
 /// Each entry carries the owner's report of who uses the folio. The first
 /// entry, in list order, with an excess or an accessible count refuses the
@@ -195,9 +198,9 @@ pub const MEM_UNSHARE: u32 = vendor(0x121);
 pub const MEM_LEND: u32 = vendor(0x122);
 /// Owner: takes pages home. list, count
 ///
-/// A lent page whose borrower unlocked it or is dead; a page shared either way,
-/// or metadata, of a dead VM; what a dead VM owned, unless a living VM borrows
-/// it. All entries of one call are of one owner and one borrower. Pages come
+/// Takes a lent page whose borrower unlocked it or is dead; a page shared either way
+/// ([`MEM_SHARE`], [`MEM_SHARE_BACK`]), or metadata, of a dead VM; what a dead VM owned,
+/// unless a living VM borrows it. All entries of one call are of one owner and one borrower. Pages come
 /// home zeroed, unless their borrower lives and unlocked them with their
 /// contents; pages that the owner shared keep what is in them, which it could
 /// read all along, unless the owner is dead: an heir finds zeros whatever the
@@ -216,7 +219,7 @@ pub const MEM_DONATE: u32 = vendor(0x124);
 /// ([`Error::Denied`](crate::Error::Denied)) and not unlocked; at most
 /// [`MODIFY_MAX`](crate::MODIFY_MAX) bytes.
 pub const MEM_SHARE_BACK: u32 = vendor(0x125);
-/// Borrower, a guest: asks the owner to lose sight of pages again.
+/// Borrower, a guest: asks the owner to give up its access to pages again.
 /// guest address, size (bytes, both page-aligned)
 ///
 /// All of the range must be lent to the caller or opened by it
@@ -226,24 +229,27 @@ pub const MEM_SHARE_BACK: u32 = vendor(0x125);
 /// Succeeds when the owner has access to none of it any more, which EL2 has
 /// seen for itself; [`Error::Busy`](crate::Error::Busy) otherwise.
 pub const MEM_ASK_BACK: u32 = vendor(0x126);
-/// Owner: loses sight of pages that their borrower had opened. list, count
+/// Owner: gives up its access to pages that their borrower had opened. list, count
 ///
 /// Guest addresses and rights are zero; reports as for [`MEM_LEND`]. All
 /// entries of one call are of one owner and one borrower. The host does this
 /// when the guest has asked for it ([`MEM_ASK_BACK`]); nothing is taken from
 /// the guest, so it may at any time.
 pub const MEM_TAKE_BACK: u32 = vendor(0x127);
-/// Owner, the host: puts broken memory out of use for good. list, count
+/// Made by the host, whoever owns the pages: puts broken memory out of use for good.
+/// list, count
 ///
-/// Owned, shared, lent and unlocked pages of one owner and one borrower. Nobody
-/// reaches them any more, not even EL2, and they never come home. A borrower
-/// that touches one takes a synchronous external abort; its address stays taken
-/// as long as it lives, so nothing else can be slipped in there.
+/// Owned, donated, shared, shared back, lent and unlocked pages, all of one owner and one
+/// borrower. No VM reaches them any more, and they never come home. EL2 touches them once
+/// more, to zero them before the machine is reset or switched off. A guest that had one,
+/// as borrower or as owner, takes a synchronous external abort where it touches it; the
+/// guest address stays taken as long as that guest lives, so nothing else can be put
+/// there.
 pub const MEM_POISON: u32 = vendor(0x128);
 /// Made by the host: [`MEM_LEND`] of one page or block, whose entry is in registers.
 /// VM handle, the four words of a [`MemEntry`](crate::MemEntry)
 ///
-/// The words are right and wrong as in a list of one entry, and the answers are the same.
+/// The words are checked as in a list of one entry, and the answers are the same.
 /// Nothing is read from the host's memory.
 pub const MEM_LEND_ONE: u32 = vendor(0x129);
 
@@ -253,7 +259,7 @@ pub const MEM_LEND_ONE: u32 = vendor(0x129);
 ///
 /// The window is the range of the named VM's addresses that the guest may put
 /// pages at. The handle is worth something to that guest alone, and dead for
-/// good with [`CAP_REVOKE`], with the guest, and with the VM that it names.
+/// good after [`CAP_REVOKE`], or when the guest or the VM that it names has ended.
 pub const CAP_GRANT: u32 = vendor(0x140);
 /// Takes a guest's handle away. handle of the guest, the guest's handle
 ///
@@ -269,7 +275,7 @@ pub const RIGHT_DONATE: u64 = 1 << 2;
 
 /// Gives a VM, created or started, a doorbell. VM handle, label (32 bits) → doorbell handle
 ///
-/// All flags are clear and enabled, none is acknowledged by itself. It lives as
+/// All flags are clear and enabled, and the ack mask is 0. The doorbell lives as
 /// long as its VM. [`Error::Denied`](crate::Error::Denied) if the VM has one
 /// with that label, [`Error::TableFull`](crate::Error::TableFull) if it has
 /// [`DOORBELLS_MAX`] of them.

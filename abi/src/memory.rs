@@ -8,7 +8,7 @@ pub const BLOCK_SIZE: u64 = 2 << 20;
 pub const ORDER_PAGE: u32 = 0;
 /// Order of a 2 MiB block.
 pub const ORDER_BLOCK: u32 = 9;
-/// Entries that one call takes at the most.
+/// Entries that the list of one call has at the most.
 pub const LIST_MAX: usize = 512;
 
 /// Blocks that the pages of one [`VM_CREATE`](crate::call::VM_CREATE) lie in at the most.

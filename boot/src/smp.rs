@@ -58,7 +58,7 @@ pub fn this_cpu() -> u64 {
     MPIDR_EL1.get() & MPIDR_AFFINITY
 }
 
-/// What there is of each CPU. Aligned so that cleaning the part that is read
+/// The data that Escrow keeps for each CPU. Aligned so that cleaning the part that is read
 /// with caches off touches nothing else.
 #[repr(C, align(256))]
 pub struct CpuSlot {
@@ -90,14 +90,14 @@ pub struct Cpus {
 // `Slots::new`; `data` is used by its own CPU only.
 unsafe impl Sync for CpuSlot {}
 
-/// What there is of all CPUs, before there is a hypervisor.
+/// The slots of all CPUs, before there is a hypervisor.
 #[derive(Clone, Copy)]
 pub struct Slots(&'static [CpuSlot]);
 
-/// Where secondary CPUs find themselves.
+/// The slots, for secondary CPUs to find their own.
 static SLOTS: AtomicPtr<Slots> = AtomicPtr::new(ptr::null_mut());
 
-/// What they run the host under.
+/// The CPUs under a hypervisor: what secondary CPUs run the host by.
 static CPUS: AtomicPtr<Cpus> = AtomicPtr::new(ptr::null_mut());
 
 /// Bytes that [`Slots::new`] and [`Cpus::new`] take from the boot pool, for each

@@ -2,7 +2,7 @@
 
 //! The host's observers, off while a guest runs: [`escrow_core::observers`] on this CPU.
 //!
-//! None of it was run but for the performance monitors and `MDSCR_EL1`: QEMU has no
+//! Of this, only the performance monitors and `MDSCR_EL1` have been run: QEMU has no
 //! FEAT_SPE, FEAT_TRF, FEAT_TRBE or FEAT_BRBE, and no halting debug.
 
 use core::arch::asm;

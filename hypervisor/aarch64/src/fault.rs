@@ -75,7 +75,8 @@ unsafe extern "C" fn escrow_el2_fault(frame: &FaultFrame) -> ! {
     stop_machine()
 }
 
-/// The part of a second in which a guest without any translation left is at EL2.
+/// Within one second divided by this, a guest that has no translation left has taken an
+/// exception to EL2.
 const LEAVE_PER_SECOND: u64 = 100;
 
 /// Whether [`stop_vms`] was called.

@@ -153,7 +153,8 @@ unsafe fn to_host(cpu: *const PerCpu, vcpu: &mut Vcpu) {
     }
 }
 
-/// [`to_guest`] with what hardly any CPU needs, unless its host watches something.
+/// The slow path of [`to_guest`], taken when walks are to be held off, observers to be
+/// stopped, or optional registers to be switched.
 ///
 /// # Safety
 ///
@@ -183,7 +184,7 @@ unsafe fn enter_rarely(cpu: *mut PerCpu, context: Stage2Context, vcpu: &mut Vcpu
     held_back
 }
 
-/// [`to_host`] with the same.
+/// The slow path of [`to_host`], likewise.
 ///
 /// # Safety
 ///

@@ -34,7 +34,7 @@ const TCR_EPD: u64 = 1 << 7 | 1 << 23;
 /// `SCTLR_EL1.M`.
 const SCTLR_M: u64 = 1 << 0;
 
-/// The registers of a VM that hold off its walks, as they are when they do not.
+/// A VM's own values of the two registers by which its walks are held off.
 #[must_use = "the VM does not run without its own values"]
 pub(crate) struct Walks {
     tcr: u64,
@@ -42,8 +42,7 @@ pub(crate) struct Walks {
 }
 
 impl Walks {
-    /// Holds off walks with the registers in the CPU. They are from now on
-    /// what holds walks off.
+    /// Holds off walks, by the registers in the CPU. Returns the values that they had.
     pub fn hold() -> Walks {
         let walks = Walks { tcr: TCR_EL1::read(), sctlr: SCTLR_EL1::read() };
         TCR_EL1::write(walks.tcr | TCR_EPD);

@@ -9,8 +9,8 @@
 //! derived from one of Arm's and the vendor has said nothing, it is taken to have
 //! the erratum.
 //!
-//! Errata of which EL2 notices nothing are not here; `docs/errata.md` says which
-//! were looked at, and why each does or does not matter.
+//! Errata that do not bear on EL2 are not here; `docs/errata.md` says which of them
+//! were looked at, and why each does not matter.
 
 use core::fmt;
 
@@ -141,7 +141,7 @@ pub struct Revisions {
     first: (u8, u8),
     last: (u8, u8),
     /// Bits of `REVIDR_EL1` of which any says that the last of these revisions
-    /// has been mended.
+    /// has the erratum fixed.
     mended: u32,
 }
 
@@ -227,7 +227,7 @@ errata! {
         all(OLYMPUS), all(COBALT_100),
         all(KRYO),
         all(KRYO_3XX_SILVER),
-        // Falkor 1009 is of the same number as Kryo 2xx Gold.
+        // Falkor, which has erratum 1009, has the part number of Kryo 2xx Gold.
         range(KRYO_2XX_GOLD, (0, 0), (0, 0)),
         all(KRYO_4XX_GOLD), all(KRYO_4XX_SILVER),
     ];
@@ -243,7 +243,7 @@ errata! {
         all(BRAHMA_B53),
         all(KRYO_2XX_SILVER),
         all(KRYO_3XX_SILVER),
-        // Kryo 4xx count from 0xc: rcpe is r0p0, rdpe r1p0, repe r2p0.
+        // Kryo 4xx count variants and revisions from 0xc: rcpe is r0p0, rdpe r1p0, repe r2p0.
         range(KRYO_4XX_GOLD, (0, 0), (0xe, 0xe)),
         range(KRYO_4XX_SILVER, (0, 0), (0xe, 0xe)),
     ];
@@ -306,7 +306,7 @@ impl Errata {
             .fold(Errata::NONE, |errata, &(erratum, ..)| errata.and(erratum))
     }
 
-    /// Those with a remedy.
+    /// All errata of the table with this remedy.
     pub fn with(remedy: Remedy) -> Errata {
         TABLE
             .iter()
@@ -314,34 +314,34 @@ impl Errata {
             .fold(Errata::NONE, |errata, &(erratum, ..)| errata.and(erratum))
     }
 
-    /// These and others.
+    /// The union of two sets.
     pub const fn and(self, others: Errata) -> Errata {
         Errata(self.0 | others.0)
     }
 
-    /// Those of them that are among others.
+    /// The intersection of two sets.
     pub const fn among(self, others: Errata) -> Errata {
         Errata(self.0 & others.0)
     }
 
-    /// Whether any of `errata` is among them.
+    /// Whether any of `errata` is in the set.
     #[inline(always)]
     pub const fn has(self, errata: Errata) -> bool {
         self.0 & errata.0 != 0
     }
 
-    /// Whether there are none.
+    /// Whether the set is empty.
     pub const fn is_empty(self) -> bool {
         self.0 == 0
     }
 
-    /// As a word with a bit for each [`Erratum`].
+    /// The set as a word with a bit for each [`Erratum`].
     #[inline(always)]
     pub const fn bits(self) -> u32 {
         self.0
     }
 
-    /// From such a word.
+    /// The set that such a word stands for.
     #[inline(always)]
     pub const fn from_bits(bits: u32) -> Errata {
         Errata(bits)

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The gate that a new VM passes, and that the end of the machine shuts.
+//! The gate: whether new VMs may be created. It is shut while the machine ends, that is,
+//! while guests are ended and memory is zeroed before a reset or power-off.
 
 use crate::sync::{AtomicBool, Ordering};
 

@@ -22,7 +22,8 @@ pub const WORKAROUND_1: u32 = 0x8000_8000;
 /// SMCCC_ARCH_WORKAROUND_2: switches the mitigation of CVE-2018-3639 on (1) or off
 /// (0), on the calling CPU.
 pub const WORKAROUND_2: u32 = 0x8000_7fff;
-/// SMCCC_ARCH_WORKAROUND_3: the same, and branch history (CVE-2022-23960).
+/// SMCCC_ARCH_WORKAROUND_3: what [`WORKAROUND_1`] does, and the same for branch history
+/// (CVE-2022-23960).
 pub const WORKAROUND_3: u32 = 0x8000_3fff;
 
 /// SMCCC_ARCH_WORKAROUND_4: says that a data-dependent prefetcher is off (CVE-2024-7881).
@@ -56,7 +57,7 @@ impl Workaround {
     }
 }
 
-/// What the choice depends on, of one CPU.
+/// What a CPU and its firmware say of themselves: what [`Entry::choose`] depends on.
 #[derive(Clone, Copy, Debug)]
 pub struct Cpu {
     /// `MIDR_EL1`.
@@ -81,7 +82,7 @@ pub enum Entry {
     Plain,
     /// `CLRBHB` and `ISB`.
     ClearHistory,
-    /// So many taken branches, and a barrier.
+    /// A loop of so many taken branches, and barriers.
     Loop(u8),
     /// A call to the firmware with this function identifier.
     Firmware(u32),
@@ -100,7 +101,7 @@ const TARGETS_SAFE: &[Model] = &[
     KRYO_4XX_SILVER,
 ];
 
-/// CPUs that do not predict by a history that is shared.
+/// CPUs on which a VM's branch history does not influence predictions at EL2.
 const HISTORY_SAFE: &[Model] = &[
     CORTEX_A35,
     CORTEX_A53,
@@ -202,7 +203,7 @@ pub fn guest_features(hardening: u64, function: u32) -> u64 {
     }
 }
 
-/// What a guest's call of a workaround answers.
+/// What a guest's call of a workaround returns.
 pub fn guest_call(hardening: u64, function: u32) -> u64 {
     if guest_features(hardening, function) == NOT_SUPPORTED { NOT_SUPPORTED } else { SUCCESS }
 }

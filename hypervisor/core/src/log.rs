@@ -24,14 +24,14 @@ pub const LOG_SIZE: usize = 32 << 10;
 /// Longest line, its line end included; what is longer is cut.
 pub const LINE_MAX: usize = 256;
 
-/// The last lines that were written.
+/// The ring: the last lines that were written.
 pub struct LogRing<const SIZE: usize = LOG_SIZE>(TicketMutex<Ring<SIZE>>);
 
 struct Ring<const SIZE: usize> {
     bytes: [u8; SIZE],
     /// Position of the oldest line.
     start: u64,
-    /// Position behind the newest one.
+    /// Position behind the newest line.
     end: u64,
 }
 

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What a CPU has that watches the code that it runs, for the host: counters,
-//! samples, traces, breakpoints. While a guest runs, none of it acts.
+//! Observers: the parts of a CPU by which the host can observe the code that runs on it
+//! (counters, samples, traces, breakpoints). While a guest runs, none of them acts.
 //!
-//! This is the decision and the order of steps; the machine half reads and writes
-//! the registers.
+//! This module decides what is stopped, and in which order; `escrow_aarch64` reads and
+//! writes the registers.
 //!
 //! | observer | how it is stopped | how it goes on |
 //! | --- | --- | --- |
@@ -16,7 +16,7 @@
 //! | samples (FEAT_SPE) | `PMSCR_EL1` is 0 | as it was |
 //! | their buffers (FEAT_SPE, FEAT_TRBE) | drained to the host's memory, then off | as they were |
 
-/// What a CPU has of them.
+/// Which observers a CPU has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Observers {
     /// Performance monitors of the architecture.
@@ -52,7 +52,7 @@ pub enum Register {
     Pmblimitr,
 }
 
-/// The CPU, as far as this needs it.
+/// The operations of a CPU that this module needs.
 pub trait Cpu {
     /// Reads a register.
     fn read(&mut self, register: Register) -> u64;
@@ -112,7 +112,7 @@ impl Observers {
         }
     }
 
-    /// Whether there are any beside breakpoints and the performance monitors,
+    /// Whether the CPU has observers beside breakpoints and the performance monitors,
     /// which every CPU has.
     pub const fn are_many(&self) -> bool {
         self.spe || self.trf || self.trbe || self.brbe

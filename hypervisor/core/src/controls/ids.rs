@@ -96,7 +96,8 @@ impl Field {
         if self.rank(value) > self.rank(most) { most } else { value }
     }
 
-    /// A value that is before `from`, for whom `from` is hidden.
+    /// `value` if it is before `from`, else the newest value that is: what a party sees from
+    /// which `from` is hidden.
     pub const fn before(&self, value: u64, from: u64) -> u64 {
         if self.rank(from) <= 0 {
             self.absent

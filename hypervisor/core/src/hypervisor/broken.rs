@@ -32,7 +32,7 @@ impl<M: Machine> Hypervisor<M> {
 
     /// Poisons an extent that has left its owner's map and is in nobody else's yet.
     /// It has no pages any more from here on. `owner`: the guest that counts them so far.
-    /// Where it would have them again, it finds a mark that they broke.
+    /// At the addresses where it had them, its map gets marks of broken memory.
     #[cold]
     fn break_extent(&self, extent: &mut Extent, mut owner: Option<&mut Party<'_>>) {
         for piece in self.pieces(extent) {

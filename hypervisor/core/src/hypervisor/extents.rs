@@ -94,7 +94,7 @@ pub struct Scratch {
     extents: ArrayVec<Extent, LIST_MAX>,
     /// To sort by.
     keys: ArrayVec<u64, LIST_MAX>,
-    /// Pages that the call has put out of use, for their memory failed.
+    /// Pages that the call has put out of use because their memory failed.
     pub(super) broken: u64,
     /// The extents are in the order of their frames, and none overlap.
     frames_sorted: bool,
@@ -105,7 +105,7 @@ pub struct Scratch {
     guest_end: u64,
     /// The pages that the list itself lies in.
     list: ArrayVec<PhysAddr, LIST_PAGES>,
-    /// What was to be read.
+    /// The part of the list that was to be read.
     part: Part,
     /// Pages in all extents.
     pages: u64,
@@ -113,7 +113,7 @@ pub struct Scratch {
     blocks: u64,
     /// The block of the last extent.
     last_block: Option<Block>,
-    /// What came next is not of this part.
+    /// The next entry does not fit into this part.
     is_full: bool,
 }
 
@@ -218,7 +218,7 @@ impl Scratch {
         self.extents.iter().min_by_key(|extent| extent.index)
     }
 
-    /// Forgets all, to read a part of a list.
+    /// Empties the scratch, to read a part of a list.
     #[inline(always)]
     pub(super) fn begin(&mut self, part: Part) {
         self.part = part;
@@ -274,7 +274,7 @@ impl Scratch {
         }
     }
 
-    /// Adds an extent, if the part takes it; whether it does.
+    /// Adds an extent if it fits into the part. Returns whether it does.
     #[inline(always)]
     pub(super) fn push(&mut self, extent: Extent) -> bool {
         let pages = self.pages + extent.pages as u64;

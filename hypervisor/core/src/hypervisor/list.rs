@@ -37,7 +37,7 @@ impl Form {
     pub const TAKE: Form = Form { guests: false, reports: false, blocks: true };
 }
 
-/// An entry that is right by itself.
+/// An entry that is valid, as far as that can be said without a lock.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Entry {
     /// The caller's own address of the page or block.
@@ -50,7 +50,7 @@ pub(super) struct Entry {
 
 impl Entry {
     /// What the four words of an entry say, to a call whose guests have addresses of so
-    /// many bits. The one place that knows which words are right.
+    /// many bits. The one place that knows which words are valid.
     #[inline(always)]
     pub fn decode(form: Form, bits: u8, words: [u64; 4]) -> Result<Entry, (Error, u64)> {
         let [frame, guest, references, users] = words;
@@ -88,7 +88,7 @@ impl Entry {
 
 /// What an entry has to say to prolong the extent before it. It differs from an entry that
 /// [`Entry::decode`] has accepted in nothing but the addresses, and those are of the page
-/// behind it in the same block: so it is right as well, and need not be decoded.
+/// behind it in the same block: so it is valid as well, and need not be decoded.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Next {
     words: [u64; 4],
@@ -142,7 +142,7 @@ impl Next {
     }
 }
 
-/// Looks at an entry that is for a block, or wrong.
+/// Looks at an entry that is for a block, or invalid.
 #[cold]
 fn check_unusual(form: Form, bits: u8, words: [u64; 4]) -> Result<(), (Error, u64)> {
     let [frame, guest, references, users] = words;
@@ -195,8 +195,8 @@ pub(super) struct List {
     pub progress: u64,
 }
 
-/// What is below it in a progress is how many entries are done, above it how many of their
-/// pages turned out to be broken.
+/// In `x7`, the bits below this one count the entries that are done, and those from it on
+/// count the pages of these entries that turned out to be broken.
 const BROKEN_SHIFT: u32 = 32;
 
 impl List {
@@ -215,7 +215,7 @@ impl List {
         self.progress >> BROKEN_SHIFT
     }
 
-    /// The progress of a call that has come so far.
+    /// The word for `x7`, from both counts.
     pub const fn progress(done: u64, broken: u64) -> u64 {
         broken << BROKEN_SHIFT | done
     }

@@ -2,12 +2,12 @@
 
 //! Calls that take long, in portions.
 //!
-//! EL2 runs with interrupts masked. A call that works on what is in the pages (zeroes it,
-//! cleans caches of it), or that takes blocks apart, therefore looks after each portion
-//! whether an interrupt is pending. If one is, it goes back to its caller, with what it
-//! has done in the caller's `x7` and the caller's PC still on the call: the caller
-//! takes its interrupt, and makes the call again without knowing of it. Xen calls that a
-//! hypercall's continuation.
+//! EL2 runs with interrupts masked. A call that works on the contents of many pages (zeroes
+//! them, cleans caches of them), or on pages in many blocks, therefore looks after each
+//! portion whether an interrupt is pending. If one is, EL2 returns to the caller, with the
+//! progress in the caller's `x7` and the caller's PC still on the call: the caller takes its
+//! interrupt, and makes the call again without knowing of it. Xen calls that a hypercall's
+//! continuation.
 //!
 //! A long call is first checked as a whole, so that it happens for all or for none. After
 //! that each portion is a call of its own: it takes the locks, is checked again, since
@@ -16,7 +16,7 @@
 //! portion is refused, because somebody has changed the rest of the pages meanwhile, the
 //! answer says how much was done before.
 //!
-//! What `x7` says is the caller's word. It only chooses which part of its own list or
+//! EL2 does not trust `x7`. A wrong value only chooses which part of its own list or
 //! range a caller leaves out, or does not have checked beforehand.
 
 use super::extents::Scratch;
@@ -27,10 +27,11 @@ use crate::machine::Machine;
 
 /// Pages whose contents one portion works on at the most.
 pub(super) const PORTION_PAGES: u64 = PAGES_PER_BLOCK as u64;
-/// Blocks that one portion takes apart at the most. Each costs a table and 512 records.
+/// Blocks that the pages of one portion lie in at the most. A block may have to be split,
+/// which costs a table and 512 records.
 pub(super) const PORTION_BLOCKS: u64 = 64;
 
-/// How a call has come along.
+/// How far a call has come.
 #[must_use]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Progress {
@@ -63,13 +64,13 @@ impl Part {
         self.first
     }
 
-    /// Whether so much belongs to it.
+    /// Whether so many pages, in so many blocks, fit into it.
     #[inline(always)]
     pub fn takes(self, pages: u64, blocks: u64) -> bool {
         self.is_whole || self.is_little(pages, blocks)
     }
 
-    /// How many pages it takes behind so many, in the same block.
+    /// How many more pages of the same block fit into it, behind `pages`.
     #[inline(always)]
     pub fn room(self, pages: u64) -> u64 {
         match self.is_whole || !self.contents {
@@ -92,7 +93,7 @@ impl Scratch {
         self.part().is_little(self.pages(), self.blocks())
     }
 
-    /// The first entry that is not done when this step was.
+    /// The first entry that is left to do after this step.
     #[inline(always)]
     pub(super) fn end(&self, list: List) -> u64 {
         match self.is_to_be_done() {

@@ -25,8 +25,9 @@ struct Found {
 /// what stands for them.
 pub(super) type Range = (u64, u64, u64);
 
-/// How far a call over a range has come, in pages. `x7` has it in this form: what is done
-/// in bits 31:0, what was checked beforehand in 61:32, what is remembered above.
+/// How far a call over a range has come, in pages. `x7` holds it: the pages that are done
+/// in bits 31:0, those that were checked beforehand in 61:32, and two flags of the call
+/// in 63:62.
 #[derive(Clone, Copy)]
 struct Reached {
     done: u64,

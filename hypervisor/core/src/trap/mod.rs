@@ -7,7 +7,7 @@
 //! as the page's device does ([`Device`]). All other addresses that are no RAM
 //! are the host's, at no cost.
 //!
-//! Which pages these are is said at boot and does not change, so that an abort
+//! Which pages these are is decided at boot and does not change, so that an abort
 //! looks at a short list without a lock. An access takes at most one lock, held
 //! for one access to a device: a host that does nothing but trap costs EL2 a
 //! bounded time each.
@@ -36,7 +36,7 @@ pub struct Trap {
     pub kind: TrapKind,
 }
 
-/// What the host finds at a trap.
+/// What the host finds at the addresses of a trap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TrapKind {
     /// Nothing: every access is refused.
@@ -61,8 +61,8 @@ pub enum TrapError {
 /// An access that a trap answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Access {
-    /// From the begin of the registers; beyond all of them for an address that is
-    /// before them in their page.
+    /// Offset from the begin of the registers, in bytes; beyond all of them for an address
+    /// that is before them in their page.
     offset: u64,
     /// Bytes: 1, 2, 4 or 8.
     size: u64,
@@ -211,7 +211,7 @@ impl Entry {
             return None;
         }
         if esr & abort::CM != 0 {
-            // What is no memory has no cache lines.
+            // There is no memory here, so there are no cache lines to maintain.
             return Some(());
         }
         if esr & abort::ISV == 0 || is_aarch32(pstate) {
