@@ -200,8 +200,8 @@ pub const MEM_LEND: u32 = vendor(0x122);
 ///
 /// Takes a lent page whose borrower unlocked it or is dead; a page shared either way
 /// ([`MEM_SHARE`], [`MEM_SHARE_BACK`]), or metadata, of a dead VM; what a dead VM owned,
-/// unless a living VM borrows it. All entries of one call are of one owner and one borrower. Pages come
-/// home zeroed, unless their borrower lives and unlocked them with their
+/// unless a living VM borrows it. All entries of one call are of one owner and one
+/// borrower. Pages come home zeroed, unless their borrower lives and unlocked them with their
 /// contents; pages that the owner shared keep what is in them, which it could
 /// read all along, unless the owner is dead: an heir finds zeros whatever the
 /// page was.

@@ -69,7 +69,7 @@ pub struct CpuSlot {
     mpidr: u64,
     data: NonNull<PerCpu>,
     state: AtomicU8,
-    /// What it has said at boot.
+    /// What it said at boot of its features.
     identity: TicketMutex<Option<Identity>>,
     /// Where the CPU enters the host, and what it finds in `x0`.
     entry: AtomicU64,
@@ -311,7 +311,7 @@ impl Cpus {
 impl Cpus {
     /// Ends the machine by a call to the firmware, after what guests had in
     /// memory is gone. Guests on other CPUs leave at their next interrupt; if
-    /// one does not, the machine goes on, for it could be read after a reset.
+    /// one does not, the machine goes on: that guest's memory could be read after a reset.
     ///
     /// One CPU ends the machine at a time; another one that asks for it meanwhile
     /// is refused, and waits for nothing.

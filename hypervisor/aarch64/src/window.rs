@@ -3,7 +3,7 @@
 //! EL2's own map while VMs run: what is in it, and what it is reached through.
 //!
 //! EL2 maps Escrow's image and working memory, and the pages that a host has donated
-//! for a VM's tables and vCPUs as long as they are that. The memory of the host and of
+//! for a VM's tables and vCPUs, as long as they are metadata. The memory of the host and of
 //! guests is not mapped at EL2: no instruction there, not even one that is executed
 //! speculatively and thrown away, reaches it. Where EL2 has to (lists, zeroing,
 //! cleaning), the CPU maps it for that long at an address of its own, a *window*. So

@@ -86,7 +86,7 @@ pub struct Feature {
     /// Registers of EL1 and EL0 that hold its state, as the assembler knows
     /// them.
     pub state: &'static [&'static str],
-    /// Why it is so, where that does not go without saying.
+    /// The reason, where it is not obvious.
     pub why: &'static str,
 }
 

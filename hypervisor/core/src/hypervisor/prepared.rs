@@ -2,9 +2,9 @@
 
 //! The two halves of a call, told apart by type.
 //!
-//! What changes memory takes a [`Prepared`] and returns nothing. There is no other way to
-//! one than a check of all extents under the locks of their blocks, and it borrows those
-//! locks. So nothing changes before all was checked, and nothing refuses after
+//! What changes memory takes a [`Prepared`] and returns nothing. The only way to get a
+//! `Prepared` is a check of all extents under the locks of their blocks, and it borrows
+//! those locks. So nothing changes before all was checked, and nothing refuses after
 //! something has changed.
 
 use super::extents::{Extent, Scratch, for_each_block};

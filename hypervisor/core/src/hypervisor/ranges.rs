@@ -104,8 +104,8 @@ impl<M: Machine> Hypervisor<M> {
 
     /// [`call::MEM_SHARE_BACK`]: opens lent pages to their owner.
     ///
-    /// The owner may die at any moment: no lock of this call keeps it alive. So whether it
-    /// lives is asked once, when the page is checked.
+    /// The owner may die at any moment: no lock of this call keeps it alive. So the call
+    /// checks once, with the page, that the owner lives.
     pub(super) fn share_back(&self, run: &Run<'_>, range: Range) -> Result<Progress, Refusal> {
         let allowed = |record: Record| record.is(FrameState::Lent) && !self.is_dead(record.owner());
         let open = |found: &Found, vm: &mut Vm| {
@@ -117,8 +117,8 @@ impl<M: Machine> Hypervisor<M> {
         self.for_range(run, range, allowed, open, true)
     }
 
-    /// [`call::MEM_ASK_BACK`]: nothing if all owners have let go, or else `ask` is what the
-    /// host is to be asked.
+    /// [`call::MEM_ASK_BACK`]: succeeds if no owner has access to any page of the range.
+    /// Otherwise, if the host is such an owner, `ask` becomes what it is to be asked.
     pub(super) fn ask_back(
         &self,
         run: &mut Run<'_>,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What is no RAM: the host reaches it as it would without Escrow, but for
+//! What is not RAM: the host reaches it as it would without Escrow, but for
 //! devices that reach memory themselves. Runs without Escrow as well, to show that
 //! what it expects is what the machine does, and that what Escrow refuses works there.
 
