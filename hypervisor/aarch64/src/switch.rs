@@ -62,6 +62,11 @@ pub(crate) unsafe fn enter(cpu: *mut PerCpu, context: Stage2Context, vcpu: &mut 
     // SAFETY: parts of this CPU's data that nothing else refers to; see `guest::run`.
     let (host, last_vcpu, optional) =
         unsafe { (&mut (*cpu).host, &mut (*cpu).last_vcpu, (*cpu).optional) };
+    if optional.has(Optional::VDISR) {
+        // A guest's DISR_EL1 (DDI 0487, "DISR_EL1", HCR_EL2.AMO), which nothing traps. No
+        // virtual SError is ever pending, so what is in it is what the last guest wrote.
+        VDISR_EL2::write(0);
+    }
     let pmcr = if optional.has(Optional::PMU) { PMCR_EL0::read() } else { 0 };
     host.long_way = Observers::act(MDSCR_EL1::read(), pmcr) | optional.rare();
     // SAFETY: the host's state is in the CPU. What a guest has in its
@@ -78,11 +83,6 @@ pub(crate) unsafe fn enter(cpu: *mut PerCpu, context: Stage2Context, vcpu: &mut 
     if vcpu.pauth {
         // SAFETY: the keys are the host's.
         unsafe { grant_keys(host, vcpu) };
-    }
-    if optional.has(Optional::VDISR) {
-        // A guest's DISR_EL1 (DDI 0487, "DISR_EL1", HCR_EL2.AMO), which nothing traps. No
-        // virtual SError is ever pending, so what is in it is what the last guest wrote.
-        VDISR_EL2::write(0);
     }
     let this = ptr::from_ref(vcpu);
     if *last_vcpu != this {
