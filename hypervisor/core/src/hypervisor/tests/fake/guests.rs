@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Guests: their calls, and their other exits.
+
+use escrow_abi::{Error, call};
+
+use super::host::{Host, Refused};
+use super::machine::Fake;
+use crate::hypervisor::Hypervisor;
+use crate::vcpu::syndrome::{Ec, IL};
+use crate::vcpu::{GuestExit, Next};
+use crate::vm::Run;
+
+pub const HVC: GuestExit = GuestExit::Instruction(Ec::HVC64.bits() | IL);
+
+/// What a guest's call comes to.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Called {
+    /// `x1` to `x3`, or why not.
+    Returned(Result<[u64; 3], Refused>),
+    /// The host has to do something first: what `VCPU_RUN` answers in `x1` to
+    /// `x4`.
+    Left([u64; 4]),
+}
+
+impl Host {
+    /// A call of a guest, made by a vCPU that is run for it.
+    pub fn guest_call(
+        &mut self,
+        vcpu: u64,
+        function: u32,
+        args: &[u64],
+    ) -> Result<[u64; 3], Refused> {
+        match self.begin_guest_call(vcpu, function, args) {
+            Called::Returned(result) => result,
+            Called::Left(answer) => panic!("the guest left: {answer:x?}"),
+        }
+    }
+
+    /// The same for a call that may have to wait for the host.
+    pub fn begin_guest_call(&mut self, vcpu: u64, function: u32, args: &[u64]) -> Called {
+        self.guest_exits(vcpu, |run| {
+            run.regs.x[..8].fill(0);
+            run.regs.x[0] = function as u64;
+            run.regs.x[1..=args.len()].copy_from_slice(args);
+        })
+    }
+
+    /// The vCPU runs on after its call left for the host.
+    pub fn resume_guest_call(&mut self, vcpu: u64) -> Called {
+        self.guest_exits(vcpu, |_| {})
+    }
+
+    /// Runs a vCPU up to the HVC behind where it is, and past it.
+    fn guest_exits(&mut self, vcpu: u64, prepare: impl FnOnce(&mut Run<'_>)) -> Called {
+        let mut run = run_of(&self.escrow, vcpu);
+        prepare(&mut run);
+        let pc = run.regs.pc;
+        loop {
+            self.escrow.machine.begin_call();
+            run.regs.pc = pc.wrapping_add(4);
+            let before = run.regs.x;
+            match self.escrow.guest_exit(&mut self.scratch, &mut run, HVC, &self.ids) {
+                Next::Enter if run.regs.pc == pc => {
+                    assert_eq!(run.regs.x[..7], before[..7], "only the progress has changed");
+                    assert_ne!(run.regs.x[7], before[7], "no progress");
+                    self.restarts += 1;
+                }
+                Next::Enter => {
+                    assert_eq!(run.regs.pc, pc.wrapping_add(4), "past its call");
+                    let x = run.regs.x;
+                    assert!(x[7] == 0 || x[7] == before[7], "no progress is left over");
+                    self.done = if x[0] == 0 { 0 } else { x[3] };
+                    return Called::Returned(match x {
+                        [0, x1, x2, x3, ..] => Ok([x1, x2, x3]),
+                        [x0, x1, x2, ..] => Err((Error::from_register(x0).unwrap(), x1, x2)),
+                    });
+                }
+                Next::Leave(answer) => {
+                    assert_eq!(run.regs.pc, pc, "it makes its call again");
+                    return Called::Left(answer);
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    /// What follows when a vCPU that is run for it leaves its code.
+    pub fn guest_exit(&mut self, vcpu: u64, exit: GuestExit) -> Next {
+        let mut run = run_of(&self.escrow, vcpu);
+        self.escrow.guest_exit(&mut self.scratch, &mut run, exit, &self.ids)
+    }
+    /// Runs a vCPU of a started VM, as the CPU would.
+    pub fn run<R>(&mut self, vcpu: u64, f: impl FnOnce(&Hypervisor<Fake>, Run<'_>) -> R) -> R {
+        f(&self.escrow, run_of(&self.escrow, vcpu))
+    }
+}
+
+/// A run of a vCPU.
+fn run_of(escrow: &Hypervisor<Fake>, vcpu: u64) -> Run<'_> {
+    let mut x = [call::VCPU_RUN as u64, vcpu, 0, 0, 0, 0, 0, 0];
+    escrow.host_runs(&mut x).unwrap_or_else(|| panic!("no run: {x:x?}"))
+}

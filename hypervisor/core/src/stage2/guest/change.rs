@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Memory leaves a guest's map, for good or for a time, and comes back.
+
+use core::sync::atomic::AtomicU64;
+
+use super::{GuestMap, Span, TableCount, load, take_table};
+use crate::addr::{Ipa, PAGE_SIZE};
+use crate::machine::{Machine, Table};
+use crate::stage2::{Descriptor, PagePool};
+
+/// What stays in the place of memory that leaves a guest's map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leave {
+    /// Nothing.
+    Nothing,
+    /// What the guest needs to have it back: it is the owner.
+    Away,
+    /// A mark that keeps the address taken.
+    Poisoned,
+}
+
+/// What happens to entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Change {
+    Leave(Leave),
+    /// What is away comes back.
+    Restore,
+}
+
+impl Change {
+    const fn of(self, entry: Descriptor) -> Descriptor {
+        match self {
+            Change::Leave(Leave::Nothing) => entry.emptied(),
+            Change::Leave(Leave::Away) => entry.away(),
+            Change::Leave(Leave::Poisoned) => entry.poisoned(),
+            Change::Restore if entry.is_away() => entry.back(),
+            Change::Restore => entry,
+        }
+    }
+}
+
+impl GuestMap {
+    /// Counts the tables that taking pages out needs: one if an entry of 2 MiB
+    /// has to be taken apart for it.
+    #[inline]
+    pub fn prepare_unmap<M: Machine>(
+        &self,
+        machine: &M,
+        span: Span,
+        leave: Leave,
+        count: &mut TableCount,
+    ) {
+        self.prepare_change(machine, span, Change::Leave(leave), count);
+    }
+
+    /// The same for [`Self::restore`].
+    pub fn prepare_restore<M: Machine>(&self, machine: &M, span: Span, count: &mut TableCount) {
+        self.prepare_change(machine, span, Change::Restore, count);
+    }
+
+    #[inline]
+    fn prepare_change<M: Machine>(
+        &self,
+        machine: &M,
+        span: Span,
+        change: Change,
+        count: &mut TableCount,
+    ) {
+        let (slot, level) = self.walk(machine, span.at, 2);
+        let entry = load(slot);
+        let changes =
+            level == 2 && !(entry.is_table() || entry.is_free()) && change.of(entry) != entry;
+        if changes && !(span.is_block && span.fills()) && !entry.has_table() {
+            count.add(span.at, 3);
+        }
+    }
+
+    /// Takes pages out of the map; the caller invalidates them afterwards.
+    pub fn unmap<M: Machine>(&self, machine: &M, pool: &mut PagePool, span: Span, leave: Leave) {
+        self.change(machine, pool, span, Change::Leave(leave));
+    }
+
+    /// Puts pages that were away back into reach; the caller publishes them.
+    pub fn restore<M: Machine>(&self, machine: &M, pool: &mut PagePool, span: Span) {
+        self.change(machine, pool, span, Change::Restore);
+    }
+
+    fn change<M: Machine>(&self, machine: &M, pool: &mut PagePool, span: Span, change: Change) {
+        let (slot, level) = self.walk(machine, span.at, 2);
+        let entry = load(slot);
+        if level < 2 || change.of(entry) == entry && !entry.is_table() {
+            return;
+        }
+        let table = if entry.is_table() {
+            machine.table(entry.address())
+        } else if span.fills() {
+            let mut changed = change.of(entry);
+            if !span.is_block && !entry.has_table() {
+                pool.keep_back();
+                changed = changed.with_table();
+            }
+            machine.write_descriptor(slot, changed);
+            return;
+        } else {
+            match self.split(machine, pool, slot, entry, span.at) {
+                Some(table) => table,
+                None => return,
+            }
+        };
+        for slot in span.slots(table) {
+            let entry = load(slot);
+            let changed = change.of(entry);
+            if changed != entry {
+                machine.write_descriptor(slot, changed);
+            }
+        }
+    }
+
+    /// Gives each page of an entry of 2 MiB its own.
+    fn split<'m, M: Machine>(
+        &self,
+        machine: &'m M,
+        pool: &mut PagePool,
+        slot: &AtomicU64,
+        entry: Descriptor,
+        at: Ipa,
+    ) -> Option<&'m Table> {
+        // The pool was checked to hold what `prepare_change` counted.
+        let page = take_table(machine, pool, entry)?;
+        let table = machine.table(page);
+        let (mut to, step) = if entry.is_poisoned() {
+            (Descriptor::POISONED, 0)
+        } else {
+            let page = Descriptor::page(entry.address(), entry.attributes());
+            (if entry.is_valid() { page } else { page.away() }, PAGE_SIZE)
+        };
+        for slot in table {
+            machine.write_descriptor(slot, to);
+            to.0 += step;
+        }
+        if entry.is_valid() {
+            self.break_entry(machine, slot, at);
+        }
+        machine.write_descriptor(slot, Descriptor::table(page));
+        machine.publish();
+        Some(table)
+    }
+}

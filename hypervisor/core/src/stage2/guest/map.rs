@@ -1,0 +1,218 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Memory comes into a guest's map.
+
+use core::sync::atomic::AtomicU64;
+
+use super::{GuestMap, Span, TableCount, index, load, take_table};
+use crate::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE, PhysAddr};
+use crate::machine::{Machine, Table};
+use crate::stage2::{Attributes, Descriptor, PagePool};
+
+/// Where [`GuestMap::prepare_map`] found room.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Room {
+    /// The level-3 table, if there is one.
+    pub table: Option<PhysAddr>,
+}
+
+impl GuestMap {
+    /// Finds room for pages, and counts the tables that mapping them needs.
+    ///
+    /// # Errors
+    /// How many of the pages there is room for before the first whose address
+    /// is taken.
+    #[inline(always)]
+    pub fn prepare_map<M: Machine>(
+        &self,
+        machine: &M,
+        span: Span,
+        count: &mut TableCount,
+    ) -> Result<Room, usize> {
+        let (slot, level) = self.walk(machine, span.at, 2);
+        let entry = load(slot);
+        if level == 2 && entry.is_table() {
+            let table = machine.table(entry.address());
+            return match span.slots(table).iter().position(|slot| !load(slot).is_free()) {
+                Some(taken) => Err(taken),
+                None => Ok(Room { table: Some(entry.address()) }),
+            };
+        }
+        if !entry.is_free() {
+            return Err(0);
+        }
+        if !entry.has_table() {
+            for level in level + 1..=3 {
+                count.add(span.at, level);
+            }
+        }
+        Ok(Room { table: None })
+    }
+
+    /// The same for a block that is to be one entry whatever happens. Where its
+    /// table was is room enough, if that is empty.
+    #[inline]
+    pub fn prepare_map_block<M: Machine>(
+        &self,
+        machine: &M,
+        at: Ipa,
+        count: &mut TableCount,
+    ) -> bool {
+        let (slot, level) = self.walk(machine, at, 2);
+        let entry = load(slot);
+        if level == 2 && entry.is_table() {
+            return machine.table(entry.address()).iter().all(|slot| load(slot).is_free());
+        }
+        for level in level + 1..=2 {
+            count.add(at, level);
+        }
+        entry.is_free()
+    }
+
+    /// Maps pages where [`Self::prepare_map`] found room. The caller publishes
+    /// them.
+    #[inline(always)]
+    pub fn map<M: Machine>(
+        &self,
+        machine: &M,
+        pool: &mut PagePool,
+        span: Span,
+        room: Room,
+        to: PhysAddr,
+        attributes: Attributes,
+    ) {
+        let table = match room.table {
+            Some(page) => machine.table(page),
+            None => match self.make_room(machine, pool, span, to, attributes) {
+                Some(table) => table,
+                None => return,
+            },
+        };
+        let mut entry = Descriptor::page(to, attributes);
+        for slot in span.slots(table) {
+            machine.write_descriptor(slot, entry);
+            entry.0 += PAGE_SIZE;
+        }
+        if span.fills() {
+            self.merge(machine, pool, span.at);
+        }
+    }
+
+    /// Makes the level-3 table for pages; `None` if it turned out that they can
+    /// be one entry, and are now.
+    #[inline(never)]
+    fn make_room<'m, M: Machine>(
+        &self,
+        machine: &'m M,
+        pool: &mut PagePool,
+        span: Span,
+        to: PhysAddr,
+        attributes: Attributes,
+    ) -> Option<&'m Table> {
+        let slot = self.level2_slot(machine, pool, span.at)?;
+        let entry = load(slot);
+        if entry.is_table() {
+            return Some(machine.table(entry.address()));
+        }
+        if span.fills() && to.is_aligned(BLOCK_SIZE) {
+            if !entry.has_table() {
+                pool.keep_back();
+            }
+            machine.write_descriptor(slot, Descriptor::block(to, attributes).with_table());
+            return None;
+        }
+        let page = take_table(machine, pool, entry)?;
+        // The table is empty before it is seen.
+        machine.write_descriptor(slot, Descriptor::table(page));
+        Some(machine.table(page))
+    }
+
+    /// Maps a block as one entry where [`Self::prepare_map_block`] found room.
+    /// The caller publishes it.
+    #[inline]
+    pub fn map_block<M: Machine>(
+        &self,
+        machine: &M,
+        pool: &mut PagePool,
+        at: Ipa,
+        to: PhysAddr,
+        attributes: Attributes,
+    ) {
+        let Some(slot) = self.level2_slot(machine, pool, at) else { return };
+        let old = load(slot);
+        if old.is_table() {
+            self.break_entry(machine, slot, at);
+            pool.push(machine, old.address());
+        } else if old.has_table() {
+            pool.release();
+        }
+        machine.write_descriptor(slot, Descriptor::block(to, attributes));
+    }
+
+    /// The level-2 entry of an address; makes the table that it is in.
+    fn level2_slot<'m, M: Machine>(
+        &self,
+        machine: &'m M,
+        pool: &mut PagePool,
+        at: Ipa,
+    ) -> Option<&'m AtomicU64> {
+        let (mut slot, mut level) = self.walk(machine, at, 2);
+        while level < 2 {
+            // The pool was checked to hold what was counted.
+            let page = pool.pop(machine)?;
+            machine.write_descriptor(slot, Descriptor::table(page));
+            level += 1;
+            slot = &machine.table(page)[index(at, level)];
+        }
+        Some(slot)
+    }
+
+    /// The entry for a page, if there is one and it is free.
+    #[inline(always)]
+    pub fn free_page<'m, M: Machine>(&self, machine: &'m M, at: Ipa) -> Option<&'m AtomicU64> {
+        let (slot, level) = self.walk(machine, at, 3);
+        (level == 3 && load(slot).is_free()).then_some(slot)
+    }
+
+    /// The entry for a block, if there is one and it is free of anything, kept-back
+    /// tables included.
+    #[inline(always)]
+    pub fn free_block<'m, M: Machine>(&self, machine: &'m M, at: Ipa) -> Option<&'m AtomicU64> {
+        let (slot, level) = self.walk(machine, at, 2);
+        (level == 2 && load(slot) == Descriptor::INVALID).then_some(slot)
+    }
+
+    /// Makes 512 pages that fill 2 MiB, side by side and alike, one entry, and
+    /// keeps their table back. Does nothing for any others.
+    pub fn merge<M: Machine>(&self, machine: &M, pool: &mut PagePool, at: Ipa) {
+        let (slot, level) = self.walk(machine, at, 2);
+        let entry = load(slot);
+        if level != 2 || !entry.is_table() {
+            return;
+        }
+        let page = entry.address();
+        let table = machine.table(page);
+        let first = load(&table[0]);
+        let mut expected = first;
+        let alike = first.is_valid()
+            && first.address().is_aligned(BLOCK_SIZE)
+            && table.iter().all(|slot| {
+                let same = load(slot) == expected;
+                expected.0 += PAGE_SIZE;
+                same
+            });
+        if !alike {
+            return;
+        }
+        self.break_entry(machine, slot, at);
+        let block = Descriptor::block(first.address(), first.attributes()).with_table();
+        machine.write_descriptor(slot, block);
+        machine.publish();
+        for slot in table {
+            // No walker comes here any more.
+            machine.write_descriptor(slot, Descriptor::INVALID);
+        }
+        pool.push(machine, page);
+        pool.keep_back();
+    }
+}

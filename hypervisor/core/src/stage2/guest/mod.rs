@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! A guest's stage 2, in pages that its host donated.
+//!
+//! All of it is covered by the VM's lock. A change has two halves: first
+//! [`TableCount`] says how many tables it will need, then, when the pool is
+//! known to hold as many, it is made. Here is how the tables are read; [`map`] puts
+//! memory into them, [`change`] takes it out and brings it back.
+//!
+//! An entry is valid, or free, or *away*: the VM owns the memory behind it and
+//! cannot reach it at the moment; or it marks memory that broke. What came as
+//! 512 pages and fills 2 MiB is one entry all the same; the table page that it
+//! does without is kept back for it, so that taking it apart again never needs
+//! one.
+
+mod change;
+mod count;
+mod map;
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use super::{Descriptor, Geometry, PagePool, Stage2Context, level_shift};
+use crate::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE, PAGES_PER_BLOCK, PhysAddr};
+use crate::machine::{Machine, Table};
+
+pub use change::Leave;
+pub use count::TableCount;
+pub use map::Room;
+
+/// The tables of a guest.
+#[derive(Debug)]
+pub struct GuestMap {
+    geometry: Geometry,
+    root: PhysAddr,
+    context: Stage2Context,
+}
+
+/// Where walks begin: known, so that they need not find out.
+const START_LEVEL: u8 = 1;
+
+/// What a guest address leads to.
+#[derive(Clone, Copy, Debug)]
+pub struct Leaf {
+    /// The descriptor, perhaps invalid.
+    pub entry: Descriptor,
+    /// Its level.
+    pub level: u8,
+}
+
+/// Pages that lie side by side in 2 MiB of a guest's addresses.
+#[derive(Clone, Copy, Debug)]
+pub struct Span {
+    /// Address of the first.
+    pub at: Ipa,
+    /// How many: 1 to 512.
+    pub pages: usize,
+    /// They are one entry of a list. 512 pages that are not have a table of their own as
+    /// far as the pool is concerned, whatever their order in the list.
+    pub is_block: bool,
+}
+
+impl Span {
+    /// The slots of its pages in their level-3 table.
+    #[inline(always)]
+    fn slots(self, table: &Table) -> &[AtomicU64] {
+        let first = index(self.at, 3);
+        table.get(first..first + self.pages).unwrap_or_default()
+    }
+
+    /// Whether it fills 2 MiB.
+    #[inline(always)]
+    const fn fills(self) -> bool {
+        self.pages == PAGES_PER_BLOCK
+    }
+}
+
+impl GuestMap {
+    /// An empty map. `root` is a zeroed page; the geometry is one that begins
+    /// with one table at level 1 ([`GuestMap::fits`]).
+    pub fn new(geometry: Geometry, root: PhysAddr, context: Stage2Context) -> GuestMap {
+        GuestMap { geometry, root, context }
+    }
+
+    /// Whether guests may have tables of this shape: 31 to 39 bits of address.
+    pub const fn fits(geometry: &Geometry) -> bool {
+        geometry.start_level == START_LEVEL && geometry.root_tables == 1
+    }
+
+    /// The registers that select this map.
+    #[inline]
+    pub fn context(&self) -> &Stage2Context {
+        &self.context
+    }
+
+    /// The first address beyond the guest's space.
+    pub fn end(&self) -> u64 {
+        self.geometry.end()
+    }
+
+    /// What a guest address leads to. The address must be inside the space.
+    pub fn lookup<M: Machine>(&self, machine: &M, at: Ipa) -> Leaf {
+        let (slot, level) = self.walk(machine, at, 3);
+        Leaf { entry: load(slot), level }
+    }
+
+    /// The page that a guest address leads to, in reach or away; `None` if there is none.
+    pub fn frame<M: Machine>(&self, machine: &M, at: Ipa) -> Option<(PhysAddr, Leaf)> {
+        let leaf = self.lookup(machine, at);
+        if !(leaf.entry.is_valid() || leaf.entry.is_away()) || leaf.level < 2 {
+            return None;
+        }
+        let in_block = if leaf.level == 2 { at.0 % BLOCK_SIZE } else { 0 };
+        Some((leaf.entry.address().add(in_block & !(PAGE_SIZE - 1)), leaf))
+    }
+
+    /// Shows all entries that lead to memory, in reach or away, in the order of their
+    /// addresses. What happens to an entry once it has been shown is not seen.
+    pub fn for_each_leaf<M: Machine>(&self, machine: &M, mut f: impl FnMut(Ipa, Leaf)) {
+        self.leaves_of(machine, self.root, START_LEVEL, Ipa(0), &mut f);
+    }
+
+    fn leaves_of<M: Machine>(
+        &self,
+        machine: &M,
+        table: PhysAddr,
+        level: u8,
+        base: Ipa,
+        f: &mut impl FnMut(Ipa, Leaf),
+    ) {
+        for (n, slot) in (0u64..).zip(machine.table(table)) {
+            let entry = load(slot);
+            let at = base.add(n << level_shift(level));
+            if level < 3 && entry.is_table() {
+                self.leaves_of(machine, entry.address(), level + 1, at, f);
+            } else if entry.is_valid() || entry.is_away() {
+                f(at, Leaf { entry, level });
+            }
+        }
+    }
+
+    /// The first half of break-before-make (DDI 0487, D8.16.1 "Using
+    /// break-before-make when updating translation table entries"): the one
+    /// place where a guest's live entry goes so that another shape can take its
+    /// place.
+    fn break_entry<M: Machine>(&self, machine: &M, slot: &AtomicU64, at: Ipa) {
+        machine.write_descriptor(slot, Descriptor::INVALID);
+        machine
+            .invalidate(&self.context, core::iter::once((at.align_down(BLOCK_SIZE), BLOCK_SIZE)));
+    }
+
+    /// Follows tables towards `target`; stops at it, or at the first entry
+    /// that is no table.
+    #[inline(always)]
+    fn walk<'m, M: Machine>(&self, machine: &'m M, at: Ipa, target: u8) -> (&'m AtomicU64, u8) {
+        let mut level = START_LEVEL;
+        let mut slot = &machine.table(self.root)[index(at, level)];
+        while level < target {
+            let entry = load(slot);
+            if !entry.is_table() {
+                break;
+            }
+            level += 1;
+            slot = &machine.table(entry.address())[index(at, level)];
+        }
+        (slot, level)
+    }
+}
+
+/// A zeroed page for the table in the place of `entry`.
+fn take_table<M: Machine>(machine: &M, pool: &mut PagePool, entry: Descriptor) -> Option<PhysAddr> {
+    if entry.has_table() {
+        pool.release();
+    }
+    pool.pop(machine)
+}
+
+#[inline(always)]
+fn index(at: Ipa, level: u8) -> usize {
+    (at.0 >> level_shift(level)) as usize % 512
+}
+
+#[inline(always)]
+fn load(slot: &AtomicU64) -> Descriptor {
+    Descriptor(slot.load(Ordering::Relaxed))
+}
