@@ -59,7 +59,7 @@ pub(crate) unsafe fn run(
     run: &mut Run<'_>,
     x: &mut [u64; 8],
 ) {
-    if let Next::Leave(answer) = hypervisor.guest_entry(run) {
+    if let Next::Exit(answer) = hypervisor.guest_entry(run) {
         put(x, &answer);
         return;
     }
@@ -88,7 +88,7 @@ pub(crate) unsafe fn run(
                             set_interrupt(interrupt);
                             continue;
                         }
-                        Waited::Leave(answer) => {
+                        Waited::Exit(answer) => {
                             put(x, &answer);
                             break;
                         }
@@ -124,7 +124,7 @@ pub(crate) unsafe fn run(
                     break;
                 }
             }
-            Next::Leave(answer) => {
+            Next::Exit(answer) => {
                 put(x, &answer);
                 break;
             }
@@ -139,7 +139,7 @@ pub(crate) unsafe fn run(
         }
     }
     // SAFETY: as granted, and the guest's state is in the CPU.
-    unsafe { switch::leave(cpu, run) };
+    unsafe { switch::exit(cpu, run) };
 }
 
 /// What a run ended with, in the host's registers.

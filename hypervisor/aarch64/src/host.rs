@@ -10,9 +10,9 @@ use escrow_core::addr::Ipa;
 use escrow_core::hardening::{WORKAROUND_2, store_bypass};
 use escrow_core::hypervisor::{HostAbort, Reply, immediate};
 use escrow_core::psci::{FirmwareCall, PsciCall};
-use escrow_core::trap::{HostFault, HostRegisters};
+use escrow_core::trap::{HostFault, RegisterFile};
 use escrow_core::vcpu::syndrome::{Ec, abort};
-use escrow_core::vcpu::{Access, Entry, Exception, PstateFeatures, after_instruction};
+use escrow_core::vcpu::{Access, Exception, ExceptionEntry, PstateFeatures, after_instruction};
 
 use crate::fault::stop_if_stopped;
 use crate::machine::{Installed, installed};
@@ -42,7 +42,7 @@ struct SyncFrame {
 
 const _: () = assert!(size_of::<SyncFrame>() == 96 + size_of::<HostFrame>());
 
-impl HostRegisters for SyncFrame {
+impl RegisterFile for SyncFrame {
     fn read(&self, n: usize) -> u64 {
         match n {
             0..=18 => self.rest.x.get(n).copied().unwrap_or(0),
@@ -286,7 +286,7 @@ fn inject(exception: Exception) {
     let interrupted = SPSR_EL2::read();
     let at = ELR_EL2::read();
     let pstate = PstateFeatures { mte: features.mte2, nmi: features.nmi };
-    let entry = Entry::new(interrupted, SCTLR_EL1::read(), VBAR_EL1::read(), pstate);
+    let entry = ExceptionEntry::new(interrupted, SCTLR_EL1::read(), VBAR_EL1::read(), pstate);
     ESR_EL1::write(exception.esr);
     if let Some(far) = exception.far {
         FAR_EL1::write(far);

@@ -210,25 +210,25 @@ impl Hardware {
     }
 
     /// Puts a VM into `VTTBR_EL2`, for TLB maintenance under its VMID, unless it is there.
-    /// What [`Self::come_back`] needs. No closure does the maintenance in between: it would
+    /// What [`Self::exit_vmid_context`] needs. No closure does the maintenance in between: it would
     /// not be inlined.
     #[inline(always)]
-    fn go_to(&self, context: &Stage2Context) -> Option<Away> {
+    fn enter_vmid_context(&self, context: &Stage2Context) -> Option<SavedContext> {
         let is_there = VTTBR_EL2::read() == context.vttbr;
-        if is_there { None } else { Some(self.leave_own_context(context)) }
+        if is_there { None } else { Some(self.switch_context(context)) }
     }
 
     #[inline(always)]
-    fn come_back(&self, away: Option<Away>) {
-        if let Some((own, walks)) = away {
-            return_to_context(&own, walks);
+    fn exit_vmid_context(&self, saved: Option<SavedContext>) {
+        if let Some((own, walks)) = saved {
+            restore_context(&own, walks);
         }
     }
 
     /// Goes to a VM that is not the one whose EL1 registers are in the CPU. What to return to.
     #[cold]
     #[inline(never)]
-    fn leave_own_context(&self, context: &Stage2Context) -> Away {
+    fn switch_context(&self, context: &Stage2Context) -> SavedContext {
         let own = Stage2Context { vttbr: VTTBR_EL2::read(), vtcr: VTCR_EL2::read() };
         finish_walks();
         let walks = self.errata().has(Errata::SPECULATIVE_AT).then(Walks::hold);
@@ -238,11 +238,11 @@ impl Hardware {
 }
 
 /// The context that was in `VTTBR_EL2`, and how its walks go on.
-type Away = (Stage2Context, Option<Walks>);
+type SavedContext = (Stage2Context, Option<Walks>);
 
 #[cold]
 #[inline(never)]
-fn return_to_context(own: &Stage2Context, walks: Option<Walks>) {
+fn restore_context(own: &Stage2Context, walks: Option<Walks>) {
     set_context(own);
     if let Some(walks) = walks {
         walks.resume();
@@ -400,7 +400,7 @@ impl Machine for Hardware {
         // walk could bring them back (DDI 0487, "Using break-before-make when
         // updating translation table entries").
         dsb_ishst();
-        let away = self.go_to(context);
+        let saved = self.enter_vmid_context(context);
         for (base, size) in ranges {
             self.invalidate_stage2(base, size);
         }
@@ -410,15 +410,15 @@ impl Machine for Hardware {
         dsb_ish();
         tlbi!(Event::TlbiVmalle1is, "tlbi vmalle1is");
         self.finish();
-        self.come_back(away);
+        self.exit_vmid_context(saved);
     }
 
     fn invalidate_all(&self, context: &Stage2Context) {
         dsb_ishst();
-        let away = self.go_to(context);
+        let saved = self.enter_vmid_context(context);
         tlbi!(Event::TlbiVmalls12e1is, "tlbi vmalls12e1is");
         self.finish();
-        self.come_back(away);
+        self.exit_vmid_context(saved);
     }
 
     #[inline(always)]

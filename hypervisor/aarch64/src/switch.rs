@@ -105,7 +105,7 @@ pub(crate) unsafe fn enter(cpu: *mut PerCpu, context: Stage2Context, vcpu: &mut 
 ///
 /// As for [`run`](crate::guest::run), with the guest's state in the CPU.
 #[inline(always)]
-pub(crate) unsafe fn leave(cpu: *mut PerCpu, vcpu: &mut Vcpu) {
+pub(crate) unsafe fn exit(cpu: *mut PerCpu, vcpu: &mut Vcpu) {
     finish_walks();
     // SAFETY: this is only read while a guest runs.
     let host = unsafe { &(*cpu).host };
@@ -116,7 +116,7 @@ pub(crate) unsafe fn leave(cpu: *mut PerCpu, vcpu: &mut Vcpu) {
             escrow_load_keys(&host.el1.keys);
         }
         if host.long_way != 0 {
-            leave_rarely(cpu, vcpu);
+            exit_rarely(cpu, vcpu);
         } else {
             to_host(cpu, vcpu);
         }
@@ -142,7 +142,7 @@ unsafe fn to_guest(cpu: *mut PerCpu, context: Stage2Context, vcpu: &Vcpu) -> u64
 ///
 /// # Safety
 ///
-/// As for [`leave`].
+/// As for [`exit`].
 #[inline(always)]
 unsafe fn to_host(cpu: *const PerCpu, vcpu: &mut Vcpu) {
     // SAFETY: as granted; the CPU's own data.
@@ -188,9 +188,9 @@ unsafe fn enter_rarely(cpu: *mut PerCpu, context: Stage2Context, vcpu: &mut Vcpu
 ///
 /// # Safety
 ///
-/// As for [`leave`].
+/// As for [`exit`].
 #[cold]
-unsafe fn leave_rarely(cpu: *mut PerCpu, vcpu: &mut Vcpu) {
+unsafe fn exit_rarely(cpu: *mut PerCpu, vcpu: &mut Vcpu) {
     // SAFETY: parts of this CPU's data that nothing else refers to.
     let (host, controls, observers, optional) =
         unsafe { (&mut (*cpu).host, &(*cpu).host_controls, &(*cpu).observers, (*cpu).optional) };

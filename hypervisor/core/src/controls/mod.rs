@@ -6,7 +6,7 @@
 //!
 //! All of it comes from one table ([`FEATURES`]). The host gets what the CPUs
 //! have, as if there were no EL2; a guest gets the base architecture with
-//! floating point and pointer authentication. What a party does not get is
+//! floating point and pointer authentication. What an EL1 does not get is
 //! closed to it and hidden from it by the same word of the table, so that one
 //! cannot be without the other. What the table does not know is closed and
 //! hidden for both: a CPU that is newer than Escrow shows no feature whose
@@ -44,7 +44,7 @@ use table::Feature;
 
 /// Who runs at EL1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Party {
+pub enum El1 {
     /// The host.
     Host,
     /// A guest.
@@ -52,20 +52,20 @@ pub enum Party {
 }
 
 impl Feature {
-    /// What a party gets of it.
-    pub const fn treatment(&self, party: Party) -> Treatment {
-        match party {
-            Party::Host => self.host,
-            Party::Guest => self.guest,
+    /// What an EL1 gets of it.
+    pub const fn treatment(&self, el1: El1) -> Treatment {
+        match el1 {
+            El1::Host => self.host,
+            El1::Guest => self.guest,
         }
     }
 }
 
 impl Ids {
-    /// What a party is shown of CPUs that have this: fields of the table, up to
-    /// the newest value that it knows and to the last one before what the party
+    /// What an EL1 is shown of CPUs that have this: fields of the table, up to
+    /// the newest value that it knows and to the last one before what the EL1
     /// does not get.
-    pub fn seen_by(&self, party: Party) -> Ids {
+    pub fn seen_by(&self, el1: El1) -> Ids {
         let mut seen = self.masked(|crm, op2| {
             let known = |mask: u64, field: &ids::Field| match field.register {
                 Register::Space(c, o) if (c, o) == (crm, op2) => mask | field.mask(),
@@ -78,7 +78,7 @@ impl Ids {
             let value = field.at_most(seen.get(field), field.newest);
             seen.set(field, value);
         }
-        for feature in FEATURES.iter().filter(|feature| !feature.treatment(party).shows()) {
+        for feature in FEATURES.iter().filter(|feature| !feature.treatment(el1).shows()) {
             for (field, from) in feature.shown {
                 seen.set(field, field.before(seen.get(field), *from));
             }
@@ -196,7 +196,7 @@ impl Controls {
     /// ID registers are trapped where the CPU's own say something else than the
     /// host is to see.
     pub fn host(cpu: &Cpu, promise: &Promise) -> Controls {
-        let mut controls = Controls::of(Party::Host, HOST, cpu, &promise.host);
+        let mut controls = Controls::of(El1::Host, HOST, cpu, &promise.host);
         if !cpu.ids.same_space(&promise.host) {
             controls.hcr |= hcr::TID3;
         }
@@ -207,21 +207,21 @@ impl Controls {
     /// authentication are trapped until the guest has its own registers for
     /// them.
     pub fn guest(cpu: &Cpu, promise: &Promise) -> Controls {
-        let mut controls = Controls::of(Party::Guest, GUEST, cpu, &promise.guest);
+        let mut controls = Controls::of(El1::Guest, GUEST, cpu, &promise.guest);
         if promise.features.stage2.force_write_back {
             controls.hcr |= hcr::FWB;
         }
         controls
     }
 
-    /// A party's controls: each feature that the CPU has is open if the party
+    /// An EL1's controls: each feature that the CPU has is open if the EL1
     /// is to have it and sees it, and closed otherwise.
-    fn of(party: Party, base: Controls, cpu: &Cpu, seen: &Ids) -> Controls {
+    fn of(el1: El1, base: Controls, cpu: &Cpu, seen: &Ids) -> Controls {
         let mut controls = base;
         // MDCR_EL2.HPMN: all of the event counters are EL1's.
         controls.mdcr |= cpu.event_counters as u64;
         for feature in FEATURES.iter().filter(|feature| feature.is_in(&cpu.ids)) {
-            let open = feature.treatment(party).opens() && feature.is_in(seen);
+            let open = feature.treatment(el1).opens() && feature.is_in(seen);
             for control in feature.controls {
                 let register = controls.register_mut(control.register);
                 let bits = if open { control.open } else { control.closed };

@@ -7,7 +7,7 @@ use core::fmt;
 use super::features::{Cpu, Features};
 use super::fields::ALL;
 use super::ids::{Field, Ids};
-use super::{MissingFeature, Party};
+use super::{El1, MissingFeature};
 
 /// What all CPUs of the machine have in common.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,12 +70,12 @@ impl Promise {
     }
 
     fn from(least: Ids, cpu: &Cpu, others: Option<&Features>) -> Promise {
-        let host = least.seen_by(Party::Host);
+        let host = least.seen_by(El1::Host);
         let own = Features::of(cpu, &host);
         Promise {
             least,
             host,
-            guest: least.seen_by(Party::Guest),
+            guest: least.seen_by(El1::Guest),
             features: others.map_or(own, |others| own.least(others)),
         }
     }

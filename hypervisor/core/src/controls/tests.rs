@@ -237,13 +237,13 @@ fn check(cpus: &[Cpu]) -> Result<(), String> {
             }
         }
     }
-    for (party, seen) in [(Party::Host, &promise.host), (Party::Guest, &promise.guest)] {
-        for feature in FEATURES.iter().filter(|feature| !feature.treatment(party).shows()) {
+    for (el1, seen) in [(El1::Host, &promise.host), (El1::Guest, &promise.guest)] {
+        for feature in FEATURES.iter().filter(|feature| !feature.treatment(el1).shows()) {
             for (field, from) in feature.shown {
                 // From the least value on, it is the whole field that is hidden.
                 let whole = field.rank(*from) <= 0;
                 if if whole { seen.get(field) != field.absent } else { seen.has(field, *from) } {
-                    return Err(format!("{party:?} sees {}", feature.name));
+                    return Err(format!("{el1:?} sees {}", feature.name));
                 }
             }
         }
@@ -252,13 +252,13 @@ fn check(cpus: &[Cpu]) -> Result<(), String> {
                 let known = ALL.iter().filter(|f| f.register == Register::Space(crm, op2));
                 let mask = known.fold(0, |mask, field| mask | field.mask());
                 if seen.register(crm, op2) & !mask != 0 {
-                    return Err(format!("{party:?} sees what nobody knows in {crm}, {op2}"));
+                    return Err(format!("{el1:?} sees what nobody knows in {crm}, {op2}"));
                 }
             }
         }
         for field in ALL.iter().filter(|f| matches!(f.register, Register::Space(..))) {
             if field.rank(seen.get(field)) > field.rank(field.newest) {
-                return Err(format!("{party:?} sees a {} from the future", field.name));
+                return Err(format!("{el1:?} sees a {} from the future", field.name));
             }
         }
     }
@@ -367,8 +367,8 @@ fn every_field_has_a_row_and_every_trap_its_control() {
         assert_ne!(rows.count(), 0, "{} has no row", field.name);
     }
     for feature in FEATURES {
-        for party in [Party::Host, Party::Guest] {
-            let treatment = feature.treatment(party);
+        for el1 in [El1::Host, El1::Guest] {
+            let treatment = feature.treatment(el1);
             if treatment == Treatment::Trapped {
                 assert!(!feature.controls.is_empty(), "{} is not trapped", feature.name);
             }

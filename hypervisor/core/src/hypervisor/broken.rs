@@ -19,7 +19,7 @@ use super::prepared::Prepared;
 use crate::addr::PhysAddr;
 use crate::ledger::{Block, Record, VmId};
 use crate::machine::Machine;
-use crate::stage2::Leave;
+use crate::stage2::Unmapped;
 use crate::vm::Vm;
 
 impl<M: Machine> Hypervisor<M> {
@@ -44,7 +44,7 @@ impl<M: Machine> Hypervisor<M> {
             && map.lookup(&self.machine, extent.own).entry.is_away()
         {
             // The entries are those that went away a moment ago, so no table is needed.
-            map.unmap(&self.machine, pool, extent.own_span(), Leave::Poisoned);
+            map.unmap(&self.machine, pool, extent.own_span(), Unmapped::Poisoned);
             *has_broken = true;
         }
         extent.pages = 0;

@@ -22,7 +22,7 @@ use crate::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE, PAGES_PER_BLOCK};
 use crate::capability::Capability;
 use crate::ledger::{GuestId, Record, VmId};
 use crate::machine::{Machine, Note};
-use crate::stage2::{GuestMap, Leave, PagePool, TableCount};
+use crate::stage2::{GuestMap, PagePool, TableCount, Unmapped};
 use crate::vm::Vm;
 
 /// What left a guest's map, for its TLB entries to go as well: by address as
@@ -93,10 +93,10 @@ impl Give {
     }
 
     /// What stays in the map of an owner that is a guest.
-    const fn leave(self) -> Leave {
+    const fn unmapped(self) -> Unmapped {
         match self {
-            Give::Donate => Leave::Nothing,
-            _ => Leave::Away,
+            Give::Donate => Unmapped::Free,
+            _ => Unmapped::Away,
         }
     }
 
@@ -211,7 +211,7 @@ impl<M: Machine> Hypervisor<M> {
                 self.check_donated(extent, from.id.into())?;
                 if kind.hides() {
                     let span = extent.own_span();
-                    own.prepare_unmap(&self.machine, span, kind.leave(), &mut tables);
+                    own.prepare_unmap(&self.machine, span, kind.unmapped(), &mut tables);
                 }
                 Ok(())
             })?;
@@ -240,7 +240,7 @@ impl<M: Machine> Hypervisor<M> {
             let Vm { map: Some(map), pool, .. } = &mut *from.vm else { return };
             let mut gone = Gone::new();
             for extent in prepared.extents() {
-                map.unmap(&self.machine, pool, extent.own_span(), kind.leave());
+                map.unmap(&self.machine, pool, extent.own_span(), kind.unmapped());
                 gone.add(extent.own, extent.size());
             }
             self.invalidate_guest(map, &gone);

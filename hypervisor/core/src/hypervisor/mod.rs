@@ -35,7 +35,7 @@ use crate::machine::{Machine, Note};
 use crate::stage2::{
     Attributes, Geometry, GuestMap, HostMap, HostMapError, MmioMap, Stage2Context, Stage2Features,
 };
-use crate::trap::{HostFault, HostRegisters, Trap, TrapError, Trapped, Traps};
+use crate::trap::{HostFault, RegisterFile, Trap, TrapError, Trapped, Traps};
 use crate::vm::{Slot, Slots};
 pub use calls::{LENDS_ONE, Reply, immediate};
 pub use extents::Scratch;
@@ -263,7 +263,7 @@ impl<M: Machine> Hypervisor<M> {
 
     /// Decides about a stage-2 translation or access-flag fault of the host, and makes
     /// the access if it is to a device that EL2 keeps.
-    pub fn host_abort(&self, fault: &HostFault, registers: &mut impl HostRegisters) -> HostAbort {
+    pub fn host_abort(&self, fault: &HostFault, registers: &mut impl RegisterFile) -> HostAbort {
         match self.traps.access(&self.machine, fault, registers) {
             Some(Trapped::Done) => return HostAbort::Skip,
             Some(Trapped::Refused) => return HostAbort::Inject,

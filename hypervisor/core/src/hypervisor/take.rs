@@ -18,7 +18,7 @@ use super::{Hypervisor, Refusal};
 use crate::addr::{BLOCK_SIZE, PAGE_SIZE};
 use crate::ledger::{GuestId, Record, VmId};
 use crate::machine::{Machine, MemoryError};
-use crate::stage2::{GuestMap, Leave, Span, TableCount};
+use crate::stage2::{GuestMap, Span, TableCount, Unmapped};
 use crate::vm::{Life, Vm};
 
 /// What an owner takes.
@@ -51,10 +51,10 @@ impl Taking {
         }
     }
 
-    const fn leave(self) -> Leave {
+    const fn unmapped(self) -> Unmapped {
         match self {
-            Taking::Poison => Leave::Poisoned,
-            _ => Leave::Nothing,
+            Taking::Poison => Unmapped::Poisoned,
+            _ => Unmapped::Free,
         }
     }
 }
@@ -203,7 +203,7 @@ impl<M: Machine> Hypervisor<M> {
                     && kind != Taking::TakeBack
                     && record.has_guest_address()
                 {
-                    map.prepare_unmap(&self.machine, piece.span(), kind.leave(), &mut tables);
+                    map.prepare_unmap(&self.machine, piece.span(), kind.unmapped(), &mut tables);
                 }
             }
             Ok(())
@@ -216,11 +216,11 @@ impl<M: Machine> Hypervisor<M> {
         if let Some(Party { vm: Vm { map: Some(map), pool, .. }, .. }) = &sides.owner {
             match kind {
                 Taking::Poison => self.own_spans(extents, map, |span| {
-                    map.prepare_unmap(&self.machine, span, Leave::Poisoned, &mut own_tables);
+                    map.prepare_unmap(&self.machine, span, Unmapped::Poisoned, &mut own_tables);
                 }),
                 Taking::TakeBack => {
                     for span in extents.iter().map(Extent::own_span) {
-                        map.prepare_unmap(&self.machine, span, Leave::Away, &mut own_tables);
+                        map.prepare_unmap(&self.machine, span, Unmapped::Away, &mut own_tables);
                     }
                 }
                 Taking::Unshare | Taking::Reclaim => {
@@ -252,7 +252,7 @@ impl<M: Machine> Hypervisor<M> {
             for extent in extents {
                 for piece in self.pieces(extent) {
                     if piece.record.has_guest_address() {
-                        map.unmap(&self.machine, pool, piece.span(), kind.leave());
+                        map.unmap(&self.machine, pool, piece.span(), kind.unmapped());
                         gone.add(piece.record.guest(), piece.size());
                     }
                 }
@@ -266,7 +266,7 @@ impl<M: Machine> Hypervisor<M> {
         {
             let mut gone = Gone::new();
             self.own_spans(extents, map, |span| {
-                map.unmap(&self.machine, pool, span, Leave::Poisoned);
+                map.unmap(&self.machine, pool, span, Unmapped::Poisoned);
                 gone.add(span.at, span.pages as u64 * PAGE_SIZE);
             });
             *has_broken = true;
@@ -410,7 +410,7 @@ impl<M: Machine> Hypervisor<M> {
                     for piece in self.pieces(extent) {
                         let span = piece.own_span(extent);
                         if piece.record == Record::POISONED {
-                            map.unmap(&self.machine, pool, span, Leave::Poisoned);
+                            map.unmap(&self.machine, pool, span, Unmapped::Poisoned);
                         } else {
                             map.restore(&self.machine, pool, span);
                         }
@@ -420,7 +420,7 @@ impl<M: Machine> Hypervisor<M> {
             Taking::TakeBack => {
                 let mut gone = Gone::new();
                 for span in own_spans {
-                    map.unmap(&self.machine, pool, span, Leave::Away);
+                    map.unmap(&self.machine, pool, span, Unmapped::Away);
                     gone.add(span.at, span.pages as u64 * PAGE_SIZE);
                 }
                 self.invalidate_guest(map, &gone);

@@ -354,7 +354,7 @@ fn a_block_takes_the_place_of_an_empty_table() {
     map_pages(&machine, &map, &mut pool, page(0), 0);
     let mut count = TableCount::new();
     assert!(!map.prepare_map_block(&machine, Ipa(0), &mut count), "a page is there");
-    map.unmap(&machine, &mut pool, page(0), Leave::Nothing);
+    map.unmap(&machine, &mut pool, page(0), Unmapped::Free);
     assert!(map.prepare_map_block(&machine, Ipa(0), &mut count));
     assert_eq!((count.tables(), pool.len()), (0, 2));
     map.map_block(&machine, &mut pool, Ipa(0), PhysAddr(BLOCK_SIZE), ram());
@@ -369,10 +369,10 @@ fn a_page_out_of_a_block_leaves_the_others() {
     let (map, mut pool) = guest(&machine, 4);
     map.map_block(&machine, &mut pool, Ipa(0), PhysAddr(GIB), ram());
     let mut count = TableCount::new();
-    map.prepare_unmap(&machine, page(0x3000), Leave::Nothing, &mut count);
-    map.prepare_unmap(&machine, page(0x4000), Leave::Away, &mut count);
+    map.prepare_unmap(&machine, page(0x3000), Unmapped::Free, &mut count);
+    map.prepare_unmap(&machine, page(0x4000), Unmapped::Away, &mut count);
     assert_eq!(count.tables(), 1, "both are of one block");
-    map.unmap(&machine, &mut pool, page(0x3000), Leave::Nothing);
+    map.unmap(&machine, &mut pool, page(0x3000), Unmapped::Free);
     assert_eq!(pool.len(), 2);
     assert!(!map.lookup(&machine, Ipa(0x3000)).entry.is_valid());
     let other = map.lookup(&machine, Ipa(0x4000)).entry;
@@ -381,7 +381,7 @@ fn a_page_out_of_a_block_leaves_the_others() {
         &machine,
         &mut pool,
         Span { at: Ipa(0), pages: 512, is_block: false },
-        Leave::Nothing,
+        Unmapped::Free,
     );
     assert!(!map.lookup(&machine, Ipa(0x4000)).entry.is_valid());
 }
@@ -395,9 +395,9 @@ fn pages_that_fill_a_block_are_one_entry_and_their_table_stays_theirs() {
     assert_eq!((map.lookup(&machine, Ipa(GIB)).level, pool.len()), (2, 0));
     // It is taken apart without another table.
     let mut count = TableCount::new();
-    map.prepare_unmap(&machine, page(GIB + 0x1000), Leave::Nothing, &mut count);
+    map.prepare_unmap(&machine, page(GIB + 0x1000), Unmapped::Free, &mut count);
     assert_eq!(count.tables(), 0);
-    map.unmap(&machine, &mut pool, page(GIB + 0x1000), Leave::Nothing);
+    map.unmap(&machine, &mut pool, page(GIB + 0x1000), Unmapped::Free);
     assert_eq!((map.lookup(&machine, Ipa(GIB)).level, pool.len()), (3, 0));
     assert_eq!(map.frame(&machine, Ipa(GIB + 0x2000)).unwrap().0, PhysAddr(3 * GIB + 0x2000));
     assert!(map.frame(&machine, Ipa(GIB + 0x1000)).is_none());
@@ -407,10 +407,10 @@ fn pages_that_fill_a_block_are_one_entry_and_their_table_stays_theirs() {
     assert_eq!((map.lookup(&machine, Ipa(GIB)).level, pool.len()), (2, 0));
     assert!(machine.invalidations(map.context().vttbr, Ipa(GIB)) >= 2, "break before make");
     // All of it leaves, and its table is there for what comes next.
-    map.unmap(&machine, &mut pool, all, Leave::Nothing);
+    map.unmap(&machine, &mut pool, all, Unmapped::Free);
     map_pages(&machine, &map, &mut pool, page(GIB), 0);
     assert_eq!(map.lookup(&machine, Ipa(GIB)).level, 3);
-    map.unmap(&machine, &mut pool, page(GIB), Leave::Nothing);
+    map.unmap(&machine, &mut pool, page(GIB), Unmapped::Free);
     // A block in its place sets the table free.
     map.map_block(&machine, &mut pool, Ipa(GIB), PhysAddr(GIB), ram());
     assert_eq!(pool.len(), 1);
@@ -421,7 +421,7 @@ fn what_is_away_comes_back_as_it_was() {
     let machine = Fake::default();
     let (map, mut pool) = guest(&machine, 2);
     map.map_block(&machine, &mut pool, Ipa(0), PhysAddr(GIB), ram());
-    map.unmap(&machine, &mut pool, Span { at: Ipa(0), pages: 512, is_block: true }, Leave::Away);
+    map.unmap(&machine, &mut pool, Span { at: Ipa(0), pages: 512, is_block: true }, Unmapped::Away);
     let leaf = map.lookup(&machine, Ipa(0x7000));
     assert!(leaf.entry.is_away() && leaf.level == 2);
     assert_eq!(map.frame(&machine, Ipa(0x7000)).unwrap().0, PhysAddr(GIB + 0x7000));
@@ -433,7 +433,7 @@ fn what_is_away_comes_back_as_it_was() {
     assert!(map.lookup(&machine, Ipa(0x8000)).entry.is_away());
     assert!(pool.is_empty());
     // What broke keeps its place.
-    map.unmap(&machine, &mut pool, page(0x8000), Leave::Poisoned);
+    map.unmap(&machine, &mut pool, page(0x8000), Unmapped::Poisoned);
     assert!(map.lookup(&machine, Ipa(0x8000)).entry.is_poisoned());
     assert_eq!(map.prepare_map(&machine, page(0x8000), &mut TableCount::new()), Err(0));
     assert!(map.frame(&machine, Ipa(0x8000)).is_none());

@@ -11,7 +11,7 @@ mod host;
 mod pool;
 
 pub use descriptor::{Attributes, Descriptor};
-pub use guest::{GuestMap, Leaf, Leave, Room, Span, TableCount};
+pub use guest::{GuestMap, Leaf, Room, Span, TableCount, Unmapped};
 pub(crate) use host::{HostBlock, HostGib};
 pub use host::{HostMap, HostMapError, MmioMap};
 pub use pool::PagePool;

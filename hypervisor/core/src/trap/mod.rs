@@ -114,14 +114,14 @@ pub struct HostFault {
 }
 
 /// The host's general registers, wherever they are kept. Register 31 is XZR.
-pub trait HostRegisters {
+pub trait RegisterFile {
     /// Reads one.
     fn read(&self, n: usize) -> u64;
     /// Writes one.
     fn write(&mut self, n: usize, value: u64);
 }
 
-impl HostRegisters for GeneralRegisters {
+impl RegisterFile for GeneralRegisters {
     fn read(&self, n: usize) -> u64 {
         self.read(n)
     }
@@ -191,7 +191,7 @@ impl Traps {
         &self,
         machine: &M,
         fault: &HostFault,
-        registers: &mut impl HostRegisters,
+        registers: &mut impl RegisterFile,
     ) -> Option<Trapped> {
         let at = fault.at.identity();
         let entry = self.0.iter().find(|entry| entry.pages.contains(at))?;
@@ -204,7 +204,7 @@ impl Entry {
         &self,
         machine: &M,
         fault: &HostFault,
-        registers: &mut impl HostRegisters,
+        registers: &mut impl RegisterFile,
     ) -> Option<()> {
         let HostFault { at, esr, pstate, sctlr } = *fault;
         if Ec::of(esr) != Ec::DATA_ABORT_LOWER || esr & abort::S1PTW != 0 {

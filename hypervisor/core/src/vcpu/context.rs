@@ -7,7 +7,7 @@
 
 use spin::mutex::{SpinMutex, SpinMutexGuard};
 
-use super::exception::{Entry, Exception, PstateFeatures, after_instruction};
+use super::exception::{Exception, ExceptionEntry, PstateFeatures, after_instruction};
 use super::resume::Pending;
 
 /// A vCPU in the page that was donated for it. Whoever runs the vCPU holds the
@@ -231,8 +231,12 @@ impl Vcpu {
         }
         self.el1.elr = self.regs.pc;
         self.el1.spsr = interrupted;
-        let entry =
-            Entry::new(interrupted, self.el1.sctlr, self.el1.vbar, PstateFeatures::default());
+        let entry = ExceptionEntry::new(
+            interrupted,
+            self.el1.sctlr,
+            self.el1.vbar,
+            PstateFeatures::default(),
+        );
         self.regs.pc = entry.pc;
         self.regs.pstate = entry.pstate;
     }

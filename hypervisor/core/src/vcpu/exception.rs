@@ -17,7 +17,7 @@ pub struct Exception {
 
 /// Where EL1 goes on when it takes an exception.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Entry {
+pub struct ExceptionEntry {
     /// The vector.
     pub pc: u64,
     /// PSTATE there, in the layout of `SPSR_EL2`.
@@ -59,10 +59,15 @@ pub struct PstateFeatures {
     pub nmi: bool,
 }
 
-impl Entry {
+impl ExceptionEntry {
     /// Where EL1 goes from `interrupted` (a PSTATE), given its `SCTLR_EL1` and
     /// `VBAR_EL1`.
-    pub const fn new(interrupted: u64, sctlr: u64, vbar: u64, features: PstateFeatures) -> Entry {
+    pub const fn new(
+        interrupted: u64,
+        sctlr: u64,
+        vbar: u64,
+        features: PstateFeatures,
+    ) -> ExceptionEntry {
         let from32 = interrupted & pstate::AARCH32 != 0;
         let offset = if from32 {
             0x600
@@ -90,7 +95,7 @@ impl Entry {
         if features.nmi && sctlr & sctlr::SPINTMASK == 0 {
             next |= pstate::ALLINT;
         }
-        Entry { pc: (vbar & !0x7ff).wrapping_add(offset), pstate: next }
+        ExceptionEntry { pc: (vbar & !0x7ff).wrapping_add(offset), pstate: next }
     }
 }
 
@@ -168,13 +173,13 @@ mod tests {
 
     #[test]
     fn vectors_by_where_from() {
-        let vector = |from| Entry::new(from, SPAN, 0xffff_0000_0800_0800, NONE).pc & 0x7ff;
+        let vector = |from| ExceptionEntry::new(from, SPAN, 0xffff_0000_0800_0800, NONE).pc & 0x7ff;
         assert_eq!(vector(pstate::EL0T), 0x400);
         assert_eq!(vector(pstate::EL1T), 0x000);
         assert_eq!(vector(pstate::EL1H), 0x200);
         assert_eq!(vector(pstate::AARCH32), 0x600);
         assert_eq!(
-            Entry::new(pstate::EL0T, SPAN, 0xffff_0000_0800_0800, NONE).pc,
+            ExceptionEntry::new(pstate::EL0T, SPAN, 0xffff_0000_0800_0800, NONE).pc,
             0xffff_0000_0800_0c00
         );
     }
@@ -183,16 +188,16 @@ mod tests {
     fn pstate_as_the_cpu_would_have_it() {
         // Flags and PAN stay, step and BTYPE go, interrupts are masked.
         let from = pstate::NZCV | 1 << 21 | 0x3 << 10 | pstate::DIT | pstate::SSBS;
-        let entry = Entry::new(from, SPAN, 0, NONE);
+        let entry = ExceptionEntry::new(from, SPAN, 0, NONE);
         assert_eq!(entry.pstate, pstate::NZCV | pstate::DIT | pstate::DAIF | pstate::EL1H);
         // SCTLR_EL1.SPAN clear sets PAN, DSSBS sets SSBS.
-        let entry = Entry::new(pstate::EL1H, sctlr::DSSBS, 0, NONE);
+        let entry = ExceptionEntry::new(pstate::EL1H, sctlr::DSSBS, 0, NONE);
         assert_eq!(entry.pstate, pstate::PAN | pstate::SSBS | pstate::DAIF | pstate::EL1H);
         let all = PstateFeatures { mte: true, nmi: true };
-        let entry = Entry::new(0, SPAN, 0, all);
+        let entry = ExceptionEntry::new(0, SPAN, 0, all);
         assert_eq!(entry.pstate, pstate::TCO | pstate::ALLINT | pstate::DAIF | pstate::EL1H);
         // AArch32 keeps DIT where AArch64 has SS.
-        let entry = Entry::new(pstate::AARCH32 | pstate::DIT_AARCH32, SPAN, 0, NONE);
+        let entry = ExceptionEntry::new(pstate::AARCH32 | pstate::DIT_AARCH32, SPAN, 0, NONE);
         assert_eq!(entry.pstate, pstate::DIT | pstate::DAIF | pstate::EL1H);
     }
 

@@ -4,7 +4,7 @@
 //! features ([`crate::controls`]) lets it have, and zeros for the rest.
 
 use crate::controls::fields::MMFR0_PARANGE;
-use crate::controls::{Ids, Party};
+use crate::controls::{El1, Ids};
 
 /// The registers of the AArch64 ID space, CRm 4 to 7, as guests see them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,7 +15,7 @@ impl GuestIds {
     /// 7; and the bits of address that guests have.
     pub fn new(read: impl Fn(u8, u8) -> u64, address_bits: u8) -> GuestIds {
         let ids = Ids::new(read, |_| 0);
-        GuestIds::of(&ids.seen_by(Party::Guest), address_bits)
+        GuestIds::of(&ids.seen_by(El1::Guest), address_bits)
     }
 
     /// From what guests see of the CPUs, and the bits of address that they

@@ -25,7 +25,7 @@ pub use context::{
     TimerRegisters, Vcpu, VcpuCell, VcpuGuard,
 };
 pub(crate) use exception::is_aarch32;
-pub use exception::{Entry, Exception, PstateFeatures, after_instruction};
+pub use exception::{Exception, ExceptionEntry, PstateFeatures, after_instruction};
 pub use exit::{Abort, Answer, GuestExit, Outcome, READY, Trap};
 pub use ids::GuestIds;
 pub use policy::{Next, Waited};

@@ -27,8 +27,8 @@ pub enum Next {
     },
     /// Make it take an exception ([`Vcpu::inject`]) and enter it.
     Inject(Exception),
-    /// Leave it, with this for the host.
-    Leave(Answer),
+    /// Exit to the host, with this for it.
+    Exit(Answer),
 }
 
 /// What becomes of a guest that waits.
@@ -39,15 +39,15 @@ pub enum Waited {
         /// Whether there is one.
         interrupt: bool,
     },
-    /// Leave it, with this for the host.
-    Leave(Answer),
+    /// Exit to the host, with this for it.
+    Exit(Answer),
 }
 
 impl From<Waited> for Next {
     fn from(waited: Waited) -> Next {
         match waited {
             Waited::Enter { interrupt } => Next::EnterWith { interrupt },
-            Waited::Leave(answer) => Next::Leave(answer),
+            Waited::Exit(answer) => Next::Exit(answer),
         }
     }
 }
@@ -62,7 +62,7 @@ impl<M: Machine> Hypervisor<M> {
     pub fn guest_entry(&self, run: &Run<'_>) -> Next {
         match run.power {
             Power::On => Next::Enter,
-            Power::Off => Next::Leave(answer(run::POWERED_OFF, [0; 3])),
+            Power::Off => Next::Exit(answer(run::POWERED_OFF, [0; 3])),
         }
     }
 
@@ -75,7 +75,7 @@ impl<M: Machine> Hypervisor<M> {
         let wait = run.wait(esr);
         let interrupted = wait.interruptible && run.has_interrupt_to_wait_for();
         match wait.until {
-            Some(answer) if !interrupted => Waited::Leave(answer),
+            Some(answer) if !interrupted => Waited::Exit(answer),
             _ => waits_no_more(run),
         }
     }
@@ -110,7 +110,7 @@ impl<M: Machine> Hypervisor<M> {
             };
         }
         let next = match outcome {
-            Outcome::Exit(answer) => return Next::Leave(answer),
+            Outcome::Exit(answer) => return Next::Exit(answer),
             Outcome::Resume => Next::Enter,
             Outcome::Inject(exception) => Next::Inject(exception),
             Outcome::Service(service) => self.serve(scratch, run, service),
@@ -120,7 +120,7 @@ impl<M: Machine> Hypervisor<M> {
         // A VM that is being ended is left at its next exit, whatever it was.
         // An exception must not be lost, though, if it is not.
         let enters = matches!(next, Next::Enter | Next::EnterWith { .. });
-        if enters && run.slot().is_stopped() { Next::Leave(READY) } else { next }
+        if enters && run.slot().is_stopped() { Next::Exit(READY) } else { next }
     }
 
     #[cold]
@@ -136,7 +136,7 @@ impl<M: Machine> Hypervisor<M> {
                     GuestCall::Ask(answer) => {
                         // The guest makes its call again when the host has answered.
                         run.regs.pc = run.regs.pc.wrapping_sub(4);
-                        return Next::Leave(answer);
+                        return Next::Exit(answer);
                     }
                 }
             }
@@ -152,11 +152,11 @@ impl<M: Machine> Hypervisor<M> {
             }
             Service::Suspend(answer) => {
                 let interrupted = run.has_interrupt_to_wait_for();
-                return if interrupted { waits_no_more(run).into() } else { Next::Leave(answer) };
+                return if interrupted { waits_no_more(run).into() } else { Next::Exit(answer) };
             }
             Service::Down(reason) => {
                 run.slot().set_down(reason);
-                return Next::Leave(answer(run::SYSTEM_DOWN, [reason, 0, 0]));
+                return Next::Exit(answer(run::SYSTEM_DOWN, [reason, 0, 0]));
             }
             Service::CpuOn { target, entry, context } => {
                 if target == run.affinity() {
@@ -168,7 +168,7 @@ impl<M: Machine> Hypervisor<M> {
                 // other vCPU may be asleep. What it sees when it looks is what `on` has
                 // written under the lock of that vCPU, which is free again by now.
                 if let (Some(index), psci::SUCCESS) = (index, run.regs.x[0]) {
-                    return Next::Leave(answer(run::SWITCHED_ON, [index.into(), 0, 0]));
+                    return Next::Exit(answer(run::SWITCHED_ON, [index.into(), 0, 0]));
                 }
             }
             Service::AffinityInfo { target } => {
@@ -217,7 +217,7 @@ impl<M: Machine> Hypervisor<M> {
 #[inline(always)]
 fn waits_no_more(run: &Run<'_>) -> Waited {
     if run.slot().is_stopped() {
-        return Waited::Leave(READY);
+        return Waited::Exit(READY);
     }
     Waited::Enter { interrupt: run.has_interrupt() }
 }

@@ -16,7 +16,7 @@ const WFE: GuestExit = GuestExit::Instruction(Ec::WAIT.bits() | IL | 1);
 /// WFIT with a limit in X3.
 const WFIT: GuestExit = GuestExit::Instruction(Ec::WAIT.bits() | IL | 3 << 5 | 1 << 2 | 2);
 const HVC: GuestExit = GuestExit::Instruction(Ec::HVC64.bits() | IL);
-const ASLEEP: Next = Next::Leave([run::EXPECTS_WAKEUP, 0, 0, u64::MAX]);
+const ASLEEP: Next = Next::Exit([run::EXPECTS_WAKEUP, 0, 0, u64::MAX]);
 const INTERRUPTED: Next = Next::EnterWith { interrupt: true };
 const QUIET: Next = Next::EnterWith { interrupt: false };
 
@@ -79,7 +79,7 @@ fn a_guest_s_wait_is_over_as_long_as_it_rings() {
         assert_eq!(run.regs.pc, pc + 8, "past its waits");
         assert_eq!(guest(escrow, &mut run, &suspend), (INTERRUPTED, [psci::SUCCESS, 0]));
         // Events are another matter.
-        assert_eq!(exit(escrow, &mut run, WFE), Next::Leave(READY));
+        assert_eq!(exit(escrow, &mut run, WFE), Next::Exit(READY));
     });
     host.run(vcpu, |escrow, mut run| {
         let receive = |clear| [call::BELL_RECEIVE.into(), LABEL, clear, 0];
@@ -227,7 +227,7 @@ fn doorbells_die_with_their_vm() {
         // The run ends, whatever the guest does.
         assert_eq!(exit(escrow, &mut run, WFI), ASLEEP);
         let receive = [call::BELL_RECEIVE.into(), LABEL, 1, 0];
-        assert_eq!(guest(escrow, &mut run, &receive).0, Next::Leave(READY));
+        assert_eq!(guest(escrow, &mut run, &receive).0, Next::Exit(READY));
     });
     host.call(call::VM_DESTROY, &[vm]).unwrap();
     assert_eq!(host.call(call::BELL_SEND, &[doorbell, 1]), refused(Error::HandleRevoked));

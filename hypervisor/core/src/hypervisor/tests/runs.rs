@@ -46,7 +46,7 @@ fn started<const N: usize>(host: &mut Host) -> (u64, [u64; N]) {
 
 fn leaves(next: Next) -> Answer {
     match next {
-        Next::Leave(answer) => answer,
+        Next::Exit(answer) => answer,
         other => panic!("{other:?}"),
     }
 }
@@ -182,7 +182,7 @@ fn a_vm_that_ends_is_left_at_its_next_exit() {
         assert_eq!(hvc(escrow, &mut run, &[psci::VERSION.into()]), Next::Enter);
         let mut destroy = [call::VM_DESTROY as u64, vm, 0, 0, 0, 0, 0, 0];
         assert!(matches!(escrow.host_call(&mut other_cpu, &mut destroy), Reply::Answer));
-        assert_eq!(hvc(escrow, &mut run, &[psci::VERSION.into()]), Next::Leave(READY));
+        assert_eq!(hvc(escrow, &mut run, &[psci::VERSION.into()]), Next::Exit(READY));
         assert_eq!(run.regs.x[0], 0x1_0001, "answered nonetheless");
     });
     host.call(call::VM_DESTROY, &[vm]).unwrap();

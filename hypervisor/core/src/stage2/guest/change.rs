@@ -11,9 +11,9 @@ use crate::stage2::{Descriptor, PagePool};
 
 /// What stays in the place of memory that leaves a guest's map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Leave {
+pub enum Unmapped {
     /// Nothing.
-    Nothing,
+    Free,
     /// What the guest needs to have it back: it is the owner.
     Away,
     /// A mark that keeps the address taken.
@@ -23,7 +23,7 @@ pub enum Leave {
 /// What happens to entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Change {
-    Leave(Leave),
+    Unmap(Unmapped),
     /// What is away comes back.
     Restore,
 }
@@ -31,9 +31,9 @@ enum Change {
 impl Change {
     const fn of(self, entry: Descriptor) -> Descriptor {
         match self {
-            Change::Leave(Leave::Nothing) => entry.emptied(),
-            Change::Leave(Leave::Away) => entry.away(),
-            Change::Leave(Leave::Poisoned) => entry.poisoned(),
+            Change::Unmap(Unmapped::Free) => entry.emptied(),
+            Change::Unmap(Unmapped::Away) => entry.away(),
+            Change::Unmap(Unmapped::Poisoned) => entry.poisoned(),
             Change::Restore if entry.is_away() => entry.back(),
             Change::Restore => entry,
         }
@@ -48,10 +48,10 @@ impl GuestMap {
         &self,
         machine: &M,
         span: Span,
-        leave: Leave,
+        to: Unmapped,
         count: &mut TableCount,
     ) {
-        self.prepare_change(machine, span, Change::Leave(leave), count);
+        self.prepare_change(machine, span, Change::Unmap(to), count);
     }
 
     /// The same for [`Self::restore`].
@@ -77,8 +77,8 @@ impl GuestMap {
     }
 
     /// Takes pages out of the map; the caller invalidates them afterwards.
-    pub fn unmap<M: Machine>(&self, machine: &M, pool: &mut PagePool, span: Span, leave: Leave) {
-        self.change(machine, pool, span, Change::Leave(leave));
+    pub fn unmap<M: Machine>(&self, machine: &M, pool: &mut PagePool, span: Span, to: Unmapped) {
+        self.change(machine, pool, span, Change::Unmap(to));
     }
 
     /// Puts pages that were away back into reach; the caller publishes them.

@@ -23,7 +23,7 @@ use super::{Descriptor, Geometry, PagePool, Stage2Context, level_shift};
 use crate::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE, PAGES_PER_BLOCK, PhysAddr};
 use crate::machine::{Machine, Table};
 
-pub use change::Leave;
+pub use change::Unmapped;
 pub use count::TableCount;
 pub use map::Room;
 

@@ -167,7 +167,7 @@ impl HostMap {
     /// Takes a whole block out of the map; the caller invalidates it
     /// afterwards. Needs the block's lock, the block not split.
     pub fn unmap_block<M: Machine>(&self, machine: &M, at: PhysAddr) {
-        self.leave(machine, at);
+        self.split_gib(machine, at);
         if let Some(slot) = self.level2_slot(machine, at) {
             machine.write_descriptor(slot, Descriptor::INVALID);
         }
@@ -183,7 +183,7 @@ impl HostMap {
         let reached = ledger.whole_block(block).is_some_and(Record::host_reaches);
         if reached {
             // It is a block entry now; a block that was lent has left before.
-            self.leave(machine, base);
+            self.split_gib(machine, base);
         }
         ledger.split(block);
         let first = Descriptor::page(base, Attributes::HOST).0;
@@ -239,7 +239,7 @@ impl HostMap {
             let entry = Descriptor::block(base, Attributes::HOST);
             self.replace(machine, slot, entry, base, BLOCK_SIZE);
         }
-        self.come_home(machine, base);
+        self.merge_gib(machine, base);
     }
 
     /// Replaces a live entry by one of another shape: break before make
@@ -263,8 +263,8 @@ impl HostMap {
         }
     }
 
-    /// A block is about to get an entry of its own: its GiB must not be one.
-    fn leave<M: Machine>(&self, machine: &M, at: PhysAddr) {
+    /// A block is about to get an entry of its own: its GiB is split if it is one entry.
+    fn split_gib<M: Machine>(&self, machine: &M, at: PhysAddr) {
         let number = at.0 / GIB;
         let Some(gib) = self.gib(number) else { return };
         if gib.away.fetch_add(1, Ordering::AcqRel) & WHOLE == 0 {
@@ -282,14 +282,14 @@ impl HostMap {
     }
 
     /// A block is whole again: the last one makes its GiB one entry.
-    fn come_home<M: Machine>(&self, machine: &M, at: PhysAddr) {
+    fn merge_gib<M: Machine>(&self, machine: &M, at: PhysAddr) {
         let number = at.0 / GIB;
         let Some(gib) = self.gib(number) else { return };
         if gib.away.fetch_sub(1, Ordering::AcqRel) != 1 {
             return;
         }
         let _guard = self.level1.lock();
-        // WHOLE goes in first: who leaves from here on waits for the lock.
+        // WHOLE goes in first: who splits it from here on waits for the lock.
         if gib.away.compare_exchange(0, WHOLE, Ordering::AcqRel, Ordering::Relaxed).is_err() {
             return;
         }

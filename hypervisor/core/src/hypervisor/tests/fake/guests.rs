@@ -20,7 +20,7 @@ pub enum Called {
     Returned(Result<[u64; 3], Refused>),
     /// The host has to do something first: what `VCPU_RUN` answers in `x1` to
     /// `x4`.
-    Left([u64; 4]),
+    Exited([u64; 4]),
 }
 
 impl Host {
@@ -33,7 +33,7 @@ impl Host {
     ) -> Result<[u64; 3], Refused> {
         match self.begin_guest_call(vcpu, function, args) {
             Called::Returned(result) => result,
-            Called::Left(answer) => panic!("the guest left: {answer:x?}"),
+            Called::Exited(answer) => panic!("the guest left: {answer:x?}"),
         }
     }
 
@@ -76,9 +76,9 @@ impl Host {
                         [x0, x1, x2, ..] => Err((Error::from_register(x0).unwrap(), x1, x2)),
                     });
                 }
-                Next::Leave(answer) => {
+                Next::Exit(answer) => {
                     assert_eq!(run.regs.pc, pc, "it makes its call again");
-                    return Called::Left(answer);
+                    return Called::Exited(answer);
                 }
                 other => panic!("{other:?}"),
             }

@@ -19,7 +19,7 @@ impl World {
         let mut real = self.host.begin_guest_call(vcpu(&pair), call::MEM_ASK_BACK, &[at, size]);
         let mut spec = self.spec.ask_back(pair.id, at, size);
         if spec == Ok(Asked::HostIsAsked) {
-            assert_eq!(real, Called::Left([run::TAKE_BACK, at, size, 0]));
+            assert_eq!(real, Called::Exited([run::TAKE_BACK, at, size, 0]));
             self.react(&pair, at, size, reaction);
             real = self.host.resume_guest_call(vcpu(&pair));
             spec = match self.spec.ask_back(pair.id, at, size) {
