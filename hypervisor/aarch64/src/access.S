@@ -57,19 +57,43 @@ escrow_access_zero:
     b.lo    2b
     ret
 
+// Zeroes and cleans from x0 up to x1, by DC ZVA that zeroes a cache line of x2 bytes. Each
+// line is cleaned after it is zeroed: DC ZVA counts as a store to it, and maintenance by
+// address comes in program order after stores to the same line (DDI 0487, "Ordering and
+// completion of data and instruction cache instructions"). What is zeroed are whole pages,
+// so a multiple of 16 of any line up to 256 bytes.
+    .global escrow_access_zero_lines
+escrow_access_zero_lines:
+    mov     x4, xzr
+5:  .rept   16
+    dc      zva, x0
+    dc      civac, x0
+    add     x0, x0, x2
+    .endr
+    cmp     x0, x1
+    b.lo    5b
+    ret
+
+// Zeroes x1 bytes at x0 by the instructions of FEAT_MOPS. If that fails, nothing is known
+// of how far they came: what the registers hold meanwhile is the CPU's affair.
+    .arch_extension mops
+    .global escrow_access_set
+escrow_access_set:
+    mov     x4, xzr
+    setp    [x0]!, x1!, xzr
+    setm    [x0]!, x1!, xzr
+    sete    [x0]!, x1!, xzr
+    ret
+
 // Cleans and invalidates from x0 up to x1, in lines of x2 bytes. What is cleaned are
-// whole pages, so a multiple of four of any line up to 1 KiB.
+// whole pages, so a multiple of 16 of any line up to 256 bytes.
     .global escrow_access_clean
 escrow_access_clean:
     mov     x4, xzr
-3:  dc      civac, x0
-    add     x0, x0, x2
+3:  .rept   16
     dc      civac, x0
     add     x0, x0, x2
-    dc      civac, x0
-    add     x0, x0, x2
-    dc      civac, x0
-    add     x0, x0, x2
+    .endr
     cmp     x0, x1
     b.lo    3b
     ret

@@ -28,7 +28,7 @@ use crate::host::Firmware;
 use crate::sysreg::{ISR_EL1, VTCR_EL2, VTTBR_EL2};
 use crate::trace::{self, Event};
 use crate::walks::Walks;
-use crate::window::{El2Tables, Windows};
+use crate::window::{El2Tables, Windows, Zeroing};
 
 /// What the exception handlers work on.
 pub struct Installed {
@@ -56,10 +56,7 @@ pub(crate) fn installed() -> Option<&'static Installed> {
 /// The CPU's memory system.
 #[derive(Debug)]
 pub struct Hardware {
-    /// Bytes that `DC ZVA` zeroes at a time; 0 if it must not be used.
-    zva_block: u64,
-    /// Smallest data cache line, in bytes.
-    line: u64,
+    zeroing: Zeroing,
     /// Memory that comes to a guest is cleaned: not with FEAT_S2FWB on CPUs whose
     /// fetches see what data caches hold (`CTR_EL0.IDC` and `DIC`).
     needs_clean: bool,
@@ -120,8 +117,7 @@ impl Hardware {
     pub fn new(promise: &Promise, tables: El2Tables) -> Hardware {
         let features = &promise.features;
         Hardware {
-            zva_block: features.zva_block.into(),
-            line: features.cache_line.into(),
+            zeroing: Zeroing::new(features),
             needs_clean: !(features.stage2.force_write_back && features.idc && features.dic),
             fetch_sees_writes: features.dic,
             windows: Windows::new(tables),
@@ -326,7 +322,7 @@ impl Machine for Hardware {
         trace::event(|| Event::Zero { at: at.0, size });
         // Cleaned also with FEAT_S2FWB: the host's stage 2 does not force anything, and a
         // non-cacheable mapping of its own would read what memory held before.
-        let result = self.windows.zero(at, size, self.zva_block, self.line);
+        let result = self.windows.zero(at, size, &self.zeroing);
         trace::event(|| Event::DsbSy);
         result
     }
@@ -337,7 +333,7 @@ impl Machine for Hardware {
     }
 
     fn clean_to_poc(&self, at: PhysAddr, size: u64) -> Result<(), MemoryError> {
-        let result = self.windows.clean(at, size, self.line);
+        let result = self.windows.clean(at, size, &self.zeroing);
         trace::event(|| Event::DsbSy);
         result
     }

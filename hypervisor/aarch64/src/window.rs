@@ -21,6 +21,7 @@ use escrow_abi::{BLOCK_SIZE, PAGE_SIZE};
 use escrow_core::addr::PhysAddr;
 use escrow_core::machine::MemoryError;
 
+use crate::features::Features;
 use crate::percpu::PerCpu;
 use crate::sysreg::{DISR_EL1, ELR_EL2, HCR_EL2, ID_AA64PFR0_EL1, ISR_EL1, SPSR_EL2, id_field};
 
@@ -173,11 +174,14 @@ impl Windows {
         ((come - start) / SIZE) as usize
     }
 
-    /// Zeroes whole pages, all that can be, `step` bytes at a time by `DC ZVA` or by
-    /// stores if that is 0, and cleans them in lines of `line` bytes.
-    pub fn zero(&self, at: PhysAddr, size: u64, step: u64, line: u64) -> Result<(), MemoryError> {
+    /// Zeroes whole pages, all that can be, and cleans them.
+    pub fn zero(&self, at: PhysAddr, size: u64, how: &Zeroing) -> Result<(), MemoryError> {
+        let Zeroing { step, line, .. } = *how;
         self.each_part(at, size, |start, size| {
             let end = start + size;
+            if how.at_once(start, end).is_ok() {
+                return Ok(());
+            }
             let mut result = Ok(());
             let mut next = start;
             while next < end {
@@ -203,9 +207,9 @@ impl Windows {
         })
     }
 
-    /// Cleans and invalidates whole pages in lines of `line` bytes.
-    pub fn clean(&self, at: PhysAddr, size: u64, line: u64) -> Result<(), MemoryError> {
-        self.each_part(at, size, |start, size| clean_lines(start, start + size, line))
+    /// Cleans and invalidates whole pages.
+    pub fn clean(&self, at: PhysAddr, size: u64, how: &Zeroing) -> Result<(), MemoryError> {
+        self.each_part(at, size, |start, size| clean_lines(start, start + size, how.line))
     }
 
     /// Works on whole pages through windows: on blocks at a time where they are some. On
@@ -368,6 +372,47 @@ pub(crate) fn close_all() {
 
 const fn index(at: PhysAddr, level: u32) -> usize {
     (at.0 >> (39 - 9 * level)) as usize % 512
+}
+
+/// How pages are zeroed and cleaned on this machine.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Zeroing {
+    /// By the instructions of FEAT_MOPS.
+    sets: bool,
+    /// Bytes that `DC ZVA` zeroes at a time; 0 if it must not be used.
+    step: u64,
+    /// Bytes of a cache line. Smaller ones than there are, down to a sixteenth of a page:
+    /// to clean a line twice is no harm.
+    line: u64,
+}
+
+impl Zeroing {
+    pub fn new(features: &Features) -> Zeroing {
+        let step = features.zva_block.into();
+        let line = features.cache_line.into();
+        Zeroing { sets: features.sets_memory, step, line: u64::min(line, PAGE_SIZE / 16) }
+    }
+
+    /// Zeroes and cleans the fastest way there is.
+    ///
+    /// # Errors
+    /// There is none, or it failed somewhere: nothing is known then of what was zeroed.
+    #[inline(always)]
+    fn at_once(&self, start: u64, end: u64) -> Result<(), MemoryError> {
+        if self.sets {
+            access!("escrow_access_set", inlateout("x0") start => _, inlateout("x1") end - start => _)?;
+            clean_lines(start, end, self.line)
+        } else if self.step == self.line {
+            access!(
+                "escrow_access_zero_lines",
+                inlateout("x0") start => _,
+                in("x1") end,
+                in("x2") self.line
+            )
+        } else {
+            Err(MemoryError)
+        }
+    }
 }
 
 fn clean_lines(start: u64, end: u64, line: u64) -> Result<(), MemoryError> {

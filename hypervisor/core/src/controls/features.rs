@@ -184,6 +184,8 @@ pub struct Features {
     pub etm: bool,
     /// Size of a block that `DC ZVA` zeroes, in bytes; 0 if it is not allowed.
     pub zva_block: u16,
+    /// FEAT_MOPS: instructions that set memory.
+    pub sets_memory: bool,
     /// Size of the smallest data cache line, in bytes.
     pub cache_line: u16,
     /// `CTR_EL0.IDC`: data need not be cleaned for instruction fetches.
@@ -233,6 +235,7 @@ impl Features {
             etm: has(&DFR0_TRACEVER),
             // BS is log2 of words of 4 bytes; DZP prohibits.
             zva_block: if cpu.dczid & 1 << 4 == 0 { 4 << (cpu.dczid & 0xf) } else { 0 },
+            sets_memory: cpu.ids.has(&ISAR2_MOPS, 1),
             cache_line: 4 << (cpu.ctr >> 16 & 0xf),
             idc: cpu.ctr >> 28 & 1 != 0,
             dic: cpu.ctr >> 29 & 1 != 0,
@@ -251,6 +254,7 @@ impl Features {
                 vmid16: a.vmid16 && b.vmid16,
             },
             zva_block: if self.zva_block == other.zva_block { self.zva_block } else { 0 },
+            sets_memory: self.sets_memory && other.sets_memory,
             cache_line: self.cache_line.min(other.cache_line),
             idc: self.idc && other.idc,
             dic: self.dic && other.dic,

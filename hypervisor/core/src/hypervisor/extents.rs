@@ -10,9 +10,9 @@ use escrow_abi::{Error, LIST_MAX, MemEntry};
 
 use super::Refusal;
 use super::list::{ENTRIES_PER_PAGE, Next};
-use super::portions::Part;
-use crate::addr::{Ipa, PAGE_SIZE, PhysAddr};
-use crate::ledger::{Block, page_in_block};
+use super::portions::{PORTION_BLOCKS, Part};
+use crate::addr::{Ipa, PAGE_SIZE, PAGES_PER_BLOCK, PhysAddr};
+use crate::ledger::{Block, Record, page_in_block};
 use crate::stage2::{Room, Span};
 
 /// Entries of a list that name pages side by side. Neither its frames nor its guest
@@ -111,6 +111,8 @@ pub struct Scratch {
     pages: u64,
     /// How often an extent lies in another block than the one before it.
     blocks: u64,
+    /// Blocks that there is work on, as far as is known: `blocks` at the most.
+    work: u64,
     /// The block of the last extent.
     last_block: Option<Block>,
     /// The next entry does not fit into this part.
@@ -142,6 +144,7 @@ impl Scratch {
             part: Part::WHOLE,
             pages: 0,
             blocks: 0,
+            work: 0,
             last_block: None,
             is_full: false,
         }
@@ -201,10 +204,38 @@ impl Scratch {
         self.extents.iter().map(entries).sum()
     }
 
-    /// How often they go from one block to another, the first one's included.
+    /// Blocks that there is work on ([`PORTION_BLOCKS`]).
     #[inline(always)]
-    pub(super) fn blocks(&self) -> u64 {
-        self.blocks
+    pub(super) fn work(&self) -> u64 {
+        self.work
+    }
+
+    /// Counts the blocks that there is work on, if that matters. The extents are in the
+    /// order of their frames, their blocks are locked, and their pages were checked.
+    #[inline(always)]
+    pub(super) fn count_work(&mut self) {
+        if self.blocks > PORTION_BLOCKS {
+            self.work = self.blocks_with_work();
+        }
+    }
+
+    /// There is none on a block that is split already, and stays so when pages leave it
+    /// that were at home. Any other may be split, here or in a guest's map, or become whole.
+    #[inline(never)]
+    fn blocks_with_work(&self) -> u64 {
+        let block_of = |one: &Extent, other: &Extent| one.block == other.block;
+        let has_work = |extents: &&[Extent]| {
+            let Some(first) = extents.first() else { return false };
+            let pages: u64 = extents.iter().map(|extent| extent.pages as u64).sum();
+            match first.block.record().split_away() {
+                Some(away) => {
+                    !Record::is_home(first.block.frame(first.frame))
+                        || away + pages >= PAGES_PER_BLOCK as u64
+                }
+                None => true,
+            }
+        };
+        self.extents.chunk_by(block_of).filter(has_work).count() as u64
     }
 
     /// Whether the list goes on and the part does not.
@@ -224,6 +255,7 @@ impl Scratch {
         self.part = part;
         self.pages = 0;
         self.blocks = 0;
+        self.work = 0;
         self.last_block = None;
         self.is_full = false;
         self.list.clear();
@@ -283,7 +315,7 @@ impl Scratch {
         if self.is_full {
             return false;
         }
-        (self.pages, self.blocks) = (pages, blocks);
+        (self.pages, self.blocks, self.work) = (pages, blocks, blocks);
         self.last_block = Some(extent.block);
         self.frames_sorted &= extent.frame.0 >= self.frame_end;
         self.guests_sorted &= extent.guest().0 >= self.guest_end;

@@ -203,12 +203,12 @@ impl<M: Machine> Hypervisor<M> {
             if now != borrower {
                 return Err(Error::Retry.into());
             }
-            let end = scratch.end(list);
             let mut owner = Party { id, vm: own };
             let mut borrower = borrower.zip(other.as_deref_mut()).map(|(id, vm)| Party { id, vm });
             let sides =
                 Sides { owner: Some(&mut owner), borrower: borrower.as_mut(), inherits: false };
-            self.take(scratch, kind, id.into(), sides).map(|()| end)
+            self.take(scratch, kind, id.into(), sides)?;
+            Ok(scratch.end(list))
         })
     }
 }

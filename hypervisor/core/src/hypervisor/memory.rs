@@ -128,7 +128,6 @@ impl<M: Machine> Hypervisor<M> {
         let contents = kind.hides() && self.machine.needs_clean();
         self.in_portions(scratch, list, contents, |scratch, part| {
             self.read_list(scratch, reader, kind.form(), list, part)?;
-            let (commits, end) = (scratch.is_to_be_done(), scratch.end(list));
             scratch.sort_by_guest()?;
             let (id, mut vm) = self.lock_live_vm(vm)?;
             let Vm { map: Some(map), pool, counts, owned, .. } = &mut *vm else {
@@ -139,7 +138,7 @@ impl<M: Machine> Hypervisor<M> {
             let prepared = locked
                 .prepare(|extents| check_all(extents.iter_mut(), |extent| self.check_home(extent)));
             let result = prepared.map(|prepared| {
-                if commits {
+                if prepared.is_to_be_done() {
                     let pages = self.commit_host_gives(prepared, kind, id, map, pool);
                     counts.add(kind.state(), pages);
                     if kind == Give::Donate {
@@ -148,7 +147,8 @@ impl<M: Machine> Hypervisor<M> {
                 }
             });
             locked.look(&[(id.into(), Some(map))]);
-            result.map(|()| end)
+            drop(locked);
+            result.map(|()| scratch.end(list))
         })
     }
 
@@ -193,7 +193,6 @@ impl<M: Machine> Hypervisor<M> {
         let form = if to.is_some() { kind.form() } else { Form::HIDE };
         let Some(own) = &from.vm.map else { return Err(Error::Denied.into()) };
         self.read_list(scratch, Reader::Guest(own), form, list, part)?;
-        let (commits, end) = (scratch.is_to_be_done(), scratch.end(list));
         let mut to = to;
         let to_id = to.as_ref().map(|(party, _)| party.id);
         if let Some((Party { vm: Vm { map: Some(map), pool, .. }, .. }, capability)) = &mut to {
@@ -218,13 +217,14 @@ impl<M: Machine> Hypervisor<M> {
             enough_tables(&tables, &from.vm.pool, 1)
         });
         let result = prepared.map(|prepared| {
-            if commits {
+            if prepared.is_to_be_done() {
                 let to = to.map(|(party, _)| party);
                 self.commit_guest_gives(prepared, kind, from, to, to_id);
             }
         });
         locked.look(&[(from.id.into(), from.vm.map.as_ref())]);
-        result.map(|()| end)
+        drop(locked);
+        result.map(|()| scratch.end(list))
     }
 
     fn commit_guest_gives(
@@ -275,20 +275,21 @@ impl<M: Machine> Hypervisor<M> {
     }
 
     /// One step of the host's donating pages for a VM's tables and vCPUs, of a list that
-    /// was read; whether it is done, or only checked. `vm` is locked and alive, or about to be.
+    /// was read. `at_once`: it is done, however much it is. `vm` is locked and alive, or
+    /// about to be.
     pub(super) fn donate_metadata(
         &self,
         scratch: &mut Scratch,
         id: GuestId,
         vm: &mut Vm,
-        commits: bool,
+        at_once: bool,
     ) -> Result<(), Refusal> {
         let pages = scratch.pages();
         let mut locked = self.lock_blocks(scratch)?;
         let prepared = locked
             .prepare(|extents| check_all(extents.iter_mut(), |extent| self.check_home(extent)));
         let result = prepared.map(|prepared| {
-            if commits {
+            if at_once || prepared.is_to_be_done() {
                 let broken = self.commit_metadata(prepared, id, &mut vm.pool);
                 vm.counts.add(FrameState::Metadata, pages - broken);
             }

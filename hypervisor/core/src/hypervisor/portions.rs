@@ -27,8 +27,8 @@ use crate::machine::Machine;
 
 /// Pages whose contents one portion works on at the most.
 pub(super) const PORTION_PAGES: u64 = PAGES_PER_BLOCK as u64;
-/// Blocks that the pages of one portion lie in at the most. A block may have to be split,
-/// which costs a table and 512 records.
+/// Blocks at the most that one portion works on as such: it may split them, or make them
+/// whole again, which costs a table and 512 records.
 pub(super) const PORTION_BLOCKS: u64 = 64;
 
 /// How far a call has come.
@@ -79,6 +79,7 @@ impl Part {
         }
     }
 
+    /// Whether so many pages, and work on so many blocks, are no more than a portion.
     #[inline(always)]
     fn is_little(self, pages: u64, blocks: u64) -> bool {
         blocks <= PORTION_BLOCKS && (pages <= PORTION_PAGES || !self.contents)
@@ -87,10 +88,10 @@ impl Part {
 
 impl Scratch {
     /// Whether the part of the list that was read is done in this step, not only
-    /// checked.
+    /// checked. To be asked once the ledger was looked at.
     #[inline(always)]
     pub(super) fn is_to_be_done(&self) -> bool {
-        self.part().is_little(self.pages(), self.blocks())
+        self.part().is_little(self.pages(), self.work())
     }
 
     /// The first entry that is left to do after this step.

@@ -47,6 +47,7 @@ impl<M: Machine> Locked<'_, M> {
         check: impl FnOnce(&mut [Extent]) -> Result<(), Refusal>,
     ) -> Result<Prepared<'_>, Refusal> {
         check(self.scratch.extents_mut())?;
+        self.scratch.count_work();
         if !self.scratch.is_to_be_done() {
             self.scratch.check_apart()?;
         }
@@ -78,6 +79,12 @@ impl Prepared<'_> {
     #[inline(always)]
     pub fn extents_mut(&mut self) -> &mut [Extent] {
         self.scratch.extents_mut()
+    }
+
+    /// Whether this step is to commit them, or was about checking them only.
+    #[inline(always)]
+    pub fn is_to_be_done(&self) -> bool {
+        self.scratch.is_to_be_done()
     }
 
     /// Notes pages that the call has put out of use.

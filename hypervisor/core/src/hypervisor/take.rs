@@ -103,7 +103,6 @@ impl<M: Machine> Hypervisor<M> {
     ) -> Result<Progress, Refusal> {
         self.in_portions(scratch, list, self.works_on_contents(kind), |scratch, part| {
             self.read_list(scratch, Reader::Host, kind.form(), list, part)?;
-            let end = scratch.end(list);
             scratch.sort_by_frame()?;
             let (owner, borrower) = self.peek(scratch)?;
             let (mut owner_vm, mut borrower_vm) = self.lock_pair(owner.guest(), borrower);
@@ -112,7 +111,8 @@ impl<M: Machine> Hypervisor<M> {
             let mut owner = owner.guest().zip(owner_vm.as_deref_mut()).map(party);
             let mut borrower = borrower.zip(borrower_vm.as_deref_mut()).map(party);
             let sides = Sides { owner: owner.as_mut(), borrower: borrower.as_mut(), inherits };
-            self.take(scratch, kind, VmId::Host, sides).map(|()| end)
+            self.take(scratch, kind, VmId::Host, sides)?;
+            Ok(scratch.end(list))
         })
     }
 
@@ -141,11 +141,10 @@ impl<M: Machine> Hypervisor<M> {
         caller: VmId,
         mut sides: Sides<'_, '_>,
     ) -> Result<(), Refusal> {
-        let commits = scratch.is_to_be_done();
         let mut locked = self.lock_blocks(scratch)?;
         let prepared = locked.prepare(|extents| self.check_take(extents, kind, caller, &mut sides));
         let result = prepared.map(|prepared| {
-            if commits {
+            if prepared.is_to_be_done() {
                 self.commit_take(prepared, kind, caller, &mut sides);
             }
         });

@@ -126,10 +126,9 @@ impl<M: Machine> Hypervisor<M> {
     ) -> Result<Progress, Refusal> {
         self.in_portions(scratch, list, true, |scratch, part| {
             self.read_list(scratch, Reader::Host, Form::METADATA, list, part)?;
-            let end = scratch.end(list);
             let (id, mut vm) = self.lock_live_vm(vm)?;
-            let commits = scratch.is_to_be_done();
-            self.donate_metadata(scratch, id, &mut vm, commits).map(|()| end)
+            self.donate_metadata(scratch, id, &mut vm, false)?;
+            Ok(scratch.end(list))
         })
     }
 

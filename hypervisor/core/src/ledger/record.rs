@@ -143,7 +143,7 @@ impl Record {
     }
 
     /// How many frames of a split block are away; `None` for other records.
-    pub(super) const fn split_away(self) -> Option<u64> {
+    pub(crate) const fn split_away(self) -> Option<u64> {
         if self.0 >> KIND_SHIFT == KIND_SPLIT { Some(self.0 & GUEST_MASK) } else { None }
     }
 

@@ -140,6 +140,44 @@ fn a_list_of_many_blocks_is_done_in_portions_also_without_contents() {
     assert_eq!(host.restarts, 0);
 }
 
+/// So many pages, the same of each of 70 blocks in turn, which go to the guest's addresses
+/// that are named.
+fn of_70_blocks(pages: core::ops::Range<u64>, guest: u64) -> Vec<MemEntry> {
+    let places = pages.flat_map(|page| (0..70).map(move |block| (page, block)));
+    let frames = places.map(|(page, block)| FREE + block * BLOCK_SIZE + page * PAGE_SIZE);
+    (0..).zip(frames).map(|(n, frame)| page(frame, guest + n * PAGE_SIZE)).collect()
+}
+
+#[test]
+fn pages_of_blocks_that_stay_split_are_one_portion() {
+    let mut host = interrupted();
+    host.escrow.machine.forces_write_back.store(true, Ordering::Relaxed);
+    let (vm, _) = host.create(128);
+    let mut guest = 0;
+    let mut lend = |host: &mut Host, pages: core::ops::Range<u64>| {
+        let list = of_70_blocks(pages, guest);
+        guest += list.len() as u64 * PAGE_SIZE;
+        host.restarts = 0;
+        host.lend(vm, &list).unwrap();
+        host.restarts
+    };
+    assert_eq!(lend(&mut host, 0..1), 1, "each block is split");
+    assert_eq!(lend(&mut host, 1..8), 0, "490 times another block, and no work on any");
+    for page in (8..505).step_by(7) {
+        assert_eq!(lend(&mut host, page..page + 7), 0);
+    }
+    // Whose last pages leave become whole again, whatever the guest makes of them.
+    assert_eq!(lend(&mut host, 505..511), 0);
+    assert_eq!(lend(&mut host, 511..512), 1, "no page is at home");
+    assert_eq!(host.escrow.pages(FrameState::Lent), 70 * 512);
+    // On the way home each block is work, for there are guests' maps.
+    let list: Vec<_> = (0..70).map(|n| (FREE + n * BLOCK_SIZE, 0)).collect();
+    host.call(call::VM_DESTROY, &[vm]).unwrap();
+    host.restarts = 0;
+    host.reclaim(&list).unwrap();
+    assert_eq!(host.restarts, 1);
+}
+
 #[test]
 fn a_vm_is_made_of_few_blocks() {
     let mut host = interrupted();
