@@ -87,7 +87,7 @@ pub extern "C" fn escrow_rs_folio_end_access(ef: &Folio) {
 /// EAGAIN: somebody uses the folio, and `refusal` says how many. EEXIST: it is
 /// away, with another VM, at another address or in another way.
 #[unsafe(no_mangle)]
-pub extern "C" fn escrow_rs_folio_begin_give(
+pub extern "C" fn escrow_rs_folio_begin_lend(
     ef: &Folio,
     counts: &Counts,
     folio: FolioPtr,
@@ -131,7 +131,7 @@ pub extern "C" fn escrow_rs_folio_begin_give(
 
 /// Ends lending or sharing: Escrow has done it, or has not.
 #[unsafe(no_mangle)]
-pub extern "C" fn escrow_rs_folio_end_give(
+pub extern "C" fn escrow_rs_folio_end_lend(
     ef: &Folio,
     counts: &Counts,
     folio: FolioPtr,
@@ -149,7 +149,7 @@ pub extern "C" fn escrow_rs_folio_end_give(
 ///
 /// ENOENT: no guest has it.
 #[unsafe(no_mangle)]
-pub extern "C" fn escrow_rs_folio_begin_take_back(ef: &Folio, counts: &Counts) -> i32 {
+pub extern "C" fn escrow_rs_folio_begin_reclaim(ef: &Folio, counts: &Counts) -> i32 {
     match ef.begin_take_back(counts) {
         Ok(how) => how as i32,
         Err(_) => Errno::NotFound.to_return(),
@@ -158,7 +158,7 @@ pub extern "C" fn escrow_rs_folio_begin_take_back(ef: &Folio, counts: &Counts) -
 
 /// Escrow has given the folio back.
 #[unsafe(no_mangle)]
-pub extern "C" fn escrow_rs_folio_taken_back(ef: &Folio, counts: &Counts, folio: FolioPtr) -> i32 {
+pub extern "C" fn escrow_rs_folio_reclaimed(ef: &Folio, counts: &Counts, folio: FolioPtr) -> i32 {
     out_of_turn(ef.taken_back(&folio, counts))
 }
 
@@ -180,7 +180,7 @@ pub extern "C" fn escrow_rs_folio_is_broken(ef: &Folio) -> bool {
     ef.state() == State::Poisoned
 }
 
-/// The counts of a memory, in the order that `escrow.h` names.
+/// The counts of a memory, in the order that `rust.h` names.
 #[unsafe(no_mangle)]
 pub extern "C" fn escrow_rs_counts(counts: &Counts, out: &mut [u64; 7]) {
     *out = [

@@ -8,7 +8,7 @@ use escrow_vmcore::hypercall::{self, AllHome, CallError, List};
 use escrow_vmcore::metadata::{INITIAL, Metadata};
 use escrow_vmcore::{Errno, uapi};
 
-use crate::kernel::{Hvc, VmPtr};
+use crate::kernel::{BorrowerPtr, Hvc};
 use crate::{status, store};
 
 /// Whether Escrow answers.
@@ -49,8 +49,8 @@ pub extern "C" fn escrow_rs_vm_info(vm: u64, out: &mut [u64; 4]) -> i32 {
 /// them, `index` is its place and `detail` what Escrow says about it. So many as
 /// `done` says, from the first, are given all the same.
 #[unsafe(no_mangle)]
-pub extern "C" fn escrow_rs_mem_give(
-    donor: VmPtr,
+pub extern "C" fn escrow_rs_mem_lend(
+    donor: BorrowerPtr,
     vm: u64,
     how: u32,
     list: u64,
@@ -84,7 +84,7 @@ pub extern "C" fn escrow_rs_mem_give(
 /// first, are back all the same, but for what turned out to be broken: that the host does
 /// not reach (`escrow_rs_is_home`). EHWPOISON: such there may be, and nothing else is wrong.
 #[unsafe(no_mangle)]
-pub extern "C" fn escrow_rs_mem_take_back(how: u32, list: u64, count: u32, done: &mut u32) -> i32 {
+pub extern "C" fn escrow_rs_mem_reclaim(how: u32, list: u64, count: u32, done: &mut u32) -> i32 {
     let list = List { address: list, count };
     let result = if how == How::Shared as u32 {
         hypercall::mem_unshare(&mut Hvc, list)
@@ -194,12 +194,12 @@ pub extern "C" fn escrow_rs_metadata_plan(metadata: &Metadata, needed: u64) -> i
 
 /// Escrow has taken pages.
 #[unsafe(no_mangle)]
-pub extern "C" fn escrow_rs_metadata_gave(metadata: &mut Metadata, pages: u64) {
+pub extern "C" fn escrow_rs_metadata_added(metadata: &mut Metadata, pages: u64) {
     metadata.gave(pages);
 }
 
 /// Escrow has given pages back.
 #[unsafe(no_mangle)]
-pub extern "C" fn escrow_rs_metadata_got_back(metadata: &mut Metadata, pages: u64) {
+pub extern "C" fn escrow_rs_metadata_reclaimed(metadata: &mut Metadata, pages: u64) {
     metadata.got_back(pages);
 }

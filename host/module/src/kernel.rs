@@ -18,7 +18,7 @@ unsafe extern "C" {
     fn escrow_folio_unfreeze(folio: NonNull<c_void>, to: u32);
     fn escrow_folio_is_poisoned(folio: NonNull<c_void>) -> bool;
     fn escrow_pause(microseconds: u32) -> bool;
-    fn escrow_vm_donate(vm: NonNull<c_void>, pages: u64) -> i32;
+    fn escrow_top_up(borrower: NonNull<c_void>, pages: u64) -> i32;
     fn escrow_mem_get(mem: NonNull<c_void>);
     fn escrow_mem_put(mem: NonNull<c_void>);
     fn escrow_event_signal(event: NonNull<c_void>);
@@ -78,15 +78,15 @@ impl Sleeper for Task {
     }
 }
 
-/// C's `struct escrow_vm`, which can donate pages.
+/// C's `struct escrow_borrower`: who gives EL2 pages for a VM.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
-pub(crate) struct VmPtr(NonNull<c_void>);
+pub(crate) struct BorrowerPtr(NonNull<c_void>);
 
-impl Donor for VmPtr {
+impl Donor for BorrowerPtr {
     fn donate(&mut self, pages: u64) -> Result<(), Errno> {
         // SAFETY: by the contract of this crate it is one, and it lives on.
-        Errno::from_return(unsafe { escrow_vm_donate(self.0, pages) })
+        Errno::from_return(unsafe { escrow_top_up(self.0, pages) })
     }
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The Rust half of the Linux module: what `escrow.h` declares and C calls.
+//! The Rust half of the Linux module: what `rust.h` declares and C calls.
 //!
 //! C is the kernel's side: it locks, allocates, maps and sleeps. What happens
 //! to a page, a VM or a vCPU is decided behind these functions, in
@@ -8,8 +8,8 @@
 //!
 //! The contract with C, for every function here: pointers are not null unless
 //! the Rust type is an `Option`, point to initialised objects of the type
-//! whose size `escrow.h` asserts, and stay valid for the call. Where Rust
-//! takes `&mut`, C holds the lock that `escrow.h` names at the function.
+//! whose size `rust.h` asserts, and stay valid for the call. Where Rust
+//! takes `&mut`, C holds the lock that `rust.h` names at the function.
 //! Errors are negative errno values.
 
 #![no_std]
@@ -36,7 +36,7 @@ use escrow_vmcore::exit::Vcpu;
 use escrow_vmcore::metadata::Metadata;
 use escrow_vmcore::{Errno, uapi};
 
-// The sizes that `escrow.h` asserts for its side of the same structures.
+// The sizes that `rust.h` asserts for its side of the same structures.
 const _: () = {
     assert!(size_of::<Folio>() == 40 && align_of::<Folio>() <= 8);
     assert!(size_of::<Counts>() == 56 && align_of::<Counts>() <= 8);
@@ -46,7 +46,7 @@ const _: () = {
     assert!(size_of::<folio::CReport>() == 12);
     assert!(size_of::<folio::CRefusal>() == 16);
     assert!(size_of::<vm::CMapRequest>() == 40);
-    assert!(size_of::<vm::CPlace>() == 40);
+    assert!(size_of::<vm::CBinding>() == 40);
     assert!(size_of::<vcpu::CExit>() == 32);
     assert!(size_of::<vcpu::CStep>() == 56);
     assert!(size_of::<uapi::VcpuRun>() == 40);

@@ -13,7 +13,7 @@ use escrow_vmcore::exit::Vcpu;
 use escrow_vmcore::vm::{Start, Vm};
 use escrow_vmcore::{Errno, hypercall, uapi};
 
-use crate::kernel::{Hvc, MemPtr, MemRef, VmPtr};
+use crate::kernel::{BorrowerPtr, Hvc, MemPtr, MemRef};
 use crate::vcpu::CExit;
 use crate::{new, status, store};
 
@@ -39,10 +39,10 @@ impl CMapRequest {
     }
 }
 
-/// `struct escrow_place`: a binding, guest addresses and the memory behind
+/// `struct escrow_binding`: a binding, guest addresses and the memory behind
 /// them.
 #[repr(C)]
-pub struct CPlace {
+pub struct CBinding {
     mem: Option<MemPtr>,
     guest: u64,
     size: u64,
@@ -51,9 +51,9 @@ pub struct CPlace {
     rights: u32,
 }
 
-impl CPlace {
-    fn of(binding: &Binding<MemRef>) -> CPlace {
-        CPlace {
+impl CBinding {
+    fn of(binding: &Binding<MemRef>) -> CBinding {
+        CBinding {
             mem: Some(binding.memory.as_ptr()),
             guest: binding.guest.start,
             size: binding.guest.end - binding.guest.start,
@@ -133,7 +133,7 @@ pub extern "C" fn escrow_rs_create_mem_check(args: &uapi::CreateMem) -> i32 {
 #[unsafe(no_mangle)]
 pub extern "C" fn escrow_rs_vm_bind(
     vm: &mut Core,
-    donor: VmPtr,
+    donor: BorrowerPtr,
     request: &CMapRequest,
     mem: MemPtr,
 ) -> i32 {
@@ -179,7 +179,7 @@ pub extern "C" fn escrow_rs_vm_begin_unbind(
 #[unsafe(no_mangle)]
 pub extern "C" fn escrow_rs_vm_end_unbind(
     vm: &mut Core,
-    donor: VmPtr,
+    donor: BorrowerPtr,
     request: &CMapRequest,
 ) -> i32 {
     let mut donor = donor;
@@ -192,13 +192,13 @@ pub extern "C" fn escrow_rs_vm_end_unbind(
 /// Whether a folio at that offset of the memory fits into the binding as a
 /// whole, and the guest address where it belongs.
 #[unsafe(no_mangle)]
-pub extern "C" fn escrow_rs_place_takes(
-    place: &CPlace,
+pub extern "C" fn escrow_rs_binding_fits(
+    binding: &CBinding,
     offset: u64,
     size: u64,
     guest: &mut u64,
 ) -> bool {
-    match binding::place_of(place.guest, place.offset, place.size, offset, size) {
+    match binding::place_of(binding.guest, binding.offset, binding.size, offset, size) {
         Some(at) => {
             *guest = at;
             true
@@ -210,24 +210,24 @@ pub extern "C" fn escrow_rs_place_takes(
 /// Finds the binding of a guest address. ENOENT: nothing is bound there.
 /// EACCES: the guest may not do that.
 #[unsafe(no_mangle)]
-pub extern "C" fn escrow_rs_vm_find(vm: &Core, guest: u64, access: u64, place: &mut CPlace) -> i32 {
+pub extern "C" fn escrow_rs_vm_find(vm: &Core, guest: u64, access: u64, to: &mut CBinding) -> i32 {
     let found = vm.bindings.find(guest).ok_or(Errno::NotFound).and_then(|binding| {
-        binding.allows(access).then(|| CPlace::of(binding)).ok_or(Errno::Access)
+        binding.allows(access).then(|| CBinding::of(binding)).ok_or(Errno::Access)
     });
-    store(found, place)
+    store(found, to)
 }
 
 /// The binding at a place of the list. ENOENT: there are not so many.
 #[unsafe(no_mangle)]
-pub extern "C" fn escrow_rs_vm_binding(vm: &Core, index: usize, place: &mut CPlace) -> i32 {
-    store(vm.bindings.get(index).map(CPlace::of).ok_or(Errno::NotFound), place)
+pub extern "C" fn escrow_rs_vm_binding(vm: &Core, index: usize, to: &mut CBinding) -> i32 {
+    store(vm.bindings.get(index).map(CBinding::of).ok_or(Errno::NotFound), to)
 }
 
 /// Adds a vCPU, and creates Escrow's half of it.
 #[unsafe(no_mangle)]
 pub extern "C" fn escrow_rs_vm_add_vcpu(
     vm: &mut Core,
-    donor: VmPtr,
+    donor: BorrowerPtr,
     id: u32,
     vcpu: &mut Vcpu,
 ) -> i32 {
@@ -260,7 +260,7 @@ pub extern "C" fn escrow_rs_vm_is_started(vm: &Core) -> bool {
 pub extern "C" fn escrow_rs_vm_check_start(
     vm: &Core,
     cpus: u32,
-    place: &mut CPlace,
+    binding: &mut CBinding,
     guest: &mut u64,
     size: &mut u64,
     unmapped: &mut bool,
@@ -268,7 +268,7 @@ pub extern "C" fn escrow_rs_vm_check_start(
     match vm.check_start(cpus) {
         Ok(Start::Running) => 0,
         Ok(Start::From(range)) => {
-            *place = CPlace::of(&range.binding);
+            *binding = CBinding::of(&range.binding);
             (*guest, *size) = (range.guest, u64::from(range.pages) * PAGE_SIZE);
             *unmapped = range.unmapped;
             1
@@ -290,7 +290,7 @@ pub extern "C" fn escrow_rs_vm_set_registers(vm: &Core) -> i32 {
 
 /// Starts the VM.
 #[unsafe(no_mangle)]
-pub extern "C" fn escrow_rs_vm_start(vm: &mut Core, donor: VmPtr) -> i32 {
+pub extern "C" fn escrow_rs_vm_start(vm: &mut Core, donor: BorrowerPtr) -> i32 {
     let mut donor = donor;
     let started = hypercall::vm_start(&mut Hvc, &mut donor, vm.handle()).map_err(Errno::from);
     status(started.map(|()| vm.started()))

@@ -41,7 +41,7 @@ pub const SHIM_TOTALS: [&str; 9] = [
     "poisoned",
     "vms",
     "metadata",
-    "remains",
+    "zombies",
 ];
 
 /// Files of [`SHIM_SYSFS_DIR`], in 4 KiB pages: lent; shared; not lent because

@@ -112,10 +112,7 @@ pub fn check_package(workspace: &Workspace, setup: &Setup) -> Result<()> {
             fs::remove_dir_all(&work)?;
         }
         fs::create_dir_all(&work)?;
-        for entry in fs::read_dir(&package)? {
-            let entry = entry?;
-            fs::copy(entry.path(), work.join(entry.file_name()))?;
-        }
+        copy_all(&package, &work)?;
         for target in ["clean", "modules"] {
             let mut make = make(&work, kernel)?;
             run_quietly(make.args(["KCFLAGS=-Werror", target]))
@@ -125,6 +122,21 @@ pub fn check_package(workspace: &Workspace, setup: &Setup) -> Result<()> {
             bail!("no module has been made for {}", kernel.release);
         }
         step.done();
+    }
+    Ok(())
+}
+
+/// Copies what is in a folder, folders too.
+fn copy_all(from: &Path, to: &Path) -> Result<()> {
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let place = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            fs::create_dir_all(&place)?;
+            copy_all(&entry.path(), &place)?;
+        } else {
+            fs::copy(entry.path(), place)?;
+        }
     }
     Ok(())
 }

@@ -68,7 +68,7 @@ shim! {
     /// Pages that Escrow keeps VMs in.
     metadata,
     /// VMs that nobody has a file of, some of whose pages do not come home.
-    remains,
+    zombies,
     /// Pages lent since the module was loaded.
     lends,
     /// Pages shared since then.
@@ -118,7 +118,7 @@ pub struct Vm {
     /// Escrow's handle, as debugfs has it (`0x…`): JSON's numbers may not hold
     /// all of it.
     pub handle: String,
-    /// `created`, `started`, `down`, `ended` or `remains`.
+    /// `created`, `started`, `down`, `ended` or `zombie`.
     pub state: String,
     /// vCPUs that have a file.
     pub vcpus: u64,
@@ -361,7 +361,7 @@ pub mod tests {
             "poisoned",
             "vms",
             "metadata",
-            "remains",
+            "zombies",
             "lends",
             "shares",
             "refusals",

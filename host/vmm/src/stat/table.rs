@@ -77,7 +77,7 @@ fn lines(report: &Report, before: Option<&Report>) -> Vec<String> {
         ("poisoned", shim.poisoned),
         ("VMs", shim.vms),
         ("metadata", shim.metadata),
-        ("remains", shim.remains),
+        ("zombies", shim.zombies),
     ];
     let old = before.map(|before| &before.shim);
     let since = [

@@ -2,7 +2,7 @@
 
 //! What becomes of the shim when something fails: an allocation, a new file, a
 //! lock that a signal ends, a call to Escrow. Runs on a host with the module
-//! of a build for tests (`host/module/fault.c`).
+//! of a build for tests (`host/module/arch/inject.c`).
 //!
 //! Each scene is walked through: its first point fails, then its second, and
 //! so on, once for each kind of failure. A program that is told of it must

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What the module is told to let fail: see `host/module/fault.c`.
+//! What the module is told to let fail: see `host/module/arch/inject.c`.
 
 use std::fs;
 

@@ -91,11 +91,11 @@ pub fn of_a_vm_without_memory() -> Result<()> {
     let vm = Device::open()?.vm()?;
     Plan::each(call::VM_DESTROY, Error::Denied).arm()?;
     drop(vm);
-    same(shim("remains")?, 1)?;
+    same(shim("zombies")?, 1)?;
     same(unload(), Err(Errno::EWOULDBLOCK)).context("unloading")?;
     Plan::disarm()?;
     settles(balance, &before)?;
-    same(shim("remains")?, 0)
+    same(shim("zombies")?, 0)
 }
 
 /// What it shared comes home with it, if not before.
@@ -128,13 +128,13 @@ fn ends_while_refused(flags: u32, function: u32, error: Error) -> Result<()> {
             same(&kept.0, &with_guest.0).context("a VM that lives keeps all of its pages")?;
         }
         ensure!(kept.1 > before.1, "the module has forgotten it: {kept:?}");
-        same(shim("remains")?, 1)?;
+        same(shim("zombies")?, 1)?;
         same(unload(), Err(Errno::EWOULDBLOCK)).context("unloading")?;
         thread::sleep(A_WHILE);
     }
     Plan::disarm()?;
     settles(balance, &before)?;
-    same(shim("remains")?, 0)
+    same(shim("zombies")?, 0)
 }
 
 /// The process is killed meanwhile.

@@ -1,0 +1,42 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Floor 0: calls to EL2, and what the Rust half of the module needs of Linux.
+ */
+#ifndef ESCROW_ARCH_H
+#define ESCROW_ARCH_H
+
+#include <linux/types.h>
+
+#include "arch/rust.h"
+
+#undef pr_fmt
+#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
+
+struct eventfd_ctx;
+struct folio;
+
+/*
+ * A VM as the floors below know it: whose pages they are, and who gives EL2
+ * more memory for the VM's tables when a call is short of it.
+ */
+struct escrow_borrower {
+	u64 handle;
+	int (*top_up)(struct escrow_borrower *borrower, u64 pages);
+};
+
+/* hvc.c */
+void escrow_hvc(const u64 args[8], u64 results[5]);
+
+/* glue.c: what Rust calls */
+void *escrow_alloc(size_t size);
+void escrow_free(void *block);
+void __noreturn escrow_panic(const char *file, size_t length, u32 line);
+bool escrow_folio_freeze(struct folio *folio, u32 at, u32 *count);
+void escrow_folio_unfreeze(struct folio *folio, u32 to);
+bool escrow_folio_is_poisoned(struct folio *folio);
+bool escrow_pause(u32 microseconds);
+int escrow_top_up(struct escrow_borrower *borrower, u64 pages);
+void escrow_event_signal(struct eventfd_ctx *event);
+void escrow_event_put(struct eventfd_ctx *event);
+
+#endif

@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* Floor 0: what Rust calls. */
+
+#include <linux/bug.h>
+#include <linux/delay.h>
+#include <linux/eventfd.h>
+#include <linux/mm.h>
+#include <linux/page-flags.h>
+#include <linux/page_ref.h>
+#include <linux/processor.h>
+#include <linux/sched/signal.h>
+#include <linux/slab.h>
+
+#include "arch/arch.h"
+#include "arch/events.h"
+
+void *escrow_alloc(size_t size)
+{
+	return kvmalloc(size, GFP_KERNEL_ACCOUNT);
+}
+
+void escrow_free(void *block)
+{
+	kvfree(block);
+}
+
+void __noreturn escrow_panic(const char *file, size_t length, u32 line)
+{
+	pr_emerg("bug at %.*s:%u\n", (int)length, file, line);
+	BUG();
+}
+
+bool escrow_folio_freeze(struct folio *folio, u32 at, u32 *count)
+{
+	if (folio_ref_freeze(folio, at))
+		return true;
+	*count = folio_ref_count(folio);
+	return false;
+}
+
+void escrow_folio_unfreeze(struct folio *folio, u32 to)
+{
+	folio_ref_unfreeze(folio, to);
+}
+
+bool escrow_folio_is_poisoned(struct folio *folio)
+{
+	long i;
+
+	/* memory_failure() marks the page, and the folio only if it finds it on a list. */
+	for (i = 0; i < folio_nr_pages(folio); i++) {
+		if (PageHWPoison(folio_page(folio, i)))
+			return true;
+	}
+	return false;
+}
+
+bool escrow_pause(u32 microseconds)
+{
+	if (fatal_signal_pending(current))
+		return false;
+	escrow_count(ESCROW_RETRIES, 1);
+	if (microseconds)
+		usleep_range(microseconds, microseconds + microseconds / 2);
+	else
+		cpu_relax();
+	return true;
+}
+
+/* EL2 needs memory for a VM. */
+int escrow_top_up(struct escrow_borrower *borrower, u64 pages)
+{
+	return borrower->top_up(borrower, pages);
+}
+
+void escrow_event_signal(struct eventfd_ctx *event)
+{
+	eventfd_signal(event);
+}
+
+void escrow_event_put(struct eventfd_ctx *event)
+{
+	eventfd_ctx_put(event);
+}

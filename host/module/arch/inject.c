@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Floor 0: failures on purpose: see inject.h. Controlled in /sys/module/escrow/parameters:
+ *
+ *   fault_arm	 KINDS NTH TIMES ERROR FUNCTION TGID: of the points of these
+ *		 kinds (enum escrow_fault_kind) that this process (0: anybody)
+ *		 passes, the NTH and those after it, TIMES in all, fail. Escrow's
+ *		 calls answer ERROR without being made, if they are this FUNCTION
+ *		 (0: any). 0 0 0 0 0 0 ends it.
+ *   fault_state what was passed since then, how many failed, and how many
+ *		 blocks of memory the module has
+ *   fault_sites each place: file, line, name, how often passed, how often failed
+ */
+
+#include <linux/kernel.h>
+#include <linux/moduleparam.h>
+#include <linux/sched.h>
+#include <linux/spinlock.h>
+
+#include "arch/arch.h"
+#include "arch/inject.h"
+
+/* What hvc.c has in this build: see Kbuild. */
+void escrow_real_hvc(const u64 args[8], u64 results[5]);
+
+static DEFINE_RAW_SPINLOCK(lock);
+static struct escrow_fault_site *sites;
+static atomic_long_t blocks;
+
+static struct {
+	u32 kinds;
+	u32 nth;
+	u32 times;
+	u64 error;
+	u32 function;
+	pid_t tgid;
+	u32 passed;
+	u32 failed;
+} plan;
+
+/* With the lock. */
+static bool escrow_fault_is_due(u32 kind, u32 function)
+{
+	if (!(plan.kinds & kind) || (plan.tgid && plan.tgid != current->tgid))
+		return false;
+	if (plan.function && plan.function != function)
+		return false;
+	plan.passed++;
+	if (plan.passed < plan.nth || plan.failed == plan.times)
+		return false;
+	plan.failed++;
+	return true;
+}
+
+static bool escrow_fault_ask(struct escrow_fault_site *site, u32 function, u64 *error)
+{
+	unsigned long flags;
+	bool fails;
+
+	/* Guests are entered with interrupts masked. */
+	raw_spin_lock_irqsave(&lock, flags);
+	if (!site->is_listed) {
+		site->is_listed = true;
+		site->next = sites;
+		sites = site;
+	}
+	fails = escrow_fault_is_due(site->kind, function);
+	site->passed++;
+	site->failed += fails;
+	*error = plan.error;
+	raw_spin_unlock_irqrestore(&lock, flags);
+	return fails;
+}
+
+bool escrow_fault_fails(struct escrow_fault_site *site)
+{
+	u64 error;
+
+	return escrow_fault_ask(site, 0, &error);
+}
+
+void escrow_hvc(const u64 args[8], u64 results[5])
+{
+	static struct escrow_fault_site site __section("escrow_faults") __aligned(8) = {
+		.file = __FILE_NAME__, .what = "hvc", .line = __LINE__, .kind = ESCROW_FAULT_HVC,
+	};
+	u64 error;
+
+	if (!escrow_fault_ask(&site, args[0], &error)) {
+		escrow_real_hvc(args, results);
+		return;
+	}
+	results[0] = error;
+	results[1] = 0;
+	results[2] = 0;
+	results[3] = 0;
+	results[4] = 0;
+}
+
+void *escrow_fault_got(void *block)
+{
+	if (block)
+		atomic_long_inc(&blocks);
+	return block;
+}
+
+const void *escrow_fault_gives_up(const void *block)
+{
+	if (block)
+		atomic_long_dec(&blocks);
+	return block;
+}
+
+static int escrow_fault_arm(const char *text, const struct kernel_param *param)
+{
+	u32 kinds, nth, times, function;
+	unsigned long flags;
+	u64 error;
+	int tgid;
+
+	if (sscanf(text, "%u %u %u %llu %u %d", &kinds, &nth, &times, &error, &function,
+		   &tgid) != 6)
+		return -EINVAL;
+	raw_spin_lock_irqsave(&lock, flags);
+	plan.kinds = kinds;
+	plan.nth = nth;
+	plan.times = times;
+	plan.error = error;
+	plan.function = function;
+	plan.tgid = tgid;
+	plan.passed = 0;
+	plan.failed = 0;
+	raw_spin_unlock_irqrestore(&lock, flags);
+	return 0;
+}
+
+static int escrow_fault_state(char *text, const struct kernel_param *param)
+{
+	unsigned long flags;
+	u32 passed, failed;
+
+	raw_spin_lock_irqsave(&lock, flags);
+	passed = plan.passed;
+	failed = plan.failed;
+	raw_spin_unlock_irqrestore(&lock, flags);
+	return sysfs_emit(text, "passed %u\nfailed %u\nblocks %ld\n", passed, failed,
+			  atomic_long_read(&blocks));
+}
+
+static int escrow_fault_sites(char *text, const struct kernel_param *param)
+{
+	struct escrow_fault_site *site;
+	unsigned long flags;
+	int at = 0;
+
+	raw_spin_lock_irqsave(&lock, flags);
+	for (site = sites; site; site = site->next)
+		at += sysfs_emit_at(text, at, "%s:%u %s %u %u\n", site->file, site->line,
+				    site->what, site->passed, site->failed);
+	raw_spin_unlock_irqrestore(&lock, flags);
+	return at;
+}
+
+static const struct kernel_param_ops escrow_fault_arm_ops = { .set = escrow_fault_arm };
+static const struct kernel_param_ops escrow_fault_state_ops = { .get = escrow_fault_state };
+static const struct kernel_param_ops escrow_fault_sites_ops = { .get = escrow_fault_sites };
+
+module_param_cb(fault_arm, &escrow_fault_arm_ops, NULL, 0200);
+module_param_cb(fault_state, &escrow_fault_state_ops, NULL, 0400);
+module_param_cb(fault_sites, &escrow_fault_sites_ops, NULL, 0400);

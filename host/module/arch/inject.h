@@ -1,0 +1,162 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Floor 0: failures on purpose. In a build for tests (make ESCROW_FAULTS=1) this file
+ * comes before every other one, and whatever may fail asks first whether it
+ * shall: allocations, new files, locks that signals end, calls to Escrow. The
+ * module's own files know nothing of it; other builds have nothing of it.
+ */
+#ifndef ESCROW_INJECT_H
+#define ESCROW_INJECT_H
+
+#include <linux/anon_inodes.h>
+#include <linux/err.h>
+#include <linux/file.h>
+#include <linux/gfp.h>
+#include <linux/mm.h>
+#include <linux/mutex.h>
+#include <linux/rwsem.h>
+#include <linux/slab.h>
+#include <linux/types.h>
+#include <linux/xarray.h>
+
+enum escrow_fault_kind {
+	ESCROW_FAULT_ALLOC = 1,
+	ESCROW_FAULT_HVC = 2,
+	ESCROW_FAULT_LOCK = 4,
+};
+
+/* A place in the source that may fail. */
+struct escrow_fault_site {
+	const char *file;
+	const char *what;
+	u32 line;
+	u32 kind;
+	struct escrow_fault_site *next; /* of those that were passed */
+	bool is_listed;
+	u32 passed;
+	u32 failed;
+};
+
+/* inject.c */
+bool escrow_fault_fails(struct escrow_fault_site *site);
+void *escrow_fault_got(void *block);
+const void *escrow_fault_gives_up(const void *block);
+
+/* Their section tells a test how many there are. */
+#define ESCROW_FAILS(kind_, what_) ({						\
+	static struct escrow_fault_site site __used				\
+		__section("escrow_faults") __aligned(8) = {		\
+		.file = __FILE_NAME__, .what = what_, .line = __LINE__,		\
+		.kind = kind_,							\
+	};									\
+	escrow_fault_fails(&site);						\
+})
+
+/* What the names below stood for. */
+static inline void *escrow_real_kzalloc(size_t size, gfp_t flags)
+{
+	return kzalloc(size, flags);
+}
+
+static inline void *escrow_real_kvmalloc(size_t size, gfp_t flags)
+{
+	return kvmalloc(size, flags);
+}
+
+static inline void *escrow_real_kvcalloc(size_t count, size_t size, gfp_t flags)
+{
+	return kvcalloc(count, size, flags);
+}
+
+static inline void *escrow_real_pages_exact(size_t size, gfp_t flags)
+{
+	return alloc_pages_exact(size, flags);
+}
+
+static inline unsigned long escrow_real_zeroed_page(gfp_t flags)
+{
+	return get_zeroed_page(flags);
+}
+
+static inline struct page *escrow_real_pages(gfp_t flags, unsigned int order)
+{
+	return alloc_pages(flags, order);
+}
+
+static inline void escrow_real_free_page(unsigned long page)
+{
+	free_page(page);
+}
+
+static inline int escrow_real_lock_interruptible(struct mutex *lock)
+{
+	return mutex_lock_interruptible(lock);
+}
+
+#undef kzalloc
+#undef kvzalloc
+#undef kvmalloc
+#undef kvcalloc
+#undef alloc_pages_exact
+#undef get_zeroed_page
+#undef alloc_pages
+#undef free_page
+#undef mutex_lock_interruptible
+
+#define ESCROW_FAULTY(kind, what, failure, call)	\
+	(ESCROW_FAILS(kind, what) ? (failure) : (call))
+#define ESCROW_BLOCK(what, call)			\
+	ESCROW_FAULTY(ESCROW_FAULT_ALLOC, what, NULL, escrow_fault_got(call))
+
+#define kzalloc(size, flags)				\
+	ESCROW_BLOCK("kzalloc", escrow_real_kzalloc(size, flags))
+#define kvzalloc(size, flags)				\
+	ESCROW_BLOCK("kvzalloc", escrow_real_kvmalloc(size, (flags) | __GFP_ZERO))
+#define kvmalloc(size, flags)				\
+	ESCROW_BLOCK("kvmalloc", escrow_real_kvmalloc(size, flags))
+#define kvcalloc(count, size, flags)			\
+	ESCROW_BLOCK("kvcalloc", escrow_real_kvcalloc(count, size, flags))
+#define alloc_pages_exact(size, flags)			\
+	ESCROW_BLOCK("alloc_pages_exact", escrow_real_pages_exact(size, flags))
+#define get_zeroed_page(flags)				\
+	((unsigned long)ESCROW_BLOCK("get_zeroed_page", (void *)escrow_real_zeroed_page(flags)))
+/* Others may hold the last reference, so folios are not counted. */
+#define alloc_pages(flags, order)			\
+	ESCROW_FAULTY(ESCROW_FAULT_ALLOC, "alloc_pages", NULL, \
+		      escrow_real_pages(flags, order))
+
+#define kfree(block) ((kfree)(escrow_fault_gives_up(block)))
+#define kvfree(block) ((kvfree)(escrow_fault_gives_up(block)))
+#define free_pages_exact(block, size)			\
+	((free_pages_exact)((void *)escrow_fault_gives_up(block), size))
+#define free_page(page)					\
+	escrow_real_free_page((unsigned long)escrow_fault_gives_up((void *)(page)))
+
+#define xa_cmpxchg(xa, index, old, entry, flags)	\
+	ESCROW_FAULTY(ESCROW_FAULT_ALLOC, "xa_cmpxchg", XA_ERROR(-ENOMEM), \
+		      (xa_cmpxchg)(xa, index, old, entry, flags))
+#define xa_store(xa, index, entry, flags)		\
+	ESCROW_FAULTY(ESCROW_FAULT_ALLOC, "xa_store", XA_ERROR(-ENOMEM), \
+		      (xa_store)(xa, index, entry, flags))
+
+#define get_unused_fd_flags(flags)			\
+	ESCROW_FAULTY(ESCROW_FAULT_ALLOC, "get_unused_fd_flags", -EMFILE, \
+		      (get_unused_fd_flags)(flags))
+#define anon_inode_getfd(...)				\
+	ESCROW_FAULTY(ESCROW_FAULT_ALLOC, "anon_inode_getfd", -EMFILE, \
+		      (anon_inode_getfd)(__VA_ARGS__))
+#define anon_inode_getfile(...)				\
+	ESCROW_FAULTY(ESCROW_FAULT_ALLOC, "anon_inode_getfile", ERR_PTR(-ENFILE), \
+		      (anon_inode_getfile)(__VA_ARGS__))
+#define anon_inode_create_getfile(...)			\
+	ESCROW_FAULTY(ESCROW_FAULT_ALLOC, "anon_inode_create_getfile", ERR_PTR(-ENFILE), \
+		      (anon_inode_create_getfile)(__VA_ARGS__))
+
+#define down_write_killable(lock)			\
+	ESCROW_FAULTY(ESCROW_FAULT_LOCK, "down_write_killable", -EINTR, \
+		      (down_write_killable)(lock))
+#define mutex_lock_interruptible(lock)			\
+	ESCROW_FAULTY(ESCROW_FAULT_LOCK, "mutex_lock_interruptible", -EINTR, \
+		      escrow_real_lock_interruptible(lock))
+
+#endif

@@ -1,0 +1,291 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Floor 0: the Rust half of the module as C sees it. What Rust keeps in objects
+ * of C's, what both read and write, and the functions that decide.
+ */
+#ifndef ESCROW_RUST_H
+#define ESCROW_RUST_H
+
+#include <linux/build_bug.h>
+#include <linux/types.h>
+
+#include "arch/gunyah_uapi.h"
+
+struct escrow_borrower;
+struct folio;
+
+/* The way in which a guest has a page. */
+enum escrow_how {
+	ESCROW_LENT = 0,
+	ESCROW_SHARED = 1,
+};
+
+/* State of Rust's that lives in objects of C's. Zero bytes are a valid start. */
+struct escrow_folio_state {
+	u64 opaque[5];
+};
+
+#define ESCROW_COUNTS 7
+
+struct escrow_counts {
+	u64 opaque[ESCROW_COUNTS];
+};
+
+struct escrow_metadata {
+	u64 opaque;
+};
+
+struct escrow_vcpu_core {
+	u64 opaque[2];
+};
+
+/* Rust's alone. */
+struct escrow_vm_core;
+struct escrow_ioeventfds;
+
+/* A function's argument, with zeros behind its end. */
+union escrow_fn_arg {
+	u64 words[4];
+	struct gunyah_fn_vcpu_arg vcpu;
+	struct gunyah_fn_irqfd_arg irqfd;
+	struct gunyah_fn_ioeventfd_arg ioeventfd;
+};
+
+/* A checked function. */
+struct escrow_function {
+	u32 type;
+	u32 id; /* a vCPU's number, an IRQFD's label */
+	s32 fd; /* of what is to be added */
+	bool level;
+	u8 reserved[3];
+};
+
+/* An entry of a list that goes to EL2. */
+struct escrow_entry {
+	u64 opaque[4];
+};
+
+struct escrow_report {
+	u32 refcount;
+	u32 safe;
+	u32 accessible;
+};
+
+struct escrow_refusal {
+	s64 excess;
+	u32 accessible;
+	u32 reserved;
+};
+
+struct escrow_map_request {
+	u64 guest;
+	u64 size;
+	u64 offset;
+	u32 how;
+	u32 rights;
+	bool unbind;
+	u8 reserved[7];
+};
+
+struct escrow_mem;
+struct eventfd_ctx;
+
+/* A binding: guest addresses and the memory behind them. */
+struct escrow_binding {
+	struct escrow_mem *mem;
+	u64 guest;
+	u64 size;
+	u64 offset;
+	u32 how;
+	u32 rights;
+};
+
+struct escrow_exit {
+	u32 reason;
+	u32 reserved;
+	u64 words[GUNYAH_EXIT_WORDS];
+};
+
+enum escrow_step_kind {
+	ESCROW_STEP_AGAIN = 0,
+	ESCROW_STEP_SLEEP = 1,
+	ESCROW_STEP_OFF = 2,
+	ESCROW_STEP_BRING = 3,
+	ESCROW_STEP_DOWN = 4,
+	ESCROW_STEP_EXIT = 5,
+	ESCROW_STEP_WRITE = 6,
+	ESCROW_STEP_WAKE = 7,
+};
+
+struct escrow_step {
+	u32 kind;
+	u32 down; /* of WRITE: the size */
+	u64 at;
+	u64 access; /* of WRITE: the value */
+	struct escrow_exit exit;
+};
+
+static_assert(sizeof(struct escrow_folio_state) == 40);
+static_assert(sizeof(struct escrow_counts) == 56);
+static_assert(sizeof(struct escrow_metadata) == 8);
+static_assert(sizeof(struct escrow_vcpu_core) == 16);
+static_assert(sizeof(struct escrow_entry) == 32);
+static_assert(sizeof(struct escrow_report) == 12);
+static_assert(sizeof(struct escrow_refusal) == 16);
+static_assert(sizeof(struct escrow_map_request) == 40);
+static_assert(sizeof(struct escrow_binding) == 40);
+static_assert(sizeof(struct escrow_exit) == 32);
+static_assert(sizeof(struct escrow_step) == 56);
+static_assert(sizeof(struct gunyah_vcpu_run) == 40);
+static_assert(sizeof(union escrow_fn_arg) == 32);
+static_assert(sizeof(struct escrow_function) == 16);
+
+/*
+ * What Rust offers; documented there, in src/. Pointers are not NULL. All
+ * return 0 or a negative errno, unless they say otherwise.
+ */
+
+/*
+ * Folios: with the folio locked or the memory to oneself, or alone with the
+ * folio.
+ */
+int escrow_rs_folio_populate(struct escrow_folio_state *ef, u32 order,
+			     struct escrow_counts *counts);
+int escrow_rs_folio_remove(struct escrow_folio_state *ef, struct escrow_counts *counts);
+bool escrow_rs_folio_is_reachable(const struct escrow_folio_state *ef);
+/* enum escrow_how, or -1 */
+int escrow_rs_folio_borrower(const struct escrow_folio_state *ef, u64 *vm, u64 *guest);
+int escrow_rs_folio_access(struct escrow_folio_state *ef);
+void escrow_rs_folio_end_access(struct escrow_folio_state *ef);
+/* 0, or 1: there already */
+int escrow_rs_folio_begin_lend(struct escrow_folio_state *ef, struct escrow_counts *counts,
+			       struct folio *folio, u32 how, u64 vm, u64 guest,
+			       struct escrow_report *report, struct escrow_refusal *refusal);
+int escrow_rs_folio_end_lend(struct escrow_folio_state *ef, struct escrow_counts *counts,
+			     struct folio *folio, bool done);
+/* enum escrow_how */
+int escrow_rs_folio_begin_reclaim(struct escrow_folio_state *ef, struct escrow_counts *counts);
+int escrow_rs_folio_reclaimed(struct escrow_folio_state *ef, struct escrow_counts *counts,
+			       struct folio *folio);
+/* Out of use for good. */
+int escrow_rs_folio_broken(struct escrow_folio_state *ef, struct escrow_counts *counts);
+bool escrow_rs_folio_is_broken(const struct escrow_folio_state *ef);
+int escrow_rs_folio_kept(struct escrow_folio_state *ef, struct escrow_counts *counts,
+			 bool quarantine);
+/*
+ * present, lent, shared, quarantined, poisoned (in pages), refusals, retries;
+ * at any time
+ */
+void escrow_rs_counts(const struct escrow_counts *counts, u64 out[ESCROW_COUNTS]);
+void escrow_rs_list_entry(struct escrow_entry *entry, u64 frame, u32 order, u64 guest, u32 rights,
+			  const struct escrow_report *report);
+/* Whether a folio fits into the binding as a whole, and where. */
+bool escrow_rs_binding_fits(const struct escrow_binding *binding, u64 offset, u64 size, u64 *guest);
+
+/* Calls to EL2. */
+bool escrow_rs_identify(void);
+int escrow_rs_vm_create(u64 list, u32 count, u64 *handle);
+int escrow_rs_vm_top_up(u64 vm, u64 list, u32 count, u32 *done);
+int escrow_rs_vm_destroy(u64 vm);
+/* state, pages within the guest's reach, metadata pages, those that are free */
+int escrow_rs_vm_info(u64 vm, u64 out[4]);
+int escrow_rs_mem_lend(struct escrow_borrower *donor, u64 vm, u32 how, u64 list,
+		       const struct escrow_entry *first, u32 count, u64 *index, u64 *detail,
+		       u32 *done);
+int escrow_rs_mem_reclaim(u32 how, u64 list, u32 count, u32 *done);
+bool escrow_rs_is_home(u64 frame, u32 pages);
+int escrow_rs_mem_poison(u64 list, u32 count);
+int escrow_rs_info_version(u64 *value);
+int escrow_rs_info_cpus(u64 *value);
+int escrow_rs_info_vms(u64 *value);
+int escrow_rs_info_errata(u64 *value);
+int escrow_rs_info_hardening(u64 *value);
+int escrow_rs_info_pages(u64 state, u8 name[32], u64 *value);
+/* Bytes of text; position is where they begin then. */
+int escrow_rs_log_read(u64 *position, u8 text[24]);
+
+/* Metadata: under vm->metadata_lock. */
+u32 escrow_rs_metadata_initial(void);
+/* How many pages. */
+int escrow_rs_metadata_plan(const struct escrow_metadata *metadata, u64 needed);
+void escrow_rs_metadata_added(struct escrow_metadata *metadata, u64 pages);
+void escrow_rs_metadata_reclaimed(struct escrow_metadata *metadata, u64 pages);
+
+/* Arguments. */
+int escrow_rs_map_check(const struct gunyah_map_mem_args *args,
+			struct escrow_map_request *request);
+#define ESCROW_MEM_CLOEXEC 1
+#define ESCROW_MEM_HUGE 2
+/* ESCROW_MEM_* */
+int escrow_rs_create_mem_check(const struct gunyah_create_guest_mem_args *args);
+int escrow_rs_function_to_add(const struct gunyah_fn_desc *desc,
+			      const union escrow_fn_arg *arg, struct escrow_function *function);
+int escrow_rs_function_to_remove(const struct gunyah_fn_desc *desc,
+				 const union escrow_fn_arg *arg,
+				 struct escrow_function *function);
+
+/* IOEVENTFDs: under vm->lock, for writing unless const. */
+struct escrow_ioeventfds *escrow_rs_ioeventfds_new(void);
+void escrow_rs_ioeventfds_free(struct escrow_ioeventfds *events); /* may be NULL */
+/* Takes the reference over, also when it fails. */
+int escrow_rs_ioeventfd_add(struct escrow_ioeventfds *events, const struct gunyah_fn_desc *desc,
+			    const union escrow_fn_arg *arg, struct eventfd_ctx *event);
+int escrow_rs_ioeventfd_remove(struct escrow_ioeventfds *events,
+			       const struct gunyah_fn_desc *desc,
+			       const union escrow_fn_arg *arg);
+/* Whether there was an event for it. */
+bool escrow_rs_ioeventfd_write(const struct escrow_ioeventfds *events, u64 address, u32 size,
+			       u64 data);
+
+/* Doorbells: calls to EL2. */
+int escrow_rs_bell_send(u64 bell, u64 flags);
+int escrow_rs_bell_set_mask(u64 bell, u64 enabled, u64 acknowledged);
+/* 0: no tree begins like this */
+u32 escrow_rs_tree_size(const u8 head[8]);
+
+/* VMs: under vm->lock, for writing unless the core is const. */
+struct escrow_vm_core *escrow_rs_vm_new(u64 handle);
+void escrow_rs_vm_free(struct escrow_vm_core *core); /* may be NULL */
+int escrow_rs_vm_set_dtb(struct escrow_vm_core *core,
+			 const struct gunyah_vm_dtb_config *config);
+int escrow_rs_vm_set_boot_context(struct escrow_vm_core *core,
+				  const struct gunyah_vm_boot_context *context);
+int escrow_rs_vm_bind(struct escrow_vm_core *core, struct escrow_borrower *donor,
+		      const struct escrow_map_request *request, struct escrow_mem *mem);
+int escrow_rs_vm_begin_unbind(struct escrow_vm_core *core,
+			      const struct escrow_map_request *request,
+			      struct escrow_mem *mem);
+int escrow_rs_vm_end_unbind(struct escrow_vm_core *core, struct escrow_borrower *donor,
+			    const struct escrow_map_request *request);
+int escrow_rs_vm_find(const struct escrow_vm_core *core, u64 guest, u64 access,
+		      struct escrow_binding *binding);
+int escrow_rs_vm_binding(const struct escrow_vm_core *core, size_t index,
+			 struct escrow_binding *binding);
+int escrow_rs_vm_add_vcpu(struct escrow_vm_core *core, struct escrow_borrower *donor, u32 id,
+			  struct escrow_vcpu_core *vcpu);
+int escrow_rs_vm_remove_vcpu(struct escrow_vm_core *core, u32 id);
+bool escrow_rs_vm_is_started(const struct escrow_vm_core *core);
+/* 0: runs already, 1: needs @size bytes from @guest on */
+int escrow_rs_vm_check_start(const struct escrow_vm_core *core, u32 cpus,
+			     struct escrow_binding *binding, u64 *guest, u64 *size, bool *unmapped);
+bool escrow_rs_vm_dtb(const struct escrow_vm_core *core, u64 *guest, u64 *size);
+int escrow_rs_vm_configure_bells(struct escrow_vm_core *core, const u8 *tree, size_t size);
+/* 0: there is none */
+u64 escrow_rs_vm_bell(const struct escrow_vm_core *core, u32 label);
+int escrow_rs_vm_set_registers(const struct escrow_vm_core *core);
+int escrow_rs_vm_start(struct escrow_vm_core *core, struct escrow_borrower *donor);
+void escrow_rs_vm_down(const struct escrow_vm_core *core, u32 kind);
+bool escrow_rs_vm_status(const struct escrow_vm_core *core, struct escrow_exit *exit);
+
+/* vCPUs: under vcpu->run_lock. */
+void escrow_rs_exit_broken(struct escrow_exit *exit, u64 guest);
+int escrow_rs_vcpu_resume(const struct escrow_vcpu_core *vcpu,
+			  const u64 answer[GUNYAH_EXIT_WORDS], u64 registers[8]);
+int escrow_rs_vcpu_ended(struct escrow_vcpu_core *vcpu, const u64 results[5],
+			 struct escrow_step *step);
+void escrow_rs_vcpu_write_done(struct escrow_vcpu_core *vcpu);
+void escrow_rs_vcpu_page_brought(struct escrow_vcpu_core *vcpu, u64 guest, int result,
+				 struct escrow_step *step);
+u64 escrow_rs_nanoseconds_until(u64 now, u64 deadline, u32 frequency);
+
+#endif

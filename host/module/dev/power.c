@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Floor 5: Sleep and the machine's end. Nothing sleeps while a guest has pages of this
+ * host; and whatever comes after this kernel finds all memory where it was.
+ */
+
+#include <linux/notifier.h>
+#include <linux/reboot.h>
+#include <linux/suspend.h>
+
+#include "dev/dev.h"
+
+static const char *escrow_sleep_name(unsigned long event)
+{
+	switch (event) {
+	case PM_SUSPEND_PREPARE:
+		return "suspend";
+	case PM_HIBERNATION_PREPARE:
+		return "hibernate";
+	case PM_RESTORE_PREPARE:
+		return "restore a hibernated kernel";
+	default:
+		return NULL;
+	}
+}
+
+static int escrow_pm_notify(struct notifier_block *block, unsigned long event, void *data)
+{
+	const char *name = escrow_sleep_name(event);
+	u64 totals[ESCROW_TOTALS];
+
+	switch (event) {
+	case PM_POST_SUSPEND:
+	case PM_POST_HIBERNATION:
+	case PM_POST_RESTORE:
+		escrow_registry_resume();
+		return NOTIFY_DONE;
+	}
+	if (!name || escrow_registry_suspend())
+		return NOTIFY_DONE;
+	escrow_totals(totals);
+	pr_warn("cannot %s: %llu VMs have %llu pages of this host, Escrow %llu for them\n",
+		name, totals[ESCROW_TOTAL_VMS],
+		totals[ESCROW_TOTAL_LENT] + totals[ESCROW_TOTAL_SHARED],
+		totals[ESCROW_TOTAL_METADATA] + totals[ESCROW_TOTAL_QUARANTINED]);
+	pr_warn("stop these guests first\n");
+	return notifier_from_errno(-EBUSY);
+}
+
+static struct notifier_block escrow_pm = {
+	.notifier_call = escrow_pm_notify,
+};
+
+/*
+ * For restart, power-off, halt and kexec, while programs still run. The next
+ * kernel does not know what is lent, and would take it for its own. A crash
+ * (panic, emergency restart) does not come by here: a reset is Escrow's to
+ * clean up after, and a crash kernel stays in memory that was reserved for it.
+ */
+static int escrow_reboot_notify(struct notifier_block *block, unsigned long event, void *data)
+{
+	escrow_registry_shut_down();
+	return NOTIFY_DONE;
+}
+
+static struct notifier_block escrow_reboot = {
+	.notifier_call = escrow_reboot_notify,
+};
+
+int escrow_power_init(void)
+{
+	int err;
+
+	err = register_pm_notifier(&escrow_pm);
+	if (err)
+		return err;
+	err = register_reboot_notifier(&escrow_reboot);
+	if (err)
+		unregister_pm_notifier(&escrow_pm);
+	return err;
+}
+
+void escrow_power_exit(void)
+{
+	unregister_reboot_notifier(&escrow_reboot);
+	unregister_pm_notifier(&escrow_pm);
+}

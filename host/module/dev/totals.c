@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* Floor 5: what there is at the moment, added up from all memories and VMs. */
+
+#include <linux/string.h>
+
+#include "dev/dev.h"
+
+const char *const escrow_total_names[ESCROW_TOTALS] = {
+	[ESCROW_TOTAL_MEMORIES] = "memories",
+	[ESCROW_TOTAL_PRESENT] = "present",
+	[ESCROW_TOTAL_LENT] = "lent",
+	[ESCROW_TOTAL_SHARED] = "shared",
+	[ESCROW_TOTAL_QUARANTINED] = "quarantined",
+	[ESCROW_TOTAL_POISONED] = "poisoned",
+	[ESCROW_TOTAL_VMS] = "vms",
+	[ESCROW_TOTAL_METADATA] = "metadata",
+	[ESCROW_TOTAL_ZOMBIES] = "zombies",
+};
+
+static void escrow_add_memories(u64 totals[ESCROW_TOTALS])
+{
+	struct escrow_mem *mem;
+
+	mutex_lock(&escrow_memories.lock);
+	list_for_each_entry(mem, &escrow_memories.head, listing.link) {
+		u64 counts[ESCROW_COUNTS];
+
+		escrow_rs_counts(&mem->counts, counts);
+		totals[ESCROW_TOTAL_MEMORIES]++;
+		totals[ESCROW_TOTAL_PRESENT] += counts[0];
+		totals[ESCROW_TOTAL_LENT] += counts[1];
+		totals[ESCROW_TOTAL_SHARED] += counts[2];
+		totals[ESCROW_TOTAL_QUARANTINED] += counts[3];
+		totals[ESCROW_TOTAL_POISONED] += counts[4];
+	}
+	mutex_unlock(&escrow_memories.lock);
+}
+
+static void escrow_add_vms(u64 totals[ESCROW_TOTALS])
+{
+	struct escrow_vm *vm;
+
+	mutex_lock(&escrow_vms.lock);
+	list_for_each_entry(vm, &escrow_vms.head, listing.link) {
+		u64 counts[ESCROW_COUNTS];
+
+		escrow_rs_counts(&vm->metadata_counts, counts);
+		totals[ESCROW_TOTAL_VMS]++;
+		totals[ESCROW_TOTAL_METADATA] += counts[1] + counts[3];
+		if (READ_ONCE(vm->is_zombie))
+			totals[ESCROW_TOTAL_ZOMBIES]++;
+	}
+	mutex_unlock(&escrow_vms.lock);
+}
+
+/*
+ * What there is. Pages that change hands meanwhile may be counted in both
+ * hands or in none: no lock of theirs is taken, so that who looks, as often
+ * as he likes, keeps nobody from working but who creates and closes.
+ */
+void escrow_totals(u64 totals[ESCROW_TOTALS])
+{
+	memset(totals, 0, ESCROW_TOTALS * sizeof(*totals));
+	escrow_add_memories(totals);
+	escrow_add_vms(totals);
+}

@@ -1,0 +1,44 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* Floor 4: what a VM can have beside memory: vCPUs, IRQFDs, IOEVENTFDs, doorbells. */
+#ifndef ESCROW_FN_H
+#define ESCROW_FN_H
+
+#include <linux/mutex.h>
+#include <linux/types.h>
+
+#include "vm/vm.h"
+
+struct escrow_vcpu {
+	struct escrow_vm *vm;
+	u32 id;
+	bool is_removed; /* set once, under vm->lock */
+	bool has_run; /* under run_lock: of a VM that has been started */
+	struct escrow_waiter waiter;
+	struct mutex run_lock;
+	struct escrow_vcpu_core core; /* under run_lock */
+	struct escrow_batch *batch; /* under run_lock: for the page that a run needs */
+	struct gunyah_vcpu_run *run; /* shared with user space */
+};
+
+/* function.c */
+extern const struct escrow_fn_ops *const escrow_functions[];
+
+int escrow_function_add(struct escrow_vm *vm, void __user *argp);
+int escrow_function_remove(struct escrow_vm *vm, void __user *argp);
+
+/* vcpu.c */
+extern const struct escrow_fn_ops escrow_vcpu_ops;
+
+/* irqfd.c */
+extern const struct escrow_fn_ops escrow_irqfd_ops;
+
+/* ioeventfd.c */
+extern const struct escrow_fn_ops escrow_ioeventfd_ops;
+
+bool escrow_ioeventfd_write(struct escrow_vm *vm, u64 address, u32 size, u64 data);
+
+/* doorbell.c */
+int escrow_doorbells_configure(struct escrow_vm *vm, const struct escrow_binding *binding);
+void escrow_doorbell_ring(struct escrow_vm *vm, u64 bell, u32 label);
+
+#endif

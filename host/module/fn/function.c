@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* Floor 4: VM_ADD_FUNCTION and VM_REMOVE_FUNCTION: which function they are about. */
+
+#include <linux/minmax.h>
+#include <linux/uaccess.h>
+
+#include "fn/fn.h"
+
+static int escrow_function_read(void __user *argp, struct gunyah_fn_desc *desc,
+				union escrow_fn_arg *arg)
+{
+	if (copy_from_user(desc, argp, sizeof(*desc)))
+		return -EFAULT;
+	if (desc->arg_size > GUNYAH_FN_MAX_ARG_SIZE)
+		return -EINVAL;
+	/* One that is longer is none; there is no need to look at the rest. */
+	if (copy_from_user(arg, u64_to_user_ptr(desc->arg),
+			   min_t(size_t, desc->arg_size, sizeof(*arg))))
+		return -EFAULT;
+	return 0;
+}
+
+const struct escrow_fn_ops *const escrow_functions[] = {
+	&escrow_vcpu_ops,
+	&escrow_irqfd_ops,
+	&escrow_ioeventfd_ops,
+	NULL,
+};
+
+static const struct escrow_fn_ops *escrow_function_ops(const struct escrow_vm *vm, u32 type)
+{
+	const struct escrow_fn_ops *const *ops;
+
+	for (ops = vm->functions; *ops; ops++) {
+		if ((*ops)->type == type)
+			return *ops;
+	}
+	return NULL;
+}
+
+int escrow_function_add(struct escrow_vm *vm, void __user *argp)
+{
+	const struct escrow_fn_ops *ops;
+	struct escrow_function function = {};
+	union escrow_fn_arg arg = {};
+	struct gunyah_fn_desc desc;
+	int err;
+
+	err = escrow_function_read(argp, &desc, &arg);
+	if (!err)
+		err = escrow_rs_function_to_add(&desc, &arg, &function);
+	if (err)
+		return err;
+	ops = escrow_function_ops(vm, function.type);
+	return ops ? ops->add(vm, &function, &desc, &arg) : -ENOENT;
+}
+
+int escrow_function_remove(struct escrow_vm *vm, void __user *argp)
+{
+	const struct escrow_fn_ops *ops;
+	struct escrow_function function = {};
+	union escrow_fn_arg arg = {};
+	struct gunyah_fn_desc desc;
+	int err;
+
+	err = escrow_function_read(argp, &desc, &arg);
+	if (!err)
+		err = escrow_rs_function_to_remove(&desc, &arg, &function);
+	if (err)
+		return err;
+	ops = escrow_function_ops(vm, function.type);
+	return ops ? ops->remove(vm, &function, &desc, &arg) : -ENOENT;
+}

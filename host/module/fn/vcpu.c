@@ -1,0 +1,367 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* Floor 4: vCPUs: threads of the host that lend their time to a guest. */
+
+#include <linux/anon_inodes.h>
+#include <linux/clocksource.h>
+#include <linux/file.h>
+#include <linux/irqflags.h>
+#include <linux/ktime.h>
+#include <linux/mm.h>
+#include <linux/module.h>
+#include <linux/sched.h>
+#include <linux/sched/signal.h>
+#include <linux/slab.h>
+
+#include <asm/arch_timer.h>
+#include <asm/daifflags.h>
+
+#include "fn/fn.h"
+
+static bool escrow_vcpu_must_leave(struct escrow_vcpu *vcpu)
+{
+	return signal_pending(current) || READ_ONCE(vcpu->run->immediate_exit);
+}
+
+/* Runs the guest once. -EINTR: not at all, somebody wants this thread. */
+static int escrow_vcpu_enter(struct escrow_vcpu *vcpu, const u64 registers[8], u64 results[5])
+{
+	int err = 0;
+
+	/*
+	 * With interrupts masked, a signal or a wish to reschedule comes with
+	 * an interrupt that is pending when the guest is entered, and ends its
+	 * run at once. They are masked in PSTATE only: EL2 must see those that
+	 * a priority mask would hide.
+	 */
+	local_irq_disable();
+	local_daif_mask();
+	/* Before EL2 looks; see escrow_vm_wake. */
+	smp_store_mb(vcpu->waiter.is_woken, false);
+	if (escrow_vcpu_must_leave(vcpu))
+		err = -EINTR;
+	else
+		escrow_hvc(registers, results);
+	local_daif_restore(DAIF_PROCCTX_NOIRQ);
+	local_irq_enable();
+	cond_resched();
+	return err;
+}
+
+/* Whether a vCPU that its guest has nothing to do for has a reason to go on. */
+static bool escrow_vcpu_must_go_on(struct escrow_vcpu *vcpu)
+{
+	return READ_ONCE(vcpu->waiter.is_woken) || READ_ONCE(vcpu->is_removed) ||
+	       READ_ONCE(vcpu->vm->is_down) || READ_ONCE(vcpu->vm->broken) ||
+	       READ_ONCE(vcpu->run->immediate_exit);
+}
+
+static void escrow_vcpu_sleep(struct escrow_vcpu *vcpu, u64 nanoseconds)
+{
+	/* What ended the sleep is looked at before the next run. */
+	if (nanoseconds >= KTIME_MAX)
+		wait_event_interruptible(vcpu->waiter.queue, escrow_vcpu_must_go_on(vcpu));
+	else
+		(void)wait_event_interruptible_hrtimeout(vcpu->waiter.queue,
+							 escrow_vcpu_must_go_on(vcpu),
+							 ns_to_ktime(nanoseconds));
+}
+
+static int escrow_vcpu_bring(struct escrow_vcpu *vcpu, u64 guest, u64 access)
+{
+	struct escrow_vm *vm = vcpu->vm;
+	struct escrow_binding binding = {};
+	int err;
+
+	down_read(&vm->lock);
+	err = vm->is_closed ? -ENODEV : escrow_rs_vm_find(vm->core, guest, access, &binding);
+	if (!err)
+		err = escrow_mem_lend_one(&vm->borrower, &binding, round_down(guest, PAGE_SIZE), vcpu->batch);
+	up_read(&vm->lock);
+	return err;
+}
+
+static void escrow_vcpu_down(struct escrow_vcpu *vcpu, u32 kind)
+{
+	struct escrow_vm *vm = vcpu->vm;
+
+	down_read(&vm->lock);
+	escrow_rs_vm_down(vm->core, kind);
+	up_read(&vm->lock);
+	WRITE_ONCE(vm->is_down, true);
+	escrow_vm_wake_all(vm);
+}
+
+/* Whether the VM can run. 1: it is down, @exit says why. */
+static int escrow_vcpu_check(struct escrow_vcpu *vcpu, struct escrow_exit *exit)
+{
+	struct escrow_vm *vm = vcpu->vm;
+	int ret = 0;
+
+	/*
+	 * Once the VM runs, nothing but these changes the answer, each for
+	 * good. Who changes one ends the runs that have seen it too late.
+	 */
+	if (vcpu->has_run && !READ_ONCE(vm->is_closed) && !READ_ONCE(vcpu->is_removed) &&
+	    !READ_ONCE(vm->is_down))
+		return 0;
+	down_read(&vm->lock);
+	if (vm->is_closed || vcpu->is_removed || !escrow_rs_vm_is_started(vm->core))
+		ret = -ENODEV;
+	else if (escrow_rs_vm_status(vm->core, exit))
+		ret = 1;
+	else
+		vcpu->has_run = true;
+	up_read(&vm->lock);
+	return ret;
+}
+
+static void escrow_vcpu_tell(struct escrow_vcpu *vcpu, const struct escrow_exit *exit)
+{
+	struct gunyah_vcpu_run *run = vcpu->run;
+	int i;
+
+	for (i = 0; i < GUNYAH_EXIT_WORDS; i++)
+		WRITE_ONCE(run->exit[i], exit->words[i]);
+	WRITE_ONCE(run->exit_reason, exit->reason);
+}
+
+static long escrow_vcpu_run(struct escrow_vcpu *vcpu)
+{
+	u64 answer[GUNYAH_EXIT_WORDS], registers[8], results[5];
+	struct escrow_exit exit = {};
+	struct escrow_step step = {};
+	int err, i;
+
+	for (;;) {
+		err = escrow_vcpu_check(vcpu, &exit);
+		if (err < 0)
+			return err;
+		if (err) {
+			escrow_vcpu_tell(vcpu, &exit);
+			return 0;
+		}
+
+		/* User space may be writing to it; each word is read once. */
+		for (i = 0; i < GUNYAH_EXIT_WORDS; i++)
+			answer[i] = READ_ONCE(vcpu->run->exit[i]);
+		err = escrow_rs_vcpu_resume(&vcpu->core, answer, registers);
+		if (!err)
+			err = escrow_vcpu_enter(vcpu, registers, results);
+		if (!err)
+			err = escrow_rs_vcpu_ended(&vcpu->core, results, &step);
+		if (err)
+			return err;
+
+		if (step.kind == ESCROW_STEP_BRING) {
+			u64 guest = step.at;
+
+			err = escrow_vcpu_bring(vcpu, guest, step.access);
+			if (err)
+				escrow_rs_vcpu_page_brought(&vcpu->core, guest, err, &step);
+			else
+				step.kind = ESCROW_STEP_AGAIN;
+		}
+		if (step.kind == ESCROW_STEP_WRITE) {
+			if (escrow_ioeventfd_write(vcpu->vm, step.at, step.down, step.access)) {
+				escrow_rs_vcpu_write_done(&vcpu->core);
+				step.kind = ESCROW_STEP_AGAIN;
+			} else {
+				step.kind = ESCROW_STEP_EXIT;
+			}
+		}
+		switch (step.kind) {
+		case ESCROW_STEP_SLEEP:
+			escrow_vcpu_sleep(vcpu, step.at == U64_MAX ? U64_MAX :
+				escrow_rs_nanoseconds_until(__arch_counter_get_cntvct(), step.at,
+							    arch_timer_get_cntfrq()));
+			break;
+		case ESCROW_STEP_OFF:
+			escrow_vcpu_sleep(vcpu, U64_MAX);
+			break;
+		case ESCROW_STEP_WAKE:
+			escrow_vm_wake(vcpu->vm, step.at);
+			break;
+		case ESCROW_STEP_DOWN:
+			escrow_vcpu_down(vcpu, step.down);
+			break;
+		case ESCROW_STEP_EXIT:
+			escrow_vcpu_tell(vcpu, &step.exit);
+			return 0;
+		default:
+			break;
+		}
+		/* Nothing waits for an answer of the program's here. */
+		if (unlikely(READ_ONCE(vcpu->vm->broken))) {
+			u64 broken = xchg(&vcpu->vm->broken, 0);
+
+			if (broken) {
+				escrow_rs_exit_broken(&exit, broken & ~ESCROW_BROKEN);
+				escrow_vcpu_tell(vcpu, &exit);
+				return 0;
+			}
+		}
+	}
+}
+
+static void escrow_vcpu_set_runner(struct escrow_vcpu *vcpu, struct task_struct *runner)
+{
+	spin_lock_irq(&vcpu->vm->vcpus_lock);
+	vcpu->waiter.runner = runner;
+	spin_unlock_irq(&vcpu->vm->vcpus_lock);
+}
+
+static long escrow_vcpu_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
+{
+	struct escrow_vcpu *vcpu = file->private_data;
+	long ret;
+
+	switch (cmd) {
+	case GUNYAH_VCPU_RUN:
+		if (arg)
+			return -EINVAL;
+		if (mutex_lock_interruptible(&vcpu->run_lock))
+			return -EINTR;
+		escrow_vcpu_set_runner(vcpu, current);
+		ret = escrow_vcpu_run(vcpu);
+		escrow_vcpu_set_runner(vcpu, NULL);
+		mutex_unlock(&vcpu->run_lock);
+		return ret;
+	case GUNYAH_VCPU_MMAP_SIZE:
+		return arg ? -EINVAL : PAGE_SIZE;
+	default:
+		return -ENOTTY;
+	}
+}
+
+static vm_fault_t escrow_vcpu_fault(struct vm_fault *vmf)
+{
+	struct escrow_vcpu *vcpu = vmf->vma->vm_file->private_data;
+
+	if (vmf->pgoff)
+		return VM_FAULT_SIGBUS;
+	vmf->page = virt_to_page(vcpu->run);
+	get_page(vmf->page);
+	return 0;
+}
+
+static const struct vm_operations_struct escrow_vcpu_vm_ops = {
+	.fault = escrow_vcpu_fault,
+};
+
+static int escrow_vcpu_mmap(struct file *file, struct vm_area_struct *vma)
+{
+	if (!(vma->vm_flags & VM_MAYSHARE))
+		return -EINVAL;
+	vma->vm_ops = &escrow_vcpu_vm_ops;
+	return 0;
+}
+
+static void escrow_vcpu_free(struct escrow_vcpu *vcpu)
+{
+	escrow_vm_put(vcpu->vm);
+	escrow_batch_free(vcpu->batch);
+	free_page((unsigned long)vcpu->run);
+	kfree(vcpu);
+}
+
+static int escrow_vcpu_close(struct inode *inode, struct file *file)
+{
+	struct escrow_vcpu *vcpu = file->private_data;
+	struct escrow_vm *vm = vcpu->vm;
+
+	down_write(&vm->lock);
+	if (!vcpu->is_removed)
+		escrow_vm_set_vcpu(vm, vcpu->id, NULL);
+	up_write(&vm->lock);
+	escrow_vcpu_free(vcpu);
+	return 0;
+}
+
+static const struct file_operations escrow_vcpu_fops = {
+	.owner = THIS_MODULE,
+	.unlocked_ioctl = escrow_vcpu_ioctl,
+	.compat_ioctl = compat_ptr_ioctl,
+	.mmap = escrow_vcpu_mmap,
+	.release = escrow_vcpu_close,
+};
+
+/* Adds a vCPU to the VM and returns its file descriptor. */
+static int escrow_vcpu_add(struct escrow_vm *vm, const struct escrow_function *function,
+			   const struct gunyah_fn_desc *desc, const union escrow_fn_arg *arg)
+{
+	struct escrow_vcpu *vcpu;
+	u32 id = function->id;
+	struct file *file;
+	int fd, err;
+
+	vcpu = kzalloc(sizeof(*vcpu), GFP_KERNEL_ACCOUNT);
+	if (!vcpu)
+		return -ENOMEM;
+	vcpu->vm = escrow_vm_get(vm);
+	vcpu->id = id;
+	mutex_init(&vcpu->run_lock);
+	init_waitqueue_head(&vcpu->waiter.queue);
+	vcpu->run = (void *)get_zeroed_page(GFP_KERNEL_ACCOUNT);
+	vcpu->batch = escrow_batch_alloc(1);
+	if (!vcpu->run || !vcpu->batch) {
+		err = -ENOMEM;
+		goto err_free;
+	}
+	fd = get_unused_fd_flags(O_CLOEXEC);
+	if (fd < 0) {
+		err = fd;
+		goto err_free;
+	}
+
+	err = escrow_vm_lock(vm);
+	if (err)
+		goto err_fd;
+	err = escrow_rs_vm_add_vcpu(vm->core, &vm->borrower, id, &vcpu->core);
+	if (!err) {
+		file = anon_inode_getfile("[gunyah-vcpu]", &escrow_vcpu_fops, vcpu, O_RDWR);
+		if (IS_ERR(file)) {
+			err = PTR_ERR(file);
+			WARN_ON_ONCE(escrow_rs_vm_remove_vcpu(vm->core, id));
+		} else {
+			escrow_vm_set_vcpu(vm, id, &vcpu->waiter);
+		}
+	}
+	up_write(&vm->lock);
+	if (err)
+		goto err_fd;
+	fd_install(fd, file);
+	return fd;
+
+err_fd:
+	put_unused_fd(fd);
+err_free:
+	escrow_vcpu_free(vcpu);
+	return err;
+}
+
+static int escrow_vcpu_remove(struct escrow_vm *vm, const struct escrow_function *function,
+			      const struct gunyah_fn_desc *desc, const union escrow_fn_arg *arg)
+{
+	struct escrow_waiter *waiter;
+	u32 id = function->id;
+	int err;
+
+	err = escrow_vm_lock(vm);
+	if (err)
+		return err;
+	err = escrow_rs_vm_remove_vcpu(vm->core, id);
+	waiter = err ? NULL : vm->vcpus[id];
+	if (waiter) {
+		WRITE_ONCE(container_of(waiter, struct escrow_vcpu, waiter)->is_removed, true);
+		escrow_vm_wake(vm, id);
+		escrow_vm_set_vcpu(vm, id, NULL);
+	}
+	up_write(&vm->lock);
+	return err;
+}
+
+const struct escrow_fn_ops escrow_vcpu_ops = {
+	.type = GUNYAH_FN_VCPU,
+	.add = escrow_vcpu_add,
+	.remove = escrow_vcpu_remove,
+};

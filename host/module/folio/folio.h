@@ -1,0 +1,82 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Floor 1: folios that the module allocates, and batches of them on their way
+ * to or from EL2. Who has a folio is Rust's to say (struct escrow_folio_state).
+ */
+#ifndef ESCROW_FOLIO_H
+#define ESCROW_FOLIO_H
+
+#include <linux/bits.h>
+#include <linux/list.h>
+#include <linux/mm.h>
+#include <linux/types.h>
+
+#include "arch/arch.h"
+
+/* EL2's pages are the host's; arm64 has kernels with others. */
+static_assert(PAGE_SIZE == 4096);
+
+/* Large folios are what one descriptor of a level-2 table maps. */
+#define ESCROW_HUGE_ORDER 9
+#define ESCROW_HUGE_PAGES BIT(ESCROW_HUGE_ORDER)
+
+/* One folio, of a memory or of a VM's metadata. */
+struct escrow_folio {
+	struct escrow_folio_state state;
+	struct folio *folio;
+	u32 home; /* whole pages of a broken large folio that came home */
+	union {
+		pgoff_t index; /* of a memory: of its first page */
+		struct list_head link; /* of metadata: in vm->metadata_folios */
+	};
+};
+
+/* Index of the page behind a folio of a memory. */
+static inline pgoff_t escrow_folio_next(const struct escrow_folio *ef)
+{
+	return ef->index + folio_nr_pages(ef->folio);
+}
+
+/* Folios on their way to or from EL2 in one call. */
+struct escrow_batch {
+	struct escrow_entry *list;
+	u64 address; /* the list's, as EL2 wants it */
+	u32 capacity;
+	u32 count;
+	u32 pages;
+	u64 memory; /* its number in traces; 0: metadata */
+	u64 vm;
+	int how;
+	struct escrow_folio *folios[] __counted_by(capacity);
+};
+
+static inline void escrow_batch_reset(struct escrow_batch *batch)
+{
+	batch->count = 0;
+	batch->pages = 0;
+}
+
+#define ESCROW_BATCH ESCROW_HUGE_PAGES
+/* Pages that one call takes back at the most. */
+#define ESCROW_CALL_PAGES 16384
+
+/* folio.c */
+struct escrow_folio *escrow_folio_alloc(struct escrow_counts *counts, unsigned int order);
+void escrow_folio_free(struct escrow_folio *ef, struct escrow_counts *counts);
+
+/* ram.c */
+void escrow_ram_init(void);
+struct page *escrow_ram_or_other(struct page *page, gfp_t gfp, unsigned int order);
+void *escrow_ram_or_other_exact(void *pages, size_t size);
+bool escrow_ram_is_short(void);
+
+/* batch.c */
+struct escrow_batch *escrow_batch_alloc(u32 capacity);
+void escrow_batch_free(struct escrow_batch *batch);
+bool escrow_batch_is_full(const struct escrow_batch *batch, const struct escrow_folio *ef);
+void escrow_batch_add(struct escrow_batch *batch, struct escrow_folio *ef, u64 guest, u32 rights,
+		      const struct escrow_report *report);
+int escrow_batch_reclaim(struct escrow_batch *batch, struct escrow_counts *counts,
+			 bool quarantine);
+
+#endif

@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Floor 2: a memory as a file: its mappings, its size, its holes, and what it
+ * tells of itself. There is no read, write or splice: the pages are reached
+ * through mappings alone.
+ */
+
+#include <linux/err.h>
+#include <linux/falloc.h>
+#include <linux/fs.h>
+#include <linux/mm.h>
+#include <linux/module.h>
+#include <linux/pagemap.h>
+#include <linux/sched/signal.h>
+#include <linux/seq_file.h>
+
+#include "mem/mem.h"
+
+static int escrow_mem_mmap(struct file *file, struct vm_area_struct *vma)
+{
+	/* Private mappings would copy what they must not. */
+	if (!(vma->vm_flags & VM_MAYSHARE))
+		return -EINVAL;
+	/*
+	 * DONTEXPAND also exempts the mapping from mlock, which would keep
+	 * references to the folios in batches that cannot be drained.
+	 */
+	vm_flags_set(vma, VM_DONTEXPAND | VM_DONTDUMP);
+	vma->vm_ops = &escrow_mem_vm_ops;
+	return 0;
+}
+
+/* Pages @first to @last become a hole, or -EBUSY and all stay. */
+static int escrow_mem_clear(struct escrow_mem *mem, pgoff_t first, pgoff_t last,
+			    u64 *lacks)
+{
+	int err;
+
+	err = __escrow_mem_reclaim(mem, first, last, &escrow_any_vm, false, lacks);
+	if (err)
+		return err == -ENOMEM ? err : -EBUSY;
+	escrow_mem_drop(mem, first, last);
+	return 0;
+}
+
+static int escrow_mem_allocate(struct escrow_mem *mem, pgoff_t first, pgoff_t last)
+{
+	struct address_space *mapping = escrow_mapping(mem);
+	pgoff_t index = first;
+
+	while (index <= last) {
+		struct escrow_folio *ef;
+
+		if (signal_pending(current))
+			return -EINTR;
+		filemap_invalidate_lock_shared(mapping);
+		ef = escrow_mem_make(mem, index);
+		if (!IS_ERR(ef))
+			index = escrow_folio_next(ef);
+		filemap_invalidate_unlock_shared(mapping);
+		if (IS_ERR(ef))
+			return PTR_ERR(ef);
+		cond_resched();
+	}
+	return 0;
+}
+
+static long escrow_mem_fallocate(struct file *file, int mode, loff_t offset, loff_t len)
+{
+	struct escrow_mem *mem = file->private_data;
+	struct inode *inode = file_inode(file);
+	loff_t end = offset + len, size;
+	u64 lacks = 0;
+	long err = 0;
+
+	if (mode & ~(FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE))
+		return -EOPNOTSUPP;
+	if (!PAGE_ALIGNED(offset) || !PAGE_ALIGNED(len))
+		return -EINVAL;
+
+	inode_lock(inode);
+	size = i_size_read(inode);
+	if (mode & FALLOC_FL_PUNCH_HOLE) {
+		end = min(end, size);
+		if (offset < end) {
+			do {
+				filemap_invalidate_lock(inode->i_mapping);
+				err = escrow_mem_clear(mem, offset >> PAGE_SHIFT,
+						       (end - 1) >> PAGE_SHIFT, &lacks);
+				filemap_invalidate_unlock(inode->i_mapping);
+			} while (escrow_mem_top_up(mem, err, lacks));
+		}
+	} else if (end > size) {
+		/* Only ftruncate changes the size. */
+		err = -EINVAL;
+	} else {
+		err = escrow_mem_allocate(mem, offset >> PAGE_SHIFT, (end - 1) >> PAGE_SHIFT);
+	}
+	inode_unlock(inode);
+	return err;
+}
+
+/* Ends the memory before page @end, or all stays. Under the exclusive lock. */
+static int escrow_mem_shrink(struct escrow_mem *mem, pgoff_t end, pgoff_t old, u64 *lacks)
+{
+	struct escrow_folio *ef;
+	int err;
+
+	err = __escrow_mem_reclaim(mem, end, old - 1, &escrow_any_vm, false, lacks);
+	if (err)
+		return err == -ENOMEM ? err : -EBUSY;
+	/* What is beyond the end must not be reached through what is not. */
+	ef = escrow_mem_find(mem, end);
+	if (ef && ef->index < end)
+		err = escrow_mem_split(mem, ef);
+	if (err)
+		return err == -EAGAIN ? -EBUSY : err;
+	escrow_mem_drop(mem, end, old - 1);
+	return 0;
+}
+
+static int escrow_mem_setattr(struct mnt_idmap *idmap, struct dentry *dentry, struct iattr *attr)
+{
+	struct inode *inode = d_inode(dentry);
+	struct escrow_mem *mem = inode->i_private;
+	int err;
+
+	err = setattr_prepare(idmap, dentry, attr);
+	if (err)
+		return err;
+	if (attr->ia_valid & ATTR_SIZE) {
+		loff_t old = i_size_read(inode);
+		u64 lacks = 0;
+
+		if (!PAGE_ALIGNED(attr->ia_size))
+			return -EINVAL;
+		do {
+			filemap_invalidate_lock(inode->i_mapping);
+			if (attr->ia_size < old)
+				err = escrow_mem_shrink(mem, attr->ia_size >> PAGE_SHIFT,
+							old >> PAGE_SHIFT, &lacks);
+			if (!err)
+				i_size_write(inode, attr->ia_size);
+			filemap_invalidate_unlock(inode->i_mapping);
+		} while (escrow_mem_top_up(mem, err, lacks));
+		if (err)
+			return err;
+	}
+	setattr_copy(idmap, inode, attr);
+	return 0;
+}
+
+static void escrow_mem_show_fdinfo(struct seq_file *m, struct file *file)
+{
+	struct escrow_mem *mem = file->private_data;
+	struct escrow_refusal refusal;
+	u64 counts[ESCROW_COUNTS], offset;
+	bool was_refused;
+
+	escrow_rs_counts(&mem->counts, counts);
+	spin_lock(&mem->refusal_lock);
+	was_refused = mem->was_refused;
+	offset = mem->refused_offset;
+	refusal = mem->refusal;
+	spin_unlock(&mem->refusal_lock);
+
+	seq_printf(m, "size:\t%lld\n", i_size_read(file_inode(file)));
+	seq_printf(m, "present:\t%llu\nlent:\t%llu\nshared:\t%llu\nquarantined:\t%llu\n",
+		   counts[0], counts[1], counts[2], counts[3]);
+	seq_printf(m, "poisoned:\t%llu\nrefusals:\t%llu\nretries:\t%llu\n", counts[4],
+		   counts[5], counts[6]);
+	if (was_refused)
+		seq_printf(m, "last_refusal:\toffset=%#llx excess=%lld accessible=%u\n", offset,
+			   refusal.excess, refusal.accessible);
+	else
+		seq_puts(m, "last_refusal:\tnone\n");
+}
+
+const struct file_operations escrow_mem_fops = {
+	.owner = THIS_MODULE,
+	.mmap = escrow_mem_mmap,
+	.fallocate = escrow_mem_fallocate,
+	.release = escrow_mem_release,
+	.show_fdinfo = escrow_mem_show_fdinfo,
+};
+
+const struct inode_operations escrow_mem_iops = {
+	.setattr = escrow_mem_setattr,
+};

@@ -1,0 +1,277 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* Floor 2: how a memory's folios are lent to a guest, or shared with it. */
+
+#include <linux/err.h>
+#include <linux/fs.h>
+#include <linux/mm.h>
+#include <linux/pagemap.h>
+#include <linux/sched.h>
+#include <linux/sizes.h>
+
+#include "arch/events.h"
+#include "mem/mem.h"
+
+/*
+ * Bytes whose user mappings go with that of a page in them: at first, and when
+ * pages leave one after the other.
+ */
+#define ESCROW_ZAP_AROUND SZ_64K
+#define ESCROW_ZAP_AHEAD SZ_2M
+
+/* Another VM that the folio was lent to may have given it up, or died. */
+static int escrow_mem_recall(struct escrow_mem *mem, const struct escrow_borrower *to,
+			     struct escrow_folio *ef)
+{
+	u64 vm, guest, lacks;
+
+	if (escrow_rs_folio_borrower(&ef->state, &vm, &guest) != ESCROW_LENT ||
+	    vm == to->handle)
+		return 0;
+	/* If it stays where it is, lending it says so. */
+	return escrow_mem_reclaim_folio(mem, ef, &lacks) == -ENOMEM ? -ENOMEM : 0;
+}
+
+/*
+ * Removes user mappings of a folio, which is locked, so that none of it comes
+ * back. Those of small folios around it go along, as page faults bring in
+ * those around theirs: a guest that touches its memory page by page would have
+ * the same tables walked for each. As with readahead, those that follow on the
+ * last ones are twice as many. Whoever needs them faults again.
+ */
+static noinline void escrow_mem_zap(struct escrow_mem *mem, const struct escrow_folio *ef)
+{
+	loff_t start = (loff_t)ef->index << PAGE_SHIFT;
+	loff_t end = start + folio_size(ef->folio);
+
+	if (!folio_test_large(ef->folio)) {
+		u32 size = ESCROW_ZAP_AROUND;
+
+		/* A guess, which another vCPU's may spoil. */
+		if (start == READ_ONCE(mem->zap_end))
+			size = clamp(READ_ONCE(mem->zap_size) * 2, ESCROW_ZAP_AROUND,
+				     ESCROW_ZAP_AHEAD);
+		else
+			start = round_down(start, size);
+		end = round_up(end, size);
+		WRITE_ONCE(mem->zap_size, size);
+		WRITE_ONCE(mem->zap_end, end);
+	}
+	unmap_mapping_range(escrow_mapping(mem), start, end - start, 0);
+}
+
+void escrow_mem_refused(struct escrow_mem *mem, const struct escrow_folio *ef,
+			const struct escrow_refusal *refusal)
+{
+	u64 offset = (u64)ef->index << PAGE_SHIFT;
+
+	spin_lock(&mem->refusal_lock);
+	mem->was_refused = true;
+	mem->refused_offset = offset;
+	mem->refusal = *refusal;
+	spin_unlock(&mem->refusal_lock);
+	escrow_note_refusal(escrow_mem_id(mem), offset, folio_nr_pages(ef->folio),
+			    refusal->excess, refusal->accessible, -EAGAIN);
+}
+
+/*
+ * Prepares one folio, which is locked. 0: it is in the batch, 1: it is where
+ * it should be already. Inlined, as the two that follow: each page that a guest
+ * touches comes by here, and frames of their own cost it more than what they do.
+ */
+static __always_inline int escrow_mem_prepare(struct escrow_mem *mem, const struct escrow_borrower *to,
+					      const struct escrow_binding *binding,
+					      struct escrow_folio *ef, u64 guest,
+					      struct escrow_batch *batch)
+{
+	struct escrow_report report = {};
+	struct escrow_refusal refusal = {};
+	int err;
+
+	/* With the folio locked, no mapping of it can come back. */
+	if (binding->how == ESCROW_LENT && folio_mapped(ef->folio))
+		escrow_mem_zap(mem, ef);
+	err = escrow_rs_folio_begin_lend(&ef->state, &mem->counts, ef->folio, binding->how,
+					 to->handle, guest, &report, &refusal);
+	if (err == -EAGAIN)
+		escrow_mem_refused(mem, ef, &refusal);
+	if (!err)
+		escrow_batch_add(batch, ef, guest, binding->rights, &report);
+	return err;
+}
+
+/*
+ * Ends what was prepared: with @err, all stays with the host but the first @done, which
+ * EL2 had given when a long call ended.
+ */
+static __always_inline void escrow_mem_settle(struct escrow_mem *mem, struct escrow_borrower *to,
+					      const struct escrow_binding *binding,
+					      struct escrow_batch *batch, int err, u32 done)
+{
+	u32 i;
+
+	for (i = 0; i < batch->count; i++) {
+		struct escrow_folio *ef = batch->folios[i];
+		u64 offset = (u64)ef->index << PAGE_SHIFT;
+
+		WARN_ON_ONCE(escrow_rs_folio_end_lend(&ef->state, &mem->counts, ef->folio,
+						      !err || i < done));
+		if (!err || i < done)
+			escrow_note_lend(escrow_mem_id(mem), to->handle,
+					 binding->guest + (offset - binding->offset), offset,
+					 folio_nr_pages(ef->folio), binding->how);
+	}
+	escrow_batch_reset(batch);
+}
+
+/* Hands the batch to EL2: all of it or nothing, unless somebody disturbs a long call. */
+static __always_inline int escrow_mem_send(struct escrow_mem *mem, struct escrow_borrower *to,
+						const struct escrow_binding *binding,
+						struct escrow_batch *batch)
+{
+	u64 index = 0, detail = 0;
+	u32 done = 0;
+	int err;
+
+	if (!batch->count)
+		return 0;
+	err = escrow_rs_mem_lend(to, to->handle, binding->how, batch->address, batch->list,
+				 batch->count, &index, &detail, &done);
+	/* EL2 has seen through a report of ours: a bug. */
+	if (err == -EAGAIN && index < batch->count)
+		pr_warn_once("refused by EL2, entry %llu, detail %llu\n", index, detail);
+	escrow_mem_settle(mem, to, binding, batch, err, done);
+	return err;
+}
+
+static bool escrow_mem_ends_before(struct escrow_mem *mem, u64 offset)
+{
+	return offset > i_size_read(escrow_mapping(mem)->host);
+}
+
+/* Folios in the place of a run of pages: whole ones that fit the binding. */
+static int escrow_mem_lend_locked(struct escrow_mem *mem, struct escrow_borrower *to,
+				  const struct escrow_binding *binding, u64 offset, u64 size,
+				  bool unmapped, struct escrow_batch *batch)
+{
+	pgoff_t first = offset >> PAGE_SHIFT, last = (offset + size - 1) >> PAGE_SHIFT, i;
+	struct escrow_folio *ef;
+	int err = 0;
+	u64 guest;
+
+	if (escrow_mem_ends_before(mem, offset + size))
+		return -EINVAL;
+	for (i = first; i <= last; i = escrow_folio_next(ef)) {
+		ef = escrow_mem_make(mem, i);
+		if (IS_ERR(ef))
+			return PTR_ERR(ef);
+		if (unmapped && folio_mapped(ef->folio)) {
+			/* But for the memory's own, the references are not asked to go. */
+			struct escrow_refusal refusal = {
+				.excess = folio_ref_count(ef->folio) - 1,
+			};
+
+			escrow_mem_refused(mem, ef, &refusal);
+			return -EAGAIN;
+		}
+		err = escrow_mem_recall(mem, to, ef);
+		if (err)
+			return err;
+		if (escrow_rs_binding_fits(binding, (u64)ef->index << PAGE_SHIFT,
+					  folio_size(ef->folio), &guest))
+			continue;
+		err = escrow_mem_split(mem, ef);
+		if (err)
+			return err;
+		ef = escrow_mem_find(mem, i);
+	}
+
+	escrow_batch_reset(batch);
+	for (i = first; i <= last && err >= 0; i = escrow_folio_next(ef)) {
+		ef = escrow_mem_find(mem, i);
+		escrow_rs_binding_fits(binding, (u64)ef->index << PAGE_SHIFT, folio_size(ef->folio),
+				      &guest);
+		/*
+		 * A page fault that began before may be about to map the folio.
+		 * After this, it is frozen.
+		 */
+		folio_lock(ef->folio);
+		err = escrow_mem_prepare(mem, to, binding, ef, guest, batch);
+		folio_unlock(ef->folio);
+		cond_resched();
+	}
+	if (err < 0) {
+		escrow_mem_settle(mem, to, binding, batch, err, 0);
+		return err;
+	}
+	return escrow_mem_send(mem, to, binding, batch);
+}
+
+/*
+ * Gives the guest what is behind the binding @binding from @guest on: all of it
+ * or none. -EAGAIN: somebody uses a folio, or, if they must be @unmapped, maps
+ * it; fdinfo says which. Under vm->lock.
+ */
+int escrow_mem_lend(struct escrow_borrower *to, const struct escrow_binding *binding, u64 guest, u64 size,
+		    bool unmapped)
+{
+	struct escrow_mem *mem = binding->mem;
+	struct address_space *mapping = escrow_mapping(mem);
+	struct escrow_batch *batch;
+	int err;
+
+	batch = escrow_batch_alloc(size >> PAGE_SHIFT);
+	if (!batch)
+		return -ENOMEM;
+	filemap_invalidate_lock(mapping);
+	err = escrow_mem_lend_locked(mem, to, binding, binding->offset + (guest - binding->guest), size,
+				     unmapped, batch);
+	filemap_invalidate_unlock(mapping);
+	escrow_batch_free(batch);
+	return err;
+}
+
+/*
+ * The same for the one folio that a guest needs at @guest, side by side with
+ * others. Nothing is allocated where the folio is there already: @batch is the
+ * caller's, and has room for one.
+ */
+int escrow_mem_lend_one(struct escrow_borrower *to, const struct escrow_binding *binding, u64 guest,
+			struct escrow_batch *batch)
+{
+	struct escrow_mem *mem = binding->mem;
+	struct address_space *mapping = escrow_mapping(mem);
+	u64 offset = binding->offset + (guest - binding->guest), at = guest;
+	struct escrow_folio *ef;
+	int err;
+
+	filemap_invalidate_lock_shared(mapping);
+	if (escrow_mem_ends_before(mem, offset + PAGE_SIZE)) {
+		err = -EINVAL;
+		goto out;
+	}
+	ef = escrow_mem_make(mem, offset >> PAGE_SHIFT);
+	if (IS_ERR(ef)) {
+		err = PTR_ERR(ef);
+		goto out;
+	}
+	/* A page of a binding fits it. */
+	if (folio_test_large(ef->folio) &&
+	    !escrow_rs_binding_fits(binding, (u64)ef->index << PAGE_SHIFT, folio_size(ef->folio),
+				   &at)) {
+		/* It has to be split, which nobody may look at. */
+		filemap_invalidate_unlock_shared(mapping);
+		return escrow_mem_lend(to, binding, guest, PAGE_SIZE, false);
+	}
+
+	folio_lock(ef->folio);
+	escrow_batch_reset(batch);
+	err = escrow_rs_folio_is_reachable(&ef->state) ? 0 : escrow_mem_recall(mem, to, ef);
+	if (!err)
+		err = escrow_mem_prepare(mem, to, binding, ef, at, batch);
+	if (err >= 0)
+		err = escrow_mem_send(mem, to, binding, batch);
+	folio_unlock(ef->folio);
+out:
+	filemap_invalidate_unlock_shared(mapping);
+	return err;
+}

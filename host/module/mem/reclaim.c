@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* Floor 2: how a memory's folios are reclaimed from a guest. */
+
+#include <linux/err.h>
+#include <linux/fs.h>
+#include <linux/mm.h>
+#include <linux/pagemap.h>
+#include <linux/sched.h>
+
+#include "mem/mem.h"
+
+const struct escrow_filter escrow_any_vm = { .how = -1 };
+
+/*
+ * Reclaims one folio that is away. The folio is locked, or nobody else has the
+ * memory.
+ */
+int escrow_mem_reclaim_folio(struct escrow_mem *mem, struct escrow_folio *ef, u64 *lacks)
+{
+	static const struct escrow_report none;
+	struct escrow_batch *batch;
+	u64 vm, guest;
+	int err;
+
+	*lacks = 0;
+	if (escrow_rs_folio_borrower(&ef->state, &vm, &guest) < 0)
+		return -ENOENT;
+	batch = escrow_batch_alloc(folio_nr_pages(ef->folio));
+	if (!batch)
+		return -ENOMEM;
+	batch->memory = escrow_mem_id(mem);
+	batch->vm = vm;
+	err = escrow_rs_folio_begin_reclaim(&ef->state, &mem->counts);
+	if (err >= 0) {
+		batch->how = err;
+		escrow_batch_add(batch, ef, 0, 0, &none);
+		err = escrow_batch_reclaim(batch, &mem->counts, false);
+		if (err == -ENOMEM)
+			*lacks = vm;
+	}
+	escrow_batch_free(batch);
+	return err;
+}
+
+/* Whether a folio is away, and one of those that are meant. → enum escrow_how */
+static int escrow_mem_is_meant(const struct escrow_folio *ef, const struct escrow_filter *filter,
+			       u64 *vm)
+{
+	u64 guest;
+	int how;
+
+	how = escrow_rs_folio_borrower(&ef->state, vm, &guest);
+	if (how < 0 || (filter->vm && *vm != filter->vm) || (filter->how >= 0 && how != filter->how))
+		return -ENOENT;
+	if (filter->bound && guest != ((u64)ef->index << PAGE_SHIFT) + filter->shift)
+		return -ENOENT;
+	return how;
+}
+
+/*
+ * Takes back those of a range, and of the folios that reach out of it, that
+ * are meant. Without @quarantine, stops at the first folio that EL2 keeps;
+ * what came home before is fetched again by the guest as it needs it. Under
+ * the exclusive lock.
+ */
+int __escrow_mem_reclaim(struct escrow_mem *mem, pgoff_t first, pgoff_t last,
+			 const struct escrow_filter *filter, bool quarantine, u64 *lacks)
+{
+	static const struct escrow_report none;
+	struct escrow_batch *batch = mem->batch;
+	struct escrow_folio *ef;
+	unsigned long index;
+	int err = 0, one;
+
+	*lacks = 0;
+	escrow_batch_reset(batch);
+	batch->memory = escrow_mem_id(mem);
+	xa_for_each_range(&mem->folios, index, ef, escrow_mem_head(mem, first), last) {
+		u64 borrower = 0;
+		int has = escrow_mem_is_meant(ef, filter, &borrower);
+
+		if (escrow_rs_folio_is_broken(&ef->state) && folio_test_large(ef->folio)) {
+			one = escrow_batch_reclaim(batch, &mem->counts, quarantine);
+			err = err ?: one;
+			/* While its VM lives, that has the rest. */
+			if (!escrow_mem_reclaim_whole(mem, ef) && !quarantine)
+				err = err ?: -EBUSY;
+			if (err && !quarantine)
+				goto out;
+			continue;
+		}
+		if (has < 0)
+			continue;
+		/* One call takes folios of one VM, in one way. */
+		if (escrow_batch_is_full(batch, ef) ||
+		    (batch->count && (batch->vm != borrower || batch->how != has))) {
+			one = escrow_batch_reclaim(batch, &mem->counts, quarantine);
+			err = err ?: one;
+			if (err && !quarantine)
+				goto out;
+			cond_resched();
+		}
+		if (escrow_rs_folio_begin_reclaim(&ef->state, &mem->counts) < 0)
+			continue;
+		batch->vm = borrower;
+		batch->how = has;
+		escrow_batch_add(batch, ef, 0, 0, &none);
+	}
+	one = escrow_batch_reclaim(batch, &mem->counts, quarantine);
+	err = err ?: one;
+out:
+	/* The last batch's: without @quarantine, no other follows an error. */
+	if (err == -ENOMEM)
+		*lacks = batch->vm;
+	return err;
+}
+
+int escrow_mem_reclaim(struct escrow_mem *mem, u64 offset, u64 size,
+		       const struct escrow_filter *filter, bool quarantine, u64 *lacks)
+{
+	struct address_space *mapping = escrow_mapping(mem);
+	int err;
+
+	filemap_invalidate_lock(mapping);
+	err = __escrow_mem_reclaim(mem, offset >> PAGE_SHIFT, (offset + size - 1) >> PAGE_SHIFT,
+				     filter, quarantine, lacks);
+	filemap_invalidate_unlock(mapping);
+	return err;
+}
+
+/*
+ * After an error: whether it is worth another try, because the VM that EL2
+ * needed memory for (@lacks) has some now. Without locks of the memory, as this
+ * may be the end of that VM.
+ */
+bool escrow_mem_top_up(struct escrow_mem *mem, int err, u64 lacks)
+{
+	return err == -ENOMEM && lacks && !mem->top_up(lacks);
+}

@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* Floor 3: guest addresses and the memories behind them. */
+
+#include <linux/errno.h>
+
+#include "vm/vm.h"
+
+/* With vm->lock for writing, as what follows. */
+int escrow_vm_bind(struct escrow_vm *vm, const struct escrow_map_request *request,
+		   struct escrow_mem *mem)
+{
+	return escrow_rs_vm_bind(vm->core, &vm->borrower, request, mem);
+}
+
+int escrow_vm_unbind(struct escrow_vm *vm, const struct escrow_map_request *request,
+		     struct escrow_mem *mem)
+{
+	/* The same pages may be with the guest by another binding, too. */
+	const struct escrow_filter filter = {
+		.vm = vm->borrower.handle,
+		.how = -1,
+		.bound = true,
+		.shift = request->guest - request->offset,
+	};
+	u64 lacks;
+	int err;
+
+	err = escrow_rs_vm_begin_unbind(vm->core, request, mem);
+	if (err)
+		return err;
+	/* With vm->lock held, no vCPU fetches a page back. */
+	do {
+		err = escrow_mem_reclaim(mem, request->offset, request->size, &filter, false, &lacks);
+	} while (escrow_mem_top_up(mem, err, lacks));
+	if (err)
+		return err;
+	return escrow_rs_vm_end_unbind(vm->core, &vm->borrower, request);
+}

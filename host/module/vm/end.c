@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* Floor 3: how a VM ends, and what happens if EL2 keeps pages of it. */
+
+#include <linux/delay.h>
+#include <linux/list.h>
+#include <linux/module.h>
+#include <linux/mutex.h>
+#include <linux/slab.h>
+#include <linux/smp.h>
+#include <linux/workqueue.h>
+
+#include "vm/vm.h"
+
+/* How long the end of a VM waits for CPUs to leave its vCPUs, in ms. */
+#define DESTROY_PATIENCE 500
+/* How often VMs are looked after that EL2 keeps pages of. */
+#define ZOMBIES_PERIOD HZ
+
+static void escrow_zombies_work(struct work_struct *work);
+
+static DEFINE_MUTEX(zombies_lock);
+static LIST_HEAD(zombies);
+static DECLARE_DELAYED_WORK(zombies_work, escrow_zombies_work);
+
+/* Takes back what the VM has of all its memories. */
+static int escrow_vm_reclaim(struct escrow_vm *vm, int how, bool quarantine)
+{
+	const struct escrow_filter filter = { .vm = vm->borrower.handle, .how = how };
+	struct escrow_binding binding;
+	u64 lacks;
+	int err = 0;
+	size_t i;
+
+	/* Its creation may have failed half-way. */
+	if (!vm->core)
+		return 0;
+	for (i = 0; !escrow_rs_vm_binding(vm->core, i, &binding); i++) {
+		int one = escrow_mem_reclaim(binding.mem, binding.offset, binding.size, &filter,
+					     quarantine, &lacks);
+
+		err = err ?: one;
+	}
+	return err;
+}
+
+static int escrow_vm_destroy(struct escrow_vm *vm)
+{
+	unsigned int waited, pause = 1;
+	int err;
+
+	if (vm->is_destroyed)
+		return 0;
+	/* While the VM lives, shared pages come home with their contents. */
+	escrow_vm_reclaim(vm, ESCROW_SHARED, false);
+	for (waited = 0; ; waited += pause, pause *= 2) {
+		err = escrow_rs_vm_destroy(vm->borrower.handle);
+		if (err != -EBUSY || waited >= DESTROY_PATIENCE)
+			break;
+		/* An interrupt ends the run that keeps it busy. */
+		kick_all_cpus_sync();
+		msleep(pause);
+	}
+	vm->is_destroyed = !err;
+	return err;
+}
+
+/*
+ * Ends the VM and brings its pages home. false: EL2 keeps some of them; they
+ * stay where they are accounted for, and nobody uses them.
+ */
+static bool escrow_vm_end(struct escrow_vm *vm)
+{
+	/* Without a handle, its creation failed before EL2 got anything. */
+	if (vm->borrower.handle && !vm->is_home) {
+		if (escrow_vm_destroy(vm))
+			return false;
+		if (escrow_vm_reclaim(vm, -1, true))
+			return false;
+		if (!escrow_vm_reclaim_metadata(vm))
+			return false;
+	}
+	WRITE_ONCE(vm->is_home, true);
+	escrow_registry_changed();
+	return true;
+}
+
+/*
+ * Ends the VM while others have files of it: from then on these answer ENODEV,
+ * and closing them finds nothing left to do. The caller has a reference, and
+ * no lock. What others do with the VM they do under vm->lock, so with it for
+ * writing the VM is ours; a vCPU that runs its guest has no lock, and EL2 ends
+ * its run when the VM is destroyed.
+ */
+void escrow_vm_shut_down(struct escrow_vm *vm)
+{
+	WRITE_ONCE(vm->is_closed, true);
+	WRITE_ONCE(vm->is_down, true);
+	escrow_vm_wake_all(vm);
+	down_write(&vm->lock);
+	if (!escrow_vm_end(vm))
+		pr_err("VM %#llx: Escrow keeps pages of it\n", vm->borrower.handle);
+	up_write(&vm->lock);
+}
+
+static void escrow_vm_free(struct escrow_vm *vm)
+{
+	escrow_registry_remove(vm);
+	/* The bindings let go of their memories. */
+	escrow_rs_vm_free(vm->core);
+	escrow_batch_free(vm->batch);
+	kfree(vm);
+}
+
+static void escrow_vm_end_functions(struct escrow_vm *vm)
+{
+	const struct escrow_fn_ops *const *ops;
+
+	for (ops = vm->functions; *ops; ops++) {
+		if ((*ops)->end)
+			(*ops)->end(vm);
+	}
+}
+
+static void escrow_vm_last(struct kref *ref)
+{
+	struct escrow_vm *vm = container_of(ref, struct escrow_vm, ref);
+
+	escrow_vm_end_functions(vm);
+	if (escrow_vm_end(vm)) {
+		escrow_vm_free(vm);
+		return;
+	}
+	pr_warn("VM %#llx: Escrow keeps pages of it; they are set aside\n", vm->borrower.handle);
+	__module_get(THIS_MODULE);
+	WRITE_ONCE(vm->is_zombie, true);
+	mutex_lock(&zombies_lock);
+	list_add_tail(&vm->zombie, &zombies);
+	mutex_unlock(&zombies_lock);
+	schedule_delayed_work(&zombies_work, ZOMBIES_PERIOD);
+}
+
+void escrow_vm_put(struct escrow_vm *vm)
+{
+	kref_put(&vm->ref, escrow_vm_last);
+}
+
+static void escrow_zombies_work(struct work_struct *work)
+{
+	struct escrow_vm *vm, *next;
+	bool left;
+
+	mutex_lock(&zombies_lock);
+	list_for_each_entry_safe(vm, next, &zombies, zombie) {
+		if (!escrow_vm_end(vm))
+			continue;
+		pr_info("VM %#llx: all pages are home\n", vm->borrower.handle);
+		list_del(&vm->zombie);
+		escrow_vm_free(vm);
+		module_put(THIS_MODULE);
+	}
+	left = !list_empty(&zombies);
+	mutex_unlock(&zombies_lock);
+	if (left)
+		schedule_delayed_work(&zombies_work, ZOMBIES_PERIOD);
+}
+
+/* Looks after all zombies once, now. */
+void escrow_vm_flush_zombies(void)
+{
+	cancel_delayed_work(&zombies_work);
+	schedule_delayed_work(&zombies_work, 0);
+	flush_delayed_work(&zombies_work);
+}
+
+void escrow_vm_exit(void)
+{
+	/* Whatever is left holds the module; this waits for the work's return. */
+	cancel_delayed_work_sync(&zombies_work);
+}

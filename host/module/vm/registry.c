@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Floor 3: all VMs: who may make one, and how all of them end before the machine does.
+ *
+ * escrow_vms.lock guards the list and the gate. It is taken inside of all
+ * other locks, never around one: whoever wants to do something to a VM takes a
+ * reference under it and lets go of it first. A VM is on the list from before
+ * Escrow gets the first page until nothing is left of it, so an empty list, or
+ * one of VMs that are home, means that no page is away.
+ */
+
+#include <linux/errno.h>
+#include <linux/freezer.h>
+#include <linux/jiffies.h>
+#include <linux/list.h>
+#include <linux/mutex.h>
+#include <linux/wait.h>
+
+#include "vm/vm.h"
+
+/* How long the machine's end waits for VMs that others are ending. */
+#define ESCROW_PATIENCE (2 * HZ)
+
+enum escrow_gate {
+	ESCROW_OPEN,
+	ESCROW_SUSPENDED, /* who wants a VM waits */
+	ESCROW_SHUT, /* for ever: nobody gets one */
+};
+
+struct escrow_list escrow_vms = ESCROW_LIST_INIT(escrow_vms);
+
+static enum escrow_gate gate;
+/* When the gate changes, and when a VM comes home. */
+static DECLARE_WAIT_QUEUE_HEAD(changes);
+
+void escrow_registry_changed(void)
+{
+	wake_up_all(&changes);
+}
+
+/* Puts a new VM on the list, before Escrow gets anything for it. */
+int escrow_registry_add(struct escrow_vm *vm)
+{
+	int err;
+
+	for (;;) {
+		enum escrow_gate now;
+
+		mutex_lock(&escrow_vms.lock);
+		now = gate;
+		if (now == ESCROW_OPEN)
+			__escrow_listing_add(&escrow_vms, &vm->listing);
+		mutex_unlock(&escrow_vms.lock);
+		if (now == ESCROW_OPEN)
+			return 0;
+		if (now == ESCROW_SHUT)
+			return -ENODEV;
+		err = wait_event_freezable(changes, READ_ONCE(gate) != ESCROW_SUSPENDED);
+		if (err)
+			return err;
+	}
+}
+
+void escrow_registry_remove(struct escrow_vm *vm)
+{
+	escrow_listing_remove(&escrow_vms, &vm->listing);
+	escrow_registry_changed();
+}
+
+/* The VM with that handle, with a reference, or NULL. */
+struct escrow_vm *escrow_registry_find(u64 handle)
+{
+	struct escrow_vm *vm, *found = NULL;
+
+	mutex_lock(&escrow_vms.lock);
+	list_for_each_entry(vm, &escrow_vms.head, listing.link) {
+		if (READ_ONCE(vm->borrower.handle) == handle && kref_get_unless_zero(&vm->ref)) {
+			found = vm;
+			break;
+		}
+	}
+	mutex_unlock(&escrow_vms.lock);
+	return found;
+}
+
+static bool escrow_registry_is_home(void)
+{
+	struct escrow_vm *vm;
+
+	lockdep_assert_held(&escrow_vms.lock);
+	list_for_each_entry(vm, &escrow_vms.head, listing.link) {
+		if (!READ_ONCE(vm->is_home))
+			return false;
+	}
+	return true;
+}
+
+/*
+ * Closes the gate, if no page is away. What was lent cannot be saved, and a
+ * guest's contents would not outlive a memory that loses power; so Linux does
+ * not sleep while there is a guest.
+ */
+bool escrow_registry_suspend(void)
+{
+	bool home;
+
+	mutex_lock(&escrow_vms.lock);
+	home = escrow_registry_is_home();
+	if (home && gate == ESCROW_OPEN)
+		WRITE_ONCE(gate, ESCROW_SUSPENDED);
+	mutex_unlock(&escrow_vms.lock);
+	return home;
+}
+
+void escrow_registry_resume(void)
+{
+	mutex_lock(&escrow_vms.lock);
+	if (gate == ESCROW_SUSPENDED)
+		WRITE_ONCE(gate, ESCROW_OPEN);
+	mutex_unlock(&escrow_vms.lock);
+	escrow_registry_changed();
+}
+
+bool escrow_registry_is_shut(void)
+{
+	return READ_ONCE(gate) == ESCROW_SHUT;
+}
+
+/* A VM that somebody has a file of and that is not shut down, with a reference. */
+static struct escrow_vm *escrow_registry_next(void)
+{
+	struct escrow_vm *vm, *found = NULL;
+
+	mutex_lock(&escrow_vms.lock);
+	list_for_each_entry(vm, &escrow_vms.head, listing.link) {
+		if (!READ_ONCE(vm->is_closed) && kref_get_unless_zero(&vm->ref)) {
+			found = vm;
+			break;
+		}
+	}
+	mutex_unlock(&escrow_vms.lock);
+	return found;
+}
+
+static bool escrow_registry_none_away(void)
+{
+	bool home;
+
+	mutex_lock(&escrow_vms.lock);
+	home = escrow_registry_is_home();
+	mutex_unlock(&escrow_vms.lock);
+	return home;
+}
+
+/* Ends all VMs, whoever has files of them, and lets nobody make another. */
+void escrow_registry_shut_down(void)
+{
+	struct escrow_vm *vm;
+
+	mutex_lock(&escrow_vms.lock);
+	WRITE_ONCE(gate, ESCROW_SHUT);
+	mutex_unlock(&escrow_vms.lock);
+	escrow_registry_changed();
+
+	/* Each is marked before the next look, so this ends. */
+	while ((vm = escrow_registry_next())) {
+		escrow_vm_shut_down(vm);
+		escrow_vm_put(vm);
+	}
+	/* Some may just be ending, since their last files were closed. */
+	escrow_vm_flush_zombies();
+	if (!wait_event_timeout(changes, escrow_registry_none_away(), ESCROW_PATIENCE))
+		pr_err("Escrow keeps pages of guests: what runs next must not touch them\n");
+}

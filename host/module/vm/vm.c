@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* Floor 3: VMs as objects: made, referenced, locked. How they end is in end.c. */
+
+#include <linux/err.h>
+#include <linux/slab.h>
+
+#include "vm/vm.h"
+
+struct escrow_vm *escrow_vm_get(struct escrow_vm *vm)
+{
+	kref_get(&vm->ref);
+	return vm;
+}
+
+/* For an ioctl: -EINTR, or -ENODEV if there is no VM any more. */
+int escrow_vm_lock(struct escrow_vm *vm)
+{
+	if (down_write_killable(&vm->lock))
+		return -EINTR;
+	if (!vm->is_closed)
+		return 0;
+	up_write(&vm->lock);
+	return -ENODEV;
+}
+
+static int escrow_vm_lacks(struct escrow_borrower *borrower, u64 pages)
+{
+	return escrow_vm_top_up(container_of(borrower, struct escrow_vm, borrower), pages);
+}
+
+/*
+ * A VM that EL2 knows nothing of yet, with a reference. Others see it in the
+ * list, and may end it at once.
+ */
+struct escrow_vm *escrow_vm_new(const struct escrow_fn_ops *const *functions)
+{
+	struct escrow_vm *vm;
+	int err;
+
+	vm = kzalloc(sizeof(*vm), GFP_KERNEL_ACCOUNT);
+	if (!vm)
+		return ERR_PTR(-ENOMEM);
+	kref_init(&vm->ref);
+	init_rwsem(&vm->lock);
+	spin_lock_init(&vm->vcpus_lock);
+	mutex_init(&vm->metadata_lock);
+	INIT_LIST_HEAD(&vm->metadata_folios);
+	INIT_LIST_HEAD(&vm->irqfds);
+	vm->functions = functions;
+	vm->borrower.top_up = escrow_vm_lacks;
+	err = escrow_registry_add(vm);
+	if (err) {
+		kfree(vm);
+		return ERR_PTR(err);
+	}
+	return vm;
+}
+
+/* Creates the VM at EL2. With vm->lock for writing. */
+int escrow_vm_set_up(struct escrow_vm *vm)
+{
+	int err;
+
+	vm->batch = escrow_batch_alloc(ESCROW_BATCH);
+	if (!vm->batch)
+		return -ENOMEM;
+	err = escrow_vm_top_up(vm, escrow_rs_metadata_initial());
+	if (err)
+		return err;
+	vm->core = escrow_rs_vm_new(vm->borrower.handle);
+	return vm->core ? 0 : -ENOMEM;
+}

@@ -1,0 +1,139 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Floor 3: VMs. It knows a VM's functions (vCPUs and the like) by their table of
+ * operations.
+ *
+ * All locks of the module, in the order in which they are taken:
+ *
+ *   vm->lock		bindings, vCPUs, start; read by vCPUs that fetch pages
+ *   invalidate_lock	of a memory's mapping: its folios come and go under the
+ *			exclusive lock, are looked up, made and lent singly
+ *			under the shared one
+ *   mem->make_lock	one task makes a folio, where it may be a large one
+ *   folio lock		transitions of one folio, unless the invalidate_lock is
+ *			exclusive; and its user mappings. A page fault keeps it
+ *			when it has left the invalidate_lock, and takes nothing
+ *			further
+ *   vm->metadata_lock	top-ups of one VM
+ *   irqfd->lock	the doorbell that an eventfd rings; taken with interrupts
+ *			off, and inside of the lock of the eventfd's queue
+ *   vm->vcpus_lock	who is there to be woken; taken with interrupts off
+ *   list->lock		of escrow_memories and escrow_vms
+ *
+ * and, outside of all of these, mmap_lock (page faults) and vcpu->run_lock.
+ * mem->refusal_lock is a spinlock inside of everything.
+ */
+#ifndef ESCROW_VM_H
+#define ESCROW_VM_H
+
+#include <linux/kref.h>
+#include <linux/list.h>
+#include <linux/mutex.h>
+#include <linux/rwsem.h>
+#include <linux/spinlock.h>
+#include <linux/types.h>
+#include <linux/wait.h>
+
+#include "arch/listing.h"
+#include "mem/mem.h"
+
+#define ESCROW_VCPUS_MAX 32
+
+struct escrow_vm;
+
+/*
+ * A type of function that a VM can have (VM_ADD_FUNCTION). The VM calls what is
+ * not NULL, with vm->lock for writing or alone with the VM.
+ */
+struct escrow_fn_ops {
+	u32 type; /* GUNYAH_FN_* */
+	/* Without vm->lock. 0 or more: what the ioctl answers */
+	int (*add)(struct escrow_vm *vm, const struct escrow_function *function,
+		   const struct gunyah_fn_desc *desc, const union escrow_fn_arg *arg);
+	int (*remove)(struct escrow_vm *vm, const struct escrow_function *function,
+		      const struct gunyah_fn_desc *desc, const union escrow_fn_arg *arg);
+	/* Before the VM starts; may be called again if the start fails. */
+	int (*start)(struct escrow_vm *vm);
+	/* The VM's last reference is gone, but nothing has happened to it yet. */
+	void (*end)(struct escrow_vm *vm);
+};
+
+/* Where a vCPU waits for its guest, and how it is woken. */
+struct escrow_waiter {
+	bool is_woken; /* something has changed at EL2 since its last entry */
+	struct task_struct *runner; /* under vm->vcpus_lock: who is inside VCPU_RUN */
+	wait_queue_head_t queue; /* where it sleeps */
+};
+
+/* In vm->broken, for addresses are those of pages. */
+#define ESCROW_BROKEN 1
+
+struct escrow_vm {
+	struct kref ref;
+	struct rw_semaphore lock;
+	struct escrow_vm_core *core;
+	struct escrow_borrower borrower;
+	bool is_down; /* set once; the core knows why, unless it is closed */
+	bool is_closed; /* set once, before is_down: shut down from outside */
+	bool is_destroyed;
+	bool is_zombie; /* nobody has a file, but EL2 has pages */
+	bool is_home; /* EL2 has nothing of it any more, and gets nothing */
+	u64 broken; /* address that the guest has lost, with ESCROW_BROKEN; or 0 */
+	spinlock_t vcpus_lock; /* with vm->lock: who changes vcpus; alone: who wakes */
+	struct escrow_waiter *vcpus[ESCROW_VCPUS_MAX]; /* no references */
+
+	const struct escrow_fn_ops *const *functions; /* the last one is NULL */
+	struct escrow_ioeventfds *ioeventfds; /* NULL until there is one */
+	struct list_head irqfds;
+
+	struct mutex metadata_lock; /* top-ups, and what follows */
+	struct escrow_metadata metadata;
+	struct escrow_counts metadata_counts;
+	struct list_head metadata_folios;
+	struct escrow_batch *batch; /* under metadata_lock */
+
+	struct list_head zombie;
+	struct escrow_listing listing; /* in escrow_vms, until it is freed */
+};
+
+/* vm.c */
+struct escrow_vm *escrow_vm_new(const struct escrow_fn_ops *const *functions);
+int escrow_vm_set_up(struct escrow_vm *vm);
+struct escrow_vm *escrow_vm_get(struct escrow_vm *vm);
+int escrow_vm_lock(struct escrow_vm *vm);
+
+/* bind.c */
+int escrow_vm_bind(struct escrow_vm *vm, const struct escrow_map_request *request,
+		   struct escrow_mem *mem);
+int escrow_vm_unbind(struct escrow_vm *vm, const struct escrow_map_request *request,
+		     struct escrow_mem *mem);
+
+/* metadata.c */
+int escrow_vm_top_up(struct escrow_vm *vm, u64 pages);
+int escrow_vm_top_up_handle(u64 handle);
+bool escrow_vm_reclaim_metadata(struct escrow_vm *vm);
+
+/* end.c */
+void escrow_vm_put(struct escrow_vm *vm);
+void escrow_vm_shut_down(struct escrow_vm *vm);
+void escrow_vm_flush_zombies(void);
+void escrow_vm_exit(void);
+
+/* registry.c */
+extern struct escrow_list escrow_vms;
+
+int escrow_registry_add(struct escrow_vm *vm);
+void escrow_registry_remove(struct escrow_vm *vm);
+struct escrow_vm *escrow_registry_find(u64 handle);
+void escrow_registry_changed(void);
+bool escrow_registry_suspend(void);
+void escrow_registry_resume(void);
+void escrow_registry_shut_down(void);
+bool escrow_registry_is_shut(void);
+
+/* wake.c */
+void escrow_vm_wake(struct escrow_vm *vm, u32 id);
+void escrow_vm_wake_all(struct escrow_vm *vm);
+void escrow_vm_set_vcpu(struct escrow_vm *vm, u32 id, struct escrow_waiter *waiter);
+
+#endif

@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* Floor 3: who waits for a VM, and is woken. */
+
+#include <linux/sched.h>
+#include <linux/spinlock.h>
+#include <linux/wait.h>
+
+#include "vm/vm.h"
+
+/*
+ * EL2 has changed something that vCPU @id may be asleep for. None of this is
+ * lost. The sleeper did these in this order, one after the other as all CPUs
+ * see it:
+ *
+ *   1. is_woken = false
+ *   2. it entered EL2, which looked at its state and found nothing to do
+ *   3. it queued itself and looked at is_woken
+ *
+ * and whoever calls this:
+ *
+ *   a. EL2 changed the state
+ *   b. is_woken = true
+ *   c. it woke the queue
+ *
+ * As 2 did not see a, 1 came before b, so is_woken stays true until the next
+ * entry. If 3 did not see it, the sleeper was queued before b, and c finds it.
+ *
+ * A vCPU that runs its guest meanwhile is interrupted, and sees the state when
+ * it enters EL2 again. From any context.
+ */
+void escrow_vm_wake(struct escrow_vm *vm, u32 id)
+{
+	struct escrow_waiter *waiter;
+	unsigned long flags;
+
+	/* Neither HVC nor ERET orders memory: a before b. */
+	smp_mb();
+	spin_lock_irqsave(&vm->vcpus_lock, flags);
+	waiter = vm->vcpus[id];
+	if (waiter) {
+		WRITE_ONCE(waiter->is_woken, true);
+		wake_up(&waiter->queue);
+		if (waiter->runner)
+			kick_process(waiter->runner);
+	}
+	spin_unlock_irqrestore(&vm->vcpus_lock, flags);
+}
+
+/* Something has changed that all vCPUs look at. */
+void escrow_vm_wake_all(struct escrow_vm *vm)
+{
+	u32 id;
+
+	for (id = 0; id < ESCROW_VCPUS_MAX; id++)
+		escrow_vm_wake(vm, id);
+}
+
+/* Who is woken as vCPU @id from now on; NULL: nobody. */
+void escrow_vm_set_vcpu(struct escrow_vm *vm, u32 id, struct escrow_waiter *waiter)
+{
+	lockdep_assert_held_write(&vm->lock);
+	spin_lock_irq(&vm->vcpus_lock);
+	vm->vcpus[id] = waiter;
+	spin_unlock_irq(&vm->vcpus_lock);
+}
