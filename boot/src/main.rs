@@ -37,7 +37,7 @@ use arrayvec::ArrayVec;
 use escrow_aarch64::{Cpu as Identity, Hardware, Installed, LAST_WORDS, Promise, identify};
 use escrow_core::addr::PhysRange;
 use escrow_core::hypervisor::{Hypervisor, Setup, Sizes, max_guests};
-use escrow_core::ledger::Gib;
+use escrow_core::ledger::{Gib, GuestId};
 use escrow_core::trap::{Trap, TrapKind};
 use escrow_core::vm::{Counts, Slot};
 use escrow_platform::board::{Board, Console, MAX_RAM, MAX_RESERVED, Outline};
@@ -50,7 +50,7 @@ use escrow_platform::uart::Uart;
 
 use console::fatal;
 use early::Early;
-use memory::{Arena, phys, stacks_size, tables_for};
+use memory::{Arena, STACKS, phys, stacks_size, tables_for};
 use mmu::{CpuStart, El2Map, PAGE, Use};
 
 core::arch::global_asm!(
@@ -279,7 +279,7 @@ fn fixed_size(board: &Board<'_>, sizes: &Sizes) -> u64 {
 fn el2_tables(board: &Board<'_>, sizes: &Sizes) -> usize {
     // Escrow's pieces, with a hole for each stack's guard; what boot needs of the host's:
     // kernel, where it goes, tree.
-    tables_for(MAX_PIECES + board.cpus.len() + 3, sizes.gibs + board.ram.as_slice().len())
+    tables_for(MAX_PIECES + STACKS * board.cpus.len() + 3, sizes.gibs + board.ram.as_slice().len())
 }
 
 /// Bytes of the ledger's directory.
@@ -328,8 +328,9 @@ fn guest_slots(arena: &mut Arena, guests: usize) -> Option<&'static [Slot]> {
     let size = guests * size_of::<Slot>();
     let first = arena.take(size as u64, align_of::<Slot>() as u64)?.cast::<Slot>();
     for (n, counts) in counts.iter().enumerate() {
+        let id = GuestId::new(n as u16 + 1)?;
         // SAFETY: fresh memory for as many slots as there are counts.
-        unsafe { first.add(n).write(Slot::new(counts)) };
+        unsafe { first.add(n).write(Slot::new(id, counts)) };
     }
     // SAFETY: all of them were written, and nobody else has them.
     Some(unsafe { core::slice::from_raw_parts(first.as_ptr(), guests) })

@@ -5,7 +5,7 @@
 use core::ptr::NonNull;
 
 use arrayvec::ArrayVec;
-use escrow_aarch64::{BLOCK_WINDOWS, El2Tables, PAGE_WINDOWS};
+use escrow_aarch64::{BLOCK_WINDOWS, El2Tables, PAGE_WINDOWS, STACK_SIZE};
 use escrow_core::addr::{PhysAddr, PhysRange};
 use escrow_core::ledger::{Frames, Gib, Reserve};
 use escrow_platform::board::{MAX_CPUS, MAX_RAM, MAX_RESERVED};
@@ -14,11 +14,8 @@ use escrow_platform::range::{Full, Range, RangeSet, align_up};
 
 use crate::mmu::{El2Map, MapError, PAGE, Table, Use, flush_tlb};
 
-/// Bytes of a secondary CPU's stack.
-pub const STACK_SIZE: u64 = 32 << 10;
-
 /// Separate ranges of RAM after what must not be mapped is taken out.
-const MAX_MAPPED: usize = MAX_RAM + MAX_RESERVED + MAX_CPUS + 2;
+const MAX_MAPPED: usize = MAX_RAM + MAX_RESERVED + STACKS * MAX_CPUS + 2;
 
 /// Free memory that is given away for good: from the bottom of its pieces, the
 /// first one with room.
@@ -125,9 +122,12 @@ pub const fn tables_for(ranges: usize, gibs: usize) -> usize {
     6 * (ranges + 4) + gibs + 4
 }
 
+/// Stacks of a CPU: its own, and the one for its guests.
+pub const STACKS: usize = 2;
+
 /// Bytes of the stacks of so many CPUs, with their guard pages.
 pub const fn stacks_size(cpus: usize) -> u64 {
-    (STACK_SIZE + PAGE) * cpus as u64
+    (STACK_SIZE + PAGE) * (STACKS * cpus) as u64
 }
 
 /// Maps Escrow's own memory: of RAM, EL2 maps nothing else for longer than boot needs
@@ -169,9 +169,9 @@ pub unsafe fn map_own(
     // SAFETY: just mapped, for nothing else, and any words are a table.
     stage1.add_tables(unsafe { core::slice::from_raw_parts(first, tables) })?;
 
-    let stacks = Stacks { bottom: stacks.start, count: cpus };
-    for cpu in 0..cpus {
-        let guard = stacks.guard(cpu);
+    let stacks = Stacks { bottom: stacks.start, cpus };
+    for stack in 0..STACKS * cpus {
+        let guard = stacks.guard(stack);
         mapped.remove(guard).map_err(full)?;
     }
     for range in &mapped {
@@ -260,22 +260,22 @@ fn inner_pages(range: Range) -> Range {
     }
 }
 
-/// The stacks of secondary CPUs, each above a guard page.
+/// The stacks of all CPUs, each above a guard page.
 #[derive(Clone, Copy)]
 pub struct Stacks {
     bottom: u64,
-    count: usize,
+    cpus: usize,
 }
 
 impl Stacks {
-    fn guard(&self, cpu: usize) -> Range {
-        let start = self.bottom + (STACK_SIZE + PAGE) * cpu as u64;
+    fn guard(&self, stack: usize) -> Range {
+        let start = self.bottom + (STACK_SIZE + PAGE) * stack as u64;
         Range::new(start, start + PAGE)
     }
 
-    /// The upper end of a CPU's stack.
-    pub fn top(&self, cpu: usize) -> Option<u64> {
-        (cpu < self.count).then(|| self.guard(cpu).end + STACK_SIZE)
+    /// The upper ends of a CPU's stacks: its own, and the one for its guests.
+    pub fn tops(&self, cpu: usize) -> Option<[u64; STACKS]> {
+        (cpu < self.cpus).then(|| [0, 1].map(|n| self.guard(STACKS * cpu + n).end + STACK_SIZE))
     }
 }
 

@@ -16,7 +16,8 @@ use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU64, Ordering};
 
 use aarch64_cpu::registers::{CNTFRQ_EL0, CNTPCT_EL0, MPIDR_EL1, Readable};
 use escrow_aarch64::{
-    Cpu as Identity, Firmware, Hardware, PerCpu, Promise, enter_host, identify, init_cpu, smc,
+    Cpu as Identity, Firmware, Hardware, NoRuns, PerCpu, Promise, enter_host, identify, init_cpu,
+    smc,
 };
 use escrow_abi::{call, psci};
 use escrow_core::hypervisor::Hypervisor;
@@ -115,13 +116,16 @@ impl Slots {
         cpus.iter().find(|cpu| cpu.mpidr == this_cpu())?;
         let mut slots = Vec::with_capacity(cpus.len());
         for (index, cpu) in cpus.iter().enumerate() {
-            // Each CPU writes its own before it uses it.
-            let data = Box::leak(Box::<PerCpu>::new_uninit());
+            // Each CPU writes the rest of its own before it uses it.
+            let data = NonNull::from(Box::leak(Box::<PerCpu>::new_uninit())).cast();
+            let [stack, run_stack] = stacks.tops(index)?;
+            // SAFETY: fresh memory, and the CPU's own stacks.
+            unsafe { PerCpu::set_aside(data, stack, run_stack) };
             slots.push(CpuSlot {
-                start: start.with(stacks.top(index)?, index as u64),
+                start: start.with(stack, index as u64),
                 index: index as u32,
                 mpidr: cpu.mpidr,
-                data: NonNull::from(data).cast(),
+                data,
                 state: AtomicU8::new(if cpu.mpidr == this_cpu() { ON } else { OFF }),
                 identity: TicketMutex::new(None),
                 entry: AtomicU64::new(0),
@@ -223,7 +227,7 @@ impl Cpus {
         // SAFETY: `data` was set aside for this CPU, which does not run the
         // host yet, so nothing else has a reference to it.
         unsafe {
-            PerCpu::place(slot.data, slot.index, mpidr, slot.start.stack_top, features);
+            PerCpu::place(slot.data, slot.index, mpidr, features);
             match init_cpu(slot.data, self.hypervisor, identity) {
                 Ok(()) => enter_host(entry, [context, 0, 0, 0]),
                 Err(error) => {
@@ -319,9 +323,20 @@ impl Cpus {
         // VMs may be created again when this is dropped, however that comes.
         let Some(closed) = self.hypervisor.close() else { return psci::INTERNAL_FAILURE };
         let begin = CNTPCT_EL0.get();
+        let is_late =
+            || CNTPCT_EL0.get().wrapping_sub(begin) > CNTFRQ_EL0.get() * END_PATIENCE_SECONDS;
         while closed.scrub().is_err() {
-            if CNTPCT_EL0.get().wrapping_sub(begin) > CNTFRQ_EL0.get() * END_PATIENCE_SECONDS {
+            if is_late() {
                 log::error!("a guest still runs on another CPU: the machine goes on");
+                return psci::INTERNAL_FAILURE;
+            }
+            core::hint::spin_loop();
+        }
+        // What EL2 has of them. No run begins any more, so CPUs leave it soon.
+        let runs = NoRuns::begin();
+        while !runs.wipe() {
+            if is_late() {
+                log::error!("a CPU does not leave EL2: the machine goes on");
                 return psci::INTERNAL_FAILURE;
             }
             core::hint::spin_loop();

@@ -2,6 +2,8 @@
 
 //! Payload runs: which tests a payload had, and how they ended.
 
+use std::fs;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use escrow_trace::Counts;
@@ -118,6 +120,33 @@ impl Run {
         let mut machine = self.machine();
         machine.reboot = true;
         Serial::boot(&self.name(), &machine, self.limit)
+    }
+
+    /// Boots Escrow with a payload that resets the machine; returns what is in RAM then.
+    ///
+    /// # Panics
+    /// The machine does not end, or its memory cannot be read.
+    pub fn memory_at_the_reset(&self) -> Vec<u8> {
+        let mut machine = self.machine();
+        let folder = artefacts().image.parent().map(PathBuf::from).unwrap_or_default().join("tmp");
+        let file = folder.join(format!("{}.ram", self.name()));
+        let size = self.memory_mib;
+        let object =
+            format!("memory-backend-file,id=ram,size={size}M,share=on,mem-path={}", file.display());
+        let extra = ["-object", &object, "-machine", "memory-backend=ram"];
+        machine.extra.extend(extra.map(Into::into));
+        let made = fs::create_dir_all(&folder);
+        let mut serial = Serial::boot(&self.name(), &machine, self.limit);
+        // A reset ends QEMU.
+        serial.wait_for_end();
+        let memory = made.and_then(|()| fs::read(&file));
+        let _ = fs::remove_file(&file);
+        let broken = serial.lines().iter().find(|line| line.contains(" ... FAILED"));
+        match (memory, broken) {
+            (Ok(memory), None) => memory,
+            (Ok(_), Some(line)) => serial.fail(line),
+            (Err(error), _) => serial.fail(&format!("{}: {error}", file.display())),
+        }
     }
 
     fn machine(&self) -> Machine {

@@ -159,7 +159,8 @@ pub fn backtrace() {
 /// chain holds, only the stack's own memory is read.
 fn backtrace_from(mut fp: u64, sp: u64) {
     // SAFETY: TPIDR_EL2 is zero or points to this CPU's data.
-    let Some(top) = (unsafe { PerCpu::current().as_ref() }).map(PerCpu::stack_top) else { return };
+    let Some(cpu) = (unsafe { PerCpu::current().as_ref() }) else { return };
+    let top = cpu.top_of_stack_at(sp);
     let mut lowest = sp;
     for n in 0..FRAMES_MAX {
         if fp < lowest || fp & 0xf != 0 || fp.saturating_add(16) > top {

@@ -64,7 +64,7 @@ pub(crate) unsafe fn run(
         return;
     }
     // SAFETY: as granted, and the host's state is in the CPU.
-    let timer_mask = unsafe { switch::enter(cpu, *run.context(), run) };
+    let timer_mask = unsafe { switch::enter(cpu, hypervisor.context_of(run), run) };
     if run.has_interrupt() {
         set_interrupt(true);
     }
@@ -78,7 +78,7 @@ pub(crate) unsafe fn run(
         // A call for each kind of exit, so that each is compiled for it.
         let ids = &hypervisor.machine.guest_ids;
         // SAFETY: as granted; nothing else refers to it.
-        let scratch = unsafe { &mut (*cpu).scratch };
+        let scratch = unsafe { &mut (*cpu).guest_scratch };
         let next = match kind {
             EXIT_SYNCHRONOUS => {
                 let esr = ESR_EL2::read();

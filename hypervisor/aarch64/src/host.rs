@@ -144,14 +144,14 @@ unsafe extern "C" fn escrow_host_call(frame: &mut HostFrame) {
     }
 }
 
-/// Answers a `VCPU_RUN`.
+/// Answers a `VCPU_RUN`. Whatever of a guest EL2 has outside of the vCPU is on the stack that
+/// this is on ([`crate::apart`]), or in `guest_scratch`.
 ///
 /// # Safety
 ///
-/// As for [`escrow_host_hvc`].
+/// Called from the vector with the frame that it pushed and this CPU's data.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn escrow_host_run(frame: &mut HostFrame) {
-    let cpu = PerCpu::current();
+unsafe extern "C" fn escrow_host_run(frame: &mut HostFrame, cpu: *mut PerCpu) {
     // SAFETY: `init_cpu` ran before the host did, and this does not change.
     let Some(hypervisor) = (unsafe { (*cpu).hypervisor }) else {
         frame.x[0] = NOT_SUPPORTED;

@@ -23,6 +23,7 @@
 #![no_std]
 #![cfg(target_arch = "aarch64")]
 
+mod apart;
 mod controls;
 mod debug;
 mod errata;
@@ -41,13 +42,14 @@ pub mod trace;
 mod walks;
 mod window;
 
+pub use apart::NoRuns;
 pub use errata::announce;
 pub use fault::{LAST_WORDS, backtrace, halt, stop_machine, stop_vms};
 pub use features::{Broken, Cpu, Features, MissingFeature, Promise, identify};
 pub use host::Firmware;
 pub use init::{enter_host, init_cpu, install_vectors};
 pub use machine::{Hardware, Installed, install};
-pub use percpu::{PerCpu, cpu_index};
+pub use percpu::{PerCpu, STACK_SIZE, cpu_index};
 pub use smc::smc;
 pub use window::{BLOCK_WINDOWS, El2Tables, PAGE_WINDOWS};
 
@@ -75,6 +77,8 @@ core::arch::global_asm!(
 core::arch::global_asm!(
     include_str!("vectors.S"),
     hardening = const percpu::offsets::HARDENING,
+    stack_top = const percpu::offsets::STACK_TOP,
+    host_frame = const size_of::<host::HostFrame>(),
     fault_stack_top = const percpu::FAULT_STACK_TOP,
     fault_stack_size = const percpu::FAULT_STACK_SIZE,
     lends_one = const escrow_core::hypervisor::LENDS_ONE,

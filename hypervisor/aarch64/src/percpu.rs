@@ -11,6 +11,7 @@ use escrow_core::observers::{Observers, Stopped};
 use escrow_core::stage2::Stage2Context;
 use escrow_core::vcpu::{El1Registers, Vcpu};
 
+use crate::apart::Apart;
 use crate::controls::{Controls, Optional};
 use crate::features::Features;
 use crate::fp::HostVectors;
@@ -44,9 +45,14 @@ pub(crate) struct HostRegisters {
     pub long_way: u64,
 }
 
-/// The data of one CPU. Only that CPU touches it once it has been started.
+/// Bytes of a CPU's stacks at EL2, of either kind.
+pub const STACK_SIZE: u64 = 32 << 10;
+
+/// The data of one CPU. Only that CPU touches it once it has been started, but for
+/// `apart` ([`crate::apart`]).
 #[repr(C, align(64))]
 pub struct PerCpu {
+    pub(crate) apart: Apart,
     /// Top of the EL2 stack, 16-byte aligned.
     stack_top: u64,
     /// Number of the CPU, counted from 0 in the order of the device tree.
@@ -80,6 +86,8 @@ pub struct PerCpu {
     pub(crate) hypervisor: Option<&'static Hypervisor<Hardware>>,
     pub(crate) scratch: Scratch,
     pub(crate) host_vectors: MaybeUninit<HostVectors>,
+    /// For the calls of guests; wiped with the stack of their runs.
+    pub(crate) guest_scratch: Scratch,
     pub(crate) fault_stack: FaultStack,
 }
 
@@ -92,6 +100,9 @@ pub(crate) mod offsets {
 
     use super::PerCpu;
 
+    // vectors.S finds the two at once.
+    const _: () = assert!(offset_of!(PerCpu, apart) == 0);
+    pub const STACK_TOP: usize = offset_of!(PerCpu, stack_top);
     pub const MPIDR: usize = offset_of!(PerCpu, mpidr);
     pub const HOST: usize = offset_of!(PerCpu, host);
     pub const HOST_STAGE2: usize = offset_of!(PerCpu, host_stage2);
@@ -105,24 +116,35 @@ pub(crate) mod offsets {
 }
 
 impl PerCpu {
-    /// Sets up the data of a CPU in its place.
+    /// Sets aside the data of a CPU, once, before any CPU but the boot CPU runs.
     ///
-    /// `index` counts CPUs from 0; `mpidr` is the CPU's affinity as its
-    /// `MPIDR_EL1` reads; `stack_top` is the upper end of its EL2 stack.
-    /// Another CPU may do this, before it starts the CPU.
+    /// `stack_top` is the upper end of the CPU's EL2 stack, `run_stack_top` that of the one
+    /// that it is on while it runs a guest.
     ///
     /// # Safety
     ///
-    /// `place` is valid for writes, aligned, and from now on used for nothing
-    /// else. `stack_top` is the 16-byte aligned upper end of writable memory
-    /// that nothing else uses while the CPU runs.
-    pub unsafe fn place(
-        place: NonNull<PerCpu>,
-        index: u32,
-        mpidr: u64,
-        stack_top: u64,
-        features: Features,
-    ) {
+    /// `place` is valid for writes, aligned, and used for nothing else for ever. Below either
+    /// top, which is 16-byte aligned, are [`STACK_SIZE`] writable bytes that nothing else uses.
+    pub unsafe fn set_aside(place: NonNull<PerCpu>, stack_top: u64, run_stack_top: u64) {
+        let cpu = place.as_ptr();
+        // SAFETY: as granted.
+        unsafe {
+            ptr::write(&raw mut (*cpu).stack_top, stack_top);
+            ptr::write(&raw mut (*cpu).guest_scratch, Scratch::new());
+            ptr::write(&raw mut (*cpu).apart, Apart::new(run_stack_top));
+            crate::apart::add(cpu);
+        }
+    }
+
+    /// Sets up the data of a CPU that is about to run the host, also when it does so again.
+    ///
+    /// `index` counts CPUs from 0; `mpidr` is the CPU's affinity as its `MPIDR_EL1` reads.
+    ///
+    /// # Safety
+    ///
+    /// `place` was [set aside](Self::set_aside) for the CPU, which does not run the host, and
+    /// nothing refers to it.
+    pub unsafe fn place(place: NonNull<PerCpu>, index: u32, mpidr: u64, features: Features) {
         let place = place.as_ptr();
         macro_rules! init {
             ($($field:ident: $value:expr,)*) => {
@@ -132,7 +154,6 @@ impl PerCpu {
             };
         }
         init! {
-            stack_top: stack_top,
             index: index,
             mpidr: mpidr,
             features: features,
@@ -166,6 +187,12 @@ impl PerCpu {
     /// Top of the CPU's EL2 stack.
     pub fn stack_top(&self) -> u64 {
         self.stack_top
+    }
+
+    /// The top of the stack that `sp` is on.
+    pub(crate) fn top_of_stack_at(&self, sp: u64) -> u64 {
+        let run = self.apart.stack_top();
+        if (run - STACK_SIZE..run).contains(&sp) { run } else { self.stack_top }
     }
 
     /// The data of the calling CPU; null before [`init_cpu`](crate::init_cpu).

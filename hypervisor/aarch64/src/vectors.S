@@ -240,9 +240,21 @@ host_sync:
     ldr     x29, [sp, #80]
     add     sp, sp, #96
     b       host_return
+
+    // On a stack of its own (apart.rs says why, and what the order of the two is for).
+    // x3: not 0.
 host_run:
     mov     x0, sp
+    mrs     x1, tpidr_el2
+    add     x2, x1, #8
+    stlr    x3, [x1]                    // Apart::in_use
+    ldar    x2, [x2]                    // Apart::sp
+    mov     sp, x2
     bl      escrow_host_run
+    mrs     x1, tpidr_el2
+    ldr     x0, [x1, #{stack_top}]
+    sub     sp, x0, #{host_frame}
+    stlr    xzr, [x1]                   // Apart::in_use
 host_return:
     pop_host_frame_and_return
     speculation_barrier

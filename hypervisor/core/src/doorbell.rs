@@ -138,6 +138,10 @@ impl Doorbells {
 
     fn clear(&self, table: &mut Table, generation: u64) {
         table.generation = generation;
+        // What a guest has sent is its own.
+        for doorbell in &mut table.doorbells {
+            *doorbell = Doorbell::new(0);
+        }
         table.doorbells.clear();
         self.ringing.store(0, Ordering::Relaxed);
     }

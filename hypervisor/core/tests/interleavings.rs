@@ -15,7 +15,7 @@ use escrow_abi::Error;
 use escrow_core::addr::PhysAddr;
 use escrow_core::doorbell::{Action, Doorbells};
 use escrow_core::gate::Gate;
-use escrow_core::ledger::TicketLock;
+use escrow_core::ledger::{GuestId, TicketLock};
 use escrow_core::stage2::Stage2Context;
 use escrow_core::vm::{Counts, Life, Slot};
 use loom::cell::UnsafeCell;
@@ -40,7 +40,7 @@ fn play(name: &str, scene: impl Fn() + Sync + Send + 'static) {
 fn slot() -> Slot {
     // No part of any protocol: written under the VM's lock.
     static COUNTS: LazyLock<Counts> = LazyLock::new(Counts::default);
-    Slot::new(&COUNTS)
+    Slot::new(GuestId::new(1).unwrap(), &COUNTS)
 }
 
 /// A slot with what a run uses and the VM's end takes away.

@@ -196,6 +196,55 @@ agent_poll:
         str     x0, [x2]
         b       agent_poll
 
+        // For good: has values that nobody else has in all registers, and in 4 words of its
+        // memory, while its runs end in one way after the other. x0: the complement of the
+        // first value, the others follow it; x1: an address without memory; x2: a page of its
+        // own; x3, x4: a call with a list and its handle.
+        .global agent_hold_secrets
+agent_hold_secrets:
+        mvn     x26, x0
+        mov     x27, x1
+        mov     x28, x3
+        mov     x29, x2
+        mov     x30, x4
+        .set    n, 32
+        .irp    register, tpidr_el0, tpidr_el1, far_el1, elr_el1, sp_el0, mair_el1, tpidrro_el0
+        add     x3, x26, #n
+        msr     \register, x3
+        .set    n, n + 1
+        .endr
+        .set    n, 60
+        .irp    word, 0, 8, 16, 24
+        add     x3, x26, #n
+        str     x3, [x29, #\word]
+        .set    n, n + 1
+        .endr
+        .irp    n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31
+        add     x3, x26, #(64 + \n)
+        dup     v\n\().2d, x3
+        .endr
+        .irp    n, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25
+        add     x\n, x26, #\n
+        .endr
+1:      .irp    n, 0, 1, 2, 3, 4, 5, 6, 7
+        add     x\n, x26, #\n
+        .endr
+        str     xzr, [x27]
+        smc     #1
+        mrs     x5, id_aa64pfr0_el1
+        add     x5, x26, #5
+        wfi
+        mov     x0, x28
+        mov     x1, x30
+        mov     x2, x29
+        mov     x3, #1
+        mov     x4, xzr
+        mov     x5, xzr
+        mov     x6, xzr
+        mov     x7, xzr
+        hvc     #0
+        b       1b
+
         // Switches the MMU on: x0 TTBR0_EL1, x1 TCR_EL1, x2 SCTLR_EL1.
         .global agent_mmu_on
 agent_mmu_on:

@@ -91,7 +91,7 @@ pub mod routine {
         get_disr = agent_get_disr,
         set_translation = agent_set_translation, get_translation = agent_get_translation,
         set_exception = agent_set_exception, get_exception = agent_get_exception,
-        spin = agent_spin, poll = agent_poll, mmu_on = agent_mmu_on,
+        spin = agent_spin, hold_secrets = agent_hold_secrets, poll = agent_poll, mmu_on = agent_mmu_on,
         pending = agent_pending, hvc_pending = agent_hvc_pending,
         keys_pending = agent_keys_pending, unmask = agent_unmask, r#await = agent_await,
         load_vectors = agent_load_vectors, store_vectors = agent_store_vectors,

@@ -320,6 +320,10 @@ impl<M: Machine> Hypervisor<M> {
                 block.lock();
                 let copied = copy();
                 block.unlock();
+                // The first copy may be of what the page has become: a guest's.
+                let kept = copied.unwrap_or(0);
+                let copies = scratch.copies((entries.1 - entries.0) as usize);
+                copies.get_mut(kept..).unwrap_or_default().fill([0; 4]);
                 copied
             }
         };

@@ -263,7 +263,7 @@ impl<M: Machine> Hypervisor<M> {
         if x5 | x6 | x7 != 0 {
             return Err(Error::InvalidArgument.into());
         }
-        let (handle, id, slot) = self.slot(vcpu, HandleKind::Vcpu)?;
+        let (handle, _, slot) = self.slot(vcpu, HandleKind::Vcpu)?;
         let Some(entered) = slot.enter(handle.generation) else {
             // Slow path: say why.
             let (_, _, _, vm) = self.lock_named(vcpu, HandleKind::Vcpu)?;
@@ -275,9 +275,15 @@ impl<M: Machine> Hypervisor<M> {
             return Err(NoRun::Down(reason));
         }
         let cell = self.machine.vcpu(page).try_lock().ok_or(Error::Busy)?;
-        let mut run = Run::new(cell, entered, id, self.guest_vtcr);
+        let mut run = Run::new(cell, entered);
         run.resume([resume0, resume1, resume2])?;
         Ok(run)
+    }
+
+    /// The registers that select the address space of a run's guest.
+    #[inline(always)]
+    pub fn context_of(&self, run: &Run<'_>) -> Stage2Context {
+        Stage2Context { vttbr: run.slot().vttbr(), vtcr: self.guest_vtcr }
     }
 
     /// 4 KiB pages in a state, as they are counted without a lock: one look at each slot.

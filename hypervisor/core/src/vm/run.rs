@@ -6,7 +6,6 @@ use core::ops::{Deref, DerefMut};
 
 use super::slot::{Entered, Slot};
 use crate::ledger::GuestId;
-use crate::stage2::Stage2Context;
 use crate::vcpu::{Vcpu, VcpuGuard};
 
 /// A vCPU that this CPU has to itself, to run it.
@@ -14,29 +13,16 @@ pub struct Run<'a> {
     // Fields drop in this order: the vCPU is given back before its VM may die.
     vcpu: VcpuGuard<'a>,
     entered: Entered<'a>,
-    id: GuestId,
-    context: Stage2Context,
 }
 
 impl<'a> Run<'a> {
-    pub(crate) fn new(
-        vcpu: VcpuGuard<'a>,
-        entered: Entered<'a>,
-        id: GuestId,
-        vtcr: u64,
-    ) -> Run<'a> {
-        let context = Stage2Context { vttbr: entered.slot().vttbr(), vtcr };
-        Run { vcpu, entered, id, context }
+    pub(crate) fn new(vcpu: VcpuGuard<'a>, entered: Entered<'a>) -> Run<'a> {
+        Run { vcpu, entered }
     }
 
     /// The VM.
     pub fn id(&self) -> GuestId {
-        self.id
-    }
-
-    /// The registers that select the guest's address space.
-    pub fn context(&self) -> &Stage2Context {
-        &self.context
+        self.entered.slot().id()
     }
 
     /// The VM's slot.

@@ -38,37 +38,48 @@ impl Slots {
 }
 
 /// A slot that a VM lives in.
+///
+/// What each run works on comes first, within reach of an instruction's offset.
+#[repr(C)]
 pub struct Slot {
-    vm: TicketMutex<Vm>,
-    counts: &'static Counts,
+    /// CPUs inside a run of this VM, or about to find that they may not be.
+    runs: AtomicU32,
+    id: GuestId,
     /// The generation that lives here; 0 while none does.
     living_generation: AtomicU64,
     /// The generation that may run now; 0 while none may.
     running_generation: AtomicU64,
-    /// CPUs inside a run of this VM, or about to find that they may not be.
-    runs: AtomicU32,
     /// Why the guest is down, plus one; 0 while it is up.
     down: AtomicU64,
     /// The vCPUs' pages; 0 where there is none.
     vcpus: [AtomicU64; MAX_VCPUS],
     vttbr: AtomicU64,
     doorbells: Doorbells,
+    counts: &'static Counts,
+    vm: TicketMutex<Vm>,
 }
 
 impl Slot {
-    /// A free slot, whose VM is counted there.
-    pub fn new(counts: &'static Counts) -> Slot {
+    /// The free slot of a guest's number, whose VM is counted there.
+    pub fn new(id: GuestId, counts: &'static Counts) -> Slot {
         Slot {
-            vm: TicketMutex::new(Vm::new(counts)),
-            counts,
+            runs: AtomicU32::new(0),
+            id,
             living_generation: AtomicU64::new(0),
             running_generation: AtomicU64::new(0),
-            runs: AtomicU32::new(0),
             down: AtomicU64::new(0),
             vcpus: array::from_fn(|_| AtomicU64::new(0)),
             vttbr: AtomicU64::new(0),
             doorbells: Doorbells::new(),
+            counts,
+            vm: TicketMutex::new(Vm::new(counts)),
         }
+    }
+
+    /// The number of the guest in it.
+    #[inline(always)]
+    pub fn id(&self) -> GuestId {
+        self.id
     }
 
     /// Takes the VM's lock. Ordered before the locks of blocks, and after those of VMs
@@ -218,7 +229,7 @@ mod tests {
 
     #[test]
     fn no_run_begins_after_runs_are_stopped() {
-        let slot = Slot::new(Box::leak(Box::default()));
+        let slot = Slot::new(GuestId::new(1).unwrap(), Box::leak(Box::default()));
         assert!(slot.enter(1).is_none());
         slot.allow_runs(1);
         assert!(slot.enter(2).is_none());

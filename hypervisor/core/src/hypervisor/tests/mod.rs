@@ -104,7 +104,7 @@ fn no_translation_of_a_lent_page_survives() {
 fn no_translation_of_a_guest_survives_what_it_loses() {
     let mut host = Host::new();
     let (vm, vcpu) = started(&mut host);
-    let guest = host.run(vcpu, |_, run| run.context().vttbr);
+    let guest = host.run(vcpu, |el2, run| el2.context_of(&run).vttbr);
     let seen = |host: &Host, at| host.escrow.machine.invalidations(guest, Ipa(at));
     host.share(vm, &[page(FREE, 0x1000), block(FREE + 0x20_0000, 0x20_0000)]).unwrap();
     host.lend(vm, &[page(FREE + 0x1000, 0x2000)]).unwrap();
@@ -389,7 +389,7 @@ fn a_vm_that_ends_gives_everything_back_empty() {
     host.lend(vm, &[page(FREE, 0x8000_0000)]).unwrap();
     host.escrow.machine.scribble(FREE);
     host.call(call::VM_START, &[vm]).unwrap();
-    let context = host.run(vcpu, |_, run| *run.context());
+    let context = host.run(vcpu, |el2, run| el2.context_of(&run));
     host.call(call::VM_DESTROY, &[vm]).unwrap();
     assert_eq!(host.escrow.machine.invalidations(context.vttbr, Ipa(0)), 1);
     for handle in [vm, vcpu] {

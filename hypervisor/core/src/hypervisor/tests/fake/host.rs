@@ -50,7 +50,10 @@ const FEATURES: Stage2Features =
 
 /// Free slots.
 pub fn slots(guests: usize) -> &'static [Slot] {
-    Vec::leak((0..guests).map(|_| Slot::new(Box::leak(Box::<Counts>::default()))).collect())
+    // There may be more than there are numbers, for that to be refused.
+    let id = |n: usize| GuestId::new((n as u16 + 1).min(GuestId::MAX)).unwrap();
+    let slot = |n| Slot::new(id(n), Box::leak(Box::<Counts>::default()));
+    Vec::leak((0..guests).map(slot).collect())
 }
 
 /// The host's side of the tests.

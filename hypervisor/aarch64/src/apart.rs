@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! What EL2 has of guests outside of their own memory: registers that were pushed, copies
+//! of lists. It is in places apart, so that it can be wiped.
+//!
+//! Each CPU has a second stack, which it is on from the vector of a `VCPU_RUN` to the return
+//! to the host, and a scratch area for the calls of guests. Nothing else that EL2 does meets a
+//! guest's registers or contents. At the end of the machine one CPU wipes both of all CPUs,
+//! while the others go on with the host. They are not stopped for it, for the firmware may
+//! refuse, and then the machine goes on.
+//!
+//! So that no CPU is on its second stack while it is wiped, the two agree by two words
+//! ([`Apart`]):
+//!
+//! | a CPU that runs a guest (vectors.S) | the CPU that wipes ([`NoRuns`]) |
+//! | --- | --- |
+//! | `in_use` = 1 | `sp` = its first stack |
+//! | goes to the stack at `sp` | if `in_use` is 0, wipes its second stack |
+//! | ... | |
+//! | `in_use` = 0 | |
+//!
+//! The first two accesses of either side are a store-release and a load-acquire, which are seen
+//! in this order by all (DDI 0487, "Load-Acquire, Store-Release": a Load-Acquire is ordered
+//! after an earlier Store-Release). So either the one that wipes sees that the stack is in use, or
+//! the CPU finds that it is to stay on its first stack. What it does there has nothing of a guest:
+//! all VMs have ended before, so no run begins ([`Slot::enter`](escrow_core::vm::Slot::enter)).
+
+use core::arch::asm;
+use core::ptr;
+use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+
+use aarch64_cpu::asm::barrier;
+
+use crate::host::HostFrame;
+use crate::percpu::{PerCpu, STACK_SIZE};
+
+/// How a CPU and the one that wipes its second stack agree.
+#[derive(Debug)]
+#[repr(C)]
+pub(crate) struct Apart {
+    /// Not 0: the CPU is about to go to the stack at `sp`, or on it. Its own to write.
+    in_use: AtomicU64,
+    /// Where the stack of the next `VCPU_RUN` begins. Written by the CPU that wipes.
+    sp: AtomicU64,
+    /// The top of the second stack.
+    stack_top: u64,
+    /// The CPU that was set aside before.
+    next: *mut PerCpu,
+}
+
+/// All CPUs' data: the last one that was set aside.
+static LAST: AtomicPtr<PerCpu> = AtomicPtr::new(ptr::null_mut());
+
+impl Apart {
+    pub(crate) fn new(stack_top: u64) -> Apart {
+        let (in_use, sp) = (AtomicU64::new(0), AtomicU64::new(stack_top));
+        Apart { in_use, sp, stack_top, next: ptr::null_mut() }
+    }
+
+    pub(crate) fn stack_top(&self) -> u64 {
+        self.stack_top
+    }
+}
+
+/// Adds a CPU's data to those that are wiped.
+///
+/// # Safety
+///
+/// `cpu` is valid for ever, and `apart` and `guest_scratch` in it are initialised. No other
+/// CPU runs.
+pub(crate) unsafe fn add(cpu: *mut PerCpu) {
+    // SAFETY: as granted.
+    unsafe { (*cpu).apart.next = LAST.load(Ordering::Relaxed) };
+    LAST.store(cpu, Ordering::Release);
+}
+
+/// All CPUs' data.
+fn all() -> impl Iterator<Item = *mut PerCpu> {
+    let mut next = LAST.load(Ordering::Acquire);
+    core::iter::from_fn(move || {
+        let cpu = next;
+        // SAFETY: null, or what was added, of which this does not change any more.
+        next = unsafe { cpu.as_ref()?.apart.next };
+        Some(cpu)
+    })
+}
+
+/// CPUs do not go to their second stacks as long as this exists. All VMs have ended, and none is
+/// created meanwhile.
+#[must_use = "the stacks are in use again when this is dropped"]
+#[derive(Debug)]
+pub struct NoRuns(());
+
+impl NoRuns {
+    /// To be called by one CPU at a time.
+    pub fn begin() -> NoRuns {
+        for cpu in all() {
+            // SAFETY: valid; the words are atomic, and the others do not change.
+            let (apart, top) = unsafe { (&(*cpu).apart, (*cpu).stack_top()) };
+            // The vector has pushed a frame by then.
+            apart.sp.store(top - size_of::<HostFrame>() as u64, Ordering::Release);
+        }
+        NoRuns(())
+    }
+
+    /// Wipes what EL2 has of guests. `false`: a CPU is still about to leave its second stack;
+    /// what the others have is gone.
+    pub fn wipe(&self) -> bool {
+        let mut all_wiped = true;
+        for cpu in all() {
+            // SAFETY: valid, and the word is atomic.
+            if unsafe { (*cpu).apart.in_use.load(Ordering::Acquire) } == 0 {
+                // SAFETY: the CPU is not on its second stack, and will not be.
+                unsafe { wipe(cpu) };
+            } else {
+                all_wiped = false;
+            }
+        }
+        all_wiped
+    }
+}
+
+impl Drop for NoRuns {
+    fn drop(&mut self) {
+        for cpu in all() {
+            // SAFETY: valid; the word is atomic.
+            let apart = unsafe { &(*cpu).apart };
+            apart.sp.store(apart.stack_top, Ordering::Release);
+        }
+    }
+}
+
+/// Wipes a CPU's second stack and the scratch area of guests.
+///
+/// # Safety
+///
+/// The CPU is not on that stack, and does not go there meanwhile.
+pub(crate) unsafe fn wipe(cpu: *mut PerCpu) {
+    // SAFETY: all of it is set aside for that CPU, and not in use, as the caller says. A scratch
+    // area may hold any numbers: each call clears its own before it looks.
+    unsafe {
+        let stack = ((*cpu).apart.stack_top - STACK_SIZE) as *mut u8;
+        zero(stack, STACK_SIZE as usize);
+        let scratch = &raw mut (*cpu).guest_scratch;
+        zero(scratch.cast(), size_of_val(&*scratch));
+        scratch.write(escrow_core::hypervisor::Scratch::new());
+    }
+    barrier::dsb(barrier::SY);
+}
+
+/// Zeroes memory of EL2's, as far as it is stored to (DRAM).
+///
+/// # Safety
+///
+/// It is mapped as data, and nobody uses it.
+unsafe fn zero(start: *mut u8, size: usize) {
+    // SAFETY: as granted.
+    unsafe { start.write_bytes(0, size) };
+    let start = start.addr();
+    // No cache line is smaller than 16 bytes (DDI 0487, "CTR_EL0", DminLine).
+    for at in (start & !15..start + size).step_by(16) {
+        // SAFETY: cleaning and invalidating caches loses nothing.
+        unsafe { asm!("dc civac, {}", in(reg) at, options(nostack, preserves_flags)) };
+    }
+}
