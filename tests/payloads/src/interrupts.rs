@@ -10,7 +10,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use aarch64_cpu::asm::barrier;
 use aarch64_cpu::registers::{
-    CNTFRQ_EL0, CNTP_CTL_EL0, CNTP_TVAL_EL0, Readable as _, Writeable as _,
+    CNTFRQ_EL0, CNTP_CTL_EL0, CNTP_TVAL_EL0, CNTVCT_EL0, Readable as _, Writeable as _,
 };
 use arm_gic::gicv3::registers::{Gicd, GicrSgi};
 use arm_gic::gicv3::{GicCpuInterface, GicV3};
@@ -28,6 +28,11 @@ static WORKS: AtomicBool = AtomicBool::new(false);
 
 /// How many interrupts were taken, and X0 and X7 where the first was.
 static TAKEN: [AtomicU64; 3] = [const { AtomicU64::new(0) }; 3];
+
+/// Whether [`longest_wait`] is under way; where the counter was when the last wait began,
+/// and how long the longest was.
+static WAITING: AtomicBool = AtomicBool::new(false);
+static WAIT: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
 
 /// Sets the interrupt controller up for all CPUs, from the boot CPU.
 pub(crate) fn set_up(board: &Board) {
@@ -119,8 +124,37 @@ pub fn taking<R>(f: impl FnOnce() -> R) -> (R, Option<[u64; 2]>) {
     (result, (count != 0).then_some([x0, x7]))
 }
 
+/// Has the timer's interrupt come a microsecond from now, and notes the time.
+fn begin_wait() {
+    start_timer(1);
+    WAIT[0].store(CNTVCT_EL0.get(), Ordering::Relaxed);
+}
+
+fn end_wait() {
+    let ticks = CNTVCT_EL0.get() - WAIT[0].load(Ordering::Relaxed);
+    WAIT[1].fetch_max(ticks, Ordering::Relaxed);
+}
+
+/// Does something that masks interrupts, with this CPU's interrupts unmasked and one that
+/// comes soon after each time one was taken. What it returns, and the ticks of the longest
+/// time between two, or before the first or after the last. For one CPU at a time.
+pub fn longest_wait<R>(f: impl FnOnce() -> R) -> (R, u64) {
+    WAIT[1].store(0, Ordering::Relaxed);
+    WAITING.store(true, Ordering::Relaxed);
+    begin_wait();
+    let (result, _) = taking(f);
+    WAITING.store(false, Ordering::Relaxed);
+    end_wait();
+    stop_timer();
+    (result, WAIT[1].load(Ordering::Relaxed))
+}
+
 /// Takes an interrupt, if it is still there.
 pub(crate) fn handle(frame: &Frame) {
+    let waiting = WAITING.load(Ordering::Relaxed);
+    if waiting {
+        end_wait();
+    }
     let group = InterruptGroup::Group1;
     let Some(interrupt) = GicCpuInterface::get_and_acknowledge_interrupt(group) else { return };
     stop_timer();
@@ -129,4 +163,7 @@ pub(crate) fn handle(frame: &Frame) {
         TAKEN[2].store(frame.x[7], Ordering::Relaxed);
     }
     GicCpuInterface::end_interrupt(interrupt, group);
+    if waiting {
+        begin_wait();
+    }
 }

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use xtask::qemu::Machine;
 
 use super::console::read_console;
-use super::report::Row;
+use super::report::{BYTES, Row};
 
 /// For a machine that shares this one with others.
 const TIME_LIMIT: Duration = Duration::from_secs(900);
@@ -34,7 +34,8 @@ enum Line {
     Frequency(u64),
     /// `bench: entered T`: the counter at the program's first instruction.
     Entered(u64),
-    /// `bench: NAME min M total T n N per P`: N samples, each of P operations.
+    /// `bench: NAME min M total T n N per P`: N samples, each of P operations; or
+    /// `bench: NAME bytes B of CALL`.
     Row(Row),
     /// `payload NAME: N passed, M failed, …`: the end; whether all passed.
     End(bool),
@@ -112,6 +113,12 @@ fn parse_words(text: &str, subject: &str) -> Option<Line> {
             let mean = total as f64 / n as f64 / per;
             Some(Line::Row(Row::instructions(name, subject, min as f64 / per, mean, n)))
         }
+        [name, "bytes", bytes, "of", _] => {
+            let bytes = bytes.parse::<u64>().ok()? as f64;
+            let unit = BYTES.into();
+            let row = Row::instructions(name, subject, bytes, bytes, 1);
+            Some(Line::Row(Row { unit, ..row }))
+        }
         _ => None,
     }
 }
@@ -124,6 +131,8 @@ mod tests {
         let parse = |line: &str| parse(line, "escrow");
         let row = parse("bench: lend min 512 total 1536 n 2 per 512\r").unwrap();
         assert_eq!(row, Some(Line::Row(Row::instructions("lend", "escrow", 1.0, 1.5, 2))));
+        let row = parse("bench: most bytes 4096 of lend").unwrap();
+        assert!(matches!(row, Some(Line::Row(row)) if (row.mean, &*row.unit) == (4096.0, BYTES)));
         assert_eq!(parse("bench: entered 17").unwrap(), Some(Line::Entered(17)));
         let failed = parse("test bench::a ... FAILED: no").unwrap();
         assert_eq!(failed, Some(Line::Failed("bench::a ... FAILED: no".into())));

@@ -22,6 +22,8 @@ pub const XEN: &str = "xen";
 pub const PEERS: [&str; 3] = [PKVM, NVHE, XEN];
 /// What everything is counted in.
 pub const INSTRUCTIONS: &str = "instructions";
+/// What little is counted in besides.
+pub const BYTES: &str = "bytes";
 
 /// One operation, measured a number of times.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -13,6 +13,7 @@
 //! bench: entered T               the counter at the payload's first instruction
 //! bench: NAME min M total T n N per P
 //!                                N samples, each of P operations
+//! bench: NAME bytes B of CALL    bytes that a call touches
 //! ```
 
 #![no_std]
@@ -21,6 +22,7 @@
 mod borrower;
 mod exits;
 mod guest_calls;
+mod longest;
 mod memory;
 mod sample;
 
@@ -41,7 +43,11 @@ const CALLS: &[Test] = tests![entered, hvc_el2];
 #[unsafe(no_mangle)]
 extern "C" fn payload_start(tree: usize, entered: u64) -> ! {
     ENTERED.store(entered, Ordering::Relaxed);
-    runner::main("bench", tree, &[CALLS, exits::TESTS, guest_calls::TESTS, memory::TESTS])
+    runner::main(
+        "bench",
+        tree,
+        &[CALLS, exits::TESTS, guest_calls::TESTS, memory::TESTS, longest::TESTS],
+    )
 }
 
 /// Tells what the boot took.
