@@ -408,11 +408,12 @@ impl<M: Machine> Hypervisor<M> {
         if !is_block || leaf.level == 2 {
             return Some(frame);
         }
-        // As pages: they must be those of one block.
-        let adjacent = frame.is_aligned(BLOCK_SIZE)
-            && (1..PAGES_PER_BLOCK as u64).map(|n| n * PAGE_SIZE).all(|n| {
-                map.frame(&self.machine, at.add(n)).is_some_and(|(page, _)| page == frame.add(n))
-            });
+        // As pages: they must be those of one block. Of what the guest has to itself, the
+        // ledger knows the address.
+        let record = self.ledger.record_of(self.ledger.locate(frame)?);
+        let known = record.is_some_and(|r| r.is(FrameState::Donated) && r.guest() == at);
+        let adjacent =
+            frame.is_aligned(BLOCK_SIZE) && (known || map.leads_to_block(&self.machine, at, frame));
         adjacent.then_some(frame)
     }
 }

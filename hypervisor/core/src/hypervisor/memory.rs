@@ -20,7 +20,7 @@ use super::prepared::Prepared;
 use super::{Hypervisor, Refusal};
 use crate::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE, PAGES_PER_BLOCK};
 use crate::capability::Capability;
-use crate::ledger::{GuestId, Record, VmId};
+use crate::ledger::{GuestId, Record, Records, VmId};
 use crate::machine::{Machine, Note};
 use crate::stage2::{GuestMap, PagePool, TableCount, Unmapped};
 use crate::vm::Vm;
@@ -370,7 +370,12 @@ impl<M: Machine> Hypervisor<M> {
     /// What the host may give away: its own, not pinned.
     #[inline(always)]
     fn check_home(&self, extent: &Extent) -> Result<(), Refusal> {
-        match self.ledger.records(extent.block).first_away(extent.first(), extent.pages.into()) {
+        let records = self.ledger.records(extent.block);
+        let away = match records {
+            Records::Split(_) if extent.is_block => Some(0),
+            _ => records.first_away(extent.first(), extent.pages.into()),
+        };
+        match away {
             None => Ok(()),
             Some(page) => Err(self.why_not_given(extent, page, VmId::Host)),
         }
@@ -378,10 +383,12 @@ impl<M: Machine> Hypervisor<M> {
 
     /// What a guest may give away: what it owns and has to itself.
     fn check_donated(&self, extent: &Extent, owner: VmId) -> Result<(), Refusal> {
+        if extent.is_block && self.ledger.record_of(extent.block).is_none() {
+            return Err(self.why_not_given(extent, 0, owner));
+        }
         for piece in self.pieces(extent) {
-            let whole = piece.pages == extent.pages as usize || !extent.is_block;
             let record = piece.record;
-            if !whole || !record.is(FrameState::Donated) || record.owner() != owner {
+            if !record.is(FrameState::Donated) || record.owner() != owner {
                 return Err(self.why_not_given(extent, piece.page, owner));
             }
         }
@@ -391,7 +398,7 @@ impl<M: Machine> Hypervisor<M> {
     #[cold]
     fn why_not_given(&self, extent: &Extent, page: usize, owner: VmId) -> Refusal {
         let record = if extent.is_block {
-            self.ledger.whole_block(extent.block)
+            self.ledger.record_of(extent.block)
         } else {
             Some(self.ledger.records(extent.block).get(extent.first() + page))
         };

@@ -29,7 +29,7 @@ use crate::machine::Machine;
 pub(super) const PORTION_PAGES: u64 = PAGES_PER_BLOCK as u64;
 /// Blocks at the most that one portion works on as such: it may split them, or make them
 /// whole again, which costs a table and 512 records.
-pub(super) const PORTION_BLOCKS: u64 = 64;
+pub(super) const PORTION_BLOCKS: u64 = 16;
 
 /// How far a call has come.
 #[must_use]

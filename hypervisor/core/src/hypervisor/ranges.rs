@@ -165,7 +165,10 @@ impl<M: Machine> Hypervisor<M> {
     fn set_state(&self, found: &Found, vm: &mut Vm, state: FrameState, call: (VmId, Asked)) {
         let old = found.piece.record;
         self.set_frames(found.block, found.frame, &found.piece, old.with_state(state), call);
-        self.host.merge(&self.machine, &self.ledger, found.block, found.frame);
+        let (first, pages) = (page_in_block(found.frame), found.piece.pages);
+        if self.ledger.records(found.block).go_on_around(first, pages) {
+            self.host.merge(&self.machine, &self.ledger, found.block, found.frame);
+        }
         if let Some(old) = old.state() {
             vm.counts.remove(old, found.piece.pages as u64);
             vm.counts.add(state, found.piece.pages as u64);

@@ -173,7 +173,7 @@ impl<M: Machine> Hypervisor<M> {
         let mut own_tables = TableCount::new();
         let reacher = sides.reacher().map(|vm| &*vm);
         check_all(extents.iter_mut(), |extent| {
-            if extent.is_block && self.ledger.whole_block(extent.block).is_none() {
+            if extent.is_block && self.ledger.record_of(extent.block).is_none() {
                 return Err(extent.refuse(Error::WrongState, 0));
             }
             for piece in self.pieces(extent) {

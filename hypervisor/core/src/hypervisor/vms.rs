@@ -8,7 +8,7 @@ use escrow_abi::{CREATE_BLOCKS_MAX, Error, FrameState, Handle, HandleKind, call,
 
 use super::extents::{Scratch, for_each_block};
 use super::list::{Form, List, Reader};
-use super::portions::{PORTION_BLOCKS, Part, Progress};
+use super::portions::{Part, Progress};
 use super::{Hypervisor, Refusal, check_range};
 use crate::addr::PAGE_SIZE;
 use crate::capability::Capabilities;
@@ -19,7 +19,6 @@ use crate::sync::TicketMutexGuard;
 use crate::vcpu::{Vcpu, VcpuCell};
 use crate::vm::{Life, MAX_VCPUS, Run, Slot, Vm, vm_handle};
 
-const _: () = assert!(CREATE_BLOCKS_MAX as u64 == PORTION_BLOCKS, "a VM is created in one portion");
 const _: () = assert!(size_of::<VcpuCell>() as u64 <= PAGE_SIZE, "a vCPU fits a page");
 
 /// Why a run does not begin.
@@ -88,10 +87,10 @@ impl<M: Machine> Hypervisor<M> {
         scratch.broken = 0;
         self.read_list(scratch, Reader::Host, Form::METADATA, list, Part::WHOLE)?;
         scratch.sort_by_frame()?;
-        // Once it has begun, it is not made again: it is little enough for one portion.
+        // Once it has begun, it is not made again, so it is one portion, however large.
         let mut blocks = 0;
         for_each_block(scratch.extents(), |_| blocks += 1);
-        if blocks > PORTION_BLOCKS {
+        if blocks > CREATE_BLOCKS_MAX {
             return Err(Error::InvalidSize.into());
         }
         let free = self.slots.iter().filter(|(_, slot)| !slot.counts().is_taken());

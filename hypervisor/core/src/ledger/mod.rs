@@ -425,7 +425,19 @@ impl Ledger {
         }
     }
 
-    /// The record that stands for a whole block; `None` if its frames differ.
+    /// The record that stands for a whole block; `None` if its frames have their own. Those
+    /// are not alike then: each change that leaves them alike ends in a merge
+    /// ([`HostMap::merge`](crate::stage2::HostMap::merge)), but that of broken memory, which
+    /// no call is about.
+    #[inline(always)]
+    pub fn record_of(&self, block: Block) -> Option<Record> {
+        match self.records(block) {
+            Records::Whole(record) => Some(record),
+            Records::Split(_) => None,
+        }
+    }
+
+    /// The record that could stand for a whole block; `None` if its frames differ.
     pub fn whole_block(&self, block: Block) -> Option<Record> {
         let records = self.records(block);
         let first = records.get(0);
@@ -454,8 +466,13 @@ impl Ledger {
         if record.split_away().is_some() {
             return;
         }
-        for (n, frame) in (0u64..).zip(block.frames) {
-            frame.store(record.nth(n).bits(), Ordering::Relaxed);
+        let step = record.has_guest_address() as u64;
+        let mut bits = record.bits();
+        for frames in block.frames.as_chunks::<UNROLLED>().0 {
+            for (n, frame) in (0u64..).zip(frames) {
+                frame.store(bits + n * step, Ordering::Relaxed);
+            }
+            bits += UNROLLED as u64 * step;
         }
         let away = if record == Record::HOME { 0 } else { PAGES_PER_BLOCK as u64 };
         block.set_record(Record::split(away));
@@ -520,6 +537,9 @@ impl Ledger {
     }
 }
 
+/// Words that are written in one round of a loop.
+const UNROLLED: usize = 8;
+
 /// Room for frames' records, as it is dealt out.
 struct Supply {
     /// For how many blocks it is still wanted.
@@ -580,6 +600,28 @@ impl Records {
             same
         });
         alike.count()
+    }
+
+    /// Whether the frames around `pages` alike ones, from the `first` on, are alike as well,
+    /// up to the ends of the block. It looks from the inside out: in a range of a guest's
+    /// addresses that is changed page by page, the next page to be changed mostly lies
+    /// beside the last one.
+    pub fn go_on_around(&self, first: usize, pages: usize) -> bool {
+        let Records::Split(frames) = self else { return true };
+        let start = load(&frames[first % PAGES_PER_BLOCK]);
+        let step = start.has_guest_address() as u64;
+        let bits = |page: usize| {
+            start.bits().wrapping_add((page as u64).wrapping_sub(first as u64).wrapping_mul(step))
+        };
+        let is_alike = |page: usize| load(&frames[page]).bits() == bits(page);
+        let (mut before, mut behind) = ((0..first).rev(), first + pages..PAGES_PER_BLOCK);
+        loop {
+            match (before.next(), behind.next()) {
+                (None, None) => return true,
+                (left, right) if left.into_iter().chain(right).all(is_alike) => {}
+                _ => return false,
+            }
+        }
     }
 
     /// The first of `pages` frames, from `first` on, that is not at home.

@@ -113,6 +113,19 @@ impl GuestMap {
         Some((leaf.entry.address().add(in_block & !(PAGE_SIZE - 1)), leaf))
     }
 
+    /// Whether the 512 pages at an address, which have entries of their own, are those of
+    /// the block at `to`, in reach or away.
+    pub fn leads_to_block<M: Machine>(&self, machine: &M, at: Ipa, to: PhysAddr) -> bool {
+        let (slot, level) = self.walk(machine, at, 2);
+        let entry = load(slot);
+        let mut pages = (to.0..).step_by(PAGE_SIZE as usize);
+        level == 2
+            && entry.is_table()
+            && machine.table(entry.address()).iter().map(load).all(|entry| {
+                (entry.is_valid() || entry.is_away()) && pages.next() == Some(entry.address().0)
+            })
+    }
+
     /// Shows all entries that lead to memory, in reach or away, in the order of their
     /// addresses. What happens to an entry once it has been shown is not seen.
     pub fn for_each_leaf<M: Machine>(&self, machine: &M, mut f: impl FnMut(Ipa, Leaf)) {

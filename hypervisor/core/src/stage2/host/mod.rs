@@ -188,9 +188,11 @@ impl HostMap {
         ledger.split(block);
         let first = Descriptor::page(base, Attributes::HOST).0;
         let (mut entry, step) = if reached { (first, PAGE_SIZE) } else { (0, 0) };
-        for slot in machine.table(block.host().table()) {
-            machine.write_descriptor(slot, Descriptor(entry));
-            entry += step;
+        for slots in machine.table(block.host().table()).as_chunks::<8>().0 {
+            for (n, slot) in (0..).zip(slots) {
+                machine.write_descriptor(slot, Descriptor(entry + n * step));
+            }
+            entry += 8 * step;
         }
         let Some(slot) = self.level2_slot(machine, base) else { return };
         let table = Descriptor::table(block.host().table());

@@ -2,6 +2,8 @@
 
 //! Calls that take a list of pages, in the caller's memory.
 
+use std::collections::BTreeSet;
+
 use escrow_abi::{BLOCK_SIZE, Error, FrameState, MemEntry, PAGE_SIZE, call};
 use escrow_spec::{Entry, Refused, Spec, Target, VmId};
 
@@ -74,8 +76,7 @@ impl World {
                 None => return true,
             },
         };
-        let mut last = None;
-        let (mut pages, mut blocks, mut apart) = (0, 0, true);
+        let (mut pages, mut blocks, mut apart) = (0, BTreeSet::new(), true);
         for entry in entries {
             let (at, order) = (entry.frame & !(PAGE_SIZE - 1), entry.frame % PAGE_SIZE);
             let size = if order == 9 { BLOCK_SIZE } else { PAGE_SIZE };
@@ -86,10 +87,10 @@ impl World {
             // What is not there is refused before.
             let Some(frame) = frame else { return true };
             pages += size / PAGE_SIZE;
-            blocks += u64::from(last.replace(frame / BLOCK_SIZE) != Some(frame / BLOCK_SIZE));
+            blocks.insert(frame / BLOCK_SIZE);
             apart &= !frames.iter().any(|&page| page.wrapping_sub(frame) < size);
         }
-        let is_long = contents && pages > 512 || blocks > 64;
+        let is_long = contents && pages > 512 || blocks.len() > 16;
         apart || !is_long
     }
 
