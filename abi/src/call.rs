@@ -28,7 +28,7 @@
 //! # Calls that take long
 //!
 //! EL2 masks interrupts. Calls over lists, but for [`VM_CREATE`], and over ranges
-//! therefore work on at most 2 MiB of contents, and on at most 64 blocks, before they
+//! therefore work on at most 2 MiB of contents, and on at most 16 blocks, before they
 //! look for interrupts. If one is pending, the call ends with the caller's PC on the
 //! HVC or SMC, its registers as they were, and in `x7` what is done: the caller takes its
 //! interrupt and makes the call again, without knowing of it. `x7` must be zero when a

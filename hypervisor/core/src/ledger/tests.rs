@@ -72,6 +72,36 @@ fn a_frame_that_leaves_splits_its_block_and_only_that() {
     assert_eq!(ledger.count(FrameState::Owned), 1024);
 }
 
+/// The look from the inside out finds what the look at the whole block finds, whichever pages
+/// it begins at, and whichever frame differs.
+#[test]
+fn whether_a_block_is_alike_shows_from_any_of_its_pages() {
+    let ledger = ledger(&[PhysRange::new(0x4000_0000, 0x40_0000)]);
+    let block = ledger.locate(PhysAddr(0x4000_0000)).unwrap();
+    // Guest addresses that go up, past the end of a block of theirs; and none.
+    for record in [lent(0x8000_1000), Record::HOME] {
+        for odd in [None, Some(0), Some(1), Some(255), Some(510), Some(511)] {
+            ledger.set_block(block, record);
+            ledger.split(block);
+            assert_eq!(ledger.whole_block(block), Some(record), "split, and alike");
+            if let Some(odd) = odd {
+                ledger.set_frames(block, odd, 1, Record::POISONED);
+            }
+            for (first, pages) in [(0, 1), (1, 1), (2, 7), (100, 155), (254, 1), (509, 1), (511, 1)]
+            {
+                if odd.is_some_and(|odd| (first..first + pages).contains(&odd)) {
+                    continue;
+                }
+                let goes_on = ledger.records(block).go_on_around(first, pages);
+                assert_eq!(goes_on, odd.is_none(), "{odd:?} differs, seen from {first}");
+                assert_eq!(goes_on, ledger.whole_block(block).is_some());
+            }
+        }
+    }
+    ledger.set_block(block, lent(0x8000_1000));
+    assert!(ledger.records(block).go_on_around(3, 1), "one record is alike");
+}
+
 #[test]
 fn a_block_that_leaves_is_one_record() {
     let ledger = ledger(&[PhysRange::new(0x4000_0000, 0x40_0000)]);
