@@ -10,7 +10,7 @@ use escrow_abi::{Error, LIST_MAX, MemEntry};
 
 use super::Refusal;
 use super::list::{ENTRIES_PER_PAGE, Next};
-use super::portions::{PORTION_BLOCKS, Part};
+use super::portions::{Looks, PORTION_BLOCKS, Part};
 use crate::addr::{Ipa, PAGE_SIZE, PAGES_PER_BLOCK, PhysAddr};
 use crate::ledger::{Block, Record, page_in_block};
 use crate::stage2::{Room, Span};
@@ -107,6 +107,8 @@ pub struct Scratch {
     list: ArrayVec<PhysAddr, LIST_PAGES>,
     /// The part of the list that was to be read.
     part: Part,
+    /// At guests' tables, meanwhile.
+    pub(super) looks: Looks,
     /// Pages in all extents.
     pages: u64,
     /// How often an extent lies in another block than the one before it.
@@ -142,6 +144,7 @@ impl Scratch {
             guest_end: 0,
             list: ArrayVec::new_const(),
             part: Part::WHOLE,
+            looks: Looks::ALL,
             pages: 0,
             blocks: 0,
             work: 0,
@@ -253,6 +256,7 @@ impl Scratch {
     #[inline(always)]
     pub(super) fn begin(&mut self, part: Part) {
         self.part = part;
+        self.looks.again();
         self.pages = 0;
         self.blocks = 0;
         self.work = 0;

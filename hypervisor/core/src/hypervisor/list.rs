@@ -10,7 +10,7 @@
 use escrow_abi::{Error, FrameState, LIST_MAX, MemEntry, ORDER_BLOCK, ORDER_PAGE, Rights};
 
 use super::extents::{Extent, Scratch};
-use super::portions::Part;
+use super::portions::{Looks, Part};
 use super::{Hypervisor, Refusal};
 use crate::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE, PAGES_PER_BLOCK, PhysAddr};
 use crate::machine::Machine;
@@ -195,8 +195,10 @@ pub(super) struct List {
     pub progress: u64,
 }
 
-/// In `x7`, the bits below this one count the entries that are done, and those from it on
-/// count the pages of these entries that turned out to be broken.
+/// In `x7`, the bits below the first of these count the entries that are done; those up to the
+/// second the looks that were made while none was ([`Looks`]); and those from it on the pages
+/// of the entries that are done that turned out to be broken.
+const LOOKED_SHIFT: u32 = 16;
 const BROKEN_SHIFT: u32 = 32;
 
 impl List {
@@ -206,7 +208,13 @@ impl List {
     /// How many entries are done.
     #[inline(always)]
     pub fn done(self) -> u64 {
-        self.progress as u32 as u64
+        self.progress as u16 as u64
+    }
+
+    /// How many looks were made.
+    #[inline(always)]
+    pub fn looked(self) -> u64 {
+        (self.progress >> LOOKED_SHIFT) as u16 as u64
     }
 
     /// How many pages of those turned out to be broken.
@@ -215,9 +223,9 @@ impl List {
         self.progress >> BROKEN_SHIFT
     }
 
-    /// The word for `x7`, from both counts.
-    pub const fn progress(done: u64, broken: u64) -> u64 {
-        broken << BROKEN_SHIFT | done
+    /// The word for `x7`, from the three counts.
+    pub const fn progress(done: u64, looked: u64, broken: u64) -> u64 {
+        broken << BROKEN_SHIFT | looked << LOOKED_SHIFT | done
     }
 }
 
@@ -247,7 +255,7 @@ impl<M: Machine> Hypervisor<M> {
         part: Part,
     ) -> Result<(), Refusal> {
         let List { at, count, progress } = list;
-        if progress != 0 && (list.done() == 0 || list.done() >= count) {
+        if progress != 0 && (list.done() + list.looked() == 0 || list.done() >= count) {
             return Err(Error::InvalidArgument.into());
         }
         if count.wrapping_sub(1) >= LIST_MAX as u64 {
@@ -367,7 +375,7 @@ impl<M: Machine> Hypervisor<M> {
             if next.turn_to(words) {
                 continue;
             }
-            let extent = self.extent(reader, entry, index).map_err(refuse)?;
+            let extent = self.extent(reader, entry, index, &mut scratch.looks).map_err(refuse)?;
             if !scratch.push(extent) {
                 break;
             }
@@ -384,13 +392,19 @@ impl<M: Machine> Hypervisor<M> {
 
     /// The extent that an entry begins.
     #[inline(always)]
-    fn extent(&self, reader: Reader<'_>, entry: Entry, index: u64) -> Result<Extent, (Error, u64)> {
+    fn extent(
+        &self,
+        reader: Reader<'_>,
+        entry: Entry,
+        index: u64,
+        looks: &mut Looks,
+    ) -> Result<Extent, (Error, u64)> {
         let Entry { at, guest, is_block } = entry;
         let (frame, own) = match reader {
             Reader::Host | Reader::Registers(_) => (PhysAddr(at), Ipa(0)),
             Reader::Guest(map) => {
-                let frame = self.resolve(map, Ipa(at), is_block);
-                (frame.ok_or((Error::InvalidAddress, 0))?, Ipa(at))
+                let frame = self.resolve(map, Ipa(at), is_block, looks);
+                (frame.map_err(|error| (error, 0))?, Ipa(at))
             }
         };
         let block = self.ledger.locate(frame).ok_or((Error::InvalidAddress, 0))?;
@@ -400,20 +414,28 @@ impl<M: Machine> Hypervisor<M> {
     }
 
     /// The frame of a page, or the first of a block, at a guest's own address.
-    fn resolve(&self, map: &GuestMap, at: Ipa, is_block: bool) -> Option<PhysAddr> {
-        if at.0 >= map.end() {
-            return None;
-        }
-        let (frame, leaf) = map.frame(&self.machine, at)?;
+    fn resolve(
+        &self,
+        map: &GuestMap,
+        at: Ipa,
+        is_block: bool,
+        looks: &mut Looks,
+    ) -> Result<PhysAddr, Error> {
+        let found = if at.0 < map.end() { map.frame(&self.machine, at) } else { None };
+        let (frame, leaf) = found.ok_or(Error::InvalidAddress)?;
         if !is_block || leaf.level == 2 {
-            return Some(frame);
+            return Ok(frame);
         }
         // As pages: they must be those of one block. Of what the guest has to itself, the
         // ledger knows the address.
-        let record = self.ledger.record_of(self.ledger.locate(frame)?);
+        let block = self.ledger.locate(frame).ok_or(Error::InvalidAddress)?;
+        let record = self.ledger.record_of(block);
         let known = record.is_some_and(|r| r.is(FrameState::Donated) && r.guest() == at);
-        let adjacent =
-            frame.is_aligned(BLOCK_SIZE) && (known || map.leads_to_block(&self.machine, at, frame));
-        adjacent.then_some(frame)
+        let look = || map.leads_to_block(&self.machine, at, frame);
+        let adjacent = match frame.is_aligned(BLOCK_SIZE) {
+            true => known || looks.make(look).ok_or(Error::Retry)?,
+            false => false,
+        };
+        if adjacent { Ok(frame) } else { Err(Error::InvalidAddress) }
     }
 }

@@ -24,12 +24,57 @@ use super::list::List;
 use super::{Hypervisor, Refusal};
 use crate::addr::PAGES_PER_BLOCK;
 use crate::machine::Machine;
+use escrow_abi::Error;
 
 /// Pages whose contents one portion works on at the most.
 pub(super) const PORTION_PAGES: u64 = PAGES_PER_BLOCK as u64;
 /// Blocks at the most that one portion works on as such: it may split them, or make them
 /// whole again, which costs a table and 512 records.
 pub(super) const PORTION_BLOCKS: u64 = 16;
+
+/// Tables of a guest's that one step looks at throughout ([`Looks`]): before the check of a
+/// whole list goes on, it looks for interrupts. More than a portion has blocks.
+const LOOKS: u64 = 64;
+
+/// Looks at all entries of a table: what it takes to find that a guest's block, which it has
+/// as pages, is one of frames. Beside these, reading an entry of a list is nothing.
+///
+/// A list may have 512 such entries, or 512 times the same. So the check of a whole list
+/// ends after [`LOOKS`] of them, and begins anew without those that were made. What they
+/// found may change in between: who does something about the entries looks again.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Looks {
+    /// So many are left out.
+    skipped: u64,
+    /// So many were made or left out.
+    made: u64,
+    most: u64,
+}
+
+impl Looks {
+    /// All that there are.
+    pub const ALL: Looks = Looks { skipped: 0, made: 0, most: u64::MAX };
+
+    /// Begins with the first again.
+    #[inline(always)]
+    pub fn again(&mut self) {
+        self.made = 0;
+    }
+
+    /// Makes the next one, unless it is left out: whether it finds what it should. `None`:
+    /// there were enough of them.
+    pub fn make(&mut self, look: impl FnOnce() -> bool) -> Option<bool> {
+        if self.made == self.most {
+            return None;
+        }
+        self.made += 1;
+        Some(self.made <= self.skipped || look())
+    }
+
+    fn are_enough(&self) -> bool {
+        self.made == self.most
+    }
+}
 
 /// How far a call has come.
 #[must_use]
@@ -91,7 +136,7 @@ impl Scratch {
     /// checked. To be asked once the ledger was looked at.
     #[inline(always)]
     pub(super) fn is_to_be_done(&self) -> bool {
-        self.part().is_little(self.pages(), self.work())
+        self.part().is_little(self.pages(), self.work()) && self.looks.skipped == 0
     }
 
     /// The first entry that is left to do after this step.
@@ -118,14 +163,28 @@ impl<M: Machine> Hypervisor<M> {
     ) -> Result<Progress, Refusal> {
         scratch.broken = list.broken();
         let mut part = Part { first: list.done(), is_whole: list.done() == 0, contents };
+        let mut looked = list.looked();
         loop {
-            let end =
-                step(scratch, part).map_err(|refusal| Refusal { done: part.first, ..refusal })?;
+            scratch.looks = match part.is_whole {
+                true => Looks { skipped: looked, made: 0, most: looked + LOOKS },
+                false => Looks::ALL,
+            };
+            let end = match step(scratch, part) {
+                Ok(end) => end,
+                Err(Refusal { error: Error::Retry, .. }) if scratch.looks.are_enough() => {
+                    looked += LOOKS;
+                    if self.machine.interrupt_pending() {
+                        return Ok(Progress::Again(List::progress(0, looked, 0)));
+                    }
+                    continue;
+                }
+                Err(refusal) => return Err(Refusal { done: part.first, ..refusal }),
+            };
             if end == list.count {
                 return Ok(Progress::Done { broken: scratch.broken });
             }
             if end > part.first && self.machine.interrupt_pending() {
-                return Ok(Progress::Again(List::progress(end, scratch.broken)));
+                return Ok(Progress::Again(List::progress(end, 0, scratch.broken)));
             }
             part = Part { first: end, is_whole: false, ..part };
         }

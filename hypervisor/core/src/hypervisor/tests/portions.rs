@@ -195,6 +195,61 @@ fn a_vm_is_made_of_few_blocks() {
     assert_eq!((host.escrow.pages(FrameState::Metadata), host.restarts), (512, 0));
 }
 
+/// A guest lends a block page by page, and lists it again and again.
+#[test]
+fn a_list_of_blocks_that_a_guest_has_as_pages_is_looked_through_a_few_at_a_time() {
+    let mut host = interrupted();
+    host.escrow.machine.forces_write_back.store(true, Ordering::Relaxed);
+    let (a, a_vcpu) = started(&mut host);
+    let (b, _) = started(&mut host);
+    host.give(call::MEM_DONATE, a, &blocks(2)).unwrap();
+    let [cap, ..] =
+        host.call(call::CAP_GRANT, &[a, b, call::RIGHT_LEND, GUEST, 2 * BLOCK_SIZE]).unwrap();
+    for half in 0..2 {
+        let own = |n: u64| GUEST + half * BLOCK_SIZE + n * PAGE_SIZE;
+        let entry = |n| MemEntry::new(own(n), 0, own(n), Rights::ALL);
+        let entries: Vec<_> = (0..512).map(entry).collect();
+        match half {
+            0 => guests_list(&mut host, a, &entries),
+            _ => host.write_list(&entries, |n| FREE + 510 * BLOCK_SIZE + n * PAGE_SIZE),
+        }
+        host.guest_call(a_vcpu, call::MEM_LEND, &[cap, LISTS, 512]).unwrap();
+    }
+    assert_eq!(host.escrow.pages(FrameState::Lent), 1024);
+    let again: Vec<_> = own_blocks(2).into_iter().cycle().take(512).collect();
+    host.write_list(&again, |n| FREE + 510 * BLOCK_SIZE + n * PAGE_SIZE);
+    host.restarts = 0;
+    let refused = host.guest_call(a_vcpu, call::MEM_RECLAIM, &[LISTS, 512]);
+    assert_eq!(refused, Err((Error::Overlap, 2, 0)));
+    assert_eq!(host.restarts, 511 / 64, "after each 64 tables but the last");
+}
+
+/// Pages that the borrower has in order and the owner has not: in the ledger one record, in
+/// the owner's map no block.
+#[test]
+fn nobody_leaves_out_a_look_by_saying_that_it_was_made() {
+    let mut host = Host::new();
+    let (a, a_vcpu) = started(&mut host);
+    let (b, _) = started(&mut host);
+    let place = |n: u64| GUEST + if n == 1 || n == 2 { 3 - n } else { n } * PAGE_SIZE;
+    let pages: Vec<_> = (0..512).map(|n| page(FREE + n * PAGE_SIZE, place(n))).collect();
+    host.give(call::MEM_DONATE, a, &pages).unwrap();
+    let [cap, ..] =
+        host.call(call::CAP_GRANT, &[a, b, call::RIGHT_LEND, GUEST, BLOCK_SIZE]).unwrap();
+    let lend: Vec<_> =
+        (0..512).map(|n| MemEntry::new(place(n), 0, GUEST + n * PAGE_SIZE, Rights::ALL)).collect();
+    guests_list(&mut host, a, &lend);
+    host.guest_call(a_vcpu, call::MEM_LEND, &[cap, LISTS, 512]).unwrap();
+    host.call(call::VM_DESTROY, &[b]).unwrap();
+    host.write_list(&own_blocks(1), |n| FREE + 510 * BLOCK_SIZE + n * PAGE_SIZE);
+    for progress in [0, 1 << 16, 512 << 16, 0xffff << 16] {
+        let args = [LISTS, 1, 0, 0, 0, 0, progress];
+        let refused = host.guest_call(a_vcpu, call::MEM_RECLAIM, &args);
+        assert_eq!(refused, Err((Error::InvalidAddress, 0, 0)), "{progress:#x}");
+    }
+    assert_eq!(host.escrow.pages(FrameState::Lent), 512);
+}
+
 #[test]
 fn without_interrupts_a_long_call_is_made_once() {
     let mut host = Host::new();
