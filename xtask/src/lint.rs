@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Format and clippy, each crate on the target that it is for; and the
-//! kernel's own tools for what is C.
+//! Format and clippy, each crate on the target that it is for; the kernel's own
+//! tools for what is C; and the machine code of the module's Rust half.
 
+mod code;
 mod kernel;
 
 use std::process::Command;
@@ -12,10 +13,13 @@ use anyhow::Result;
 use crate::build::{self, MODULE_FLAGS, Workspace};
 use crate::setup::{SOFTFLOAT, STATIC_LINUX, Setup};
 use crate::shell::run_loudly;
+use crate::show;
 use crate::test::Count;
 
-/// Runs every check; each counts as one test.
-pub fn lint(workspace: &Workspace, setup: &Setup) -> Result<Count> {
+/// Runs every check that has a word of `filter` in its name, or all; each counts
+/// as one test.
+pub fn lint(workspace: &Workspace, setup: &Setup, filter: &[String]) -> Result<Count> {
+    let wanted = |what: &str| filter.is_empty() || filter.iter().any(|word| what.contains(word));
     let mut format = build::plain_cargo(workspace, "fmt");
     format.args(["--all", "--check"]);
 
@@ -57,24 +61,32 @@ pub fn lint(workspace: &Workspace, setup: &Setup) -> Result<Count> {
         ),
     ];
     let mut count = Count::default();
-    for (what, check) in checks {
+    for (what, check) in checks.into_iter().filter(|(what, _)| wanted(what)) {
         tell(&mut count, what, check.and_then(|mut command| run_loudly(&mut command)));
     }
-    tell(&mut count, "checkpatch of the modules", kernel::checkpatch(workspace));
-    tell(&mut count, "sparse of the modules", kernel::sparse(workspace, setup));
-    tell(&mut count, "the package for DKMS", build::check_package(workspace, setup));
+    let others: [(_, Check<'_>); 4] = [
+        ("checkpatch of the modules", &|| kernel::checkpatch(workspace)),
+        ("sparse of the modules", &|| kernel::sparse(workspace, setup)),
+        ("machine code of the Rust half", &|| code::rust_half(workspace, setup)),
+        ("the package for DKMS", &|| build::check_package(workspace, setup)),
+    ];
+    for (what, check) in others.into_iter().filter(|(what, _)| wanted(what)) {
+        tell(&mut count, what, check());
+    }
     Ok(count)
 }
+
+type Check<'a> = &'a dyn Fn() -> Result<()>;
 
 /// Says how a check ended, and counts it.
 fn tell(count: &mut Count, what: &str, result: Result<()>) {
     match result {
         Ok(()) => {
-            println!("test {what} ... ok");
+            show!("test {what} ... ok");
             count.passed += 1;
         }
         Err(error) => {
-            println!("test {what} ... FAILED: {error:#}");
+            show!("test {what} ... FAILED: {error:#}");
             count.failed += 1;
         }
     }

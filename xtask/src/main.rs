@@ -2,15 +2,20 @@
 
 //! `cargo xtask`: set-up, build, run, test and bench of Escrow.
 
+// These panic when nobody reads any more.
+#![deny(clippy::print_stdout)]
+
 mod bench;
 mod build;
 mod clean;
+mod kernels;
 mod lint;
 mod run;
 mod setup;
 mod shell;
 mod test;
 
+use std::io;
 use std::process::ExitCode;
 use std::slice;
 
@@ -37,6 +42,8 @@ enum Task {
     Run(run::Args),
     /// Run the tests
     Test(test::Args),
+    /// Have DKMS build the module for every kernel that Debian has headers of
+    Kernels(kernels::Args),
     /// Count what Escrow costs, in instructions
     Bench(bench::Args),
     /// Remove what was built
@@ -75,6 +82,11 @@ fn main() -> ExitCode {
     // Not by returning it: that would show a backtrace to everybody who has
     // RUST_BACKTRACE set, and our errors say what matters.
     run_task(Cli::parse().command).unwrap_or_else(|error| {
+        let closed = error.downcast_ref::<io::Error>();
+        if closed.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe) {
+            // Whoever reads has seen enough.
+            return ExitCode::from(shell::CLOSED_PIPE);
+        }
         say!("error: {error:#}");
         ExitCode::FAILURE
     })
@@ -99,16 +111,17 @@ fn run_task(task: Task) -> Result<ExitCode> {
         }
         Task::Run(args) => return run::run(&args),
         Task::Test(args) => return test::test(&args),
+        Task::Kernels(args) => return kernels::kernels(&args),
         Task::Bench(args) => return bench::bench(&args),
         Task::Clean(args) => clean::clean(&args)?,
         Task::Env => {
             let setup = Setup::ensure(Default::default())?;
             let bare_metal = setup.bare_metal()?;
             for (name, value) in bare_metal.environment() {
-                println!("export {name}='{}'", value.display());
+                show!("export {name}='{}'", value.display());
             }
             for target in [setup::SOFTFLOAT, setup::STATIC_LINUX] {
-                println!("# {}", bare_metal.arguments(target).join(" "));
+                show!("# {}", bare_metal.arguments(target).join(" "));
             }
         }
     }

@@ -4,11 +4,12 @@
 
 use std::env;
 use std::ffi::OsStr;
+use std::fmt;
 use std::fs;
-use std::io::IsTerminal as _;
+use std::io::{self, IsTerminal as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{self, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -23,6 +24,23 @@ macro_rules! say {
     ($($argument:tt)*) => { eprintln!("escrow: {}", format_args!($($argument)*)) };
 }
 
+/// Prints a line on standard output.
+#[macro_export]
+macro_rules! show {
+    ($($argument:tt)*) => { $crate::shell::show(format_args!($($argument)*)) };
+}
+
+/// What a shell says of a program that SIGPIPE has ended.
+pub const CLOSED_PIPE: u8 = 128 + 13;
+
+/// Prints a line on standard output. If nobody reads any more, that is the end.
+pub fn show(line: fmt::Arguments<'_>) {
+    let mut out = io::stdout().lock();
+    if writeln!(out, "{line}").and_then(|()| out.flush()).is_err() {
+        process::exit(CLOSED_PIPE.into());
+    }
+}
+
 /// A step that takes a while: a spinner with the time on a terminal, a line at
 /// its start and one at its end elsewhere.
 pub struct Step {
@@ -34,7 +52,7 @@ pub struct Step {
 impl Step {
     pub fn start(what: impl Into<String>) -> Self {
         let what = what.into();
-        let spinner = std::io::stderr().is_terminal().then(|| {
+        let spinner = io::stderr().is_terminal().then(|| {
             let style = ProgressStyle::with_template("escrow: {msg} {spinner} {elapsed}");
             let bar = ProgressBar::new_spinner().with_message(what.clone());
             bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
@@ -129,7 +147,8 @@ fn line(command: &Command) -> String {
     words.join(" ")
 }
 
-fn tail(text: &str) -> String {
+/// The end of what a program said.
+pub fn tail(text: &str) -> String {
     let lines: Vec<_> = text.trim_end().lines().collect();
     lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n")
 }

@@ -14,8 +14,8 @@ use xtask::artefacts::DEBUG_KERNEL;
 
 use crate::build::{self, What, Workspace};
 use crate::lint;
-use crate::say;
 use crate::setup::{DebugKernel, Setup};
+use crate::{say, show};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -26,6 +26,9 @@ pub struct Args {
     #[arg(long, value_name = "KIND", num_args = 0..=1, require_equals = true,
         default_missing_value = "kasan")]
     debug_kernel: Option<DebugKernel>,
+    /// Have hosts run Debian's real-time kernel (PREEMPT_RT), in the place of the usual one
+    #[arg(long, conflicts_with = "debug_kernel")]
+    real_time: bool,
     /// Arguments for the test programs: a filter, --nocapture …
     #[arg(last = true, value_name = "TEST ARGUMENTS")]
     test: Vec<String>,
@@ -108,6 +111,9 @@ pub fn test(args: &Args) -> Result<ExitCode> {
     if let Some(kind) = args.debug_kernel {
         setup.use_debug_kernel(kind)?;
     }
+    if args.real_time {
+        setup.use_real_time()?;
+    }
     let levels = match &args.level {
         Some(level) => std::slice::from_ref(level),
         None => Level::value_variants(),
@@ -123,11 +129,11 @@ pub fn test(args: &Args) -> Result<ExitCode> {
         if count.passed + count.failed == 0 {
             say!("{}: no test ran", level.name());
         }
-        println!("{}: {count}", level.name());
+        show!("{}: {count}", level.name());
         success &= count.is_success();
         total += count;
     }
-    println!("{total}");
+    show!("{total}");
     Ok(if success { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -147,7 +153,7 @@ impl Level {
     fn run(self, workspace: &Workspace, setup: &Setup, args: &Args) -> Result<Count> {
         let arguments = &args.test;
         match self {
-            Self::Lint => lint::lint(workspace, setup),
+            Self::Lint => lint::lint(workspace, setup, arguments),
             Self::Unit => {
                 let mut count = Count::default();
                 for call in UNIT {
@@ -192,7 +198,7 @@ fn run_tests(command: &mut Command) -> Result<Count> {
     for line in BufReader::new(output).split(b'\n') {
         let line = line?;
         let line = String::from_utf8_lossy(&line);
-        println!("{line}");
+        show!("{line}");
         count += parse_result(&line).unwrap_or_default();
     }
     let status = child.wait()?;

@@ -157,7 +157,7 @@ bool escrow_rs_folio_is_reachable(const struct escrow_folio_state *ef);
 int escrow_rs_folio_borrower(const struct escrow_folio_state *ef, u64 *vm, u64 *guest);
 int escrow_rs_folio_access(struct escrow_folio_state *ef);
 void escrow_rs_folio_end_access(struct escrow_folio_state *ef);
-/* 0, or 1: there already */
+/* 0, and @report is written; 1: there already; -EAGAIN, and @refusal is written */
 int escrow_rs_folio_begin_lend(struct escrow_folio_state *ef, struct escrow_counts *counts,
 			       struct folio *folio, u32 how, u64 vm, u64 guest,
 			       struct escrow_report *report, struct escrow_refusal *refusal);

@@ -83,8 +83,8 @@ static __always_inline int escrow_mem_prepare(struct escrow_mem *mem, const stru
 					      struct escrow_folio *ef, u64 guest,
 					      struct escrow_batch *batch)
 {
-	struct escrow_report report = {};
-	struct escrow_refusal refusal = {};
+	struct escrow_report report; /* written with 0 */
+	struct escrow_refusal refusal; /* written with -EAGAIN */
 	int err;
 
 	/* With the folio locked, no mapping of it can come back. */

@@ -2,6 +2,8 @@
 
 //! Folios: their bookkeeping and the lists that name them.
 
+use core::mem::MaybeUninit;
+
 use escrow_abi::{MemEntry, Rights};
 use escrow_memfd::{Borrower, Counts, Folio, How, Refusal, State};
 use escrow_vmcore::Errno;
@@ -82,9 +84,10 @@ pub extern "C" fn escrow_rs_folio_end_access(ef: &Folio) {
     ef.end_access();
 }
 
-/// Begins lending or sharing. → 0, or 1 if the guest has it already
+/// Begins lending or sharing. → 0, and `report` is written; or 1 if the guest
+/// has it already
 ///
-/// EAGAIN: somebody uses the folio, and `refusal` says how many. EEXIST: it is
+/// EAGAIN: somebody uses the folio, and `refusal` is written, with how many. EEXIST: it is
 /// away, with another VM, at another address or in another way.
 #[unsafe(no_mangle)]
 pub extern "C" fn escrow_rs_folio_begin_lend(
@@ -94,20 +97,21 @@ pub extern "C" fn escrow_rs_folio_begin_lend(
     how: u32,
     vm: u64,
     guest: u64,
-    report: &mut CReport,
-    refusal: &mut CRefusal,
+    report: &mut MaybeUninit<CReport>,
+    refusal: &mut MaybeUninit<CRefusal>,
 ) -> i32 {
-    *refusal = CRefusal::default();
     let (how, to) = (how_from(how), Borrower { vm, guest });
     let result = match how {
         How::Lent => ef.begin_lend(to, counts, &folio, &Task).map(|counted| {
-            *report = CReport {
+            report.write(CReport {
                 refcount: counted.refcount,
                 safe: counted.safe,
                 accessible: counted.accessible,
-            };
+            });
         }),
-        How::Shared => ef.begin_share(to, &folio).map(|()| *report = CReport::default()),
+        How::Shared => ef.begin_share(to, &folio).map(|()| {
+            report.write(CReport::default());
+        }),
     };
     let errno = match result {
         Ok(()) => return 0,
@@ -116,11 +120,11 @@ pub extern "C" fn escrow_rs_folio_begin_lend(
         }
         Err(Refusal::Away(..)) => Errno::Exists,
         Err(Refusal::Excess(excess)) => {
-            refusal.excess = excess;
+            refusal.write(CRefusal { excess, ..CRefusal::default() });
             Errno::Again
         }
         Err(Refusal::Accessible(accessible)) => {
-            refusal.accessible = accessible;
+            refusal.write(CRefusal { accessible, ..CRefusal::default() });
             Errno::Again
         }
         Err(Refusal::Poisoned) => Errno::Poisoned,

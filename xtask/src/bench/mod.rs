@@ -19,6 +19,7 @@ mod shim;
 mod table;
 mod workload;
 
+use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
@@ -83,7 +84,7 @@ pub fn bench(args: &Args) -> Result<ExitCode> {
     ];
     let shown = headed.into_iter().filter(|(_, table)| !table.is_empty());
     let shown: Vec<_> = shown.map(|(head, table)| format!("{head}{}", table.text())).collect();
-    print!("{}", shown.join("\n"));
+    write!(io::stdout(), "{}", shown.join("\n"))?;
     if args.chart {
         docs::update(&report, &workspace.root().join("docs"))?;
     }

@@ -31,9 +31,9 @@ pub fn build(workspace: &Workspace, setup: &Setup) -> Result<()> {
     archive.file("bin/escrow", 0o755, &stripped(&paths.vmm(), "--strip-all")?)?;
     // One archive for every kernel that boots with it.
     for kernel in setup.host_kernels()? {
-        let folder = format!("lib/modules/{}", kernel.release);
+        let folder = format!("lib/modules/{}", kernel.headers.release);
         archive.directory(&folder)?;
-        let module = paths.modules().join(&kernel.release).join("escrow.ko");
+        let module = paths.modules().join(&kernel.headers.release).join("escrow.ko");
         let path = format!("{folder}/escrow.ko");
         archive.file(&path, 0o644, &stripped(&module, "--strip-debug")?)?;
     }

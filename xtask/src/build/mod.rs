@@ -16,7 +16,10 @@ use clap::ValueEnum;
 use xtask::artefacts::{Artefacts, BuildPaths};
 
 pub use cargo::{command as cargo_command, plain as plain_cargo};
-pub use module::{FLAGS as MODULE_FLAGS, check as check_modules, check_package};
+pub use module::{
+    FLAGS as MODULE_FLAGS, check as check_modules, check_package, compiler, make, package,
+    rust_half,
+};
 
 use cargo::Kind;
 

@@ -16,7 +16,7 @@ use object::{Object as _, ObjectSymbol as _};
 
 use super::Workspace;
 use super::cargo::{Build, Kind, only};
-use crate::setup::{Kernel, SOFTFLOAT, Setup};
+use crate::setup::{Headers, Kernel, SOFTFLOAT, Setup};
 use crate::shell::{Step, find_program, run_quietly, write_if_changed};
 
 /// Made for the C files: the workspace's version.
@@ -37,10 +37,22 @@ const ENTRY_PREFIX: &str = "escrow_";
 const KERNELS: [&str; 4] = ["memcpy", "memmove", "memset", "memcmp"];
 const LINKER: &str = "aarch64-linux-gnu-ld";
 
-/// A module is loaded at any distance from the kernel, and relocated by a
-/// loader that knows no GOT.
-pub const FLAGS: &[&str] =
-    &["-Crelocation-model=static", "-Ccode-model=large", "-Cforce-frame-pointers=yes"];
+/// A module's loader knows no GOT. What the code is about lies in the module
+/// itself, so near that two instructions name it (the small code model), and
+/// the loader makes veneers for calls that go further. One object is for all kernels, so it bears with
+/// what any of them is built with: it leaves x18 alone, which is the shadow
+/// call stack's (`SHADOW_CALL_STACK`), and what is called by its address begins
+/// with `BTI C` (`ARM64_BTI_KERNEL`) and signs its return address
+/// (`ARM64_PTR_AUTH_KERNEL`). A CPU without these takes them for NOPs. As in the
+/// kernel's C, leaves have no frame, and so nothing to sign.
+pub const FLAGS: &[&str] = &[
+    "-Crelocation-model=static",
+    "-Ccode-model=small",
+    "-Zunstable-options",
+    "-Cforce-frame-pointers=non-leaf",
+    "-Zfixed-x18",
+    "-Zbranch-protection=bti,pac-ret",
+];
 
 /// A module, and where it comes from.
 struct Module {
@@ -53,9 +65,11 @@ struct Module {
     faults: bool,
 }
 
+const SHIM: Module =
+    Module { name: "escrow", source: "host/module", rust: Some("escrow-module"), faults: false };
 const MODULES: &[Module] = &[
-    Module { name: "escrow", source: "host/module", rust: Some("escrow-module"), faults: false },
-    Module { name: "escrow", source: "host/module", rust: Some("escrow-module"), faults: true },
+    SHIM,
+    Module { faults: true, ..SHIM },
     Module { name: "liar", source: "tests/liar/module", rust: None, faults: false },
 ];
 
@@ -80,13 +94,23 @@ impl Module {
     }
 }
 
+/// The Rust half of the shim as one object, as the kernel's build takes it.
+pub fn rust_half(workspace: &Workspace, setup: &Setup) -> Result<PathBuf> {
+    setup.cross_compiler()?;
+    let library = SHIM.library(workspace, setup)?.context("the shim has no Rust half")?;
+    let work = workspace.paths().module_build("rust", SHIM.name);
+    fs::create_dir_all(&work)?;
+    prelink(&library, &workspace.root().join(SHIM.source).join(RUST_SCRIPT), &work)?;
+    Ok(work.join(RUST_OBJECT))
+}
+
 /// Makes the folder that DKMS builds the shim from: the C files and the Rust
 /// half, prelinked, as an object that the kernel's build copies (`_shipped`; it
 /// removes all others when it cleans).
 pub fn package(workspace: &Workspace, setup: &Setup) -> Result<PathBuf> {
     const VERSION: &str = env!("CARGO_PKG_VERSION");
     setup.cross_compiler()?;
-    let module = MODULES.iter().find(|module| module.name == "escrow").context("no shim")?;
+    let module = &SHIM;
     let library = module.library(workspace, setup)?;
     let folder = workspace.paths().dkms().join(format!("escrow-{VERSION}"));
     module.prepare(workspace, library.as_deref(), &folder)?;
@@ -106,20 +130,20 @@ pub fn check_package(workspace: &Workspace, setup: &Setup) -> Result<()> {
     setup.kernel_tools()?;
     let package = package(workspace, setup)?;
     for kernel in setup.host_kernels()? {
-        let step = Step::start(format!("building the package for {}", kernel.release));
-        let work = workspace.paths().module_build(&kernel.release, "escrow.dkms");
+        let step = Step::start(format!("building the package for {}", kernel.headers.release));
+        let work = workspace.paths().module_build(&kernel.headers.release, "escrow.dkms");
         if work.exists() {
             fs::remove_dir_all(&work)?;
         }
         fs::create_dir_all(&work)?;
         copy_all(&package, &work)?;
         for target in ["clean", "modules"] {
-            let mut make = make(&work, kernel)?;
+            let mut make = make(&work, &kernel.headers)?;
             run_quietly(make.args(["KCFLAGS=-Werror", target]))
-                .with_context(|| format!("make {target} for {}", kernel.release))?;
+                .with_context(|| format!("make {target} for {}", kernel.headers.release))?;
         }
         if !work.join("escrow.ko").exists() {
-            bail!("no module has been made for {}", kernel.release);
+            bail!("no module has been made for {}", kernel.headers.release);
         }
         step.done();
     }
@@ -149,7 +173,7 @@ pub fn build(workspace: &Workspace, setup: &Setup) -> Result<()> {
     for module in MODULES {
         let library = module.library(workspace, setup)?;
         for kernel in kernels {
-            let what = || format!("{} for {}", module.name, kernel.release);
+            let what = || format!("{} for {}", module.name, kernel.headers.release);
             build_for(workspace, kernel, module, library.as_deref()).with_context(what)?;
         }
     }
@@ -157,7 +181,7 @@ pub fn build(workspace: &Workspace, setup: &Setup) -> Result<()> {
     for folder in [workspace.paths().modules(), workspace.paths().fault_modules()] {
         for entry in fs::read_dir(folder)? {
             let entry = entry?;
-            if !kernels.iter().any(|kernel| entry.file_name() == *kernel.release) {
+            if !kernels.iter().any(|kernel| entry.file_name() == *kernel.headers.release) {
                 fs::remove_dir_all(entry.path())?;
             }
         }
@@ -176,7 +200,7 @@ fn build_for(
         true => (format!("{name}-faults"), workspace.paths().fault_modules()),
         false => (name.to_owned(), workspace.paths().modules()),
     };
-    let work = workspace.paths().module_build(&kernel.release, &folder);
+    let work = workspace.paths().module_build(&kernel.headers.release, &folder);
     let mut changed = module.prepare(workspace, library, &work)?;
     // Another kernel is another module.
     changed |= write_if_changed(&work.join("kernel"), kernel.to_string().as_bytes())?;
@@ -185,9 +209,9 @@ fn build_for(
         // If this build fails, the next must not take the old one for it.
         let _ = fs::remove_file(&result);
         let with = if module.faults { " with faults" } else { "" };
-        let step = Step::start(format!("building {name}.ko{with} for {}", kernel.release));
+        let step = Step::start(format!("building {name}.ko{with} for {}", kernel.headers.release));
         // The module builds without a warning, or it does not build.
-        let mut make = make(&work, kernel)?;
+        let mut make = make(&work, &kernel.headers)?;
         make.args(["KCFLAGS=-Werror", "modules"]).args(module.faults.then_some("ESCROW_FAULTS=1"));
         let output = run_quietly(&mut make)?;
         // make itself and modpost warn, too.
@@ -199,7 +223,7 @@ fn build_for(
         step.done();
     }
     let built = fs::read(&result).with_context(|| format!("cannot read {}", result.display()))?;
-    let place = place.join(&kernel.release).join(format!("{name}.ko"));
+    let place = place.join(&kernel.headers.release).join(format!("{name}.ko"));
     write_if_changed(&place, &built)?;
     Ok(())
 }
@@ -306,14 +330,16 @@ pub fn check(workspace: &Workspace, setup: &Setup) -> Result<Vec<(PathBuf, Strin
     for module in MODULES.iter().filter(|module| !module.faults) {
         let library = module.library(workspace, setup)?;
         for kernel in setup.host_kernels()? {
-            let work = workspace.paths().module_build(&kernel.release, module.name);
+            let work = workspace.paths().module_build(&kernel.headers.release, module.name);
             let work = work.with_extension("lint");
             module.prepare(workspace, library.as_deref(), &work)?;
-            let step = Step::start(format!("sparse for {} on {}", module.name, kernel.release));
+            let step =
+                Step::start(format!("sparse for {} on {}", module.name, kernel.headers.release));
             // From the beginning: what was compiled before would be left out.
-            run_quietly(make(&work, kernel)?.arg("clean"))?;
+            run_quietly(make(&work, &kernel.headers)?.arg("clean"))?;
             module.prepare(workspace, library.as_deref(), &work)?;
-            let output = run_quietly(make(&work, kernel)?.args(["W=1", "C=2", "modules"]))?;
+            let output =
+                run_quietly(make(&work, &kernel.headers)?.args(["W=1", "C=2", "modules"]))?;
             let text = [output.stderr, output.stdout].concat();
             said.push((work, String::from_utf8_lossy(&text).into_owned()));
             step.done();
@@ -323,14 +349,14 @@ pub fn check(workspace: &Workspace, setup: &Setup) -> Result<Vec<(PathBuf, Strin
 }
 
 /// The kernel's build of the module in a folder.
-fn make(work: &Path, kernel: &Kernel) -> Result<Command> {
+pub fn make(work: &Path, headers: &Headers) -> Result<Command> {
     let mut command = Command::new("make");
     command
         .arg("-C")
-        .arg(fs::canonicalize(&kernel.headers)?)
+        .arg(fs::canonicalize(&headers.folder)?)
         .arg(format!("M={}", work.display()))
         .args(["ARCH=arm64", "CROSS_COMPILE=aarch64-linux-gnu-"])
-        .args(compiler(kernel))
+        .args(compiler(headers))
         // A make that runs us must not steer this one.
         .env_remove("MAKEFLAGS")
         .env_remove("MAKELEVEL");
@@ -350,10 +376,10 @@ fn is_known_remark(line: &str) -> bool {
 
 /// Which compiler to use, where it is not the one that the headers name:
 /// another version does where that one is not installed.
-fn compiler(kernel: &Kernel) -> Option<OsString> {
-    let other = match &kernel.compiler {
+pub fn compiler(headers: &Headers) -> Option<OsString> {
+    let other = match &headers.compiler {
         Some(path) => path.clone().into_os_string(),
-        None if kernel.own_compiler().is_some_and(|name| find_program(&name).is_some()) => {
+        None if headers.own_compiler().is_some_and(|name| find_program(&name).is_some()) => {
             return None;
         }
         None => "aarch64-linux-gnu-gcc".into(),

@@ -56,13 +56,21 @@ pub fn lock_as(cache: &Cache, name: &str) -> Result<File> {
 pub struct Store<'a> {
     cache: &'a Cache,
     refresh: bool,
+    /// More suites that packages come from.
+    suites: &'static [&'static str],
     /// Set up when first needed; the failure to do so is told once.
     apt: OnceCell<Option<Apt>>,
 }
 
 impl<'a> Store<'a> {
     pub fn new(cache: &'a Cache, refresh: bool) -> Self {
-        Self { cache, refresh, apt: OnceCell::new() }
+        Self { cache, refresh, suites: &[], apt: OnceCell::new() }
+    }
+
+    /// With more suites than what is needed for builds and boots.
+    pub fn with_suites(mut self, suites: &'static [&'static str]) -> Self {
+        self.suites = suites;
+        self
     }
 
     /// The folder of a part, complete or not there.
@@ -169,6 +177,7 @@ impl<'a> Store<'a> {
             // Only those that are needed: old ones leave the archive one day.
             let mut suites = kernels::suites()?;
             suites.push(USER_SUITE);
+            suites.extend(self.suites);
             suites.sort_unstable();
             suites.dedup();
             let apt = Apt::of_parts(&self.cache.path().join("apt"), &Os::detect(), &suites)?;

@@ -124,6 +124,14 @@ impl Apt {
         Ok(text.split("\n\n").filter_map(Package::parse).collect())
     }
 
+    /// Names of packages that begin with `prefix`.
+    pub fn names(&self, prefix: &str) -> Result<Vec<String>> {
+        let text = output_of(&mut self.command("apt-cache", &["pkgnames", prefix]))?;
+        let mut names: Vec<_> = text.lines().map(str::to_owned).collect();
+        names.sort();
+        Ok(names)
+    }
+
     /// The package that apt would take for `selector`: `NAME`, `NAME/SUITE`
     /// or `NAME=VERSION`, with `:ARCHITECTURE` behind the name if need be.
     pub fn candidate(&self, selector: &str) -> Result<Package> {

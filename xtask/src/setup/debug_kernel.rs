@@ -215,7 +215,7 @@ mod tests {
         assert!(DebugKernel::Kasan.present(&cache).is_err());
         recipe(&DebugKernel::Kasan.options()).unwrap();
         let kernel = DebugKernel::Kasan.present(&cache).unwrap();
-        assert_eq!(kernel.release, "6.12.1-escrow-kasan");
+        assert_eq!(kernel.headers.release, "6.12.1-escrow-kasan");
         assert!(kernel.to_string().ends_with("(6.12.1-1)"), "{kernel}");
     }
 }

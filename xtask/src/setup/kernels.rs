@@ -37,21 +37,36 @@ const NEWER_SUITE: &str = "trixie-backports";
 const TOOLS_SUITE: &str = "trixie";
 
 /// The part with the newer kernel's compiler, and with the libraries that it
-/// and the kernel's build tools need.
-const TOOLS: &str = "newer-tools";
+/// and the kernels' build tools need.
+pub const TOOLS: &str = "newer-tools";
+
+/// What modules for a kernel are built with.
+#[derive(Clone, Debug)]
+pub struct Headers {
+    /// Where a module's build starts (`make -C`).
+    pub folder: PathBuf,
+    /// What `uname -r` says.
+    pub release: String,
+    /// The compiler, where it is none of the system's.
+    pub compiler: Option<PathBuf>,
+}
+
+impl Headers {
+    /// The compiler that the headers name, the one that the kernel was built
+    /// with: `aarch64-linux-gnu-gcc-14`.
+    pub fn own_compiler(&self) -> Option<String> {
+        let variables = fs::read_to_string(self.folder.join(".kernelvariables")).ok()?;
+        compiler_in(&variables)
+    }
+}
 
 /// A kernel and what modules for it are built with.
 #[derive(Clone, Debug)]
 pub struct Kernel {
     pub image: PathBuf,
-    /// Where a module's build starts (`make -C`).
-    pub headers: PathBuf,
+    pub headers: Headers,
     /// `lib/modules/RELEASE`.
     pub modules: PathBuf,
-    /// What `uname -r` says.
-    pub release: String,
-    /// The compiler, where it is none of the system's.
-    pub compiler: Option<PathBuf>,
     version: String,
 }
 
@@ -70,10 +85,12 @@ impl Kernel {
         let release = place.file_name().and_then(OsStr::to_str);
         Ok(Self {
             image: folder.join("Image"),
-            headers: folder.join("headers"),
-            release: release.context("the kernel has no release")?.to_owned(),
+            headers: Headers {
+                folder: folder.join("headers"),
+                release: release.context("the kernel has no release")?.to_owned(),
+                compiler: None,
+            },
             modules,
-            compiler: None,
             version: store.version(part).unwrap_or_default(),
         })
     }
@@ -84,19 +101,14 @@ impl Kernel {
             .context("the kernel has no release")?;
         Ok(Self {
             image: folder.join("arch/arm64/boot/Image"),
-            headers: folder.to_owned(),
+            headers: Headers {
+                folder: folder.to_owned(),
+                release: release.trim().to_owned(),
+                compiler: None,
+            },
             modules: folder.join("modules"),
-            release: release.trim().to_owned(),
-            compiler: None,
             version: version.to_owned(),
         })
-    }
-
-    /// The compiler that the headers name, the one that the kernel was built
-    /// with: `aarch64-linux-gnu-gcc-14`.
-    pub fn own_compiler(&self) -> Option<String> {
-        let variables = fs::read_to_string(self.headers.join(".kernelvariables")).ok()?;
-        compiler_in(&variables)
     }
 }
 
@@ -127,6 +139,20 @@ pub fn older(store: &mut Store<'_>) -> Result<Kernel> {
     Kernel::of(store, part)
 }
 
+/// The same version of the kernel, built as `PREEMPT_RT`.
+pub fn real_time(store: &mut Store<'_>) -> Result<Kernel> {
+    let part = "rt-kernel";
+    let suite = older_suite()?;
+    let native = native_architecture();
+    store.provide(
+        part,
+        |apt| with_headers(apt, "rt-arm64", suite, &native?),
+        unpack,
+        |at, home| finish(at, home).map(drop),
+    )?;
+    Kernel::of(store, part)
+}
+
 /// The newer host's kernel, and the guests'.
 pub fn newer(store: &mut Store<'_>) -> Result<Kernel> {
     let part = "newer-kernel";
@@ -141,16 +167,13 @@ pub fn newer(store: &mut Store<'_>) -> Result<Kernel> {
             let headers = at.join(finish(at, home)?);
             // Modules need no BTF, and this system's pahole may be too old.
             remove(&headers.join("vmlinux"))?;
-            if !tools_run_here {
-                wrap_all(&at.join(find(at, "usr/lib", "linux-kbuild-")?), &tools)?;
-            }
-            Ok(())
+            wrap_tools(&at.join(find(at, "usr/lib", "linux-kbuild-")?), &tools)
         },
     )?;
     let mut kernel = Kernel::of(store, part)?;
-    let compiler = kernel.own_compiler().context("the headers name no compiler")?;
+    let compiler = kernel.headers.own_compiler().context("the headers name no compiler")?;
     if !tools_run_here || find_program(&compiler).is_none() {
-        kernel.compiler = Some(newer_tools(store, &compiler, &native)?);
+        kernel.headers.compiler = Some(newer_tools(store, &compiler, &native)?);
     }
     Ok(kernel)
 }
@@ -201,7 +224,8 @@ fn finish(at: &Path, home: &Path) -> Result<PathBuf> {
     link(at, "Image", &image)?;
     link(at, "modules", &modules)?;
     let headers = find_where(at, "usr/src", |name| {
-        name.starts_with("linux-headers-") && !name.ends_with("-common")
+        // `-common`, and `-common-rt`, are what they share.
+        name.starts_with("linux-headers-") && !name.contains("-common")
     })?;
     link(at, "headers", &headers)?;
     redirect_makefile(&at.join(&headers).join("Makefile"), home)?;
@@ -210,34 +234,42 @@ fn finish(at: &Path, home: &Path) -> Result<PathBuf> {
 
 /// The packages of a kernel and of its headers.
 fn with_headers(apt: &Apt, flavour: &str, suite: &str, native: &str) -> Result<Vec<Package>> {
-    let mut packages = kernel_packages(apt, &format!("linux-image-{flavour}"), suite, native)?;
-    packages.extend(kernel_packages(apt, &format!("linux-headers-{flavour}"), suite, native)?);
+    let mut all = Vec::new();
+    for what in ["image", "headers"] {
+        let root = format!("linux-{what}-{flavour}/{suite}");
+        all.extend(packages(apt, &root, suite, native, |name| name.starts_with("linux-"))?);
+    }
+    let mut packages = all;
     packages.sort_by(|a, b| a.name.cmp(&b.name));
     packages.dedup();
     Ok(packages)
 }
 
-/// All packages of one version of the kernel that `root` needs: its
-/// dependencies on exactly that version, and the build's tools for the machine
-/// that builds.
-fn kernel_packages(apt: &Apt, root: &str, suite: &str, native: &str) -> Result<Vec<Package>> {
-    let mut queue = VecDeque::from([format!("{root}/{suite}")]);
+/// All packages of one version of the kernel that `root` needs, as far as they
+/// are wanted: its dependencies on exactly that version, and the build's tools
+/// for the machine that builds.
+pub fn packages(
+    apt: &Apt,
+    root: &str,
+    suite: &str,
+    native: &str,
+    is_wanted: fn(&str) -> bool,
+) -> Result<Vec<Package>> {
+    let mut queue = VecDeque::from([root.to_owned()]);
     let mut packages: Vec<Package> = Vec::new();
     while let Some(selector) = queue.pop_front() {
         let package = apt.candidate(&selector)?;
         if packages.contains(&package) {
             continue;
         }
-        for needed in &package.depends {
+        for needed in package.depends.iter().filter(|needed| is_wanted(&needed.name)) {
             let name = &needed.name;
             match &needed.exactly {
                 _ if name.starts_with("linux-kbuild-") => {
                     queue.push_back(format!("{name}:{native}/{suite}"))
                 }
-                Some(version) if name.starts_with("linux-") => {
-                    queue.push_back(format!("{name}={version}"));
-                }
-                _ => {}
+                Some(version) => queue.push_back(format!("{name}={version}")),
+                None => {}
             }
         }
         packages.push(package);
@@ -273,7 +305,7 @@ fn modules_folder(tree: &Path) -> Result<PathBuf> {
 }
 
 /// Debian's headers name each other by absolute path (`include /usr/src/…`).
-fn redirect_makefile(makefile: &Path, home: &Path) -> Result<()> {
+pub fn redirect_makefile(makefile: &Path, home: &Path) -> Result<()> {
     let text = fs::read_to_string(makefile)?;
     let home = home.to_str().filter(|path| !path.contains(char::is_whitespace));
     let home =
@@ -281,6 +313,17 @@ fn redirect_makefile(makefile: &Path, home: &Path) -> Result<()> {
     let redirected = text.replace("/usr/src/", &format!("{home}/usr/src/"));
     fs::write(makefile, redirected)?;
     Ok(())
+}
+
+/// Has the programs in a folder run here, as far as they are too new for this
+/// machine: under the C library in `tools`.
+pub fn wrap_tools(folder: &Path, tools: &Path) -> Result<()> {
+    if tools_run_here()? { Ok(()) } else { wrap_all(folder, tools) }
+}
+
+/// The compiler of the newer kernel, where this machine has none that new.
+pub fn newer_compiler(store: &mut Store<'_>) -> Result<Option<PathBuf>> {
+    Ok(newer(store)?.headers.compiler)
 }
 
 /// Wraps every program in a folder.

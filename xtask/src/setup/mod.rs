@@ -7,6 +7,7 @@ mod checkpatch;
 mod components;
 mod debian;
 mod debug_kernel;
+mod flavours;
 mod kernels;
 mod peers;
 mod rust;
@@ -20,7 +21,8 @@ use clap::ValueEnum as _;
 
 pub use checkpatch::provide as checkpatch;
 pub use debug_kernel::DebugKernel;
-pub use kernels::Kernel;
+pub use flavours::Flavour;
+pub use kernels::{Headers, Kernel};
 pub use peers::Peers;
 pub use rust::{BareMetal, SOFTFLOAT, STATIC_LINUX};
 
@@ -69,6 +71,24 @@ impl Cache {
 /// A thing that set-up provides, or why it could not.
 type Provided<T> = Result<T, String>;
 
+/// The kernels that users may have, and DKMS, which builds modules for them.
+pub struct Flavours {
+    pub all: Vec<Flavour>,
+    pub dkms: PathBuf,
+}
+
+impl Flavours {
+    /// Gets the headers of all flavours that the archive has.
+    pub fn ensure(refresh: bool) -> Result<Self> {
+        let cache = Cache::open()?;
+        cache.create()?;
+        let _lock = components::lock(&cache)?;
+        let mut parts = components::Store::new(&cache, refresh).with_suites(&flavours::SUITES);
+        let dkms = flavours::dkms(&mut parts)?;
+        Ok(Self { all: flavours::provide(&mut parts)?, dkms })
+    }
+}
+
 /// What is there to work with.
 #[derive(Debug)]
 pub struct Setup {
@@ -80,7 +100,7 @@ pub struct Setup {
     bare_metal: Provided<BareMetal>,
     older_kernel: Provided<Kernel>,
     /// Takes the older kernel's place.
-    debug_kernel: Option<Kernel>,
+    other_kernel: Option<Kernel>,
     /// Succeeds when kernels can be built.
     debug_kernel_tools: Provided<()>,
     newer_kernel: Provided<Kernel>,
@@ -110,7 +130,7 @@ impl Setup {
             linker: missing.without(system::Use::BareMetal),
             bare_metal: provided(toolchain.and_then(|it| rust::provide(&it, &mut parts))),
             older_kernel: provided(kernels::older(&mut parts)),
-            debug_kernel: None,
+            other_kernel: None,
             debug_kernel_tools: missing.without(system::Use::DebugKernel),
             newer_kernel: provided(kernels::newer(&mut parts)),
             busybox: provided(parts.busybox()),
@@ -139,7 +159,16 @@ impl Setup {
 
     /// Has hosts run a kernel that looks for mistakes, in the usual one's place.
     pub fn use_debug_kernel(&mut self, kind: DebugKernel) -> Result<()> {
-        self.debug_kernel = Some(kind.present(&Cache::open()?)?);
+        self.other_kernel = Some(kind.present(&Cache::open()?)?);
+        Ok(())
+    }
+
+    /// Has hosts run Debian's real-time kernel, in the usual one's place.
+    pub fn use_real_time(&mut self) -> Result<()> {
+        let cache = Cache::open()?;
+        let _lock = components::lock(&cache)?;
+        let mut parts = components::Store::new(&cache, false);
+        self.other_kernel = Some(kernels::real_time(&mut parts)?);
         Ok(())
     }
 
@@ -189,9 +218,10 @@ impl Setup {
     }
 
     /// The kernel of most hosts: the release's own, or what
-    /// [`use_debug_kernel`](Self::use_debug_kernel) has put in its place.
+    /// [`use_debug_kernel`](Self::use_debug_kernel) or
+    /// [`use_real_time`](Self::use_real_time) has put in its place.
     pub fn host_kernel(&self) -> Result<&Kernel> {
-        match &self.debug_kernel {
+        match &self.other_kernel {
             Some(kernel) => Ok(kernel),
             None => need(&self.older_kernel),
         }
