@@ -24,6 +24,8 @@ use crate::setup::Setup;
 const BOOTARGS: &str = "console=ttyAMA0 quiet panic=-1";
 /// What Linux prints last before it asks PSCI for power-off.
 const POWER_DOWN: &str = "reboot: Power down";
+/// How the line begins and ends that Escrow says before it halts for good.
+const FATAL: (&str, &str) = ("escrow: fatal: ", "; halted");
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -91,7 +93,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     build::build(&workspace, &setup, parts)?;
     let machine = machine(args, &workspace, &setup)?;
     if args.dry_run {
-        println!("{}", machine.shell_line());
+        writeln!(io::stdout(), "{}", machine.shell_line())?;
         return Ok(ExitCode::SUCCESS);
     }
     if args.batch {
@@ -179,6 +181,8 @@ struct Verdict {
     /// Steps passed and failed, of the last line that counts them.
     demo: Option<(u32, u32)>,
     powered_off: bool,
+    /// Escrow has halted: there is nothing left to wait for.
+    halted: bool,
 }
 
 impl Verdict {
@@ -187,11 +191,14 @@ impl Verdict {
             self.demo = Some(counts);
         }
         self.powered_off |= line.contains(POWER_DOWN);
+        let line = line.trim();
+        self.halted |= line.starts_with(FATAL.0) && line.ends_with(FATAL.1);
     }
 
     /// Why the run is no success, if it is none.
     fn complaint(&self) -> Option<&'static str> {
         match self.demo {
+            _ if self.halted => Some("Escrow has halted"),
             None => Some("the demo did not come to its end"),
             Some((0, 0)) => Some("the demo tried nothing"),
             Some((_, 1..)) => Some("steps of the demo failed"),
@@ -212,12 +219,16 @@ fn batch(machine: &Machine, mut log: File, limit: Duration) -> Result<ExitCode> 
     let mut session = Session::start(machine.command())?;
     let deadline = Instant::now() + limit;
     let mut verdict = Verdict::default();
+    let mut out = io::stdout();
     let in_time = loop {
         match session.next(deadline) {
             Event::Line(line) => {
                 verdict.read(&line);
                 writeln!(log, "{line}")?;
-                println!("{line}");
+                writeln!(out, "{line}")?;
+                if verdict.halted {
+                    break true;
+                }
             }
             Event::End => break true,
             Event::TimeUp => break false,
@@ -229,6 +240,8 @@ fn batch(machine: &Machine, mut log: File, limit: Duration) -> Result<ExitCode> 
     }
     let complaint = match () {
         () if !in_time => Some("time is up"),
+        // QEMU was ended by us.
+        () if verdict.halted => verdict.complaint(),
         () if !ending.status.success() => Some("QEMU failed"),
         () => verdict.complaint(),
     };
@@ -238,8 +251,8 @@ fn batch(machine: &Machine, mut log: File, limit: Duration) -> Result<ExitCode> 
         // What went wrong beside the demo's steps counts as one more.
         failed = failed.max(1);
     }
-    println!("demo: {passed} passed, {failed} failed");
-    io::stdout().flush()?;
+    writeln!(out, "demo: {passed} passed, {failed} failed")?;
+    out.flush()?;
     Ok(if complaint.is_none() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -277,10 +290,18 @@ mod tests {
             &["demo: 9 passed, 0 failed"],
             &["demo: 9 passed, 0 failed", "demo: 0 passed, 9 failed", off],
             &["xdemo: 9 passed, 0 failed", off],
+            &["escrow: fatal: no kernel; halted\r"],
+            &["demo: 9 passed, 0 failed", "escrow: fatal: x; halted", off],
             &[off],
         ] {
             assert!(verdict(bad).complaint().is_some(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_halt_is_the_end() {
+        assert!(verdict(&["escrow: fatal: 66 CPUs, at most 64; halted\r"]).halted);
+        assert!(!verdict(&["sh: escrow: fatal: x; halted", "escrow: fatal: x"]).halted);
     }
 
     #[test]

@@ -2,6 +2,9 @@
 /*
  * Floor 5: /sys/class/misc/gunyah/: what Escrow says of itself (escrow/), and what the
  * module has counted (shim/; units in stats.h).
+ *
+ * What counts is root's to read: it changes with each page that a guest touches,
+ * and so would tell every user what guests do.
  */
 
 #include <linux/device.h>
@@ -37,7 +40,7 @@ static ssize_t vms_show(struct device *dev, struct device_attribute *attr, char 
 
 	return err ?: sysfs_emit(buf, "%llu\n", value);
 }
-static DEVICE_ATTR_RO(vms);
+static DEVICE_ATTR_ADMIN_RO(vms);
 
 /* A bit for each erratum of the CPUs (escrow_abi::errata::Erratum). */
 static ssize_t errata_show(struct device *dev, struct device_attribute *attr, char *buf)
@@ -77,7 +80,7 @@ static ssize_t pages_show(struct device *dev, struct device_attribute *attr, cha
 		at += sysfs_emit_at(buf, at, "%s %llu\n", name, value);
 	}
 }
-static DEVICE_ATTR_RO(pages);
+static DEVICE_ATTR_ADMIN_RO(pages);
 
 /* One number of the module's own; which one is told by the attribute. */
 struct escrow_shim_attr {
@@ -105,7 +108,7 @@ static ssize_t event_show(struct device *dev, struct device_attribute *attr, cha
 
 #define ESCROW_SHIM_ATTR(kind, name, number) \
 	static struct escrow_shim_attr shim_attr_##name = { \
-		.attr = __ATTR(name, 0444, kind##_show, NULL), \
+		.attr = __ATTR(name, 0400, kind##_show, NULL), \
 		.which = number, \
 	}
 

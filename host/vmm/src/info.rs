@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
+use std::io::{self, Write as _};
+
 use anyhow::Result;
 use escrow_abi::{FrameState, PAGE_SIZE};
 
@@ -8,12 +10,10 @@ use crate::host::Facts;
 /// Prints what Escrow says of itself.
 pub fn print(json: bool) -> Result<()> {
     let facts = Facts::read()?;
-    if json {
-        println!("{}", serde_json::to_string_pretty(&facts)?);
-    } else {
-        print!("{}", table(&facts));
-    }
-    Ok(())
+    let text = if json { serde_json::to_string_pretty(&facts)? + "\n" } else { table(&facts) };
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    Ok(out.flush()?)
 }
 
 fn table(facts: &Facts) -> String {

@@ -3,6 +3,8 @@
 //! `escrow`: what a host that runs under Escrow can do with it, from the
 //! command line.
 
+// These panic when nobody reads any more.
+#![deny(clippy::print_stdout)]
 // Elsewhere, this compiles for the sake of its unit tests, and most of it has
 // no user.
 #![cfg_attr(not(target_arch = "aarch64"), allow(dead_code, unused_imports))]
@@ -15,6 +17,7 @@ mod info;
 mod log;
 mod stat;
 
+use std::io;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -38,6 +41,8 @@ enum Command {
     /// steps look at physical memory.
     Demo(DemoArguments),
     /// Show what Escrow says of itself: version, CPUs, VMs, pages by state
+    ///
+    /// Needs root.
     Info {
         /// Print JSON
         #[arg(long)]
@@ -50,7 +55,7 @@ enum Command {
     /// Show who has which pages: what `info` shows, what the shim has counted,
     /// and each memory and VM
     ///
-    /// Memories and VMs are listed for root alone.
+    /// Needs root.
     Stat(stat::Arguments),
 }
 
@@ -75,11 +80,20 @@ fn main() -> ExitCode {
     match result {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
+        // Whoever reads has seen enough.
+        Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("escrow: {error:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// Whether what is printed has nobody left to read it: the error itself, not one
+/// that something else met.
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    let error = error.downcast_ref::<io::Error>();
+    error.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
 /// Runs the demo. Whether all steps passed.

@@ -37,7 +37,15 @@ fn tells_of_a_guest_on(kernel: Kernel) {
         wc -l </tmp/watched
         echo nobody
         adduser -D -H somebody 2>/dev/null || echo 'somebody:x:1000:1000::/:/bin/sh' >>/etc/passwd
-        su somebody -s /bin/sh -c 'escrow stat' | grep -E '^(no list|lent )'
+        su somebody -s /bin/sh -c 'escrow stat; escrow info' 2>&1 | grep 'needs root'
+        cd /sys/class/misc/gunyah/
+        find escrow/ shim/ -type f -perm -o=r
+        cd /
+        echo unread
+        for what in info 'info --json' log 'log --json' stat 'stat --json' 'stat --watch=60'; do
+            (sleep 0.3; escrow $what; echo \"closed $what: $?\" >&2) | :
+        done
+        echo unmounted
         umount /sys/kernel/debug
         escrow stat | grep -E '^(no list|lent )'
         mount -t debugfs debugfs /sys/kernel/debug
@@ -93,9 +101,24 @@ fn tells_of_a_guest_on(kernel: Kernel) {
     assert_eq!(watch[1], watch[2], "a line that is no object");
 
     let nobody = section("nobody");
-    let without_lists: Vec<_> = nobody.iter().filter(|line| line.starts_with("no list")).collect();
-    assert!(without_lists[0].contains("only root"), "{without_lists:?}");
-    assert!(without_lists[1].contains("not mounted"), "{without_lists:?}");
+    let refused = nobody.iter().filter(|line| line.contains("needs root")).count();
+    assert_eq!(refused, 2, "{nobody:#?}");
+    let readable = nobody.iter().take_while(|line| **line != "unread");
+    let readable = readable.filter(|line| line.starts_with("escrow/") || line.starts_with("shim/"));
+    let mut names: Vec<_> = readable.filter_map(|line| line.rsplit('/').next()).collect();
+    names.sort_unstable();
+    assert_eq!(names, ["cpus", "errata", "hardening", "version"], "what is no count");
+
+    let unread = section("unread");
+    let unread: Vec<_> = unread.iter().take_while(|line| **line != "unmounted").collect();
+    assert_eq!(unread.len(), 7, "each program is quiet: {unread:#?}");
+    let ended = |line: &&&&str| line.starts_with("closed ") && line.ends_with(": 0");
+    assert_eq!(unread.iter().filter(ended).count(), 7, "{unread:#?}");
+
+    let unmounted = section("unmounted");
+    let without_lists: Vec<_> =
+        unmounted.iter().filter(|line| line.starts_with("no list")).collect();
+    assert!(without_lists[0].contains("not mounted"), "{without_lists:?}");
 
     let afterwards = section("afterwards");
     assert_eq!(words(&afterwards, "memories")[1], "0");

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
+use std::io::{self, Write as _};
+
 use anyhow::Result;
 use serde::Serialize;
 
@@ -32,12 +34,14 @@ struct Step {
 pub struct Report {
     format: Format,
     steps: Vec<Step>,
+    /// The first error of printing.
+    told: io::Result<()>,
 }
 
 impl Report {
     /// A report without steps.
     pub fn new(format: Format) -> Report {
-        Report { format, steps: Vec::new() }
+        Report { format, steps: Vec::new(), told: Ok(()) }
     }
 
     /// Tries the next step, and prints what came of it. What the step made,
@@ -56,18 +60,18 @@ impl Report {
         let step = Step { number: self.steps.len() + 1, title, checks, error, ok };
         if self.format == Format::Verbose {
             for check in &step.checks {
-                println!("{}", check_line(&step, check));
+                self.say(&check_line(&step, check));
             }
         }
         if self.format != Format::Json {
-            println!("{}", line(&step));
+            self.say(&line(&step));
         }
         self.steps.push(step);
         result.ok()
     }
 
     /// Prints the end of the report. Whether all steps passed.
-    pub fn finish(self) -> Result<bool> {
+    pub fn finish(mut self) -> Result<bool> {
         let passed = self.steps.iter().filter(|step| step.ok).count();
         let failed = self.steps.len() - passed;
         if self.format == Format::Json {
@@ -78,11 +82,25 @@ impl Report {
                 failed: usize,
             }
             let document = Document { steps: &self.steps, passed, failed };
-            println!("{}", serde_json::to_string_pretty(&document)?);
+            let text = serde_json::to_string_pretty(&document)?;
+            self.say(&text);
         } else {
-            println!("demo: {passed} passed, {failed} failed");
+            self.say(&format!("demo: {passed} passed, {failed} failed"));
+        }
+        match self.told {
+            // Whoever read has seen enough; the exit status still says how it went.
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(error.into()),
+            _ => {}
         }
         Ok(failed == 0 && passed > 0)
+    }
+
+    /// Prints a line, unless one could not be printed.
+    fn say(&mut self, line: &str) {
+        if self.told.is_ok() {
+            let mut out = io::stdout().lock();
+            self.told = writeln!(out, "{line}").and_then(|()| out.flush());
+        }
     }
 }
 

@@ -42,7 +42,8 @@ impl Facts {
         }
         let file = |name: &str| {
             let path = folder.join(name);
-            std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
+            std::fs::read_to_string(&path)
+                .with_context(|| format!("reading {} (needs root)", path.display()))
         };
         let number = |name: &str| -> Result<u64> {
             let text = file(name)?;

@@ -7,7 +7,8 @@ mod read;
 mod table;
 mod watch;
 
-use std::io::{self, IsTerminal as _, Write};
+use std::io::{self, IsTerminal as _, Write as _};
+use std::os::fd::AsFd as _;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -38,47 +39,36 @@ pub struct Arguments {
 /// Shows it.
 pub fn stat(arguments: Arguments) -> Result<()> {
     let sources = Sources::default();
-    let mut out = io::stdout().lock();
+    let out = io::stdout();
     // What is wrong with the machine is said before the screen is cleared.
     let first = sources.read()?;
     let Some(period) = arguments.watch else {
-        return show(&mut out, arguments.json, &first, None);
+        out.lock().write_all(&text(arguments.json, &first, None)?)?;
+        return Ok(out.lock().flush()?);
     };
     let pace = Pace::start(period)?;
     let mut before: Option<Report> = None;
     let mut report = first;
     loop {
-        if let Err(error) =
-            show(&mut out, arguments.json, &report, before.as_ref().or(Some(&report)))
-        {
-            // Whoever read has seen enough.
-            let closed = error.downcast_ref::<io::Error>();
-            if closed.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe) {
-                return Ok(());
-            }
-            return Err(error);
-        }
-        match pace.wait()? {
-            Next::Show => {}
-            Next::End => return Ok(()),
+        let text = text(arguments.json, &report, before.as_ref().or(Some(&report)))?;
+        if pace.write(out.as_fd(), &text)? == Next::End || pace.wait(out.as_fd())? == Next::End {
+            return Ok(());
         }
         let now = sources.read()?;
         before = Some(std::mem::replace(&mut report, now));
     }
 }
 
-/// Prints one report; `before` is there if it is one of several.
-fn show(out: &mut impl Write, json: bool, report: &Report, before: Option<&Report>) -> Result<()> {
-    if json {
-        match before {
-            None => serde_json::to_writer_pretty(&mut *out, report).map_err(io::Error::from)?,
-            Some(_) => serde_json::to_writer(&mut *out, report).map_err(io::Error::from)?,
-        }
-        writeln!(out)?;
-    } else {
+/// One report as it is printed; `before` is there if it is one of several.
+fn text(json: bool, report: &Report, before: Option<&Report>) -> Result<Vec<u8>> {
+    if !json {
         let screen = table::Screen::of(io::stdout().is_terminal());
-        out.write_all(table::render(report, before, screen).as_bytes())?;
+        return Ok(table::render(report, before, screen).into_bytes());
     }
-    out.flush()?;
-    Ok(())
+    let mut text = match before {
+        None => serde_json::to_vec_pretty(report)?,
+        Some(_) => serde_json::to_vec(report)?,
+    };
+    text.push(b'\n');
+    Ok(text)
 }

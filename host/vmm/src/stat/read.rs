@@ -198,7 +198,8 @@ fn explain(path: &Path, error: &io::Error) -> anyhow::Error {
 }
 
 fn number(path: &Path) -> Result<u64> {
-    let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+    let text = fs::read_to_string(path)
+        .with_context(|| format!("reading {} (needs root)", path.display()))?;
     text.trim().parse().with_context(|| format!("{} says {text:?}: no number", path.display()))
 }
 
