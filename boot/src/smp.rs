@@ -41,6 +41,9 @@ const ASKED: u8 = 3;
 /// It has said so, and switches itself off.
 const ANSWERED: u8 = 4;
 
+/// In the argument of a CPU that is only to say what it has.
+const PROBE: u64 = 1 << 63;
+
 /// PSCI 1.1, whose calls are the ones that Escrow knows.
 const NEWEST_VERSION: u64 = 1 << 16 | 1;
 /// CPU_SUSPEND's feature flag for OS-initiated mode. It needs a call to switch
@@ -66,6 +69,8 @@ pub struct CpuSlot {
     /// What `secondary_entry` reads, with its caches off. First, so that its
     /// address is the slot's.
     start: CpuStart,
+    /// The same for a CPU that is only to say what it has.
+    probe: CpuStart,
     index: u32,
     mpidr: u64,
     data: NonNull<PerCpu>,
@@ -123,6 +128,7 @@ impl Slots {
             unsafe { PerCpu::set_aside(data, stack, run_stack) };
             slots.push(CpuSlot {
                 start: start.with(stack, index as u64),
+                probe: start.with(stack, index as u64 | PROBE),
                 index: index as u32,
                 mpidr: cpu.mpidr,
                 data,
@@ -151,7 +157,8 @@ impl Slots {
         let others = || self.0.iter().filter(|slot| slot.mpidr != this_cpu());
         for slot in others() {
             slot.state.store(ASKED, Ordering::Release);
-            let call = [psci::CPU_ON_64.into(), slot.mpidr, secondary_entry(), slot.address()];
+            let call =
+                [psci::CPU_ON_64.into(), slot.mpidr, secondary_entry(), slot.probe_address()];
             let answer = firmware(call);
             if answer != psci::SUCCESS {
                 log::warn!(
@@ -279,9 +286,7 @@ impl Cpus {
         slot.context.store(context, Ordering::Relaxed);
         let answer = firmware([psci::CPU_ON_64.into(), target, secondary_entry(), slot.address()]);
         if answer != psci::SUCCESS {
-            // Unless it failed to go off and is back: then it is on.
-            let _ =
-                slot.state.compare_exchange(STARTING, OFF, Ordering::Relaxed, Ordering::Relaxed);
+            slot.state.store(OFF, Ordering::Release);
         }
         answer
     }
@@ -292,7 +297,12 @@ impl Cpus {
         // as long as it is not off.
         slot.state.store(OFF, Ordering::Release);
         let answer = firmware([psci::CPU_OFF.into(), 0, 0, 0]);
-        slot.state.store(ON, Ordering::Relaxed);
+        // The firmware has not switched it off. Another CPU that asked for it meanwhile is refused, as
+        // it is on; until that one has gone, `entry` and `context` are its own to write.
+        let back = || slot.state.compare_exchange(OFF, ON, Ordering::Acquire, Ordering::Relaxed);
+        while back().is_err() {
+            core::hint::spin_loop();
+        }
         self.hypervisor.cpu_started();
         answer
     }
@@ -351,6 +361,11 @@ impl CpuSlot {
     /// What `secondary_entry` gets in `x0`.
     fn address(&self) -> u64 {
         core::ptr::from_ref(self).expose_provenance() as u64
+    }
+
+    /// The same, if it is only to say what it has.
+    fn probe_address(&self) -> u64 {
+        core::ptr::from_ref(&self.probe).expose_provenance() as u64
     }
 }
 
@@ -423,11 +438,12 @@ unsafe extern "C" fn secondary_main(index: u64) -> ! {
     escrow_aarch64::install_vectors();
     // SAFETY: null, or what `Slots::new` leaked, which is not written to.
     let slots = unsafe { SLOTS.load(Ordering::Acquire).as_ref() };
-    let Some(slot) = slots.and_then(|slots| slots.0.get(index as usize)) else {
+    let Some(slot) = slots.and_then(|slots| slots.0.get((index & !PROBE) as usize)) else {
         crate::console::halt()
     };
-    // One that comes too late finds itself off, and is gone again.
-    if matches!(slot.state.load(Ordering::Acquire), ASKED | OFF) {
+    // What it was started for says the argument, not `state`: one that comes too late may find
+    // that the host has asked for it meanwhile, and was told that it is on.
+    if index & PROBE != 0 {
         slot.answer();
     }
     // SAFETY: null, or what `Cpus::new` leaked, which is not written to.

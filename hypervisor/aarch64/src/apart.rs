@@ -26,13 +26,13 @@
 //! all VMs have ended before, so no run begins ([`Slot::enter`](escrow_core::vm::Slot::enter)).
 
 use core::arch::asm;
-use core::ptr;
+use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
 use aarch64_cpu::asm::barrier;
 
 use crate::host::HostFrame;
-use crate::percpu::{PerCpu, STACK_SIZE};
+use crate::percpu::{FAULT_STACK_TOP, PerCpu, STACK_SIZE};
 
 /// How a CPU and the one that wipes its second stack agree.
 #[derive(Debug)]
@@ -146,6 +146,42 @@ pub(crate) unsafe fn wipe(cpu: *mut PerCpu) {
         scratch.write(escrow_core::hypervisor::Scratch::new());
     }
     barrier::dsb(barrier::SY);
+}
+
+/// Wipes the calling CPU's second stack, the scratch area of guests and the stack for faults,
+/// one of which it is on, and stops the CPU for good.
+///
+/// # Safety
+///
+/// `cpu` is the calling CPU's data.
+pub(crate) unsafe fn wipe_and_halt(cpu: NonNull<PerCpu>) -> ! {
+    let cpu = cpu.as_ptr();
+    // SAFETY: as granted; the two are side by side, which percpu.rs asserts.
+    let (stack_end, scratch) = unsafe { ((*cpu).apart.stack_top, &raw const (*cpu).guest_scratch) };
+    // SAFETY: all of it is this CPU's own. Nothing of it is used any more: the code has all that it
+    // needs in registers, and does not return.
+    unsafe {
+        asm!(
+            "2: str xzr, [{from}]",
+            "dc civac, {from}",
+            "add {from}, {from}, #8",
+            "cmp {from}, {to}",
+            "b.lo 2b",
+            "3: str xzr, [{next}]",
+            "dc civac, {next}",
+            "add {next}, {next}, #8",
+            "cmp {next}, {end}",
+            "b.lo 3b",
+            "dsb sy",
+            "4: wfe",
+            "b 4b",
+            from = in(reg) stack_end - STACK_SIZE,
+            to = in(reg) stack_end,
+            next = in(reg) scratch.addr(),
+            end = in(reg) cpu.addr() + FAULT_STACK_TOP,
+            options(noreturn),
+        )
+    }
 }
 
 /// Zeroes memory of EL2's, as far as it is stored to (DRAM).

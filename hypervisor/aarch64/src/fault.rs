@@ -5,13 +5,14 @@
 
 use core::arch::asm;
 use core::fmt;
-use core::ptr;
+use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use aarch64_cpu::asm::barrier;
 use aarch64_cpu::registers::{CNTFRQ_EL0, CNTPCT_EL0, Readable};
 use escrow_core::stage2::{Geometry, Stage2Context};
 
+use crate::apart::NoRuns;
 use crate::machine::{Hardware, Installed, installed};
 use crate::percpu::{PerCpu, cpu_index};
 use crate::sysreg::*;
@@ -81,11 +82,18 @@ const LEAVE_PER_SECOND: u64 = 100;
 
 /// Whether [`stop_vms`] was called.
 static STOPPED: AtomicBool = AtomicBool::new(false);
+/// Whether a CPU wipes, or has wiped, what guests had.
+static WIPED: AtomicBool = AtomicBool::new(false);
 
 /// Stops the machine for good: [`stop_vms`], and the calling CPU.
 pub fn stop_machine() -> ! {
     stop_vms();
-    halt()
+    // The stacks hold what was reported, and that may be a guest's.
+    match NonNull::new(PerCpu::current()) {
+        // SAFETY: this CPU's own, which never leaves it again.
+        Some(cpu) => unsafe { crate::apart::wipe_and_halt(cpu) },
+        None => halt(),
+    }
 }
 
 /// Stops all other CPUs for good, as far as they run VMs or come back to them, and
@@ -95,11 +103,15 @@ pub fn stop_machine() -> ! {
 /// answer, and DRAM keeps its contents over the reset that follows. No lock is taken,
 /// for the CPU that failed may have it.
 pub fn stop_vms() {
-    if let Some(Installed { hypervisor, .. }) = installed()
-        && !STOPPED.swap(true, Ordering::AcqRel)
-    {
+    if let Some(Installed { hypervisor, .. }) = installed() {
+        STOPPED.store(true, Ordering::Release);
+        // Also by a CPU that fails as the second one: it says next what it has in its registers,
+        // and the first may not have come so far.
         stop_host(hypervisor.host_context(), &hypervisor.machine);
         close_all();
+        if WIPED.swap(true, Ordering::AcqRel) {
+            return;
+        }
         // The guests' tables are among what is zeroed, so when no TLB holds anything any
         // more, guests that run on other CPUs end up at EL2: their registers are saved to
         // what is zeroed once more, and the way back to the host stops the CPU.
@@ -112,6 +124,11 @@ pub fn stop_vms() {
             core::hint::spin_loop();
         }
         hypervisor.wipe();
+        // What EL2 has of guests. A CPU that is still on its second stack wipes that when it has
+        // come back to the host, or failed as well.
+        let runs = NoRuns::begin();
+        runs.wipe();
+        core::mem::forget(runs);
     }
 }
 
@@ -140,6 +157,9 @@ fn stop_host(context: &Stage2Context, machine: &Hardware) {
 #[inline]
 pub(crate) fn stop_if_stopped() {
     if STOPPED.load(Ordering::Acquire) {
+        // SAFETY: the CPU's own data: the host runs on no other. It is not on its second stack,
+        // for it comes from the host, and does not go on.
+        unsafe { crate::apart::wipe(PerCpu::current()) };
         halt();
     }
 }

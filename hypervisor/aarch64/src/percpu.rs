@@ -92,6 +92,11 @@ pub struct PerCpu {
 }
 
 pub(crate) const FAULT_STACK_TOP: usize = offset_of!(PerCpu, fault_stack) + FAULT_STACK_SIZE;
+/// What a CPU that stops wipes at once.
+const _: () = assert!(
+    offset_of!(PerCpu, fault_stack) - offset_of!(PerCpu, guest_scratch)
+        < size_of::<Scratch>() + align_of::<FaultStack>()
+);
 const _: () = assert!(FAULT_STACK_TOP.is_multiple_of(16) && FAULT_STACK_TOP < 1 << 24);
 
 /// Where the assembly finds fields.
