@@ -8,11 +8,10 @@
 
 use core::arch::asm;
 
-use escrow_core::addr::Ipa;
 use escrow_core::hypervisor::Hypervisor;
-use escrow_core::vcpu::syndrome::{Ec, abort};
+use escrow_core::vcpu::syndrome::{Abort, Lazy, Syndrome};
 use escrow_core::vcpu::{
-    Answer, Exception, GeneralRegisters, GuestExit, Next, READY, Trap, Waited,
+    Answer, Exception, FaultAddress, GeneralRegisters, GuestExit, Next, READY, Waited,
 };
 use escrow_core::vm::Run;
 
@@ -80,31 +79,30 @@ pub(crate) unsafe fn run(
         // SAFETY: as granted; nothing else refers to it.
         let scratch = unsafe { &mut (*cpu).guest_scratch };
         let next = match kind {
-            EXIT_SYNCHRONOUS => {
-                let esr = ESR_EL2::read();
-                match Ec::of(esr) {
-                    Ec::WAIT => match hypervisor.guest_waits(run, esr) {
-                        Waited::Enter { interrupt } => {
-                            set_interrupt(interrupt);
-                            continue;
-                        }
-                        Waited::Exit(answer) => {
-                            put(x, &answer);
-                            break;
-                        }
-                    },
-                    Ec::DATA_ABORT_LOWER | Ec::INSTRUCTION_ABORT_LOWER => {
-                        run.el1.sctlr = SCTLR_EL1::read();
-                        hypervisor.guest_exit(scratch, run, GuestExit::Abort(abort_of(esr)), ids)
+            EXIT_SYNCHRONOUS => match Syndrome::of(ESR_EL2::read()) {
+                Syndrome::Wait(wait) => match hypervisor.guest_waits(run, wait) {
+                    Waited::Enter { interrupt } => {
+                        set_interrupt(interrupt);
+                        continue;
                     }
-                    _ => hypervisor.guest_exit(scratch, run, GuestExit::Instruction(esr), ids),
+                    Waited::Exit(answer) => {
+                        put(x, &answer);
+                        break;
+                    }
+                },
+                Syndrome::Abort(abort) => {
+                    run.el1.sctlr = SCTLR_EL1::read();
+                    let exit = GuestExit::Abort(abort, address_of(abort));
+                    hypervisor.guest_exit(scratch, run, exit, ids)
                 }
-            }
+                Syndrome::Trapped(trapped) => {
+                    hypervisor.guest_exit(scratch, run, GuestExit::Trapped(trapped), ids)
+                }
+            },
             EXIT_INTERRUPT => hypervisor.guest_exit(scratch, run, GuestExit::Interrupt, ids),
             _ => {
-                // Imprecise: it may well be the host's or a device's doing.
                 crate::host::report_of_guest("SError during a guest's run");
-                hypervisor.guest_exit(scratch, run, GuestExit::Interrupt, ids)
+                hypervisor.guest_exit(scratch, run, GuestExit::SError, ids)
             }
         };
         match next {
@@ -177,42 +175,33 @@ unsafe fn enter_guest(registers: &mut GeneralRegisters) -> u64 {
 }
 
 /// Gives a guest registers of its own, if it was for them that it met an
-/// undefined instruction: vector registers for this run, keys from now on.
+/// undefined instruction.
 ///
 /// # Safety
 ///
 /// As for [`run`], with the guest's state in the CPU.
 #[cold]
 unsafe fn grant_registers(cpu: *mut PerCpu, run: &mut Run<'_>, aside: &mut Aside) -> bool {
-    let esr = ESR_EL2::read();
+    let Syndrome::Trapped(trapped) = Syndrome::of(ESR_EL2::read()) else { return false };
     // SAFETY: as granted; these do not change during a run.
     let (features, host, guest) =
         unsafe { (&(*cpu).features, &(*cpu).host_controls, &(*cpu).guest_controls) };
-    if Ec::of(esr) == Ec::FP {
-        if *aside != Aside::Nothing {
-            return false;
+    match trapped.uses() {
+        Some(Lazy::Vectors) if *aside == Aside::Nothing => {
+            // SAFETY: the vector registers are still the host's.
+            unsafe {
+                let room = &mut (*cpu).host_vectors;
+                *aside = fp::load_guest(features, host, guest, room, &run.fp);
+            }
+            true
         }
-        // SAFETY: the vector registers are still the host's.
-        unsafe {
-            let room = &mut (*cpu).host_vectors;
-            *aside = fp::load_guest(features, host, guest, room, &run.fp);
+        Some(Lazy::Keys) if features.pauth && !run.pauth => {
+            // SAFETY: the keys are still the host's.
+            unsafe { switch::grant_keys(&mut (*cpu).host, run) };
+            true
         }
-        return true;
+        _ => false,
     }
-    if !features.pauth || run.pauth || !wants_keys(esr) {
-        return false;
-    }
-    // SAFETY: the keys are still the host's.
-    unsafe { switch::grant_keys(&mut (*cpu).host, run) };
-    true
-}
-
-/// Whether a trap is for a pointer-authentication instruction or one of its
-/// key registers (`S3_0_C2_C<1-3>_x`).
-fn wants_keys(esr: u64) -> bool {
-    const OP0_OP1_CRN: u64 = 0x3 << 20 | 0x7 << 14 | 0xf << 10;
-    let crm = esr >> 1 & 0xf;
-    Ec::of(esr) == Ec::PAUTH || (esr & OP0_OP1_CRN == 3 << 20 | 2 << 10 && (1..=3).contains(&crm))
 }
 
 /// Gives the guest whose state is in the CPU a virtual interrupt, or takes it away. The
@@ -223,31 +212,20 @@ fn set_interrupt(pending: bool) {
     HCR_EL2::write(if pending { others | HCR_VI } else { others });
 }
 
-/// Reads what belongs to an abort.
+/// Reads the address of an abort.
 #[inline(always)]
-fn abort_of(esr: u64) -> Trap {
+fn address_of(abort: Abort) -> FaultAddress {
     let far = FAR_EL2::read();
-    Trap { esr, far, ipa: abort_address(esr, far) }
+    FaultAddress { far, ipa: abort.ipa(far, HPFAR_EL2::read, || translate(far)) }
 }
 
-/// The guest address of an abort.
-fn abort_address(esr: u64, far: u64) -> Option<Ipa> {
-    let page = match abort::kind(esr) {
-        abort::Kind::Permission if esr & abort::S1PTW == 0 => {
-            // HPFAR_EL2 is UNKNOWN here (DDI 0487, "HPFAR_EL2"): walk stage 1
-            // again. The guest's own PAR_EL1 is kept.
-            let par = PAR_EL1::read();
-            let el0 = SPSR_EL2::read() & 0x1f == 0;
-            let walked = walk_stage1(far, el0);
-            let result = PAR_EL1::read();
-            PAR_EL1::write(par);
-            if walked.is_err() || result & 1 != 0 {
-                return None;
-            }
-            result & 0x000f_ffff_ffff_f000
-        }
-        abort::Kind::Other => return None,
-        _ => (HPFAR_EL2::read() & 0x0000_0fff_ffff_fff0) << 8,
-    };
-    Some(Ipa(page | far & 0xfff))
+/// What `PAR_EL1` says of an address by the guest's stage 1; `None` if its tables cannot be
+/// read. The guest's own `PAR_EL1` is kept.
+fn translate(far: u64) -> Option<u64> {
+    let par = PAR_EL1::read();
+    let el0 = SPSR_EL2::read() & 0x1f == 0;
+    let walked = walk_stage1(far, el0);
+    let result = PAR_EL1::read();
+    PAR_EL1::write(par);
+    walked.ok().map(|()| result)
 }

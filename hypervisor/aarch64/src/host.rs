@@ -6,13 +6,14 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 use escrow_abi::call;
 use escrow_abi::psci::NOT_SUPPORTED;
-use escrow_core::addr::Ipa;
 use escrow_core::hardening::{WORKAROUND_2, store_bypass};
 use escrow_core::hypervisor::{HostAbort, Reply, immediate};
 use escrow_core::psci::{FirmwareCall, PsciCall};
 use escrow_core::trap::{HostFault, RegisterFile};
-use escrow_core::vcpu::syndrome::{Ec, abort};
-use escrow_core::vcpu::{Access, Exception, ExceptionEntry, PstateFeatures, after_instruction};
+use escrow_core::vcpu::syndrome::{
+    Abort, Call, Conduit, Fault, Instruction, Syndrome, SystemAccess,
+};
+use escrow_core::vcpu::{Exception, ExceptionEntry, PstateFeatures, after_instruction};
 
 use crate::fault::stop_if_stopped;
 use crate::machine::{Installed, installed};
@@ -172,12 +173,17 @@ unsafe extern "C" fn escrow_host_run(frame: &mut HostFrame, cpu: *mut PerCpu) {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn escrow_host_sync(frame: &mut SyncFrame) {
     let esr = ESR_EL2::read();
-    match Ec::of(esr) {
+    let instruction = match Syndrome::of(esr) {
+        Syndrome::Abort(abort) => return host_abort(frame, abort),
+        Syndrome::Trapped(trapped) => trapped.instruction(),
+        // The host waits without a trap.
+        Syndrome::Wait(_) => Instruction::Undefined,
+    };
+    match instruction {
         // An HVC with another immediate than 0 is nobody's.
-        Ec::HVC64 => frame.rest.x[0] = NOT_SUPPORTED,
-        Ec::SMC64 => host_smc(&mut frame.rest, esr),
-        Ec::SYSTEM if host_accesses(frame, esr) => {}
-        Ec::DATA_ABORT_LOWER | Ec::INSTRUCTION_ABORT_LOWER => host_abort(frame, esr),
+        Instruction::Call(Call { conduit: Conduit::Hvc, .. }) => frame.rest.x[0] = NOT_SUPPORTED,
+        Instruction::Call(Call { immediate, .. }) => host_smc(&mut frame.rest, immediate),
+        Instruction::System(access) if host_accesses(frame, access) => {}
         _ => {
             report("trapped instruction", esr);
             inject(Exception::UNDEFINED);
@@ -202,24 +208,23 @@ unsafe extern "C" fn escrow_host_unexpected(_frame: &mut HostFrame, kind: u64) {
 }
 
 /// Answers a trapped access to a system register, if there is an answer.
-fn host_accesses(frame: &mut SyncFrame, esr: u64) -> bool {
+fn host_accesses(frame: &mut SyncFrame, access: SystemAccess) -> bool {
     let Some(Installed { hypervisor, .. }) = installed() else { return false };
-    let access = Access::from_syndrome(esr);
     let Some(value) = access.by_host(&hypervisor.machine.promise.host) else { return false };
-    if access.read {
-        frame.write(access.register, value);
+    if access.is_read() {
+        frame.write(access.register(), value);
     }
     skip_instruction();
     true
 }
 
 /// An `SMC`: PSCI goes to the boot code, some of the rest to the firmware.
-fn host_smc(frame: &mut HostFrame, esr: u64) {
+fn host_smc(frame: &mut HostFrame, immediate: u16) {
     // A trapped SMC has not been executed (DDI 0487, "HCR_EL2", TSC): the
     // return address is its own.
     skip_instruction();
     let args = frame.x.first_chunk::<4>().expect("19 is more than 4");
-    if esr & 0xffff != 0 {
+    if immediate != 0 {
         frame.x[0] = NOT_SUPPORTED;
         return;
     }
@@ -257,17 +262,18 @@ fn skip_instruction() {
 }
 
 /// A stage-2 abort: the host touched what is not mapped for it.
-fn host_abort(frame: &mut SyncFrame, esr: u64) {
+fn host_abort(frame: &mut SyncFrame, abort: Abort) {
     stop_if_stopped();
     let far = FAR_EL2::read();
     let pstate = SPSR_EL2::read();
-    let outcome = match (abort::kind(esr), installed()) {
-        // HPFAR_EL2 is valid for these, and for permission faults only on a
-        // table walk (DDI 0487, "HPFAR_EL2"); the host's stage 2 has no entries
-        // that allow some accesses and forbid others.
-        (abort::Kind::Translation, Some(Installed { hypervisor, .. })) => {
-            let at = Ipa((HPFAR_EL2::read() & 0x0000_0fff_ffff_fff0) << 8 | far & 0xfff);
-            let fault = HostFault { at, esr, pstate, sctlr: SCTLR_EL1::read() };
+    // The host's stage 2 has no entries that allow some accesses and forbid others.
+    let at = match abort.fault() {
+        Fault::Translation => abort.ipa(far, HPFAR_EL2::read, || None),
+        Fault::Permission | Fault::External | Fault::Other => None,
+    };
+    let outcome = match (at, installed()) {
+        (Some(at), Some(Installed { hypervisor, .. })) => {
+            let fault = HostFault { at, abort, pstate, sctlr: SCTLR_EL1::read() };
             hypervisor.host_abort(&fault, frame)
         }
         _ => HostAbort::Inject,
@@ -275,7 +281,7 @@ fn host_abort(frame: &mut SyncFrame, esr: u64) {
     match outcome {
         HostAbort::Retry => {}
         HostAbort::Skip => skip_instruction(),
-        HostAbort::Inject => inject(Exception::for_host(esr, far, pstate)),
+        HostAbort::Inject => inject(Exception::for_host(abort, far, pstate)),
     }
 }
 

@@ -20,8 +20,8 @@ use arrayvec::ArrayVec;
 
 use crate::addr::{Ipa, PAGE_SIZE, PhysAddr, PhysRange};
 use crate::machine::Machine;
-use crate::vcpu::syndrome::{Ec, abort};
-use crate::vcpu::{GeneralRegisters, Mmio, is_aarch32, is_big_endian};
+use crate::vcpu::syndrome::Abort;
+use crate::vcpu::{GeneralRegisters, is_aarch32, is_big_endian};
 use fw_cfg::FwCfg;
 
 /// Ranges that can be withheld.
@@ -105,8 +105,8 @@ pub struct Traps(ArrayVec<Entry, MAX_TRAPS>);
 pub struct HostFault {
     /// The address.
     pub at: Ipa,
-    /// `ESR_EL2`.
-    pub esr: u64,
+    /// The abort.
+    pub abort: Abort,
     /// The host's PSTATE, in the layout of `SPSR_EL2`.
     pub pstate: u64,
     /// `SCTLR_EL1`.
@@ -206,18 +206,12 @@ impl Entry {
         fault: &HostFault,
         registers: &mut impl RegisterFile,
     ) -> Option<()> {
-        let HostFault { at, esr, pstate, sctlr } = *fault;
-        if Ec::of(esr) != Ec::DATA_ABORT_LOWER || esr & abort::S1PTW != 0 {
-            return None;
-        }
-        if esr & abort::CM != 0 {
+        let HostFault { at, abort, pstate, sctlr } = *fault;
+        if abort.is_cache_maintenance() && !abort.is_walk() {
             // There is no memory here, so there are no cache lines to maintain.
             return Some(());
         }
-        if esr & abort::ISV == 0 || is_aarch32(pstate) {
-            return None;
-        }
-        let access = Mmio { esr, far: 0 };
+        let access = abort.access().filter(|_| !is_aarch32(pstate))?;
         let big_endian = is_big_endian(pstate, sctlr);
         let stored =
             access.is_write().then(|| access.stored(registers.read(access.register()), big_endian));

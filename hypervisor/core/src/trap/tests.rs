@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use super::*;
 use crate::hypervisor::HostAbort;
 use crate::hypervisor::tests::fake::{FREE, Host, LITTLE_RAM, TRAPS};
-use crate::vcpu::syndrome::IL;
+use crate::vcpu::syndrome::{Ec, IL, Syndrome, abort};
 
 const EL1: u64 = 0x5;
 const EL0: u64 = 0x0;
@@ -43,7 +43,8 @@ impl World {
     }
 
     fn abort_in(&mut self, at: u64, esr: u64, pstate: u64, sctlr: u64) -> HostAbort {
-        let fault = HostFault { at: Ipa(at), esr, pstate, sctlr };
+        let Syndrome::Abort(abort) = Syndrome::of(esr) else { panic!("{esr:#x} is no abort") };
+        let fault = HostFault { at: Ipa(at), abort, pstate, sctlr };
         self.host.escrow.host_abort(&fault, &mut self.registers)
     }
 

@@ -4,7 +4,7 @@
 //! (DDI 0487, pseudocode `AArch64.TakeException`), for a guest's registers in
 //! memory as for the host's in the CPU.
 
-use super::syndrome::{Ec, IL, abort};
+use super::syndrome::{Abort, Ec, IL, abort};
 
 /// A synchronous exception to be taken at EL1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,17 +119,16 @@ impl Exception {
     /// An undefined instruction.
     pub const UNDEFINED: Exception = Exception { esr: IL, far: None };
 
-    /// The exception that tells EL1 of an abort with syndrome `esr` (of
-    /// `ESR_EL2`, exception class included) that it met in state `pstate`, as
+    /// The exception that tells EL1 of an abort that it met in the PSTATE `interrupted`, as
     /// a synchronous external abort.
-    pub const fn external_abort(esr: u64, far: u64, interrupted: u64) -> Exception {
-        let status = if esr & abort::S1PTW != 0 {
+    pub const fn external_abort(abort: Abort, far: u64, interrupted: u64) -> Exception {
+        let status = if abort.is_walk() {
             // On a table walk: the level of the table, as stage 2 reports it.
-            abort::EXTERNAL_ON_WALK | esr & 0x3
+            abort::EXTERNAL_ON_WALK | abort.esr() & 0x3
         } else {
             abort::EXTERNAL
         };
-        Self::with_status(esr, far, interrupted, status)
+        Self::with_status(abort, far, interrupted, status)
     }
 
     /// The exception that tells a Linux host of an access to memory that it
@@ -140,17 +139,16 @@ impl Exception {
     /// permission) nor dies of without asking its exception tables (external
     /// abort). An instruction fetch and a table walk have no exception tables
     /// to ask; they get an external abort.
-    pub const fn for_host(esr: u64, far: u64, interrupted: u64) -> Exception {
-        let data = matches!(Ec::of(esr), Ec::DATA_ABORT_LOWER);
-        if data && esr & abort::S1PTW == 0 {
-            Self::with_status(esr, far, interrupted, abort::ALIGNMENT)
+    pub const fn for_host(abort: Abort, far: u64, interrupted: u64) -> Exception {
+        if !abort.is_fetch() && !abort.is_walk() {
+            Self::with_status(abort, far, interrupted, abort::ALIGNMENT)
         } else {
-            Self::external_abort(esr, far, interrupted)
+            Self::external_abort(abort, far, interrupted)
         }
     }
 
-    const fn with_status(esr: u64, far: u64, interrupted: u64, status: u64) -> Exception {
-        let data = matches!(Ec::of(esr), Ec::DATA_ABORT_LOWER);
+    const fn with_status(abort: Abort, far: u64, interrupted: u64, status: u64) -> Exception {
+        let data = !abort.is_fetch();
         let ec = match (data, is_el0(interrupted)) {
             (true, true) => Ec::DATA_ABORT_LOWER,
             (true, false) => Ec::DATA_ABORT_SAME,
@@ -160,13 +158,21 @@ impl Exception {
         // What of the syndrome is EL1's business as well. ISV and what it
         // covers are not: EL1 sees them in stage-2 aborts only.
         let kept = if data { IL | abort::WNR | abort::CM | abort::FNV } else { IL | abort::FNV };
-        Exception { esr: ec.bits() | esr & kept | status, far: Some(far) }
+        Exception { esr: ec.bits() | abort.esr() & kept | status, far: Some(far) }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::vcpu::syndrome::Syndrome;
+
+    fn for_host(esr: u64, far: u64, interrupted: u64) -> Exception {
+        match Syndrome::of(esr) {
+            Syndrome::Abort(abort) => Exception::for_host(abort, far, interrupted),
+            other => panic!("{other:?}"),
+        }
+    }
 
     const SPAN: u64 = sctlr::SPAN;
     const NONE: PstateFeatures = PstateFeatures { mte: false, nmi: false };
@@ -205,22 +211,22 @@ mod tests {
     fn the_host_hears_of_data_aborts_as_alignment_faults() {
         // A store from EL0 with a valid syndrome, translation fault level 3.
         let esr = Ec::DATA_ABORT_LOWER.bits() | IL | 1 << 24 | abort::WNR | 0x7;
-        let exception = Exception::for_host(esr, 0x1234, pstate::EL0T);
+        let exception = for_host(esr, 0x1234, pstate::EL0T);
         assert_eq!(exception.esr, 0x24 << 26 | IL | abort::WNR | 0x21);
         assert_eq!(exception.far, Some(0x1234));
-        let exception = Exception::for_host(esr & !abort::WNR, 0x1234, pstate::EL1H);
+        let exception = for_host(esr & !abort::WNR, 0x1234, pstate::EL1H);
         assert_eq!(exception.esr, 0x25 << 26 | IL | 0x21);
         // From AArch32 EL0.
-        let exception = Exception::for_host(esr, 0, pstate::AARCH32 | 0x10);
+        let exception = for_host(esr, 0, pstate::AARCH32 | 0x10);
         assert_eq!(exception.esr >> 26, 0x24);
     }
 
     #[test]
     fn fetches_and_walks_of_the_host_end_in_external_aborts() {
         let fetch = Ec::INSTRUCTION_ABORT_LOWER.bits() | IL | 0x7;
-        assert_eq!(Exception::for_host(fetch, 8, pstate::EL0T).esr, 0x20 << 26 | IL | 0x10);
-        assert_eq!(Exception::for_host(fetch, 8, pstate::EL1H).esr, 0x21 << 26 | IL | 0x10);
+        assert_eq!(for_host(fetch, 8, pstate::EL0T).esr, 0x20 << 26 | IL | 0x10);
+        assert_eq!(for_host(fetch, 8, pstate::EL1H).esr, 0x21 << 26 | IL | 0x10);
         let walk = Ec::DATA_ABORT_LOWER.bits() | IL | abort::S1PTW | 0x6;
-        assert_eq!(Exception::for_host(walk, 8, pstate::EL1H).esr, 0x25 << 26 | IL | 0x16);
+        assert_eq!(for_host(walk, 8, pstate::EL1H).esr, 0x25 << 26 | IL | 0x16);
     }
 }

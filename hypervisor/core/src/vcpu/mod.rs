@@ -26,10 +26,9 @@ pub use context::{
 };
 pub(crate) use exception::is_aarch32;
 pub use exception::{Exception, ExceptionEntry, PstateFeatures, after_instruction};
-pub use exit::{Abort, Answer, GuestExit, Outcome, READY, Trap};
+pub use exit::{Answer, FaultAddress, GuestExit, Outcome, READY, Stage2Abort, Waiting};
 pub use ids::GuestIds;
 pub use policy::{Next, Waited};
+pub use resume::Pending;
 pub(crate) use resume::is_big_endian;
-pub use resume::{Mmio, Pending};
 pub use smccc::Service;
-pub use trapped::Access;

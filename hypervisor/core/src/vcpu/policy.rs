@@ -2,13 +2,16 @@
 
 //! The exits that need more than the vCPU: its VM's memory, its siblings.
 
+use core::array;
+
 use escrow_abi::{psci, run};
 
 use super::context::{Power, Vcpu};
 use super::exception::Exception;
-use super::exit::{Answer, GuestExit, Outcome, READY, answer};
+use super::exit::{Answer, GuestExit, Outcome, READY, Waiting, answer};
 use super::ids::GuestIds;
 use super::smccc::Service;
+use super::syndrome::Wait;
 use crate::hardening::{guest_call, guest_features};
 use crate::hypervisor::guest_calls::GuestCall;
 use crate::hypervisor::{Hypervisor, Scratch, Touched};
@@ -66,21 +69,16 @@ impl<M: Machine> Hypervisor<M> {
         }
     }
 
-    /// Handles an exit by an instruction that waits (class [`Ec::WAIT`](super::syndrome::Ec)),
-    /// given its `ESR_EL2`: what ends most runs.
+    /// Handles an exit by an instruction that waits: what ends most runs.
     #[inline(always)]
-    pub fn guest_waits(&self, run: &mut Run<'_>, esr: u64) -> Waited {
+    pub fn guest_waits(&self, run: &mut Run<'_>, wait: Wait) -> Waited {
         // A timer that is read before the doorbells may fire meanwhile: its deadline
         // has passed then, and the host does not wait for it.
-        let wait = run.wait(esr);
-        let interrupted = wait.interruptible && run.has_interrupt_to_wait_for();
-        match wait.until {
-            Some(answer) if !interrupted => Waited::Exit(answer),
-            _ => waits_no_more(run),
-        }
+        let waiting = run.wait(wait);
+        waits(run, waiting)
     }
 
-    /// Handles any other exit of a run's guest. See [`Vcpu::decode`] for what of its
+    /// Handles an exit of a run's guest. See [`Vcpu::decode`] for what of its
     /// registers must be in memory.
     #[inline(always)]
     pub fn guest_exit(
@@ -113,6 +111,7 @@ impl<M: Machine> Hypervisor<M> {
             Outcome::Exit(answer) => return Next::Exit(answer),
             Outcome::Resume => Next::Enter,
             Outcome::Inject(exception) => Next::Inject(exception),
+            Outcome::Wait(waiting) => return waits(run, waiting).into(),
             Outcome::Service(service) => self.serve(scratch, run, service),
             // `settle` has no aborts left.
             Outcome::Abort(_) => Next::Enter,
@@ -126,7 +125,8 @@ impl<M: Machine> Hypervisor<M> {
     #[cold]
     fn serve(&self, scratch: &mut Scratch, run: &mut Run<'_>, service: Service) -> Next {
         match service {
-            Service::Memory(mut args) => {
+            Service::Memory => {
+                let mut args = call_of(run);
                 let called = self.guest_call(scratch, run, &mut args);
                 run.regs.x[7] = args[7];
                 match called {
@@ -140,8 +140,8 @@ impl<M: Machine> Hypervisor<M> {
                     }
                 }
             }
-            Service::Doorbell(args) => {
-                let answer = self.guest_bell(run, &args);
+            Service::Doorbell => {
+                let answer = self.guest_bell(run, &call_of(run));
                 run.regs.x[..2].copy_from_slice(&answer);
                 return Next::EnterWith { interrupt: run.has_interrupt() };
             }
@@ -209,6 +209,21 @@ impl<M: Machine> Hypervisor<M> {
         };
         run.regs.x[0] = ask(&mut sibling);
         Some(index)
+    }
+}
+
+/// `x0`–`x7`.
+fn call_of(run: &Run<'_>) -> [u64; 8] {
+    array::from_fn(|n| run.regs.x[n])
+}
+
+/// What becomes of a guest that waits.
+#[inline(always)]
+fn waits(run: &Run<'_>, waiting: Waiting) -> Waited {
+    let interrupted = waiting.interruptible && run.has_interrupt_to_wait_for();
+    match waiting.until {
+        Some(answer) if !interrupted => Waited::Exit(answer),
+        _ => waits_no_more(run),
     }
 }
 

@@ -6,7 +6,7 @@ use escrow_abi::{Error, run};
 
 use super::context::{SCTLR_EE, Vcpu};
 use super::exception::{Exception, is_aarch32};
-use super::syndrome::abort;
+use super::syndrome::{Abort, DataAccess};
 
 /// An exit that the host has yet to answer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -15,74 +15,21 @@ pub enum Pending {
     #[default]
     None,
     /// The access of an MMIO exit.
-    Mmio(Mmio),
+    Mmio {
+        /// The access.
+        access: DataAccess,
+        /// Its guest virtual address.
+        far: u64,
+    },
     /// An abort that only retrying or injecting settles.
     Abort {
-        /// Its syndrome.
-        esr: u64,
+        /// The abort.
+        abort: Abort,
         /// Its guest virtual address.
         far: u64,
         /// Whether `ACTION_EMULATE` counts as `ACTION_RETRY`.
         emulate_retries: bool,
     },
-}
-
-/// An access of the guest to an address that is no memory, as its syndrome
-/// (which must be valid, ISV) describes it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Mmio {
-    /// The abort's syndrome.
-    pub esr: u64,
-    /// The guest virtual address.
-    pub far: u64,
-}
-
-impl Mmio {
-    /// Bytes: 1, 2, 4 or 8.
-    #[inline]
-    pub const fn size(&self) -> u64 {
-        1 << (self.esr >> abort::SAS_SHIFT & 0x3)
-    }
-
-    /// The register stored or loaded; 31 is XZR.
-    #[inline]
-    pub const fn register(&self) -> usize {
-        (self.esr >> abort::SRT_SHIFT & 0x1f) as usize
-    }
-
-    /// A store.
-    #[inline]
-    pub const fn is_write(&self) -> bool {
-        self.esr & abort::WNR != 0
-    }
-
-    /// Bits of a register that the access leaves out.
-    #[inline]
-    const fn unused_bits(&self) -> u32 {
-        64 - 8 * self.size() as u32
-    }
-
-    /// What a store of a register writes: the value, without what is beyond
-    /// the size of the access.
-    #[inline]
-    pub const fn stored(&self, register: u64, big_endian: bool) -> u64 {
-        let value = register << self.unused_bits();
-        if big_endian { value.swap_bytes() } else { value >> self.unused_bits() }
-    }
-
-    /// What a load of `value` puts into its register. What is beyond the size
-    /// of the access does not count.
-    #[inline]
-    pub const fn loaded(&self, value: u64, big_endian: bool) -> u64 {
-        let unused = self.unused_bits();
-        let value = if big_endian { value.swap_bytes() } else { value << unused };
-        let value = if self.esr & abort::SSE != 0 {
-            (value as i64 >> unused) as u64
-        } else {
-            value >> unused
-        };
-        if self.esr & abort::SF != 0 { value } else { value as u32 as u64 }
-    }
 }
 
 impl Vcpu {
@@ -108,13 +55,13 @@ impl Vcpu {
     fn settle_pending(&mut self, value: u64, action: u64, reserved: u64) -> Result<(), Error> {
         let pending = self.pending;
         let read = match pending {
-            Pending::Mmio(mmio) if !mmio.is_write() => Some(mmio),
+            Pending::Mmio { access, .. } if !access.is_write() => Some(access),
             _ => None,
         };
         // Only the answer to a read has a value.
-        if let (Some(mmio), run::ACTION_EMULATE, 0) = (read, action, reserved) {
-            let value = mmio.loaded(value, self.is_big_endian());
-            self.regs.write(mmio.register(), value);
+        if let (Some(access), run::ACTION_EMULATE, 0) = (read, action, reserved) {
+            let value = access.loaded(value, self.is_big_endian());
+            self.regs.write(access.register(), value);
             self.skip_instruction();
             self.pending = Pending::None;
             return Ok(());
@@ -123,13 +70,15 @@ impl Vcpu {
             return Err(Error::InvalidArgument);
         }
         match (pending, action) {
-            (Pending::Mmio(_), run::ACTION_EMULATE) => self.skip_instruction(),
+            (Pending::Mmio { .. }, run::ACTION_EMULATE) => self.skip_instruction(),
             (Pending::Abort { emulate_retries: true, .. }, run::ACTION_EMULATE)
             | (_, run::ACTION_RETRY) => {}
-            (
-                Pending::Mmio(Mmio { esr, far }) | Pending::Abort { esr, far, .. },
-                run::ACTION_FAULT,
-            ) => self.inject(Exception::external_abort(esr, far, self.regs.pstate)),
+            (Pending::Mmio { access, far }, run::ACTION_FAULT) => {
+                self.inject(Exception::external_abort(access.abort(), far, self.regs.pstate));
+            }
+            (Pending::Abort { abort, far, .. }, run::ACTION_FAULT) => {
+                self.inject(Exception::external_abort(abort, far, self.regs.pstate));
+            }
             _ => return Err(Error::InvalidArgument),
         }
         self.pending = Pending::None;

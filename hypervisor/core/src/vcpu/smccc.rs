@@ -27,10 +27,10 @@ const WORKAROUNDS: [u32; 2] = [WORKAROUND_1, WORKAROUND_3];
 /// goes to `x0`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Service {
-    /// A call about memory, with `x0`–`x7`.
-    Memory([u64; 8]),
-    /// A call about a doorbell, with `x0`–`x7`.
-    Doorbell([u64; 8]),
+    /// A call about memory, which is still in `x0`–`x7`.
+    Memory,
+    /// A call about a doorbell, likewise.
+    Doorbell,
     /// PSCI CPU_SUSPEND, with what it comes to unless an interrupt is pending.
     Suspend(Answer),
     /// SMCCC_ARCH_FEATURES about a workaround of the CPUs' speculation, if `asked`, or its call.
@@ -62,10 +62,10 @@ pub enum Service {
 impl Vcpu {
     /// A call, with the PC behind it.
     #[inline(never)]
-    pub(super) fn call(&mut self, esr: u64) -> Outcome {
+    pub(super) fn call(&mut self, immediate: u16) -> Outcome {
         let args: [u64; 8] = core::array::from_fn(|n| self.regs.x[n]);
         // Calls have immediate 0; all others are nobody's (DEN0028, "SMC and HVC immediate value").
-        if esr & 0xffff != 0 {
+        if immediate != 0 {
             return self.returns(NOT_SUPPORTED);
         }
         if let Some(call) = PsciCall::decode(&[args[0], args[1], args[2], args[3]]) {
@@ -103,9 +103,9 @@ impl Vcpu {
             | call::MEM_DONATE
             | call::MEM_SHARE_BACK
             | call::MEM_ASK_BACK
-            | call::MEM_TAKE_BACK => Outcome::Service(Service::Memory(args)),
+            | call::MEM_TAKE_BACK => Outcome::Service(Service::Memory),
             call::BELL_SEND | call::BELL_RECEIVE | call::BELL_RESET | call::BELL_SET_MASK => {
-                Outcome::Service(Service::Doorbell(args))
+                Outcome::Service(Service::Doorbell)
             }
             _ => self.returns(NOT_SUPPORTED),
         }

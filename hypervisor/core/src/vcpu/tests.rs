@@ -6,6 +6,7 @@ use super::context::TimerRegisters;
 use super::syndrome::{Ec, IL, abort};
 use super::*;
 use crate::addr::Ipa;
+use crate::hypervisor::tests::fake::exit_of;
 
 const PC: u64 = 0x4000_1000;
 const DATA: u64 = Ec::DATA_ABORT_LOWER.bits() | IL;
@@ -26,18 +27,23 @@ fn vcpu() -> Vcpu {
 }
 
 fn decode(vcpu: &mut Vcpu, esr: u64) -> Outcome {
-    let trap = Trap { esr, far: 0xffff_0000_0000_0123, ipa: Some(Ipa(0x6000_0123)) };
-    let exit = match Ec::of(esr) {
-        Ec::DATA_ABORT_LOWER | Ec::INSTRUCTION_ABORT_LOWER => GuestExit::Abort(trap),
-        _ => GuestExit::Instruction(esr),
+    decode_at(vcpu, esr, Some(Ipa(0x6000_0123)))
+}
+
+fn decode_at(vcpu: &mut Vcpu, esr: u64, ipa: Option<Ipa>) -> Outcome {
+    let exit = match exit_of(esr, ipa) {
+        GuestExit::Abort(abort, address) => {
+            GuestExit::Abort(abort, FaultAddress { far: 0xffff_0000_0000_0123, ..address })
+        }
+        exit => exit,
     };
     vcpu.decode(exit, &ids())
 }
 
 /// What an instruction that waits comes to, if an interrupt is pending or not.
 fn wait(vcpu: &mut Vcpu, esr: u64, interrupted: bool) -> Option<Answer> {
-    let wait = vcpu.wait(esr);
-    wait.until.filter(|_| !(wait.interruptible && interrupted))
+    let Outcome::Wait(waiting) = decode(vcpu, esr) else { panic!("{esr:#x} does not wait") };
+    waiting.until.filter(|_| !(waiting.interruptible && interrupted))
 }
 
 /// The exit of an abort at 0x6000_0123, that is or is not memory.
@@ -69,7 +75,9 @@ fn hvc(vcpu: &mut Vcpu, args: &[u64]) -> Outcome {
 fn interrupts_end_the_run_and_change_nothing() {
     let mut vcpu = vcpu();
     let before = vcpu.clone();
-    assert_eq!(vcpu.decode(GuestExit::Interrupt, &ids()), Outcome::Exit(READY));
+    for exit in [GuestExit::Interrupt, GuestExit::SError] {
+        assert_eq!(vcpu.decode(exit, &ids()), Outcome::Exit(READY));
+    }
     assert_eq!((vcpu.regs, vcpu.pending), (before.regs, before.pending));
 }
 
@@ -225,8 +233,7 @@ fn cache_maintenance_of_no_memory_does_nothing() {
 #[test]
 fn an_abort_without_an_address_is_made_again() {
     let mut vcpu = vcpu();
-    let trap = Trap { esr: DATA | PERMISSION_L3, far: 0, ipa: None };
-    assert_eq!(vcpu.decode(GuestExit::Abort(trap), &ids()), Outcome::Resume);
+    assert_eq!(decode_at(&mut vcpu, DATA | PERMISSION_L3, None), Outcome::Resume);
     assert_eq!(vcpu.regs.pc, PC);
 }
 
@@ -364,7 +371,8 @@ fn psci_of_a_guest() {
 fn the_guests_own_call_carries_its_arguments() {
     let mut vcpu = vcpu();
     let args = [call::MODIFY_PAGES.into(), 0, 0x4000_0000, 0x1000, 3, 5, 6, 7];
-    assert_eq!(hvc(&mut vcpu, &args), Outcome::Service(Service::Memory(args)));
+    assert_eq!(hvc(&mut vcpu, &args), Outcome::Service(Service::Memory));
+    assert_eq!(vcpu.regs.x[..8], args);
 }
 
 #[test]

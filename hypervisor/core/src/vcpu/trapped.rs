@@ -5,48 +5,20 @@
 //! What is not here is an undefined instruction to it.
 
 use super::ids::GuestIds;
+use super::syndrome::SystemAccess;
 use crate::controls::Ids;
 
-/// An `MRS`, `MSR` or system instruction.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Access {
-    op0: u8,
-    op1: u8,
-    crn: u8,
-    crm: u8,
-    op2: u8,
-    /// It reads a register.
-    pub read: bool,
-    /// The general register, 31 for XZR.
-    pub register: usize,
-}
-
-impl Access {
-    /// From a syndrome of class 0x18 (DDI 0487, "ESR_EL2", "ISS encoding for an
-    /// exception from MSR, MRS, or System instruction execution").
-    pub fn from_syndrome(esr: u64) -> Access {
-        let field = |shift: u32, bits: u32| (esr >> shift & ((1 << bits) - 1)) as u8;
-        Access {
-            op0: field(20, 2),
-            op2: field(17, 3),
-            op1: field(14, 3),
-            crn: field(10, 4),
-            crm: field(1, 4),
-            read: esr & 1 != 0,
-            register: field(5, 5) as usize,
-        }
-    }
-
+impl SystemAccess {
     /// What a read of the host's finds; a write is done when it answers at all.
     /// `None`: the host has no such register. It is trapped for
     /// identification registers that say more than the host is to see, and for
     /// what is the implementation's: that reads as 0 and takes no writes, as
     /// kernels look at it because of a device tree, and would not survive an
     /// undefined instruction there.
-    pub fn by_host(&self, seen: &Ids) -> Option<u64> {
-        let Access { op0, op1, crn, crm, op2, read, .. } = *self;
-        match (op0, op1, crn, crm, op2) {
-            (3, 0, 0, 1..=7, _) if read => Some(seen.register(crm, op2)),
+    pub fn by_host(self, seen: &Ids) -> Option<u64> {
+        let read = self.is_read();
+        match self.encoding() {
+            (3, 0, 0, crm @ 1..=7, op2) if read => Some(seen.register(crm, op2)),
             // DDI 0487, "HCR_EL2", TIDCP.
             (1 | 3, _, 11 | 15, _, _) => Some(0),
             _ => None,
@@ -56,13 +28,13 @@ impl Access {
 
 /// What a read finds; a write is done when it answers at all. `None`: the
 /// guest has no such register.
-pub(super) fn emulate(access: Access, ids: &GuestIds) -> Option<u64> {
-    let Access { op0, op1, crn, crm, op2, read, .. } = access;
-    match (op0, op1, crn, crm, op2) {
+pub(super) fn emulate(access: SystemAccess, ids: &GuestIds) -> Option<u64> {
+    let read = access.is_read();
+    match access.encoding() {
         // REVIDR_EL1, AIDR_EL1: nothing to say.
         (3, 0, 0, 0, 6) | (3, 1, 0, 0, 7) if read => Some(0),
         // The ID registers.
-        (3, 0, 0, 1..=7, _) if read => Some(ids.read(crm, op2)),
+        (3, 0, 0, crm @ 1..=7, op2) if read => Some(ids.read(crm, op2)),
         // ACTLR_EL1: no auxiliary controls.
         (3, 0, 1, 0, 1) => Some(0),
         // OSLSR_EL1: an OS lock there is, and it is open.
@@ -80,17 +52,23 @@ pub(super) fn emulate(access: Access, ids: &GuestIds) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::vcpu::syndrome::{Ec, IL, Instruction, Syndrome};
 
-    fn access(op0: u8, op1: u8, crn: u8, crm: u8, op2: u8, read: bool) -> Access {
+    fn access(op0: u8, op1: u8, crn: u8, crm: u8, op2: u8, read: bool) -> SystemAccess {
         let esr = (op0 as u64) << 20
             | (op2 as u64) << 17
             | (op1 as u64) << 14
             | (crn as u64) << 10
             | (crm as u64) << 1
             | read as u64;
-        let access = Access::from_syndrome(0x18 << 26 | 1 << 25 | 0x1f << 5 | esr);
-        assert_eq!(access, Access { op0, op1, crn, crm, op2, read, register: 31 });
-        access
+        let esr = Ec::SYSTEM.bits() | IL | 0x1f << 5 | esr;
+        match Syndrome::of(esr) {
+            Syndrome::Trapped(trapped) => match trapped.instruction() {
+                Instruction::System(access) => access,
+                other => panic!("{other:?}"),
+            },
+            other => panic!("{other:?}"),
+        }
     }
 
     fn ids() -> GuestIds {

@@ -5,27 +5,21 @@
 use escrow_abi::{Error, Handle, HandleKind, call, psci, run};
 
 use super::super::{Hypervisor, Reply, Scratch};
-use super::fake::{Fake, Host};
+use super::fake::{Fake, HVC, Host, exit_of};
 use crate::vcpu::syndrome::{Ec, IL};
 use crate::vcpu::{GuestExit, GuestIds, Next, READY};
 use crate::vm::Run;
 
 const LABEL: u64 = 0xffff_fff7;
-const WFI: GuestExit = GuestExit::Instruction(Ec::WAIT.bits() | IL);
-const WFE: GuestExit = GuestExit::Instruction(Ec::WAIT.bits() | IL | 1);
+const WFI: GuestExit = exit_of(Ec::WAIT.bits() | IL, None);
+const WFE: GuestExit = exit_of(Ec::WAIT.bits() | IL | 1, None);
 /// WFIT with a limit in X3.
-const WFIT: GuestExit = GuestExit::Instruction(Ec::WAIT.bits() | IL | 3 << 5 | 1 << 2 | 2);
-const HVC: GuestExit = GuestExit::Instruction(Ec::HVC64.bits() | IL);
+const WFIT: GuestExit = exit_of(Ec::WAIT.bits() | IL | 3 << 5 | 1 << 2 | 2, None);
 const ASLEEP: Next = Next::Exit([run::EXPECTS_WAKEUP, 0, 0, u64::MAX]);
 const INTERRUPTED: Next = Next::EnterWith { interrupt: true };
 const QUIET: Next = Next::EnterWith { interrupt: false };
 
 fn exit(escrow: &Hypervisor<Fake>, run: &mut Run<'_>, exit: GuestExit) -> Next {
-    if let GuestExit::Instruction(esr) = exit
-        && Ec::of(esr) == Ec::WAIT
-    {
-        return escrow.guest_waits(run, esr).into();
-    }
     escrow.guest_exit(&mut Scratch::new(), run, exit, &GuestIds::new(|_, _| 0, 39))
 }
 

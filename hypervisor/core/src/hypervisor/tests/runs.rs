@@ -5,15 +5,14 @@
 use escrow_abi::{Error, call, psci, run};
 
 use super::super::{Hypervisor, Reply, Scratch};
-use super::fake::{FREE, Fake, Host};
+use super::fake::{FREE, Fake, HVC, Host, exit_of};
 use super::page;
 use crate::addr::Ipa;
 use crate::vcpu::syndrome::{Ec, IL, abort};
-use crate::vcpu::{Answer, GuestExit, GuestIds, Next, READY, Trap};
+use crate::vcpu::{Answer, GuestExit, GuestIds, Next, READY};
 use crate::vm::Run;
 
 const MEMORY: u64 = 0x8000_0000;
-const HVC: GuestExit = GuestExit::Instruction(Ec::HVC64.bits() | IL);
 const ON: u64 = 0;
 const OFF: u64 = 1;
 
@@ -24,7 +23,7 @@ fn ids() -> GuestIds {
 /// A load of 4 bytes into X3 that stage 2 has no translation for.
 fn load(at: u64) -> GuestExit {
     let esr = Ec::DATA_ABORT_LOWER.bits() | IL | abort::ISV | 2 << 22 | 3 << 16 | 0x7;
-    GuestExit::Abort(Trap { esr, far: at, ipa: Some(Ipa(at)) })
+    exit_of(esr, Some(Ipa(at)))
 }
 
 fn hvc(escrow: &Hypervisor<Fake>, run: &mut Run<'_>, args: &[u64]) -> Next {

@@ -6,12 +6,28 @@ use escrow_abi::{Error, call};
 
 use super::host::{Host, Refused};
 use super::machine::Fake;
+use crate::addr::Ipa;
 use crate::hypervisor::Hypervisor;
-use crate::vcpu::syndrome::{Ec, IL};
-use crate::vcpu::{GuestExit, Next};
+use crate::vcpu::syndrome::{Ec, IL, Syndrome};
+use crate::vcpu::{FaultAddress, GuestExit, Next};
 use crate::vm::Run;
 
-pub const HVC: GuestExit = GuestExit::Instruction(Ec::HVC64.bits() | IL);
+pub const HVC: GuestExit = exit_of(Ec::HVC64.bits() | IL, None);
+
+/// The exit of a synchronous exception, at the same virtual address if it is an abort.
+pub const fn exit_of(esr: u64, ipa: Option<Ipa>) -> GuestExit {
+    match Syndrome::of(esr) {
+        Syndrome::Wait(wait) => GuestExit::Wait(wait),
+        Syndrome::Trapped(trapped) => GuestExit::Trapped(trapped),
+        Syndrome::Abort(abort) => {
+            let far = match ipa {
+                Some(at) => at.0,
+                None => 0,
+            };
+            GuestExit::Abort(abort, FaultAddress { far, ipa })
+        }
+    }
+}
 
 /// What a guest's call comes to.
 #[derive(Debug, PartialEq, Eq)]

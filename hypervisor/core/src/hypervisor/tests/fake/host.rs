@@ -15,7 +15,7 @@ use crate::log::LogRing;
 use crate::machine::Machine;
 use crate::stage2::Stage2Features;
 use crate::trap::{HostFault, Trap, TrapKind};
-use crate::vcpu::syndrome::{Ec, IL};
+use crate::vcpu::syndrome::{Ec, IL, Syndrome};
 use crate::vcpu::{GeneralRegisters, GuestIds};
 use crate::vm::{Counts, Slot};
 
@@ -121,7 +121,8 @@ impl Host {
     /// the syndrome does not describe.
     pub fn touches(&mut self, at: u64) -> HostAbort {
         let esr = Ec::DATA_ABORT_LOWER.bits() | IL | 0x7;
-        let fault = HostFault { at: Ipa(at), esr, pstate: 0x5, sctlr: 0 };
+        let Syndrome::Abort(abort) = Syndrome::of(esr) else { panic!("no abort") };
+        let fault = HostFault { at: Ipa(at), abort, pstate: 0x5, sctlr: 0 };
         self.escrow.host_abort(&fault, &mut GeneralRegisters::default())
     }
 

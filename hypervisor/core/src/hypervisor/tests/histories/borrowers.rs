@@ -5,12 +5,12 @@
 use escrow_abi::{Error, FrameState, MemEntry, PAGE_SIZE, Rights, call, run};
 use escrow_spec::{Asked, Entry, Frame, VmId};
 
-use super::super::fake::Called;
+use super::super::fake::{Called, exit_of};
 use super::steps::{Pages, Reaction, Taking, Who};
 use super::world::{Pair, World, bare, vcpu};
 use crate::addr::Ipa;
+use crate::vcpu::Next;
 use crate::vcpu::syndrome::{Ec, IL, abort};
-use crate::vcpu::{GuestExit, Next, Trap};
 
 impl World {
     pub(super) fn ask_back(&mut self, vm: usize, at: (Pages, u64), reaction: Reaction) {
@@ -58,8 +58,7 @@ impl World {
             return;
         }
         let esr = Ec::DATA_ABORT_LOWER.bits() | IL | abort::ISV | 2 << 22 | 3 << 16 | 0x7;
-        let trap = Trap { esr, far: at, ipa: Some(Ipa(at)) };
-        let real = self.host.guest_exit(vcpu(&pair), GuestExit::Abort(trap));
+        let real = self.host.guest_exit(vcpu(&pair), exit_of(esr, Some(Ipa(at))));
         let reached = self.spec.touch(pair.id, at);
         match real {
             Next::Enter => assert!(reached, "{at:#x} is reached"),
