@@ -58,7 +58,8 @@ impl Counts {
         self.retries.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn refused(&self) {
+    /// A lender has given up.
+    pub fn refused(&self) {
         self.refusals.fetch_add(1, Ordering::Relaxed);
     }
 

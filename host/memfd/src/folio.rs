@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
 use crate::sync::{AtomicU32, AtomicU64, Ordering, fence};
-use crate::{Counts, Refusal, Retry, Sleeper};
+use crate::{Counts, Refusal};
 
 /// Where a folio of a guest memory is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -81,18 +81,28 @@ pub struct Report {
 
 /// A folio's reference count, which is the kernel's.
 pub trait References {
+    /// One more. The caller knows that there is one, and that the count is not
+    /// frozen.
+    fn get(&self);
+
+    /// One less, which is not the last one.
+    fn put(&self);
+
     /// Blocks the count if it is `at`: from then on, nobody gets a reference.
-    /// One atomic step.
+    /// One atomic step. → the count that was found and blocked
     ///
     /// # Errors
     /// The count as it is, if it is another.
-    fn freeze(&self, at: u32) -> Result<(), u32>;
+    fn freeze(&self, at: u32) -> Result<u32, u32>;
 
     /// Ends a freeze. The count is `to` again.
     fn unfreeze(&self, to: u32);
 
     /// Whether the memory behind the folio is known to be broken.
     fn is_poisoned(&self) -> bool;
+
+    /// Some cycles pass, in which a speculative reference may go.
+    fn relax(&self);
 }
 
 /// What is kept about one folio. All-zero bytes are a valid value: a hole.
@@ -118,6 +128,9 @@ const _: () = assert!(cfg!(loom) || size_of::<Folio>() == 40);
 impl Folio {
     /// The largest order: far more than any kernel allocates.
     const ORDER_MAX: u32 = 31;
+    /// Tries to freeze a folio that are made at once: look-ups without a lock
+    /// hold a reference for some cycles.
+    const TRIES: u32 = 5;
 
     /// Where the folio is.
     pub fn state(&self) -> State {
@@ -171,31 +184,79 @@ impl Folio {
     }
 
     /// The folio leaves the memory; the caller drops its reference. Whoever
-    /// else holds one keeps the folio alive for itself.
+    /// has one that is not counted as safe keeps the folio alive for itself.
     ///
     /// # Errors
-    /// The state, if it is not [`State::Present`].
+    /// The state, if it is not [`State::Present`], or if somebody else has a
+    /// safe reference: this record counts it.
     pub fn remove(&self, counts: &Counts) -> Result<(), State> {
+        if self.holders() != 0 {
+            return Err(self.state());
+        }
         self.step(State::Present, State::Hole)?;
         counts.moved(State::Present, State::Hole, self.pages());
         Ok(())
     }
 
-    /// Freezes the folio for lending it to that borrower. Its user mappings
-    /// are gone and nobody can make new ones until the transition is over.
+    /// How many safe references there are besides the memory's own.
+    pub fn holders(&self) -> u32 {
+        self.safe.load(Ordering::Relaxed).saturating_sub(1)
+    }
+
+    /// Takes a safe reference for a kernel user, which hinders no lend by
+    /// itself: the user reaches the folio only within
+    /// [`access`](Self::access). The reference and its count change together,
+    /// as the caller keeps transitions of the folio off. A frozen folio has its
+    /// new reference when it is thawed.
     ///
     /// # Errors
-    /// A [`Refusal`], after bounded patience with those that may pass
-    /// ([`Retry`]); the folio is then as it was.
-    pub fn begin_lend(
-        &self,
-        to: Borrower,
-        counts: &Counts,
-        refs: &impl References,
-        sleeper: &impl Sleeper,
-    ) -> Result<Report, Refusal> {
+    /// The state, if there is no folio, if it is lost, or if it is in a
+    /// transition.
+    pub fn hold(&self, refs: &impl References) -> Result<(), State> {
+        match self.state() {
+            State::Present | State::Shared | State::Lent | State::Quarantined => {}
+            state => return Err(state),
+        }
+        match self.frozen.load(Ordering::Relaxed) {
+            0 => refs.get(),
+            count => self.frozen.store(count + 1, Ordering::Relaxed),
+        }
+        self.safe.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Gives up what a successful [`hold`](Self::hold) took, wherever the folio
+    /// is by now. As there, the caller keeps transitions off.
+    ///
+    /// # Errors
+    /// The state, if the folio is in a transition, or nobody has a safe
+    /// reference but the memory.
+    pub fn unhold(&self, refs: &impl References) -> Result<(), State> {
+        match self.state() {
+            State::Present | State::Shared | State::Lent => {}
+            State::Quarantined | State::Poisoned => {}
+            state => return Err(state),
+        }
+        if self.holders() == 0 {
+            return Err(self.state());
+        }
+        self.safe.fetch_sub(1, Ordering::Relaxed);
+        match self.frozen.load(Ordering::Relaxed) {
+            0 => refs.put(),
+            count => self.frozen.store(count - 1, Ordering::Relaxed),
+        }
+        Ok(())
+    }
+
+    /// Freezes the folio for lending it to that borrower. Its user mappings
+    /// are gone and nobody can make new ones until the transition is over.
+    /// Tries a few times, without sleeping: see [`Retry`](crate::Retry).
+    ///
+    /// # Errors
+    /// A [`Refusal`]; the folio is then as it was.
+    pub fn begin_lend(&self, to: Borrower, refs: &impl References) -> Result<Report, Refusal> {
         self.step(State::Present, State::Lending).map_err(|state| self.why_not(state))?;
-        let mut retry = Retry::new();
+        let mut tries = Self::TRIES;
         loop {
             let refusal = match self.freeze(refs) {
                 Ok(report) => {
@@ -204,18 +265,18 @@ impl Folio {
                 }
                 Err(refusal) => refusal,
             };
-            let go_on = retry.after(&refusal).is_some_and(|pause| sleeper.pause(pause));
-            if !go_on {
+            tries -= 1;
+            if tries == 0 || !refusal.is_transient() {
                 self.settle(State::Present);
-                if refusal.is_transient() {
-                    counts.refused();
-                }
                 return Err(refusal);
             }
-            counts.retried();
+            refs.relax();
         }
     }
 
+    /// What EL2 is told is what was read: the count that was frozen, and the
+    /// safe references once more, now that nobody can take another. The two
+    /// are the same, unless this host counts wrong; then EL2 refuses.
     fn freeze(&self, refs: &impl References) -> Result<Report, Refusal> {
         if refs.is_poisoned() {
             return Err(Refusal::Poisoned);
@@ -227,10 +288,11 @@ impl Folio {
             return Err(Refusal::Accessible(accessible));
         }
         let safe = self.safe.load(Ordering::Relaxed);
-        refs.freeze(safe)
+        let refcount = refs
+            .freeze(safe)
             .map_err(|refcount| Refusal::Excess(i64::from(refcount) - i64::from(safe)))?;
-        self.frozen.store(safe, Ordering::Relaxed);
-        Ok(Report { refcount: safe, safe, accessible })
+        self.frozen.store(refcount, Ordering::Relaxed);
+        Ok(Report { refcount, safe: self.safe.load(Ordering::Relaxed), accessible })
     }
 
     /// The hypervisor has taken the folio.

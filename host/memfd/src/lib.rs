@@ -15,6 +15,11 @@
 //! frozen at `safe`: comparing and blocking are one atomic step, so nobody can
 //! take a reference in between. It stays frozen until it is home again.
 //!
+//! A kernel user takes a safe reference ([`Folio::hold`]) for as long as it has
+//! to do with the folio, and counts itself as accessible ([`Folio::access`])
+//! while it reads or writes it. The first hinders no lend, and stays while the
+//! folio is away; the second does, and is refused while it is away.
+//!
 //! The life of a folio:
 //!
 //! ```text
@@ -37,7 +42,8 @@
 //! free.
 //!
 //! The kernel's side sees to it that nobody else makes a transition of the
-//! folio at the same time; readers and [`Folio::access`] may come at any time.
+//! folio at the same time, or takes or gives up a safe reference; readers and
+//! [`Folio::access`] may come at any time.
 
 #![no_std]
 #![forbid(unsafe_code)]
@@ -51,4 +57,4 @@ mod sync;
 pub use counts::Counts;
 pub use folio::{Borrower, Folio, How, References, Report, State};
 pub use refusal::Refusal;
-pub use retry::{Pause, Retry, Sleeper};
+pub use retry::Retry;

@@ -12,9 +12,7 @@
 use std::cell::Cell;
 use std::env;
 
-use escrow_memfd::{
-    Borrower, Counts, Folio, How, Pause, References, Refusal, Report, Retry, Sleeper, State,
-};
+use escrow_memfd::{Borrower, Counts, Folio, How, References, Refusal, Report, Retry, State};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, FileFailurePersistence, TestRunner};
 
@@ -30,12 +28,16 @@ enum Step {
         order: u32,
     },
     Remove,
-    /// Somebody lets go of a reference, or of an access, at a pause.
+    /// Somebody lets go of a reference, or of an access, while the lender looks
+    /// again.
     BeginLend {
         to: Borrower,
         put_at: Option<u32>,
         end_access_at: Option<u32>,
-        killed_at: Option<u32>,
+    },
+    /// The lender sleeps, if it has the patience, and begins from the start.
+    Retry {
+        refusal: Refusal,
     },
     Lent,
     LendCancelled,
@@ -50,6 +52,9 @@ enum Step {
         quarantine: bool,
     },
     Broken,
+    /// A kernel user comes, with a safe reference.
+    Hold,
+    Unhold,
     Access,
     EndAccess,
     TryGet,
@@ -85,6 +90,8 @@ struct Model {
     /// References of others; the memory has one of its own while the folio is
     /// anywhere.
     others: u32,
+    /// Safe references of kernel users.
+    holders: u32,
     /// Kernel users that are told that it stays.
     users: u32,
     broken: bool,
@@ -93,7 +100,7 @@ struct Model {
 
 impl Model {
     const NEW: Model =
-        Model { place: Place::Nowhere, others: 0, users: 0, broken: false, order: 0 };
+        Model { place: Place::Nowhere, others: 0, holders: 0, users: 0, broken: false, order: 0 };
 
     /// Lent, or on the way there or back: nobody gets a reference.
     fn is_frozen(&self) -> bool {
@@ -171,13 +178,12 @@ impl From<Result<(), State>> for Answer {
     }
 }
 
-/// The steps of patience that there are.
-fn pauses() -> u32 {
-    let mut retry = Retry::new();
-    (0..).take_while(|_| retry.after(&Refusal::Excess(1)).is_some()).count() as u32
-}
+/// How often a lender looks again before it gives up.
+const LOOKS: u32 = 4;
+/// How often it begins again after it has slept.
+const PAUSES: u32 = 6;
 
-fn step_model(model: &mut Model, step: Step) -> Answer {
+fn step_model(model: &mut Model, patience: &mut u32, step: Step) -> Answer {
     let wrong = Answer::Wrong(model.state());
     match (step, model.place) {
         (Step::Populate { order }, Place::Nowhere) => {
@@ -187,32 +193,38 @@ fn step_model(model: &mut Model, step: Step) -> Answer {
         // Whoever still has a reference keeps the folio, which is no longer
         // this memory's; whoever accesses it keeps the memory as it is.
         (Step::Remove, _) if model.users > 0 => Answer::Nothing,
+        // Whoever has a safe reference keeps the record, which counts it.
+        (Step::Remove, Place::Home) if model.holders > 0 => wrong,
         (Step::Remove, Place::Home) => {
             *model = Model::NEW;
             Answer::Done
         }
-        (Step::BeginLend { to, put_at, end_access_at, killed_at }, _) => {
+        (Step::BeginLend { to, put_at, end_access_at }, _) => {
             if let Err(refusal) = model.elsewhere() {
                 return Answer::Refused(refusal);
             }
-            for pause in 0.. {
+            for look in 0.. {
                 let Some(obstacle) = model.obstacle() else { break };
-                if obstacle == Refusal::Poisoned || pause == pauses() {
+                if obstacle == Refusal::Poisoned || look == LOOKS {
                     return Answer::Refused(obstacle);
                 }
-                if put_at == Some(pause) {
+                if put_at == Some(look) {
                     model.others = model.others.saturating_sub(1);
                 }
-                if end_access_at == Some(pause) {
+                if end_access_at == Some(look) {
                     model.users = model.users.saturating_sub(1);
-                }
-                if killed_at == Some(pause) {
-                    return Answer::Refused(obstacle);
                 }
             }
             model.place = Place::Leaving(How::Lent, to);
-            Answer::Report(Report { refcount: 1, safe: 1, accessible: 0 })
+            let safe = 1 + model.holders;
+            Answer::Report(Report { refcount: safe, safe, accessible: 0 })
         }
+        (Step::Retry { refusal: Refusal::Excess(_) | Refusal::Accessible(_) }, _) => {
+            let goes_on = *patience < PAUSES;
+            *patience += u32::from(goes_on);
+            Answer::Got(goes_on)
+        }
+        (Step::Retry { .. }, _) => Answer::Got(false),
         (Step::Lent, Place::Leaving(How::Lent, to)) => {
             model.place = Place::Away { how: How::Lent, to, overdue: false };
             Answer::Done
@@ -246,6 +258,14 @@ fn step_model(model: &mut Model, step: Step) -> Answer {
         }
         (Step::Broken, Place::Returning { how, .. }) => {
             model.place = Place::Lost(how);
+            Answer::Done
+        }
+        (Step::Hold, Place::Home | Place::Away { .. }) => {
+            model.holders += 1;
+            Answer::Done
+        }
+        (Step::Unhold, Place::Home | Place::Away { .. } | Place::Lost(_)) if model.holders > 0 => {
+            model.holders -= 1;
             Answer::Done
         }
         (Step::Access, _) => match model.state() {
@@ -285,12 +305,19 @@ struct Kernel {
 }
 
 impl References for Kernel {
-    fn freeze(&self, at: u32) -> Result<(), u32> {
+    fn get(&self) {
+        assert_ne!(self.count.get(), 0, "a reference to a frozen folio");
+        self.count.set(self.count.get() + 1);
+    }
+
+    fn put(&self) {
+        assert!(self.count.get() > 1, "the memory's own reference goes, or a frozen folio's");
+        self.count.set(self.count.get() - 1);
+    }
+
+    fn freeze(&self, at: u32) -> Result<u32, u32> {
         match self.count.get() {
-            count if count == at => {
-                self.count.set(0);
-                Ok(())
-            }
+            count if count == at => Ok(self.count.replace(0)),
             count => Err(count),
         }
     }
@@ -303,6 +330,8 @@ impl References for Kernel {
     fn is_poisoned(&self) -> bool {
         self.broken.get()
     }
+
+    fn relax(&self) {}
 }
 
 /// A folio as it is, with what the model says of the others who use it.
@@ -312,33 +341,57 @@ struct Real {
     kernel: Kernel,
 }
 
-/// At pauses, others let go.
-struct Pauses<'a> {
+/// The kernel's count, and others who let go while a lender looks again.
+struct Looks<'a> {
     real: &'a Real,
     others: Cell<u32>,
     users: Cell<u32>,
     seen: Cell<u32>,
     put_at: Option<u32>,
     end_access_at: Option<u32>,
-    killed_at: Option<u32>,
 }
 
-impl Sleeper for Pauses<'_> {
-    fn pause(&self, _: Pause) -> bool {
-        let pause = Some(self.seen.replace(self.seen.get() + 1));
-        if pause == self.put_at && self.others.get() > 0 {
+impl References for Looks<'_> {
+    fn get(&self) {
+        self.real.kernel.get();
+    }
+
+    fn put(&self) {
+        self.real.kernel.put();
+    }
+
+    fn freeze(&self, at: u32) -> Result<u32, u32> {
+        self.real.kernel.freeze(at)
+    }
+
+    fn unfreeze(&self, to: u32) {
+        self.real.kernel.unfreeze(to);
+    }
+
+    fn is_poisoned(&self) -> bool {
+        self.real.kernel.is_poisoned()
+    }
+
+    fn relax(&self) {
+        let look = Some(self.seen.replace(self.seen.get() + 1));
+        if look == self.put_at && self.others.get() > 0 {
             self.others.set(self.others.get() - 1);
-            self.real.kernel.count.set(self.real.kernel.count.get() - 1);
+            self.real.kernel.put();
         }
-        if pause == self.end_access_at && self.users.get() > 0 {
+        if look == self.end_access_at && self.users.get() > 0 {
             self.users.set(self.users.get() - 1);
             self.real.folio.end_access();
         }
-        pause != self.killed_at
     }
 }
 
-fn step_real(real: &Real, counts: &Counts, before: &Model, step: Step) -> Answer {
+fn step_real(
+    real: &Real,
+    counts: &Counts,
+    retry: &mut Retry,
+    before: &Model,
+    step: Step,
+) -> Answer {
     let Real { folio, kernel } = real;
     match step {
         Step::Populate { order } => {
@@ -357,20 +410,18 @@ fn step_real(real: &Real, counts: &Counts, before: &Model, step: Step) -> Answer
             }
             result.into()
         }
-        Step::BeginLend { to, put_at, end_access_at, killed_at } => {
-            let pauses = Pauses {
+        Step::BeginLend { to, put_at, end_access_at } => {
+            let looks = Looks {
                 real,
                 others: before.others.into(),
                 users: before.users.into(),
                 seen: 0.into(),
                 put_at,
                 end_access_at,
-                killed_at,
             };
-            folio
-                .begin_lend(to, counts, kernel, &pauses)
-                .map_or_else(Answer::Refused, Answer::Report)
+            folio.begin_lend(to, &looks).map_or_else(Answer::Refused, Answer::Report)
         }
+        Step::Retry { refusal } => Answer::Got(retry.after(&refusal, counts).is_some()),
         Step::Lent => folio.lent(counts).into(),
         Step::LendCancelled => folio.lend_cancelled(kernel).into(),
         Step::BeginShare { with } => {
@@ -384,6 +435,8 @@ fn step_real(real: &Real, counts: &Counts, before: &Model, step: Step) -> Answer
         Step::TakenBack => folio.taken_back(kernel, counts).into(),
         Step::Kept { quarantine } => folio.kept(quarantine, counts).into(),
         Step::Broken => folio.broken(counts).into(),
+        Step::Hold => folio.hold(kernel).into(),
+        Step::Unhold => folio.unhold(kernel).into(),
         Step::Access => folio.access().into(),
         Step::EndAccess if before.users == 0 => Answer::Nothing,
         Step::EndAccess => {
@@ -413,8 +466,10 @@ fn compare(real: &Real, model: &Model) {
     assert_eq!(folio.borrower(), model.borrower());
     let reachable = matches!(model.state(), State::Present | State::Shared);
     assert_eq!(folio.is_reachable(), reachable);
-    let own = u32::from(model.place != Place::Nowhere && !model.is_frozen());
-    assert_eq!(kernel.count.get(), own + model.others, "references");
+    assert_eq!(folio.holders(), model.holders, "safe references");
+    let there = model.place != Place::Nowhere && !model.is_frozen();
+    let safe = if there { 1 + model.holders } else { 0 };
+    assert_eq!(kernel.count.get(), safe + model.others, "references");
 }
 
 fn compare_counts(counts: &Counts, models: &[Model]) {
@@ -436,12 +491,14 @@ fn play(history: &[(usize, Step)]) {
     let counts = Counts::default();
     let reals: [Real; FOLIOS] = Default::default();
     let mut models = [Model::NEW; FOLIOS];
+    let (mut retry, mut patience) = (Retry::new(), 0);
     for &(which, step) in history {
         let (real, model) = (&reals[which], &mut models[which]);
-        let seen = step_real(real, &counts, model, step);
-        assert_eq!(seen, step_model(model, step), "{step:?}, folio {which}");
+        let seen = step_real(real, &counts, &mut retry, model, step);
+        assert_eq!(seen, step_model(model, &mut patience, step), "{step:?}, folio {which}");
         compare(real, model);
         compare_counts(&counts, &models);
+        assert_eq!(counts.retries(), u64::from(patience));
     }
     // All comes home, and leaves nothing behind.
     for (real, model) in reals.iter().zip(&mut models) {
@@ -449,10 +506,11 @@ fn play(history: &[(usize, Step)]) {
         steps.extend([Step::BeginTakeBack, Step::TakenBack]);
         steps.extend(vec![Step::EndAccess; model.users as usize]);
         steps.extend(vec![Step::Put; model.others as usize]);
+        steps.extend(vec![Step::Unhold; model.holders as usize]);
         steps.push(Step::Remove);
         for step in steps {
-            let seen = step_real(real, &counts, model, step);
-            assert_eq!(seen, step_model(model, step), "{step:?} at the end");
+            let seen = step_real(real, &counts, &mut retry, model, step);
+            assert_eq!(seen, step_model(model, &mut patience, step), "{step:?} at the end");
         }
         compare(real, model);
         let is_lost = matches!(model.place, Place::Lost(_));
@@ -466,8 +524,8 @@ fn borrower() -> impl Strategy<Value = Borrower> {
 }
 
 fn moment() -> impl Strategy<Value = Option<u32>> {
-    // A pause more than there are.
-    prop::option::weighted(0.3, 0..=pauses())
+    // One more than there are.
+    prop::option::weighted(0.3, 0..=LOOKS)
 }
 
 /// The steps of a life come often, so that histories get anywhere.
@@ -475,11 +533,14 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         6 => prop_oneof![Just(0), Just(9)].prop_map(|order| Step::Populate { order }),
         1 => Just(Step::Remove),
-        8 => (borrower(), moment(), moment(), moment()).prop_map(
-            |(to, put_at, end_access_at, killed_at)| {
-                Step::BeginLend { to, put_at, end_access_at, killed_at }
-            }
-        ),
+        8 => (borrower(), moment(), moment())
+            .prop_map(|(to, put_at, end_access_at)| Step::BeginLend { to, put_at, end_access_at }),
+        1 => prop_oneof![
+            Just(Refusal::Excess(1)),
+            Just(Refusal::Accessible(1)),
+            Just(Refusal::Poisoned)
+        ]
+        .prop_map(|refusal| Step::Retry { refusal }),
         8 => Just(Step::Lent),
         2 => Just(Step::LendCancelled),
         4 => borrower().prop_map(|with| Step::BeginShare { with }),
@@ -489,6 +550,8 @@ fn step() -> impl Strategy<Value = Step> {
         6 => Just(Step::TakenBack),
         4 => any::<bool>().prop_map(|quarantine| Step::Kept { quarantine }),
         1 => Just(Step::Broken),
+        3 => Just(Step::Hold),
+        3 => Just(Step::Unhold),
         2 => Just(Step::Access),
         3 => Just(Step::EndAccess),
         2 => Just(Step::TryGet),

@@ -2,17 +2,14 @@
 /* Floor 0: what Rust calls. */
 
 #include <linux/bug.h>
-#include <linux/delay.h>
 #include <linux/eventfd.h>
 #include <linux/mm.h>
 #include <linux/page-flags.h>
 #include <linux/page_ref.h>
 #include <linux/processor.h>
-#include <linux/sched/signal.h>
 #include <linux/slab.h>
 
 #include "arch/arch.h"
-#include "arch/events.h"
 
 void *escrow_alloc(size_t size)
 {
@@ -30,12 +27,24 @@ void __noreturn escrow_panic(const char *file, size_t length, u32 line)
 	BUG();
 }
 
+void escrow_folio_get(struct folio *folio)
+{
+	folio_get(folio);
+}
+
+void escrow_folio_put(struct folio *folio)
+{
+	folio_put(folio);
+}
+
+/*
+ * folio_ref_freeze() that says what it found. Either way, *count is the count
+ * as it was read, and nothing that the caller believes.
+ */
 bool escrow_folio_freeze(struct folio *folio, u32 at, u32 *count)
 {
-	if (folio_ref_freeze(folio, at))
-		return true;
-	*count = folio_ref_count(folio);
-	return false;
+	*count = atomic_cmpxchg(&folio->_refcount, at, 0);
+	return *count == at;
 }
 
 void escrow_folio_unfreeze(struct folio *folio, u32 to)
@@ -55,16 +64,9 @@ bool escrow_folio_is_poisoned(struct folio *folio)
 	return false;
 }
 
-bool escrow_pause(u32 microseconds)
+void escrow_relax(void)
 {
-	if (fatal_signal_pending(current))
-		return false;
-	escrow_count(ESCROW_RETRIES, 1);
-	if (microseconds)
-		usleep_range(microseconds, microseconds + microseconds / 2);
-	else
-		cpu_relax();
-	return true;
+	cpu_relax();
 }
 
 /* EL2 needs memory for a VM. */

@@ -9,6 +9,8 @@
  *		 (0: any). 0 0 0 0 0 0 ends it.
  *   fault_state what was passed since then, how many failed, and how many
  *		 blocks of memory the module has
+ *   fault_surplus how many references too many a folio is frozen with: the mistake
+ *		 of a host that has lost count
  *   fault_sites each place: file, line, name, how often passed, how often failed
  */
 
@@ -20,7 +22,7 @@
 #include "arch/arch.h"
 #include "arch/inject.h"
 
-/* What hvc.c has in this build: see Kbuild. */
+/* What hvc.c and glue.c have in this build: see Kbuild. */
 void escrow_real_hvc(const u64 args[8], u64 results[5]);
 
 static DEFINE_RAW_SPINLOCK(lock);
@@ -97,6 +99,13 @@ void escrow_hvc(const u64 args[8], u64 results[5])
 	results[4] = 0;
 }
 
+static uint surplus;
+
+bool escrow_folio_freeze(struct folio *folio, u32 at, u32 *count)
+{
+	return escrow_real_folio_freeze(folio, at + READ_ONCE(surplus), count);
+}
+
 void *escrow_fault_got(void *block)
 {
 	if (block)
@@ -165,6 +174,7 @@ static const struct kernel_param_ops escrow_fault_arm_ops = { .set = escrow_faul
 static const struct kernel_param_ops escrow_fault_state_ops = { .get = escrow_fault_state };
 static const struct kernel_param_ops escrow_fault_sites_ops = { .get = escrow_fault_sites };
 
+module_param_named(fault_surplus, surplus, uint, 0600);
 module_param_cb(fault_arm, &escrow_fault_arm_ops, NULL, 0200);
 module_param_cb(fault_state, &escrow_fault_state_ops, NULL, 0400);
 module_param_cb(fault_sites, &escrow_fault_sites_ops, NULL, 0400);

@@ -37,6 +37,11 @@ struct escrow_fault_site {
 	u32 failed;
 };
 
+struct folio;
+
+/* What glue.c has in this build: see Kbuild. */
+bool escrow_real_folio_freeze(struct folio *folio, u32 at, u32 *count);
+
 /* inject.c */
 bool escrow_fault_fails(struct escrow_fault_site *site);
 void *escrow_fault_got(void *block);

@@ -77,6 +77,11 @@ struct escrow_refusal {
 	u32 reserved;
 };
 
+/* The patience of one lend. */
+struct escrow_retry {
+	u32 pauses;
+};
+
 struct escrow_map_request {
 	u64 guest;
 	u64 size;
@@ -132,6 +137,7 @@ static_assert(sizeof(struct escrow_vcpu_core) == 16);
 static_assert(sizeof(struct escrow_entry) == 32);
 static_assert(sizeof(struct escrow_report) == 12);
 static_assert(sizeof(struct escrow_refusal) == 16);
+static_assert(sizeof(struct escrow_retry) == 4);
 static_assert(sizeof(struct escrow_map_request) == 40);
 static_assert(sizeof(struct escrow_binding) == 40);
 static_assert(sizeof(struct escrow_exit) == 32);
@@ -158,9 +164,17 @@ int escrow_rs_folio_borrower(const struct escrow_folio_state *ef, u64 *vm, u64 *
 int escrow_rs_folio_access(struct escrow_folio_state *ef);
 void escrow_rs_folio_end_access(struct escrow_folio_state *ef);
 /* 0, and @report is written; 1: there already; -EAGAIN, and @refusal is written */
-int escrow_rs_folio_begin_lend(struct escrow_folio_state *ef, struct escrow_counts *counts,
-			       struct folio *folio, u32 how, u64 vm, u64 guest,
-			       struct escrow_report *report, struct escrow_refusal *refusal);
+int escrow_rs_folio_begin_lend(struct escrow_folio_state *ef, struct folio *folio, u32 how, u64 vm,
+			       u64 guest, struct escrow_report *report,
+			       struct escrow_refusal *refusal);
+/* Microseconds to sleep before the next try, without locks; 0: give up. */
+u32 escrow_rs_retry(struct escrow_retry *retry, const struct escrow_refusal *refusal,
+		    struct escrow_counts *counts);
+void escrow_rs_counts_refused(struct escrow_counts *counts);
+/* Safe references of others than the memory. */
+int escrow_rs_folio_hold(struct escrow_folio_state *ef, struct folio *folio);
+int escrow_rs_folio_unhold(struct escrow_folio_state *ef, struct folio *folio);
+u32 escrow_rs_folio_holders(const struct escrow_folio_state *ef);
 int escrow_rs_folio_end_lend(struct escrow_folio_state *ef, struct escrow_counts *counts,
 			     struct folio *folio, bool done);
 /* enum escrow_how */
@@ -216,8 +230,13 @@ int escrow_rs_map_check(const struct gunyah_map_mem_args *args,
 			struct escrow_map_request *request);
 #define ESCROW_MEM_CLOEXEC 1
 #define ESCROW_MEM_HUGE 2
+#define ESCROW_MEM_LEND_FIRST 4
 /* ESCROW_MEM_* */
 int escrow_rs_create_mem_check(const struct gunyah_create_guest_mem_args *args);
+#define ESCROW_EXPORT_CLOEXEC 1
+#define ESCROW_EXPORT_WRITE 2
+/* ESCROW_EXPORT_* */
+int escrow_rs_export_check(const struct escrow_export_dmabuf_args *args);
 int escrow_rs_function_to_add(const struct gunyah_fn_desc *desc,
 			      const union escrow_fn_arg *arg, struct escrow_function *function);
 int escrow_rs_function_to_remove(const struct gunyah_fn_desc *desc,

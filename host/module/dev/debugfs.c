@@ -59,6 +59,32 @@ static int memories_show(struct seq_file *m, void *data)
 }
 DEFINE_SHOW_ATTRIBUTE(memories);
 
+static int holders_show(struct seq_file *m, void *data)
+{
+	struct escrow_mem *mem;
+
+	seq_puts(m, "inode offset size references accesses name\n");
+	mutex_lock(&escrow_memories.lock);
+	list_for_each_entry(mem, &escrow_memories.head, listing.link)
+		escrow_mem_show_holders(m, mem, false);
+	mutex_unlock(&escrow_memories.lock);
+	return 0;
+}
+DEFINE_SHOW_ATTRIBUTE(holders);
+
+static int refusals_show(struct seq_file *m, void *data)
+{
+	struct escrow_mem *mem;
+
+	seq_puts(m, "inode offset excess accessible by\n");
+	mutex_lock(&escrow_memories.lock);
+	list_for_each_entry(mem, &escrow_memories.head, listing.link)
+		escrow_mem_show_refusal(m, mem, false);
+	mutex_unlock(&escrow_memories.lock);
+	return 0;
+}
+DEFINE_SHOW_ATTRIBUTE(refusals);
+
 static const char *escrow_vm_state(struct escrow_vm *vm, int err, u64 state)
 {
 	if (READ_ONCE(vm->is_zombie))
@@ -142,6 +168,8 @@ void escrow_debugfs_init(void)
 	debugfs_create_file("totals", 0400, folder, NULL, &totals_fops);
 	debugfs_create_file("memories", 0400, folder, NULL, &memories_fops);
 	debugfs_create_file("vms", 0400, folder, NULL, &vms_fops);
+	debugfs_create_file("holders", 0400, folder, NULL, &holders_fops);
+	debugfs_create_file("refusals", 0400, folder, NULL, &refusals_fops);
 	debugfs_create_file("log", 0400, folder, NULL, &log_fops);
 }
 

@@ -84,18 +84,26 @@ static int __init escrow_init(void)
 	if (!escrow_is_below())
 		return -ENODEV;
 	escrow_ram_init();
-	err = escrow_power_init();
+	err = escrow_holders_init();
 	if (err)
 		return err;
+	err = escrow_power_init();
+	if (err)
+		goto err_holders;
 	err = misc_register(&escrow_dev);
 	if (err) {
 		pr_err("cannot register /dev/gunyah: %d\n", err);
-		escrow_power_exit();
-		return err;
+		goto err_power;
 	}
 	escrow_poison_init();
 	escrow_debugfs_init();
 	return 0;
+
+err_power:
+	escrow_power_exit();
+err_holders:
+	escrow_holders_exit();
+	return err;
 }
 
 static void __exit escrow_exit(void)
@@ -105,6 +113,7 @@ static void __exit escrow_exit(void)
 	misc_deregister(&escrow_dev);
 	escrow_power_exit();
 	escrow_vm_exit();
+	escrow_holders_exit();
 }
 
 module_init(escrow_init);

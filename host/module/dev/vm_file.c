@@ -86,7 +86,7 @@ static int escrow_vm_start_functions(struct escrow_vm *vm)
 	return err;
 }
 
-static int escrow_vm_start(struct escrow_vm *vm)
+static int escrow_vm_try_start(struct escrow_vm *vm, struct escrow_attempt *attempt)
 {
 	struct escrow_binding binding;
 	u64 guest, size;
@@ -110,11 +110,25 @@ static int escrow_vm_start(struct escrow_vm *vm)
 		if (!err)
 			err = escrow_rs_vm_set_registers(vm->core);
 		if (!err)
-			err = escrow_mem_lend(&vm->borrower, &binding, guest, size, unmapped);
+			err = escrow_mem_lend(&vm->borrower, &binding, guest, size, unmapped,
+					      attempt);
 		if (!err)
 			err = escrow_rs_vm_start(vm->core, &vm->borrower);
 	}
 	up_write(&vm->lock);
+	return err;
+}
+
+static int escrow_vm_start(struct escrow_vm *vm)
+{
+	struct escrow_attempt attempt = {};
+	int err;
+
+	/* All of it again: without the lock, all may have changed. */
+	do {
+		err = escrow_vm_try_start(vm, &attempt);
+	} while (err == -EAGAIN && escrow_attempt_again(&attempt));
+	escrow_attempt_end(&attempt);
 	return err;
 }
 

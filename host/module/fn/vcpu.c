@@ -70,13 +70,20 @@ static int escrow_vcpu_bring(struct escrow_vcpu *vcpu, u64 guest, u64 access)
 {
 	struct escrow_vm *vm = vcpu->vm;
 	struct escrow_binding binding = {};
+	struct escrow_attempt attempt = {};
 	int err;
 
-	down_read(&vm->lock);
-	err = vm->is_closed ? -ENODEV : escrow_rs_vm_find(vm->core, guest, access, &binding);
-	if (!err)
-		err = escrow_mem_lend_one(&vm->borrower, &binding, round_down(guest, PAGE_SIZE), vcpu->batch);
-	up_read(&vm->lock);
+	do {
+		down_read(&vm->lock);
+		err = vm->is_closed ? -ENODEV :
+			escrow_rs_vm_find(vm->core, guest, access, &binding);
+		if (!err)
+			err = escrow_mem_lend_one(&vm->borrower, &binding,
+						  round_down(guest, PAGE_SIZE), vcpu->batch,
+						  &attempt);
+		up_read(&vm->lock);
+	} while (unlikely(err == -EAGAIN) && escrow_attempt_again(&attempt));
+	escrow_attempt_end(&attempt);
 	return err;
 }
 

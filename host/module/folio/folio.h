@@ -25,6 +25,7 @@ struct escrow_folio {
 	struct escrow_folio_state state;
 	struct folio *folio;
 	u32 home; /* whole pages of a broken large folio that came home */
+	u32 wanted; /* in jiffies, when a lend that goes first was refused; 0: never */
 	union {
 		pgoff_t index; /* of a memory: of its first page */
 		struct list_head link; /* of metadata: in vm->metadata_folios */

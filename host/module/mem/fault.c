@@ -39,6 +39,11 @@ again:
 		ret = VM_FAULT_HWPOISON;
 		goto out;
 	}
+	/* A lend of it is being tried, and goes first. */
+	if (escrow_folio_is_wanted(ef)) {
+		folio_unlock(ef->folio);
+		goto out;
+	}
 	if (!escrow_rs_folio_is_reachable(&ef->state)) {
 		/* The guest may have given it up in the meantime. */
 		err = escrow_mem_reclaim_folio(mem, ef, &lacks);

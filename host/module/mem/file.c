@@ -13,6 +13,7 @@
 #include <linux/pagemap.h>
 #include <linux/sched/signal.h>
 #include <linux/seq_file.h>
+#include <linux/uaccess.h>
 
 #include "mem/mem.h"
 
@@ -36,6 +37,8 @@ static int escrow_mem_clear(struct escrow_mem *mem, pgoff_t first, pgoff_t last,
 {
 	int err;
 
+	if (escrow_mem_is_held(mem, first, last))
+		return -EBUSY;
 	err = __escrow_mem_reclaim(mem, first, last, &escrow_any_vm, false, lacks);
 	if (err)
 		return err == -ENOMEM ? err : -EBUSY;
@@ -106,13 +109,15 @@ static int escrow_mem_shrink(struct escrow_mem *mem, pgoff_t end, pgoff_t old, u
 	struct escrow_folio *ef;
 	int err;
 
+	if (escrow_mem_is_held(mem, end, old - 1))
+		return -EBUSY;
 	err = __escrow_mem_reclaim(mem, end, old - 1, &escrow_any_vm, false, lacks);
 	if (err)
 		return err == -ENOMEM ? err : -EBUSY;
 	/* What is beyond the end must not be reached through what is not. */
 	ef = escrow_mem_find(mem, end);
 	if (ef && ef->index < end)
-		err = escrow_mem_split(mem, ef);
+		err = escrow_mem_split(mem, ef, NULL);
 	if (err)
 		return err == -EAGAIN ? -EBUSY : err;
 	escrow_mem_drop(mem, end, old - 1);
@@ -153,33 +158,38 @@ static int escrow_mem_setattr(struct mnt_idmap *idmap, struct dentry *dentry, st
 static void escrow_mem_show_fdinfo(struct seq_file *m, struct file *file)
 {
 	struct escrow_mem *mem = file->private_data;
-	struct escrow_refusal refusal;
-	u64 counts[ESCROW_COUNTS], offset;
-	bool was_refused;
+	u64 counts[ESCROW_COUNTS];
 
 	escrow_rs_counts(&mem->counts, counts);
-	spin_lock(&mem->refusal_lock);
-	was_refused = mem->was_refused;
-	offset = mem->refused_offset;
-	refusal = mem->refusal;
-	spin_unlock(&mem->refusal_lock);
-
 	seq_printf(m, "size:\t%lld\n", i_size_read(file_inode(file)));
 	seq_printf(m, "present:\t%llu\nlent:\t%llu\nshared:\t%llu\nquarantined:\t%llu\n",
 		   counts[0], counts[1], counts[2], counts[3]);
 	seq_printf(m, "poisoned:\t%llu\nrefusals:\t%llu\nretries:\t%llu\n", counts[4],
 		   counts[5], counts[6]);
-	if (was_refused)
-		seq_printf(m, "last_refusal:\toffset=%#llx excess=%lld accessible=%u\n", offset,
-			   refusal.excess, refusal.accessible);
-	else
-		seq_puts(m, "last_refusal:\tnone\n");
+	escrow_mem_show_refusal(m, mem, true);
+	escrow_mem_show_holders(m, mem, true);
+}
+
+static long escrow_mem_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
+{
+	struct escrow_export_dmabuf_args args;
+
+	switch (cmd) {
+	case ESCROW_MEM_EXPORT_DMABUF:
+		if (copy_from_user(&args, (void __user *)arg, sizeof(args)))
+			return -EFAULT;
+		return escrow_mem_export(file, &args);
+	default:
+		return -ENOTTY;
+	}
 }
 
 const struct file_operations escrow_mem_fops = {
 	.owner = THIS_MODULE,
 	.mmap = escrow_mem_mmap,
 	.fallocate = escrow_mem_fallocate,
+	.unlocked_ioctl = escrow_mem_ioctl,
+	.compat_ioctl = compat_ptr_ioctl,
 	.release = escrow_mem_release,
 	.show_fdinfo = escrow_mem_show_fdinfo,
 };

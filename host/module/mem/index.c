@@ -130,15 +130,21 @@ static int escrow_mem_replace(struct escrow_mem *mem, struct escrow_folio *large
  * to go a way of its own. For that, nobody may hold it: -EAGAIN as for a lend,
  * and everything is as it was. Under the exclusive lock.
  */
-int escrow_mem_split(struct escrow_mem *mem, struct escrow_folio *ef)
+int escrow_mem_split(struct escrow_mem *mem, struct escrow_folio *ef,
+		     struct escrow_attempt *attempt)
 {
-	struct escrow_refusal refusal = {};
+	/* Safe references, which hinder no lend, are to this folio. */
+	struct escrow_refusal refusal = { .excess = escrow_rs_folio_holders(&ef->state) };
 	struct escrow_report report;
 	struct escrow_folio **small;
 	struct folio *folio = ef->folio;
 	long pages = folio_nr_pages(folio), i;
 	int err;
 
+	if (refusal.excess) {
+		escrow_mem_refused(mem, ef, &refusal, NULL, attempt);
+		return -EAGAIN;
+	}
 	small = kvcalloc(pages, sizeof(*small), GFP_KERNEL_ACCOUNT);
 	if (!small)
 		return -ENOMEM;
@@ -147,10 +153,10 @@ int escrow_mem_split(struct escrow_mem *mem, struct escrow_folio *ef)
 		unmap_mapping_range(escrow_mapping(mem), (loff_t)ef->index << PAGE_SHIFT,
 				    folio_size(folio), 0);
 	/* As if it were lent to nobody: frozen, its contents stand still. */
-	err = escrow_rs_folio_begin_lend(&ef->state, &mem->counts, folio, ESCROW_LENT, 0, 0,
-					 &report, &refusal);
+	err = escrow_rs_folio_begin_lend(&ef->state, folio, ESCROW_LENT, 0, 0, &report, &refusal);
 	if (err == -EAGAIN)
-		escrow_mem_refused(mem, ef, &refusal);
+		escrow_mem_refused(mem, ef, &refusal, refusal.accessible ? NULL : "a pin",
+				   attempt);
 	if (!err) {
 		err = escrow_mem_copy(mem, ef, small) ?: escrow_mem_replace(mem, ef, small);
 		WARN_ON_ONCE(escrow_rs_folio_end_lend(&ef->state, &mem->counts, folio, false));

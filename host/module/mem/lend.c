@@ -59,29 +59,17 @@ static noinline void escrow_mem_zap(struct escrow_mem *mem, const struct escrow_
 	unmap_mapping_range(escrow_mapping(mem), start, end - start, 0);
 }
 
-void escrow_mem_refused(struct escrow_mem *mem, const struct escrow_folio *ef,
-			const struct escrow_refusal *refusal)
-{
-	u64 offset = (u64)ef->index << PAGE_SHIFT;
-
-	spin_lock(&mem->refusal_lock);
-	mem->was_refused = true;
-	mem->refused_offset = offset;
-	mem->refusal = *refusal;
-	spin_unlock(&mem->refusal_lock);
-	escrow_note_refusal(escrow_mem_id(mem), offset, folio_nr_pages(ef->folio),
-			    refusal->excess, refusal->accessible, -EAGAIN);
-}
-
 /*
  * Prepares one folio, which is locked. 0: it is in the batch, 1: it is where
  * it should be already. Inlined, as the two that follow: each page that a guest
  * touches comes by here, and frames of their own cost it more than what they do.
  */
-static __always_inline int escrow_mem_prepare(struct escrow_mem *mem, const struct escrow_borrower *to,
+static __always_inline int escrow_mem_prepare(struct escrow_mem *mem,
+					      const struct escrow_borrower *to,
 					      const struct escrow_binding *binding,
 					      struct escrow_folio *ef, u64 guest,
-					      struct escrow_batch *batch)
+					      struct escrow_batch *batch,
+					      struct escrow_attempt *attempt)
 {
 	struct escrow_report report; /* written with 0 */
 	struct escrow_refusal refusal; /* written with -EAGAIN */
@@ -90,10 +78,11 @@ static __always_inline int escrow_mem_prepare(struct escrow_mem *mem, const stru
 	/* With the folio locked, no mapping of it can come back. */
 	if (binding->how == ESCROW_LENT && folio_mapped(ef->folio))
 		escrow_mem_zap(mem, ef);
-	err = escrow_rs_folio_begin_lend(&ef->state, &mem->counts, ef->folio, binding->how,
-					 to->handle, guest, &report, &refusal);
+	err = escrow_rs_folio_begin_lend(&ef->state, ef->folio, binding->how, to->handle, guest,
+					 &report, &refusal);
 	if (err == -EAGAIN)
-		escrow_mem_refused(mem, ef, &refusal);
+		escrow_mem_refused(mem, ef, &refusal, refusal.accessible ? NULL : "a pin",
+				   attempt);
 	if (!err)
 		escrow_batch_add(batch, ef, guest, binding->rights, &report);
 	return err;
@@ -151,7 +140,8 @@ static bool escrow_mem_ends_before(struct escrow_mem *mem, u64 offset)
 /* Folios in the place of a run of pages: whole ones that fit the binding. */
 static int escrow_mem_lend_locked(struct escrow_mem *mem, struct escrow_borrower *to,
 				  const struct escrow_binding *binding, u64 offset, u64 size,
-				  bool unmapped, struct escrow_batch *batch)
+				  bool unmapped, struct escrow_batch *batch,
+				  struct escrow_attempt *attempt)
 {
 	pgoff_t first = offset >> PAGE_SHIFT, last = (offset + size - 1) >> PAGE_SHIFT, i;
 	struct escrow_folio *ef;
@@ -165,12 +155,13 @@ static int escrow_mem_lend_locked(struct escrow_mem *mem, struct escrow_borrower
 		if (IS_ERR(ef))
 			return PTR_ERR(ef);
 		if (unmapped && folio_mapped(ef->folio)) {
-			/* But for the memory's own, the references are not asked to go. */
+			/* But for the safe ones, the references are not asked to go. */
 			struct escrow_refusal refusal = {
-				.excess = folio_ref_count(ef->folio) - 1,
+				.excess = folio_ref_count(ef->folio) - 1 -
+					  escrow_rs_folio_holders(&ef->state),
 			};
 
-			escrow_mem_refused(mem, ef, &refusal);
+			escrow_mem_refused(mem, ef, &refusal, "a mapping", NULL);
 			return -EAGAIN;
 		}
 		err = escrow_mem_recall(mem, to, ef);
@@ -179,7 +170,7 @@ static int escrow_mem_lend_locked(struct escrow_mem *mem, struct escrow_borrower
 		if (escrow_rs_binding_fits(binding, (u64)ef->index << PAGE_SHIFT,
 					  folio_size(ef->folio), &guest))
 			continue;
-		err = escrow_mem_split(mem, ef);
+		err = escrow_mem_split(mem, ef, attempt);
 		if (err)
 			return err;
 		ef = escrow_mem_find(mem, i);
@@ -195,7 +186,7 @@ static int escrow_mem_lend_locked(struct escrow_mem *mem, struct escrow_borrower
 		 * After this, it is frozen.
 		 */
 		folio_lock(ef->folio);
-		err = escrow_mem_prepare(mem, to, binding, ef, guest, batch);
+		err = escrow_mem_prepare(mem, to, binding, ef, guest, batch, attempt);
 		folio_unlock(ef->folio);
 		cond_resched();
 	}
@@ -209,10 +200,11 @@ static int escrow_mem_lend_locked(struct escrow_mem *mem, struct escrow_borrower
 /*
  * Gives the guest what is behind the binding @binding from @guest on: all of it
  * or none. -EAGAIN: somebody uses a folio, or, if they must be @unmapped, maps
- * it; fdinfo says which. Under vm->lock.
+ * it; without vm->lock, escrow_attempt_again() says whether another try is worth
+ * while. Under vm->lock.
  */
-int escrow_mem_lend(struct escrow_borrower *to, const struct escrow_binding *binding, u64 guest, u64 size,
-		    bool unmapped)
+int escrow_mem_lend(struct escrow_borrower *to, const struct escrow_binding *binding, u64 guest,
+		    u64 size, bool unmapped, struct escrow_attempt *attempt)
 {
 	struct escrow_mem *mem = binding->mem;
 	struct address_space *mapping = escrow_mapping(mem);
@@ -223,8 +215,9 @@ int escrow_mem_lend(struct escrow_borrower *to, const struct escrow_binding *bin
 	if (!batch)
 		return -ENOMEM;
 	filemap_invalidate_lock(mapping);
-	err = escrow_mem_lend_locked(mem, to, binding, binding->offset + (guest - binding->guest), size,
-				     unmapped, batch);
+	err = escrow_mem_lend_locked(mem, to, binding,
+				     binding->offset + (guest - binding->guest), size, unmapped,
+				     batch, attempt);
 	filemap_invalidate_unlock(mapping);
 	escrow_batch_free(batch);
 	return err;
@@ -235,8 +228,8 @@ int escrow_mem_lend(struct escrow_borrower *to, const struct escrow_binding *bin
  * others. Nothing is allocated where the folio is there already: @batch is the
  * caller's, and has room for one.
  */
-int escrow_mem_lend_one(struct escrow_borrower *to, const struct escrow_binding *binding, u64 guest,
-			struct escrow_batch *batch)
+int escrow_mem_lend_one(struct escrow_borrower *to, const struct escrow_binding *binding,
+			u64 guest, struct escrow_batch *batch, struct escrow_attempt *attempt)
 {
 	struct escrow_mem *mem = binding->mem;
 	struct address_space *mapping = escrow_mapping(mem);
@@ -260,14 +253,14 @@ int escrow_mem_lend_one(struct escrow_borrower *to, const struct escrow_binding 
 				   &at)) {
 		/* It has to be split, which nobody may look at. */
 		filemap_invalidate_unlock_shared(mapping);
-		return escrow_mem_lend(to, binding, guest, PAGE_SIZE, false);
+		return escrow_mem_lend(to, binding, guest, PAGE_SIZE, false, attempt);
 	}
 
 	folio_lock(ef->folio);
 	escrow_batch_reset(batch);
 	err = escrow_rs_folio_is_reachable(&ef->state) ? 0 : escrow_mem_recall(mem, to, ef);
 	if (!err)
-		err = escrow_mem_prepare(mem, to, binding, ef, at, batch);
+		err = escrow_mem_prepare(mem, to, binding, ef, at, batch, attempt);
 	if (err >= 0)
 		err = escrow_mem_send(mem, to, binding, batch);
 	folio_unlock(ef->folio);

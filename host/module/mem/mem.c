@@ -82,8 +82,12 @@ int escrow_mem_create(const struct gunyah_create_guest_mem_args *args, int (*top
 	xa_init(&mem->folios);
 	mutex_init(&mem->make_lock);
 	spin_lock_init(&mem->refusal_lock);
+	spin_lock_init(&mem->holders_lock);
+	INIT_LIST_HEAD(&mem->holders);
+	init_waitqueue_head(&mem->let_go);
 	mem->top_up = top_up;
 	mem->huge = flags & ESCROW_MEM_HUGE;
+	mem->lend_first = flags & ESCROW_MEM_LEND_FIRST;
 	mem->batch = escrow_batch_alloc(ESCROW_BATCH);
 	if (!mem->batch) {
 		fd = -ENOMEM;

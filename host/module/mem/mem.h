@@ -6,9 +6,11 @@
 #define ESCROW_MEM_H
 
 #include <linux/fs.h>
+#include <linux/list.h>
 #include <linux/mutex.h>
 #include <linux/spinlock.h>
 #include <linux/types.h>
+#include <linux/wait.h>
 #include <linux/xarray.h>
 
 #include "arch/listing.h"
@@ -24,10 +26,16 @@ struct escrow_filter {
 
 extern const struct escrow_filter escrow_any_vm;
 
+/* Room for some names of those who are in the way of a lend. */
+#define ESCROW_NAMES_SIZE 96
+
+struct seq_file;
+
 /* A guest memory: what its file's private_data points to. */
 struct escrow_mem {
 	struct file *file;
 	bool huge; /* may be made of large folios */
+	bool lend_first; /* lends that are tried again go before new mappings */
 	struct xarray folios; /* of struct escrow_folio, by their first page */
 	struct mutex make_lock; /* makes folios, where they may be large */
 	struct escrow_counts counts;
@@ -39,7 +47,26 @@ struct escrow_mem {
 	bool was_refused;
 	u64 refused_offset;
 	struct escrow_refusal refusal;
+	char refused_by[ESCROW_NAMES_SIZE];
+	spinlock_t holders_lock; /* inside of everything, as the refusal_lock */
+	struct list_head holders; /* who has safe references */
+	wait_queue_head_t let_go; /* where lends wait for the end of accesses */
 	struct escrow_listing listing; /* in escrow_memories */
+};
+
+/*
+ * A lend that may be tried again when who is in its way has had time to let go.
+ * Zeros, at first; escrow_attempt_end() at the end.
+ */
+struct escrow_attempt {
+	struct escrow_mem *mem; /* of the folio that was refused, with a reference; or NULL */
+	u64 offset; /* of that folio */
+	u32 pages;
+	struct escrow_retry retry;
+	struct escrow_refusal refusal;
+	const char *by; /* see escrow_mem_refused() */
+	bool is_refused; /* the last try was, by the host */
+	bool is_told; /* holders of safe references were */
 };
 
 /* mem.c */
@@ -75,16 +102,42 @@ extern const struct vm_operations_struct escrow_mem_vm_ops;
 struct escrow_folio *escrow_mem_find(struct escrow_mem *mem, pgoff_t index);
 pgoff_t escrow_mem_head(struct escrow_mem *mem, pgoff_t index);
 struct escrow_folio *escrow_mem_make(struct escrow_mem *mem, pgoff_t index);
-int escrow_mem_split(struct escrow_mem *mem, struct escrow_folio *ef);
+int escrow_mem_split(struct escrow_mem *mem, struct escrow_folio *ef,
+		     struct escrow_attempt *attempt);
 void escrow_mem_drop(struct escrow_mem *mem, pgoff_t first, pgoff_t last);
 
 /* lend.c */
-void escrow_mem_refused(struct escrow_mem *mem, const struct escrow_folio *ef,
-			const struct escrow_refusal *refusal);
 int escrow_mem_lend(struct escrow_borrower *to, const struct escrow_binding *binding, u64 guest,
-		    u64 size, bool unmapped);
+		    u64 size, bool unmapped, struct escrow_attempt *attempt);
 int escrow_mem_lend_one(struct escrow_borrower *to, const struct escrow_binding *binding,
-			u64 guest, struct escrow_batch *batch);
+			u64 guest, struct escrow_batch *batch, struct escrow_attempt *attempt);
+
+/* refusal.c */
+void escrow_mem_refused(struct escrow_mem *mem, struct escrow_folio *ef,
+			const struct escrow_refusal *refusal, const char *by,
+			struct escrow_attempt *attempt);
+void escrow_mem_give_up(const struct escrow_attempt *attempt);
+bool escrow_attempt_again(struct escrow_attempt *attempt);
+bool escrow_folio_is_wanted(const struct escrow_folio *ef);
+void escrow_mem_show_refusal(struct seq_file *m, struct escrow_mem *mem, bool fdinfo);
+
+static inline void escrow_attempt_end(struct escrow_attempt *attempt)
+{
+	if (unlikely(attempt->mem))
+		escrow_mem_put(attempt->mem);
+}
+
+/* holder.c */
+int escrow_holders_init(void);
+void escrow_holders_exit(void);
+bool escrow_mem_is_held(struct escrow_mem *mem, pgoff_t first, pgoff_t last);
+int escrow_mem_let_go(struct escrow_mem *mem, pgoff_t first, pgoff_t last);
+void escrow_mem_name_holders(struct escrow_mem *mem, pgoff_t first, pgoff_t last, char *names,
+			     size_t size);
+void escrow_mem_show_holders(struct seq_file *m, struct escrow_mem *mem, bool fdinfo);
+
+/* dmabuf.c */
+int escrow_mem_export(struct file *memory, const struct escrow_export_dmabuf_args *args);
 
 /* reclaim.c; @lacks: with -ENOMEM, the VM that EL2 needs memory for, or 0 */
 int escrow_mem_reclaim_folio(struct escrow_mem *mem, struct escrow_folio *ef, u64 *lacks);

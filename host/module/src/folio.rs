@@ -5,10 +5,10 @@
 use core::mem::MaybeUninit;
 
 use escrow_abi::{MemEntry, Rights};
-use escrow_memfd::{Borrower, Counts, Folio, How, Refusal, State};
+use escrow_memfd::{Borrower, Counts, Folio, How, Refusal, Retry, State};
 use escrow_vmcore::Errno;
 
-use crate::kernel::{FolioPtr, Task};
+use crate::kernel::FolioPtr;
 use crate::status;
 
 /// `struct escrow_report`: what a folio's users are counted as.
@@ -92,7 +92,6 @@ pub extern "C" fn escrow_rs_folio_end_access(ef: &Folio) {
 #[unsafe(no_mangle)]
 pub extern "C" fn escrow_rs_folio_begin_lend(
     ef: &Folio,
-    counts: &Counts,
     folio: FolioPtr,
     how: u32,
     vm: u64,
@@ -102,7 +101,7 @@ pub extern "C" fn escrow_rs_folio_begin_lend(
 ) -> i32 {
     let (how, to) = (how_from(how), Borrower { vm, guest });
     let result = match how {
-        How::Lent => ef.begin_lend(to, counts, &folio, &Task).map(|counted| {
+        How::Lent => ef.begin_lend(to, &folio).map(|counted| {
             report.write(CReport {
                 refcount: counted.refcount,
                 safe: counted.safe,
@@ -131,6 +130,42 @@ pub extern "C" fn escrow_rs_folio_begin_lend(
         Err(Refusal::State(_)) => Errno::Busy,
     };
     errno.to_return()
+}
+
+/// What to do after a refusal. → microseconds to sleep before the next try,
+/// without a lock; 0 to give up
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_retry(retry: &mut Retry, refusal: &CRefusal, counts: &Counts) -> u32 {
+    let refusal = match refusal.accessible {
+        0 => Refusal::Excess(refusal.excess),
+        users => Refusal::Accessible(users),
+    };
+    retry.after(&refusal, counts).unwrap_or(0)
+}
+
+/// A lender has given up, because somebody uses the folio.
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_counts_refused(counts: &Counts) {
+    counts.refused();
+}
+
+/// Takes a safe reference, with the folio's transitions held off. ENOENT: there
+/// is no folio, or it is lost.
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_folio_hold(ef: &Folio, folio: FolioPtr) -> i32 {
+    status(ef.hold(&folio).map_err(|_| Errno::NotFound))
+}
+
+/// Gives up what `escrow_rs_folio_hold` took.
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_folio_unhold(ef: &Folio, folio: FolioPtr) -> i32 {
+    out_of_turn(ef.unhold(&folio))
+}
+
+/// How many safe references there are besides the memory's own.
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_folio_holders(ef: &Folio) -> u32 {
+    ef.holders()
 }
 
 /// Ends lending or sharing: Escrow has done it, or has not.

@@ -5,7 +5,7 @@
 use core::ffi::c_void;
 use core::ptr::NonNull;
 
-use escrow_memfd::{Pause, References, Sleeper};
+use escrow_memfd::References;
 use escrow_vmcore::Errno;
 use escrow_vmcore::hypercall::{Donor, Hypervisor};
 
@@ -17,8 +17,10 @@ unsafe extern "C" {
     fn escrow_folio_freeze(folio: NonNull<c_void>, at: u32, count: &mut u32) -> bool;
     fn escrow_folio_unfreeze(folio: NonNull<c_void>, to: u32);
     fn escrow_folio_is_poisoned(folio: NonNull<c_void>) -> bool;
-    fn escrow_pause(microseconds: u32) -> bool;
     fn escrow_top_up(borrower: NonNull<c_void>, pages: u64) -> i32;
+    fn escrow_folio_get(folio: NonNull<c_void>);
+    fn escrow_folio_put(folio: NonNull<c_void>);
+    fn escrow_relax();
     fn escrow_mem_get(mem: NonNull<c_void>);
     fn escrow_mem_put(mem: NonNull<c_void>);
     fn escrow_event_signal(event: NonNull<c_void>);
@@ -45,12 +47,23 @@ impl Hypervisor for Hvc {
 pub(crate) struct FolioPtr(NonNull<c_void>);
 
 impl References for FolioPtr {
-    fn freeze(&self, at: u32) -> Result<(), u32> {
-        let mut count = 0;
+    fn get(&self) {
         // SAFETY: by the contract of this crate the folio is one, and the
-        // memory that asks owns a reference or the freeze.
+        // memory that asks owns a reference to it.
+        unsafe { escrow_folio_get(self.0) }
+    }
+
+    fn put(&self) {
+        // SAFETY: as above; the reference that goes is one that `get`, or the
+        // end of a freeze, made.
+        unsafe { escrow_folio_put(self.0) }
+    }
+
+    fn freeze(&self, at: u32) -> Result<u32, u32> {
+        let mut count = 0;
+        // SAFETY: as above, and it owns no more than what it asks to freeze.
         let frozen = unsafe { escrow_folio_freeze(self.0, at, &mut count) };
-        if frozen { Ok(()) } else { Err(count) }
+        if frozen { Ok(count) } else { Err(count) }
     }
 
     fn unfreeze(&self, to: u32) {
@@ -62,19 +75,10 @@ impl References for FolioPtr {
         // SAFETY: as above.
         unsafe { escrow_folio_is_poisoned(self.0) }
     }
-}
 
-/// The task that called in.
-pub(crate) struct Task;
-
-impl Sleeper for Task {
-    fn pause(&self, pause: Pause) -> bool {
-        let microseconds = match pause {
-            Pause::Spin => 0,
-            Pause::Sleep(microseconds) => microseconds,
-        };
-        // SAFETY: callers are in process context without spinlocks.
-        unsafe { escrow_pause(microseconds) }
+    fn relax(&self) {
+        // SAFETY: it waits for some cycles, and may be called anywhere.
+        unsafe { escrow_relax() }
     }
 }
 

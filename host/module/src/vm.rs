@@ -119,11 +119,25 @@ pub extern "C" fn escrow_rs_map_check(args: &uapi::MapMem, request: &mut CMapReq
 }
 
 /// Checks a CREATE_GUEST_MEM. → `ESCROW_MEM_*`: 1 to be closed on exec, 2 may
-/// be made of large folios
+/// be made of large folios, 4 lends go before new mappings
 #[unsafe(no_mangle)]
 pub extern "C" fn escrow_rs_create_mem_check(args: &uapi::CreateMem) -> i32 {
     match args::create_mem(args) {
-        Ok(kind) => i32::from(kind.close_on_exec) | i32::from(kind.allow_huge) << 1,
+        Ok(kind) => {
+            i32::from(kind.close_on_exec)
+                | i32::from(kind.allow_huge) << 1
+                | i32::from(kind.lend_first) << 2
+        }
+        Err(errno) => errno.to_return(),
+    }
+}
+
+/// Checks a MEM_EXPORT_DMABUF. → `ESCROW_EXPORT_*`: 1 to be closed on exec, 2
+/// programs may write to it
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_export_check(args: &uapi::ExportDmabuf) -> i32 {
+    match args::export_dmabuf(args) {
+        Ok(export) => i32::from(export.close_on_exec) | i32::from(export.write) << 1,
         Err(errno) => errno.to_return(),
     }
 }

@@ -75,6 +75,8 @@ pub struct MemKind {
     pub close_on_exec: bool,
     /// It may be made of 2 MiB folios.
     pub allow_huge: bool,
+    /// A lend that is tried again goes before new mappings and pins.
+    pub lend_first: bool,
 }
 
 /// Checks a [`uapi::CREATE_GUEST_MEM`].
@@ -83,7 +85,7 @@ pub struct MemKind {
 /// `Invalid` for unknown flags, reserved fields that are not zero, and a size
 /// that is 0, not page-aligned, or no size of a file.
 pub fn create_mem(args: &uapi::CreateMem) -> Result<MemKind, Errno> {
-    let known = uapi::MEM_CLOEXEC | uapi::MEM_ALLOW_HUGEPAGE;
+    let known = uapi::MEM_CLOEXEC | uapi::MEM_ALLOW_HUGEPAGE | uapi::MEM_LEND_FIRST;
     if args.flags & !known != 0
         || args.reserved != [0; 6]
         || args.size == 0
@@ -95,6 +97,35 @@ pub fn create_mem(args: &uapi::CreateMem) -> Result<MemKind, Errno> {
     Ok(MemKind {
         close_on_exec: args.flags & uapi::MEM_CLOEXEC != 0,
         allow_huge: args.flags & uapi::MEM_ALLOW_HUGEPAGE != 0,
+        lend_first: args.flags & uapi::MEM_LEND_FIRST != 0,
+    })
+}
+
+/// How [`uapi::MEM_EXPORT_DMABUF`] wants a buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Export {
+    /// The descriptor is closed on exec.
+    pub close_on_exec: bool,
+    /// Programs may map it for writing.
+    pub write: bool,
+}
+
+/// Checks a [`uapi::MEM_EXPORT_DMABUF`].
+///
+/// # Errors
+/// `Invalid` for unknown flags, a reserved field that is not zero, and what is
+/// not page-aligned or empty; `Overflow` for a range that wraps.
+pub fn export_dmabuf(args: &uapi::ExportDmabuf) -> Result<Export, Errno> {
+    let range = page_range(args.offset, args.size)?;
+    if range.end > i64::MAX as u64 {
+        return Err(Errno::Overflow);
+    }
+    if args.flags & !(uapi::EXPORT_CLOEXEC | uapi::EXPORT_WRITE) != 0 || args.reserved != 0 {
+        return Err(Errno::Invalid);
+    }
+    Ok(Export {
+        close_on_exec: args.flags & uapi::EXPORT_CLOEXEC != 0,
+        write: args.flags & uapi::EXPORT_WRITE != 0,
     })
 }
 
@@ -176,11 +207,14 @@ mod tests {
     #[test]
     fn reserved_fields_of_a_memory_are_zero() {
         let good = uapi::CreateMem { flags: uapi::MEM_CLOEXEC, size: 0x1000, reserved: [0; 6] };
-        assert_eq!(create_mem(&good), Ok(MemKind { close_on_exec: true, allow_huge: false }));
-        assert_eq!(
-            create_mem(&uapi::CreateMem { flags: uapi::MEM_ALLOW_HUGEPAGE, ..good }),
-            Ok(MemKind { close_on_exec: false, allow_huge: true })
-        );
+        let none = MemKind { close_on_exec: false, allow_huge: false, lend_first: false };
+        for (flags, kind) in [
+            (uapi::MEM_CLOEXEC, MemKind { close_on_exec: true, ..none }),
+            (uapi::MEM_ALLOW_HUGEPAGE, MemKind { allow_huge: true, ..none }),
+            (uapi::MEM_LEND_FIRST, MemKind { lend_first: true, ..none }),
+        ] {
+            assert_eq!(create_mem(&uapi::CreateMem { flags, ..good }), Ok(kind));
+        }
         for bad in [
             uapi::CreateMem { flags: 4, ..good },
             uapi::CreateMem { size: 0, ..good },
@@ -189,6 +223,27 @@ mod tests {
             uapi::CreateMem { reserved: [0, 0, 0, 0, 0, 1], ..good },
         ] {
             assert_eq!(create_mem(&bad), Err(Errno::Invalid), "{bad:x?}");
+        }
+    }
+
+    #[test]
+    fn a_buffer_is_of_whole_pages() {
+        let good = uapi::ExportDmabuf { offset: 0x1000, size: 0x2000, flags: 2, reserved: 0 };
+        assert_eq!(export_dmabuf(&good), Ok(Export { close_on_exec: false, write: true }));
+        for bad in [
+            uapi::ExportDmabuf { flags: 4, ..good },
+            uapi::ExportDmabuf { reserved: 1, ..good },
+            uapi::ExportDmabuf { size: 0, ..good },
+            uapi::ExportDmabuf { offset: 8, ..good },
+            uapi::ExportDmabuf { size: 0x2001, ..good },
+        ] {
+            assert_eq!(export_dmabuf(&bad), Err(Errno::Invalid), "{bad:x?}");
+        }
+        for bad in [
+            uapi::ExportDmabuf { size: 0u64.wrapping_sub(0x1000), ..good },
+            uapi::ExportDmabuf { offset: i64::MAX as u64 & !0xfff, ..good },
+        ] {
+            assert_eq!(export_dmabuf(&bad), Err(Errno::Overflow), "{bad:x?}");
         }
     }
 }

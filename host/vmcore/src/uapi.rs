@@ -88,6 +88,15 @@ pub mod fdinfo {
     /// how many references nobody accounts for, `accessible` how many kernel
     /// users need to reach it.
     pub const LAST_REFUSAL: &str = "last_refusal";
+    /// Who was in its way, as far as it is known: names of [`HOLDER`]s, with
+    /// commas between them, `a mapping`, or `a pin`; `nobody` without a refusal.
+    pub const REFUSED_BY: &str = "refused_by";
+    /// A process that maps that page, and may have its reference: its number
+    /// and name. A line for each.
+    pub const MAPPED_BY: &str = "mapped_by";
+    /// Somebody in the kernel with safe references: `NAME offset=0x0 size=0x2000
+    /// references=2 accesses=0`. A line for each.
+    pub const HOLDER: &str = "holder";
 }
 
 /// ioctl type of all calls.
@@ -129,10 +138,27 @@ pub const VM_MAP_MEM: u32 = iow(0x9, size_of::<MapMem>());
 /// On a VM: a register that its first vCPU starts with. See [`BootContext`].
 pub const VM_SET_BOOT_CONTEXT: u32 = iow(0xa, size_of::<BootContext>());
 
+/// On a memory, and Escrow's own: the dma-buf of a part of it. See
+/// [`ExportDmabuf`]. → its file descriptor
+///
+/// EFAULT: a guest has a page of it.
+pub const MEM_EXPORT_DMABUF: u32 = iow(OWN, size_of::<ExportDmabuf>());
+/// Numbers from here on are not Gunyah's.
+const OWN: u32 = 0x80;
+
 /// [`CreateMem::flags`]: the descriptor is closed on exec.
 pub const MEM_CLOEXEC: u64 = 1 << 0;
 /// [`CreateMem::flags`]: the memory may be made of 2 MiB folios.
 pub const MEM_ALLOW_HUGEPAGE: u64 = 1 << 1;
+/// [`CreateMem::flags`], and Escrow's own: where a lend of a page has been
+/// refused because somebody uses it, and is being tried again, the page is out
+/// of reach for new mappings and pins, as if it were lent.
+pub const MEM_LEND_FIRST: u64 = 1 << 63;
+
+/// [`ExportDmabuf::flags`]: the descriptor is closed on exec.
+pub const EXPORT_CLOEXEC: u32 = 1 << 0;
+/// [`ExportDmabuf::flags`]: programs may map it for writing.
+pub const EXPORT_WRITE: u32 = 1 << 1;
 
 /// [`MapMem::flags`]: lend the pages, as is the default.
 pub const MAP_FORCE_LEND: u32 = 1;
@@ -205,12 +231,26 @@ pub const EXIT_TYPE_HYPERVISOR_ERROR: u16 = 5;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct CreateMem {
-    /// [`MEM_CLOEXEC`] and [`MEM_ALLOW_HUGEPAGE`].
+    /// [`MEM_CLOEXEC`], [`MEM_ALLOW_HUGEPAGE`] and [`MEM_LEND_FIRST`].
     pub flags: u64,
     /// Size in bytes, page-aligned.
     pub size: u64,
     /// Zero.
     pub reserved: [u64; 6],
+}
+
+/// Argument of [`MEM_EXPORT_DMABUF`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct ExportDmabuf {
+    /// Where in the memory it begins, in bytes, page-aligned.
+    pub offset: u64,
+    /// Size in bytes, page-aligned.
+    pub size: u64,
+    /// [`EXPORT_CLOEXEC`] and [`EXPORT_WRITE`].
+    pub flags: u32,
+    /// Zero.
+    pub reserved: u32,
 }
 
 /// Argument of [`VM_SET_DTB_CONFIG`].
@@ -407,4 +447,5 @@ const _: () = {
     assert!(offset_of!(PageFaultExit, resume_action) == 12);
     assert!(offset_of!(VcpuRun, exit_reason) == 8 && offset_of!(VcpuRun, exit) == 16);
     assert!(CREATE_GUEST_MEM == 0x4040_4708 && VM_START == 0x4703);
+    assert!(MEM_EXPORT_DMABUF == 0x4018_4780);
 };

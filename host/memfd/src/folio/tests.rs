@@ -1,22 +1,29 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-extern crate std;
-
-use core::cell::{Cell, RefCell};
-use std::vec::Vec;
+use core::cell::Cell;
 
 use super::*;
-use crate::Pause;
-
-/// A reference count that others can hold references in.
+/// A reference count that others can hold references in, and let go of while
+/// a lender looks again.
 struct Count {
     count: Cell<u32>,
     poisoned: Cell<bool>,
+    relaxed: Cell<u32>,
+    /// The others go the so many-th time.
+    go_at: Cell<u32>,
+    /// A host that counts wrong freezes one reference too many.
+    errs: Cell<bool>,
 }
 
 impl Count {
     fn new(count: u32) -> Self {
-        Count { count: Cell::new(count), poisoned: Cell::new(false) }
+        Count {
+            count: Cell::new(count),
+            poisoned: Cell::new(false),
+            relaxed: Cell::new(0),
+            go_at: Cell::new(0),
+            errs: Cell::new(false),
+        }
     }
 
     /// What the kernel's `folio_try_get` does.
@@ -30,12 +37,22 @@ impl Count {
 }
 
 impl References for Count {
-    fn freeze(&self, at: u32) -> Result<(), u32> {
-        if self.count.get() != at {
-            return Err(self.count.get());
+    fn get(&self) {
+        assert!(self.try_get(), "a reference to a frozen folio");
+    }
+
+    fn put(&self) {
+        assert!(self.count.get() > 1, "the last reference, or a frozen folio's");
+        self.count.set(self.count.get() - 1);
+    }
+
+    fn freeze(&self, at: u32) -> Result<u32, u32> {
+        let count = self.count.get();
+        if count != at + u32::from(self.errs.get()) {
+            return Err(count);
         }
         self.count.set(0);
-        Ok(())
+        Ok(count)
     }
 
     fn unfreeze(&self, to: u32) {
@@ -46,27 +63,12 @@ impl References for Count {
     fn is_poisoned(&self) -> bool {
         self.poisoned.get()
     }
-}
 
-/// Does something at each pause, and stops being patient after `limit`.
-struct During<F: Fn(usize)> {
-    action: F,
-    pauses: RefCell<Vec<Pause>>,
-    limit: usize,
-}
-
-impl<F: Fn(usize)> During<F> {
-    fn new(action: F) -> Self {
-        During { action, pauses: RefCell::new(Vec::new()), limit: usize::MAX }
-    }
-}
-
-impl<F: Fn(usize)> Sleeper for During<F> {
-    fn pause(&self, pause: Pause) -> bool {
-        let mut pauses = self.pauses.borrow_mut();
-        pauses.push(pause);
-        (self.action)(pauses.len());
-        pauses.len() < self.limit
+    fn relax(&self) {
+        self.relaxed.set(self.relaxed.get() + 1);
+        if self.relaxed.get() == self.go_at.get() {
+            self.count.set(1);
+        }
     }
 }
 
@@ -80,7 +82,7 @@ fn present() -> (Folio, Counts) {
 
 fn lent(refs: &Count) -> (Folio, Counts) {
     let (folio, counts) = present();
-    folio.begin_lend(GUEST, &counts, refs, &During::new(|_| ())).unwrap();
+    folio.begin_lend(GUEST, refs).unwrap();
     folio.lent(&counts).unwrap();
     (folio, counts)
 }
@@ -89,7 +91,7 @@ fn lent(refs: &Count) -> (Folio, Counts) {
 fn a_lent_folio_is_frozen_and_comes_home_with_its_count() {
     let refs = Count::new(1);
     let (folio, counts) = present();
-    let report = folio.begin_lend(GUEST, &counts, &refs, &During::new(|_| ())).unwrap();
+    let report = folio.begin_lend(GUEST, &refs).unwrap();
     assert_eq!(report, Report { refcount: 1, safe: 1, accessible: 0 });
     assert_eq!(folio.state(), State::Lending);
     assert!(!refs.try_get(), "frozen from the first step on");
@@ -112,9 +114,8 @@ fn a_lent_folio_is_frozen_and_comes_home_with_its_count() {
 fn an_excess_is_named_and_changes_nothing() {
     let refs = Count::new(1 + 1024);
     let (folio, counts) = present();
-    let sleeper = During::new(|_| ());
-    assert_eq!(folio.begin_lend(GUEST, &counts, &refs, &sleeper), Err(Refusal::Excess(1024)));
-    assert!(!sleeper.pauses.borrow().is_empty(), "it was waited for");
+    assert_eq!(folio.begin_lend(GUEST, &refs), Err(Refusal::Excess(1024)));
+    assert_eq!(refs.relaxed.get(), Folio::TRIES - 1, "it was looked at again");
     assert_eq!(folio.state(), State::Present);
     assert_eq!(refs.count.get(), 1025);
     assert_eq!((counts.present(), counts.lent()), (1, 0));
@@ -123,48 +124,77 @@ fn an_excess_is_named_and_changes_nothing() {
 #[test]
 fn a_passing_reference_is_waited_for() {
     let refs = Count::new(2);
-    let (folio, counts) = present();
-    let sleeper = During::new(|pause| {
-        if pause == 3 {
-            refs.count.set(1);
-        }
-    });
-    assert!(folio.begin_lend(GUEST, &counts, &refs, &sleeper).is_ok());
-    assert_eq!(sleeper.pauses.borrow().len(), 3);
+    refs.go_at.set(3);
+    let (folio, _counts) = present();
+    assert!(folio.begin_lend(GUEST, &refs).is_ok());
+    assert_eq!(refs.relaxed.get(), 3);
+}
+
+/// The report is what was read, so that EL2's check sees a mistake of the host's.
+#[test]
+fn a_count_that_was_frozen_wrong_is_reported_as_it_was() {
+    let refs = Count::new(2);
+    refs.errs.set(true);
+    let (folio, _counts) = present();
+    let report = folio.begin_lend(GUEST, &refs).unwrap();
+    assert_eq!(report, Report { refcount: 2, safe: 1, accessible: 0 });
+    folio.lend_cancelled(&refs).unwrap();
+    assert_eq!(refs.count.get(), 2, "whoever had it has it");
 }
 
 #[test]
-fn patience_ends_when_the_task_is_killed() {
-    let refs = Count::new(2);
+fn safe_references_hinder_no_lend_and_outlive_it() {
+    let refs = Count::new(1);
     let (folio, counts) = present();
-    let mut sleeper = During::new(|_| ());
-    sleeper.limit = 2;
-    assert_eq!(folio.begin_lend(GUEST, &counts, &refs, &sleeper), Err(Refusal::Excess(1)));
-    assert_eq!(sleeper.pauses.borrow().len(), 2);
+    folio.hold(&refs).unwrap();
+    folio.hold(&refs).unwrap();
+    assert_eq!((folio.holders(), refs.count.get()), (2, 3));
+    let report = folio.begin_lend(GUEST, &refs).unwrap();
+    assert_eq!(report, Report { refcount: 3, safe: 3, accessible: 0 });
+    folio.lent(&counts).unwrap();
+
+    assert_eq!(folio.access(), Err(State::Lent), "but it is out of their reach");
+    folio.unhold(&refs).unwrap();
+    folio.hold(&refs).unwrap();
+    folio.unhold(&refs).unwrap();
+    assert_eq!((folio.holders(), refs.count.get()), (1, 0), "it stays frozen");
+
+    folio.begin_take_back(&counts).unwrap();
+    folio.taken_back(&refs, &counts).unwrap();
+    assert_eq!(refs.count.get(), 2, "the memory's, and that of who stayed");
+    assert_eq!(folio.remove(&counts), Err(State::Present), "the record counts a reference");
+    folio.unhold(&refs).unwrap();
+    assert_eq!(folio.unhold(&refs), Err(State::Present), "there is none to give up");
+    assert_eq!(refs.count.get(), 1);
+    folio.remove(&counts).unwrap();
+}
+
+#[test]
+fn safe_references_do_not_cover_for_others() {
+    let refs = Count::new(1);
+    let (folio, _counts) = present();
+    folio.hold(&refs).unwrap();
+    assert!(refs.try_get());
+    assert_eq!(folio.begin_lend(GUEST, &refs), Err(Refusal::Excess(1)));
+    assert_eq!((folio.holders(), refs.count.get()), (1, 3));
 }
 
 #[test]
 fn fewer_references_than_safe_ones_refuse_too() {
     let refs = Count::new(0);
-    let (folio, counts) = present();
-    assert_eq!(
-        folio.begin_lend(GUEST, &counts, &refs, &During::new(|_| ())),
-        Err(Refusal::Excess(-1))
-    );
+    let (folio, _counts) = present();
+    assert_eq!(folio.begin_lend(GUEST, &refs), Err(Refusal::Excess(-1)));
 }
 
 #[test]
 fn an_accessible_folio_is_not_lent() {
     let refs = Count::new(1);
-    let (folio, counts) = present();
+    let (folio, _counts) = present();
     folio.access().unwrap();
-    assert_eq!(
-        folio.begin_lend(GUEST, &counts, &refs, &During::new(|_| ())),
-        Err(Refusal::Accessible(1))
-    );
+    assert_eq!(folio.begin_lend(GUEST, &refs), Err(Refusal::Accessible(1)));
     assert_eq!(refs.count.get(), 1);
     folio.end_access();
-    assert!(folio.begin_lend(GUEST, &counts, &refs, &During::new(|_| ())).is_ok());
+    assert!(folio.begin_lend(GUEST, &refs).is_ok());
     assert_eq!(folio.access(), Err(State::Lending), "and a lent one is not accessed");
     folio.lend_cancelled(&refs).unwrap();
     assert_eq!(refs.count.get(), 1);
@@ -175,10 +205,9 @@ fn an_accessible_folio_is_not_lent() {
 fn a_broken_folio_does_not_leave() {
     let refs = Count::new(1);
     refs.poisoned.set(true);
-    let (folio, counts) = present();
-    let sleeper = During::new(|_| ());
-    assert_eq!(folio.begin_lend(GUEST, &counts, &refs, &sleeper), Err(Refusal::Poisoned));
-    assert!(sleeper.pauses.borrow().is_empty(), "no waiting for what does not pass");
+    let (folio, _counts) = present();
+    assert_eq!(folio.begin_lend(GUEST, &refs), Err(Refusal::Poisoned));
+    assert_eq!(refs.relaxed.get(), 0, "no waiting for what does not pass");
     assert_eq!(folio.begin_share(GUEST, &refs), Err(Refusal::Poisoned));
     assert_eq!(folio.state(), State::Present);
 }
@@ -191,15 +220,12 @@ fn a_shared_folio_stays_reachable_and_is_not_lent() {
     folio.shared(&counts).unwrap();
     assert!(folio.is_reachable() && refs.try_get());
     assert_eq!((counts.present(), counts.shared()), (0, 1));
-    assert_eq!(
-        folio.begin_lend(GUEST, &counts, &refs, &During::new(|_| ())),
-        Err(Refusal::Away(How::Shared, GUEST))
-    );
+    assert_eq!(folio.begin_lend(GUEST, &refs), Err(Refusal::Away(How::Shared, GUEST)));
     assert_eq!(folio.begin_take_back(&counts), Ok(How::Shared));
     folio.taken_back(&refs, &counts).unwrap();
     assert_eq!(refs.count.get(), 8, "nothing was frozen, nothing is thawed");
     assert_eq!(
-        folio.begin_lend(GUEST, &counts, &refs, &During::new(|_| ())),
+        folio.begin_lend(GUEST, &refs),
         Err(Refusal::Excess(7)),
         "the guest's reach does not count any more"
     );
@@ -208,20 +234,17 @@ fn a_shared_folio_stays_reachable_and_is_not_lent() {
 #[test]
 fn a_cancelled_share_leaves_no_user_behind() {
     let refs = Count::new(1);
-    let (folio, counts) = present();
+    let (folio, _counts) = present();
     folio.begin_share(GUEST, &refs).unwrap();
     folio.share_cancelled().unwrap();
-    assert!(folio.begin_lend(GUEST, &counts, &refs, &During::new(|_| ())).is_ok());
+    assert!(folio.begin_lend(GUEST, &refs).is_ok());
 }
 
 #[test]
 fn a_second_lend_names_the_first_borrower() {
     let refs = Count::new(1);
-    let (folio, counts) = lent(&refs);
-    assert_eq!(
-        folio.begin_lend(GUEST, &counts, &refs, &During::new(|_| ())),
-        Err(Refusal::Away(How::Lent, GUEST))
-    );
+    let (folio, _counts) = lent(&refs);
+    assert_eq!(folio.begin_lend(GUEST, &refs), Err(Refusal::Away(How::Lent, GUEST)));
     assert_eq!(folio.begin_share(GUEST, &refs), Err(Refusal::Away(How::Lent, GUEST)));
 }
 
@@ -262,24 +285,16 @@ fn what_breaks_with_a_guest_never_comes_home() {
 }
 
 #[test]
-fn counts_are_of_pages_and_of_troubles() {
-    let refs = Count::new(2);
+fn counts_are_of_pages() {
+    let refs = Count::new(1);
     let (folio, counts) = (Folio::default(), Counts::default());
     folio.populate(9, &counts).unwrap();
     assert_eq!((folio.order(), counts.present()), (9, 512));
-    let sleeper = During::new(|pause| refs.count.set(if pause == 2 { 1 } else { 2 }));
-    folio.begin_lend(GUEST, &counts, &refs, &sleeper).unwrap();
+    folio.begin_lend(GUEST, &refs).unwrap();
     folio.lent(&counts).unwrap();
     assert_eq!((counts.present(), counts.lent()), (0, 512));
-    assert_eq!((counts.retries(), counts.refusals()), (2, 0));
     folio.begin_take_back(&counts).unwrap();
     folio.taken_back(&refs, &counts).unwrap();
-    refs.count.set(3);
-    let pauses = During::new(|_| ());
-    let refused = folio.begin_lend(GUEST, &counts, &refs, &pauses);
-    assert_eq!(refused, Err(Refusal::Excess(2)));
-    assert_eq!(counts.refusals(), 1);
-    assert_eq!(counts.retries(), 2 + pauses.pauses.borrow().len() as u64);
     folio.remove(&counts).unwrap();
     assert_eq!(counts.present(), 0);
 }
@@ -291,14 +306,14 @@ fn transitions_out_of_turn_change_nothing() {
     for state in State::ALL {
         let belongs: &[usize] = match state {
             State::Hole => &[0],
-            State::Present => &[1, 2, 3],
+            State::Present => &[1, 2, 3, 12],
             State::Lending => &[4, 5],
             State::Sharing => &[6, 7],
-            State::Lent | State::Shared | State::Quarantined => &[8],
+            State::Lent | State::Shared | State::Quarantined => &[8, 12],
             State::TakingBack => &[9, 10, 11],
             State::Poisoned => &[],
         };
-        for method in 0..=11 {
+        for method in 0..=13 {
             let (refs, folio, counts) = (Count::new(1), Folio::default(), Counts::default());
             folio.safe.store(1, Ordering::Relaxed);
             folio.state.store(state as u32, Ordering::Relaxed);
@@ -318,7 +333,7 @@ fn transitions_out_of_turn_change_nothing() {
             let done = match method {
                 0 => folio.populate(0, &counts).is_ok(),
                 1 => folio.remove(&counts).is_ok(),
-                2 => folio.begin_lend(GUEST, &counts, &refs, &During::new(|_| ())).is_ok(),
+                2 => folio.begin_lend(GUEST, &refs).is_ok(),
                 3 => folio.begin_share(GUEST, &refs).is_ok(),
                 4 => folio.lent(&counts).is_ok(),
                 5 => folio.lend_cancelled(&refs).is_ok(),
@@ -327,7 +342,10 @@ fn transitions_out_of_turn_change_nothing() {
                 8 => folio.begin_take_back(&counts).is_ok(),
                 9 => folio.taken_back(&refs, &counts).is_ok(),
                 10 => folio.kept(true, &counts).is_ok(),
-                _ => folio.broken(&counts).is_ok(),
+                11 => folio.broken(&counts).is_ok(),
+                12 => folio.hold(&refs).is_ok(),
+                // Nobody has a safe reference but the memory.
+                _ => folio.unhold(&refs).is_ok(),
             };
             assert_eq!(done, belongs.contains(&method), "{state:?}, method {method}");
             if !done {

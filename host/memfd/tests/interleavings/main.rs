@@ -116,6 +116,10 @@ fn threes_from(start: Start) {
         [Actor::Speculate, Actor::Release],
         [Actor::Pin, Actor::Punch],
         [Actor::Access, Actor::Share(2)],
+        [Actor::Hold, Actor::Hold],
+        [Actor::Hold, Actor::Access],
+        [Actor::Hold, Actor::Speculate],
+        [Actor::Hold, Actor::Punch],
         [Actor::Lend(2), Actor::Speculate],
         [Actor::Lend(2), Actor::Fault],
     ];
@@ -138,7 +142,7 @@ fn threes_when_it_is_lent() {
 #[test]
 fn patience() {
     let mut tally = Tally::default();
-    for actor in [Actor::Speculate, Actor::Access, Actor::Pin] {
+    for actor in [Actor::Speculate, Actor::Access, Actor::Hold, Actor::Pin] {
         tally.play(None, Start::Mapped, Patience(2), &[Actor::Lend(1), actor]);
     }
 }

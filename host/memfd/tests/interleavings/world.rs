@@ -3,7 +3,7 @@
 //! One folio and everybody who is after it: the kernel's reference count, its
 //! lock, its mapping, the memory itself, and the hypervisor.
 
-use escrow_memfd::{Borrower, Counts, Folio, How, Pause, References, Refusal, Report, Sleeper};
+use escrow_memfd::{Borrower, Counts, Folio, How, References, Refusal, Report, State};
 use loom::cell::UnsafeCell;
 use loom::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use loom::sync::{Mutex, MutexGuard, RwLock};
@@ -19,12 +19,6 @@ impl Count {
         self.0.load(Ordering::SeqCst)
     }
 
-    /// `folio_get`: whoever calls it knows that there is a reference.
-    fn get(&self) {
-        let before = self.0.fetch_add(1, Ordering::SeqCst);
-        assert_ne!(before, 0, "a reference to a frozen folio");
-    }
-
     /// `folio_try_get`: not from zero.
     pub fn try_get(&self) -> bool {
         let mut count = self.0.load(Ordering::Relaxed);
@@ -38,7 +32,7 @@ impl Count {
     }
 
     /// `folio_put_testzero`
-    fn put(&self) -> bool {
+    fn put_testzero(&self) -> bool {
         let before = self.0.fetch_sub(1, Ordering::SeqCst);
         assert_ne!(before, 0, "a frozen folio loses a reference");
         before == 1
@@ -46,8 +40,18 @@ impl Count {
 }
 
 impl References for Count {
-    fn freeze(&self, at: u32) -> Result<(), u32> {
-        self.0.compare_exchange(at, 0, Ordering::SeqCst, Ordering::Relaxed).map(drop)
+    /// `folio_get`: whoever calls it knows that there is a reference.
+    fn get(&self) {
+        let before = self.0.fetch_add(1, Ordering::SeqCst);
+        assert_ne!(before, 0, "a reference to a frozen folio");
+    }
+
+    fn put(&self) {
+        assert!(!self.put_testzero(), "the memory's own reference");
+    }
+
+    fn freeze(&self, at: u32) -> Result<u32, u32> {
+        self.0.compare_exchange(at, 0, Ordering::SeqCst, Ordering::Relaxed)
     }
 
     fn unfreeze(&self, to: u32) {
@@ -58,25 +62,15 @@ impl References for Count {
     fn is_poisoned(&self) -> bool {
         false
     }
-}
 
-/// How often a lender waits for what may go away.
-#[derive(Clone, Copy, Debug)]
-pub struct Patience(pub u32);
-
-struct Waits(AtomicU32);
-
-impl Sleeper for Waits {
-    fn pause(&self, _: Pause) -> bool {
-        let left = self.0.load(Ordering::Relaxed);
-        if left == 0 {
-            return false;
-        }
-        self.0.store(left - 1, Ordering::Relaxed);
+    fn relax(&self) {
         thread::yield_now();
-        true
     }
 }
+
+/// How often a lender begins again, after all locks were free.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience(pub u32);
 
 /// What the hypervisor answers to one actor's calls, one after the other:
 /// from the lowest bit on, 1 is a refusal.
@@ -125,6 +119,9 @@ pub enum Actor {
     Speculate,
     /// A kernel user that needs it to stay.
     Access,
+    /// One with a safe reference, which is lent behind its back or not, and
+    /// reads it if it is there.
+    Hold,
     /// A hole: takes it back, and gives it up.
     Punch,
     /// The same at the end of the memory, where "no" is no answer.
@@ -135,7 +132,7 @@ pub enum Actor {
 
 impl Actor {
     /// Those who do as they should.
-    pub const ALL: [Actor; 10] = [
+    pub const ALL: [Actor; 11] = [
         Actor::Lend(1),
         Actor::Lend(2),
         Actor::Share(2),
@@ -143,6 +140,7 @@ impl Actor {
         Actor::Pin,
         Actor::Speculate,
         Actor::Access,
+        Actor::Hold,
         Actor::Punch,
         Actor::Release,
         Actor::Look,
@@ -155,7 +153,7 @@ impl Actor {
             Actor::Lend(_) | Actor::Share(_) => 2,
             Actor::LendUnlocked(_) | Actor::FetchUnlocked => 1,
             Actor::Fault | Actor::Punch | Actor::Release => 1,
-            Actor::Pin | Actor::Speculate | Actor::Access | Actor::Look => 0,
+            Actor::Pin | Actor::Speculate | Actor::Access | Actor::Hold | Actor::Look => 0,
         }
     }
 }
@@ -210,12 +208,15 @@ impl World {
         match actor {
             Actor::Lend(vm) => self.lend(vm, answers, patience),
             Actor::FetchUnlocked => self.fetch_unlocked(answers),
-            Actor::LendUnlocked(vm) => self.lend_if_home(vm, answers, patience),
+            Actor::LendUnlocked(vm) => {
+                self.lend_if_home(vm, answers);
+            }
             Actor::Share(vm) => self.share(vm, answers),
             Actor::Fault => self.fault(answers),
             Actor::Pin => self.pin(),
             Actor::Speculate => self.speculate(),
             Actor::Access => self.access(),
+            Actor::Hold => self.hold(),
             Actor::Punch => self.clear(false, answers),
             Actor::Release => self.clear(true, answers),
             Actor::Look => self.look(),
@@ -230,7 +231,8 @@ impl World {
             return false;
         }
         if let Some(Report { refcount, safe, accessible }) = report {
-            assert_eq!((refcount, safe, accessible), (1, 1, 0), "a lend with an excess");
+            assert_eq!((refcount, accessible), (safe, 0), "a lend with an excess");
+            assert!(safe >= 1, "the memory's own");
             assert_eq!(self.refs.now(), 0, "a lend that is not frozen");
             self.write(vm);
         }
@@ -265,7 +267,7 @@ impl World {
     }
 
     fn put(&self) {
-        if self.refs.put() {
+        if self.refs.put_testzero() {
             assert_eq!(*self.el2.lock().unwrap(), None, "a folio is freed that a guest has");
             // The next owner's.
             self.write(u64::MAX);
@@ -278,7 +280,7 @@ impl World {
 
     /// Whether the memory still has the folio. With the folio locked.
     fn is_there(&self) -> bool {
-        self.folio.state() != escrow_memfd::State::Hole
+        self.folio.state() != State::Hole
     }
 
     /// `unmap_mapping_range`. With the folio locked, so that no page fault
@@ -315,20 +317,24 @@ impl World {
     }
 
     fn lend(&self, vm: u64, answers: &mut Answers, patience: Patience) {
-        let _shared = self.invalidate.read().unwrap();
-        let _lock = self.lock();
-        if !self.is_there() {
-            return;
+        for _ in 0..=patience.0 {
+            let _shared = self.invalidate.read().unwrap();
+            let _lock = self.lock();
+            if !self.is_there() {
+                return;
+            }
+            self.fetch(false, answers);
+            self.unmap();
+            if self.lend_if_home(vm, answers) {
+                return;
+            }
         }
-        self.fetch(false, answers);
-        self.unmap();
-        self.lend_if_home(vm, answers, patience);
     }
 
-    fn lend_if_home(&self, vm: u64, answers: &mut Answers, patience: Patience) {
-        let waits = Waits(AtomicU32::new(patience.0));
+    /// Whether there is nothing to wait for.
+    fn lend_if_home(&self, vm: u64, answers: &mut Answers) -> bool {
         let to = Borrower { vm, guest: 0 };
-        let report = match self.folio.begin_lend(to, &self.counts, &self.refs, &waits) {
+        let report = match self.folio.begin_lend(to, &self.refs) {
             Ok(report) => report,
             Err(refusal) => {
                 let is_sound = match refusal {
@@ -338,7 +344,7 @@ impl World {
                     Refusal::Poisoned => false,
                 };
                 assert!(is_sound, "{refusal:?}");
-                return;
+                return !refusal.is_transient();
             }
         };
         if self.give(How::Lent, vm, Some(report), answers) {
@@ -346,6 +352,7 @@ impl World {
         } else {
             self.folio.lend_cancelled(&self.refs).unwrap();
         }
+        true
     }
 
     fn share(&self, vm: u64, answers: &mut Answers) {
@@ -408,10 +415,36 @@ impl World {
         }
     }
 
+    fn hold(&self) {
+        {
+            let _shared = self.invalidate.read().unwrap();
+            let _lock = self.lock();
+            // A hole may have been there first.
+            if self.folio.hold(&self.refs).is_err() {
+                assert!(!self.is_there(), "a folio that nobody can hold");
+                return;
+            }
+        }
+        // Without a lock, as DMA is begun.
+        if self.folio.access().is_ok() {
+            self.read();
+            self.folio.end_access();
+        }
+        {
+            let _shared = self.invalidate.read().unwrap();
+            let _lock = self.lock();
+            self.folio.unhold(&self.refs).unwrap();
+        }
+    }
+
     fn clear(&self, quarantine: bool, answers: &mut Answers) {
         let exclusive = self.invalidate.write().unwrap();
         let lock = self.lock();
         if !self.is_there() || !self.fetch(quarantine, answers) {
+            return;
+        }
+        if self.folio.holders() != 0 {
+            assert_eq!(self.folio.remove(&self.counts), Err(self.folio.state()));
             return;
         }
         self.unmap();
@@ -438,9 +471,8 @@ impl World {
     /// What must hold when nobody is there any more, and that nothing is lost
     /// for good.
     pub fn check(&self) {
-        use escrow_memfd::State;
-
         self.look();
+        assert_eq!(self.folio.holders(), 0, "a safe reference is left behind");
         let counts = &self.counts;
         let seen = [counts.present(), counts.lent(), counts.shared(), counts.quarantined()];
         let mapped = u32::from(self.mapped.load(Ordering::SeqCst));

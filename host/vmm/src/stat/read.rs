@@ -29,6 +29,10 @@ pub struct Report {
     pub memories: Option<Vec<Memory>>,
     /// The VMs, likewise.
     pub vms: Option<Vec<Vm>>,
+    /// Who in the kernel has safe references to memories, likewise.
+    pub holders: Option<Vec<Holder>>,
+    /// Of each memory, the last lend that somebody was in the way of, likewise.
+    pub refused: Option<Vec<Refused>>,
     /// Why there are no lists.
     pub lists_missing: Option<String>,
 }
@@ -134,6 +138,46 @@ pub struct Vm {
     pub name: String,
 }
 
+/// Somebody in the kernel who has safe references.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Holder {
+    /// The memory's inode.
+    pub inode: u64,
+    /// Where in the memory they begin, in bytes.
+    pub offset: u64,
+    /// Of how many bytes they are.
+    pub size: u64,
+    /// How many they are: one for each folio.
+    pub references: u64,
+    /// How many of these folios are being accessed.
+    pub accesses: u64,
+    /// The holder's name.
+    pub name: String,
+}
+
+/// A lend that somebody was in the way of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Refused {
+    /// The memory's inode.
+    pub inode: u64,
+    /// Where in the memory the page or block is, in bytes.
+    pub offset: u64,
+    /// References that nobody accounts for.
+    pub excess: i64,
+    /// Users in the kernel that needed it.
+    pub accessible: u64,
+    /// Who: names of holders, `a mapping`, or `a pin`.
+    pub by: String,
+}
+
+/// What debugfs lists.
+struct Lists {
+    memories: Vec<Memory>,
+    vms: Vec<Vm>,
+    holders: Vec<Holder>,
+    refused: Vec<Refused>,
+}
+
 /// The files.
 pub struct Sources {
     sysfs: PathBuf,
@@ -160,7 +204,12 @@ impl Sources {
             Ok(lists) => (Some(lists), None),
             Err(error) => (None, Some(format!("{error:#}"))),
         };
-        let (memories, vms) = lists.unzip();
+        let (memories, vms, holders, refused) = match lists {
+            Some(lists) => {
+                (Some(lists.memories), Some(lists.vms), Some(lists.holders), Some(lists.refused))
+            }
+            None => (None, None, None, None),
+        };
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Ok(Report {
             time_ms: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
@@ -168,11 +217,13 @@ impl Sources {
             shim: Shim::read_from(&self.sysfs)?,
             memories,
             vms,
+            holders,
+            refused,
             lists_missing,
         })
     }
 
-    fn lists(&self) -> Result<(Vec<Memory>, Vec<Vm>)> {
+    fn lists(&self) -> Result<Lists> {
         let read = |name: &str| {
             let path = self.debugfs.join(name);
             // Names of processes are any bytes.
@@ -181,7 +232,12 @@ impl Sources {
                 Err(error) => Err(explain(&path, &error)),
             }
         };
-        Ok((parse(&read("memories")?, Memory::from_row)?, parse(&read("vms")?, Vm::from_row)?))
+        Ok(Lists {
+            memories: parse(&read("memories")?, Memory::from_row)?,
+            vms: parse(&read("vms")?, Vm::from_row)?,
+            holders: parse(&read("holders")?, Holder::from_row)?,
+            refused: parse(&read("refusals")?, Refused::from_row)?,
+        })
     }
 }
 
@@ -269,6 +325,31 @@ impl Vm {
     }
 }
 
+impl Holder {
+    fn from_row(row: &Row<'_>) -> Result<Holder> {
+        Ok(Holder {
+            inode: row.number("inode")?,
+            offset: row.number("offset")?,
+            size: row.number("size")?,
+            references: row.number("references")?,
+            accesses: row.number("accesses")?,
+            name: row.text("name")?,
+        })
+    }
+}
+
+impl Refused {
+    fn from_row(row: &Row<'_>) -> Result<Refused> {
+        Ok(Refused {
+            inode: row.number("inode")?,
+            offset: row.number("offset")?,
+            excess: row.number("excess")?,
+            accessible: row.number("accessible")?,
+            by: row.text("by")?,
+        })
+    }
+}
+
 /// Undoes the kernel's `seq_escape`: a backslash and three octal digits stand
 /// for a byte.
 fn unescape(text: &str) -> String {
@@ -310,6 +391,13 @@ pub mod tests {
         assert_eq!(memories[1].name, "odd na\\me");
         let vms = parse(VMS, Vm::from_row).unwrap();
         assert_eq!((vms[0].handle.as_str(), vms[0].mapped, vms[0].free), ("0x1234", 3, 4));
+
+        let holders = "inode offset size references accesses name\n41 4096 8192 2 1 dma-buf:vgem\n";
+        let holder = &parse(holders, Holder::from_row).unwrap()[0];
+        assert_eq!((holder.offset, holder.accesses, &*holder.name), (4096, 1, "dma-buf:vgem"));
+        let refused = "inode offset excess accessible by\n41 4096 -1 0 a\\040pin\n";
+        let refused = &parse(refused, Refused::from_row).unwrap()[0];
+        assert_eq!((refused.excess, &*refused.by), (-1, "a pin"));
 
         // A later module may say more.
         let more =

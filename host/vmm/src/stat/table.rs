@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 
 use escrow_abi::{FrameState, PAGE_SIZE};
 
-use super::read::{Memory, Report, Vm};
+use super::read::{Holder, Memory, Refused, Report, Vm};
 
 /// The terminal, if there is one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,6 +121,22 @@ fn lines(report: &Report, before: Option<&Report>) -> Vec<String> {
         ));
         lines.extend(vms.iter().map(vm));
     }
+    if let Some(holders) = report.holders.as_ref().filter(|holders| !holders.is_empty()) {
+        lines.push(String::new());
+        lines.push(format!(
+            "{:<8}{:>13}{:>11}{:>12}{:>10}  {}",
+            "MEMORY", "OFFSET", "SIZE", "REFERENCES", "ACCESSES", "HOLDER"
+        ));
+        lines.extend(holders.iter().map(holder));
+    }
+    if let Some(refused) = report.refused.as_ref().filter(|refused| !refused.is_empty()) {
+        lines.push(String::new());
+        lines.push(format!(
+            "{:<8}{:>13}{:>9}{:>12}  {}",
+            "MEMORY", "OFFSET", "EXCESS", "ACCESSIBLE", "LAST REFUSED FOR"
+        ));
+        lines.extend(refused.iter().map(refusal));
+    }
     lines
 }
 
@@ -139,6 +155,20 @@ fn vm(vm: &Vm) -> String {
         "{handle:<20}{state:<9}{vcpus:>6}{mapped:>10}{metadata:>10}{free:>7}  {creator} {}",
         printable(&vm.name),
     )
+}
+
+fn holder(holder: &Holder) -> String {
+    let Holder { inode, offset, references, accesses, .. } = holder;
+    format!(
+        "{inode:<8}{offset:>#13x}{:>11}{references:>12}{accesses:>10}  {}",
+        size(holder.size),
+        printable(&holder.name),
+    )
+}
+
+fn refusal(refused: &Refused) -> String {
+    let Refused { inode, offset, excess, accessible, by } = refused;
+    format!("{inode:<8}{offset:>#13x}{excess:>9}{accessible:>12}  {}", printable(by))
 }
 
 /// A process may call itself anything; a terminal obeys some of it.
@@ -208,6 +238,21 @@ mod tests {
                 creator: 77,
                 name: "vmm".into(),
             }]),
+            holders: Some(vec![Holder {
+                inode: 41,
+                offset: 0x8000,
+                size: 8192,
+                references: 2,
+                accesses: 1,
+                name: "dma-buf:vgem".into(),
+            }]),
+            refused: Some(vec![Refused {
+                inode: 41,
+                offset: 0x9000,
+                excess: 1024,
+                accessible: 0,
+                by: "a pin".into(),
+            }]),
             lists_missing: None,
         }
     }
@@ -228,6 +273,13 @@ mod tests {
         let vm = ["0x10001", "started", "2", "302", "20", "5", "77", "vmm"];
         assert_eq!(words("0x10001")[..], vm);
         assert!(!text.contains('\x1b'));
+        let line = |part: &str| {
+            let line = text.lines().find(|line| line.contains(part)).unwrap();
+            line.split_whitespace().collect::<Vec<_>>()
+        };
+        let holder = ["41", "0x8000", "8", "KiB", "2", "1", "dma-buf:vgem"];
+        assert_eq!(line("0x8000")[..], holder);
+        assert_eq!(line("0x9000")[..], ["41", "0x9000", "1024", "0", "a", "pin"]);
     }
 
     #[test]
@@ -246,8 +298,14 @@ mod tests {
 
     #[test]
     fn without_lists() {
-        let report =
-            Report { memories: None, vms: None, lists_missing: Some("why".into()), ..report() };
+        let report = Report {
+            memories: None,
+            vms: None,
+            holders: None,
+            refused: None,
+            lists_missing: Some("why".into()),
+            ..report()
+        };
         let text = render(&report, None, FILE);
         assert!(text.contains("no list of memories and VMs: why\n"));
         assert!(!text.contains("MEMORY"));
@@ -291,6 +349,8 @@ mod tests {
             "/memories/0/creator",
             "/vms/0/handle",
             "/vms/0/metadata",
+            "/holders/0/accesses",
+            "/refused/0/by",
             "/lists_missing",
         ] {
             assert!(value.pointer(path).is_some(), "{path}");
