@@ -51,6 +51,14 @@ pub fn fdinfo(fd: BorrowedFd<'_>, name: &str) -> Result<String> {
     Ok(value.with_context(|| format!("{path} has no line {name}"))?.to_owned())
 }
 
+/// All lines of a guest memory's fdinfo that have that name.
+pub fn fdinfo_all(fd: BorrowedFd<'_>, name: &str) -> Result<Vec<String>> {
+    let path = format!("/proc/self/fdinfo/{}", fd.as_raw_fd());
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    let values = text.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(":\t"));
+    Ok(values.map(str::to_owned).collect())
+}
+
 /// Of a kernel that looks for leaks itself.
 const KMEMLEAK: &str = "/sys/kernel/debug/kmemleak";
 

@@ -5,6 +5,7 @@
 use std::arch::global_asm;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use escrow_vmcore::uapi;
 use nix::errno::Errno;
 
 use crate::access;
@@ -117,7 +118,18 @@ impl Guest {
     /// One that has not been started. `flags` are those of the memory's
     /// binding, beside its rights.
     pub fn new(device: &Device, pages: u64, flags: u32) -> Result<Guest> {
-        let memory = device.memory(pages)?;
+        Guest::of(device, device.memory(pages)?, pages, flags)
+    }
+
+    /// The same on a memory with flags of its own.
+    pub fn with_memory(device: &Device, pages: u64, memory_flags: u64) -> Result<Guest> {
+        let flags = uapi::MEM_CLOEXEC | memory_flags;
+        let memory =
+            device.create_mem(&uapi::CreateMem { flags, size: pages * PAGE, reserved: [0; 6] })?;
+        Guest::of(device, memory, pages, 0)
+    }
+
+    fn of(device: &Device, memory: Memory, pages: u64, flags: u32) -> Result<Guest> {
         let mapping = memory.map(0, pages)?;
         access::write_all(&mapping, 0, &program())?;
         let vm = device.vm()?;

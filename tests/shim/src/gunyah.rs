@@ -106,12 +106,22 @@ pub struct Memory(OwnedFd);
 impl Memory {
     /// Maps a run of pages, as they are shared with everybody who maps them.
     pub fn map(&self, page: u64, pages: u64) -> Result<Mapping> {
-        let size = NonZeroUsize::new((pages * PAGE) as usize).context("no pages")?;
-        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        let offset = (page * PAGE) as i64;
-        // SAFETY: a new mapping; nothing that exists is replaced.
-        let start = unsafe { mmap(None, size, protection, MapFlags::MAP_SHARED, self, offset) };
-        Ok(Mapping { start: start.context("mmap")?.cast(), size: size.get() })
+        Mapping::new(self, page, pages)
+    }
+
+    /// `MEM_EXPORT_DMABUF`
+    pub fn export_with(&self, args: &uapi::ExportDmabuf) -> Result<OwnedFd, Errno> {
+        tell(&self.0, uapi::MEM_EXPORT_DMABUF, args).map(owned)
+    }
+
+    /// A run of pages as a dma-buf.
+    pub fn export(&self, page: u64, pages: u64) -> Result<OwnedFd, Errno> {
+        self.export_with(&uapi::ExportDmabuf {
+            offset: page * PAGE,
+            size: pages * PAGE,
+            flags: uapi::EXPORT_CLOEXEC | uapi::EXPORT_WRITE,
+            reserved: 0,
+        })
     }
 
     /// Makes a hole.
@@ -171,6 +181,20 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
+    fn new(file: impl AsFd, page: u64, pages: u64) -> Result<Mapping> {
+        let size = NonZeroUsize::new((pages * PAGE) as usize).context("no pages")?;
+        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        let offset = (page * PAGE) as i64;
+        // SAFETY: a new mapping; nothing that exists is replaced.
+        let start = unsafe { mmap(None, size, protection, MapFlags::MAP_SHARED, file, offset) };
+        Ok(Mapping { start: start.context("mmap")?.cast(), size: size.get() })
+    }
+
+    /// The first pages of something else that is mapped.
+    pub fn of(file: impl AsFd, pages: u64) -> Result<Mapping> {
+        Mapping::new(file, 0, pages)
+    }
+
     /// Address of a byte.
     ///
     /// # Panics

@@ -6,5 +6,7 @@ pub mod access;
 pub mod facts;
 pub mod guest;
 pub mod gunyah;
+pub mod holder;
+pub mod modules;
 pub mod runner;
 pub mod tree;

@@ -16,7 +16,6 @@
 
 mod hold;
 mod kexec;
-mod modules;
 mod nbd;
 mod tests;
 mod uffd;
@@ -24,7 +23,7 @@ mod wait;
 
 use std::process::ExitCode;
 
-use escrow_shim_tests::{access, facts, guest, gunyah, runner, tree};
+use escrow_shim_tests::{access, facts, guest, gunyah, holder, modules, runner, tree};
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();

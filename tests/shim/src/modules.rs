@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Modules of the host's kernel, as Debian packs them.
+//! Modules of the host's kernel, as Debian packs them, and the tests' own.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::fs::{self, File};
 use std::os::fd::AsRawFd as _;
 
 use anyhow::{Context as _, Result};
-use escrow_shim_tests::runner::Lacking;
 use nix::errno::Errno;
+use nix::kmod::{DeleteModuleFlags, delete_module};
+
+use crate::runner::Lacking;
 
 /// `MODULE_INIT_COMPRESSED_FILE` of `linux/module.h`
 const COMPRESSED: i32 = 4;
@@ -35,13 +37,28 @@ pub fn load(name: &str, parameters: &str, makes: &str) -> Result<()> {
     insert(name, parameters)
 }
 
-fn insert(name: &str, parameters: &str) -> Result<()> {
+/// Loads a module of the tests' own, unless it is there.
+pub fn load_ours(name: &str) -> Result<()> {
     let path = path(name)?;
-    let file = File::open(&path).context(path)?;
+    insert_file(name, path.trim_end_matches(".xz"), "", 0)
+}
+
+/// Unloads a module, unless somebody uses it.
+pub fn unload(name: &CStr) {
+    // Whoever needs it gone finds out.
+    let _ = delete_module(name, DeleteModuleFlags::O_NONBLOCK);
+}
+
+fn insert(name: &str, parameters: &str) -> Result<()> {
+    insert_file(name, &path(name)?, parameters, COMPRESSED)
+}
+
+fn insert_file(name: &str, path: &str, parameters: &str, flags: i32) -> Result<()> {
+    let file = File::open(path).with_context(|| path.to_owned())?;
     let parameters = CString::new(parameters)?;
     // SAFETY: the kernel reads the file and the string, which both live.
     let result = unsafe {
-        libc::syscall(libc::SYS_finit_module, file.as_raw_fd(), parameters.as_ptr(), COMPRESSED)
+        libc::syscall(libc::SYS_finit_module, file.as_raw_fd(), parameters.as_ptr(), flags)
     };
     match Errno::result(result) {
         Ok(_) | Err(Errno::EEXIST) => Ok(()),

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The modules: the shim, and the tests' liar. Rust first, prelinked to one
+//! The modules: the shim, and those of tests. Rust first, prelinked to one
 //! object file; then the kernel's own build, on copies of the C files, so that
 //! the source tree stays clean.
 
@@ -63,15 +63,20 @@ struct Module {
     rust: Option<&'static str>,
     /// Whether whatever may fail does so when it is told to; for tests.
     faults: bool,
+    /// Whether it uses what the shim exports. The shim is built before it.
+    uses_shim: bool,
 }
 
-const SHIM: Module =
-    Module { name: "escrow", source: "host/module", rust: Some("escrow-module"), faults: false };
 const MODULES: &[Module] = &[
     SHIM,
     Module { faults: true, ..SHIM },
-    Module { name: "liar", source: "tests/liar/module", rust: None, faults: false },
+    Module { name: "liar", source: "tests/liar/module", ..PLAIN },
+    Module { name: "holder", source: "tests/holder/module", uses_shim: true, ..PLAIN },
 ];
+
+const SHIM: Module =
+    Module { name: "escrow", source: "host/module", rust: Some("escrow-module"), ..PLAIN };
+const PLAIN: Module = Module { name: "", source: "", rust: None, faults: false, uses_shim: false };
 
 impl Module {
     /// Builds the Rust half, if there is one.
@@ -204,6 +209,13 @@ fn build_for(
     let mut changed = module.prepare(workspace, library, &work)?;
     // Another kernel is another module.
     changed |= write_if_changed(&work.join("kernel"), kernel.to_string().as_bytes())?;
+    if module.uses_shim {
+        let shim = workspace.paths().module_build(&kernel.headers.release, SHIM.name);
+        // Another interface is another module.
+        for (from, to) in [("Module.symvers", "symvers"), ("include/linux/escrow.h", "interface")] {
+            changed |= write_if_changed(&work.join(to), &fs::read(shim.join(from))?)?;
+        }
+    }
     let result = work.join(format!("{name}.ko"));
     if changed || !result.exists() {
         // If this build fails, the next must not take the old one for it.
@@ -213,6 +225,11 @@ fn build_for(
         // The module builds without a warning, or it does not build.
         let mut make = make(&work, &kernel.headers)?;
         make.args(["KCFLAGS=-Werror", "modules"]).args(module.faults.then_some("ESCROW_FAULTS=1"));
+        if module.uses_shim {
+            make.args(of_the_shim(
+                &workspace.paths().module_build(&kernel.headers.release, SHIM.name),
+            ));
+        }
         let output = run_quietly(&mut make)?;
         // make itself and modpost warn, too.
         let warnings = String::from_utf8_lossy(&output.stderr);
@@ -338,14 +355,27 @@ pub fn check(workspace: &Workspace, setup: &Setup) -> Result<Vec<(PathBuf, Strin
             // From the beginning: what was compiled before would be left out.
             run_quietly(make(&work, &kernel.headers)?.arg("clean"))?;
             module.prepare(workspace, library.as_deref(), &work)?;
-            let output =
-                run_quietly(make(&work, &kernel.headers)?.args(["W=1", "C=2", "modules"]))?;
+            let mut make = make(&work, &kernel.headers)?;
+            make.args(["W=1", "C=2", "modules"]);
+            if module.uses_shim {
+                let shim = workspace.paths().module_build(&kernel.headers.release, SHIM.name);
+                make.args(of_the_shim(&shim.with_extension("lint")));
+            }
+            let output = run_quietly(&mut make)?;
             let text = [output.stderr, output.stdout].concat();
             said.push((work, String::from_utf8_lossy(&text).into_owned()));
             step.done();
         }
     }
     Ok(said)
+}
+
+/// What a module needs that uses what the shim, built in that folder, exports.
+fn of_the_shim(shim: &Path) -> [String; 2] {
+    [
+        format!("ccflags-y=-I{}", shim.join("include").display()),
+        format!("KBUILD_EXTRA_SYMBOLS={}", shim.join("Module.symvers").display()),
+    ]
 }
 
 /// The kernel's build of the module in a folder.

@@ -38,7 +38,7 @@ const EXCEPTIONS: &[Exception] = &[
 ];
 
 /// Folders of the modules' C.
-const SOURCES: [&str; 2] = ["host/module", "tests/liar/module"];
+const SOURCES: [&str; 3] = ["host/module", "tests/liar/module", "tests/holder/module"];
 
 /// Exceptions with which of them were needed.
 struct Judge {

@@ -13,6 +13,7 @@
 //! three. `FAULT_SITES` is how many places there are that may fail: each must
 //! have failed in the end.
 
+mod miscount;
 mod plan;
 mod refusals;
 mod scenes;
@@ -50,6 +51,7 @@ fn all_sites() -> Result<()> {
 fn tests() -> Vec<Test> {
     let mut tests = scenes::ALL.to_vec();
     tests.extend(refusals::ALL);
+    tests.extend(miscount::ALL);
     tests.push(("sites::each_has_failed", all_sites));
     tests
 }

@@ -84,6 +84,13 @@ impl Plan {
     }
 }
 
+/// From now on the module freezes folios with so many references more than it
+/// counts: the mistake of a host that has lost count.
+pub fn miscount(surplus: u32) -> Result<()> {
+    let path = format!("{PARAMETERS}/fault_surplus");
+    fs::write(&path, surplus.to_string()).with_context(|| format!("cannot write {path}"))
+}
+
 fn write(plan: &str) -> Result<()> {
     let path = format!("{PARAMETERS}/fault_arm");
     fs::write(&path, plan).with_context(|| format!("cannot write {path}: no module for tests?"))

@@ -10,6 +10,7 @@ use escrow_shim_tests::access;
 use escrow_shim_tests::facts::Facts;
 use escrow_shim_tests::guest::{Guest, Order, RAM};
 use escrow_shim_tests::gunyah::{PAGE, RWX, vcpu_function};
+use escrow_shim_tests::holder::{Holder, Manner};
 use escrow_shim_tests::runner::{Test, same};
 use escrow_shim_tests::tree::with_doorbells;
 use escrow_vmcore::uapi::{self, MAP_FORCE_SHARE, fdinfo};
@@ -52,6 +53,8 @@ pub const ALL: &[Test] = &[
         walk_through(|run| clear(run, MAP_FORCE_SHARE, Clear::Unbind))
     }),
     ("scenes::from_guest_to_guest", || walk_through(from_guest_to_guest)),
+    ("scenes::safe_references", || walk_through(safe_references)),
+    ("scenes::a_dma_buf", || walk_through(a_dma_buf)),
     ("scenes::look_at_the_counts", || walk_through(look_at_the_counts)),
     ("scenes::end_by_the_vm", || walk_through(|run| end(run, 0, [0, 1, 2]))),
     ("scenes::end_by_the_vcpu", || walk_through(|run| end(run, 0, [1, 2, 0]))),
@@ -318,6 +321,32 @@ fn from_guest_to_guest(run: &Run) -> Result<()> {
     let seen = run.ask(&other, Order::Load(far))?;
     run.end()?;
     same(seen, 7).context("what the first has given up comes with what it had written")
+}
+
+fn safe_references(run: &Run) -> Result<()> {
+    let memory = run.device.memory(16)?;
+    let holder = Holder::open()?;
+    run.begin()?;
+    run.attempt_on(&memory, "escrow_ref_take", || holder.take(&memory, 1, 4, Manner::Ends))?;
+    run.attempt_on(&memory, "escrow_ref_begin_access", || holder.begin(1, 4))?;
+    run.attempt_on(&memory, "escrow_ref_end_access", || holder.end(1, 4))?;
+    run.attempt_on(&memory, "escrow_ref_release", || holder.release())?;
+    run.end()?;
+    memory.punch(0, 16).context("nobody has a reference")
+}
+
+fn a_dma_buf(run: &Run) -> Result<()> {
+    let memory = run.device.memory(16)?;
+    let holder = Holder::open()?;
+    run.begin()?;
+    let buffer = run.attempt_on(&memory, "MEM_EXPORT_DMABUF", || memory.export(1, 4))?;
+    run.attempt_on(&memory, "attaching it", || holder.attach(&buffer, Manner::Ends))?;
+    run.attempt_on(&memory, "mapping it", || holder.map())?;
+    run.attempt_on(&memory, "unmapping it", || holder.unmap())?;
+    run.end()?;
+    holder.detach()?;
+    drop(buffer);
+    Ok(())
 }
 
 fn look_at_the_counts(run: &Run) -> Result<()> {

@@ -4,6 +4,7 @@
 
 mod accounting;
 mod arguments;
+mod dmabuf;
 mod ends;
 mod functions;
 pub mod holders;
@@ -12,6 +13,7 @@ mod ioeventfd;
 mod irqfd;
 mod lent;
 mod memory;
+mod refs;
 mod shared;
 mod start;
 mod storm;
@@ -51,6 +53,25 @@ tests! {
     start::nothing_half_started,
     start::a_device_tree_comes_whole_or_not_at_all,
     start::runs_end_when_asked,
+    refs::hinder_no_lend,
+    refs::cover_for_no_pin,
+    refs::an_access_ends_when_told,
+    refs::who_keeps_is_named,
+    refs::let_go_twice,
+    refs::no_way_back_once_told,
+    refs::hold_off_holes,
+    refs::to_a_part_of_a_block,
+    refs::outlive_the_memory_s_files,
+    refs::arguments_are_checked,
+    dmabuf::is_the_memory,
+    dmabuf::is_read_only_if_so_exported,
+    dmabuf::a_static_importer_keeps_its_pages,
+    dmabuf::a_dynamic_importer_is_told,
+    dmabuf::importers_that_misbehave,
+    dmabuf::drivers_do_not_map_it,
+    dmabuf::closed_in_any_order,
+    dmabuf::arguments_are_checked,
+    dmabuf::vgem_imports_it,
     ends::in_any_order,
     ends::of_all_vcpus_at_once,
     ends::killed_at_any_moment,

@@ -24,6 +24,7 @@ mod poison;
 mod races;
 mod remote;
 mod sockets;
+mod starvation;
 mod upkeep;
 mod uring;
 mod userfault;
@@ -67,6 +68,7 @@ tests! {
     mappings::of_another_program,
     races::faults_on_several_cpus,
     races::everybody,
+    starvation::by_pins_without_end,
     upkeep::compaction,
     upkeep::migration,
     upkeep::same_page_merging,
