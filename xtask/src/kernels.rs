@@ -4,16 +4,16 @@
 //! arm64 that Debian's archive has headers of, and leaves out those that the
 //! module is not for. What came of it is a table in `docs/kernels.md`.
 
-use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result, bail};
 
 use crate::build::{self, Workspace};
-use crate::setup::{Flavour, Flavours, Headers, Setup};
-use crate::shell::{Step, run_quietly, tail, write_if_changed};
+use crate::setup::{Flavour, Flavours, Headers, SUITES, Setup};
+use crate::shell::{Step, find_program, run_quietly, tail, write_if_changed};
 use crate::{say, show};
 
 const DOCUMENT: &str = "docs/kernels.md";
@@ -31,7 +31,7 @@ pub struct Args {
     #[arg(long)]
     refresh: bool,
     /// Write the table into docs/kernels.md, in place of checking the one there
-    #[arg(long, conflicts_with = "filter")]
+    #[arg(long)]
     write: bool,
 }
 
@@ -81,16 +81,23 @@ pub fn kernels(args: &Args) -> Result<ExitCode> {
     if failed > 0 || rows.is_empty() {
         return Ok(ExitCode::FAILURE);
     }
-    if args.filter.is_none() {
-        let path = workspace.root().join(DOCUMENT);
-        let old = fs::read_to_string(&path).with_context(|| format!("no {DOCUMENT}"))?;
-        let new = replaced(&old, &table(&rows))?;
-        if args.write {
-            write_if_changed(&path, new.as_bytes())?;
-        } else if forms(&old)? != forms(&new)? {
-            say!("{DOCUMENT} says something else: cargo xtask kernels --write");
-            return Ok(ExitCode::FAILURE);
+    let path = workspace.root().join(DOCUMENT);
+    let old = fs::read_to_string(&path).with_context(|| format!("no {DOCUMENT}"))?;
+    let mut all = parsed(&old)?;
+    let agree = rows.iter().all(|row| all.iter().any(|it| it.promises() == row.promises()));
+    if args.write {
+        if args.filter.is_none() {
+            // Suites and flavours that are gone.
+            all.clear();
         }
+        all.retain(|it| !rows.iter().any(|row| it.is_of_the_same(row)));
+        all.extend(rows);
+        let place = |row: &Row| SUITES.iter().position(|suite| *suite == row.suite);
+        all.sort_by_key(|row| (place(row), row.flavour.clone()));
+        write_if_changed(&path, replaced(&old, &table(&all))?.as_bytes())?;
+    } else if !agree {
+        say!("{DOCUMENT} says something else: cargo xtask kernels --write");
+        return Ok(ExitCode::FAILURE);
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -127,16 +134,16 @@ fn attempt(
     build.arg("--kernelsourcedir").arg(&headers.folder);
     build.arg("--config").arg(headers.folder.join(".config"));
     build.envs([("ARCH", "arm64"), ("CROSS_COMPILE", "aarch64-linux-gnu-")]);
-    if let Some(compiler) = build::compiler(headers) {
-        // DKMS asks the headers, which ask for what is not here.
-        build.arg("--directive").arg({
-            let mut directive = std::ffi::OsString::from("MAKE[0]=make ");
-            directive.push(compiler);
-            directive.push(
-                " -C ${kernel_source_dir} M=${dkms_tree}/${PACKAGE_NAME}/${PACKAGE_VERSION}/build modules",
-            );
-            directive
-        });
+    // DKMS asks the headers for their compiler, by a name that is not everywhere.
+    if let Some(own) = headers.own_compiler().filter(|name| find_program(name).is_none()) {
+        let folder = home.join("compiler");
+        let other = headers.compiler.as_deref().unwrap_or(Path::new("aarch64-linux-gnu-gcc"));
+        let script = format!("#!/bin/sh\nexec '{}' \"$@\"\n", other.display());
+        write_if_changed(&folder.join(&own), script.as_bytes())?;
+        fs::set_permissions(folder.join(own), fs::Permissions::from_mode(0o755))?;
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let path = std::iter::once(folder).chain(std::env::split_paths(&path));
+        build.env("PATH", std::env::join_paths(path)?);
     }
     let output = build.stdin(Stdio::null()).output().context("cannot start dkms")?;
     match output.status.code() {
@@ -198,6 +205,19 @@ impl Row {
     }
 }
 
+impl Row {
+    fn is_of_the_same(&self, other: &Row) -> bool {
+        (&self.suite, &self.flavour) == (&other.suite, &other.flavour)
+    }
+
+    /// What the table promises: how the build ends. A release's last numbers
+    /// change with each update of the archive.
+    fn promises(&self) -> (&str, &str, String, &str) {
+        let version = self.release.split('.').take(2).collect::<Vec<_>>().join(".");
+        (&self.suite, &self.flavour, version, &self.outcome)
+    }
+}
+
 fn table(rows: &[Row]) -> String {
     let mut text =
         String::from("| suite | flavour | release | by DKMS |\n| --- | --- | --- | --- |\n");
@@ -214,21 +234,21 @@ fn replaced(document: &str, table: &str) -> Result<String> {
     Ok(format!("{before}{BEGIN}{table}{END}{after}"))
 }
 
-/// What a table promises: how the build ends, for each suite and flavour. A
-/// release's last numbers change with each update of the archive.
-fn forms(document: &str) -> Result<BTreeMap<(String, String), (String, String)>> {
+/// The rows of the document's table.
+fn parsed(document: &str) -> Result<Vec<Row>> {
     let table = document.split_once(BEGIN).and_then(|(_, rest)| rest.split_once(END));
     let (table, _) = table.context("the document has no table")?;
-    let mut forms = BTreeMap::new();
-    for line in table.lines().skip(2) {
+    let rows = table.lines().skip(2).map(|line| {
         let cells: Vec<_> = line.split('|').map(str::trim).collect();
         let [_, suite, flavour, release, outcome, _] = cells[..] else {
             bail!("what is {line:?}?");
         };
-        let version = release.split('.').take(2).collect::<Vec<_>>().join(".");
-        forms.insert((suite.to_owned(), flavour.to_owned()), (version, outcome.to_owned()));
-    }
-    Ok(forms)
+        let flavour = flavour.trim_matches('`');
+        let [suite, flavour, release, outcome] =
+            [suite, flavour, release, outcome].map(str::to_owned);
+        Ok(Row { suite, flavour, release, outcome })
+    });
+    rows.collect()
 }
 
 #[cfg(test)]
@@ -244,14 +264,18 @@ mod tests {
     fn tables_are_replaced_and_compared() {
         let document = format!("# Kernels\n\n{BEGIN}old{END}\nMore.\n");
         let of = |release, outcome| {
-            let new = replaced(&document, &table(&[row(release, outcome)])).unwrap();
+            let rows = [row(release, outcome)];
+            let new = replaced(&document, &table(&rows)).unwrap();
             assert!(new.starts_with("# Kernels\n") && new.ends_with("\nMore.\n"));
-            forms(&new).unwrap()
+            assert_eq!(parsed(&new).unwrap(), rows);
+            let [row] = rows;
+            row
         };
         let first = of("6.12.95+deb13-rt-arm64", "built");
-        assert_eq!(first, of("6.12.117+deb13-rt-arm64", "built"), "an update");
-        assert_ne!(first, of("6.13.1+deb13-rt-arm64", "built"));
-        assert_ne!(first, of("6.12.95+deb13-rt-arm64", "left out: it is too old"));
+        let same = |other: Row| first.promises() == other.promises();
+        assert!(same(of("6.12.117+deb13-rt-arm64", "built")), "an update");
+        assert!(!same(of("6.13.1+deb13-rt-arm64", "built")));
+        assert!(!same(of("6.12.95+deb13-rt-arm64", "left out: it is too old")));
         assert!(replaced("# Kernels\n", "").is_err());
     }
 

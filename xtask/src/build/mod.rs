@@ -17,8 +17,7 @@ use xtask::artefacts::{Artefacts, BuildPaths};
 
 pub use cargo::{command as cargo_command, plain as plain_cargo};
 pub use module::{
-    FLAGS as MODULE_FLAGS, check as check_modules, check_package, compiler, make, package,
-    rust_half,
+    FLAGS as MODULE_FLAGS, check as check_modules, check_package, make, package, rust_half,
 };
 
 use cargo::Kind;

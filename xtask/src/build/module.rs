@@ -406,7 +406,7 @@ fn is_known_remark(line: &str) -> bool {
 
 /// Which compiler to use, where it is not the one that the headers name:
 /// another version does where that one is not installed.
-pub fn compiler(headers: &Headers) -> Option<OsString> {
+fn compiler(headers: &Headers) -> Option<OsString> {
     let other = match &headers.compiler {
         Some(path) => path.clone().into_os_string(),
         None if headers.own_compiler().is_some_and(|name| find_program(&name).is_some()) => {

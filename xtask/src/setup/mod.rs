@@ -21,7 +21,7 @@ use clap::ValueEnum as _;
 
 pub use checkpatch::provide as checkpatch;
 pub use debug_kernel::DebugKernel;
-pub use flavours::Flavour;
+pub use flavours::{Flavour, SUITES};
 pub use kernels::{Headers, Kernel};
 pub use peers::Peers;
 pub use rust::{BareMetal, SOFTFLOAT, STATIC_LINUX};
