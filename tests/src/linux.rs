@@ -79,6 +79,9 @@ pub struct Linux {
     pub machine: Machine,
     /// How long it may take.
     pub limit: Duration,
+    /// Further words of the kernel's command line, each with a blank before it.
+    words: String,
+    kernel: Kernel,
 }
 
 impl Linux {
@@ -147,7 +150,8 @@ impl Linux {
             Ok(kind) => format!("{name}-{kind}"),
             Err(_) => name.to_owned(),
         };
-        Linux { name, folder, machine, limit }.of(Kernel::Older)
+        let (words, kernel) = (String::new(), Kernel::Older);
+        Linux { name, folder, machine, limit, words, kernel }.of(kernel)
     }
 
     /// The same with another kernel.
@@ -157,11 +161,23 @@ impl Linux {
     pub fn of(mut self, kernel: Kernel) -> Linux {
         let image = kernel.image();
         let initrd = self.folder.path().join(INITRAMFS);
+        let words = format!("{BOOTARGS}{}", self.words);
+        self.kernel = kernel;
         self.machine.modules.clear();
-        if let Err(error) = self.machine.load_host(image, Some(&initrd), BOOTARGS) {
+        if let Err(error) = self.machine.load_host(image, Some(&initrd), &words) {
             panic!("{}: {error:#}", self.name);
         }
         self
+    }
+
+    /// The same with another word on the kernel's command line.
+    ///
+    /// # Panics
+    /// It does not fit.
+    pub fn with_word(mut self, word: &str) -> Linux {
+        self.words += &format!(" {word}");
+        let kernel = self.kernel;
+        self.of(kernel)
     }
 
     /// Boots it.

@@ -64,8 +64,9 @@ pub fn lint(workspace: &Workspace, setup: &Setup, filter: &[String]) -> Result<C
     for (what, check) in checks.into_iter().filter(|(what, _)| wanted(what)) {
         tell(&mut count, what, check.and_then(|mut command| run_loudly(&mut command)));
     }
-    let others: [(_, Check<'_>); 4] = [
+    let others: [(_, Check<'_>); 5] = [
         ("checkpatch of the modules", &|| kernel::checkpatch(workspace)),
+        ("descriptors are published last", &|| kernel::descriptors(workspace)),
         ("sparse of the modules", &|| kernel::sparse(workspace, setup)),
         ("machine code of the Rust half", &|| code::rust_half(workspace, setup)),
         ("the package for DKMS", &|| build::check_package(workspace, setup)),

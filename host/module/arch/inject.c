@@ -11,9 +11,12 @@
  *		 blocks of memory the module has
  *   fault_surplus how many references too many a folio is frozen with: the mistake
  *		 of a host that has lost count
+ *   fault_linger for how long (ms) a call stays in the kernel after it has published
+ *		 a file descriptor
  *   fault_sites each place: file, line, name, how often passed, how often failed
  */
 
+#include <linux/delay.h>
 #include <linux/kernel.h>
 #include <linux/moduleparam.h>
 #include <linux/sched.h>
@@ -118,6 +121,15 @@ const void *escrow_fault_gives_up(const void *block)
 	if (block)
 		atomic_long_dec(&blocks);
 	return block;
+}
+
+static unsigned int linger;
+module_param_named(fault_linger, linger, uint, 0600);
+
+void escrow_fault_linger(void)
+{
+	if (READ_ONCE(linger))
+		msleep(READ_ONCE(linger));
 }
 
 static int escrow_fault_arm(const char *text, const struct kernel_param *param)

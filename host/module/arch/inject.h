@@ -11,6 +11,7 @@
 #include <linux/anon_inodes.h>
 #include <linux/err.h>
 #include <linux/file.h>
+#include <linux/fs.h>
 #include <linux/gfp.h>
 #include <linux/mm.h>
 #include <linux/mutex.h>
@@ -46,6 +47,7 @@ bool escrow_real_folio_freeze(struct folio *folio, u32 at, u32 *count);
 bool escrow_fault_fails(struct escrow_fault_site *site);
 void *escrow_fault_got(void *block);
 const void *escrow_fault_gives_up(const void *block);
+void escrow_fault_linger(void);
 
 /* Their section tells a test how many there are. */
 #define ESCROW_FAILS(kind_, what_) ({						\
@@ -147,15 +149,21 @@ static inline int escrow_real_lock_interruptible(struct mutex *lock)
 #define get_unused_fd_flags(flags)			\
 	ESCROW_FAULTY(ESCROW_FAULT_ALLOC, "get_unused_fd_flags", -EMFILE, \
 		      (get_unused_fd_flags)(flags))
-#define anon_inode_getfd(...)				\
-	ESCROW_FAULTY(ESCROW_FAULT_ALLOC, "anon_inode_getfd", -EMFILE, \
-		      (anon_inode_getfd)(__VA_ARGS__))
+/* Published, but the call goes on: whoever closes it is done before. */
+#define fd_install(fd, file)				\
+	({ (fd_install)(fd, file); escrow_fault_linger(); })
 #define anon_inode_getfile(...)				\
 	ESCROW_FAULTY(ESCROW_FAULT_ALLOC, "anon_inode_getfile", ERR_PTR(-ENFILE), \
 		      (anon_inode_getfile)(__VA_ARGS__))
-#define anon_inode_create_getfile(...)			\
-	ESCROW_FAULTY(ESCROW_FAULT_ALLOC, "anon_inode_create_getfile", ERR_PTR(-ENFILE), \
-		      (anon_inode_create_getfile)(__VA_ARGS__))
+#define simple_pin_fs(...)				\
+	ESCROW_FAULTY(ESCROW_FAULT_ALLOC, "simple_pin_fs", -ENOMEM, \
+		      (simple_pin_fs)(__VA_ARGS__))
+#define alloc_anon_inode(sb)				\
+	ESCROW_FAULTY(ESCROW_FAULT_ALLOC, "alloc_anon_inode", ERR_PTR(-ENOMEM), \
+		      (alloc_anon_inode)(sb))
+#define alloc_file_pseudo(...)				\
+	ESCROW_FAULTY(ESCROW_FAULT_ALLOC, "alloc_file_pseudo", ERR_PTR(-ENFILE), \
+		      (alloc_file_pseudo)(__VA_ARGS__))
 
 #define down_write_killable(lock)			\
 	ESCROW_FAULTY(ESCROW_FAULT_LOCK, "down_write_killable", -EINTR, \

@@ -43,12 +43,11 @@ static int memories_show(struct seq_file *m, void *data)
 	seq_puts(m, "inode size present lent shared quarantined poisoned refusals retries creator name\n");
 	mutex_lock(&escrow_memories.lock);
 	list_for_each_entry(mem, &escrow_memories.head, listing.link) {
-		struct inode *inode = file_inode(mem->file);
 		u64 counts[ESCROW_COUNTS];
 		int i;
 
 		escrow_rs_counts(&mem->counts, counts);
-		seq_printf(m, "%llu %lld", escrow_mem_id(mem), i_size_read(inode));
+		seq_printf(m, "%llu %lld", escrow_mem_id(mem), i_size_read(mem->inode));
 		/* In the order of the names. */
 		for (i = 0; i < ESCROW_COUNTS; i++)
 			seq_printf(m, " %llu", counts[i]);

@@ -90,16 +90,19 @@ static int __init escrow_init(void)
 	err = escrow_power_init();
 	if (err)
 		goto err_holders;
+	escrow_poison_init();
+	escrow_debugfs_init();
+	/* Last: programs may use it before this returns. */
 	err = misc_register(&escrow_dev);
 	if (err) {
 		pr_err("cannot register /dev/gunyah: %d\n", err);
-		goto err_power;
+		goto err_debugfs;
 	}
-	escrow_poison_init();
-	escrow_debugfs_init();
 	return 0;
 
-err_power:
+err_debugfs:
+	escrow_debugfs_exit();
+	escrow_poison_exit();
 	escrow_power_exit();
 err_holders:
 	escrow_holders_exit();
@@ -108,9 +111,9 @@ err_holders:
 
 static void __exit escrow_exit(void)
 {
+	misc_deregister(&escrow_dev);
 	escrow_debugfs_exit();
 	escrow_poison_exit();
-	misc_deregister(&escrow_dev);
 	escrow_power_exit();
 	escrow_vm_exit();
 	escrow_holders_exit();

@@ -171,20 +171,37 @@ static const struct file_operations escrow_vm_fops = {
 /* CREATE_VM: a file that has the VM's reference. */
 int escrow_vm_create(void)
 {
-	struct escrow_vm *vm = escrow_vm_new(escrow_functions);
-	int err;
+	struct escrow_vm *vm;
+	struct file *file;
+	int fd, err;
 
-	if (IS_ERR(vm))
-		return PTR_ERR(vm);
-	err = escrow_vm_lock(vm);
-	if (!err) {
-		err = escrow_vm_set_up(vm);
-		if (!err)
-			err = anon_inode_getfd("[gunyah-vm]", &escrow_vm_fops, vm,
-					       O_RDWR | O_CLOEXEC);
-		up_write(&vm->lock);
+	fd = get_unused_fd_flags(O_CLOEXEC);
+	if (fd < 0)
+		return fd;
+	vm = escrow_vm_new(escrow_functions);
+	if (IS_ERR(vm)) {
+		err = PTR_ERR(vm);
+		goto err_fd;
 	}
-	if (err < 0)
-		escrow_vm_put(vm);
+	err = escrow_vm_lock(vm);
+	if (err)
+		goto err_vm;
+	err = escrow_vm_set_up(vm);
+	up_write(&vm->lock);
+	if (err)
+		goto err_vm;
+	file = anon_inode_getfile("[gunyah-vm]", &escrow_vm_fops, vm, O_RDWR);
+	if (IS_ERR(file)) {
+		err = PTR_ERR(file);
+		goto err_vm;
+	}
+	/* Another thread may close it at once, and the VM ends with it. */
+	fd_install(fd, file);
+	return fd;
+
+err_vm:
+	escrow_vm_put(vm);
+err_fd:
+	put_unused_fd(fd);
 	return err;
 }

@@ -1,14 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* Floor 2: guest memories as objects: made, referenced, freed. */
 
-#include <linux/anon_inodes.h>
 #include <linux/err.h>
 #include <linux/file.h>
 #include <linux/fs.h>
+#include <linux/fs_context.h>
+#include <linux/mm.h>
+#include <linux/module.h>
+#include <linux/mount.h>
 #include <linux/pagemap.h>
+#include <linux/pseudo_fs.h>
 #include <linux/slab.h>
 
 #include "mem/mem.h"
+
+/* Of statfs: "ESCR". */
+#define ESCROW_MAGIC 0x45534352
 
 struct escrow_list escrow_memories = ESCROW_LIST_INIT(escrow_memories);
 
@@ -33,6 +40,47 @@ static void escrow_mem_free(struct escrow_mem *mem)
 	escrow_batch_free(mem->batch);
 	kfree(mem);
 }
+
+/*
+ * The inodes are of a file system of the module's own, so that what belongs to
+ * an inode goes when the inode does. There is a mount while a memory is open.
+ * Whoever has a path to one has the mount, that the superblock, and that the
+ * module, until put_filesystem().
+ */
+static struct vfsmount *mount;
+static int mount_users;
+
+static void escrow_inode_evict(struct inode *inode)
+{
+	truncate_inode_pages_final(&inode->i_data);
+	clear_inode(inode);
+	/* An inode whose creation failed half-way has none. */
+	if (inode->i_private)
+		escrow_mem_free(inode->i_private);
+}
+
+static const struct super_operations escrow_super_ops = {
+	.statfs = simple_statfs,
+	.evict_inode = escrow_inode_evict,
+};
+
+static int escrow_fs_init_context(struct fs_context *fc)
+{
+	struct pseudo_fs_context *context = init_pseudo(fc, ESCROW_MAGIC);
+
+	if (!context)
+		return -ENOMEM;
+	context->ops = &escrow_super_ops;
+	fc->s_iflags |= SB_I_NOEXEC | SB_I_NODEV;
+	return 0;
+}
+
+static struct file_system_type escrow_fs = {
+	.name = "escrow",
+	.owner = THIS_MODULE,
+	.init_fs_context = escrow_fs_init_context,
+	.kill_sb = kill_anon_super,
+};
 
 int escrow_mem_release(struct inode *inode, struct file *file)
 {
@@ -60,25 +108,64 @@ int escrow_mem_release(struct inode *inode, struct file *file)
 	}
 	escrow_mem_drop(mem, 0, ULONG_MAX);
 	filemap_invalidate_unlock(inode->i_mapping);
-	inode->i_private = NULL;
-	escrow_mem_free(mem);
+	/* The file still has the mount. */
+	simple_release_fs(&mount, &mount_users);
 	return 0;
+}
+
+/* A file with an inode of its own, which has the memory: with an error as well. */
+static struct file *escrow_mem_file(struct escrow_mem *mem, loff_t size)
+{
+	struct inode *inode;
+	struct file *file;
+
+	inode = alloc_anon_inode(mount->mnt_sb);
+	if (IS_ERR(inode)) {
+		escrow_mem_free(mem);
+		return ERR_CAST(inode);
+	}
+	mem->inode = inode;
+	inode->i_private = mem;
+	inode->i_op = &escrow_mem_iops;
+	/* What makes ftruncate and fallocate look at it. */
+	inode->i_mode |= S_IFREG;
+	i_size_write(inode, size);
+	/* The file's reference to the module: whose ioctl this is has one. */
+	__module_get(THIS_MODULE);
+	file = alloc_file_pseudo(inode, mount, "[gunyah-mem]", O_RDWR | O_LARGEFILE,
+				 &escrow_mem_fops);
+	if (IS_ERR(file)) {
+		module_put(THIS_MODULE);
+		iput(inode);
+		return file;
+	}
+	file->private_data = mem;
+	/* Nobody asks when a folio was used last: it is on no LRU list. */
+	file->f_mode |= FMODE_NOREUSE;
+	mem->file = file;
+	return file;
 }
 
 int escrow_mem_create(const struct gunyah_create_guest_mem_args *args, int (*top_up)(u64 vm))
 {
 	struct escrow_mem *mem;
-	struct inode *inode;
 	struct file *file;
-	int fd, flags;
+	int fd, err, flags;
 
 	flags = escrow_rs_create_mem_check(args);
 	if (flags < 0)
 		return flags;
 
+	fd = get_unused_fd_flags(flags & ESCROW_MEM_CLOEXEC ? O_CLOEXEC : 0);
+	if (fd < 0)
+		return fd;
+	err = simple_pin_fs(&escrow_fs, &mount, &mount_users);
+	if (err)
+		goto err_fd;
+	err = -ENOMEM;
 	mem = kzalloc(sizeof(*mem), GFP_KERNEL_ACCOUNT);
 	if (!mem)
-		return -ENOMEM;
+		goto err_mount;
 	xa_init(&mem->folios);
 	mutex_init(&mem->make_lock);
 	spin_lock_init(&mem->refusal_lock);
@@ -90,33 +177,22 @@ int escrow_mem_create(const struct gunyah_create_guest_mem_args *args, int (*top
 	mem->lend_first = flags & ESCROW_MEM_LEND_FIRST;
 	mem->batch = escrow_batch_alloc(ESCROW_BATCH);
 	if (!mem->batch) {
-		fd = -ENOMEM;
-		goto err_free;
+		escrow_mem_free(mem);
+		goto err_mount;
 	}
-	fd = get_unused_fd_flags(flags & ESCROW_MEM_CLOEXEC ? O_CLOEXEC : 0);
-	if (fd < 0)
-		goto err_free;
-	file = anon_inode_create_getfile("[gunyah-mem]", &escrow_mem_fops, mem, O_RDWR, NULL);
+	file = escrow_mem_file(mem, args->size);
 	if (IS_ERR(file)) {
-		put_unused_fd(fd);
-		fd = PTR_ERR(file);
-		goto err_free;
+		err = PTR_ERR(file);
+		goto err_mount;
 	}
-	mem->file = file;
-	file->f_flags |= O_LARGEFILE;
-	/* Nobody asks when a folio was used last: it is on no LRU list. */
-	file->f_mode |= FMODE_NOREUSE;
-	inode = file_inode(file);
-	inode->i_private = mem;
-	inode->i_op = &escrow_mem_iops;
-	/* What makes ftruncate and fallocate look at it. */
-	inode->i_mode |= S_IFREG;
-	i_size_write(inode, args->size);
 	escrow_listing_add(&escrow_memories, &mem->listing);
+	/* Another thread may close it at once, and the memory ends with it. */
 	fd_install(fd, file);
 	return fd;
 
-err_free:
-	escrow_mem_free(mem);
-	return fd;
+err_mount:
+	simple_release_fs(&mount, &mount_users);
+err_fd:
+	put_unused_fd(fd);
+	return err;
 }

@@ -31,9 +31,13 @@ extern const struct escrow_filter escrow_any_vm;
 
 struct seq_file;
 
-/* A guest memory: what its file's private_data points to. */
+/*
+ * A guest memory: what its file's private_data and its inode's i_private point to.
+ * It is freed with the inode, which paths (O_PATH) keep longer than the file is open.
+ */
 struct escrow_mem {
-	struct file *file;
+	struct inode *inode;
+	struct file *file; /* while that is open */
 	bool huge; /* may be made of large folios */
 	bool lend_first; /* lends that are tried again go before new mappings */
 	struct xarray folios; /* of struct escrow_folio, by their first page */
@@ -82,13 +86,13 @@ void escrow_mem_put(struct escrow_mem *mem);
 
 static inline struct address_space *escrow_mapping(struct escrow_mem *mem)
 {
-	return mem->file->f_mapping;
+	return mem->inode->i_mapping;
 }
 
 /* What people know a memory by: its inode's number. */
 static inline u64 escrow_mem_id(struct escrow_mem *mem)
 {
-	return file_inode(mem->file)->i_ino;
+	return mem->inode->i_ino;
 }
 
 /* file.c */

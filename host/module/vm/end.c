@@ -79,8 +79,7 @@ static bool escrow_vm_end(struct escrow_vm *vm)
 		if (!escrow_vm_reclaim_metadata(vm))
 			return false;
 	}
-	WRITE_ONCE(vm->is_home, true);
-	escrow_registry_changed();
+	escrow_registry_came_home(vm);
 	return true;
 }
 
@@ -109,6 +108,7 @@ static void escrow_vm_free(struct escrow_vm *vm)
 	escrow_rs_vm_free(vm->core);
 	escrow_batch_free(vm->batch);
 	kfree(vm);
+	module_put(THIS_MODULE);
 }
 
 static void escrow_vm_end_functions(struct escrow_vm *vm)
@@ -131,7 +131,6 @@ static void escrow_vm_last(struct kref *ref)
 		return;
 	}
 	pr_warn("VM %#llx: Escrow keeps pages of it; they are set aside\n", vm->borrower.handle);
-	__module_get(THIS_MODULE);
 	WRITE_ONCE(vm->is_zombie, true);
 	mutex_lock(&zombies_lock);
 	list_add_tail(&vm->zombie, &zombies);
@@ -156,7 +155,6 @@ static void escrow_zombies_work(struct work_struct *work)
 		pr_info("VM %#llx: all pages are home\n", vm->borrower.handle);
 		list_del(&vm->zombie);
 		escrow_vm_free(vm);
-		module_put(THIS_MODULE);
 	}
 	left = !list_empty(&zombies);
 	mutex_unlock(&zombies_lock);

@@ -30,10 +30,12 @@ enum escrow_gate {
 struct escrow_list escrow_vms = ESCROW_LIST_INIT(escrow_vms);
 
 static enum escrow_gate gate;
+/* VMs on the list that are not home; written under the lock. */
+static unsigned int away;
 /* When the gate changes, and when a VM comes home. */
 static DECLARE_WAIT_QUEUE_HEAD(changes);
 
-void escrow_registry_changed(void)
+static void escrow_registry_changed(void)
 {
 	wake_up_all(&changes);
 }
@@ -48,8 +50,10 @@ int escrow_registry_add(struct escrow_vm *vm)
 
 		mutex_lock(&escrow_vms.lock);
 		now = gate;
-		if (now == ESCROW_OPEN)
+		if (now == ESCROW_OPEN) {
 			__escrow_listing_add(&escrow_vms, &vm->listing);
+			WRITE_ONCE(away, away + 1);
+		}
 		mutex_unlock(&escrow_vms.lock);
 		if (now == ESCROW_OPEN)
 			return 0;
@@ -64,6 +68,18 @@ int escrow_registry_add(struct escrow_vm *vm)
 void escrow_registry_remove(struct escrow_vm *vm)
 {
 	escrow_listing_remove(&escrow_vms, &vm->listing);
+	escrow_registry_changed();
+}
+
+/* Nothing of the VM is with EL2 any more, nor will be. */
+void escrow_registry_came_home(struct escrow_vm *vm)
+{
+	mutex_lock(&escrow_vms.lock);
+	if (!vm->is_home) {
+		WRITE_ONCE(vm->is_home, true);
+		WRITE_ONCE(away, away - 1);
+	}
+	mutex_unlock(&escrow_vms.lock);
 	escrow_registry_changed();
 }
 
@@ -83,18 +99,6 @@ struct escrow_vm *escrow_registry_find(u64 handle)
 	return found;
 }
 
-static bool escrow_registry_is_home(void)
-{
-	struct escrow_vm *vm;
-
-	lockdep_assert_held(&escrow_vms.lock);
-	list_for_each_entry(vm, &escrow_vms.head, listing.link) {
-		if (!READ_ONCE(vm->is_home))
-			return false;
-	}
-	return true;
-}
-
 /*
  * Closes the gate, if no page is away. What was lent cannot be saved, and a
  * guest's contents would not outlive a memory that loses power; so Linux does
@@ -105,7 +109,7 @@ bool escrow_registry_suspend(void)
 	bool home;
 
 	mutex_lock(&escrow_vms.lock);
-	home = escrow_registry_is_home();
+	home = !away;
 	if (home && gate == ESCROW_OPEN)
 		WRITE_ONCE(gate, ESCROW_SUSPENDED);
 	mutex_unlock(&escrow_vms.lock);
@@ -142,16 +146,6 @@ static struct escrow_vm *escrow_registry_next(void)
 	return found;
 }
 
-static bool escrow_registry_none_away(void)
-{
-	bool home;
-
-	mutex_lock(&escrow_vms.lock);
-	home = escrow_registry_is_home();
-	mutex_unlock(&escrow_vms.lock);
-	return home;
-}
-
 /* Ends all VMs, whoever has files of them, and lets nobody make another. */
 void escrow_registry_shut_down(void)
 {
@@ -169,6 +163,6 @@ void escrow_registry_shut_down(void)
 	}
 	/* Some may just be ending, since their last files were closed. */
 	escrow_vm_flush_zombies();
-	if (!wait_event_timeout(changes, escrow_registry_none_away(), ESCROW_PATIENCE))
+	if (!wait_event_timeout(changes, !READ_ONCE(away), ESCROW_PATIENCE))
 		pr_err("Escrow keeps pages of guests: what runs next must not touch them\n");
 }

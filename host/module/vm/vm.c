@@ -2,6 +2,7 @@
 /* Floor 3: VMs as objects: made, referenced, locked. How they end is in end.c. */
 
 #include <linux/err.h>
+#include <linux/module.h>
 #include <linux/slab.h>
 
 #include "vm/vm.h"
@@ -30,7 +31,7 @@ static int escrow_vm_lacks(struct escrow_borrower *borrower, u64 pages)
 
 /*
  * A VM that EL2 knows nothing of yet, with a reference. Others see it in the
- * list, and may end it at once.
+ * list, and may end it at once. For an ioctl: its file keeps the module.
  */
 struct escrow_vm *escrow_vm_new(const struct escrow_fn_ops *const *functions)
 {
@@ -53,6 +54,11 @@ struct escrow_vm *escrow_vm_new(const struct escrow_fn_ops *const *functions)
 		kfree(vm);
 		return ERR_PTR(err);
 	}
+	/*
+	 * A VM may outlive its files. Who frees it has another reference to the
+	 * module, or is waited for by its exit.
+	 */
+	__module_get(THIS_MODULE);
 	return vm;
 }
 

@@ -77,7 +77,7 @@ struct escrow_vm {
 	bool is_closed; /* set once, before is_down: shut down from outside */
 	bool is_destroyed;
 	bool is_zombie; /* nobody has a file, but EL2 has pages */
-	bool is_home; /* EL2 has nothing of it any more, and gets nothing */
+	bool is_home; /* EL2 has nothing of it any more, and gets nothing; set once, in the registry */
 	u64 broken; /* address that the guest has lost, with ESCROW_BROKEN; or 0 */
 	spinlock_t vcpus_lock; /* with vm->lock: who changes vcpus; alone: who wakes */
 	struct escrow_waiter *vcpus[ESCROW_VCPUS_MAX]; /* no references */
@@ -125,7 +125,7 @@ extern struct escrow_list escrow_vms;
 int escrow_registry_add(struct escrow_vm *vm);
 void escrow_registry_remove(struct escrow_vm *vm);
 struct escrow_vm *escrow_registry_find(u64 handle);
-void escrow_registry_changed(void);
+void escrow_registry_came_home(struct escrow_vm *vm);
 bool escrow_registry_suspend(void);
 void escrow_registry_resume(void);
 void escrow_registry_shut_down(void);

@@ -307,6 +307,12 @@ impl Vm {
     }
 }
 
+impl AsFd for Vm {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
 /// The description of a function, with the address of `arg`, which must live
 /// as long as it is used.
 pub fn function<T>(kind: u32, arg: &T) -> uapi::FunctionDesc {

@@ -16,6 +16,8 @@ use escrow_tests::linux::{Kernel, Linux};
 const CYCLE: Duration = Duration::from_millis(300);
 /// The rest.
 const LIMIT: Duration = Duration::from_secs(200);
+/// Checks of the slab allocator's: freed objects are overwritten, and looked at again.
+pub const FREED: &str = "slub_debug=FP";
 
 fn soak_on(kernel: Kernel, cpu: &str, smp: u32) {
     let program = fs::read(&artefacts().shim_soak).expect("the soak");
@@ -34,12 +36,18 @@ fn soak_on(kernel: Kernel, cpu: &str, smp: u32) {
     let script = format!("{settings} exec /bin/shim-soak");
     let files = [("bin/shim-soak", program.as_slice())];
     let name = format!("soak-{kernel:?}-{cpu}-{smp}");
-    let mut linux = Linux::with_files(&name, cpu, smp, 1024, &script, &files).of(kernel);
+    let linux = Linux::with_files(&name, cpu, smp, 1024, &script, &files).of(kernel);
+    // What is freed is overwritten: who uses it all the same does not get far.
+    let mut linux = linux.with_word(FREED);
     linux.limit = limit;
     let lines = linux.passes();
     assert!(lines.iter().any(|line| line == "soaked"), "it was not");
     for line in &lines {
-        if line.starts_with("memory: ") || line.contains(" cycles in ") || line.contains(" lives") {
+        if line.starts_with("memory: ")
+            || line.contains(" cycles in ")
+            || line.contains(" lives")
+            || line.starts_with("closers: ")
+        {
             println!("{line}");
         }
     }

@@ -97,6 +97,44 @@ pub fn checkpatch(workspace: &Workspace) -> Result<()> {
     judge.verdict()
 }
 
+/// A file descriptor is published last: from then on, another thread may close
+/// it, and what it stands for may be gone. So nobody calls what makes and publishes
+/// in one step, and after `fd_install` comes nothing but the return.
+pub fn descriptors(workspace: &Workspace) -> Result<()> {
+    let mut judge = Judge::new();
+    for folder in SOURCES {
+        for file in c_files(&workspace.root().join(folder))? {
+            let text = fs::read_to_string(&file).context("a source file")?;
+            for finding in published_early(&text) {
+                judge.hear(&file.to_string_lossy(), &finding);
+            }
+        }
+    }
+    judge.verdict()
+}
+
+/// Functions that make a file and publish it.
+const ONE_STEP: [&str; 4] =
+    ["anon_inode_getfd(", "anon_inode_create_getfd(", "anon_inode_getfd_secure(", "receive_fd("];
+
+fn published_early(text: &str) -> Vec<String> {
+    let lines: Vec<&str> = text.lines().map(str::trim).collect();
+    let mut findings = Vec::new();
+    for (number, line) in lines.iter().enumerate().filter(|(_, line)| !line.starts_with("#define"))
+    {
+        let at = number + 1;
+        if let Some(name) = ONE_STEP.iter().find(|&&name| line.contains(name)) {
+            findings.push(format!(":{at}: {name}…) publishes what is not finished"));
+        }
+        if line.starts_with("fd_install(")
+            && !lines.get(number + 1).is_some_and(|next| next.starts_with("return "))
+        {
+            findings.push(format!(":{at}: something is done after fd_install"));
+        }
+    }
+    findings
+}
+
 fn c_files(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     let entries = fs::read_dir(folder).with_context(|| format!("no {}", folder.display()))?;
@@ -149,6 +187,20 @@ mod tests {
         assert!(is_ours("./vm/end.c:1:2: warning: x", folder.path()));
         assert!(!is_ours("./include/linux/mm.h:1:2: warning: x", folder.path()));
         assert!(!is_ours("/usr/src/linux/mm.h:1:2: warning: x", folder.path()));
+    }
+
+    #[test]
+    fn descriptors_are_published_last() {
+        let good = "\tfile = anon_inode_getfile(x);\n\tfd_install(fd, file);\n\treturn fd;\n";
+        assert!(published_early(good).is_empty());
+        assert!(published_early("#define fd_install(fd, file) other(fd, file)\n").is_empty());
+        for bad in [
+            "\terr = anon_inode_getfd(\"[vm]\", &fops, vm, O_RDWR);\n\treturn err;\n",
+            "\tfd_install(fd, file);\n\tup_write(&vm->lock);\n\treturn fd;\n",
+            "\tfd_install(fd, file);\n",
+        ] {
+            assert_eq!(published_early(bad).len(), 1, "{bad}");
+        }
     }
 
     #[test]

@@ -15,6 +15,7 @@
 
 mod miscount;
 mod plan;
+mod published;
 mod refusals;
 mod scenes;
 mod walk;
@@ -52,6 +53,7 @@ fn tests() -> Vec<Test> {
     let mut tests = scenes::ALL.to_vec();
     tests.extend(refusals::ALL);
     tests.extend(miscount::ALL);
+    tests.extend(published::ALL);
     tests.push(("sites::each_has_failed", all_sites));
     tests
 }

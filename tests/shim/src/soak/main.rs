@@ -3,9 +3,11 @@
 //! Many lives of VMs, and a crowd that does everything at once: afterwards
 //! nothing is missing, neither to Escrow nor to the kernel.
 //!
-//! `SOAK_CYCLES` lives (300), then `SOAK_SECONDS` (15) of `SOAK_PROCESSES` (8);
+//! `SOAK_CYCLES` lives (300), then `SOAK_SECONDS` (15) of `SOAK_PROCESSES` (8), then
+//! a third as long threads that close what others are making;
 //! `SOAK_SEED` makes the same numbers again, if not the same order.
 
+mod closers;
 mod crowd;
 mod cycles;
 mod random;
@@ -132,6 +134,7 @@ fn soak() -> Result<()> {
     let facts = Facts::read()?;
     cycles::cycles(WARM_UP, &mut random)?;
     crowd(processes, Duration::from_secs(3), &mut random)?;
+    closers::race(Duration::from_secs(1))?;
     wait_for(&facts)?;
     let before = KernelMemory::read()?;
 
@@ -155,7 +158,14 @@ fn soak() -> Result<()> {
     tally.check()?;
     let after = KernelMemory::read()?;
     println!("memory: {after:?} after the crowd");
-    after.check_since(&before, BOUND)
+    after.check_since(&before, BOUND)?;
+
+    let race = closers::race(Duration::from_secs(seconds.div_ceil(3)))?;
+    wait_for(&facts)?;
+    println!("closers: {race}");
+    let last = KernelMemory::read()?;
+    println!("memory: {last:?} after the closers");
+    last.check_since(&before, BOUND)
 }
 
 fn main() -> ExitCode {

@@ -2,6 +2,9 @@
 
 //! A guest memory on its own.
 
+use std::ffi::CString;
+use std::os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd};
+
 use anyhow::{Context as _, Result, ensure};
 use escrow_vmcore::uapi::fdinfo;
 use nix::errno::Errno;
@@ -9,7 +12,7 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap};
 
 use super::{refused, same};
 use crate::access::{read, write};
-use crate::gunyah::{Device, PAGE};
+use crate::gunyah::{Device, Memory, PAGE};
 
 /// Pages appear as they are touched, with zeros, and mappings agree.
 pub fn fresh_pages_are_zero() -> Result<()> {
@@ -79,4 +82,71 @@ pub fn only_shared_mappings() -> Result<()> {
     ensure!(private == Err(Errno::EINVAL), "a private mapping: {private:?}");
     refused(nix::unistd::read(&memory, &mut [0; 8]), Errno::EINVAL).context("read")?;
     refused(nix::unistd::write(&memory, &[0; 8]), Errno::EINVAL).context("write")
+}
+
+/// The inode outlives the memory in an `O_PATH` descriptor, and whatever can be done with that
+/// is an error or does nothing.
+pub fn a_path_outlives_the_file() -> Result<()> {
+    let device = Device::open()?;
+    for size in [0, PAGE, 131_072] {
+        let memory = device.memory(16)?;
+        let mapping = memory.map(0, 16)?;
+        write(&mapping, 0, 1)?;
+        let path = path_of(&memory)?;
+        drop((memory, mapping));
+        through(&path)?;
+        // SAFETY: a path that lives through the call.
+        let _ = unsafe { libc::truncate(path.1.as_ptr(), size as i64) };
+        through(&path)?;
+    }
+    Ok(())
+}
+
+/// The same while the last descriptor is closed.
+pub fn a_path_races_with_the_close() -> Result<()> {
+    const ROUNDS: u32 = 300;
+    let device = Device::open()?;
+    for round in 0..ROUNDS {
+        let memory = device.memory(64)?;
+        memory.fallocate(libc::FALLOC_FL_KEEP_SIZE, 0, 64 * PAGE)?;
+        let path = path_of(&memory)?;
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for step in 0..4u64 {
+                    let size = (u64::from(round) + step) % 64 * PAGE;
+                    // SAFETY: as above.
+                    let _ = unsafe { libc::truncate(path.1.as_ptr(), size as i64) };
+                }
+            });
+            drop(memory);
+        });
+    }
+    Ok(())
+}
+
+/// A descriptor of a memory's inode that is none of its file, and the path to it.
+pub fn path_of(memory: &Memory) -> Result<(OwnedFd, CString)> {
+    let name = CString::new(format!("/proc/self/fd/{}", memory.as_fd().as_raw_fd()))?;
+    let flags = libc::O_PATH | libc::O_CLOEXEC;
+    // SAFETY: a path that lives through the call; what it returns is ours.
+    let fd = unsafe {
+        Errno::result(libc::open(name.as_ptr(), flags)).map(|fd| OwnedFd::from_raw_fd(fd))
+    }
+    .context("O_PATH")?;
+    let path = CString::new(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
+    Ok((fd, path))
+}
+
+/// What else there is to be done with an inode: none of it may end in an oops.
+fn through((fd, path): &(OwnedFd, CString)) -> Result<()> {
+    let times = [libc::timespec { tv_sec: 1, tv_nsec: 0 }; 2];
+    // SAFETY: paths and times that live through the calls.
+    unsafe {
+        let _ = libc::chmod(path.as_ptr(), 0o600);
+        let _ = libc::chown(path.as_ptr(), 0, 0);
+        let _ = libc::utimensat(libc::AT_FDCWD, path.as_ptr(), times.as_ptr(), 0);
+        same(libc::open(path.as_ptr(), libc::O_RDWR), -1).context("opened again")?;
+    }
+    nix::sys::stat::fstat(fd)?;
+    Ok(())
 }

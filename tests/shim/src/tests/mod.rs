@@ -35,6 +35,8 @@ tests! {
     memory::its_size_changes,
     memory::holes,
     memory::only_shared_mappings,
+    memory::a_path_outlives_the_file,
+    memory::a_path_races_with_the_close,
     shared::both_see_both,
     shared::a_hole_takes_the_page_from_the_guest,
     shared::contents_outlive_the_vm,

@@ -6,10 +6,11 @@
 use anyhow::{Context as _, Result};
 use nix::errno::Errno;
 
+use super::memory::path_of;
 use super::refused;
 use crate::gunyah::{Device, unload};
 
-/// Each file alone is enough, and so is a mapping without its file.
+/// Each file alone is enough, and so are a mapping and a path without the file.
 pub fn is_refused_for_each_file() -> Result<()> {
     let stays = || refused(unload(), Errno::EWOULDBLOCK);
     let device = Device::open()?;
@@ -21,6 +22,11 @@ pub fn is_refused_for_each_file() -> Result<()> {
     drop(memory);
     stays().context("a mapping")?;
     drop(mapping);
+    let memory = Device::open()?.memory(1)?;
+    let path = path_of(&memory)?;
+    drop(memory);
+    stays().context("a path")?;
+    drop(path);
 
     let vm = Device::open()?.vm()?;
     stays().context("a VM")?;
