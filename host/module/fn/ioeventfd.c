@@ -32,6 +32,9 @@ static int escrow_ioeventfd_add(struct escrow_vm *vm, const struct escrow_functi
 		eventfd_ctx_put(event);
 	else
 		err = escrow_rs_ioeventfd_add(vm->ioeventfds, desc, arg, event);
+	if (err == -ENOSPC)
+		pr_warn_ratelimited("VM %#llx has as many IOEVENTFDs as a VM can have\n",
+				    vm->borrower.handle);
 	up_write(&vm->lock);
 	return err;
 }

@@ -18,6 +18,9 @@
 
 #include "fn/fn.h"
 
+/* Of one VM; each is looked for in a list. */
+#define ESCROW_IRQFDS_MAX 256
+
 struct escrow_irqfd {
 	struct list_head link; /* in vm->irqfds */
 	struct escrow_vm *vm; /* outlives it */
@@ -146,12 +149,21 @@ static int escrow_irqfd_add(struct escrow_vm *vm, const struct escrow_function *
 	err = escrow_vm_lock(vm);
 	if (err)
 		goto err_event;
-	err = escrow_irqfd_find(vm, irqfd->label) ? -EEXIST : escrow_irqfd_connect(irqfd);
+	if (escrow_irqfd_find(vm, irqfd->label)) {
+		err = -EEXIST;
+	} else if (vm->irqfd_count >= ESCROW_IRQFDS_MAX) {
+		pr_warn_ratelimited("VM %#llx has %u IRQFDs, the most that a VM can have\n",
+				    vm->borrower.handle, vm->irqfd_count);
+		err = -ENOSPC;
+	} else {
+		err = escrow_irqfd_connect(irqfd);
+	}
 	if (err) {
 		up_write(&vm->lock);
 		goto err_event;
 	}
 	list_add_tail(&irqfd->link, &vm->irqfds);
+	vm->irqfd_count++;
 	/* Puts it into the queue, and says what was before that. */
 	if (vfs_poll(file, &irqfd->poll) & EPOLLIN)
 		escrow_irqfd_signalled(&irqfd->wait, 0, 0, poll_to_key(EPOLLIN));
@@ -173,6 +185,7 @@ static void escrow_irqfd_free(struct escrow_irqfd *irqfd)
 	u64 count;
 
 	list_del(&irqfd->link);
+	irqfd->vm->irqfd_count--;
 	/* When it is out of the queue, nobody is on the way to it. */
 	eventfd_ctx_remove_wait_queue(irqfd->event, &irqfd->wait, &count);
 	/* The next one may be of the other kind. The VM may be dead. */

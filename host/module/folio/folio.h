@@ -6,6 +6,7 @@
 #ifndef ESCROW_FOLIO_H
 #define ESCROW_FOLIO_H
 
+#include <linux/atomic.h>
 #include <linux/bits.h>
 #include <linux/list.h>
 #include <linux/mm.h>
@@ -61,9 +62,35 @@ static inline void escrow_batch_reset(struct escrow_batch *batch)
 /* Pages that one call takes back at the most. */
 #define ESCROW_CALL_PAGES 16384
 
+/* Objects that users have, of which each may have so many. */
+enum escrow_kind {
+	ESCROW_KIND_MEMORY,
+	ESCROW_KIND_VM,
+	ESCROW_KINDS
+};
+
+/* Who pays for an object's folios. */
+struct escrow_payer {
+	enum escrow_kind kind;
+	struct user_struct *user;
+	struct mm_struct *mm;
+	struct task_struct *task; /* whose RLIMIT_MEMLOCK counts; NULL: none does */
+	atomic_long_t pages; /* that are paid for */
+};
+
+/* payer.c */
+int escrow_payer_init(struct escrow_payer *payer, enum escrow_kind kind);
+void escrow_payer_end(struct escrow_payer *payer);
+bool escrow_payer_has_room(const struct escrow_payer *payer);
+bool escrow_payer_charge(struct escrow_payer *payer, long pages);
+void escrow_payer_uncharge(struct escrow_payer *payer, long pages);
+void escrow_payer_show(const struct folio *folio, bool is_there);
+
 /* folio.c */
-struct escrow_folio *escrow_folio_alloc(struct escrow_counts *counts, unsigned int order);
-void escrow_folio_free(struct escrow_folio *ef, struct escrow_counts *counts);
+struct escrow_folio *escrow_folio_alloc(struct escrow_payer *payer, struct escrow_counts *counts,
+					unsigned int order);
+void escrow_folio_free(struct escrow_folio *ef, struct escrow_payer *payer,
+		       struct escrow_counts *counts);
 
 /* ram.c */
 void escrow_ram_init(void);

@@ -28,7 +28,8 @@ again:
 	ef = escrow_mem_make(mem, vmf->pgoff);
 	if (IS_ERR(ef)) {
 		/* A loop that kills nobody would follow where the rest of memory is free. */
-		ret = escrow_ram_is_short() ? VM_FAULT_SIGBUS : VM_FAULT_OOM;
+		ret = escrow_ram_is_short() || !escrow_payer_has_room(&mem->payer) ?
+			VM_FAULT_SIGBUS : VM_FAULT_OOM;
 		goto out;
 	}
 

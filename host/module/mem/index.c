@@ -40,14 +40,14 @@ static struct escrow_folio *escrow_mem_add(struct escrow_mem *mem, pgoff_t index
 {
 	struct escrow_folio *ef, *old;
 
-	ef = escrow_folio_alloc(&mem->counts, order);
+	ef = escrow_folio_alloc(&mem->payer, &mem->counts, order);
 	if (!ef)
 		return ERR_PTR(-ENOMEM);
 	ef->index = index;
 	old = xa_cmpxchg(&mem->folios, index, NULL, ef, GFP_KERNEL_ACCOUNT);
 	if (!old)
 		return ef;
-	escrow_folio_free(ef, &mem->counts);
+	escrow_folio_free(ef, &mem->payer, &mem->counts);
 	return xa_is_err(old) ? ERR_PTR(xa_err(old)) : old;
 }
 
@@ -95,7 +95,7 @@ static int escrow_mem_copy(struct escrow_mem *mem, struct escrow_folio *large,
 	long pages = folio_nr_pages(large->folio), i;
 
 	for (i = 0; i < pages; i++) {
-		small[i] = escrow_folio_alloc(&mem->counts, 0);
+		small[i] = escrow_folio_alloc(&mem->payer, &mem->counts, 0);
 		if (!small[i])
 			return -ENOMEM;
 		small[i]->index = large->index + i;
@@ -163,9 +163,9 @@ int escrow_mem_split(struct escrow_mem *mem, struct escrow_folio *ef,
 	}
 	folio_unlock(folio);
 	if (!err)
-		escrow_folio_free(ef, &mem->counts);
+		escrow_folio_free(ef, &mem->payer, &mem->counts);
 	for (i = 0; err && i < pages && small[i]; i++)
-		escrow_folio_free(small[i], &mem->counts);
+		escrow_folio_free(small[i], &mem->payer, &mem->counts);
 	kvfree(small);
 	return err;
 }
@@ -208,7 +208,7 @@ void escrow_mem_drop(struct escrow_mem *mem, pgoff_t first, pgoff_t last)
 					    folio_size(ef->folio), 0);
 		folio_unlock(ef->folio);
 		xa_erase(&mem->folios, index);
-		escrow_folio_free(ef, &mem->counts);
+		escrow_folio_free(ef, &mem->payer, &mem->counts);
 		cond_resched();
 	}
 }

@@ -38,6 +38,7 @@ static void escrow_mem_free(struct escrow_mem *mem)
 {
 	xa_destroy(&mem->folios);
 	escrow_batch_free(mem->batch);
+	escrow_payer_end(&mem->payer);
 	kfree(mem);
 }
 
@@ -175,8 +176,12 @@ int escrow_mem_create(const struct gunyah_create_guest_mem_args *args, int (*top
 	mem->top_up = top_up;
 	mem->huge = flags & ESCROW_MEM_HUGE;
 	mem->lend_first = flags & ESCROW_MEM_LEND_FIRST;
-	mem->batch = escrow_batch_alloc(ESCROW_BATCH);
-	if (!mem->batch) {
+	err = escrow_payer_init(&mem->payer, ESCROW_KIND_MEMORY);
+	if (!err) {
+		mem->batch = escrow_batch_alloc(ESCROW_BATCH);
+		err = mem->batch ? 0 : -ENOMEM;
+	}
+	if (err) {
 		escrow_mem_free(mem);
 		goto err_mount;
 	}

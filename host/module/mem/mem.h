@@ -20,8 +20,6 @@
 struct escrow_filter {
 	u64 vm; /* 0: anybody's */
 	int how; /* negative: either way */
-	bool bound; /* only those at the guest addresses of one binding: */
-	u64 shift; /* guest address less offset */
 };
 
 extern const struct escrow_filter escrow_any_vm;
@@ -42,6 +40,7 @@ struct escrow_mem {
 	bool lend_first; /* lends that are tried again go before new mappings */
 	struct xarray folios; /* of struct escrow_folio, by their first page */
 	struct mutex make_lock; /* makes folios, where they may be large */
+	struct escrow_payer payer;
 	struct escrow_counts counts;
 	struct escrow_batch *batch; /* under the exclusive invalidate_lock */
 	int (*top_up)(u64 vm); /* gives EL2 a page for a VM; without locks of the memory */

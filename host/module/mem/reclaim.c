@@ -52,8 +52,6 @@ static int escrow_mem_is_meant(const struct escrow_folio *ef, const struct escro
 	how = escrow_rs_folio_borrower(&ef->state, vm, &guest);
 	if (how < 0 || (filter->vm && *vm != filter->vm) || (filter->how >= 0 && how != filter->how))
 		return -ENOENT;
-	if (filter->bound && guest != ((u64)ef->index << PAGE_SHIFT) + filter->shift)
-		return -ENOENT;
 	return how;
 }
 
@@ -79,6 +77,7 @@ int __escrow_mem_reclaim(struct escrow_mem *mem, pgoff_t first, pgoff_t last,
 		u64 borrower = 0;
 		int has = escrow_mem_is_meant(ef, filter, &borrower);
 
+		cond_resched();
 		if (escrow_rs_folio_is_broken(&ef->state) && folio_test_large(ef->folio)) {
 			one = escrow_batch_reclaim(batch, &mem->counts, quarantine);
 			err = err ?: one;
@@ -98,7 +97,6 @@ int __escrow_mem_reclaim(struct escrow_mem *mem, pgoff_t first, pgoff_t last,
 			err = err ?: one;
 			if (err && !quarantine)
 				goto out;
-			cond_resched();
 		}
 		if (escrow_rs_folio_begin_reclaim(&ef->state, &mem->counts) < 0)
 			continue;

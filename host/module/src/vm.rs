@@ -176,8 +176,8 @@ pub extern "C" fn escrow_rs_vm_bind(
     status(bound)
 }
 
-/// Checks that a range can be unbound, and sees to it that memory is no
-/// reason for it to fail later.
+/// Checks that a range can be unbound, and sees to it that neither memory nor the limit of
+/// bindings is a reason for it to fail later.
 #[unsafe(no_mangle)]
 pub extern "C" fn escrow_rs_vm_begin_unbind(
     vm: &mut Core,
@@ -186,7 +186,7 @@ pub extern "C" fn escrow_rs_vm_begin_unbind(
 ) -> i32 {
     let mem = MemRef::new(mem);
     let checked = vm.bindings.check(&request.guest(), &mem, request.offset);
-    status(checked.and_then(|()| vm.bindings.reserve()))
+    status(checked.and_then(|()| vm.bindings.prepare_removal(&request.guest())))
 }
 
 /// Unbinds a range, of which the guest has no page any more.

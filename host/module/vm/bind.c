@@ -9,19 +9,19 @@
 int escrow_vm_bind(struct escrow_vm *vm, const struct escrow_map_request *request,
 		   struct escrow_mem *mem)
 {
-	return escrow_rs_vm_bind(vm->core, &vm->borrower, request, mem);
+	int err = escrow_rs_vm_bind(vm->core, &vm->borrower, request, mem);
+
+	if (err == -ENOSPC)
+		pr_warn_ratelimited("VM %#llx has as many bindings as a VM can have\n",
+				    vm->borrower.handle);
+	return err;
 }
 
 int escrow_vm_unbind(struct escrow_vm *vm, const struct escrow_map_request *request,
 		     struct escrow_mem *mem)
 {
-	/* The same pages may be with the guest by another binding, too. */
-	const struct escrow_filter filter = {
-		.vm = vm->borrower.handle,
-		.how = -1,
-		.bound = true,
-		.shift = request->guest - request->offset,
-	};
+	/* What the guest has of this range, it has by this binding: there is no other. */
+	const struct escrow_filter filter = { .vm = vm->borrower.handle, .how = -1 };
 	u64 lacks;
 	int err;
 

@@ -107,6 +107,7 @@ static void escrow_vm_free(struct escrow_vm *vm)
 	/* The bindings let go of their memories. */
 	escrow_rs_vm_free(vm->core);
 	escrow_batch_free(vm->batch);
+	escrow_payer_end(&vm->payer);
 	kfree(vm);
 	module_put(THIS_MODULE);
 }

@@ -23,7 +23,7 @@ static int escrow_vm_send_metadata(struct escrow_vm *vm, u32 count)
 		struct escrow_report report = {};
 		struct escrow_refusal refusal;
 
-		ef = escrow_folio_alloc(&vm->metadata_counts, 0);
+		ef = escrow_folio_alloc(&vm->payer, &vm->metadata_counts, 0);
 		if (!ef) {
 			err = -ENOMEM;
 			break;
@@ -31,7 +31,7 @@ static int escrow_vm_send_metadata(struct escrow_vm *vm, u32 count)
 		err = escrow_rs_folio_begin_lend(&ef->state, ef->folio,
 						 ESCROW_LENT, vm->borrower.handle, 0, &report, &refusal);
 		if (err) {
-			escrow_folio_free(ef, &vm->metadata_counts);
+			escrow_folio_free(ef, &vm->payer, &vm->metadata_counts);
 			break;
 		}
 		escrow_batch_add(batch, ef, 0, 0, &report);
@@ -53,7 +53,7 @@ static int escrow_vm_send_metadata(struct escrow_vm *vm, u32 count)
 		if (gone)
 			list_add_tail(&ef->link, &vm->metadata_folios);
 		else
-			escrow_folio_free(ef, &vm->metadata_counts);
+			escrow_folio_free(ef, &vm->payer, &vm->metadata_counts);
 		given += gone;
 	}
 	if (given)
@@ -121,7 +121,7 @@ bool escrow_vm_reclaim_metadata(struct escrow_vm *vm)
 				continue;
 			}
 			list_del(&ef->link);
-			escrow_folio_free(ef, &vm->metadata_counts);
+			escrow_folio_free(ef, &vm->payer, &vm->metadata_counts);
 			escrow_rs_metadata_reclaimed(&vm->metadata, 1);
 		}
 		cond_resched();

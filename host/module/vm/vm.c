@@ -41,6 +41,11 @@ struct escrow_vm *escrow_vm_new(const struct escrow_fn_ops *const *functions)
 	vm = kzalloc(sizeof(*vm), GFP_KERNEL_ACCOUNT);
 	if (!vm)
 		return ERR_PTR(-ENOMEM);
+	err = escrow_payer_init(&vm->payer, ESCROW_KIND_VM);
+	if (err) {
+		kfree(vm);
+		return ERR_PTR(err);
+	}
 	kref_init(&vm->ref);
 	init_rwsem(&vm->lock);
 	spin_lock_init(&vm->vcpus_lock);
@@ -51,6 +56,7 @@ struct escrow_vm *escrow_vm_new(const struct escrow_fn_ops *const *functions)
 	vm->borrower.top_up = escrow_vm_lacks;
 	err = escrow_registry_add(vm);
 	if (err) {
+		escrow_payer_end(&vm->payer);
 		kfree(vm);
 		return ERR_PTR(err);
 	}

@@ -85,8 +85,10 @@ struct escrow_vm {
 	const struct escrow_fn_ops *const *functions; /* the last one is NULL */
 	struct escrow_ioeventfds *ioeventfds; /* NULL until there is one */
 	struct list_head irqfds;
+	unsigned int irqfd_count;
 
 	struct mutex metadata_lock; /* top-ups, and what follows */
+	struct escrow_payer payer;
 	struct escrow_metadata metadata;
 	struct escrow_counts metadata_counts;
 	struct list_head metadata_folios;

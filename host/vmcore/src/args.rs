@@ -12,6 +12,10 @@ use crate::uapi;
 
 /// vCPUs of one VM at the most.
 pub const VCPUS_MAX: u32 = 32;
+/// Bindings of one VM at the most.
+pub const BINDINGS_MAX: usize = 4096;
+/// IOEVENTFDs of one VM at the most.
+pub const IOEVENTFDS_MAX: usize = 1024;
 
 /// A checked [`uapi::VM_MAP_MEM`].
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -8,6 +8,7 @@ use core::ops::Range;
 use escrow_abi::{Rights, run};
 
 use crate::Errno;
+use crate::args::BINDINGS_MAX;
 
 /// How a guest gets the pages of a binding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +35,16 @@ pub struct Binding<M> {
 }
 
 impl<M> Binding<M> {
+    /// Whether the two have a part of a memory in common.
+    fn shares_memory_with(&self, other: &Binding<M>) -> bool
+    where
+        M: PartialEq,
+    {
+        self.memory == other.memory
+            && self.offset < other.offset_of(other.guest.end)
+            && other.offset < self.offset_of(self.guest.end)
+    }
+
     /// Where in the memory a guest address of this binding is.
     pub fn offset_of(&self, guest: u64) -> u64 {
         self.offset + (guest - self.guest.start)
@@ -60,7 +71,8 @@ pub fn place_of(guest: u64, start: u64, length: u64, offset: u64, size: u64) -> 
     (at & size.wrapping_sub(1) == 0).then_some(at)
 }
 
-/// The bindings of one VM. They do not overlap.
+/// The bindings of one VM, [`BINDINGS_MAX`] at the most. They overlap neither in guest
+/// addresses nor in memories: what walks them all comes by each page once.
 #[derive(Debug)]
 pub struct Bindings<M> {
     /// Sorted by guest address.
@@ -86,22 +98,35 @@ impl<M: Clone + PartialEq> Bindings<M> {
         binding.guest.contains(&guest).then_some(binding)
     }
 
-    /// Makes sure that the next [`insert`](Self::insert) or
-    /// [`remove`](Self::remove) needs no memory.
+    /// Makes room for one more.
+    fn reserve(&mut self) -> Result<(), Errno> {
+        if self.list.len() >= BINDINGS_MAX {
+            return Err(Errno::NoSpace);
+        }
+        self.list.try_reserve(1).map_err(|_| Errno::NoMemory)
+    }
+
+    /// Makes sure that [`remove`](Self::remove) of that range does not fail.
     ///
     /// # Errors
-    /// `NoMemory`
-    pub fn reserve(&mut self) -> Result<(), Errno> {
-        self.list.try_reserve(1).map_err(|_| Errno::NoMemory)
+    /// `NoSpace` if what is left of a binding would be one too many, `NoMemory`.
+    pub fn prepare_removal(&mut self, guest: &Range<u64>) -> Result<(), Errno> {
+        let cuts = |binding: &Binding<M>| {
+            binding.guest.start < guest.start && guest.end < binding.guest.end
+        };
+        if self.find(guest.start).is_some_and(cuts) { self.reserve() } else { Ok(()) }
     }
 
     /// Adds a binding.
     ///
     /// # Errors
-    /// `Exists` if it overlaps another one, `NoMemory`.
+    /// `Exists` if its guest addresses or its part of the memory are bound already,
+    /// `NoSpace` if there are [`BINDINGS_MAX`], `NoMemory`.
     pub fn insert(&mut self, binding: Binding<M>) -> Result<(), Errno> {
         let at = self.list.partition_point(|other| other.guest.end <= binding.guest.start);
-        if self.list.get(at).is_some_and(|other| other.guest.start < binding.guest.end) {
+        if self.list.get(at).is_some_and(|other| other.guest.start < binding.guest.end)
+            || self.list.iter().any(|other| other.shares_memory_with(&binding))
+        {
             return Err(Errno::Exists);
         }
         self.reserve()?;
@@ -129,9 +154,10 @@ impl<M: Clone + PartialEq> Bindings<M> {
     /// Takes a range out. What is left of a binding at its edges stays.
     ///
     /// # Errors
-    /// `NoMemory`, not after [`reserve`](Self::reserve); nothing has changed.
+    /// As [`prepare_removal`](Self::prepare_removal), and not after that; nothing has
+    /// changed.
     pub fn remove(&mut self, guest: &Range<u64>) -> Result<(), Errno> {
-        self.reserve()?;
+        self.prepare_removal(guest)?;
         let mut at = self.list.partition_point(|binding| binding.guest.end <= guest.start);
         while let Some(binding) = self.list.get_mut(at) {
             if binding.guest.start >= guest.end {
@@ -187,6 +213,11 @@ mod tests {
         }
         bindings.insert(binding(0x8000..0x9000, 'b', 0)).unwrap();
         bindings.insert(binding(0x3000..0x4000, 'c', 0)).unwrap();
+        for (offset, pages) in [(0, 1), (0x3000, 1), (0x3000, 4), (0, 16)] {
+            let twice = binding(0x10000..0x10000 + pages * 0x1000, 'a', offset);
+            assert_eq!(bindings.insert(twice), Err(Errno::Exists), "{offset:#x}, {pages} pages");
+        }
+        bindings.insert(binding(0x10000..0x11000, 'a', 0x4000)).unwrap();
         assert_eq!(bindings.find(0x7fff).unwrap().memory, 'a');
         assert_eq!(bindings.find(0x8000).unwrap().memory, 'b');
         assert_eq!(bindings.find(0x3000).unwrap().memory, 'c');
@@ -205,6 +236,26 @@ mod tests {
             vec![binding(0x4000..0x5000, 'a', 0x10000), binding(0x6000..0x8000, 'a', 0x12000)]
         );
         bindings.insert(binding(0x5000..0x6000, 'b', 0)).unwrap();
+    }
+
+    #[test]
+    fn there_is_a_limit() {
+        let mut bindings = Bindings::default();
+        let page = |number: u64| number << 12..(number + 1) << 12;
+        for number in 0..BINDINGS_MAX as u64 - 1 {
+            bindings.insert(binding(page(number), 'a', number << 12)).unwrap();
+        }
+        let large = 0x1000_0000..0x1000_3000;
+        bindings.insert(binding(large.clone(), 'b', 0)).unwrap();
+        let one = binding(0x2000_0000..0x2000_1000, 'c', 0);
+        assert_eq!(bindings.insert(one.clone()), Err(Errno::NoSpace));
+        let middle = 0x1000_1000..0x1000_2000;
+        assert_eq!(bindings.prepare_removal(&middle), Err(Errno::NoSpace));
+        assert_eq!(bindings.remove(&middle), Err(Errno::NoSpace));
+        assert_eq!(bindings.check(&large, &'b', 0), Ok(()), "nothing has changed");
+        bindings.remove(&page(7)).unwrap();
+        bindings.remove(&middle).unwrap();
+        assert_eq!(bindings.insert(one), Err(Errno::NoSpace));
     }
 
     #[test]
@@ -261,13 +312,15 @@ mod tests {
             let (start, pages) = (random(64), 1 + random(8));
             let range = start << 12..(start + pages) << 12;
             if random(2) == 0 {
-                let free = (start..start + pages).all(|page| !model.contains_key(&page));
-                let result = bindings.insert(binding(range, 'a', round << 20));
-                assert_eq!(result.is_ok(), free);
+                let offset = random(200) << 12;
+                let is_bound = |page: &u64| model.contains_key(page);
+                let is_there = |at: &u64| model.values().any(|offset| offset == at);
+                let free = !(start..start + pages).any(|page| is_bound(&page))
+                    && !(0..pages).any(|page| is_there(&(offset + (page << 12))));
+                let result = bindings.insert(binding(range, 'a', offset));
+                assert_eq!(result, if free { Ok(()) } else { Err(Errno::Exists) });
                 if free {
-                    model.extend(
-                        (0..pages).map(|page| (start + page, (round << 20) + (page << 12))),
-                    );
+                    model.extend((0..pages).map(|page| (start + page, offset + (page << 12))));
                 }
             } else {
                 bindings.remove(&range).unwrap();

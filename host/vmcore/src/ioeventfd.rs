@@ -5,6 +5,7 @@
 use alloc::vec::Vec;
 
 use crate::Errno;
+use crate::args::IOEVENTFDS_MAX;
 use crate::uapi;
 
 /// Writes that an event is for.
@@ -69,11 +70,15 @@ impl<E> Ioeventfds<E> {
     /// Adds an event.
     ///
     /// # Errors
-    /// `Exists` if another one is for some of the same writes, `NoMemory`.
+    /// `Exists` if another one is for some of the same writes, `NoSpace` if there
+    /// are [`IOEVENTFDS_MAX`], `NoMemory`.
     pub fn add(&mut self, filter: Filter, event: E) -> Result<(), Errno> {
         let (at, same) = self.at(filter.address);
         if same.iter().any(|(other, _)| other.overlaps(&filter)) {
             return Err(Errno::Exists);
+        }
+        if self.list.len() >= IOEVENTFDS_MAX {
+            return Err(Errno::NoSpace);
         }
         self.list.try_reserve(1).map_err(|_| Errno::NoMemory)?;
         self.list.insert(at, (filter, event));
@@ -172,6 +177,18 @@ mod tests {
         assert_eq!(events.remove(&filter(0x6000, 4, Some(1))), Ok('a'));
         assert_eq!(events.find(0x6000, 4, 1), None);
         events.add(filter(0x6000, 4, Some(1)), 'e').unwrap();
+    }
+
+    #[test]
+    fn there_is_a_limit() {
+        let mut events = Ioeventfds::default();
+        for number in 0..IOEVENTFDS_MAX as u64 {
+            events.add(filter(number * 8, 4, None), number).unwrap();
+        }
+        let more = filter(u64::from(u32::MAX), 4, None);
+        assert_eq!(events.add(more, 0), Err(Errno::NoSpace));
+        events.remove(&filter(8, 4, None)).unwrap();
+        events.add(more, 0).unwrap();
     }
 
     /// Address, size and value of a filter.

@@ -25,6 +25,8 @@ const VERSION_HEADER: &str = "escrow_version.h";
 const DKMS_CONFIG: &str = "dkms.conf";
 /// The shim's license, which goes where its source goes.
 const LICENSE: &str = "COPYING";
+/// Files of the package that go elsewhere: a udev rule and the group that it names.
+const INSTALLED: [&str; 2] = ["install/60-escrow.rules", "install/escrow.conf"];
 /// What Kbuild files call the Rust half.
 const RUST_OBJECT: &str = "escrow_rust.o";
 /// How the Rust half is linked.
@@ -126,6 +128,9 @@ pub fn package(workspace: &Workspace, setup: &Setup) -> Result<PathBuf> {
     let config = config.replace("@VERSION@", VERSION);
     write_if_changed(&folder.join(DKMS_CONFIG), config.as_bytes())?;
     write_if_changed(&folder.join(LICENSE), &fs::read(source.join(LICENSE))?)?;
+    for name in INSTALLED {
+        write_if_changed(&folder.join(name), &fs::read(source.join(name))?)?;
+    }
     Ok(folder)
 }
 

@@ -62,7 +62,8 @@ pub fn of_bindings() -> Result<()> {
     bind(RAM, RWX, 4)?;
     refused(bind(RAM + 3 * PAGE, RWX, 2), Errno::EEXIST).context("the last page twice")?;
     refused(bind(RAM - PAGE, RWX, 16), Errno::EEXIST).context("all of it twice")?;
-    bind(RAM + 4 * PAGE, RWX, 1)?;
+    refused(bind(RAM + 4 * PAGE, RWX, 1), Errno::EEXIST).context("a page at two addresses")?;
+    vm.bind(RAM + 4 * PAGE, RWX, &memory, 8, 1)?;
     let other = device.memory(4)?;
     for (what, result) in [
         ("not bound", vm.unbind(RAM + 8 * PAGE, &memory, 8, 1)),

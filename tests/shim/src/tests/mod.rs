@@ -12,6 +12,7 @@ mod huge;
 mod ioeventfd;
 mod irqfd;
 mod lent;
+mod limits;
 mod memory;
 mod refs;
 mod shared;
@@ -103,6 +104,12 @@ tests! {
     accounting::touching_has_a_limit,
     accounting::counts_records,
     accounting::counts_metadata,
+    limits::of_locked_memory,
+    limits::are_seen,
+    limits::of_vms,
+    limits::of_memories,
+    limits::of_bindings,
+    limits::of_functions,
     told::counts_and_lists,
     told::counts_shares_and_what_is_kept,
     told::traces,

@@ -15,7 +15,7 @@ use crate::guest::{ANSWER, Guest, Order, RAM};
 use crate::gunyah::{Device, Exit, PAGE, RWX};
 use crate::tests::{refused, same};
 
-/// Where the other guest, or the same one a second time, has the page.
+/// Where the other guest has the page.
 const ALSO_AT: u64 = RAM + 64 * PAGE;
 
 /// Two guests touch it at the same time, over and over: each time one gets it,
@@ -53,8 +53,7 @@ pub fn two_guests_at_once() -> Result<()> {
     Ok(())
 }
 
-/// Lent here and shared there, at two addresses or with two guests: whoever
-/// comes second is refused, and changes nothing.
+/// Lent here and shared there: whoever comes second is refused, and changes nothing.
 pub fn lent_and_shared() -> Result<()> {
     let device = Device::open()?;
     let one = at_home()?;
@@ -67,12 +66,12 @@ pub fn lent_and_shared() -> Result<()> {
 
     same(one.ask(Order::Store(AT, GUESTS))?, 0)?;
     for (flags, at) in [(0, ALSO_AT), (MAP_FORCE_SHARE, ALSO_AT + PAGE)] {
-        for guest in [&one, &two] {
-            guest.vm.bind(at, RWX | flags, &one.memory, HELD, 1)?;
-            same(guest.order(Order::Load(at))?, Exit::PageFault(at, Errno::EEXIST))?;
-            give_up(guest)?;
-            guest.vm.unbind(at, &one.memory, HELD, 1).context("UNMAP of what is elsewhere")?;
-        }
+        let twice = one.vm.bind(at, RWX | flags, &one.memory, HELD, 1);
+        refused(twice, Errno::EEXIST).context("at two addresses of one guest")?;
+        two.vm.bind(at, RWX | flags, &one.memory, HELD, 1)?;
+        same(two.order(Order::Load(at))?, Exit::PageFault(at, Errno::EEXIST))?;
+        give_up(&two)?;
+        two.vm.unbind(at, &one.memory, HELD, 1).context("UNMAP of what is elsewhere")?;
     }
     refused(read(&one.mapping, OFFSET), Errno::EFAULT)?;
     same(one.ask(Order::Load(AT))?, GUESTS)?;

@@ -1,0 +1,208 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Floor 1: who pays for folios, and how many objects a user may have.
+ *
+ * The folios of memories and of VMs' metadata are the kernel's: they are neither
+ * swapped out nor reclaimed. As with all that a driver pins for a process, they
+ * count against RLIMIT_MEMLOCK of the user who made the object, unless he has
+ * CAP_IPC_LOCK, and are seen as VmPin of the process that made it. Of the node,
+ * they are Unevictable.
+ */
+
+#include <linux/capability.h>
+#include <linux/cred.h>
+#include <linux/err.h>
+#include <linux/list.h>
+#include <linux/mm.h>
+#include <linux/moduleparam.h>
+#include <linux/mutex.h>
+#include <linux/sched/mm.h>
+#include <linux/sched/signal.h>
+#include <linux/sched/task.h>
+#include <linux/sched/user.h>
+#include <linux/slab.h>
+#include <linux/uidgid.h>
+#include <linux/vmstat.h>
+
+#include "folio/folio.h"
+
+/*
+ * What one user may have at once. EL2 has room for 63 VMs, unless it was told
+ * otherwise (guests=): nobody takes all of them from the others.
+ */
+static unsigned int escrow_most[ESCROW_KINDS] = {
+	[ESCROW_KIND_MEMORY] = 1024,
+	[ESCROW_KIND_VM] = 32,
+};
+module_param_named(memories_per_user, escrow_most[ESCROW_KIND_MEMORY], uint, 0644);
+MODULE_PARM_DESC(memories_per_user, "guest memories that one user may have at once");
+module_param_named(vms_per_user, escrow_most[ESCROW_KIND_VM], uint, 0644);
+MODULE_PARM_DESC(vms_per_user, "VMs that one user may have at once");
+
+static const char *const escrow_kind_names[ESCROW_KINDS] = {
+	[ESCROW_KIND_MEMORY] = "guest memories (memories_per_user)",
+	[ESCROW_KIND_VM] = "VMs (vms_per_user)",
+};
+
+/* A user who has objects. */
+struct escrow_user {
+	struct list_head link; /* in users */
+	struct user_struct *user; /* the objects' payers have references */
+	unsigned int objects[ESCROW_KINDS];
+};
+
+static DEFINE_MUTEX(users_lock);
+static LIST_HEAD(users);
+
+static struct escrow_user *escrow_user_find(struct user_struct *user)
+{
+	struct escrow_user *it;
+
+	list_for_each_entry(it, &users, link) {
+		if (it->user == user)
+			return it;
+	}
+	it = kzalloc(sizeof(*it), GFP_KERNEL_ACCOUNT);
+	if (!it)
+		return NULL;
+	it->user = user;
+	list_add(&it->link, &users);
+	return it;
+}
+
+static void escrow_user_forget_if_idle(struct escrow_user *it)
+{
+	int kind;
+
+	for (kind = 0; kind < ESCROW_KINDS; kind++) {
+		if (it->objects[kind])
+			return;
+	}
+	list_del(&it->link);
+	kfree(it);
+}
+
+/* One more object of a user's. */
+static int escrow_user_add(struct user_struct *user, enum escrow_kind kind)
+{
+	struct escrow_user *it;
+	unsigned int most = READ_ONCE(escrow_most[kind]);
+	int err = 0;
+
+	mutex_lock(&users_lock);
+	it = escrow_user_find(user);
+	if (!it) {
+		err = -ENOMEM;
+	} else if (it->objects[kind] >= most) {
+		err = -EDQUOT;
+		escrow_user_forget_if_idle(it);
+	} else {
+		it->objects[kind]++;
+	}
+	mutex_unlock(&users_lock);
+	if (err == -EDQUOT)
+		pr_warn_ratelimited("user %u may have no more than %u %s\n",
+				    from_kuid(&init_user_ns, user->uid), most,
+				    escrow_kind_names[kind]);
+	return err;
+}
+
+static void escrow_user_remove(struct user_struct *user, enum escrow_kind kind)
+{
+	struct escrow_user *it;
+
+	mutex_lock(&users_lock);
+	/* It is there: it has this object. */
+	it = escrow_user_find(user);
+	if (!WARN_ON_ONCE(!it || !it->objects[kind])) {
+		it->objects[kind]--;
+		escrow_user_forget_if_idle(it);
+	}
+	mutex_unlock(&users_lock);
+}
+
+/* The process that makes an object pays for it. -EDQUOT: it has too many of them. */
+int escrow_payer_init(struct escrow_payer *payer, enum escrow_kind kind)
+{
+	int err;
+
+	err = escrow_user_add(current_user(), kind);
+	if (err)
+		return err;
+	payer->kind = kind;
+	payer->user = get_uid(current_user());
+	payer->mm = current->mm;
+	mmgrab(payer->mm);
+	if (!capable(CAP_IPC_LOCK))
+		payer->task = get_task_struct(current->group_leader);
+	return 0;
+}
+
+static void escrow_payer_add(struct escrow_payer *payer, long pages)
+{
+	atomic_long_add(pages, &payer->pages);
+	atomic64_add(pages, &payer->mm->pinned_vm);
+}
+
+/* Of what was never initialised as well, if it is zero. */
+void escrow_payer_end(struct escrow_payer *payer)
+{
+	long lost = atomic_long_read(&payer->pages);
+
+	if (!payer->user)
+		return;
+	/* What EL2 keeps for good is nobody's debt. */
+	escrow_payer_add(payer, -lost);
+	if (payer->task) {
+		atomic_long_sub(lost, &payer->user->locked_vm);
+		put_task_struct(payer->task);
+	}
+	mmdrop(payer->mm);
+	escrow_user_remove(payer->user, payer->kind);
+	free_uid(payer->user);
+}
+
+static unsigned long escrow_payer_limit(const struct escrow_payer *payer)
+{
+	return task_rlimit(payer->task, RLIMIT_MEMLOCK) >> PAGE_SHIFT;
+}
+
+/* Whether the limit is no reason for a page to be refused. */
+bool escrow_payer_has_room(const struct escrow_payer *payer)
+{
+	return !payer->task ||
+	       atomic_long_read(&payer->user->locked_vm) < escrow_payer_limit(payer);
+}
+
+/* Pays for a folio that is about to be made: false, if that is beyond the limit. */
+bool escrow_payer_charge(struct escrow_payer *payer, long pages)
+{
+	if (payer->task) {
+		unsigned long limit = escrow_payer_limit(payer);
+
+		if (atomic_long_add_return(pages, &payer->user->locked_vm) > limit) {
+			atomic_long_sub(pages, &payer->user->locked_vm);
+			pr_warn_ratelimited("RLIMIT_MEMLOCK of user %u (%lu KiB) allows no more guest memory\n",
+					    from_kuid(&init_user_ns, payer->user->uid),
+					    limit << (PAGE_SHIFT - 10));
+			return false;
+		}
+	}
+	escrow_payer_add(payer, pages);
+	return true;
+}
+
+void escrow_payer_uncharge(struct escrow_payer *payer, long pages)
+{
+	escrow_payer_add(payer, -pages);
+	if (payer->task)
+		atomic_long_sub(pages, &payer->user->locked_vm);
+}
+
+/* What the node has that cannot be evicted has changed by this folio. */
+void escrow_payer_show(const struct folio *folio, bool is_there)
+{
+	long pages = folio_nr_pages(folio);
+
+	mod_node_page_state(folio_pgdat(folio), NR_UNEVICTABLE, is_there ? pages : -pages);
+}
