@@ -96,7 +96,7 @@ static int escrow_batch_reclaim_one(struct escrow_batch *batch, const struct esc
 
 	escrow_rs_list_entry(&batch->list[0], frame, folio_order(ef->folio), 0, 0, &none);
 	err = escrow_rs_mem_reclaim(batch->how, batch->address, 1, &done);
-	if (!err || err == -EHWPOISON || pages == 1 || pages > batch->capacity)
+	if (!err || err == -EHWPOISON || err == -ENOMEM || pages == 1 || pages > batch->capacity)
 		return err;
 	for (i = 0; i < pages; i++)
 		escrow_rs_list_entry(&batch->list[i], frame + PFN_PHYS(i), 0, 0, 0, &none);

@@ -10,6 +10,7 @@
 #include <linux/bits.h>
 #include <linux/list.h>
 #include <linux/mm.h>
+#include <linux/spinlock.h>
 #include <linux/types.h>
 
 #include "arch/arch.h"
@@ -76,6 +77,8 @@ struct escrow_payer {
 	struct mm_struct *mm;
 	struct task_struct *task; /* whose RLIMIT_MEMLOCK counts; NULL: none does */
 	atomic_long_t pages; /* that are paid for */
+	spinlock_t away_lock;
+	long away; /* of these, those that the mm counts without having them mapped */
 };
 
 /* payer.c */
@@ -84,6 +87,7 @@ void escrow_payer_end(struct escrow_payer *payer);
 bool escrow_payer_has_room(const struct escrow_payer *payer);
 bool escrow_payer_charge(struct escrow_payer *payer, long pages);
 void escrow_payer_uncharge(struct escrow_payer *payer, long pages);
+void escrow_payer_set_away(struct escrow_payer *payer, long pages);
 void escrow_payer_show(const struct folio *folio, bool is_there);
 
 /* folio.c */

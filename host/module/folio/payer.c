@@ -16,6 +16,7 @@
 #include <linux/mm.h>
 #include <linux/moduleparam.h>
 #include <linux/mutex.h>
+#include <linux/percpu_counter.h>
 #include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
 #include <linux/sched/task.h>
@@ -130,12 +131,31 @@ int escrow_payer_init(struct escrow_payer *payer, enum escrow_kind kind)
 	if (err)
 		return err;
 	payer->kind = kind;
+	spin_lock_init(&payer->away_lock);
 	payer->user = get_uid(current_user());
 	payer->mm = current->mm;
 	mmgrab(payer->mm);
 	if (!capable(CAP_IPC_LOCK))
 		payer->task = get_task_struct(current->group_leader);
 	return 0;
+}
+
+/*
+ * So many pages are with guests, and so in no page table. They stay in the figures
+ * of the process that made the memory (RSS, as shared memory): by these the OOM killer
+ * chooses, and without them it would kill everybody else first. As add_mm_counter(),
+ * whose trace event modules cannot reach. The mm is not freed, and its counters not
+ * checked, before the payer's end has set this to 0.
+ */
+void escrow_payer_set_away(struct escrow_payer *payer, long pages)
+{
+	long change;
+
+	spin_lock(&payer->away_lock);
+	change = pages - payer->away;
+	payer->away = pages;
+	percpu_counter_add(&payer->mm->rss_stat[MM_SHMEMPAGES], change);
+	spin_unlock(&payer->away_lock);
 }
 
 static void escrow_payer_add(struct escrow_payer *payer, long pages)
@@ -151,6 +171,7 @@ void escrow_payer_end(struct escrow_payer *payer)
 
 	if (!payer->user)
 		return;
+	escrow_payer_set_away(payer, 0);
 	/* What EL2 keeps for good is nobody's debt. */
 	escrow_payer_add(payer, -lost);
 	if (payer->task) {

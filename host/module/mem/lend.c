@@ -18,6 +18,9 @@
 #define ESCROW_ZAP_AROUND SZ_64K
 #define ESCROW_ZAP_AHEAD SZ_2M
 
+/* Pages that may be lent before the payer's figures say so; less than a VMM weighs. */
+#define ESCROW_FIGURES_STEP 64
+
 /* Another VM that the folio was lent to may have given it up, or died. */
 static int escrow_mem_recall(struct escrow_mem *mem, const struct escrow_borrower *to,
 			     struct escrow_folio *ef)
@@ -108,6 +111,13 @@ static __always_inline void escrow_mem_settle(struct escrow_mem *mem, struct esc
 			escrow_note_lend(escrow_mem_id(mem), to->handle,
 					 binding->guest + (offset - binding->offset), offset,
 					 folio_nr_pages(ef->folio), binding->how);
+	}
+	if (!err && binding->how == ESCROW_LENT) {
+		u32 unseen = READ_ONCE(mem->unseen) + batch->pages;
+
+		WRITE_ONCE(mem->unseen, unseen);
+		if (unlikely(unseen >= ESCROW_FIGURES_STEP))
+			escrow_mem_show_away(mem);
 	}
 	escrow_batch_reset(batch);
 }

@@ -41,6 +41,7 @@ struct escrow_mem {
 	struct xarray folios; /* of struct escrow_folio, by their first page */
 	struct mutex make_lock; /* makes folios, where they may be large */
 	struct escrow_payer payer;
+	u32 unseen; /* pages that were lent since the payer's figures were set */
 	struct escrow_counts counts;
 	struct escrow_batch *batch; /* under the exclusive invalidate_lock */
 	int (*top_up)(u64 vm); /* gives EL2 a page for a VM; without locks of the memory */
@@ -149,6 +150,8 @@ int __escrow_mem_reclaim(struct escrow_mem *mem, pgoff_t first, pgoff_t last,
 int escrow_mem_reclaim(struct escrow_mem *mem, u64 offset, u64 size,
 		       const struct escrow_filter *filter, bool quarantine, u64 *lacks);
 bool escrow_mem_top_up(struct escrow_mem *mem, int err, u64 lacks);
+
+void escrow_mem_show_away(struct escrow_mem *mem);
 
 /* access.c */
 int escrow_mem_read(struct escrow_mem *mem, u64 offset, void *to, size_t size);

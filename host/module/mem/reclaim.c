@@ -11,6 +11,17 @@
 
 const struct escrow_filter escrow_any_vm = { .how = -1 };
 
+/* Has the payer's figures say how many pages are with guests. */
+void escrow_mem_show_away(struct escrow_mem *mem)
+{
+	u64 counts[ESCROW_COUNTS];
+
+	WRITE_ONCE(mem->unseen, 0);
+	escrow_rs_counts(&mem->counts, counts);
+	/* Lent, and those that EL2 keeps. */
+	escrow_payer_set_away(&mem->payer, counts[1] + counts[3]);
+}
+
 /*
  * Reclaims one folio that is away. The folio is locked, or nobody else has the
  * memory.
@@ -37,6 +48,7 @@ int escrow_mem_reclaim_folio(struct escrow_mem *mem, struct escrow_folio *ef, u6
 		err = escrow_batch_reclaim(batch, &mem->counts, false);
 		if (err == -ENOMEM)
 			*lacks = vm;
+		escrow_mem_show_away(mem);
 	}
 	escrow_batch_free(batch);
 	return err;
@@ -107,6 +119,7 @@ int __escrow_mem_reclaim(struct escrow_mem *mem, pgoff_t first, pgoff_t last,
 	one = escrow_batch_reclaim(batch, &mem->counts, quarantine);
 	err = err ?: one;
 out:
+	escrow_mem_show_away(mem);
 	/* The last batch's: without @quarantine, no other follows an error. */
 	if (err == -ENOMEM)
 		*lacks = batch->vm;

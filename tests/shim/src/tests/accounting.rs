@@ -244,6 +244,61 @@ pub fn touching_has_a_limit() -> Result<()> {
     Ok(())
 }
 
+/// What a guest has is in the figures of its VMM, which is killed for want of memory
+/// before bystanders are that have less.
+pub fn the_borrower_is_killed_first() -> Result<()> {
+    const LIMIT: u64 = 64 << 20;
+    const BYSTANDERS: u64 = 16 << 20;
+    const PAGES: u64 = 2 * LIMIT / PAGE;
+    let device = Device::open()?;
+    let group = Group::new("chosen")?;
+    let before = group.current()?;
+    group.limit(before + LIMIT)?;
+    let (mut reader, mut writer) = std::io::pipe()?;
+    // SAFETY: the tests run in a process with one thread.
+    let bystander = match unsafe { fork() }.context("fork")? {
+        ForkResult::Child => {
+            drop(reader);
+            let own = vec![1u8; BYSTANDERS as usize];
+            if group.join().is_ok() {
+                // Pages are charged to who touches them: once more, from here.
+                let again = own.clone();
+                let _ = std::io::Write::write_all(&mut writer, &again[..1]);
+                loop {
+                    nix::unistd::pause();
+                }
+            }
+            // SAFETY: ends this process at once.
+            unsafe { libc::_exit(1) }
+        }
+        ForkResult::Parent { child } => child,
+    };
+    drop(writer);
+    std::io::Read::read_exact(&mut reader, &mut [0]).context("the bystander")?;
+    let status = in_a_child(&group, || {
+        let guest = Guest::started(&device, PAGES, 0)?;
+        let exit = guest.order(Order::Visit(RAM + PAGE, PAGES - 1))?;
+        ensure!(
+            matches!(exit, crate::gunyah::Exit::PageFault(_, Errno::ENOMEM)),
+            "the guest has all its pages: {exit:?}"
+        );
+        Ok(())
+    })?;
+    let lives = nix::sys::signal::kill(bystander, None).is_ok()
+        && matches!(
+            nix::sys::wait::waitpid(bystander, Some(nix::sys::wait::WaitPidFlag::WNOHANG))?,
+            WaitStatus::StillAlive
+        );
+    if lives {
+        nix::sys::signal::kill(bystander, Signal::SIGKILL)?;
+        waitpid(bystander, None)?;
+    }
+    ensure!(lives, "the bystander was killed, the VMM's end: {status:?}");
+    ensure!(matches!(status, WaitStatus::Signaled(_, Signal::SIGKILL, _)), "{status:?}");
+    same(group.kills()?, 1)?;
+    group.settles_at(before)
+}
+
 /// What the module keeps about each page is charged as well.
 pub fn counts_records() -> Result<()> {
     const PAGES: u64 = 4096;

@@ -102,6 +102,7 @@ tests! {
     accounting::ends_with_a_kill,
     accounting::populating_has_a_limit,
     accounting::touching_has_a_limit,
+    accounting::the_borrower_is_killed_first,
     accounting::counts_records,
     accounting::counts_metadata,
     limits::of_locked_memory,

@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use super::{refused, same};
 use crate::access::{Pin, read, write};
 use crate::guest::{Guest, Order, RAM};
-use crate::gunyah::{Device, PAGE, RWX};
+use crate::gunyah::{Device, PAGE};
 
 /// Without a vCPU, without memory, with too many vCPUs, with the program
 /// pinned: an error each time, and then it starts.
