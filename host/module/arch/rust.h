@@ -7,6 +7,7 @@
 #define ESCROW_RUST_H
 
 #include <linux/build_bug.h>
+#include <linux/stddef.h>
 #include <linux/types.h>
 
 #include "arch/gunyah_uapi.h"
@@ -25,7 +26,30 @@ struct escrow_folio_state {
 	u64 opaque[5];
 };
 
-#define ESCROW_COUNTS 7
+/* What a CREATE_GUEST_MEM asks for. */
+enum escrow_mem_flags {
+	ESCROW_MEM_CLOEXEC = 1,
+	ESCROW_MEM_HUGE = 2, /* may be made of large folios */
+	ESCROW_MEM_LEND_FIRST = 4, /* lends go before new mappings */
+};
+
+/* What a MEM_EXPORT_DMABUF asks for. */
+enum escrow_export_flags {
+	ESCROW_EXPORT_CLOEXEC = 1,
+	ESCROW_EXPORT_WRITE = 2, /* programs may write to it */
+};
+
+/* What is counted of a memory; in pages, but for the last two. */
+enum escrow_count {
+	ESCROW_COUNT_PRESENT = 0,
+	ESCROW_COUNT_LENT = 1,
+	ESCROW_COUNT_SHARED = 2,
+	ESCROW_COUNT_QUARANTINED = 3,
+	ESCROW_COUNT_POISONED = 4,
+	ESCROW_COUNT_REFUSALS = 5,
+	ESCROW_COUNT_RETRIES = 6,
+	ESCROW_COUNTS = 7
+};
 
 struct escrow_counts {
 	u64 opaque[ESCROW_COUNTS];
@@ -37,6 +61,31 @@ struct escrow_metadata {
 
 struct escrow_vcpu_core {
 	u64 opaque[2];
+};
+
+/* Where a VM is in its life (escrow_vmcore::lifecycle has what leads where). */
+enum escrow_vm_state {
+	ESCROW_VM_LIVE = 0,
+	ESCROW_VM_DOWN = 1, /* its guest has ended by itself */
+	ESCROW_VM_CLOSED = 2, /* from here on, nobody uses it */
+	ESCROW_VM_STUCK = 3, /* nobody has a file, and EL2 did not destroy it */
+	ESCROW_VM_DESTROYED = 4,
+	ESCROW_VM_ZOMBIE = 5, /* the same, and EL2 keeps pages of it */
+	ESCROW_VM_HOME = 6, /* EL2 has nothing of it, and gets nothing */
+};
+
+enum escrow_vm_event {
+	ESCROW_EVENT_DOWN = 0,
+	ESCROW_EVENT_CLOSE = 1,
+	ESCROW_EVENT_DESTROYED = 2,
+	ESCROW_EVENT_ABANDON = 3,
+	ESCROW_EVENT_HOME = 4,
+	ESCROW_EVENT_UNBORN = 5, /* EL2 never got anything for it */
+};
+
+/* Written by escrow_rs_vm_advance() alone. */
+struct escrow_lifecycle {
+	u32 state; /* enum escrow_vm_state */
 };
 
 /* Rust's alone. */
@@ -105,6 +154,14 @@ struct escrow_binding {
 	u32 rights;
 };
 
+/* What EL2 says of a VM. */
+struct escrow_vm_info {
+	u64 started;
+	u64 mapped; /* pages within the guest's reach */
+	u64 metadata; /* pages that its tables are in */
+	u64 free; /* of these */
+};
+
 struct escrow_exit {
 	u32 reason;
 	u32 reserved;
@@ -130,21 +187,62 @@ struct escrow_step {
 	struct escrow_exit exit;
 };
 
+/* What Rust relies on; src/layout.rs asserts the same of its side. */
 static_assert(sizeof(struct escrow_folio_state) == 40);
 static_assert(sizeof(struct escrow_counts) == 56);
 static_assert(sizeof(struct escrow_metadata) == 8);
 static_assert(sizeof(struct escrow_vcpu_core) == 16);
 static_assert(sizeof(struct escrow_entry) == 32);
-static_assert(sizeof(struct escrow_report) == 12);
-static_assert(sizeof(struct escrow_refusal) == 16);
+static_assert(sizeof(struct escrow_lifecycle) == 4);
 static_assert(sizeof(struct escrow_retry) == 4);
-static_assert(sizeof(struct escrow_map_request) == 40);
-static_assert(sizeof(struct escrow_binding) == 40);
-static_assert(sizeof(struct escrow_exit) == 32);
-static_assert(sizeof(struct escrow_step) == 56);
-static_assert(sizeof(struct gunyah_vcpu_run) == 40);
 static_assert(sizeof(union escrow_fn_arg) == 32);
+static_assert(sizeof(struct gunyah_vcpu_run) == 40);
+static_assert(offsetof(struct gunyah_vcpu_run, immediate_exit) == 0);
+static_assert(offsetof(struct gunyah_vcpu_run, exit_reason) == 8);
+static_assert(offsetof(struct gunyah_vcpu_run, exit) == 16);
+static_assert(sizeof(struct escrow_report) == 12);
+static_assert(offsetof(struct escrow_report, refcount) == 0);
+static_assert(offsetof(struct escrow_report, safe) == 4);
+static_assert(offsetof(struct escrow_report, accessible) == 8);
+static_assert(sizeof(struct escrow_refusal) == 16);
+static_assert(offsetof(struct escrow_refusal, excess) == 0);
+static_assert(offsetof(struct escrow_refusal, accessible) == 8);
+static_assert(offsetof(struct escrow_refusal, reserved) == 12);
+static_assert(sizeof(struct escrow_map_request) == 40);
+static_assert(offsetof(struct escrow_map_request, guest) == 0);
+static_assert(offsetof(struct escrow_map_request, size) == 8);
+static_assert(offsetof(struct escrow_map_request, offset) == 16);
+static_assert(offsetof(struct escrow_map_request, how) == 24);
+static_assert(offsetof(struct escrow_map_request, rights) == 28);
+static_assert(offsetof(struct escrow_map_request, unbind) == 32);
+static_assert(offsetof(struct escrow_map_request, reserved) == 33);
+static_assert(sizeof(struct escrow_binding) == 40);
+static_assert(offsetof(struct escrow_binding, mem) == 0);
+static_assert(offsetof(struct escrow_binding, guest) == 8);
+static_assert(offsetof(struct escrow_binding, size) == 16);
+static_assert(offsetof(struct escrow_binding, offset) == 24);
+static_assert(offsetof(struct escrow_binding, how) == 32);
+static_assert(offsetof(struct escrow_binding, rights) == 36);
 static_assert(sizeof(struct escrow_function) == 16);
+static_assert(offsetof(struct escrow_function, id) == 4);
+static_assert(offsetof(struct escrow_function, fd) == 8);
+static_assert(offsetof(struct escrow_function, level) == 12);
+static_assert(offsetof(struct escrow_function, reserved) == 13);
+static_assert(sizeof(struct escrow_vm_info) == 32);
+static_assert(offsetof(struct escrow_vm_info, started) == 0);
+static_assert(offsetof(struct escrow_vm_info, mapped) == 8);
+static_assert(offsetof(struct escrow_vm_info, metadata) == 16);
+static_assert(offsetof(struct escrow_vm_info, free) == 24);
+static_assert(sizeof(struct escrow_exit) == 32);
+static_assert(offsetof(struct escrow_exit, reason) == 0);
+static_assert(offsetof(struct escrow_exit, reserved) == 4);
+static_assert(offsetof(struct escrow_exit, words) == 8);
+static_assert(sizeof(struct escrow_step) == 56);
+static_assert(offsetof(struct escrow_step, kind) == 0);
+static_assert(offsetof(struct escrow_step, down) == 4);
+static_assert(offsetof(struct escrow_step, at) == 8);
+static_assert(offsetof(struct escrow_step, access) == 16);
+static_assert(offsetof(struct escrow_step, exit) == 24);
 
 /*
  * What Rust offers; documented there, in src/. Pointers are not NULL. All
@@ -186,10 +284,7 @@ int escrow_rs_folio_broken(struct escrow_folio_state *ef, struct escrow_counts *
 bool escrow_rs_folio_is_broken(const struct escrow_folio_state *ef);
 int escrow_rs_folio_kept(struct escrow_folio_state *ef, struct escrow_counts *counts,
 			 bool quarantine);
-/*
- * present, lent, shared, quarantined, poisoned (in pages), refusals, retries;
- * at any time
- */
+/* At any time. */
 void escrow_rs_counts(const struct escrow_counts *counts, u64 out[ESCROW_COUNTS]);
 void escrow_rs_list_entry(struct escrow_entry *entry, u64 frame, u32 order, u64 guest, u32 rights,
 			  const struct escrow_report *report);
@@ -201,8 +296,7 @@ bool escrow_rs_identify(void);
 int escrow_rs_vm_create(u64 list, u32 count, u64 *handle);
 int escrow_rs_vm_top_up(u64 vm, u64 list, u32 count, u32 *done);
 int escrow_rs_vm_destroy(u64 vm);
-/* state, pages within the guest's reach, metadata pages, those that are free */
-int escrow_rs_vm_info(u64 vm, u64 out[4]);
+int escrow_rs_vm_info(u64 vm, struct escrow_vm_info *info);
 int escrow_rs_mem_lend(struct escrow_borrower *donor, u64 vm, u32 how, u64 list,
 		       const struct escrow_entry *first, u32 count, u64 *index, u64 *detail,
 		       u32 *done);
@@ -228,14 +322,9 @@ void escrow_rs_metadata_reclaimed(struct escrow_metadata *metadata, u64 pages);
 /* Arguments. */
 int escrow_rs_map_check(const struct gunyah_map_mem_args *args,
 			struct escrow_map_request *request);
-#define ESCROW_MEM_CLOEXEC 1
-#define ESCROW_MEM_HUGE 2
-#define ESCROW_MEM_LEND_FIRST 4
-/* ESCROW_MEM_* */
+/* enum escrow_mem_flags */
 int escrow_rs_create_mem_check(const struct gunyah_create_guest_mem_args *args);
-#define ESCROW_EXPORT_CLOEXEC 1
-#define ESCROW_EXPORT_WRITE 2
-/* ESCROW_EXPORT_* */
+/* enum escrow_export_flags */
 int escrow_rs_export_check(const struct escrow_export_dmabuf_args *args);
 int escrow_rs_function_to_add(const struct gunyah_fn_desc *desc,
 			      const union escrow_fn_arg *arg, struct escrow_function *function);
@@ -261,6 +350,9 @@ int escrow_rs_bell_send(u64 bell, u64 flags);
 int escrow_rs_bell_set_mask(u64 bell, u64 enabled, u64 acknowledged);
 /* 0: no tree begins like this */
 u32 escrow_rs_tree_size(const u8 head[8]);
+
+/* At any time. false: that must not happen now, and has not. */
+bool escrow_rs_vm_advance(struct escrow_lifecycle *life, u32 event);
 
 /* VMs: under vm->lock, for writing unless the core is const. */
 struct escrow_vm_core *escrow_rs_vm_new(u64 handle);

@@ -84,15 +84,22 @@ static int refusals_show(struct seq_file *m, void *data)
 }
 DEFINE_SHOW_ATTRIBUTE(refusals);
 
-static const char *escrow_vm_state(struct escrow_vm *vm, int err, u64 state)
+static const char *escrow_vm_state_name(enum escrow_vm_state state, bool started)
 {
-	if (READ_ONCE(vm->is_zombie))
-		return "zombie";
-	if (err || READ_ONCE(vm->is_closed))
-		return "ended";
-	if (READ_ONCE(vm->is_down))
+	switch (state) {
+	case ESCROW_VM_LIVE:
+		return started ? "started" : "created";
+	case ESCROW_VM_DOWN:
 		return "down";
-	return state ? "started" : "created";
+	case ESCROW_VM_STUCK:
+	case ESCROW_VM_ZOMBIE:
+		return "zombie";
+	case ESCROW_VM_CLOSED:
+	case ESCROW_VM_DESTROYED:
+	case ESCROW_VM_HOME:
+		break;
+	}
+	return "ended";
 }
 
 static unsigned int escrow_vcpus(struct escrow_vm *vm)
@@ -112,14 +119,20 @@ static int vms_show(struct seq_file *m, void *data)
 	seq_puts(m, "handle state vcpus mapped metadata free creator name\n");
 	mutex_lock(&escrow_vms.lock);
 	list_for_each_entry(vm, &escrow_vms.head, listing.link) {
-		u64 handle = READ_ONCE(vm->borrower.handle), counts[ESCROW_COUNTS], info[4] = {};
+		u64 handle = READ_ONCE(vm->borrower.handle), counts[ESCROW_COUNTS];
+		struct escrow_vm_info info = {};
+		enum escrow_vm_state state = escrow_vm_state(vm);
 		/* Its creation may not have come to a handle yet. */
-		int err = handle ? escrow_rs_vm_info(handle, info) : -ENODEV;
+		int err = handle ? escrow_rs_vm_info(handle, &info) : -ENODEV;
+
+		if (err && !escrow_vm_is_closed(vm))
+			state = ESCROW_VM_CLOSED;
 
 		escrow_rs_counts(&vm->metadata_counts, counts);
 		seq_printf(m, "%#llx %s %u %llu %llu %llu", handle,
-			   escrow_vm_state(vm, err, info[0]), escrow_vcpus(vm), info[1],
-			   counts[1] + counts[3], info[3]);
+			   escrow_vm_state_name(state, info.started), escrow_vcpus(vm), info.mapped,
+			   counts[ESCROW_COUNT_LENT] + counts[ESCROW_COUNT_QUARANTINED],
+			   info.free);
 		escrow_show_creator(m, &vm->listing);
 	}
 	mutex_unlock(&escrow_vms.lock);

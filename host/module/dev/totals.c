@@ -27,11 +27,11 @@ static void escrow_add_memories(u64 totals[ESCROW_TOTALS])
 
 		escrow_rs_counts(&mem->counts, counts);
 		totals[ESCROW_TOTAL_MEMORIES]++;
-		totals[ESCROW_TOTAL_PRESENT] += counts[0];
-		totals[ESCROW_TOTAL_LENT] += counts[1];
-		totals[ESCROW_TOTAL_SHARED] += counts[2];
-		totals[ESCROW_TOTAL_QUARANTINED] += counts[3];
-		totals[ESCROW_TOTAL_POISONED] += counts[4];
+		totals[ESCROW_TOTAL_PRESENT] += counts[ESCROW_COUNT_PRESENT];
+		totals[ESCROW_TOTAL_LENT] += counts[ESCROW_COUNT_LENT];
+		totals[ESCROW_TOTAL_SHARED] += counts[ESCROW_COUNT_SHARED];
+		totals[ESCROW_TOTAL_QUARANTINED] += counts[ESCROW_COUNT_QUARANTINED];
+		totals[ESCROW_TOTAL_POISONED] += counts[ESCROW_COUNT_POISONED];
 	}
 	mutex_unlock(&escrow_memories.lock);
 }
@@ -46,8 +46,9 @@ static void escrow_add_vms(u64 totals[ESCROW_TOTALS])
 
 		escrow_rs_counts(&vm->metadata_counts, counts);
 		totals[ESCROW_TOTAL_VMS]++;
-		totals[ESCROW_TOTAL_METADATA] += counts[1] + counts[3];
-		if (READ_ONCE(vm->is_zombie))
+		totals[ESCROW_TOTAL_METADATA] += counts[ESCROW_COUNT_LENT] +
+						 counts[ESCROW_COUNT_QUARANTINED];
+		if (escrow_vm_is_zombie(vm))
 			totals[ESCROW_TOTAL_ZOMBIES]++;
 	}
 	mutex_unlock(&escrow_vms.lock);

@@ -51,7 +51,7 @@ static int escrow_vcpu_enter(struct escrow_vcpu *vcpu, const u64 registers[8], u
 static bool escrow_vcpu_must_go_on(struct escrow_vcpu *vcpu)
 {
 	return READ_ONCE(vcpu->waiter.is_woken) || READ_ONCE(vcpu->is_removed) ||
-	       READ_ONCE(vcpu->vm->is_down) || READ_ONCE(vcpu->vm->broken) ||
+	       escrow_vm_state(vcpu->vm) != ESCROW_VM_LIVE || READ_ONCE(vcpu->vm->broken) ||
 	       READ_ONCE(vcpu->run->immediate_exit);
 }
 
@@ -75,7 +75,7 @@ static int escrow_vcpu_bring(struct escrow_vcpu *vcpu, u64 guest, u64 access)
 
 	do {
 		down_read(&vm->lock);
-		err = vm->is_closed ? -ENODEV :
+		err = escrow_vm_is_closed(vm) ? -ENODEV :
 			escrow_rs_vm_find(vm->core, guest, access, &binding);
 		if (!err)
 			err = escrow_mem_lend_one(&vm->borrower, &binding,
@@ -94,7 +94,7 @@ static void escrow_vcpu_down(struct escrow_vcpu *vcpu, u32 kind)
 	down_read(&vm->lock);
 	escrow_rs_vm_down(vm->core, kind);
 	up_read(&vm->lock);
-	WRITE_ONCE(vm->is_down, true);
+	escrow_vm_advance(vm, ESCROW_EVENT_DOWN);
 	escrow_vm_wake_all(vm);
 }
 
@@ -108,11 +108,11 @@ static int escrow_vcpu_check(struct escrow_vcpu *vcpu, struct escrow_exit *exit)
 	 * Once the VM runs, nothing but these changes the answer, each for
 	 * good. Who changes one ends the runs that have seen it too late.
 	 */
-	if (vcpu->has_run && !READ_ONCE(vm->is_closed) && !READ_ONCE(vcpu->is_removed) &&
-	    !READ_ONCE(vm->is_down))
+	if (vcpu->has_run && escrow_vm_state(vm) == ESCROW_VM_LIVE &&
+	    !READ_ONCE(vcpu->is_removed))
 		return 0;
 	down_read(&vm->lock);
-	if (vm->is_closed || vcpu->is_removed || !escrow_rs_vm_is_started(vm->core))
+	if (escrow_vm_is_closed(vm) || vcpu->is_removed || !escrow_rs_vm_is_started(vm->core))
 		ret = -ENODEV;
 	else if (escrow_rs_vm_status(vm->core, exit))
 		ret = 1;

@@ -163,9 +163,11 @@ static void escrow_mem_show_fdinfo(struct seq_file *m, struct file *file)
 	escrow_rs_counts(&mem->counts, counts);
 	seq_printf(m, "size:\t%lld\n", i_size_read(file_inode(file)));
 	seq_printf(m, "present:\t%llu\nlent:\t%llu\nshared:\t%llu\nquarantined:\t%llu\n",
-		   counts[0], counts[1], counts[2], counts[3]);
-	seq_printf(m, "poisoned:\t%llu\nrefusals:\t%llu\nretries:\t%llu\n", counts[4],
-		   counts[5], counts[6]);
+		   counts[ESCROW_COUNT_PRESENT], counts[ESCROW_COUNT_LENT],
+		   counts[ESCROW_COUNT_SHARED], counts[ESCROW_COUNT_QUARANTINED]);
+	seq_printf(m, "poisoned:\t%llu\nrefusals:\t%llu\nretries:\t%llu\n",
+		   counts[ESCROW_COUNT_POISONED], counts[ESCROW_COUNT_REFUSALS],
+		   counts[ESCROW_COUNT_RETRIES]);
 	escrow_mem_show_refusal(m, mem, true);
 	escrow_mem_show_holders(m, mem, true);
 }

@@ -15,19 +15,22 @@ use crate::status;
 #[derive(Clone, Copy, Default)]
 #[repr(C)]
 pub struct CReport {
-    refcount: u32,
-    safe: u32,
-    accessible: u32,
+    pub(crate) refcount: u32,
+    pub(crate) safe: u32,
+    pub(crate) accessible: u32,
 }
 
 /// `struct escrow_refusal`: who uses a folio.
 #[derive(Clone, Copy, Default)]
 #[repr(C)]
 pub struct CRefusal {
-    excess: i64,
-    accessible: u32,
-    reserved: u32,
+    pub(crate) excess: i64,
+    pub(crate) accessible: u32,
+    pub(crate) reserved: u32,
 }
+
+/// How many counts a memory has.
+pub const COUNTS: usize = 7;
 
 /// The guest has the page already, just as was asked for.
 const ALREADY_THERE: i32 = 1;
@@ -219,9 +222,9 @@ pub extern "C" fn escrow_rs_folio_is_broken(ef: &Folio) -> bool {
     ef.state() == State::Poisoned
 }
 
-/// The counts of a memory, in the order that `rust.h` names.
+/// The counts of a memory, in the order of `enum escrow_count`.
 #[unsafe(no_mangle)]
-pub extern "C" fn escrow_rs_counts(counts: &Counts, out: &mut [u64; 7]) {
+pub extern "C" fn escrow_rs_counts(counts: &Counts, out: &mut [u64; COUNTS]) {
     *out = [
         counts.present(),
         counts.lent(),

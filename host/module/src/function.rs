@@ -19,14 +19,14 @@ pub type Events = Ioeventfds<EventRef>;
 #[repr(C)]
 pub struct CFunction {
     /// The interface's `type`.
-    kind: u32,
+    pub(crate) kind: u32,
     /// A vCPU's number, an IRQFD's label.
-    id: u32,
+    pub(crate) id: u32,
     /// The eventfd, but for a vCPU and in what is to be removed.
-    fd: i32,
+    pub(crate) fd: i32,
     /// An IRQFD's.
-    level: bool,
-    reserved: [u8; 3],
+    pub(crate) level: bool,
+    pub(crate) reserved: [u8; 3],
 }
 
 /// Checks a function that is to be added.

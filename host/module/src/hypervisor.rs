@@ -39,10 +39,23 @@ pub extern "C" fn escrow_rs_vm_destroy(vm: u64) -> i32 {
     status(hypercall::vm_destroy(&mut Hvc, vm).map_err(Errno::from))
 }
 
+/// `struct escrow_vm_info`: what Escrow says of a VM.
+#[derive(Clone, Copy, Default)]
+#[repr(C)]
+pub struct CVmInfo {
+    pub(crate) started: u64,
+    pub(crate) mapped: u64,
+    pub(crate) metadata: u64,
+    pub(crate) free: u64,
+}
+
 /// Counts of a VM: see [`hypercall::vm_info`]. ENODEV: it has ended.
 #[unsafe(no_mangle)]
-pub extern "C" fn escrow_rs_vm_info(vm: u64, out: &mut [u64; 4]) -> i32 {
-    store(hypercall::vm_info(&mut Hvc, vm).map_err(Errno::from), out)
+pub extern "C" fn escrow_rs_vm_info(vm: u64, info: &mut CVmInfo) -> i32 {
+    let asked = hypercall::vm_info(&mut Hvc, vm).map_err(Errno::from);
+    let asked =
+        asked.map(|[started, mapped, metadata, free]| CVmInfo { started, mapped, metadata, free });
+    store(asked, info)
 }
 
 /// Lends or shares the pages of a list, which begins with `first`. On an error that concerns one of

@@ -8,7 +8,7 @@
 //!
 //! The contract with C, for every function here: pointers are not null unless
 //! the Rust type is an `Option`, point to initialised objects of the type
-//! whose size `rust.h` asserts, and stay valid for the call. Where Rust
+//! whose layout `rust.h` asserts, and stay valid for the call. Where Rust
 //! takes `&mut`, C holds the lock that `rust.h` names at the function.
 //! Errors are negative errno values.
 
@@ -22,6 +22,7 @@ mod folio;
 mod function;
 mod hypervisor;
 mod kernel;
+mod layout;
 mod panic;
 mod vcpu;
 mod vm;
@@ -30,29 +31,7 @@ use alloc::boxed::Box;
 use core::alloc::Layout;
 use core::ptr::NonNull;
 
-use escrow_abi::MemEntry;
-use escrow_memfd::{Counts, Folio};
-use escrow_vmcore::exit::Vcpu;
-use escrow_vmcore::metadata::Metadata;
-use escrow_vmcore::{Errno, uapi};
-
-// The sizes that `rust.h` asserts for its side of the same structures.
-const _: () = {
-    assert!(size_of::<Folio>() == 40 && align_of::<Folio>() <= 8);
-    assert!(size_of::<Counts>() == 56 && align_of::<Counts>() <= 8);
-    assert!(size_of::<Metadata>() == 8);
-    assert!(size_of::<Vcpu>() == 16 && align_of::<Vcpu>() <= 8);
-    assert!(size_of::<MemEntry>() == 32);
-    assert!(size_of::<folio::CReport>() == 12);
-    assert!(size_of::<folio::CRefusal>() == 16);
-    assert!(size_of::<vm::CMapRequest>() == 40);
-    assert!(size_of::<vm::CBinding>() == 40);
-    assert!(size_of::<vcpu::CExit>() == 32);
-    assert!(size_of::<vcpu::CStep>() == 56);
-    assert!(size_of::<uapi::VcpuRun>() == 40);
-    assert!(size_of::<function::CFunction>() == 16);
-    assert!(size_of::<escrow_vmcore::function::Words>() == 32);
-};
+use escrow_vmcore::Errno;
 
 /// The C form of a result without a value.
 fn status(result: Result<(), Errno>) -> i32 {

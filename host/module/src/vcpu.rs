@@ -12,9 +12,9 @@ use crate::store;
 #[derive(Clone, Copy, Default)]
 #[repr(C)]
 pub struct CExit {
-    reason: u32,
-    reserved: u32,
-    words: [u64; EXIT_WORDS],
+    pub(crate) reason: u32,
+    pub(crate) reserved: u32,
+    pub(crate) words: [u64; EXIT_WORDS],
 }
 
 impl From<Exit> for CExit {
@@ -28,32 +28,64 @@ impl From<Exit> for CExit {
 #[repr(C)]
 pub struct CStep {
     /// An `ESCROW_STEP_*`.
-    kind: u32,
+    pub(crate) kind: u32,
     /// `DOWN`: the exit type. `WRITE`: the size.
-    down: u32,
+    pub(crate) down: u32,
     /// `BRING`, `WRITE`: the guest address. `SLEEP`: the deadline.
     /// `WAKE`: the vCPU's number.
-    at: u64,
+    pub(crate) at: u64,
     /// `BRING`: the access. `WRITE`: the value.
-    access: u64,
+    pub(crate) access: u64,
     /// `EXIT`, `WRITE`: for the program.
-    exit: CExit,
+    pub(crate) exit: CExit,
+}
+
+/// `enum escrow_step_kind`.
+#[derive(Clone, Copy)]
+#[repr(u32)]
+pub enum StepKind {
+    /// Run again.
+    Again = 0,
+    /// Sleep until a time, or until woken.
+    Sleep = 1,
+    /// Sleep until woken.
+    Off = 2,
+    /// Bring in a page.
+    Bring = 3,
+    /// The guest has ended.
+    Down = 4,
+    /// Tell the program.
+    Exit = 5,
+    /// A write that an IOEVENTFD may be for.
+    Write = 6,
+    /// Wake another vCPU.
+    Wake = 7,
 }
 
 impl From<Step> for CStep {
     fn from(step: Step) -> Self {
         let nothing = CStep::default();
         match step {
-            Step::Again => CStep { kind: 0, ..nothing },
-            Step::Sleep { deadline } => CStep { kind: 1, at: deadline, ..nothing },
-            Step::Off => CStep { kind: 2, ..nothing },
-            Step::Bring { guest, access } => CStep { kind: 3, at: guest, access, ..nothing },
-            Step::Down { kind } => CStep { kind: 4, down: kind.into(), ..nothing },
-            Step::Write { address, size, data, exit } => {
-                CStep { kind: 6, down: size, at: address, access: data, exit: exit.into() }
+            Step::Again => CStep { kind: StepKind::Again as u32, ..nothing },
+            Step::Sleep { deadline } => {
+                CStep { kind: StepKind::Sleep as u32, at: deadline, ..nothing }
             }
-            Step::Wake { id } => CStep { kind: 7, at: id.into(), ..nothing },
-            Step::Exit(exit) => CStep { kind: 5, exit: exit.into(), ..nothing },
+            Step::Off => CStep { kind: StepKind::Off as u32, ..nothing },
+            Step::Bring { guest, access } => {
+                CStep { kind: StepKind::Bring as u32, at: guest, access, ..nothing }
+            }
+            Step::Down { kind } => {
+                CStep { kind: StepKind::Down as u32, down: kind.into(), ..nothing }
+            }
+            Step::Write { address, size, data, exit } => CStep {
+                kind: StepKind::Write as u32,
+                down: size,
+                at: address,
+                access: data,
+                exit: exit.into(),
+            },
+            Step::Wake { id } => CStep { kind: StepKind::Wake as u32, at: id.into(), ..nothing },
+            Step::Exit(exit) => CStep { kind: StepKind::Exit as u32, exit: exit.into(), ..nothing },
         }
     }
 }

@@ -10,12 +10,25 @@ use escrow_memfd::How;
 use escrow_vmcore::args::{self, MapRequest};
 use escrow_vmcore::binding::{self, Binding, Give};
 use escrow_vmcore::exit::Vcpu;
+use escrow_vmcore::lifecycle::{self, Lifecycle};
 use escrow_vmcore::vm::{Start, Vm};
 use escrow_vmcore::{Errno, hypercall, uapi};
 
 use crate::kernel::{BorrowerPtr, Hvc, MemPtr, MemRef};
 use crate::vcpu::CExit;
 use crate::{new, status, store};
+
+/// `ESCROW_MEM_*`: what a CREATE_GUEST_MEM asks for.
+pub const MEM_CLOEXEC: i32 = 1;
+/// May be made of large folios.
+pub const MEM_HUGE: i32 = 2;
+/// Lends go before new mappings.
+pub const MEM_LEND_FIRST: i32 = 4;
+
+/// `ESCROW_EXPORT_*`: what a MEM_EXPORT_DMABUF asks for.
+pub const EXPORT_CLOEXEC: i32 = 1;
+/// Programs may write to it.
+pub const EXPORT_WRITE: i32 = 2;
 
 /// A VM as the module keeps it.
 pub type Core = Vm<MemRef>;
@@ -24,13 +37,13 @@ pub type Core = Vm<MemRef>;
 #[derive(Clone, Copy, Default)]
 #[repr(C)]
 pub struct CMapRequest {
-    guest: u64,
-    size: u64,
-    offset: u64,
-    how: u32,
-    rights: u32,
-    unbind: bool,
-    reserved: [u8; 7],
+    pub(crate) guest: u64,
+    pub(crate) size: u64,
+    pub(crate) offset: u64,
+    pub(crate) how: u32,
+    pub(crate) rights: u32,
+    pub(crate) unbind: bool,
+    pub(crate) reserved: [u8; 7],
 }
 
 impl CMapRequest {
@@ -43,12 +56,12 @@ impl CMapRequest {
 /// them.
 #[repr(C)]
 pub struct CBinding {
-    mem: Option<MemPtr>,
-    guest: u64,
-    size: u64,
-    offset: u64,
-    how: u32,
-    rights: u32,
+    pub(crate) mem: Option<MemPtr>,
+    pub(crate) guest: u64,
+    pub(crate) size: u64,
+    pub(crate) offset: u64,
+    pub(crate) how: u32,
+    pub(crate) rights: u32,
 }
 
 impl CBinding {
@@ -69,6 +82,12 @@ fn how(give: Give) -> u32 {
         Give::Lend => How::Lent as u32,
         Give::Share => How::Shared as u32,
     }
+}
+
+/// An event of a VM's life. false: it must not happen now, and has not.
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_vm_advance(life: &Lifecycle, number: u32) -> bool {
+    lifecycle::event(number).is_some_and(|event| life.advance(event).is_some())
 }
 
 /// A VM without anything; null without memory.
@@ -118,26 +137,28 @@ pub extern "C" fn escrow_rs_map_check(args: &uapi::MapMem, request: &mut CMapReq
     store(checked, request)
 }
 
-/// Checks a CREATE_GUEST_MEM. → `ESCROW_MEM_*`: 1 to be closed on exec, 2 may
-/// be made of large folios, 4 lends go before new mappings
+/// Checks a CREATE_GUEST_MEM. → `ESCROW_MEM_*`
 #[unsafe(no_mangle)]
 pub extern "C" fn escrow_rs_create_mem_check(args: &uapi::CreateMem) -> i32 {
     match args::create_mem(args) {
         Ok(kind) => {
-            i32::from(kind.close_on_exec)
-                | i32::from(kind.allow_huge) << 1
-                | i32::from(kind.lend_first) << 2
+            let flag = |set, flag| if set { flag } else { 0 };
+            flag(kind.close_on_exec, MEM_CLOEXEC)
+                | flag(kind.allow_huge, MEM_HUGE)
+                | flag(kind.lend_first, MEM_LEND_FIRST)
         }
         Err(errno) => errno.to_return(),
     }
 }
 
-/// Checks a MEM_EXPORT_DMABUF. → `ESCROW_EXPORT_*`: 1 to be closed on exec, 2
-/// programs may write to it
+/// Checks a MEM_EXPORT_DMABUF. → `ESCROW_EXPORT_*`
 #[unsafe(no_mangle)]
 pub extern "C" fn escrow_rs_export_check(args: &uapi::ExportDmabuf) -> i32 {
     match args::export_dmabuf(args) {
-        Ok(export) => i32::from(export.close_on_exec) | i32::from(export.write) << 1,
+        Ok(export) => {
+            let flag = |set, flag| if set { flag } else { 0 };
+            flag(export.close_on_exec, EXPORT_CLOEXEC) | flag(export.write, EXPORT_WRITE)
+        }
         Err(errno) => errno.to_return(),
     }
 }

@@ -48,7 +48,7 @@ static int escrow_vm_destroy(struct escrow_vm *vm)
 	unsigned int waited, pause = 1;
 	int err;
 
-	if (vm->is_destroyed)
+	if (escrow_vm_state(vm) >= ESCROW_VM_DESTROYED)
 		return 0;
 	/* While the VM lives, shared pages come home with their contents. */
 	escrow_vm_reclaim(vm, ESCROW_SHARED, false);
@@ -60,18 +60,23 @@ static int escrow_vm_destroy(struct escrow_vm *vm)
 		kick_all_cpus_sync();
 		msleep(pause);
 	}
-	vm->is_destroyed = !err;
+	if (!err)
+		escrow_vm_advance(vm, ESCROW_EVENT_DESTROYED);
 	return err;
 }
 
 /*
- * Ends the VM and brings its pages home. false: EL2 keeps some of them; they
+ * Ends the VM, which is closed, and brings its pages home. false: EL2 keeps some of them; they
  * stay where they are accounted for, and nobody uses them.
  */
 static bool escrow_vm_end(struct escrow_vm *vm)
 {
-	/* Without a handle, its creation failed before EL2 got anything. */
-	if (vm->borrower.handle && !vm->is_home) {
+	enum escrow_vm_event event = ESCROW_EVENT_HOME;
+
+	if (!vm->borrower.handle) {
+		/* Its creation failed before EL2 got anything. */
+		event = ESCROW_EVENT_UNBORN;
+	} else if (escrow_vm_state(vm) != ESCROW_VM_HOME) {
 		if (escrow_vm_destroy(vm))
 			return false;
 		if (escrow_vm_reclaim(vm, -1, true))
@@ -79,7 +84,7 @@ static bool escrow_vm_end(struct escrow_vm *vm)
 		if (!escrow_vm_reclaim_metadata(vm))
 			return false;
 	}
-	escrow_registry_came_home(vm);
+	escrow_registry_came_home(vm, event);
 	return true;
 }
 
@@ -92,8 +97,7 @@ static bool escrow_vm_end(struct escrow_vm *vm)
  */
 void escrow_vm_shut_down(struct escrow_vm *vm)
 {
-	WRITE_ONCE(vm->is_closed, true);
-	WRITE_ONCE(vm->is_down, true);
+	escrow_vm_advance(vm, ESCROW_EVENT_CLOSE);
 	escrow_vm_wake_all(vm);
 	down_write(&vm->lock);
 	if (!escrow_vm_end(vm))
@@ -126,13 +130,14 @@ static void escrow_vm_last(struct kref *ref)
 {
 	struct escrow_vm *vm = container_of(ref, struct escrow_vm, ref);
 
+	escrow_vm_advance(vm, ESCROW_EVENT_CLOSE);
 	escrow_vm_end_functions(vm);
 	if (escrow_vm_end(vm)) {
 		escrow_vm_free(vm);
 		return;
 	}
 	pr_warn("VM %#llx: Escrow keeps pages of it; they are set aside\n", vm->borrower.handle);
-	WRITE_ONCE(vm->is_zombie, true);
+	escrow_vm_advance(vm, ESCROW_EVENT_ABANDON);
 	mutex_lock(&zombies_lock);
 	list_add_tail(&vm->zombie, &zombies);
 	mutex_unlock(&zombies_lock);

@@ -71,12 +71,12 @@ void escrow_registry_remove(struct escrow_vm *vm)
 	escrow_registry_changed();
 }
 
-/* Nothing of the VM is with EL2 any more, nor will be. */
-void escrow_registry_came_home(struct escrow_vm *vm)
+/* Nothing of the VM is with EL2 any more, nor will be: @event says why. */
+void escrow_registry_came_home(struct escrow_vm *vm, enum escrow_vm_event event)
 {
 	mutex_lock(&escrow_vms.lock);
-	if (!vm->is_home) {
-		WRITE_ONCE(vm->is_home, true);
+	if (escrow_vm_state(vm) != ESCROW_VM_HOME) {
+		escrow_vm_advance(vm, event);
 		WRITE_ONCE(away, away - 1);
 	}
 	mutex_unlock(&escrow_vms.lock);
@@ -137,7 +137,7 @@ static struct escrow_vm *escrow_registry_next(void)
 
 	mutex_lock(&escrow_vms.lock);
 	list_for_each_entry(vm, &escrow_vms.head, listing.link) {
-		if (!READ_ONCE(vm->is_closed) && kref_get_unless_zero(&vm->ref)) {
+		if (!escrow_vm_is_closed(vm) && kref_get_unless_zero(&vm->ref)) {
 			found = vm;
 			break;
 		}

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* Floor 3: VMs as objects: made, referenced, locked. How they end is in end.c. */
 
+#include <linux/bug.h>
 #include <linux/err.h>
 #include <linux/module.h>
 #include <linux/slab.h>
@@ -13,12 +14,17 @@ struct escrow_vm *escrow_vm_get(struct escrow_vm *vm)
 	return vm;
 }
 
+void escrow_vm_advance(struct escrow_vm *vm, enum escrow_vm_event event)
+{
+	WARN_ON_ONCE(!escrow_rs_vm_advance(&vm->life, event));
+}
+
 /* For an ioctl: -EINTR, or -ENODEV if there is no VM any more. */
 int escrow_vm_lock(struct escrow_vm *vm)
 {
 	if (down_write_killable(&vm->lock))
 		return -EINTR;
-	if (!vm->is_closed)
+	if (!escrow_vm_is_closed(vm))
 		return 0;
 	up_write(&vm->lock);
 	return -ENODEV;

@@ -73,11 +73,7 @@ struct escrow_vm {
 	struct rw_semaphore lock;
 	struct escrow_vm_core *core;
 	struct escrow_borrower borrower;
-	bool is_down; /* set once; the core knows why, unless it is closed */
-	bool is_closed; /* set once, before is_down: shut down from outside */
-	bool is_destroyed;
-	bool is_zombie; /* nobody has a file, but EL2 has pages */
-	bool is_home; /* EL2 has nothing of it any more, and gets nothing; set once, in the registry */
+	struct escrow_lifecycle life; /* home is set in the registry alone */
 	u64 broken; /* address that the guest has lost, with ESCROW_BROKEN; or 0 */
 	spinlock_t vcpus_lock; /* with vm->lock: who changes vcpus; alone: who wakes */
 	struct escrow_waiter *vcpus[ESCROW_VCPUS_MAX]; /* no references */
@@ -94,11 +90,31 @@ struct escrow_vm {
 	struct list_head metadata_folios;
 	struct escrow_batch *batch; /* under metadata_lock */
 
-	struct list_head zombie;
+	struct list_head zombie; /* of those that are stuck, too */
 	struct escrow_listing listing; /* in escrow_vms, until it is freed */
 };
 
+static inline enum escrow_vm_state escrow_vm_state(const struct escrow_vm *vm)
+{
+	return READ_ONCE(vm->life.state);
+}
+
+/* Nobody uses it any more, whoever still has a file. */
+static inline bool escrow_vm_is_closed(const struct escrow_vm *vm)
+{
+	return escrow_vm_state(vm) >= ESCROW_VM_CLOSED;
+}
+
+/* Nobody has a file, and EL2 keeps something. */
+static inline bool escrow_vm_is_zombie(const struct escrow_vm *vm)
+{
+	enum escrow_vm_state state = escrow_vm_state(vm);
+
+	return state == ESCROW_VM_STUCK || state == ESCROW_VM_ZOMBIE;
+}
+
 /* vm.c */
+void escrow_vm_advance(struct escrow_vm *vm, enum escrow_vm_event event);
 struct escrow_vm *escrow_vm_new(const struct escrow_fn_ops *const *functions);
 int escrow_vm_set_up(struct escrow_vm *vm);
 struct escrow_vm *escrow_vm_get(struct escrow_vm *vm);
@@ -127,7 +143,7 @@ extern struct escrow_list escrow_vms;
 int escrow_registry_add(struct escrow_vm *vm);
 void escrow_registry_remove(struct escrow_vm *vm);
 struct escrow_vm *escrow_registry_find(u64 handle);
-void escrow_registry_came_home(struct escrow_vm *vm);
+void escrow_registry_came_home(struct escrow_vm *vm, enum escrow_vm_event event);
 bool escrow_registry_suspend(void);
 void escrow_registry_resume(void);
 void escrow_registry_shut_down(void);

@@ -19,6 +19,7 @@ pub mod exit;
 pub mod function;
 pub mod hypercall;
 pub mod ioeventfd;
+pub mod lifecycle;
 pub mod metadata;
 pub mod tree;
 pub mod uapi;
