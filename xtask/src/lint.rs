@@ -4,6 +4,7 @@
 //! tools for what is C; and the machine code of the module's Rust half.
 
 mod code;
+mod floors;
 mod kernel;
 
 use std::process::Command;
@@ -64,7 +65,9 @@ pub fn lint(workspace: &Workspace, setup: &Setup, filter: &[String]) -> Result<C
     for (what, check) in checks.into_iter().filter(|(what, _)| wanted(what)) {
         tell(&mut count, what, check.and_then(|mut command| run_loudly(&mut command)));
     }
-    let others: [(_, Check<'_>); 5] = [
+    let others: [(_, Check<'_>); 7] = [
+        ("floors of the shim", &|| floors::includes(workspace.root())),
+        ("the shim's C and Rust agree", &|| floors::seam(workspace.root())),
         ("checkpatch of the modules", &|| kernel::checkpatch(workspace)),
         ("descriptors are published last", &|| kernel::descriptors(workspace)),
         ("sparse of the modules", &|| kernel::sparse(workspace, setup)),

@@ -135,7 +135,8 @@ fn published_early(text: &str) -> Vec<String> {
     findings
 }
 
-fn c_files(folder: &Path) -> Result<Vec<PathBuf>> {
+/// The C files and headers in a folder, and in those within.
+pub fn c_files(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     let entries = fs::read_dir(folder).with_context(|| format!("no {}", folder.display()))?;
     for path in entries.flatten().map(|entry| entry.path()) {
