@@ -6,6 +6,7 @@
 mod code;
 mod floors;
 mod kernel;
+mod seam;
 
 use std::process::Command;
 
@@ -67,7 +68,7 @@ pub fn lint(workspace: &Workspace, setup: &Setup, filter: &[String]) -> Result<C
     }
     let others: [(_, Check<'_>); 7] = [
         ("floors of the shim", &|| floors::includes(workspace.root())),
-        ("the shim's C and Rust agree", &|| floors::seam(workspace.root())),
+        ("the shim's C and Rust agree", &|| seam::agreed(workspace.root())),
         ("checkpatch of the modules", &|| kernel::checkpatch(workspace)),
         ("descriptors are published last", &|| kernel::descriptors(workspace)),
         ("sparse of the modules", &|| kernel::sparse(workspace, setup)),
