@@ -31,9 +31,4 @@ void __escrow_listing_add(struct escrow_list *list, struct escrow_listing *listi
 /* Also of what was never added, if it is zero. */
 void escrow_listing_remove(struct escrow_list *list, struct escrow_listing *listing);
 
-#define ESCROW_LIST_INIT(list) {					\
-	.lock = __MUTEX_INITIALIZER((list).lock),		\
-	.head = LIST_HEAD_INIT((list).head),			\
-}
-
 #endif

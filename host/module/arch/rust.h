@@ -278,7 +278,7 @@ int escrow_rs_folio_end_lend(struct escrow_folio_state *ef, struct escrow_counts
 /* enum escrow_how */
 int escrow_rs_folio_begin_reclaim(struct escrow_folio_state *ef, struct escrow_counts *counts);
 int escrow_rs_folio_reclaimed(struct escrow_folio_state *ef, struct escrow_counts *counts,
-			       struct folio *folio);
+			      struct folio *folio);
 /* Out of use for good. */
 int escrow_rs_folio_broken(struct escrow_folio_state *ef, struct escrow_counts *counts);
 bool escrow_rs_folio_is_broken(const struct escrow_folio_state *ef);

@@ -48,8 +48,8 @@ void escrow_doorbell_ring(struct escrow_vm *vm, u64 bell, u32 label)
 
 	/* Eventfds may be signalled after the VM's end. */
 	if (err && err != -ENODEV)
-		pr_warn_ratelimited("VM %#llx: doorbell %u does not ring: %d\n", vm->borrower.handle,
-				    label, err);
+		pr_warn_ratelimited("VM %#llx: doorbell %u does not ring: %d\n",
+				    vm->borrower.handle, label, err);
 	/* Doorbells ring at vCPU 0, until VMs have an interrupt controller. */
 	if (!err)
 		escrow_vm_wake(vm, 0);

@@ -14,7 +14,7 @@ struct escrow_vcpu {
 	bool is_removed; /* set once, under vm->lock */
 	bool has_run; /* under run_lock: of a VM that has been started */
 	struct escrow_waiter waiter;
-	struct mutex run_lock;
+	struct mutex run_lock; /* one VCPU_RUN at a time */
 	struct escrow_vcpu_core core; /* under run_lock */
 	struct escrow_batch *batch; /* under run_lock: for the page that a run needs */
 	struct gunyah_vcpu_run *run; /* shared with user space */

@@ -124,8 +124,8 @@ static __always_inline void escrow_mem_settle(struct escrow_mem *mem, struct esc
 
 /* Hands the batch to EL2: all of it or nothing, unless somebody disturbs a long call. */
 static __always_inline int escrow_mem_send(struct escrow_mem *mem, struct escrow_borrower *to,
-						const struct escrow_binding *binding,
-						struct escrow_batch *batch)
+					   const struct escrow_binding *binding,
+					   struct escrow_batch *batch)
 {
 	u64 index = 0, detail = 0;
 	u32 done = 0;
@@ -178,7 +178,7 @@ static int escrow_mem_lend_locked(struct escrow_mem *mem, struct escrow_borrower
 		if (err)
 			return err;
 		if (escrow_rs_binding_fits(binding, (u64)ef->index << PAGE_SHIFT,
-					  folio_size(ef->folio), &guest))
+					   folio_size(ef->folio), &guest))
 			continue;
 		err = escrow_mem_split(mem, ef, attempt);
 		if (err)
@@ -190,7 +190,7 @@ static int escrow_mem_lend_locked(struct escrow_mem *mem, struct escrow_borrower
 	for (i = first; i <= last && err >= 0; i = escrow_folio_next(ef)) {
 		ef = escrow_mem_find(mem, i);
 		escrow_rs_binding_fits(binding, (u64)ef->index << PAGE_SHIFT, folio_size(ef->folio),
-				      &guest);
+				       &guest);
 		/*
 		 * A page fault that began before may be about to map the folio.
 		 * After this, it is frozen.

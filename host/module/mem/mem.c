@@ -17,7 +17,10 @@
 /* Of statfs: "ESCR". */
 #define ESCROW_MAGIC 0x45534352
 
-struct escrow_list escrow_memories = ESCROW_LIST_INIT(escrow_memories);
+struct escrow_list escrow_memories = {
+	.lock = __MUTEX_INITIALIZER(escrow_memories.lock),
+	.head = LIST_HEAD_INIT(escrow_memories.head),
+};
 
 void escrow_mem_get(struct escrow_mem *mem)
 {

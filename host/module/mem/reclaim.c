@@ -55,14 +55,15 @@ int escrow_mem_reclaim_folio(struct escrow_mem *mem, struct escrow_folio *ef, u6
 }
 
 /* Whether a folio is away, and one of those that are meant. → enum escrow_how */
-static int escrow_mem_is_meant(const struct escrow_folio *ef, const struct escrow_filter *filter,
-			       u64 *vm)
+static int escrow_mem_is_meant(const struct escrow_folio *ef,
+			       const struct escrow_filter *filter, u64 *vm)
 {
 	u64 guest;
 	int how;
 
 	how = escrow_rs_folio_borrower(&ef->state, vm, &guest);
-	if (how < 0 || (filter->vm && *vm != filter->vm) || (filter->how >= 0 && how != filter->how))
+	if (how < 0 || (filter->vm && *vm != filter->vm) ||
+	    (filter->how >= 0 && how != filter->how))
 		return -ENOENT;
 	return how;
 }
@@ -134,7 +135,7 @@ int escrow_mem_reclaim(struct escrow_mem *mem, u64 offset, u64 size,
 
 	filemap_invalidate_lock(mapping);
 	err = __escrow_mem_reclaim(mem, offset >> PAGE_SHIFT, (offset + size - 1) >> PAGE_SHIFT,
-				     filter, quarantine, lacks);
+				   filter, quarantine, lacks);
 	filemap_invalidate_unlock(mapping);
 	return err;
 }

@@ -30,7 +30,8 @@ int escrow_vm_unbind(struct escrow_vm *vm, const struct escrow_map_request *requ
 		return err;
 	/* With vm->lock held, no vCPU fetches a page back. */
 	do {
-		err = escrow_mem_reclaim(mem, request->offset, request->size, &filter, false, &lacks);
+		err = escrow_mem_reclaim(mem, request->offset, request->size, &filter,
+					 false, &lacks);
 	} while (escrow_mem_top_up(mem, err, lacks));
 	if (err)
 		return err;

@@ -28,8 +28,8 @@ static int escrow_vm_send_metadata(struct escrow_vm *vm, u32 count)
 			err = -ENOMEM;
 			break;
 		}
-		err = escrow_rs_folio_begin_lend(&ef->state, ef->folio,
-						 ESCROW_LENT, vm->borrower.handle, 0, &report, &refusal);
+		err = escrow_rs_folio_begin_lend(&ef->state, ef->folio, ESCROW_LENT,
+						 vm->borrower.handle, 0, &report, &refusal);
 		if (err) {
 			escrow_folio_free(ef, &vm->payer, &vm->metadata_counts);
 			break;

@@ -27,7 +27,10 @@ enum escrow_gate {
 	ESCROW_SHUT, /* for ever: nobody gets one */
 };
 
-struct escrow_list escrow_vms = ESCROW_LIST_INIT(escrow_vms);
+struct escrow_list escrow_vms = {
+	.lock = __MUTEX_INITIALIZER(escrow_vms.lock),
+	.head = LIST_HEAD_INIT(escrow_vms.head),
+};
 
 static enum escrow_gate gate;
 /* VMs on the list that are not home; written under the lock. */
