@@ -43,7 +43,8 @@ impl Counts {
         self.quarantined.load(Ordering::Relaxed)
     }
 
-    /// Pages of folios that broke while a guest had them.
+    /// Pages of broken folios. While a guest has the rest of one that broke in a part,
+    /// all of it counts.
     pub fn poisoned(&self) -> u64 {
         self.poisoned.load(Ordering::Relaxed)
     }

@@ -24,8 +24,8 @@ pub enum State {
     /// Should be home, but the hypervisor keeps it: out of use until it does
     /// not. Reached only from states in which a guest had it.
     Quarantined = 7,
-    /// Broke while a guest had it: out of use for good. The folio stays
-    /// frozen, if it was, and is never freed.
+    /// Broken: out of use for good. The folio stays frozen, if it was when it
+    /// broke.
     Poisoned = 8,
 }
 
@@ -256,13 +256,53 @@ impl Folio {
     /// A [`Refusal`]; the folio is then as it was.
     pub fn begin_lend(&self, to: Borrower, refs: &impl References) -> Result<Report, Refusal> {
         self.step(State::Present, State::Lending).map_err(|state| self.why_not(state))?;
+        let report = self.freeze_in_a_few_tries(|refs: &_| self.freeze_if_sound(refs), refs)?;
+        self.meant_for(to);
+        Ok(report)
+    }
+
+    /// Freezes the folio for making smaller ones of it, as for a lend; that a page of
+    /// it is broken is a reason to, and not one against it. Safe references are one:
+    /// they are to this folio.
+    ///
+    /// # Errors
+    /// A [`Refusal`]; the folio is then as it was.
+    pub fn begin_split(&self, refs: &impl References) -> Result<(), Refusal> {
+        self.step(State::Present, State::Lending).map_err(|state| self.why_not(state))?;
+        let alone = |refs: &_| match self.holders() {
+            0 => self.freeze(refs),
+            holders => Err(Refusal::Excess(holders.into())),
+        };
+        self.freeze_in_a_few_tries(alone, refs)?;
+        self.meant_for(Borrower { vm: 0, guest: 0 });
+        Ok(())
+    }
+
+    /// The folio is no more: its pages are folios of their own. Whoever made them has
+    /// ended the freeze.
+    ///
+    /// # Errors
+    /// The state, if it is not [`State::Lending`], or somebody has a safe reference.
+    pub fn split(&self, counts: &Counts) -> Result<(), State> {
+        self.expect(State::Lending)?;
+        if self.holders() != 0 {
+            return Err(State::Lending);
+        }
+        self.frozen.store(0, Ordering::Relaxed);
+        self.settle(State::Hole);
+        counts.moved(State::Present, State::Hole, self.pages());
+        Ok(())
+    }
+
+    fn freeze_in_a_few_tries<R: References>(
+        &self,
+        freeze: impl Fn(&R) -> Result<Report, Refusal>,
+        refs: &R,
+    ) -> Result<Report, Refusal> {
         let mut tries = Self::TRIES;
         loop {
-            let refusal = match self.freeze(refs) {
-                Ok(report) => {
-                    self.meant_for(to);
-                    return Ok(report);
-                }
+            let refusal = match freeze(refs) {
+                Ok(report) => return Ok(report),
                 Err(refusal) => refusal,
             };
             tries -= 1;
@@ -274,13 +314,14 @@ impl Folio {
         }
     }
 
+    fn freeze_if_sound(&self, refs: &impl References) -> Result<Report, Refusal> {
+        if refs.is_poisoned() { Err(Refusal::Poisoned) } else { self.freeze(refs) }
+    }
+
     /// What EL2 is told is what was read: the count that was frozen, and the
     /// safe references once more, now that nobody can take another. The two
     /// are the same, unless this host counts wrong; then EL2 refuses.
     fn freeze(&self, refs: &impl References) -> Result<Report, Refusal> {
-        if refs.is_poisoned() {
-            return Err(Refusal::Poisoned);
-        }
         // The state has been changed; now the count. See `access`.
         fence(Ordering::SeqCst);
         let accessible = self.accessible.load(Ordering::Acquire);
@@ -375,15 +416,19 @@ impl Folio {
     /// The state, if it is not [`State::TakingBack`].
     pub fn taken_back(&self, refs: &impl References, counts: &Counts) -> Result<(), State> {
         self.expect(State::TakingBack)?;
+        self.came_home(refs);
+        self.settle(State::Present);
+        counts.moved(State::TakingBack, State::Present, self.pages());
+        Ok(())
+    }
+
+    fn came_home(&self, refs: &impl References) {
         match self.how() {
             How::Lent => self.thaw(refs),
             How::Shared => {
                 self.accessible.fetch_sub(1, Ordering::Release);
             }
         }
-        self.settle(State::Present);
-        counts.moved(State::TakingBack, State::Present, self.pages());
-        Ok(())
     }
 
     /// The hypervisor has kept the folio. With `quarantine` it should not
@@ -412,6 +457,64 @@ impl Folio {
         self.expect(State::TakingBack)?;
         self.settle(State::Poisoned);
         counts.moved(State::TakingBack, State::Poisoned, self.pages());
+        Ok(())
+    }
+
+    /// The folio, one page, has broken at home.
+    ///
+    /// # Errors
+    /// The state, if it is not [`State::Present`]. Of a larger folio only a part is
+    /// broken: that has to be split first.
+    pub fn broken_at_home(&self, counts: &Counts) -> Result<(), State> {
+        if self.order() != 0 {
+            return Err(self.state());
+        }
+        self.step(State::Present, State::Poisoned)?;
+        self.meant_for(Borrower { vm: 0, guest: 0 });
+        counts.moved(State::Present, State::Poisoned, 1);
+        Ok(())
+    }
+
+    /// Who has the rest of a folio that broke in a part.
+    pub fn borrower_of_rest(&self) -> Option<Borrower> {
+        let vm = self.vm.load(Ordering::Relaxed);
+        let guest = self.guest.load(Ordering::Relaxed);
+        (self.state() == State::Poisoned && vm != 0).then_some(Borrower { vm, guest })
+    }
+
+    /// What is whole of a folio that broke in a part is home: the folio is like one
+    /// that broke there.
+    ///
+    /// # Errors
+    /// The state, if it is not [`State::Poisoned`] or the folio is one page, which has
+    /// no rest.
+    pub fn rest_taken_back(&self, refs: &impl References, counts: &Counts) -> Result<(), State> {
+        self.expect(State::Poisoned)?;
+        if self.order() == 0 {
+            return Err(State::Poisoned);
+        }
+        self.came_home(refs);
+        self.settle(State::Present);
+        counts.moved(State::Poisoned, State::Present, self.pages());
+        Ok(())
+    }
+
+    /// The broken folio leaves the memory; the caller drops its reference, and the
+    /// allocator knows not to use it again.
+    ///
+    /// # Errors
+    /// The state, if it is not [`State::Poisoned`], or somebody has a safe reference.
+    pub fn remove_broken(&self, refs: &impl References, counts: &Counts) -> Result<(), State> {
+        self.expect(State::Poisoned)?;
+        if self.holders() != 0 {
+            return Err(State::Poisoned);
+        }
+        // One that broke at home was neither frozen nor in a guest's reach.
+        if self.how() == How::Lent || self.vm.load(Ordering::Relaxed) != 0 {
+            self.came_home(refs);
+        }
+        self.settle(State::Hole);
+        counts.moved(State::Poisoned, State::Hole, self.pages());
         Ok(())
     }
 
@@ -449,6 +552,7 @@ impl Folio {
     fn why_not(&self, state: State) -> Refusal {
         match (state, self.borrower()) {
             (State::Lent | State::Shared, Some((how, borrower))) => Refusal::Away(how, borrower),
+            (State::Poisoned, _) => Refusal::Poisoned,
             (state, _) => Refusal::State(state),
         }
     }

@@ -55,6 +55,11 @@ enum Step {
     /// A kernel user comes, with a safe reference.
     Hold,
     Unhold,
+    BeginSplit,
+    Split,
+    BrokenAtHome,
+    RestTakenBack,
+    RemoveBroken,
     Access,
     EndAccess,
     TryGet,
@@ -79,9 +84,12 @@ enum Place {
         how: How,
         from: Borrower,
     },
-    /// Broken in a guest's hands.
-    Lost(How),
+    /// Broken in a guest's hands, or at home.
+    Lost(Option<(How, Borrower)>),
 }
+
+/// Whom a folio is frozen for that is to be split.
+const NOBODY: Borrower = Borrower { vm: 0, guest: 0 };
 
 /// The model of a folio.
 #[derive(Clone, Copy, Debug)]
@@ -107,7 +115,7 @@ impl Model {
         matches!(
             self.place,
             Place::Leaving(How::Lent, _)
-                | Place::Lost(How::Lent)
+                | Place::Lost(Some((How::Lent, _)))
                 | Place::Away { how: How::Lent, .. }
                 | Place::Returning { how: How::Lent, .. }
         )
@@ -140,6 +148,7 @@ impl Model {
         match self.place {
             Place::Home => Ok(()),
             Place::Away { how, to, overdue: false } => Err(Refusal::Away(how, to)),
+            Place::Lost(_) => Err(Refusal::Poisoned),
             _ => Err(Refusal::State(self.state())),
         }
     }
@@ -256,8 +265,40 @@ fn step_model(model: &mut Model, patience: &mut u32, step: Step) -> Answer {
             model.place = Place::Away { how, to, overdue };
             Answer::Done
         }
-        (Step::Broken, Place::Returning { how, .. }) => {
-            model.place = Place::Lost(how);
+        (Step::Broken, Place::Returning { how, from }) => {
+            model.place = Place::Lost(Some((how, from)));
+            Answer::Done
+        }
+        (Step::BeginSplit, _) => {
+            if let Err(refusal) = model.elsewhere() {
+                return Answer::Refused(refusal);
+            }
+            if model.holders > 0 {
+                return Answer::Refused(Refusal::Excess(model.holders.into()));
+            }
+            let sound = Model { broken: false, ..*model };
+            if let Some(obstacle) = sound.obstacle() {
+                return Answer::Refused(obstacle);
+            }
+            model.place = Place::Leaving(How::Lent, NOBODY);
+            Answer::Done
+        }
+        // Its pages are folios of their own, which are not looked at here.
+        (Step::Split, Place::Leaving(How::Lent, _)) if model.holders == 0 => {
+            *model = Model::NEW;
+            Answer::Done
+        }
+        (Step::BrokenAtHome, Place::Home) if model.order == 0 => {
+            model.place = Place::Lost(None);
+            Answer::Done
+        }
+        (Step::RestTakenBack, Place::Lost(Some(_))) if model.order != 0 => {
+            model.place = Place::Home;
+            Answer::Done
+        }
+        (Step::RemoveBroken, _) if model.users > 0 => Answer::Nothing,
+        (Step::RemoveBroken, Place::Lost(_)) if model.holders == 0 => {
+            *model = Model::NEW;
             Answer::Done
         }
         (Step::Hold, Place::Home | Place::Away { .. }) => {
@@ -437,6 +478,23 @@ fn step_real(
         Step::Broken => folio.broken(counts).into(),
         Step::Hold => folio.hold(kernel).into(),
         Step::Unhold => folio.unhold(kernel).into(),
+        Step::BeginSplit => {
+            let result = folio.begin_split(kernel);
+            result.map_or_else(Answer::Refused, |()| Answer::Done)
+        }
+        // What a kernel makes of it has a reference each; that is not this folio's.
+        Step::Split => folio.split(counts).into(),
+        Step::BrokenAtHome => folio.broken_at_home(counts).into(),
+        Step::RestTakenBack => folio.rest_taken_back(kernel, counts).into(),
+        Step::RemoveBroken if before.users > 0 => Answer::Nothing,
+        Step::RemoveBroken => {
+            let result = folio.remove_broken(kernel, counts);
+            if result.is_ok() {
+                assert_eq!(kernel.count.get(), 1 + before.others, "thawed, to be let go of");
+                kernel.count.set(0);
+            }
+            result.into()
+        }
         Step::Access => folio.access().into(),
         Step::EndAccess if before.users == 0 => Answer::Nothing,
         Step::EndAccess => {
@@ -464,6 +522,11 @@ fn compare(real: &Real, model: &Model) {
     let Real { folio, kernel } = real;
     assert_eq!(folio.state(), model.state());
     assert_eq!(folio.borrower(), model.borrower());
+    let rest_of = match model.place {
+        Place::Lost(Some((_, borrower))) if borrower.vm != 0 => Some(borrower),
+        _ => None,
+    };
+    assert_eq!(folio.borrower_of_rest(), rest_of);
     let reachable = matches!(model.state(), State::Present | State::Shared);
     assert_eq!(folio.is_reachable(), reachable);
     assert_eq!(folio.holders(), model.holders, "safe references");
@@ -552,6 +615,11 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Broken),
         3 => Just(Step::Hold),
         3 => Just(Step::Unhold),
+        2 => Just(Step::BeginSplit),
+        1 => Just(Step::Split),
+        1 => Just(Step::BrokenAtHome),
+        1 => Just(Step::RestTakenBack),
+        1 => Just(Step::RemoveBroken),
         2 => Just(Step::Access),
         3 => Just(Step::EndAccess),
         2 => Just(Step::TryGet),

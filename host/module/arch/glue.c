@@ -52,7 +52,19 @@ void escrow_folio_unfreeze(struct folio *folio, u32 to)
 	folio_ref_unfreeze(folio, to);
 }
 
+/*
+ * False while memory_failure() has said nothing, and would. What was broken before is
+ * not taken from the page allocator.
+ */
+bool escrow_may_be_poisoned;
+
 bool escrow_folio_is_poisoned(struct folio *folio)
+{
+	/* Each lend comes by here. */
+	return READ_ONCE(escrow_may_be_poisoned) && escrow_folio_is_marked(folio);
+}
+
+bool escrow_folio_is_marked(struct folio *folio)
 {
 	long i;
 

@@ -142,9 +142,8 @@ static inline int escrow_real_lock_interruptible(struct mutex *lock)
 #define xa_cmpxchg(xa, index, old, entry, flags)	\
 	ESCROW_FAULTY(ESCROW_FAULT_ALLOC, "xa_cmpxchg", XA_ERROR(-ENOMEM), \
 		      (xa_cmpxchg)(xa, index, old, entry, flags))
-#define xa_store(xa, index, entry, flags)		\
-	ESCROW_FAULTY(ESCROW_FAULT_ALLOC, "xa_store", XA_ERROR(-ENOMEM), \
-		      (xa_store)(xa, index, entry, flags))
+#define xa_reserve(xa, index, flags)			\
+	ESCROW_FAULTY(ESCROW_FAULT_ALLOC, "xa_reserve", -ENOMEM, (xa_reserve)(xa, index, flags))
 
 #define get_unused_fd_flags(flags)			\
 	ESCROW_FAULTY(ESCROW_FAULT_ALLOC, "get_unused_fd_flags", -EMFILE, \

@@ -63,6 +63,10 @@ struct escrow_vcpu_core {
 	u64 opaque[2];
 };
 
+struct escrow_losses {
+	u64 opaque[18];
+};
+
 /* Where a VM is in its life (escrow_vmcore::lifecycle has what leads where). */
 enum escrow_vm_state {
 	ESCROW_VM_LIVE = 0,
@@ -192,6 +196,7 @@ static_assert(sizeof(struct escrow_folio_state) == 40);
 static_assert(sizeof(struct escrow_counts) == 56);
 static_assert(sizeof(struct escrow_metadata) == 8);
 static_assert(sizeof(struct escrow_vcpu_core) == 16);
+static_assert(sizeof(struct escrow_losses) == 144);
 static_assert(sizeof(struct escrow_entry) == 32);
 static_assert(sizeof(struct escrow_lifecycle) == 4);
 static_assert(sizeof(struct escrow_retry) == 4);
@@ -281,7 +286,17 @@ int escrow_rs_folio_reclaimed(struct escrow_folio_state *ef, struct escrow_count
 			      struct folio *folio);
 /* Out of use for good. */
 int escrow_rs_folio_broken(struct escrow_folio_state *ef, struct escrow_counts *counts);
+int escrow_rs_folio_broken_at_home(struct escrow_folio_state *ef, struct escrow_counts *counts);
 bool escrow_rs_folio_is_broken(const struct escrow_folio_state *ef);
+bool escrow_rs_folio_has_rest(const struct escrow_folio_state *ef, u64 *vm, u64 *guest);
+int escrow_rs_folio_rest_reclaimed(struct escrow_folio_state *ef, struct escrow_counts *counts,
+				   struct folio *folio);
+int escrow_rs_folio_remove_broken(struct escrow_folio_state *ef, struct escrow_counts *counts,
+				  struct folio *folio);
+/* Frozen. */
+int escrow_rs_folio_begin_split(struct escrow_folio_state *ef, struct folio *folio,
+				struct escrow_refusal *refusal);
+int escrow_rs_folio_split(struct escrow_folio_state *ef, struct escrow_counts *counts);
 int escrow_rs_folio_kept(struct escrow_folio_state *ef, struct escrow_counts *counts,
 			 bool quarantine);
 /* At any time. */
@@ -388,8 +403,12 @@ int escrow_rs_vm_start(struct escrow_vm_core *core, struct escrow_borrower *dono
 void escrow_rs_vm_down(const struct escrow_vm_core *core, u32 kind);
 bool escrow_rs_vm_status(const struct escrow_vm_core *core, struct escrow_exit *exit);
 
+/* What a VM has lost: under vm->vcpus_lock. */
+void escrow_rs_losses_add(struct escrow_losses *losses, u64 guest);
+/* Whether there is something to tell, that is an exit. */
+bool escrow_rs_losses_tell(struct escrow_losses *losses, struct escrow_exit *exit);
+
 /* vCPUs: under vcpu->run_lock. */
-void escrow_rs_exit_broken(struct escrow_exit *exit, u64 guest);
 int escrow_rs_vcpu_resume(const struct escrow_vcpu_core *vcpu,
 			  const u64 answer[GUNYAH_EXIT_WORDS], u64 registers[8]);
 int escrow_rs_vcpu_ended(struct escrow_vcpu_core *vcpu, const u64 results[5],

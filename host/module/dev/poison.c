@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Floor 5: memory that breaks while a guest has it.
+ * Floor 5: memory that breaks.
  *
  * memory_failure() marks the page, finds a folio that it cannot do anything
  * about (frozen, or on no list), and says so in a trace event; there is no
  * other way for a module to hear of it. The event is looked up by its name,
- * and only taken as a hint to look at all that is away: its arguments have
+ * and only taken as a hint to look at all memories: its arguments have
  * changed between kernels, its meaning has not.
  */
 
+#include <linux/bitmap.h>
 #include <linux/err.h>
 #include <linux/file.h>
 #include <linux/fs.h>
@@ -25,15 +26,24 @@ static void escrow_poison_work(struct work_struct *work);
 static DECLARE_WORK(poison_work, escrow_poison_work);
 static struct tracepoint *failures;
 
-/* Tells the VMM where its guest has lost a page, once. */
-static void escrow_poison_tell(u64 handle, u64 guest)
+/* Tells the VMM where its guest has lost pages. */
+static void escrow_poison_tell(const struct escrow_losses_of_folio *lost)
 {
-	struct escrow_vm *vm = escrow_registry_find(handle);
+	struct escrow_vm *vm;
+	unsigned int page;
 
+	if (bitmap_empty(lost->pages, ESCROW_HUGE_PAGES))
+		return;
+	vm = escrow_registry_find(lost->vm);
 	if (!vm)
 		return;
-	pr_warn("VM %#llx: memory at guest address %#llx is broken\n", handle, guest);
-	WRITE_ONCE(vm->broken, guest | ESCROW_BROKEN);
+	for_each_set_bit(page, lost->pages, ESCROW_HUGE_PAGES) {
+		u64 guest = lost->guest + PFN_PHYS(page);
+
+		pr_warn_ratelimited("VM %#llx: memory at guest address %#llx is broken\n",
+				    lost->vm, guest);
+		escrow_vm_lose(vm, guest);
+	}
 	escrow_vm_wake_all(vm);
 	escrow_vm_put(vm);
 }
@@ -41,21 +51,22 @@ static void escrow_poison_tell(u64 handle, u64 guest)
 static void escrow_poison_look(struct escrow_mem *mem)
 {
 	struct address_space *mapping = escrow_mapping(mem);
-	u64 vm, guest;
+	struct escrow_losses_of_folio lost;
+	pgoff_t next = 0;
 	int err;
 
 	do {
-		struct escrow_folio *ef;
-
 		filemap_invalidate_lock(mapping);
-		ef = escrow_mem_find_broken(mem, &vm, &guest);
-		err = ef ? escrow_mem_revoke_broken(mem, ef) : -ENOENT;
+		err = escrow_mem_break_next(mem, &next, &lost);
 		filemap_invalidate_unlock(mapping);
-		if (!err)
-			escrow_poison_tell(vm, guest);
-		else if (err != -ENOENT && err != -ENOMEM)
-			pr_warn("VM %#llx keeps broken memory at %#llx: %d\n", vm, guest, err);
-	} while (!err || escrow_mem_top_up(mem, err, vm));
+		/* Some may be out of use already when EL2 lacks memory for others. */
+		escrow_poison_tell(&lost);
+		if (err == -ENOMEM && !escrow_mem_top_up(mem, err, lost.vm)) {
+			pr_warn("VM %#llx keeps broken memory: no memory\n", lost.vm);
+			return;
+		}
+		cond_resched();
+	} while (err != -ENOENT);
 }
 
 static void escrow_poison_work(struct work_struct *work)
@@ -91,6 +102,7 @@ static void escrow_poison_work(struct work_struct *work)
  */
 static void escrow_poison_probe(void *data, unsigned long pfn, int type, int result)
 {
+	WRITE_ONCE(escrow_may_be_poisoned, true);
 	schedule_work(&poison_work);
 }
 
@@ -103,10 +115,14 @@ static void escrow_poison_match(struct tracepoint *tp, void *data)
 void escrow_poison_init(void)
 {
 	for_each_kernel_tracepoint(escrow_poison_match, NULL);
-	if (!failures)
-		return; /* a kernel without CONFIG_MEMORY_FAILURE */
+	if (!failures) {
+		/* Without CONFIG_MEMORY_FAILURE nothing is marked. */
+		escrow_may_be_poisoned = IS_ENABLED(CONFIG_MEMORY_FAILURE);
+		return;
+	}
 	if (tracepoint_probe_register(failures, escrow_poison_probe, NULL)) {
 		pr_warn("memory that breaks while it is lent will not be noticed\n");
+		escrow_may_be_poisoned = true;
 		failures = NULL;
 	}
 }

@@ -51,7 +51,7 @@ static int escrow_vcpu_enter(struct escrow_vcpu *vcpu, const u64 registers[8], u
 static bool escrow_vcpu_must_go_on(struct escrow_vcpu *vcpu)
 {
 	return READ_ONCE(vcpu->waiter.is_woken) || READ_ONCE(vcpu->is_removed) ||
-	       escrow_vm_state(vcpu->vm) != ESCROW_VM_LIVE || READ_ONCE(vcpu->vm->broken) ||
+	       escrow_vm_state(vcpu->vm) != ESCROW_VM_LIVE || READ_ONCE(vcpu->vm->has_losses) ||
 	       READ_ONCE(vcpu->run->immediate_exit);
 }
 
@@ -198,14 +198,10 @@ static long escrow_vcpu_run(struct escrow_vcpu *vcpu)
 			break;
 		}
 		/* Nothing waits for an answer of the program's here. */
-		if (unlikely(READ_ONCE(vcpu->vm->broken))) {
-			u64 broken = xchg(&vcpu->vm->broken, 0);
-
-			if (broken) {
-				escrow_rs_exit_broken(&exit, broken & ~ESCROW_BROKEN);
-				escrow_vcpu_tell(vcpu, &exit);
-				return 0;
-			}
+		if (unlikely(READ_ONCE(vcpu->vm->has_losses)) &&
+		    escrow_vm_tell_loss(vcpu->vm, &exit)) {
+			escrow_vcpu_tell(vcpu, &exit);
+			return 0;
 		}
 	}
 }

@@ -60,22 +60,46 @@ void escrow_batch_add(struct escrow_batch *batch, struct escrow_folio *ef, u64 g
 			     folio_order(ef->folio), guest, rights, report);
 }
 
-static void escrow_batch_settle(struct escrow_batch *batch, u32 at,
-				struct escrow_counts *counts, int err, bool quarantine)
+/*
+ * Tells the kernel which pages of a folio broke on their way home: it marks them, and
+ * the module hears of it as of any others (dev/poison.c). It may take locks that the
+ * caller has, so it does that later.
+ */
+void escrow_folio_report(const struct escrow_folio *ef)
 {
-	struct escrow_folio *ef = batch->folios[at];
+	long i;
 
-	if (err)
-		WARN_ON_ONCE(escrow_rs_folio_kept(&ef->state, counts, quarantine));
-	else
-		WARN_ON_ONCE(escrow_rs_folio_reclaimed(&ef->state, counts, ef->folio));
-	if (batch->memory)
-		escrow_note_reclaim(batch->memory, batch->vm, (u64)ef->index << PAGE_SHIFT,
-				    folio_nr_pages(ef->folio), err, err && quarantine,
-				    !quarantine && batch->how == ESCROW_LENT);
+	for (i = 0; i < folio_nr_pages(ef->folio); i++) {
+		struct page *page = folio_page(ef->folio, i);
+
+		if (!PageHWPoison(page) && !escrow_rs_is_home(PFN_PHYS(page_to_pfn(page)), 1))
+			memory_failure_queue(page_to_pfn(page), 0);
+	}
 }
 
-/* What broke on its way home is nobody's, and must not be freed. */
+/* -EHWPOISON: what is not home broke, and nobody has it. → @err otherwise */
+static int escrow_batch_settle(struct escrow_batch *batch, u32 at,
+			       struct escrow_counts *counts, int err, bool quarantine)
+{
+	struct escrow_folio *ef = batch->folios[at];
+	bool broke = err == -EHWPOISON;
+
+	if (broke) {
+		WARN_ON_ONCE(escrow_rs_folio_broken(&ef->state, counts));
+		escrow_folio_report(ef);
+	} else if (err) {
+		WARN_ON_ONCE(escrow_rs_folio_kept(&ef->state, counts, quarantine));
+	} else {
+		WARN_ON_ONCE(escrow_rs_folio_reclaimed(&ef->state, counts, ef->folio));
+	}
+	if (batch->memory)
+		escrow_note_reclaim(batch->memory, batch->vm, (u64)ef->index << PAGE_SHIFT,
+				    folio_nr_pages(ef->folio), err, err && !broke && quarantine,
+				    !quarantine && batch->how == ESCROW_LENT);
+	return broke ? 0 : err;
+}
+
+/* What broke on its way home is nobody's. */
 static int escrow_batch_home(const struct escrow_folio *ef)
 {
 	return escrow_rs_is_home(PFN_PHYS(folio_pfn(ef->folio)), folio_nr_pages(ef->folio)) ?
@@ -128,7 +152,7 @@ int escrow_batch_reclaim(struct escrow_batch *batch, struct escrow_counts *count
 				one = escrow_batch_home(batch->folios[i]);
 			escrow_batch_settle(batch, i, counts, one, quarantine);
 		}
-		return err;
+		return err == -EHWPOISON ? 0 : err;
 	}
 
 	/* One of them is kept: find out which, and take the others. */
@@ -139,8 +163,7 @@ int escrow_batch_reclaim(struct escrow_batch *batch, struct escrow_counts *count
 		/* What a long call had done when it ended is back. */
 		if (i >= done && (!err || quarantine))
 			one = escrow_batch_reclaim_one(batch, batch->folios[i]);
-		escrow_batch_settle(batch, i, counts, one, quarantine);
-		err = one ?: err;
+		err = escrow_batch_settle(batch, i, counts, one, quarantine) ?: err;
 		cond_resched();
 	}
 	return err;

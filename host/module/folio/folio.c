@@ -8,6 +8,13 @@
 
 #include "folio/folio.h"
 
+/* Broken memory that the page allocator must not have again. */
+static void escrow_folio_lose(const struct escrow_folio *ef)
+{
+	pr_warn("%lu pages at frame %#lx are lost: memory broke\n", folio_nr_pages(ef->folio),
+		folio_pfn(ef->folio));
+}
+
 /*
  * A zeroed folio that nobody else knows. Not on any LRU list and with no
  * mapping: nothing in the kernel moves it, swaps it out or looks it up. NULL
@@ -36,6 +43,12 @@ struct escrow_folio *escrow_folio_alloc(struct escrow_payer *payer, struct escro
 	}
 	/* folio_alloc() would mark it as one that the kernel may split. */
 	ef->folio = page_folio(page);
+	/* One that was freed with others comes back with them. */
+	if (unlikely(escrow_folio_is_marked(ef->folio))) {
+		escrow_folio_lose(ef);
+		kfree(ef);
+		goto err_charge;
+	}
 	INIT_LIST_HEAD(&ef->link);
 	escrow_payer_show(ef->folio, true);
 	WARN_ON_ONCE(escrow_rs_folio_populate(&ef->state, order, counts));
@@ -46,11 +59,106 @@ err_charge:
 	return NULL;
 }
 
-/* Broken memory that the page allocator must not have again. */
-static void escrow_folio_lose(const struct escrow_folio *ef)
+/* A record of a page that is to be a folio of its own. */
+struct escrow_folio *escrow_folio_record(struct page *page)
 {
-	pr_warn("%lu pages at frame %#lx are lost: memory broke\n", folio_nr_pages(ef->folio),
-		folio_pfn(ef->folio));
+	struct escrow_folio *ef = kzalloc(sizeof(*ef), GFP_KERNEL_ACCOUNT);
+
+	if (!ef)
+		return NULL;
+	/* As it will be. */
+	ef->folio = (struct folio *)page;
+	INIT_LIST_HEAD(&ef->link);
+	return ef;
+}
+
+#ifdef CONFIG_MEMCG
+#define escrow_page_uncharged(page) ((page)->memcg_data = 0)
+#else
+#define escrow_page_uncharged(page) ((void)(page))
+#endif
+
+/*
+ * Makes a large folio, which is frozen and not mapped, into pages: each is a folio
+ * of its own then, with one reference, which is the caller's. hugetlb does it like
+ * this before it frees a gigantic folio; the page allocator's split_page() does the
+ * rest, among it the charges. Until a page has a reference, nobody gets one.
+ */
+void escrow_folio_dissolve(struct folio *folio)
+{
+	struct address_space *mapping = folio->mapping;
+	unsigned int order = folio_order(folio);
+	struct page *head = &folio->page;
+	pgoff_t index = folio->index;
+	unsigned long i;
+
+	/* memory_failure() may be about to mark that page. */
+	set_mask_bits(&folio->_flags_1, PAGE_FLAGS_SECOND, 0);
+	for (i = 1; i < BIT(order); i++) {
+		struct page *page = head + i;
+
+		escrow_page_uncharged(page);
+		set_page_private(page, 0);
+		page->mapping = mapping;
+		clear_compound_head(page);
+		page_folio(page)->index = index + i;
+	}
+	ClearPageCompound(head);
+	folio_ref_unfreeze(folio, 1);
+	split_page(head, order);
+}
+
+/* Frees the pages of what was a large folio; of a broken one, all that may be used. */
+static void escrow_folio_free_pages(struct page *head, unsigned int order)
+{
+	unsigned long i;
+
+	for (i = 0; i < BIT(order); i++) {
+		struct page *page = head + i;
+
+		WRITE_ONCE(page->mapping, NULL);
+		/* The page allocator keeps a page that is marked to itself. */
+		if (PageHWPoison(page) || escrow_rs_is_home(PFN_PHYS(page_to_pfn(page)), 1)) {
+			escrow_payer_show(page_folio(page), false);
+			put_page(page);
+		} else {
+			pr_warn("the page at frame %#lx is lost\n", page_to_pfn(page));
+		}
+	}
+}
+
+/*
+ * Gives up a large folio with broken pages, which the page allocator would take for
+ * whole if they came with it.
+ */
+static void escrow_folio_free_large(struct escrow_folio *ef, struct escrow_counts *counts,
+				    bool is_broken)
+{
+	unsigned int order = folio_order(ef->folio);
+	struct page *head = &ef->folio->page;
+	struct escrow_refusal refusal;
+
+	if (is_broken)
+		WARN_ON_ONCE(escrow_rs_folio_rest_reclaimed(&ef->state, counts, ef->folio));
+	if (escrow_rs_folio_begin_split(&ef->state, ef->folio, &refusal)) {
+		/* Whoever has a reference will let go of it some day: of all pages. */
+		escrow_folio_lose(ef);
+		escrow_rs_folio_remove(&ef->state, counts);
+		return;
+	}
+	escrow_folio_dissolve(ef->folio);
+	escrow_folio_free_pages(head, order);
+	WARN_ON_ONCE(escrow_rs_folio_split(&ef->state, counts));
+}
+
+/* Gives up what broke, and is home. */
+static void escrow_folio_free_small(struct escrow_folio *ef, struct escrow_counts *counts)
+{
+	/* Kernel users may have references still. */
+	if (escrow_rs_folio_remove_broken(&ef->state, counts, ef->folio))
+		escrow_folio_lose(ef);
+	else
+		escrow_folio_free_pages(&ef->folio->page, 0);
 }
 
 /*
@@ -61,18 +169,20 @@ static void escrow_folio_lose(const struct escrow_folio *ef)
 void escrow_folio_free(struct escrow_folio *ef, struct escrow_payer *payer,
 		       struct escrow_counts *counts)
 {
-	long pages = folio_nr_pages(ef->folio);
+	bool is_broken = escrow_rs_folio_is_broken(&ef->state);
+	struct folio *folio = ef->folio;
+	long pages = folio_nr_pages(folio);
 
-	if (escrow_rs_folio_is_broken(&ef->state)) {
-		escrow_folio_lose(ef);
-	} else if (WARN_ON_ONCE(escrow_rs_folio_remove(&ef->state, counts))) {
-		return;
-	} else if (folio_test_large(ef->folio) && escrow_folio_is_poisoned(ef->folio)) {
-		/* The allocator keeps a broken page to itself only if it comes alone. */
-		escrow_folio_lose(ef);
+	WRITE_ONCE(folio->mapping, NULL);
+	if (folio_test_large(folio) && (is_broken || escrow_folio_is_poisoned(folio))) {
+		escrow_folio_free_large(ef, counts, is_broken);
+	} else if (is_broken) {
+		escrow_folio_free_small(ef, counts);
+	} else if (!WARN_ON_ONCE(escrow_rs_folio_remove(&ef->state, counts))) {
+		escrow_payer_show(folio, false);
+		folio_put(folio);
 	} else {
-		escrow_payer_show(ef->folio, false);
-		folio_put(ef->folio);
+		return;
 	}
 	escrow_payer_uncharge(payer, pages);
 	kfree(ef);

@@ -26,7 +26,6 @@ static_assert(PAGE_SIZE == 4096);
 struct escrow_folio {
 	struct escrow_folio_state state;
 	struct folio *folio;
-	u32 home; /* whole pages of a broken large folio that came home */
 	u32 wanted; /* in jiffies, when a lend that goes first was refused; 0: never */
 	union {
 		pgoff_t index; /* of a memory: of its first page */
@@ -95,6 +94,8 @@ struct escrow_folio *escrow_folio_alloc(struct escrow_payer *payer, struct escro
 					unsigned int order);
 void escrow_folio_free(struct escrow_folio *ef, struct escrow_payer *payer,
 		       struct escrow_counts *counts);
+struct escrow_folio *escrow_folio_record(struct page *page);
+void escrow_folio_dissolve(struct folio *folio);
 
 /* ram.c */
 void escrow_ram_init(void);
@@ -108,6 +109,7 @@ void escrow_batch_free(struct escrow_batch *batch);
 bool escrow_batch_is_full(const struct escrow_batch *batch, const struct escrow_folio *ef);
 void escrow_batch_add(struct escrow_batch *batch, struct escrow_folio *ef, u64 guest, u32 rights,
 		      const struct escrow_report *report);
+void escrow_folio_report(const struct escrow_folio *ef);
 int escrow_batch_reclaim(struct escrow_batch *batch, struct escrow_counts *counts,
 			 bool quarantine);
 

@@ -1,6 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* Floor 2: folios of a memory with broken pages, while a guest has them. */
+/*
+ * Floor 2: broken pages of a memory, wherever they are.
+ *
+ * memory_failure() marks the page, and leaves the rest to whoever has it. A folio of
+ * one page goes out of use, with its mappings and for its guest. A large one is made
+ * into pages first. While a guest has it, that cannot be: EL2 takes the page out of
+ * use, the guest keeps the others, and the large folio waits for them to come home.
+ */
 
+#include <linux/bitmap.h>
 #include <linux/err.h>
 #include <linux/fs.h>
 #include <linux/mm.h>
@@ -8,75 +16,138 @@
 
 #include "mem/mem.h"
 
-/* Has EL2 let nobody at the broken pages of a folio. Under the exclusive lock. */
-int escrow_mem_revoke_broken(struct escrow_mem *mem, struct escrow_folio *ef)
+/* Folios that are looked at before others have their turn. */
+#define ESCROW_LOOKS 256
+
+static void escrow_mem_unmap(struct escrow_mem *mem, const struct escrow_folio *ef)
 {
-	struct escrow_batch *batch = mem->batch;
-	static const struct escrow_report none;
-	u32 count = 0, i;
-	int err;
-
-	err = escrow_rs_folio_begin_reclaim(&ef->state, &mem->counts);
-	if (err < 0)
-		return err;
-	for (i = 0; i < folio_nr_pages(ef->folio); i++) {
-		struct page *page = folio_page(ef->folio, i);
-
-		if (PageHWPoison(page))
-			escrow_rs_list_entry(&batch->list[count++], PFN_PHYS(page_to_pfn(page)), 0,
-					     0, 0, &none);
-	}
-	err = escrow_rs_mem_poison(batch->address, count);
-	if (err) {
-		WARN_ON_ONCE(escrow_rs_folio_kept(&ef->state, &mem->counts, false));
-		return err;
-	}
-	WARN_ON_ONCE(escrow_rs_folio_broken(&ef->state, &mem->counts));
+	folio_lock(ef->folio);
+	/* From here on no page fault maps the large folio as one. */
+	if (folio_test_large(ef->folio))
+		folio_set_has_hwpoisoned(ef->folio);
 	unmap_mapping_range(escrow_mapping(mem), (loff_t)ef->index << PAGE_SHIFT,
 			    folio_size(ef->folio), 0);
-	return 0;
-}
-
-/* The first of a memory that is away, broken, and not known to be. */
-struct escrow_folio *escrow_mem_find_broken(struct escrow_mem *mem, u64 *vm, u64 *guest)
-{
-	struct escrow_folio *ef;
-	unsigned long index;
-
-	xa_for_each(&mem->folios, index, ef) {
-		if (escrow_folio_is_poisoned(ef->folio) &&
-		    escrow_rs_folio_borrower(&ef->state, vm, guest) >= 0)
-			return ef;
-	}
-	return NULL;
+	folio_unlock(ef->folio);
 }
 
 /*
- * Takes home from a dead VM what is whole of a large folio that broke; the
- * folio itself is lost. Whether all of it is home now. Under the exclusive
- * lock.
+ * Takes home what is whole of a large folio that broke in a part: all of it, or
+ * none. 0: it is home, and is like a folio that broke there. The folio is locked, or
+ * nobody else has the memory.
  */
-bool escrow_mem_reclaim_whole(struct escrow_mem *mem, struct escrow_folio *ef)
+int escrow_mem_reclaim_rest(struct escrow_mem *mem, struct escrow_folio *ef,
+			    struct escrow_batch *batch)
 {
 	static const struct escrow_report none;
-	u32 whole = 0, done, i;
+	u32 count = 0, done, i;
+	int err = 0;
+
+	for (i = 0; i < folio_nr_pages(ef->folio); i++) {
+		struct page *page = folio_page(ef->folio, i);
+		u64 frame = PFN_PHYS(page_to_pfn(page));
+
+		/* What broke on its way is not home, and not marked yet: EL2 says no. */
+		if (!PageHWPoison(page) && !escrow_rs_is_home(frame, 1))
+			escrow_rs_list_entry(&batch->list[count++], frame, 0, 0, 0, &none);
+	}
+	if (count)
+		err = escrow_rs_mem_reclaim(ESCROW_SHARED, batch->address, count, &done);
+	if (err == -EHWPOISON)
+		escrow_folio_report(ef);
+	if (!err)
+		err = escrow_rs_folio_rest_reclaimed(&ef->state, &mem->counts, ef->folio);
+	return err;
+}
+
+/* Has EL2 let nobody at the broken pages of a folio that a guest has. */
+static int escrow_mem_revoke(struct escrow_mem *mem, struct escrow_folio *ef,
+			     struct escrow_losses_of_folio *lost)
+{
+	static const struct escrow_report none;
+	struct escrow_batch *batch = mem->batch;
 	int err;
+	u32 i;
 
 	for (i = 0; i < folio_nr_pages(ef->folio); i++) {
 		struct page *page = folio_page(ef->folio, i);
 
-		if (PageHWPoison(page))
+		if (!PageHWPoison(page))
 			continue;
-		whole++;
-		escrow_rs_list_entry(&mem->batch->list[0], PFN_PHYS(page_to_pfn(page)), 0, 0, 0,
+		escrow_rs_list_entry(&batch->list[0], PFN_PHYS(page_to_pfn(page)), 0, 0, 0,
 				     &none);
-		err = escrow_rs_mem_reclaim(ESCROW_SHARED, mem->batch->address, 1, &done);
-		/*
-		 * Refused: it is home already, or its VM lives. What broke on its way is
-		 * away from the VM, and the folio is lost as it is.
-		 */
-		if (!err || err == -EHWPOISON)
-			ef->home++;
+		err = escrow_rs_mem_poison(batch->address, 1);
+		if (err == -ENOMEM)
+			return err;
+		/* Refused: it has been told of before. */
+		if (!err)
+			set_bit(i, lost->pages);
 	}
-	return ef->home >= whole;
+	return 0;
+}
+
+/*
+ * Deals with one folio that has broken pages. -ENOMEM: EL2 needs memory for the VM
+ * that is named, and nothing is lost if the same is done again.
+ */
+static int escrow_mem_break(struct escrow_mem *mem, struct escrow_folio *ef,
+			    struct escrow_losses_of_folio *lost)
+{
+	bool is_large = folio_test_large(ef->folio), has_rest;
+	int how, err;
+
+	how = escrow_rs_folio_borrower(&ef->state, &lost->vm, &lost->guest);
+	has_rest = escrow_rs_folio_has_rest(&ef->state, &lost->vm, &lost->guest);
+	if (how >= 0 || has_rest) {
+		err = escrow_mem_revoke(mem, ef, lost);
+		if (err)
+			return err;
+	}
+	if (how >= 0) {
+		if (escrow_rs_folio_begin_reclaim(&ef->state, &mem->counts) < 0)
+			return -EBUSY;
+		WARN_ON_ONCE(escrow_rs_folio_broken(&ef->state, &mem->counts));
+	}
+	escrow_mem_show_away(mem);
+	escrow_mem_unmap(mem, ef);
+	if (!is_large) {
+		/* Not if it is known to be broken. */
+		escrow_rs_folio_broken_at_home(&ef->state, &mem->counts);
+		return 0;
+	}
+	if (escrow_rs_folio_is_broken(&ef->state) && escrow_mem_reclaim_rest(mem, ef, mem->batch))
+		return 0;
+	/* If somebody holds it, it stays large, and is mapped by pages. */
+	escrow_mem_split(mem, ef, NULL);
+	return 0;
+}
+
+/*
+ * Looks for broken pages from *@next on, and deals with the first folio that has some.
+ * What a VM has lost by that is in @lost. -ENOENT: there is none; -EAGAIN: none so far.
+ * Under the exclusive lock.
+ */
+int escrow_mem_break_next(struct escrow_mem *mem, pgoff_t *next,
+			  struct escrow_losses_of_folio *lost)
+{
+	struct escrow_folio *ef;
+	unsigned long index;
+	int looks = 0;
+
+	lost->vm = 0;
+	bitmap_zero(lost->pages, ESCROW_HUGE_PAGES);
+	xa_for_each_start(&mem->folios, index, ef, *next) {
+		pgoff_t behind = escrow_folio_next(ef);
+		int err;
+
+		*next = index;
+		if (looks++ == ESCROW_LOOKS)
+			return -EAGAIN;
+		if (escrow_folio_is_poisoned(ef->folio)) {
+			err = escrow_mem_break(mem, ef, lost);
+			if (err != -ENOMEM)
+				*next = behind;
+			return err;
+		}
+	}
+	return -ENOENT;
 }

@@ -1,31 +1,197 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* Floor 2: page faults of the host's programs in a memory. */
+/*
+ * Floor 2: page faults of the host's programs in a memory.
+ *
+ * A fault comes with the mmap_lock, or with its VMA's lock alone. Whoever wants
+ * one of them for writing waits for it, and so does everybody behind that one. So
+ * a fault that has to wait lets go of it first and is tried again, as filemap_fault
+ * does; if it may not let go any more, its wait ends when its task is killed.
+ */
 
 #include <linux/err.h>
+#include <linux/file.h>
 #include <linux/mm.h>
 #include <linux/pagemap.h>
+#include <linux/sizes.h>
+#include <linux/userfaultfd_k.h>
+#include <linux/version.h>
 
 #include "mem/mem.h"
+
+/* Bytes around a fault that are mapped with it: what fault_around_bytes is at first. */
+#define ESCROW_FAULT_AROUND SZ_64K
+
+/*
+ * Before a wait: a reference to the file, and the fault has no lock any more, so
+ * that it has to end in VM_FAULT_RETRY. NULL: it keeps its lock.
+ */
+static struct file *escrow_fault_let_go(struct vm_fault *vmf)
+{
+	struct file *file;
+
+	if (!fault_flag_allow_retry_first(vmf->flags) || (vmf->flags & FAULT_FLAG_RETRY_NOWAIT))
+		return NULL;
+	file = get_file(vmf->vma->vm_file);
+	release_fault_lock(vmf);
+	return file;
+}
+
+/* Whether the fault is not to wait, and to say so with its lock held. */
+static bool escrow_fault_never_waits(const struct vm_fault *vmf)
+{
+	return fault_flag_allow_retry_first(vmf->flags) && (vmf->flags & FAULT_FLAG_RETRY_NOWAIT);
+}
+
+/*
+ * The task is killed, and the fault still has its lock. Its callers look for
+ * signals if it is to be tried again, and expect the lock to be gone then.
+ */
+static vm_fault_t escrow_fault_killed(struct vm_fault *vmf)
+{
+	if (!(vmf->flags & FAULT_FLAG_KILLABLE))
+		return VM_FAULT_SIGBUS;
+	release_fault_lock(vmf);
+	return VM_FAULT_RETRY;
+}
+
+/* Takes the invalidate_lock, shared. */
+static vm_fault_t escrow_fault_lock_index(struct vm_fault *vmf, struct address_space *mapping)
+{
+	struct file *file;
+
+	if (filemap_invalidate_trylock_shared(mapping))
+		return 0;
+	if (escrow_fault_never_waits(vmf))
+		return VM_FAULT_RETRY;
+	file = escrow_fault_let_go(vmf);
+	if (!down_read_killable(&mapping->invalidate_lock)) {
+		if (!file)
+			return 0;
+		filemap_invalidate_unlock_shared(mapping);
+	}
+	if (!file)
+		return escrow_fault_killed(vmf);
+	fput(file);
+	return VM_FAULT_RETRY;
+}
+
+/*
+ * Locks a folio under the invalidate_lock, which keeps it in the memory: it is
+ * waited for without a reference, which a lender would count. Unless it is locked,
+ * the invalidate_lock is gone.
+ */
+static vm_fault_t escrow_fault_lock_folio(struct vm_fault *vmf, struct address_space *mapping,
+					  struct folio *folio)
+{
+	vm_fault_t ret = VM_FAULT_RETRY;
+	struct file *file = NULL;
+
+	if (folio_trylock(folio))
+		return 0;
+	if (!escrow_fault_never_waits(vmf)) {
+		file = escrow_fault_let_go(vmf);
+		if (!folio_lock_killable(folio)) {
+			if (!file)
+				return 0;
+			folio_unlock(folio);
+		} else if (!file) {
+			ret = escrow_fault_killed(vmf);
+		}
+	}
+	filemap_invalidate_unlock_shared(mapping);
+	if (file)
+		fput(file);
+	return ret;
+}
+
+/*
+ * Maps pages around the one of a fault, if they are there and nobody has locked
+ * them. Whether it works out is nobody's concern.
+ */
+static void escrow_fault_map_around(struct vm_fault *vmf, struct escrow_mem *mem)
+{
+	struct vm_area_struct *vma = vmf->vma;
+	unsigned long fault = vmf->address & PAGE_MASK;
+	unsigned long at = max(round_down(fault, ESCROW_FAULT_AROUND), vma->vm_start);
+	unsigned long end = min(round_down(fault, ESCROW_FAULT_AROUND) + ESCROW_FAULT_AROUND,
+				vma->vm_end);
+
+	/* Where blocks are mapped by one entry, nothing is inserted: see mmap. */
+	if (!(vma->vm_flags & VM_MIXEDMAP))
+		return;
+	/* Each of its faults is somebody's business. */
+	if (userfaultfd_armed(vma))
+		return;
+	for (; at < end; at += PAGE_SIZE) {
+		struct escrow_folio *ef;
+
+		if (at == fault)
+			continue;
+		ef = escrow_mem_find(mem, linear_page_index(vma, at));
+		if (!ef || !folio_trylock(ef->folio))
+			continue;
+		if (!folio_test_hwpoison(ef->folio) && !escrow_folio_is_wanted(ef) &&
+		    escrow_rs_folio_is_reachable(&ef->state))
+			vm_insert_page(vma, at, &ef->folio->page);
+		folio_unlock(ef->folio);
+	}
+}
+
+/*
+ * Maps one page of a large folio in which others are broken, or leaves that to
+ * finish_fault(): 0.
+ */
+static vm_fault_t escrow_fault_map_alone(struct vm_fault *vmf, struct page *page)
+{
+	folio_set_has_hwpoisoned(page_folio(page));
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 15, 0)
+	/* It would map as many of the folio's pages as there is room for. */
+	return vmf_insert_page_mkwrite(vmf, page, vmf->flags & FAULT_FLAG_WRITE);
+#else
+	/* It maps a folio as one or, if that is marked, this page alone. */
+	return 0;
+#endif
+}
+
+static vm_fault_t escrow_fault_of(int err)
+{
+	switch (err) {
+	case -ENOMEM:
+		return VM_FAULT_OOM;
+	case -EHWPOISON:
+		return VM_FAULT_HWPOISON;
+	default:
+		return VM_FAULT_SIGBUS;
+	}
+}
 
 static vm_fault_t escrow_mem_fault(struct vm_fault *vmf)
 {
 	struct escrow_mem *mem = vmf->vma->vm_file->private_data;
 	struct address_space *mapping = escrow_mapping(mem);
-	vm_fault_t ret = VM_FAULT_SIGBUS;
 	struct escrow_folio *ef;
 	struct page *page;
+	bool was_there;
+	struct file *file;
+	vm_fault_t ret;
 	u64 lacks = 0;
 	int err = 0;
 
-	/*
-	 * The lock keeps the folio's record in place, so that the folio can be
-	 * waited for without a reference, which a lender would count.
-	 */
 again:
-	filemap_invalidate_lock_shared(mapping);
+	ret = escrow_fault_lock_index(vmf, mapping);
+	if (ret)
+		return ret;
+	ret = VM_FAULT_SIGBUS;
 	if (vmf->pgoff >= DIV_ROUND_UP(i_size_read(mapping->host), PAGE_SIZE))
 		goto out;
-	ef = escrow_mem_make(mem, vmf->pgoff);
+	ef = escrow_mem_find(mem, vmf->pgoff);
+	was_there = ef;
+	if (!ef)
+		ef = escrow_mem_make(mem, vmf->pgoff);
+	if (ef == ERR_PTR(-EINTR)) {
+		filemap_invalidate_unlock_shared(mapping);
+		return escrow_fault_killed(vmf);
+	}
 	if (IS_ERR(ef)) {
 		/* A loop that kills nobody would follow where the rest of memory is free. */
 		ret = escrow_ram_is_short() || !escrow_payer_has_room(&mem->payer) ?
@@ -33,7 +199,10 @@ again:
 		goto out;
 	}
 
-	folio_lock(ef->folio);
+	ret = escrow_fault_lock_folio(vmf, mapping, ef->folio);
+	if (ret)
+		return ret;
+	ret = VM_FAULT_SIGBUS;
 	page = folio_page(ef->folio, vmf->pgoff - ef->index);
 	if (PageHWPoison(page)) {
 		folio_unlock(ef->folio);
@@ -50,23 +219,59 @@ again:
 		err = escrow_mem_reclaim_folio(mem, ef, &lacks);
 		if (err) {
 			folio_unlock(ef->folio);
-			ret = err == -ENOMEM ? VM_FAULT_OOM : VM_FAULT_SIGBUS;
+			ret = escrow_fault_of(err);
+			goto out;
+		}
+		/* What has come home may be the rest of one that broke. */
+		if (PageHWPoison(page)) {
+			folio_unlock(ef->folio);
+			ret = VM_FAULT_HWPOISON;
 			goto out;
 		}
 	}
+	if (escrow_mem_has_broken(ef)) {
+		ret = escrow_fault_map_alone(vmf, page);
+		if (ret) {
+			folio_unlock(ef->folio);
+			goto out;
+		}
+	}
+	/* Who fills a memory page by page has nothing around. */
+	if (was_there)
+		escrow_fault_map_around(vmf, mem);
 	folio_get(ef->folio);
 	vmf->page = page;
 	ret = VM_FAULT_LOCKED;
 out:
 	filemap_invalidate_unlock_shared(mapping);
+	if (err != -ENOMEM || !lacks)
+		return ret;
+	/* EL2 needs memory for the VM, whose end this may come to be. */
+	if (escrow_fault_never_waits(vmf))
+		return VM_FAULT_RETRY;
+	file = escrow_fault_let_go(vmf);
+	if (file) {
+		escrow_mem_top_up(mem, err, lacks);
+		fput(file);
+		return VM_FAULT_RETRY;
+	}
 	if (escrow_mem_top_up(mem, err, lacks)) {
-		ret = VM_FAULT_SIGBUS;
 		err = 0;
 		goto again;
 	}
 	return ret;
 }
 
+/*
+ * What is mapped around a fault, the fault itself maps: here no page table could be
+ * made. That there is this function tells Linux that a fault needs no mmap_lock.
+ */
+static vm_fault_t escrow_mem_map_pages(struct vm_fault *vmf, pgoff_t first, pgoff_t last)
+{
+	return 0;
+}
+
 const struct vm_operations_struct escrow_mem_vm_ops = {
 	.fault = escrow_mem_fault,
+	.map_pages = escrow_mem_map_pages,
 };

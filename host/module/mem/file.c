@@ -19,14 +19,19 @@
 
 static int escrow_mem_mmap(struct file *file, struct vm_area_struct *vma)
 {
+	struct escrow_mem *mem = file->private_data;
+
 	/* Private mappings would copy what they must not. */
 	if (!(vma->vm_flags & VM_MAYSHARE))
 		return -EINVAL;
 	/*
 	 * DONTEXPAND also exempts the mapping from mlock, which would keep
-	 * references to the folios in batches that cannot be drained.
+	 * references to the folios in batches that cannot be drained. MIXEDMAP
+	 * lets page faults insert the pages around theirs. It does not go with
+	 * entries that map a large folio: Linux would take these for a driver's
+	 * that counts no references (vma_is_special_huge).
 	 */
-	vm_flags_set(vma, VM_DONTEXPAND | VM_DONTDUMP);
+	vm_flags_set(vma, VM_DONTEXPAND | VM_DONTDUMP | (mem->huge ? 0 : VM_MIXEDMAP));
 	vma->vm_ops = &escrow_mem_vm_ops;
 	return 0;
 }
@@ -189,6 +194,8 @@ static long escrow_mem_ioctl(struct file *file, unsigned int cmd, unsigned long 
 const struct file_operations escrow_mem_fops = {
 	.owner = THIS_MODULE,
 	.mmap = escrow_mem_mmap,
+	/* At addresses from which large folios can be mapped by one entry each. */
+	.get_unmapped_area = thp_get_unmapped_area,
 	.fallocate = escrow_mem_fallocate,
 	.unlocked_ioctl = escrow_mem_ioctl,
 	.compat_ioctl = compat_ptr_ioctl,

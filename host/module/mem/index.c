@@ -35,6 +35,17 @@ pgoff_t escrow_mem_head(struct escrow_mem *mem, pgoff_t index)
 	return ef ? ef->index : index;
 }
 
+/*
+ * A shared futex is known by its inode and index, for which futex code looks here
+ * (get_futex_key). Nothing else looks a folio up by this: it is on no LRU list and
+ * in no page cache.
+ */
+static void escrow_mem_adopt(struct escrow_mem *mem, struct escrow_folio *ef)
+{
+	ef->folio->index = ef->index;
+	WRITE_ONCE(ef->folio->mapping, escrow_mapping(mem));
+}
+
 static struct escrow_folio *escrow_mem_add(struct escrow_mem *mem, pgoff_t index,
 					   unsigned int order)
 {
@@ -44,6 +55,7 @@ static struct escrow_folio *escrow_mem_add(struct escrow_mem *mem, pgoff_t index
 	if (!ef)
 		return ERR_PTR(-ENOMEM);
 	ef->index = index;
+	escrow_mem_adopt(mem, ef);
 	old = xa_cmpxchg(&mem->folios, index, NULL, ef, GFP_KERNEL_ACCOUNT);
 	if (!old)
 		return ef;
@@ -69,7 +81,8 @@ static noinline struct escrow_folio *escrow_mem_make_new(struct escrow_mem *mem,
 		return escrow_mem_add(mem, index, 0);
 
 	/* Two who need two pages must not make a small and a large folio. */
-	mutex_lock(&mem->make_lock);
+	if (mutex_lock_killable(&mem->make_lock))
+		return ERR_PTR(-EINTR);
 	ef = escrow_mem_find(mem, index);
 	if (!ef && escrow_mem_has_room(mem, index)) {
 		ef = escrow_mem_add(mem, round_down(index, ESCROW_HUGE_PAGES), ESCROW_HUGE_ORDER);
@@ -88,57 +101,72 @@ struct escrow_folio *escrow_mem_make(struct escrow_mem *mem, pgoff_t index)
 	return escrow_mem_find(mem, index) ?: escrow_mem_make_new(mem, index);
 }
 
-/* Makes small folios for the pages of a large one, with the same contents. */
-static int escrow_mem_copy(struct escrow_mem *mem, struct escrow_folio *large,
-			   struct escrow_folio **small)
-{
-	long pages = folio_nr_pages(large->folio), i;
-
-	for (i = 0; i < pages; i++) {
-		small[i] = escrow_folio_alloc(&mem->payer, &mem->counts, 0);
-		if (!small[i])
-			return -ENOMEM;
-		small[i]->index = large->index + i;
-		copy_highpage(folio_page(small[i]->folio, 0), folio_page(large->folio, i));
-		cond_resched();
-	}
-	return 0;
-}
-
-/* Puts them in its place; the first one last, as that needs no memory. */
-static int escrow_mem_replace(struct escrow_mem *mem, struct escrow_folio *large,
-			      struct escrow_folio **small)
+/* Records for the pages of a large folio, and room for them where they go. */
+static int escrow_mem_prepare_split(struct escrow_mem *mem, const struct escrow_folio *large,
+				    struct escrow_folio **small)
 {
 	long pages = folio_nr_pages(large->folio), i;
 	int err;
 
-	for (i = pages - 1; i >= 0; i--) {
-		err = xa_err(xa_store(&mem->folios, small[i]->index, small[i],
-				      GFP_KERNEL_ACCOUNT));
+	for (i = 0; i < pages; i++) {
+		small[i] = escrow_folio_record(folio_page(large->folio, i));
+		if (!small[i])
+			return -ENOMEM;
+		small[i]->index = large->index + i;
+		/* Where the large one is, there is room. */
+		err = i ? xa_reserve(&mem->folios, small[i]->index, GFP_KERNEL_ACCOUNT) : 0;
 		if (err)
-			break;
+			return err;
 	}
-	if (i < 0)
-		return 0;
-	while (++i < pages)
-		xa_erase(&mem->folios, small[i]->index);
-	return err;
+	return 0;
+}
+
+static void escrow_mem_cancel_split(struct escrow_mem *mem, struct escrow_folio **small,
+				    long pages)
+{
+	long i;
+
+	for (i = 0; i < pages && small[i]; i++) {
+		if (i)
+			xa_release(&mem->folios, small[i]->index);
+		kfree(small[i]);
+	}
+}
+
+/* Puts the pages of a large folio, which is frozen, in its place. */
+static void escrow_mem_end_split(struct escrow_mem *mem, struct escrow_folio *large,
+				 struct escrow_folio **small)
+{
+	long pages = folio_nr_pages(large->folio), i;
+
+	escrow_folio_dissolve(large->folio);
+	WARN_ON_ONCE(escrow_rs_folio_split(&large->state, &mem->counts));
+	for (i = 0; i < pages; i++) {
+		WARN_ON_ONCE(escrow_rs_folio_populate(&small[i]->state, 0, &mem->counts));
+		/* There is room: nothing is allocated. */
+		xa_lock(&mem->folios);
+		__xa_store(&mem->folios, small[i]->index, small[i], 0);
+		xa_unlock(&mem->folios);
+		if (PageHWPoison(&small[i]->folio->page))
+			WARN_ON_ONCE(escrow_rs_folio_broken_at_home(&small[i]->state,
+								    &mem->counts));
+	}
+	kfree(large);
 }
 
 /*
  * Makes small folios out of a large one that is home, because a part of it has
- * to go a way of its own. For that, nobody may hold it: -EAGAIN as for a lend,
- * and everything is as it was. Under the exclusive lock.
+ * to go a way of its own, or is broken. For that, nobody may hold it: -EAGAIN as
+ * for a lend, and everything is as it was. Under the exclusive lock.
  */
 int escrow_mem_split(struct escrow_mem *mem, struct escrow_folio *ef,
 		     struct escrow_attempt *attempt)
 {
 	/* Safe references, which hinder no lend, are to this folio. */
 	struct escrow_refusal refusal = { .excess = escrow_rs_folio_holders(&ef->state) };
-	struct escrow_report report;
 	struct escrow_folio **small;
 	struct folio *folio = ef->folio;
-	long pages = folio_nr_pages(folio), i;
+	long pages = folio_nr_pages(folio);
 	int err;
 
 	if (refusal.excess) {
@@ -148,24 +176,24 @@ int escrow_mem_split(struct escrow_mem *mem, struct escrow_folio *ef,
 	small = kvcalloc(pages, sizeof(*small), GFP_KERNEL_ACCOUNT);
 	if (!small)
 		return -ENOMEM;
+	err = escrow_mem_prepare_split(mem, ef, small);
+	if (err)
+		goto out;
 	folio_lock(folio);
 	if (folio_mapped(folio))
 		unmap_mapping_range(escrow_mapping(mem), (loff_t)ef->index << PAGE_SHIFT,
 				    folio_size(folio), 0);
-	/* As if it were lent to nobody: frozen, its contents stand still. */
-	err = escrow_rs_folio_begin_lend(&ef->state, folio, ESCROW_LENT, 0, 0, &report, &refusal);
+	err = escrow_rs_folio_begin_split(&ef->state, folio, &refusal);
 	if (err == -EAGAIN)
 		escrow_mem_refused(mem, ef, &refusal, refusal.accessible ? NULL : "a pin",
 				   attempt);
-	if (!err) {
-		err = escrow_mem_copy(mem, ef, small) ?: escrow_mem_replace(mem, ef, small);
-		WARN_ON_ONCE(escrow_rs_folio_end_lend(&ef->state, &mem->counts, folio, false));
-	}
-	folio_unlock(folio);
 	if (!err)
-		escrow_folio_free(ef, &mem->payer, &mem->counts);
-	for (i = 0; err && i < pages && small[i]; i++)
-		escrow_folio_free(small[i], &mem->payer, &mem->counts);
+		escrow_mem_end_split(mem, ef, small);
+	/* Its first page is locked as it was. */
+	folio_unlock(folio);
+out:
+	if (err)
+		escrow_mem_cancel_split(mem, small, pages);
 	kvfree(small);
 	return err;
 }
@@ -179,7 +207,10 @@ static void escrow_mem_zero(struct escrow_folio *ef, pgoff_t first, pgoff_t last
 	if (WARN_ON_ONCE(escrow_rs_folio_access(&ef->state)))
 		return;
 	for (index = first; index <= last; index++) {
-		clear_highpage(folio_page(ef->folio, index - ef->index));
+		struct page *page = folio_page(ef->folio, index - ef->index);
+
+		if (!PageHWPoison(page))
+			clear_highpage(page);
 		cond_resched();
 	}
 	escrow_rs_folio_end_access(&ef->state);

@@ -12,11 +12,12 @@
 #include "mem/mem.h"
 
 /*
- * Bytes whose user mappings go with that of a page in them: at first, and when
- * pages leave one after the other.
+ * Bytes whose user mappings go with that of a folio in them, of one page or of many:
+ * at first, and when folios leave one after the other.
  */
 #define ESCROW_ZAP_AROUND SZ_64K
 #define ESCROW_ZAP_AHEAD SZ_2M
+#define ESCROW_ZAP_AHEAD_LARGE SZ_16M
 
 /* Pages that may be lent before the payer's figures say so; less than a VMM weighs. */
 #define ESCROW_FIGURES_STEP 64
@@ -39,26 +40,31 @@ static int escrow_mem_recall(struct escrow_mem *mem, const struct escrow_borrowe
  * back. Those of small folios around it go along, as page faults bring in
  * those around theirs: a guest that touches its memory page by page would have
  * the same tables walked for each. As with readahead, those that follow on the
- * last ones are twice as many. Whoever needs them faults again.
+ * last ones, upwards or downwards, are twice as many. Whoever needs them faults again.
  */
 static noinline void escrow_mem_zap(struct escrow_mem *mem, const struct escrow_folio *ef)
 {
 	loff_t start = (loff_t)ef->index << PAGE_SHIFT;
+	bool is_large = folio_test_large(ef->folio);
+	u32 first = is_large ? folio_size(ef->folio) : ESCROW_ZAP_AROUND;
+	u32 most = is_large ? ESCROW_ZAP_AHEAD_LARGE : ESCROW_ZAP_AHEAD;
 	loff_t end = start + folio_size(ef->folio);
+	u32 size = clamp(READ_ONCE(mem->zap_size) * 2, first, most);
 
-	if (!folio_test_large(ef->folio)) {
-		u32 size = ESCROW_ZAP_AROUND;
-
-		/* A guess, which another vCPU's may spoil. */
-		if (start == READ_ONCE(mem->zap_end))
-			size = clamp(READ_ONCE(mem->zap_size) * 2, ESCROW_ZAP_AROUND,
-				     ESCROW_ZAP_AHEAD);
-		else
-			start = round_down(start, size);
+	/* Guesses, which another vCPU's may spoil. */
+	if (start == READ_ONCE(mem->zap_end)) {
 		end = round_up(end, size);
-		WRITE_ONCE(mem->zap_size, size);
-		WRITE_ONCE(mem->zap_end, end);
+	} else if (round_up(end, first) == READ_ONCE(mem->zap_start)) {
+		start = round_down(start, size);
+		end = round_up(end, first);
+	} else {
+		size = first;
+		start = round_down(start, size);
+		end = round_up(end, size);
 	}
+	WRITE_ONCE(mem->zap_size, size);
+	WRITE_ONCE(mem->zap_start, start);
+	WRITE_ONCE(mem->zap_end, end);
 	unmap_mapping_range(escrow_mapping(mem), start, end - start, 0);
 }
 
@@ -177,8 +183,10 @@ static int escrow_mem_lend_locked(struct escrow_mem *mem, struct escrow_borrower
 		err = escrow_mem_recall(mem, to, ef);
 		if (err)
 			return err;
-		if (escrow_rs_binding_fits(binding, (u64)ef->index << PAGE_SHIFT,
-					   folio_size(ef->folio), &guest))
+		/* Of a broken one, what is whole goes alone. */
+		if (!escrow_mem_has_broken(ef) &&
+		    escrow_rs_binding_fits(binding, (u64)ef->index << PAGE_SHIFT,
+					  folio_size(ef->folio), &guest))
 			continue;
 		err = escrow_mem_split(mem, ef, attempt);
 		if (err)
@@ -259,8 +267,9 @@ int escrow_mem_lend_one(struct escrow_borrower *to, const struct escrow_binding 
 	}
 	/* A page of a binding fits it. */
 	if (folio_test_large(ef->folio) &&
-	    !escrow_rs_binding_fits(binding, (u64)ef->index << PAGE_SHIFT, folio_size(ef->folio),
-				   &at)) {
+	    (escrow_mem_has_broken(ef) ||
+	     !escrow_rs_binding_fits(binding, (u64)ef->index << PAGE_SHIFT,
+				     folio_size(ef->folio), &at))) {
 		/* It has to be split, which nobody may look at. */
 		filemap_invalidate_unlock_shared(mapping);
 		return escrow_mem_lend(to, binding, guest, PAGE_SIZE, false, attempt);

@@ -106,8 +106,10 @@ int escrow_mem_release(struct inode *inode, struct file *file)
 		xa_for_each(&mem->folios, index, ef) {
 			u64 vm, guest;
 
-			if (escrow_rs_folio_borrower(&ef->state, &vm, &guest) >= 0)
-				xa_erase(&mem->folios, index);
+			if (escrow_rs_folio_borrower(&ef->state, &vm, &guest) < 0)
+				continue;
+			WRITE_ONCE(ef->folio->mapping, NULL);
+			xa_erase(&mem->folios, index);
 		}
 	}
 	escrow_mem_drop(mem, 0, ULONG_MAX);

@@ -45,7 +45,8 @@ struct escrow_mem {
 	struct escrow_counts counts;
 	struct escrow_batch *batch; /* under the exclusive invalidate_lock */
 	int (*top_up)(u64 vm); /* gives EL2 a page for a VM; without locks of the memory */
-	loff_t zap_end; /* of the last mappings that went with others */
+	loff_t zap_start; /* of the last mappings that went with others */
+	loff_t zap_end;
 	u32 zap_size; /* of these, in bytes */
 	spinlock_t refusal_lock;
 	bool was_refused;
@@ -156,9 +157,24 @@ void escrow_mem_show_away(struct escrow_mem *mem);
 /* access.c */
 int escrow_mem_read(struct escrow_mem *mem, u64 offset, void *to, size_t size);
 
+/* Pages that a VM has lost. */
+struct escrow_losses_of_folio {
+	u64 vm; /* 0: none */
+	u64 guest; /* where it had the folio */
+	DECLARE_BITMAP(pages, ESCROW_HUGE_PAGES);
+};
+
 /* broken.c */
-struct escrow_folio *escrow_mem_find_broken(struct escrow_mem *mem, u64 *vm, u64 *guest);
-int escrow_mem_revoke_broken(struct escrow_mem *mem, struct escrow_folio *ef);
-bool escrow_mem_reclaim_whole(struct escrow_mem *mem, struct escrow_folio *ef);
+int escrow_mem_break_next(struct escrow_mem *mem, pgoff_t *next,
+			  struct escrow_losses_of_folio *lost);
+int escrow_mem_reclaim_rest(struct escrow_mem *mem, struct escrow_folio *ef,
+			    struct escrow_batch *batch);
+
+/* Whether it is a large folio, home, that is known to have broken pages. */
+static inline bool escrow_mem_has_broken(const struct escrow_folio *ef)
+{
+	return folio_test_large(ef->folio) && escrow_folio_is_poisoned(ef->folio) &&
+	       escrow_rs_folio_is_reachable(&ef->state);
+}
 
 #endif

@@ -22,9 +22,28 @@ void escrow_mem_show_away(struct escrow_mem *mem)
 	escrow_payer_set_away(&mem->payer, counts[1] + counts[3]);
 }
 
+/* Takes home the rest of a large folio that broke in a part, as below. */
+static int escrow_mem_reclaim_broken(struct escrow_mem *mem, struct escrow_folio *ef, u64 *lacks)
+{
+	struct escrow_batch *batch;
+	u64 vm, guest;
+	int err;
+
+	if (!folio_test_large(ef->folio) || !escrow_rs_folio_has_rest(&ef->state, &vm, &guest))
+		return -EHWPOISON;
+	batch = escrow_batch_alloc(folio_nr_pages(ef->folio));
+	if (!batch)
+		return -ENOMEM;
+	err = escrow_mem_reclaim_rest(mem, ef, batch);
+	if (err == -ENOMEM)
+		*lacks = vm;
+	escrow_batch_free(batch);
+	return err;
+}
+
 /*
  * Reclaims one folio that is away. The folio is locked, or nobody else has the
- * memory.
+ * memory. -EHWPOISON: it broke on its way.
  */
 int escrow_mem_reclaim_folio(struct escrow_mem *mem, struct escrow_folio *ef, u64 *lacks)
 {
@@ -34,6 +53,8 @@ int escrow_mem_reclaim_folio(struct escrow_mem *mem, struct escrow_folio *ef, u6
 	int err;
 
 	*lacks = 0;
+	if (escrow_rs_folio_is_broken(&ef->state))
+		return escrow_mem_reclaim_broken(mem, ef, lacks);
 	if (escrow_rs_folio_borrower(&ef->state, &vm, &guest) < 0)
 		return -ENOENT;
 	batch = escrow_batch_alloc(folio_nr_pages(ef->folio));
@@ -51,7 +72,7 @@ int escrow_mem_reclaim_folio(struct escrow_mem *mem, struct escrow_folio *ef, u6
 		escrow_mem_show_away(mem);
 	}
 	escrow_batch_free(batch);
-	return err;
+	return !err && escrow_rs_folio_is_broken(&ef->state) ? -EHWPOISON : err;
 }
 
 /* Whether a folio is away, and one of those that are meant. → enum escrow_how */
@@ -95,7 +116,9 @@ int __escrow_mem_reclaim(struct escrow_mem *mem, pgoff_t first, pgoff_t last,
 			one = escrow_batch_reclaim(batch, &mem->counts, quarantine);
 			err = err ?: one;
 			/* While its VM lives, that has the rest. */
-			if (!escrow_mem_reclaim_whole(mem, ef) && !quarantine)
+			if (!escrow_mem_reclaim_rest(mem, ef, batch))
+				escrow_mem_split(mem, ef, NULL);
+			else if (!quarantine)
 				err = err ?: -EBUSY;
 			if (err && !quarantine)
 				goto out;

@@ -120,19 +120,25 @@ pub extern "C" fn escrow_rs_folio_begin_lend(
         Err(Refusal::Away(now, borrower)) if now == how && borrower == to => {
             return ALREADY_THERE;
         }
-        Err(Refusal::Away(..)) => Errno::Exists,
-        Err(Refusal::Excess(excess)) => {
-            refusal.write(CRefusal { excess, ..CRefusal::default() });
-            Errno::Again
+        Err(why) => {
+            let (errno, told) = refused(why);
+            refusal.write(told);
+            errno
         }
-        Err(Refusal::Accessible(accessible)) => {
-            refusal.write(CRefusal { accessible, ..CRefusal::default() });
-            Errno::Again
-        }
-        Err(Refusal::Poisoned) => Errno::Poisoned,
-        Err(Refusal::State(_)) => Errno::Busy,
     };
     errno.to_return()
+}
+
+/// What C is told of a refusal.
+fn refused(why: Refusal) -> (Errno, CRefusal) {
+    let nobody = CRefusal::default();
+    match why {
+        Refusal::Away(..) => (Errno::Exists, nobody),
+        Refusal::Excess(excess) => (Errno::Again, CRefusal { excess, ..nobody }),
+        Refusal::Accessible(accessible) => (Errno::Again, CRefusal { accessible, ..nobody }),
+        Refusal::Poisoned => (Errno::Poisoned, nobody),
+        Refusal::State(_) => (Errno::Busy, nobody),
+    }
 }
 
 /// What to do after a refusal. → microseconds to sleep before the next try,
@@ -216,10 +222,68 @@ pub extern "C" fn escrow_rs_folio_broken(ef: &Folio, counts: &Counts) -> i32 {
     out_of_turn(ef.broken(counts))
 }
 
-/// Whether the folio broke while a guest had it.
+/// The folio, one page, has broken at home.
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_folio_broken_at_home(ef: &Folio, counts: &Counts) -> i32 {
+    out_of_turn(ef.broken_at_home(counts))
+}
+
+/// Whether the folio is out of use because it broke.
 #[unsafe(no_mangle)]
 pub extern "C" fn escrow_rs_folio_is_broken(ef: &Folio) -> bool {
     ef.state() == State::Poisoned
+}
+
+/// Who has what is whole of a broken folio, and where the folio was.
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_folio_has_rest(ef: &Folio, vm: &mut u64, guest: &mut u64) -> bool {
+    let borrower = ef.borrower_of_rest();
+    if let Some(borrower) = borrower {
+        (*vm, *guest) = (borrower.vm, borrower.guest);
+    }
+    borrower.is_some()
+}
+
+/// Escrow has given back what is whole of a broken folio.
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_folio_rest_reclaimed(
+    ef: &Folio,
+    counts: &Counts,
+    folio: FolioPtr,
+) -> i32 {
+    out_of_turn(ef.rest_taken_back(&folio, counts))
+}
+
+/// The broken folio leaves the memory.
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_folio_remove_broken(
+    ef: &Folio,
+    counts: &Counts,
+    folio: FolioPtr,
+) -> i32 {
+    out_of_turn(ef.remove_broken(&folio, counts))
+}
+
+/// Freezes a folio that is to be split. EAGAIN: somebody uses it, and `refusal` says how
+/// many.
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_folio_begin_split(
+    ef: &Folio,
+    folio: FolioPtr,
+    refusal: &mut CRefusal,
+) -> i32 {
+    let (errno, told) = match ef.begin_split(&folio) {
+        Ok(()) => return 0,
+        Err(why) => refused(why),
+    };
+    *refusal = told;
+    errno.to_return()
+}
+
+/// The folio's pages are folios of their own.
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_folio_split(ef: &Folio, counts: &Counts) -> i32 {
+    out_of_turn(ef.split(counts))
 }
 
 /// The counts of a memory, in the order of `enum escrow_count`.

@@ -11,6 +11,7 @@ use escrow_memfd::{Counts, Folio, How, Retry};
 use escrow_vmcore::exit::Vcpu;
 use escrow_vmcore::function::Words;
 use escrow_vmcore::lifecycle::{Event, Lifecycle, State};
+use escrow_vmcore::losses::Losses;
 use escrow_vmcore::metadata::Metadata;
 use escrow_vmcore::uapi::VcpuRun;
 
@@ -44,6 +45,7 @@ layout! {
     Counts = escrow_counts, 56 {}
     Metadata = escrow_metadata, 8 {}
     Vcpu = escrow_vcpu_core, 16 {}
+    Losses = escrow_losses, 144 {}
     MemEntry = escrow_entry, 32 {}
     Lifecycle = escrow_lifecycle, 4 {}
     Words = escrow_fn_arg, 32 {}

@@ -4,6 +4,7 @@
 
 use escrow_vmcore::Errno;
 use escrow_vmcore::exit::{Exit, Step, Vcpu, nanoseconds_until};
+use escrow_vmcore::losses::Losses;
 use escrow_vmcore::uapi::EXIT_WORDS;
 
 use crate::store;
@@ -90,10 +91,20 @@ impl From<Step> for CStep {
     }
 }
 
-/// What the program is told about guest memory that broke.
+/// A page of the guest's memory broke.
 #[unsafe(no_mangle)]
-pub extern "C" fn escrow_rs_exit_broken(exit: &mut CExit, guest: u64) {
-    *exit = Exit::page_fault(guest, Errno::Poisoned).into();
+pub extern "C" fn escrow_rs_losses_add(losses: &mut Losses, guest: u64) {
+    losses.add(guest);
+}
+
+/// The next thing that the program is told about guest memory that broke, if any.
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_losses_tell(losses: &mut Losses, exit: &mut CExit) -> bool {
+    let next = losses.tell();
+    if let Some(guest) = next {
+        *exit = Exit::page_fault(guest, Errno::Poisoned).into();
+    }
+    next.is_some()
 }
 
 /// The registers of the next run; `answer` is what the program has made of

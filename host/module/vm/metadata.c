@@ -116,7 +116,8 @@ bool escrow_vm_reclaim_metadata(struct escrow_vm *vm)
 		batch->how = ESCROW_LENT;
 		escrow_batch_reclaim(batch, &vm->metadata_counts, true);
 		list_for_each_entry_safe(ef, next, &asked, link) {
-			if (!escrow_rs_folio_is_reachable(&ef->state)) {
+			if (!escrow_rs_folio_is_reachable(&ef->state) &&
+			    !escrow_rs_folio_is_broken(&ef->state)) {
 				list_move_tail(&ef->link, &kept);
 				continue;
 			}

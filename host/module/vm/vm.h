@@ -65,16 +65,14 @@ struct escrow_waiter {
 	wait_queue_head_t queue; /* where it sleeps */
 };
 
-/* In vm->broken, for addresses are those of pages. */
-#define ESCROW_BROKEN 1
-
 struct escrow_vm {
 	struct kref ref;
 	struct rw_semaphore lock;
 	struct escrow_vm_core *core;
 	struct escrow_borrower borrower;
 	struct escrow_lifecycle life; /* home is set in the registry alone */
-	u64 broken; /* address that the guest has lost, with ESCROW_BROKEN; or 0 */
+	bool has_losses; /* that a run is to tell of */
+	struct escrow_losses losses; /* pages that broke; under vcpus_lock */
 	spinlock_t vcpus_lock; /* with vm->lock: who changes vcpus; alone: who wakes */
 	struct escrow_waiter *vcpus[ESCROW_VCPUS_MAX]; /* no references */
 
@@ -152,6 +150,8 @@ bool escrow_registry_is_shut(void);
 /* wake.c */
 void escrow_vm_wake(struct escrow_vm *vm, u32 id);
 void escrow_vm_wake_all(struct escrow_vm *vm);
+void escrow_vm_lose(struct escrow_vm *vm, u64 guest);
+bool escrow_vm_tell_loss(struct escrow_vm *vm, struct escrow_exit *exit);
 void escrow_vm_set_vcpu(struct escrow_vm *vm, u32 id, struct escrow_waiter *waiter);
 
 #endif

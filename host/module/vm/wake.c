@@ -55,6 +55,28 @@ void escrow_vm_wake_all(struct escrow_vm *vm)
 		escrow_vm_wake(vm, id);
 }
 
+/* The guest has lost the page at an address: one of the next runs says so. */
+void escrow_vm_lose(struct escrow_vm *vm, u64 guest)
+{
+	spin_lock_irq(&vm->vcpus_lock);
+	escrow_rs_losses_add(&vm->losses, guest);
+	WRITE_ONCE(vm->has_losses, true);
+	spin_unlock_irq(&vm->vcpus_lock);
+}
+
+/* Whether there is a loss that nobody has been told of yet, which is @exit. */
+bool escrow_vm_tell_loss(struct escrow_vm *vm, struct escrow_exit *exit)
+{
+	bool told;
+
+	spin_lock_irq(&vm->vcpus_lock);
+	told = escrow_rs_losses_tell(&vm->losses, exit);
+	if (!told)
+		WRITE_ONCE(vm->has_losses, false);
+	spin_unlock_irq(&vm->vcpus_lock);
+	return told;
+}
+
 /* Who is woken as vCPU @id from now on; NULL: nobody. */
 void escrow_vm_set_vcpu(struct escrow_vm *vm, u32 id, struct escrow_waiter *waiter)
 {

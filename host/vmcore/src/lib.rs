@@ -20,6 +20,7 @@ pub mod function;
 pub mod hypercall;
 pub mod ioeventfd;
 pub mod lifecycle;
+pub mod losses;
 pub mod metadata;
 pub mod tree;
 pub mod uapi;

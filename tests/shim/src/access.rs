@@ -9,9 +9,12 @@ use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
 use std::os::unix::fs::FileExt as _;
 use std::slice;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use nix::errno::Errno;
 use nix::fcntl::{SpliceFFlags, vmsplice};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{ForkResult, fork};
 
 use crate::gunyah::{Mapping, PAGE};
 
@@ -73,6 +76,39 @@ pub fn write_all(mapping: &Mapping, offset: u64, bytes: &[u8]) -> Result<(), Err
     // SAFETY: the address is the mapping's; the kernel copes with faults.
     let count = unsafe { libc::read(reader.as_raw_fd(), place, bytes.len()) };
     if Errno::result(count)? == bytes.len() as isize { Ok(()) } else { Err(Errno::EFAULT) }
+}
+
+/// What a load from there does to a program: a word, or the `si_code` of its SIGBUS
+/// (`BUS_ADRERR` and the like). A child tries.
+pub fn load(mapping: &Mapping, offset: u64) -> Result<Result<u64, i32>> {
+    /// What the child ends with is more than this by the code.
+    const CODES: i32 = 100;
+    extern "C" fn told(_: i32, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
+        // SAFETY: the kernel's, with SA_SIGINFO; and a process may end in a handler.
+        unsafe { libc::_exit(CODES + (*info).si_code) }
+    }
+    let (mut reader, writer) = std::io::pipe()?;
+    // SAFETY: the child calls what a signal handler may call, and ends.
+    if let ForkResult::Parent { child } = unsafe { fork() }? {
+        drop(writer);
+        let mut word = [0; 8];
+        let whole = reader.read_exact(&mut word).is_ok();
+        return match waitpid(child, None)? {
+            WaitStatus::Exited(_, 0) if whole => Ok(Ok(u64::from_le_bytes(word))),
+            WaitStatus::Exited(_, code) if code > CODES => Ok(Err(code - CODES)),
+            status => bail!("a load ends in {status:?}"),
+        };
+    }
+    let action = SigAction::new(SigHandler::SigAction(told), SaFlags::SA_SIGINFO, SigSet::empty());
+    // SAFETY: the handler ends the process. The address is aligned and the mapping's;
+    // if it is not in reach, the handler runs.
+    let status = unsafe {
+        let set = sigaction(Signal::SIGBUS, &action).is_ok();
+        let word = mapping.at(offset).cast::<u64>().read_volatile();
+        !set || nix::unistd::write(&writer, &word.to_le_bytes()) != Ok(8)
+    };
+    // SAFETY: ends the child at once.
+    unsafe { libc::_exit(status.into()) }
 }
 
 /// A reference to a page that outlives its mapping: the page is in a pipe.

@@ -126,3 +126,36 @@ pub fn a_block_is_cut() -> Result<()> {
     same(memory.count(fdinfo::LENT)?, 2 + BLOCK)?;
     refused(memory.resize(BLOCK * PAGE), Errno::EBUSY).context("a lent block")
 }
+
+/// Kilobytes of this process's mappings at an address that are mapped by large entries.
+fn mapped_as_blocks(mapping: &Mapping) -> Result<u64> {
+    let smaps = std::fs::read_to_string("/proc/self/smaps")?;
+    let start = format!("{:x}-", mapping.at(0) as u64);
+    let lines = smaps.lines().skip_while(|line| !line.starts_with(&start));
+    let field = lines.map(|line| line.strip_prefix("FilePmdMapped:")).find_map(|found| found);
+    let kilobytes = field.and_then(|text| text.trim().strip_suffix(" kB"));
+    Ok(kilobytes.context("no such field")?.parse()?)
+}
+
+/// Without the program's asking for an address; and who holds a page of it is seen.
+pub fn a_block_is_mapped_by_one_entry() -> Result<()> {
+    let (guest, memory, mapping) = with_blocks(2)?;
+    same(mapping.at(0) as u64 % (BLOCK * PAGE), 0)?;
+    for block in 0..2 {
+        write(&mapping, (block * BLOCK + 7) * PAGE, block)?;
+    }
+    same(mapped_as_blocks(&mapping)?, 4096)?;
+    let other = memory.map(0, 2 * BLOCK)?;
+    same(read(&other, 7 * PAGE)?, 0)?;
+    same(mapped_as_blocks(&other)?, 2048)?;
+    guest.vm.bind(AT, RWX, &memory, 0, 2 * BLOCK)?;
+    let pin = Pin::take(&mapping, 9)?;
+    let refusal = crate::gunyah::Exit::PageFault(AT, Errno::EAGAIN);
+    same(guest.order(Order::Load(AT))?, refusal)?;
+    same(memory.refusal()?, "offset=0x0 excess=1 accessible=0".to_owned())?;
+    same(mapped_as_blocks(&other)?, 0).context("mappings go all the same")?;
+    drop(pin);
+    same(guest.run()?, crate::gunyah::Exit::Write(0x6020, 0))?;
+    same(memory.count(fdinfo::LENT)?, BLOCK)?;
+    same(mapped_as_blocks(&mapping)?, 2048).context("the next block")
+}

@@ -4,15 +4,18 @@
 
 use std::ffi::CString;
 use std::os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::thread;
+use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use escrow_vmcore::uapi::fdinfo;
 use nix::errno::Errno;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap};
 
 use super::{refused, same};
-use crate::access::{read, write};
-use crate::gunyah::{Device, Memory, PAGE};
+use crate::access::{frame, read, write};
+use crate::gunyah::{Device, Mapping, Memory, PAGE};
+use crate::wait::until;
 
 /// Pages appear as they are touched, with zeros, and mappings agree.
 pub fn fresh_pages_are_zero() -> Result<()> {
@@ -149,4 +152,57 @@ fn through((fd, path): &(OwnedFd, CString)) -> Result<()> {
     }
     nix::sys::stat::fstat(fd)?;
     Ok(())
+}
+
+/// One `FUTEX_WAIT` or `FUTEX_WAKE` of a word of a mapping.
+fn futex(mapping: &Mapping, operation: i32, value: u32, limit: Duration) -> Result<i64, Errno> {
+    let limit =
+        libc::timespec { tv_sec: limit.as_secs() as i64, tv_nsec: limit.subsec_nanos().into() };
+    // SAFETY: the kernel reads the word, and copes with what it cannot reach.
+    let result = unsafe {
+        libc::syscall(libc::SYS_futex, mapping.at(0), operation, value, &raw const limit, 0, 0)
+    };
+    Errno::result(result)
+}
+
+/// Shared between mappings and processes, as in any shared memory.
+pub fn shared_futexes() -> Result<()> {
+    let device = Device::open()?;
+    let short = Duration::from_millis(1);
+    for memory in [device.memory(4)?, device.huge_memory(512)?] {
+        let (one, other) = (memory.map(0, 4)?, memory.map(0, 4)?);
+        write(&one, 0, 1)?;
+        refused(futex(&one, libc::FUTEX_WAIT, 1, short), Errno::ETIMEDOUT)?;
+        refused(futex(&one, libc::FUTEX_WAIT, 2, short), Errno::EAGAIN)?;
+        thread::scope(|scope| -> Result<()> {
+            let sleeper = scope.spawn(|| futex(&one, libc::FUTEX_WAIT, 1, Duration::from_secs(20)));
+            until("somebody to wake", || Ok(futex(&other, libc::FUTEX_WAKE, 1, short)? == 1))?;
+            same(sleeper.join().map_err(|_| anyhow!("a thread died"))?, Ok(0))
+        })?;
+    }
+    Ok(())
+}
+
+/// A fault brings along what is there around it, and makes nothing.
+pub fn neighbours_are_mapped_along() -> Result<()> {
+    let memory = Device::open()?.memory(64)?;
+    memory.fallocate(0, 0, 40 * PAGE)?;
+    let mapping = memory.map(0, 64)?;
+    let start = mapping.at(0) as u64;
+    let mapped = || -> Result<Vec<u64>> {
+        let frames = (0..64).map(|page| Ok(frame(&mapping, page * PAGE)?.map(|_| page)));
+        Ok(frames.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+    };
+    // Windows begin at addresses that are aligned.
+    let window = |page: u64| {
+        let first = ((start + page * PAGE) & !0xffff).saturating_sub(start) / PAGE;
+        let end = (((start + page * PAGE) & !0xffff) + 0x1_0000 - start) / PAGE;
+        (first..end.min(40)).collect::<Vec<_>>()
+    };
+    same(read(&mapping, 3 * PAGE)?, 0)?;
+    same(mapped()?, window(3)).context("a load")?;
+    mapping.forget(0, 64)?;
+    write(&mapping, 35 * PAGE, 1)?;
+    same(mapped()?, window(35)).context("a store")?;
+    same(memory.count(fdinfo::PRESENT)?, 40)
 }

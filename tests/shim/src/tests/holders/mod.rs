@@ -11,6 +11,7 @@
 //! `pin_user_pages` 1024 (`GUP_PIN_COUNTING_BIAS`).
 
 mod advice;
+mod breaks;
 mod bulk;
 mod direct;
 mod doubles;
@@ -69,6 +70,7 @@ tests! {
     races::faults_on_several_cpus,
     races::everybody,
     starvation::by_pins_without_end,
+    races::a_fault_that_waits_keeps_nobody,
     upkeep::compaction,
     upkeep::migration,
     upkeep::same_page_merging,
@@ -82,6 +84,13 @@ tests! {
     poison::a_poisoned_page_is_not_lent,
     poison::a_lent_page_breaks,
     poison::programs_that_say_so,
+    breaks::a_mapped_page,
+    breaks::a_page_of_a_mapped_folio,
+    breaks::a_page_of_a_held_folio,
+    breaks::a_page_of_a_shared_folio,
+    breaks::the_rest_of_a_lent_folio,
+    breaks::one_after_the_other,
+    breaks::more_than_can_be_told,
     holes::over_what_is_lent,
     holes::under_a_holder,
     holes::memory_closed_first,
@@ -93,7 +102,7 @@ tests! {
     huge::a_hole_in_a_part,
     huge::truncation_to_the_middle,
     huge::broken_up_for_its_binding,
-    huge::one_broken_page_keeps_all,
+    huge::one_broken_page_keeps_no_other,
     huge::one_page_breaks_while_lent,
     huge::stays_whole,
     huge::a_start_brings_one,

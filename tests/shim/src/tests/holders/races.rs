@@ -4,24 +4,27 @@
 //! what the host or the guest has written, and nobody's reference is lost.
 
 use std::fs::File;
+use std::io::Read as _;
 use std::os::unix::fs::FileExt as _;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, anyhow, bail, ensure};
 use escrow_abi::call::MODIFY_UNLOCK;
 use escrow_vmcore::uapi::fdinfo;
 use nix::errno::Errno;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
-use nix::unistd::Pid;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::waitpid;
+use nix::unistd::{ForkResult, Pid, fork};
 
 use super::pipes::first_word;
 use super::uring::Registered;
 use super::{HELD, Holder, OFFSET, advice, at_home};
 use crate::access::{Pin, read, write};
 use crate::guest::{Guest, Order, RAM};
-use crate::gunyah::{Device, Exit, PAGE, RWX};
+use crate::gunyah::{Device, Exit, Mapping, Memory, PAGE, RWX};
 use crate::tests::same;
 
 /// At least so long, and at most.
@@ -211,4 +214,72 @@ pub fn faults_on_several_cpus() -> Result<()> {
 /// All who take a page by other ways than their tables.
 pub fn everybody() -> Result<()> {
     race(&[reads, splices, registers, copies, peeks, populates, locks])
+}
+
+/// Bytes whose hole takes long enough to be waited for.
+const LONG: u64 = 128 << 20;
+
+/// A program that has faults in the last page of a memory, without a pause, and maps and
+/// unmaps another one in a second thread: a byte each time.
+fn that_faults(mapping: &Mapping, memory: &Memory) -> Result<(Pid, std::io::PipeReader)> {
+    let (reader, writer) = std::io::pipe()?;
+    // SAFETY: the tests run in a process with one thread.
+    if let ForkResult::Parent { child } = unsafe { fork() }? {
+        return Ok((child, reader));
+    }
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while read(mapping, LONG - PAGE).is_ok() {
+                let _ = mapping.forget(LONG / PAGE - 1, 1);
+            }
+        });
+        while let Ok(other) = memory.map(0, 1) {
+            drop(other);
+            let _ = nix::unistd::write(&writer, &[0]);
+        }
+    });
+    // SAFETY: ends the child at once.
+    unsafe { libc::_exit(1) }
+}
+
+/// A long hole keeps faults of the memory waiting. Meanwhile the other threads of the
+/// program that faults map and unmap as they like, and it can be killed.
+pub fn a_fault_that_waits_keeps_nobody() -> Result<()> {
+    let memory = Device::open()?.memory(LONG / PAGE)?;
+    let mapping = memory.map(0, LONG / PAGE)?;
+    let (child, mut reader) = that_faults(&mapping, &memory)?;
+    let is_done = AtomicBool::new(false);
+    let hole = || {
+        let begin = Instant::now();
+        let result = memory.punch(0, LONG / PAGE);
+        is_done.store(true, Ordering::Relaxed);
+        result.map(|()| begin.elapsed())
+    };
+    let (took, longest) = thread::scope(|scope| -> Result<_> {
+        memory.fallocate(0, 0, LONG)?;
+        reader.read_exact(&mut [0])?;
+        let hole = scope.spawn(hole);
+        let mut last = Instant::now();
+        let mut longest = Duration::ZERO;
+        while !is_done.load(Ordering::Relaxed) {
+            reader.read_exact(&mut [0])?;
+            longest = longest.max(last.elapsed());
+            last = Instant::now();
+        }
+        let took = hole.join().map_err(|_| anyhow!("a thread died"))??;
+        Ok((took, longest))
+    })?;
+    ensure!(longest < took / 2, "kept waiting for {longest:?} by a hole that took {took:?}");
+
+    is_done.store(false, Ordering::Relaxed);
+    thread::scope(|scope| -> Result<_> {
+        memory.fallocate(0, 0, LONG)?;
+        let hole = scope.spawn(hole);
+        thread::sleep(took / 4);
+        kill(child, Signal::SIGKILL)?;
+        waitpid(child, None)?;
+        ensure!(!is_done.load(Ordering::Relaxed), "killed only when the hole was made");
+        hole.join().map_err(|_| anyhow!("a thread died"))??;
+        Ok(())
+    })
 }
