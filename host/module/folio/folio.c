@@ -18,8 +18,8 @@ static void escrow_folio_lose(const struct escrow_folio *ef)
 /*
  * A zeroed folio that nobody else knows. Not on any LRU list and with no
  * mapping: nothing in the kernel moves it, swaps it out or looks it up. NULL
- * without memory that Escrow knows, or if the payer may not have more; for a large one that is no reason to try
- * hard, as small ones serve as well.
+ * without memory that Escrow knows, or if the payer may not have more. For a
+ * large one the allocator does not try hard, as small ones serve as well.
  */
 struct escrow_folio *escrow_folio_alloc(struct escrow_payer *payer, struct escrow_counts *counts,
 					unsigned int order)
