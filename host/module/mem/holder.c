@@ -30,6 +30,8 @@
 
 #include "mem/mem.h"
 
+/* Of one memory: lends walk them, with a spinlock. */
+#define ESCROW_HOLDERS_MAX 256
 /* How long a lend waits for those who were told, in ms. */
 #define ESCROW_LET_GO_PATIENCE 200
 
@@ -249,14 +251,13 @@ static void escrow_hold_end(struct escrow_holder *holder, struct escrow_hold *ho
 	atomic_dec(&holder->accesses);
 }
 
-/* Gives up the first @count references. */
-static void escrow_holder_drop(struct escrow_holder *holder, u32 count)
+static void escrow_holder_drop(struct escrow_holder *holder)
 {
 	struct address_space *mapping = escrow_mapping(holder->mem);
 	u32 i;
 
 	filemap_invalidate_lock_shared(mapping);
-	for (i = 0; i < count; i++) {
+	for (i = 0; i < holder->count; i++) {
 		struct escrow_folio *ef = holder->folios[i].ef;
 
 		folio_lock(ef->folio);
@@ -334,8 +335,8 @@ static long escrow_mem_count(struct escrow_mem *mem, pgoff_t first, pgoff_t last
  * Context: may sleep. It takes locks of the memory's: not with mmap_lock for
  * writing, nor inside of a page fault.
  * Return: 0; -EBADF: no guest memory; -EINVAL: no such range; -EHWPOISON:
- * memory in it is broken; -ENOMEM; -EINTR: the task is being killed; -EBUSY:
- * @ref holds something.
+ * memory in it is broken; -ENOMEM; -ENOSPC: the memory has 256 holders; -EINTR:
+ * the task is being killed; -EBUSY: @ref holds something.
  */
 int escrow_ref_take(struct escrow_ref *ref, struct file *memory, u64 offset, u64 size,
 		    const struct escrow_ref_ops *ops, const char *name)
@@ -386,10 +387,20 @@ int escrow_ref_take(struct escrow_ref *ref, struct file *memory, u64 offset, u64
 		goto err_free;
 	filemap_invalidate_unlock_shared(mapping);
 
-	escrow_mem_get(mem);
 	spin_lock(&mem->holders_lock);
-	list_add_tail(&holder->link, &mem->holders);
+	err = mem->holders_count < ESCROW_HOLDERS_MAX ? 0 : -ENOSPC;
+	if (!err) {
+		escrow_mem_get(mem);
+		mem->holders_count++;
+		list_add_tail(&holder->link, &mem->holders);
+	}
 	spin_unlock(&mem->holders_lock);
+	if (err) {
+		escrow_holder_drop(holder);
+		kvfree(holder);
+		module_put(ops->owner);
+		return err;
+	}
 	WRITE_ONCE(ref->holder, holder);
 	return 0;
 
@@ -426,6 +437,7 @@ void escrow_ref_release(struct escrow_ref *ref)
 	/* From here on, nobody finds it to tell it. */
 	spin_lock(&holder->mem->holders_lock);
 	list_del(&holder->link);
+	holder->mem->holders_count--;
 	spin_unlock(&holder->mem->holders_lock);
 	by_callback = READ_ONCE(holder->teller) == current;
 	if (by_callback)
@@ -438,7 +450,7 @@ void escrow_ref_release(struct escrow_ref *ref)
 			escrow_hold_end(holder, &holder->folios[i]);
 	}
 	wake_up_all(&holder->mem->let_go);
-	escrow_holder_drop(holder, holder->count);
+	escrow_holder_drop(holder);
 	if (by_callback)
 		holder->is_released = true;
 	else

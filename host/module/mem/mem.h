@@ -55,6 +55,7 @@ struct escrow_mem {
 	char refused_by[ESCROW_NAMES_SIZE];
 	spinlock_t holders_lock; /* inside of everything, as the refusal_lock */
 	struct list_head holders; /* who has safe references */
+	u32 holders_count;
 	wait_queue_head_t let_go; /* where lends wait for the end of accesses */
 	struct escrow_listing listing; /* in escrow_memories */
 };
@@ -142,7 +143,15 @@ void escrow_mem_name_holders(struct escrow_mem *mem, pgoff_t first, pgoff_t last
 void escrow_mem_show_holders(struct seq_file *m, struct escrow_mem *mem, bool fdinfo);
 
 /* dmabuf.c */
+#ifdef CONFIG_DMA_SHARED_BUFFER
 int escrow_mem_export(struct file *memory, const struct escrow_export_dmabuf_args *args);
+#else
+static inline int escrow_mem_export(struct file *memory,
+				    const struct escrow_export_dmabuf_args *args)
+{
+	return -EOPNOTSUPP;
+}
+#endif
 
 /* reclaim.c; @lacks: with -ENOMEM, the VM that EL2 needs memory for, or 0 */
 int escrow_mem_reclaim_folio(struct escrow_mem *mem, struct escrow_folio *ef, u64 *lacks);

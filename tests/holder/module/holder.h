@@ -8,6 +8,7 @@
 #ifndef HOLDER_H
 #define HOLDER_H
 
+#include <linux/errno.h>
 #include <linux/ioctl.h>
 #include <linux/mutex.h>
 #include <linux/types.h>
@@ -68,7 +69,18 @@ extern struct device *holder_device;
 
 long holder_ref(struct holder *holder, unsigned int cmd, struct holder_args *args);
 void holder_ref_end(struct holder *holder);
+#ifdef CONFIG_DMA_SHARED_BUFFER
 long holder_import(struct holder *holder, unsigned int cmd, struct holder_args *args);
 void holder_import_end(struct holder *holder);
+#else
+static inline long holder_import(struct holder *holder, unsigned int cmd, struct holder_args *args)
+{
+	return -EOPNOTSUPP;
+}
+
+static inline void holder_import_end(struct holder *holder)
+{
+}
+#endif
 
 #endif

@@ -30,8 +30,11 @@ const REFUSED: Exit = Exit::PageFault(AT, Errno::EAGAIN);
 fn exported() -> Result<(Guest, OwnedFd)> {
     let guest = Guest::started(&Device::open()?, 16, 0)?;
     write(&guest.mapping, FIRST * PAGE, HOSTS)?;
-    let buffer = guest.memory.export(FIRST, PAGES)?;
-    Ok((guest, buffer))
+    match guest.memory.export(FIRST, PAGES) {
+        Ok(buffer) => Ok((guest, buffer)),
+        Err(Errno::EOPNOTSUPP) => Err(Lacking("dma-bufs".to_owned()).into()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 fn refused_by(guest: &Guest) -> Result<String> {
@@ -63,7 +66,7 @@ pub fn is_the_memory() -> Result<()> {
 
 /// One that is not for writing is not mapped for it.
 pub fn is_read_only_if_so_exported() -> Result<()> {
-    let guest = Guest::started(&Device::open()?, 16, 0)?;
+    let (guest, _buffer) = exported()?;
     let buffer = guest.memory.export_with(&uapi::ExportDmabuf {
         offset: FIRST * PAGE,
         size: PAGE,
@@ -162,7 +165,8 @@ pub fn closed_in_any_order() -> Result<()> {
 
 /// What is no part of the memory, or not there.
 pub fn arguments_are_checked() -> Result<()> {
-    let guest = Guest::started(&Device::open()?, 16, 0)?;
+    let (guest, buffer) = exported()?;
+    drop(buffer);
     let good = uapi::ExportDmabuf { offset: 0, size: PAGE, flags: 0, reserved: 0 };
     for (bad, errno) in [
         (uapi::ExportDmabuf { offset: 16 * PAGE, ..good }, Errno::EINVAL),
@@ -177,7 +181,15 @@ pub fn arguments_are_checked() -> Result<()> {
         same(guest.memory.export_with(&bad).err(), Some(errno))
             .with_context(|| format!("{bad:x?}"))?;
     }
-    same(holders(&guest)?, 0)
+    while holders(&guest)? != 0 {}
+    // So many of one memory.
+    let buffers: Result<Vec<_>, Errno> =
+        (0..256).map(|_| guest.memory.export(FIRST, PAGES)).collect();
+    let buffers = buffers?;
+    same(guest.memory.export(FIRST, PAGES).err(), Some(Errno::ENOSPC))?;
+    same(guest.ask(Order::Load(AT))?, HOSTS).context("they hinder no lend")?;
+    drop(buffers);
+    Ok(())
 }
 
 /// `struct drm_prime_handle`
