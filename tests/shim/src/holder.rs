@@ -5,8 +5,9 @@
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::{AsFd, AsRawFd as _};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail, ensure};
 use nix::errno::Errno;
 
 use crate::gunyah::PAGE;
@@ -134,10 +135,20 @@ impl Holder {
         self.tell(TOLD, Args::default()).map(|args| args.value)
     }
 
-    /// What became of its last attempt to begin again.
-    pub fn returned(&self) -> Result<Result<(), Errno>> {
-        let result = self.tell(TOLD, Args::default())?.result;
-        Ok(if result == 0 { Ok(()) } else { Err(Errno::from_raw(-result as i32)) })
+    /// Its attempt to begin again was refused. The lend does not wait for the end of
+    /// the attempt, so this does, for a while: 0 is also what there is before.
+    pub fn did_not_return(&self) -> Result<()> {
+        const PATIENCE: Duration = Duration::from_secs(5);
+        let begin = Instant::now();
+        loop {
+            let result = self.tell(TOLD, Args::default())?.result;
+            let errno = Errno::from_raw(-result as i32);
+            match result {
+                0 => ensure!(begin.elapsed() < PATIENCE, "it was let in"),
+                _ if matches!(errno, Errno::EAGAIN | Errno::EFAULT) => return Ok(()),
+                _ => bail!("{errno}"),
+            }
+        }
     }
 
     /// Attaches a dma-buf.
