@@ -20,6 +20,7 @@
 struct escrow_filter {
 	u64 vm; /* 0: anybody's */
 	int how; /* negative: either way */
+	bool drop; /* what comes home from lending is freed: it has nothing but zeros */
 };
 
 extern const struct escrow_filter escrow_any_vm;

@@ -89,6 +89,27 @@ static int escrow_mem_is_meant(const struct escrow_folio *ef,
 	return how;
 }
 
+/* Reclaims what is in the memory's batch. */
+static int escrow_mem_flush(struct escrow_mem *mem, const struct escrow_filter *filter,
+			    bool quarantine)
+{
+	struct escrow_batch *batch = mem->batch;
+	u32 count = batch->count, i;
+	int err;
+
+	err = escrow_batch_reclaim(batch, &mem->counts, quarantine);
+	if (!filter->drop || batch->how != ESCROW_LENT)
+		return err;
+	for (i = 0; i < count; i++) {
+		struct escrow_folio *ef = batch->folios[i];
+
+		/* Whoever has a reference in the kernel goes on with the folio. */
+		if (escrow_rs_folio_is_reachable(&ef->state) && folio_ref_count(ef->folio) == 1)
+			escrow_mem_drop(mem, ef->index, escrow_folio_next(ef) - 1);
+	}
+	return err;
+}
+
 /*
  * Takes back those of a range, and of the folios that reach out of it, that
  * are meant. Without @quarantine, stops at the first folio that EL2 keeps;
@@ -113,7 +134,7 @@ int __escrow_mem_reclaim(struct escrow_mem *mem, pgoff_t first, pgoff_t last,
 
 		cond_resched();
 		if (escrow_rs_folio_is_broken(&ef->state) && folio_test_large(ef->folio)) {
-			one = escrow_batch_reclaim(batch, &mem->counts, quarantine);
+			one = escrow_mem_flush(mem, filter, quarantine);
 			err = err ?: one;
 			/* While its VM lives, that has the rest. */
 			if (!escrow_mem_reclaim_rest(mem, ef, batch))
@@ -129,7 +150,7 @@ int __escrow_mem_reclaim(struct escrow_mem *mem, pgoff_t first, pgoff_t last,
 		/* One call takes folios of one VM, in one way. */
 		if (escrow_batch_is_full(batch, ef) ||
 		    (batch->count && (batch->vm != borrower || batch->how != has))) {
-			one = escrow_batch_reclaim(batch, &mem->counts, quarantine);
+			one = escrow_mem_flush(mem, filter, quarantine);
 			err = err ?: one;
 			if (err && !quarantine)
 				goto out;
@@ -140,7 +161,7 @@ int __escrow_mem_reclaim(struct escrow_mem *mem, pgoff_t first, pgoff_t last,
 		batch->how = has;
 		escrow_batch_add(batch, ef, 0, 0, &none);
 	}
-	one = escrow_batch_reclaim(batch, &mem->counts, quarantine);
+	one = escrow_mem_flush(mem, filter, quarantine);
 	err = err ?: one;
 out:
 	escrow_mem_show_away(mem);

@@ -25,7 +25,11 @@ static DECLARE_DELAYED_WORK(zombies_work, escrow_zombies_work);
 /* Takes back what the VM has of all its memories. */
 static int escrow_vm_reclaim(struct escrow_vm *vm, int how, bool quarantine)
 {
-	const struct escrow_filter filter = { .vm = vm->borrower.handle, .how = how };
+	const struct escrow_filter filter = {
+		.vm = vm->borrower.handle,
+		.how = how,
+		.drop = READ_ONCE(vm->is_victims),
+	};
 	struct escrow_binding binding;
 	u64 lacks;
 	int err = 0;
@@ -111,6 +115,7 @@ static void escrow_vm_free(struct escrow_vm *vm)
 	/* The bindings let go of their memories. */
 	escrow_rs_vm_free(vm->core);
 	escrow_batch_free(vm->batch);
+	mmu_notifier_unregister(&vm->notifier, vm->payer.mm);
 	escrow_payer_end(&vm->payer);
 	kfree(vm);
 	module_put(THIS_MODULE);
@@ -126,6 +131,15 @@ static void escrow_vm_end_functions(struct escrow_vm *vm)
 	}
 }
 
+/* The VM is looked after until it can be freed. */
+static void escrow_vm_set_aside(struct escrow_vm *vm)
+{
+	mutex_lock(&zombies_lock);
+	list_add_tail(&vm->zombie, &zombies);
+	mutex_unlock(&zombies_lock);
+	schedule_delayed_work(&zombies_work, ZOMBIES_PERIOD);
+}
+
 static void escrow_vm_last(struct kref *ref)
 {
 	struct escrow_vm *vm = container_of(ref, struct escrow_vm, ref);
@@ -138,10 +152,22 @@ static void escrow_vm_last(struct kref *ref)
 	}
 	pr_warn("VM %#llx: Escrow keeps pages of it; they are set aside\n", vm->borrower.handle);
 	escrow_vm_advance(vm, ESCROW_EVENT_ABANDON);
-	mutex_lock(&zombies_lock);
-	list_add_tail(&vm->zombie, &zombies);
-	mutex_unlock(&zombies_lock);
-	schedule_delayed_work(&zombies_work, ZOMBIES_PERIOD);
+	escrow_vm_set_aside(vm);
+}
+
+/* The same where no mmu_notifier can be waited for, as freeing the VM does. */
+static void escrow_vm_last_later(struct kref *ref)
+{
+	struct escrow_vm *vm = container_of(ref, struct escrow_vm, ref);
+
+	escrow_vm_end_functions(vm);
+	escrow_vm_set_aside(vm);
+}
+
+/* For who has shut the VM down, in a notifier. */
+void escrow_vm_put_later(struct escrow_vm *vm)
+{
+	kref_put(&vm->ref, escrow_vm_last_later);
 }
 
 void escrow_vm_put(struct escrow_vm *vm)

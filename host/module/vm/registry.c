@@ -133,14 +133,18 @@ bool escrow_registry_is_shut(void)
 	return READ_ONCE(gate) == ESCROW_SHUT;
 }
 
-/* A VM that somebody has a file of and that is not shut down, with a reference. */
-static struct escrow_vm *escrow_registry_next(void)
+/*
+ * A VM that somebody has a file of and that is not shut down, with a reference; of
+ * those that a process has made, if @mm is its.
+ */
+static struct escrow_vm *escrow_registry_next(const struct mm_struct *mm)
 {
 	struct escrow_vm *vm, *found = NULL;
 
 	mutex_lock(&escrow_vms.lock);
 	list_for_each_entry(vm, &escrow_vms.head, listing.link) {
-		if (!escrow_vm_is_closed(vm) && kref_get_unless_zero(&vm->ref)) {
+		if ((!mm || vm->payer.mm == mm) && !escrow_vm_is_closed(vm) &&
+		    kref_get_unless_zero(&vm->ref)) {
 			found = vm;
 			break;
 		}
@@ -160,7 +164,7 @@ void escrow_registry_shut_down(void)
 	escrow_registry_changed();
 
 	/* Each is marked before the next look, so this ends. */
-	while ((vm = escrow_registry_next())) {
+	while ((vm = escrow_registry_next(NULL))) {
 		escrow_vm_shut_down(vm);
 		escrow_vm_put(vm);
 	}
@@ -168,4 +172,16 @@ void escrow_registry_shut_down(void)
 	escrow_vm_flush_zombies();
 	if (!wait_event_timeout(changes, !READ_ONCE(away), ESCROW_PATIENCE))
 		pr_err("Escrow keeps pages of guests: what runs next must not touch them\n");
+}
+
+/* Ends the VMs of a process that is killed for want of memory, and frees what they had. */
+void escrow_registry_end_victims(const struct mm_struct *mm)
+{
+	struct escrow_vm *vm;
+
+	while ((vm = escrow_registry_next(mm))) {
+		WRITE_ONCE(vm->is_victims, true);
+		escrow_vm_shut_down(vm);
+		escrow_vm_put_later(vm);
+	}
 }

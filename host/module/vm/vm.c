@@ -4,6 +4,9 @@
 #include <linux/bug.h>
 #include <linux/err.h>
 #include <linux/module.h>
+#include <linux/mmu_notifier.h>
+#include <linux/oom.h>
+#include <linux/sched.h>
 #include <linux/slab.h>
 
 #include "vm/vm.h"
@@ -36,6 +39,21 @@ static int escrow_vm_lacks(struct escrow_borrower *borrower, u64 pages)
 }
 
 /*
+ * The memory of the process that made the VM goes. If it is a victim of the OOM
+ * killer, that waits for this, and kills somebody else when it was in vain; the
+ * process's files are closed only after. So what its guests have comes home now.
+ */
+static void escrow_vm_mm_release(struct mmu_notifier *notifier, struct mm_struct *mm)
+{
+	if (tsk_is_oom_victim(current))
+		escrow_registry_end_victims(mm);
+}
+
+static const struct mmu_notifier_ops escrow_vm_mm_ops = {
+	.release = escrow_vm_mm_release,
+};
+
+/*
  * A VM that EL2 knows nothing of yet, with a reference. Others see it in the
  * list, and may end it at once. For an ioctl: its file keeps the module.
  */
@@ -60,18 +78,26 @@ struct escrow_vm *escrow_vm_new(const struct escrow_fn_ops *const *functions)
 	INIT_LIST_HEAD(&vm->irqfds);
 	vm->functions = functions;
 	vm->borrower.top_up = escrow_vm_lacks;
+	vm->notifier.ops = &escrow_vm_mm_ops;
+	err = mmu_notifier_register(&vm->notifier, current->mm);
+	if (err)
+		goto err_payer;
 	err = escrow_registry_add(vm);
-	if (err) {
-		escrow_payer_end(&vm->payer);
-		kfree(vm);
-		return ERR_PTR(err);
-	}
+	if (err)
+		goto err_notifier;
 	/*
 	 * A VM may outlive its files. Who frees it has another reference to the
 	 * module, or is waited for by its exit.
 	 */
 	__module_get(THIS_MODULE);
 	return vm;
+
+err_notifier:
+	mmu_notifier_unregister(&vm->notifier, vm->payer.mm);
+err_payer:
+	escrow_payer_end(&vm->payer);
+	kfree(vm);
+	return ERR_PTR(err);
 }
 
 /* Creates the VM at EL2. With vm->lock for writing. */

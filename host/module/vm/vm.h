@@ -28,6 +28,7 @@
 
 #include <linux/kref.h>
 #include <linux/list.h>
+#include <linux/mmu_notifier.h>
 #include <linux/mutex.h>
 #include <linux/rwsem.h>
 #include <linux/spinlock.h>
@@ -70,6 +71,7 @@ struct escrow_vm {
 	struct rw_semaphore lock;
 	struct escrow_vm_core *core;
 	struct escrow_borrower borrower;
+	bool is_victims; /* set once: the OOM killer waits for its memory */
 	struct escrow_lifecycle life; /* home is set in the registry alone */
 	bool has_losses; /* that a run is to tell of */
 	struct escrow_losses losses; /* pages that broke; under vcpus_lock */
@@ -83,6 +85,7 @@ struct escrow_vm {
 
 	struct mutex metadata_lock; /* top-ups, and what follows */
 	struct escrow_payer payer;
+	struct mmu_notifier notifier; /* of the payer's mm, for its end */
 	struct escrow_metadata metadata;
 	struct escrow_counts metadata_counts;
 	struct list_head metadata_folios;
@@ -131,6 +134,7 @@ bool escrow_vm_reclaim_metadata(struct escrow_vm *vm);
 
 /* end.c */
 void escrow_vm_put(struct escrow_vm *vm);
+void escrow_vm_put_later(struct escrow_vm *vm);
 void escrow_vm_shut_down(struct escrow_vm *vm);
 void escrow_vm_flush_zombies(void);
 void escrow_vm_exit(void);
@@ -145,6 +149,7 @@ void escrow_registry_came_home(struct escrow_vm *vm, enum escrow_vm_event event)
 bool escrow_registry_suspend(void);
 void escrow_registry_resume(void);
 void escrow_registry_shut_down(void);
+void escrow_registry_end_victims(const struct mm_struct *mm);
 bool escrow_registry_is_shut(void);
 
 /* wake.c */

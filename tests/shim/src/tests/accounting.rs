@@ -299,6 +299,30 @@ pub fn the_borrower_is_killed_first() -> Result<()> {
     group.settles_at(before)
 }
 
+/// What the guest of a process had that was killed for want of memory is free when the
+/// process is gone, also if somebody else has a file of that memory.
+pub fn a_victim_s_memory_is_free() -> Result<()> {
+    const LIMIT: u64 = 32 << 20;
+    const PAGES: u64 = 2 * LIMIT / PAGE;
+    let device = Device::open()?;
+    let memory = device.memory(PAGES)?;
+    let group = Group::new("victim")?;
+    let before = group.current()?;
+    group.limit(before + LIMIT)?;
+    let status = in_a_child(&group, || {
+        let guest = Guest::started(&device, 16, 0)?;
+        let at = RAM + (1 << 30);
+        guest.vm.bind(at, crate::gunyah::RWX, &memory, 0, PAGES)?;
+        guest.order(Order::Visit(at, PAGES)).map(drop)
+    })?;
+    ensure!(matches!(status, WaitStatus::Signaled(_, Signal::SIGKILL, _)), "{status:?}");
+    let count = |state| memory.count(state);
+    let (present, lent) =
+        (count(escrow_vmcore::uapi::fdinfo::PRESENT)?, count(escrow_vmcore::uapi::fdinfo::LENT)?);
+    ensure!(present + lent <= 64, "{present} pages are present, {lent} lent");
+    group.settles_at(before)
+}
+
 /// What the module keeps about each page is charged as well.
 pub fn counts_records() -> Result<()> {
     const PAGES: u64 = 4096;

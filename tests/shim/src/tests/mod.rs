@@ -106,6 +106,7 @@ tests! {
     accounting::populating_has_a_limit,
     accounting::touching_has_a_limit,
     accounting::the_borrower_is_killed_first,
+    accounting::a_victim_s_memory_is_free,
     accounting::counts_records,
     accounting::counts_metadata,
     limits::of_locked_memory,
