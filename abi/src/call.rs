@@ -172,6 +172,9 @@ pub const CONFIGURE_MEMORY_REMOVE: u64 = 2;
 
 /// Creates a vCPU in one of the VM's free metadata pages.
 /// VM handle, index (0 to 31) → vCPU handle
+///
+/// Before the start, the one with index 0 is switched on. Whichever comes after it is off
+/// until a sibling calls CPU_ON.
 pub const VCPU_CREATE: u32 = vendor(0x110);
 /// Sets a register that the vCPU starts with. vCPU handle, `set << 8 | index`
 /// (sets: 0 X0–X30, 1 PC, 2 SP), value

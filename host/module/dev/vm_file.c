@@ -56,7 +56,7 @@ static int escrow_vm_map(struct escrow_vm *vm, void __user *argp)
 		return err;
 	file = fget(args.guest_mem_fd);
 	if (!file)
-		return -EBADF;
+		return -EINVAL;
 	mem = escrow_mem_of(file);
 	if (!mem) {
 		err = -EINVAL;

@@ -219,9 +219,8 @@ static long escrow_vcpu_ioctl(struct file *file, unsigned int cmd, unsigned long
 	long ret;
 
 	switch (cmd) {
+	/* Neither takes an argument: what a caller has left in the register is its own. */
 	case GUNYAH_VCPU_RUN:
-		if (arg)
-			return -EINVAL;
 		if (mutex_lock_interruptible(&vcpu->run_lock))
 			return -EINTR;
 		escrow_vcpu_set_runner(vcpu, current);
@@ -230,7 +229,7 @@ static long escrow_vcpu_ioctl(struct file *file, unsigned int cmd, unsigned long
 		mutex_unlock(&vcpu->run_lock);
 		return ret;
 	case GUNYAH_VCPU_MMAP_SIZE:
-		return arg ? -EINVAL : PAGE_SIZE;
+		return PAGE_SIZE;
 	default:
 		return -ENOTTY;
 	}

@@ -156,11 +156,12 @@ static bool escrow_mem_ends_before(struct escrow_mem *mem, u64 offset)
 /* Folios in the place of a run of pages: whole ones that fit the binding. */
 static int escrow_mem_lend_locked(struct escrow_mem *mem, struct escrow_borrower *to,
 				  const struct escrow_binding *binding, u64 offset, u64 size,
-				  bool unmapped, struct escrow_batch *batch,
+				  bool unmapped, struct escrow_batch **batches, u32 count,
 				  struct escrow_attempt *attempt)
 {
 	pgoff_t first = offset >> PAGE_SHIFT, last = (offset + size - 1) >> PAGE_SHIFT, i;
 	struct escrow_folio *ef;
+	u32 at = 0;
 	int err = 0;
 	u64 guest;
 
@@ -192,27 +193,60 @@ static int escrow_mem_lend_locked(struct escrow_mem *mem, struct escrow_borrower
 		if (err)
 			return err;
 		ef = escrow_mem_find(mem, i);
+		cond_resched();
 	}
 
-	escrow_batch_reset(batch);
+	/* All are prepared before the first goes, as none can be asked back. */
 	for (i = first; i <= last && err >= 0; i = escrow_folio_next(ef)) {
 		ef = escrow_mem_find(mem, i);
 		escrow_rs_binding_fits(binding, (u64)ef->index << PAGE_SHIFT, folio_size(ef->folio),
 				       &guest);
+		if (escrow_batch_is_full(batches[at], ef))
+			at++;
 		/*
 		 * A page fault that began before may be about to map the folio.
 		 * After this, it is frozen.
 		 */
 		folio_lock(ef->folio);
-		err = escrow_mem_prepare(mem, to, binding, ef, guest, batch, attempt);
+		err = escrow_mem_prepare(mem, to, binding, ef, guest, batches[at], attempt);
 		folio_unlock(ef->folio);
 		cond_resched();
 	}
-	if (err < 0) {
-		escrow_mem_settle(mem, to, binding, batch, err, 0);
-		return err;
+	for (at = 0; at < count; at++) {
+		if (err < 0)
+			escrow_mem_settle(mem, to, binding, batches[at], err, 0);
+		else
+			err = escrow_mem_send(mem, to, binding, batches[at]);
+		cond_resched();
 	}
-	return escrow_mem_send(mem, to, binding, batch);
+	return err;
+}
+
+static void escrow_mem_free_batches(struct escrow_batch **batches, u32 count)
+{
+	while (count--)
+		escrow_batch_free(batches[count]);
+	kvfree(batches);
+}
+
+/* Each that is full has ESCROW_BATCH folios, or more pages than that. */
+static struct escrow_batch **escrow_mem_alloc_batches(u64 pages, u32 *count)
+{
+	struct escrow_batch **batches;
+	u32 i;
+
+	*count = DIV_ROUND_UP(pages, ESCROW_BATCH);
+	batches = kvcalloc(*count, sizeof(*batches), GFP_KERNEL_ACCOUNT);
+	if (!batches)
+		return NULL;
+	for (i = 0; i < *count; i++) {
+		batches[i] = escrow_batch_alloc(min_t(u64, pages, ESCROW_BATCH));
+		if (!batches[i]) {
+			escrow_mem_free_batches(batches, *count);
+			return NULL;
+		}
+	}
+	return batches;
 }
 
 /*
@@ -226,18 +260,19 @@ int escrow_mem_lend(struct escrow_borrower *to, const struct escrow_binding *bin
 {
 	struct escrow_mem *mem = binding->mem;
 	struct address_space *mapping = escrow_mapping(mem);
-	struct escrow_batch *batch;
+	struct escrow_batch **batches;
+	u32 count;
 	int err;
 
-	batch = escrow_batch_alloc(size >> PAGE_SHIFT);
-	if (!batch)
+	batches = escrow_mem_alloc_batches(size >> PAGE_SHIFT, &count);
+	if (!batches)
 		return -ENOMEM;
 	filemap_invalidate_lock(mapping);
 	err = escrow_mem_lend_locked(mem, to, binding,
 				     binding->offset + (guest - binding->guest), size, unmapped,
-				     batch, attempt);
+				     batches, count, attempt);
 	filemap_invalidate_unlock(mapping);
-	escrow_batch_free(batch);
+	escrow_mem_free_batches(batches, count);
 	return err;
 }
 

@@ -46,9 +46,22 @@ pub struct CMapRequest {
     pub(crate) reserved: [u8; 7],
 }
 
+/// [`CMapRequest::how`] of an unmapping: however it is bound.
+const HOW_ANY: u32 = u32::MAX;
+
 impl CMapRequest {
     fn guest(&self) -> Range<u64> {
         self.guest..self.guest.saturating_add(self.size)
+    }
+
+    /// How it is bound, or must be.
+    fn give(&self) -> Option<Give> {
+        [Give::Lend, Give::Share].into_iter().find(|&give| how(give) == self.how)
+    }
+
+    /// What the guest may do, or must be allowed; without any, none is named.
+    fn rights(&self) -> Option<Rights> {
+        Rights::from_bits(self.rights.into()).filter(|rights| rights.bits() != 0)
     }
 }
 
@@ -126,10 +139,12 @@ pub extern "C" fn escrow_rs_map_check(args: &uapi::MapMem, request: &mut CMapReq
             rights: rights.bits().into(),
             ..CMapRequest::default()
         },
-        MapRequest::Unbind { guest, offset } => CMapRequest {
+        MapRequest::Unbind { guest, offset, give, rights } => CMapRequest {
             guest: guest.start,
             size: guest.end - guest.start,
             offset,
+            how: give.map_or(HOW_ANY, how),
+            rights: rights.map_or(0, |rights| rights.bits().into()),
             unbind: true,
             ..CMapRequest::default()
         },
@@ -173,8 +188,7 @@ pub extern "C" fn escrow_rs_vm_bind(
     mem: MemPtr,
 ) -> i32 {
     let mut donor = donor;
-    let give = if request.how == How::Shared as u32 { Give::Share } else { Give::Lend };
-    let Some(rights) = Rights::from_bits(request.rights.into()) else {
+    let (Some(give), Some(rights)) = (request.give(), request.rights()) else {
         return Errno::Invalid.to_return();
     };
     let guest = request.guest();
@@ -206,7 +220,8 @@ pub extern "C" fn escrow_rs_vm_begin_unbind(
     mem: MemPtr,
 ) -> i32 {
     let mem = MemRef::new(mem);
-    let checked = vm.bindings.check(&request.guest(), &mem, request.offset);
+    let (guest, give, rights) = (request.guest(), request.give(), request.rights());
+    let checked = vm.bindings.check(&guest, &mem, request.offset, give, rights);
     status(checked.and_then(|()| vm.bindings.prepare_removal(&request.guest())))
 }
 
@@ -267,9 +282,6 @@ pub extern "C" fn escrow_rs_vm_add_vcpu(
     vcpu: &mut Vcpu,
 ) -> i32 {
     let mut donor = donor;
-    if vm.is_started() {
-        return Errno::Busy.to_return();
-    }
     let handle = vm.handle();
     let added = vm
         .vcpus

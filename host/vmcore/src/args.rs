@@ -37,12 +37,19 @@ pub enum MapRequest {
         guest: Range<u64>,
         /// Where in the memory the first of them is, in bytes.
         offset: u64,
+        /// How they must be bound; `None` for any.
+        give: Option<Give>,
+        /// What the guest must be allowed there; `None` for anything.
+        rights: Option<Rights>,
     },
 }
 
 const RIGHTS_FLAGS: u32 = uapi::MAP_READ | uapi::MAP_WRITE | uapi::MAP_EXEC;
 
 /// Checks a [`uapi::VM_MAP_MEM`].
+///
+/// As in v17, a guest that may do anything may read: stage 2 of v17 knows no memory
+/// that is to be written or executed and not to be read.
 ///
 /// # Errors
 /// `Invalid` for unknown or contradicting flags and for what is not
@@ -55,21 +62,24 @@ pub fn map_mem(args: &uapi::MapMem) -> Result<MapRequest, Errno> {
         return Err(Errno::Overflow);
     }
     let offset = args.offset;
-    if args.flags & uapi::MAP_UNMAP != 0 {
-        if args.flags & !(uapi::MAP_UNMAP | RIGHTS_FLAGS) != 0 {
-            return Err(Errno::Invalid);
-        }
-        return Ok(MapRequest::Unbind { guest, offset });
-    }
-    let give = match args.flags & !RIGHTS_FLAGS {
-        0 | uapi::MAP_FORCE_LEND => Give::Lend,
-        uapi::MAP_FORCE_SHARE => Give::Share,
+    let give = match args.flags & !(uapi::MAP_UNMAP | RIGHTS_FLAGS) {
+        0 => None,
+        uapi::MAP_FORCE_LEND => Some(Give::Lend),
+        uapi::MAP_FORCE_SHARE => Some(Give::Share),
         _ => return Err(Errno::Invalid),
     };
     // Bits 4 to 6 are read, write and execute, as in `Rights`.
-    let rights = Rights::from_bits(u64::from((args.flags & RIGHTS_FLAGS) >> 4));
-    let rights = rights.filter(|rights| rights.read()).ok_or(Errno::Invalid)?;
-    Ok(MapRequest::Bind { guest, offset, give, rights })
+    let rights = match u64::from((args.flags & RIGHTS_FLAGS) >> 4) {
+        0 => None,
+        some => {
+            Some(Rights::from_bits(some | u64::from(Rights::READ.bits())).ok_or(Errno::Invalid)?)
+        }
+    };
+    if args.flags & uapi::MAP_UNMAP != 0 {
+        return Ok(MapRequest::Unbind { guest, offset, give, rights });
+    }
+    let rights = rights.ok_or(Errno::Invalid)?;
+    Ok(MapRequest::Bind { guest, offset, give: give.unwrap_or(Give::Lend), rights })
 }
 
 /// What kind of memory [`uapi::CREATE_GUEST_MEM`] asks for.
@@ -86,16 +96,12 @@ pub struct MemKind {
 /// Checks a [`uapi::CREATE_GUEST_MEM`].
 ///
 /// # Errors
-/// `Invalid` for unknown flags, reserved fields that are not zero, and a size
-/// that is 0, not page-aligned, or no size of a file.
+/// `Invalid` for unknown flags, and a size that is not page-aligned or no size of a file.
+/// As v17 does, it takes a size of 0, which `ftruncate` changes, and does not look at the
+/// reserved fields.
 pub fn create_mem(args: &uapi::CreateMem) -> Result<MemKind, Errno> {
     let known = uapi::MEM_CLOEXEC | uapi::MEM_ALLOW_HUGEPAGE | uapi::MEM_LEND_FIRST;
-    if args.flags & !known != 0
-        || args.reserved != [0; 6]
-        || args.size == 0
-        || !is_aligned(args.size)
-        || args.size > i64::MAX as u64
-    {
+    if args.flags & !known != 0 || !is_aligned(args.size) || args.size > i64::MAX as u64 {
         return Err(Errno::Invalid);
     }
     Ok(MemKind {
@@ -182,12 +188,40 @@ mod tests {
         let flags = uapi::MAP_READ | uapi::MAP_EXEC;
         let request = map_mem(&uapi::MapMem { flags, ..MAP });
         assert!(matches!(request, Ok(MapRequest::Bind { rights: Rights::READ_EXECUTE, .. })));
+        for (flags, expected) in
+            [(uapi::MAP_WRITE, Rights::READ_WRITE), (uapi::MAP_EXEC, Rights::READ_EXECUTE)]
+        {
+            let request = map_mem(&uapi::MapMem { flags, ..MAP });
+            assert!(matches!(request, Ok(MapRequest::Bind { rights, .. }) if rights == expected));
+        }
+    }
+
+    #[test]
+    fn unmapping_takes_the_flags_of_mapping() {
+        for (flags, give, rights) in [
+            (0, None, None),
+            (uapi::MAP_FORCE_LEND, Some(Give::Lend), None),
+            (uapi::MAP_FORCE_SHARE | uapi::MAP_WRITE, Some(Give::Share), Some(Rights::READ_WRITE)),
+            (uapi::MAP_READ, None, Some(Rights::READ)),
+        ] {
+            let flags = flags | uapi::MAP_UNMAP;
+            let (guest, offset) = (0x8000_0000..0x8000_2000, 0x1000);
+            let expected = MapRequest::Unbind { guest, offset, give, rights };
+            assert_eq!(map_mem(&uapi::MapMem { flags, ..MAP }), Ok(expected), "{flags:#x}");
+        }
     }
 
     #[test]
     fn bad_bindings_are_refused() {
-        for flags in [0, uapi::MAP_WRITE, uapi::MAP_EXEC, 3 | uapi::MAP_READ, 0x80 | uapi::MAP_READ]
-        {
+        for flags in [
+            0,
+            uapi::MAP_FORCE_LEND,
+            3 | uapi::MAP_READ,
+            4 | uapi::MAP_READ,
+            0x80 | uapi::MAP_READ,
+            uapi::MAP_UNMAP | 3,
+            uapi::MAP_UNMAP | 8,
+        ] {
             assert_eq!(map_mem(&uapi::MapMem { flags, ..MAP }), Err(Errno::Invalid), "{flags:#x}");
         }
         for bad in [
@@ -195,7 +229,6 @@ mod tests {
             uapi::MapMem { offset: 1, ..MAP },
             uapi::MapMem { size: 0, ..MAP },
             uapi::MapMem { size: 0x1001, ..MAP },
-            uapi::MapMem { flags: uapi::MAP_UNMAP | uapi::MAP_FORCE_SHARE, ..MAP },
         ] {
             assert_eq!(map_mem(&bad), Err(Errno::Invalid), "{bad:x?}");
         }
@@ -209,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn reserved_fields_of_a_memory_are_zero() {
+    fn memories_are_of_whole_pages_or_empty() {
         let good = uapi::CreateMem { flags: uapi::MEM_CLOEXEC, size: 0x1000, reserved: [0; 6] };
         let none = MemKind { close_on_exec: false, allow_huge: false, lend_first: false };
         for (flags, kind) in [
@@ -219,12 +252,16 @@ mod tests {
         ] {
             assert_eq!(create_mem(&uapi::CreateMem { flags, ..good }), Ok(kind));
         }
+        for ignored in [
+            uapi::CreateMem { size: 0, ..good },
+            uapi::CreateMem { reserved: [0, 0, 0, 0, 0, 1], ..good },
+        ] {
+            assert!(create_mem(&ignored).is_ok(), "{ignored:x?}");
+        }
         for bad in [
             uapi::CreateMem { flags: 4, ..good },
-            uapi::CreateMem { size: 0, ..good },
             uapi::CreateMem { size: 0x1800, ..good },
             uapi::CreateMem { size: 1 << 63, ..good },
-            uapi::CreateMem { reserved: [0, 0, 0, 0, 0, 1], ..good },
         ] {
             assert_eq!(create_mem(&bad), Err(Errno::Invalid), "{bad:x?}");
         }

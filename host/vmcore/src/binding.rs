@@ -135,15 +135,26 @@ impl<M: Clone + PartialEq> Bindings<M> {
     }
 
     /// Checks that each address of the range is bound to that part of that
-    /// memory.
+    /// memory, in that way and with these rights where they are given.
     ///
     /// # Errors
     /// `NotFound`
-    pub fn check(&self, guest: &Range<u64>, memory: &M, offset: u64) -> Result<(), Errno> {
+    pub fn check(
+        &self,
+        guest: &Range<u64>,
+        memory: &M,
+        offset: u64,
+        give: Option<Give>,
+        rights: Option<Rights>,
+    ) -> Result<(), Errno> {
         let mut at = guest.start;
         while at < guest.end {
             let binding = self.find(at).ok_or(Errno::NotFound)?;
-            if binding.memory != *memory || binding.offset_of(at) != offset + (at - guest.start) {
+            let is_meant = binding.memory == *memory
+                && binding.offset_of(at) == offset + (at - guest.start)
+                && give.is_none_or(|give| give == binding.give)
+                && rights.is_none_or(|rights| rights == binding.rights);
+            if !is_meant {
                 return Err(Errno::NotFound);
             }
             at = binding.guest.end;
@@ -252,7 +263,7 @@ mod tests {
         let middle = 0x1000_1000..0x1000_2000;
         assert_eq!(bindings.prepare_removal(&middle), Err(Errno::NoSpace));
         assert_eq!(bindings.remove(&middle), Err(Errno::NoSpace));
-        assert_eq!(bindings.check(&large, &'b', 0), Ok(()), "nothing has changed");
+        assert_eq!(bindings.check(&large, &'b', 0, None, None), Ok(()), "nothing has changed");
         bindings.remove(&page(7)).unwrap();
         bindings.remove(&middle).unwrap();
         assert_eq!(bindings.insert(one), Err(Errno::NoSpace));
@@ -264,11 +275,31 @@ mod tests {
         bindings.insert(binding(0x4000..0x6000, 'a', 0)).unwrap();
         bindings.insert(binding(0x6000..0x8000, 'a', 0x2000)).unwrap();
         bindings.insert(binding(0x9000..0xa000, 'a', 0x5000)).unwrap();
-        assert_eq!(bindings.check(&(0x4000..0x8000), &'a', 0), Ok(()));
-        assert_eq!(bindings.check(&(0x5000..0x7000), &'a', 0x1000), Ok(()));
-        assert_eq!(bindings.check(&(0x5000..0x7000), &'a', 0), Err(Errno::NotFound));
-        assert_eq!(bindings.check(&(0x5000..0x7000), &'b', 0x1000), Err(Errno::NotFound));
-        assert_eq!(bindings.check(&(0x4000..0xa000), &'a', 0), Err(Errno::NotFound));
+        let check =
+            |guest: &Range<u64>, memory, offset| bindings.check(guest, memory, offset, None, None);
+        assert_eq!(check(&(0x4000..0x8000), &'a', 0), Ok(()));
+        assert_eq!(check(&(0x5000..0x7000), &'a', 0x1000), Ok(()));
+        assert_eq!(check(&(0x5000..0x7000), &'a', 0), Err(Errno::NotFound));
+        assert_eq!(check(&(0x5000..0x7000), &'b', 0x1000), Err(Errno::NotFound));
+        assert_eq!(check(&(0x4000..0xa000), &'a', 0), Err(Errno::NotFound));
+    }
+
+    #[test]
+    fn a_check_wants_what_it_is_told_of_how_pages_are_bound() {
+        let mut bindings = Bindings::default();
+        bindings.insert(binding(0x4000..0x6000, 'a', 0)).unwrap();
+        let shared = Binding { give: Give::Share, ..binding(0x6000..0x8000, 'a', 0x2000) };
+        bindings.insert(shared).unwrap();
+        let check = |guest: Range<u64>, give, rights| {
+            bindings.check(&guest, &'a', guest.start - 0x4000, give, rights)
+        };
+        let (lend, share) = (Some(Give::Lend), Some(Give::Share));
+        let (right, wrong) = (Some(Rights::READ_WRITE), Some(Rights::READ));
+        assert_eq!(check(0x4000..0x6000, lend, right), Ok(()));
+        assert_eq!(check(0x4000..0x6000, share, None), Err(Errno::NotFound));
+        assert_eq!(check(0x5000..0x7000, None, right), Ok(()), "both are bound so");
+        assert_eq!(check(0x5000..0x7000, lend, None), Err(Errno::NotFound), "the second is not");
+        assert_eq!(check(0x7000..0x8000, share, wrong), Err(Errno::NotFound));
     }
 
     #[test]

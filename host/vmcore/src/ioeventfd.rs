@@ -8,13 +8,14 @@ use crate::Errno;
 use crate::args::IOEVENTFDS_MAX;
 use crate::uapi;
 
-/// Writes that an event is for.
+/// Writes that an event is for, as a program has named them: equal ones are the same to
+/// VM_REMOVE_FUNCTION.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Filter {
     address: u64,
-    /// Bytes: 1, 2, 4 or 8; 0 for any.
+    /// Bytes: 1, 2, 4 or 8; 0 for any. As in v17, it counts together with a value alone.
     size: u32,
-    /// The value; `None` for any.
+    /// The value; `None` for any, of any size.
     data: Option<u64>,
 }
 
@@ -22,12 +23,11 @@ impl Filter {
     /// The writes that an IOEVENTFD names.
     ///
     /// # Errors
-    /// `Invalid` for unknown flags, padding that is not zero, a size that no write
-    /// has, addresses that wrap, and a value without a size.
+    /// `Invalid` for unknown flags, a size that no write has, addresses that wrap, and a
+    /// value without a size.
     pub fn new(arg: &uapi::IoeventfdArg) -> Result<Filter, Errno> {
         let data = (arg.flags & uapi::IOEVENTFD_DATAMATCH != 0).then_some(arg.datamatch);
         if arg.flags & !uapi::IOEVENTFD_DATAMATCH != 0
-            || arg.padding != 0
             || !matches!(arg.len, 0 | 1 | 2 | 4 | 8)
             || (arg.len == 0 && data.is_some())
             || arg.addr.checked_add(arg.len.into()).is_none()
@@ -41,15 +41,16 @@ impl Filter {
     /// those.
     pub fn admits(&self, address: u64, size: u32, data: u64) -> bool {
         self.address == address
-            && (self.size == 0 || self.size == size)
-            && self.data.is_none_or(|wanted| wanted == data)
+            && self.data.is_none_or(|wanted| self.size == size && wanted == data)
     }
 
     /// Whether there can be a write that is one of both.
     fn overlaps(&self, other: &Filter) -> bool {
         self.address == other.address
-            && (self.size == 0 || other.size == 0 || self.size == other.size)
-            && (self.data.is_none() || other.data.is_none() || self.data == other.data)
+            && match (self.data, other.data) {
+                (Some(one), Some(another)) => self.size == other.size && one == another,
+                _ => true,
+            }
     }
 }
 
@@ -139,7 +140,6 @@ mod tests {
             arg(u64::MAX - 6, 8, None),
             uapi::IoeventfdArg { flags: 2, ..arg(0x6000, 4, None) },
             uapi::IoeventfdArg { flags: 1 << 31, ..arg(0x6000, 4, None) },
-            uapi::IoeventfdArg { padding: 1, ..arg(0x6000, 4, None) },
         ] {
             assert_eq!(Filter::new(&bad), Err(Errno::Invalid), "{bad:x?}");
         }
@@ -154,14 +154,16 @@ mod tests {
         let mut events = Ioeventfds::default();
         events.add(filter(0x6000, 4, Some(1)), 'a').unwrap();
         events.add(filter(0x6000, 4, Some(2)), 'b').unwrap();
-        events.add(filter(0x6000, 8, None), 'c').unwrap();
-        events.add(filter(0x6004, 0, None), 'd').unwrap();
+        events.add(filter(0x6000, 8, Some(1)), 'c').unwrap();
+        events.add(filter(0x6004, 4, None), 'd').unwrap();
         for (address, size, data) in [
             (0x6000, 4, Some(1)),
             (0x6000, 4, None),
-            (0x6000, 8, Some(9)),
+            (0x6000, 8, Some(1)),
             (0x6000, 0, None),
+            (0x6004, 0, None),
             (0x6004, 2, None),
+            (0x6004, 4, None),
             (0x6004, 2, Some(0)),
         ] {
             let refused = events.add(filter(address, size, data), 'x');
@@ -169,11 +171,12 @@ mod tests {
         }
         assert_eq!(events.find(0x6000, 4, 2), Some(&'b'));
         assert_eq!(events.find(0x6000, 4, 3), None);
-        assert_eq!(events.find(0x6000, 8, 3), Some(&'c'));
+        assert_eq!(events.find(0x6000, 8, 1), Some(&'c'));
         assert_eq!(events.find(0x6000, 2, 1), None);
-        assert_eq!(events.find(0x6004, 1, 0xff), Some(&'d'));
+        assert_eq!(events.find(0x6004, 1, 0xff), Some(&'d'), "a length without a value");
         assert_eq!(events.find(0x6002, 2, 1), None);
         assert_eq!(events.remove(&filter(0x6000, 4, None)), Err(Errno::NotFound));
+        assert_eq!(events.remove(&filter(0x6004, 0, None)), Err(Errno::NotFound), "named with 4");
         assert_eq!(events.remove(&filter(0x6000, 4, Some(1))), Ok('a'));
         assert_eq!(events.find(0x6000, 4, 1), None);
         events.add(filter(0x6000, 4, Some(1)), 'e').unwrap();
@@ -222,7 +225,7 @@ mod tests {
         #[test]
         fn behaves_as_its_model(ops in prop::collection::vec(op(), 1..60)) {
             let admits = |(at, len, value): Parts, address, size, data| {
-                at == address && (len == 0 || len == size) && value.is_none_or(|v| v == data)
+                at == address && value.is_none_or(|v| len == size && v == data)
             };
             let mut model: Vec<(Parts, usize)> = Vec::new();
             let mut events = Ioeventfds::default();

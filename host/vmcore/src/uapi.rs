@@ -170,7 +170,8 @@ pub const MAP_READ: u32 = 0x10;
 pub const MAP_WRITE: u32 = 0x20;
 /// [`MapMem::flags`]: the guest may execute.
 pub const MAP_EXEC: u32 = 0x40;
-/// [`MapMem::flags`]: take the range out of the guest.
+/// [`MapMem::flags`]: take the range out of the guest. Other flags that are given must
+/// be those that it is bound with.
 pub const MAP_UNMAP: u32 = 0x100;
 
 /// [`FunctionDesc::kind`]: a vCPU; the argument is a [`VcpuArg`].
@@ -235,7 +236,7 @@ pub struct CreateMem {
     pub flags: u64,
     /// Size in bytes, page-aligned.
     pub size: u64,
-    /// Zero.
+    /// Not looked at.
     pub reserved: [u64; 6],
 }
 
@@ -259,7 +260,7 @@ pub struct ExportDmabuf {
 pub struct DtbConfig {
     /// Guest address of the device tree; the first vCPU finds it in X0.
     pub guest_phys_addr: u64,
-    /// Size of its room in bytes.
+    /// Size of its room in bytes: not 0, and at most 64 MiB, when the VM starts.
     pub size: u64,
 }
 
@@ -293,7 +294,7 @@ pub struct IrqfdArg {
     pub label: u32,
     /// [`IRQFD_LEVEL`].
     pub flags: u32,
-    /// Zero.
+    /// Not looked at.
     pub padding: u32,
 }
 
@@ -305,13 +306,14 @@ pub struct IoeventfdArg {
     pub datamatch: u64,
     /// The guest address that is written to.
     pub addr: u64,
-    /// Size of the write in bytes: 1, 2, 4 or 8; 0 for any.
+    /// Size of the write in bytes: 1, 2, 4 or 8, or 0. It counts with
+    /// [`IOEVENTFD_DATAMATCH`] alone, and is not 0 then; without, any write is meant.
     pub len: u32,
     /// File descriptor of the eventfd.
     pub fd: i32,
     /// [`IOEVENTFD_DATAMATCH`].
     pub flags: u32,
-    /// Zero.
+    /// Not looked at.
     pub padding: u32,
 }
 
@@ -335,9 +337,9 @@ pub struct MapMem {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct BootContext {
-    /// `set << 8 | index`, see [`boot_register`].
+    /// `set << 8 | index`, see [`boot_register`]; the low 16 bits count.
     pub reg: u32,
-    /// Zero.
+    /// Not looked at.
     pub reserved: u32,
     /// The value.
     pub value: u64,

@@ -4,7 +4,7 @@
 
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use escrow_abi::{BLOCK_SIZE, PAGE_SIZE, Rights};
+use escrow_abi::{PAGE_SIZE, Rights};
 
 use crate::Errno;
 use crate::binding::{Binding, Bindings};
@@ -12,6 +12,9 @@ use crate::doorbell::Doorbells;
 use crate::exit::Exit;
 use crate::uapi;
 use crate::vcpus::Vcpus;
+
+/// The largest room for a device tree, in bytes: all of it is lent at the start.
+pub const DTB_MAX: u64 = 64 << 20;
 
 const X_REGISTERS: usize = 31;
 const SP_REGISTERS: usize = 2;
@@ -34,6 +37,8 @@ pub struct Vm<M> {
     x: [Option<u64>; X_REGISTERS],
     pc: Option<u64>,
     sp: [Option<u64>; SP_REGISTERS],
+    /// A register was set that v17 takes and its hypervisor does not have.
+    no_register: bool,
     started: bool,
     /// `EXIT_TYPE_* + 1` once the guest is down, 0 before.
     down: AtomicU32,
@@ -44,7 +49,7 @@ pub struct Vm<M> {
 pub struct StartRange<M> {
     /// Guest address, page-aligned.
     pub guest: u64,
-    /// How many pages, at most 512.
+    /// How many pages; at most [`DTB_MAX`] is in them, or on their edges.
     pub pages: u32,
     /// Whether it must not be mapped in the host at that moment: who still
     /// has the device tree mapped may still be writing it.
@@ -74,6 +79,7 @@ impl<M: Clone + PartialEq> Vm<M> {
             x: [None; X_REGISTERS],
             pc: None,
             sp: [None; SP_REGISTERS],
+            no_register: false,
             started: false,
             down: AtomicU32::new(0),
         }
@@ -89,21 +95,16 @@ impl<M: Clone + PartialEq> Vm<M> {
         self.started
     }
 
-    /// Sets where the device tree is.
+    /// Sets where the device tree is. The start looks at it, and nothing after that.
     ///
     /// # Errors
-    /// `Busy` after the start; `Invalid` for a range that is empty or larger
-    /// than the 2 MiB of the boot protocol, `Overflow` for one that wraps.
+    /// `Overflow` for a range that wraps.
     pub fn set_dtb(&mut self, config: uapi::DtbConfig) -> Result<(), Errno> {
-        if self.started {
-            return Err(Errno::Busy);
-        }
-        if config.size == 0 || config.size > BLOCK_SIZE {
-            return Err(Errno::Invalid);
-        }
         let end = config.guest_phys_addr.checked_add(config.size).ok_or(Errno::Overflow)?;
         end.checked_next_multiple_of(PAGE_SIZE).ok_or(Errno::Overflow)?;
-        self.dtb = Some(config);
+        if !self.started {
+            self.dtb = Some(config);
+        }
         Ok(())
     }
 
@@ -114,36 +115,47 @@ impl<M: Clone + PartialEq> Vm<M> {
 
     /// Sets a register that the boot vCPU starts with.
     ///
+    /// v17 does not look at the upper half of the register's number, nor at the reserved
+    /// field. It takes one number too many of X and SP, which its hypervisor refuses when
+    /// the VM starts.
+    ///
     /// # Errors
-    /// `Busy` after the start, `Invalid` for a register that does not exist
-    /// or a reserved field that is not zero.
+    /// `Invalid` after the start and for a register that does not exist.
     pub fn set_boot_context(&mut self, context: uapi::BootContext) -> Result<(), Errno> {
         if self.started {
-            return Err(Errno::Busy);
+            return Err(Errno::Invalid);
         }
         let index = (context.reg & 0xff) as usize;
-        let register = match context.reg >> 8 {
-            uapi::REG_SET_X => self.x.get_mut(index),
-            uapi::REG_SET_PC => (index == 0).then_some(&mut self.pc),
-            uapi::REG_SET_SP => self.sp.get_mut(index),
-            _ => None,
+        let register = match context.reg >> 8 & 0xff {
+            uapi::REG_SET_X if index <= X_REGISTERS => self.x.get_mut(index),
+            uapi::REG_SET_PC if index == 0 => Some(&mut self.pc),
+            uapi::REG_SET_SP if index <= SP_REGISTERS => self.sp.get_mut(index),
+            _ => return Err(Errno::Invalid),
         };
-        let register = register.filter(|_| context.reserved == 0).ok_or(Errno::Invalid)?;
-        *register = Some(context.value);
+        match register {
+            Some(register) => *register = Some(context.value),
+            None => self.no_register = true,
+        }
         Ok(())
     }
 
     /// Whether the VM can start, and with what. Changes nothing.
     ///
     /// # Errors
-    /// `Invalid` without a vCPU, with more of them than the host has CPUs, or
+    /// `Invalid` without a vCPU, with more of them than the host has CPUs, with a register
+    /// that there is not, with a device tree that is empty or larger than [`DTB_MAX`], or
     /// if the guest may not use the memory that it starts from as its boot
     /// needs; `NotFound` if that memory is not bound, in one piece.
     pub fn check_start(&self, host_cpus: u32) -> Result<Start<M>, Errno> {
         if self.started {
             return Ok(Start::Running);
         }
-        if self.vcpus.count() == 0 || self.vcpus.count() > host_cpus {
+        let dtb_fits = self.dtb.is_none_or(|dtb| (1..=DTB_MAX).contains(&dtb.size));
+        if self.vcpus.count() == 0
+            || self.vcpus.count() > host_cpus
+            || self.no_register
+            || !dtb_fits
+        {
             return Err(Errno::Invalid);
         }
         let (start, size, rights) = match self.dtb {
@@ -218,6 +230,8 @@ mod tests {
 
     use std::vec::Vec;
 
+    use escrow_abi::BLOCK_SIZE;
+
     use super::*;
     use crate::binding::Give;
 
@@ -276,8 +290,10 @@ mod tests {
         assert_eq!(vm.check_start(1), Err(Errno::NotFound));
         vm.set_dtb(dtb(RAM - 0x1000, 0x1000)).unwrap();
         assert_eq!(vm.check_start(1), Err(Errno::NotFound));
-        assert_eq!(vm.set_dtb(dtb(RAM, 0)), Err(Errno::Invalid));
-        assert_eq!(vm.set_dtb(dtb(RAM, BLOCK_SIZE + 1)), Err(Errno::Invalid));
+        for size in [0, DTB_MAX + 1] {
+            vm.set_dtb(dtb(RAM, size)).unwrap();
+            assert_eq!(vm.check_start(1), Err(Errno::Invalid), "{size:#x} bytes");
+        }
         assert_eq!(vm.set_dtb(dtb(u64::MAX - 1, 2)), Err(Errno::Overflow));
         assert_eq!(vm.set_dtb(dtb(u64::MAX - 2, 2)), Err(Errno::Overflow));
 
@@ -302,9 +318,9 @@ mod tests {
         let mut vm = bound(Rights::ALL);
         vm.started();
         assert_eq!(vm.check_start(0), Ok(Start::Running));
-        assert_eq!(vm.set_boot_context(context(0, 1)), Err(Errno::Busy));
+        assert_eq!(vm.set_boot_context(context(0, 1)), Err(Errno::Invalid));
         let dtb = uapi::DtbConfig { guest_phys_addr: RAM, size: 1 };
-        assert_eq!(vm.set_dtb(dtb), Err(Errno::Busy));
+        assert_eq!((vm.set_dtb(dtb), vm.dtb()), (Ok(()), None), "nobody looks at it any more");
     }
 
     #[test]
@@ -318,11 +334,23 @@ mod tests {
             vm.set_boot_context(context(reg, value)).unwrap();
         }
         assert_eq!(all(&vm), [(0, 7), (30, 8), (0x200, 10), (0x201, 11), (0x100, 9)]);
-        for reg in [31, 0x101, 0x202, 0x300, u32::MAX] {
+        for reg in [32, 0xff, 0x101, 0x203, 0x300, u32::MAX] {
             assert_eq!(vm.set_boot_context(context(reg, 0)), Err(Errno::Invalid), "{reg:#x}");
         }
-        let reserved = uapi::BootContext { reserved: 1, ..context(0, 0) };
-        assert_eq!(vm.set_boot_context(reserved), Err(Errno::Invalid));
+        let ignored = uapi::BootContext { reserved: 1, ..context(0xabcd_0001, 12) };
+        vm.set_boot_context(ignored).unwrap();
+        assert_eq!(all(&vm)[..2], [(0, 7), (1, 12)]);
+    }
+
+    #[test]
+    fn a_register_too_many_is_refused_by_the_start() {
+        for reg in [31, 0x202] {
+            let mut vm = bound(Rights::ALL);
+            let before = vm.boot_registers().collect::<Vec<_>>();
+            vm.set_boot_context(context(reg, 1)).unwrap();
+            assert_eq!(vm.boot_registers().collect::<Vec<_>>(), before);
+            assert_eq!(vm.check_start(1), Err(Errno::Invalid), "{reg:#x}");
+        }
     }
 
     #[test]

@@ -70,6 +70,8 @@ next:
 	b.eq	wait_masked
 	cmp	x1, #0x17
 	b.eq	pending
+	cmp	x1, #0x18
+	b.eq	translate
 	b	off
 load:				// of x2
 	ldr	x0, [x2]
@@ -134,6 +136,24 @@ wait_masked:			// for an interrupt that is not taken
 	b	answer
 pending:
 	mrs	x0, isr_el1
+	b	answer
+translate:			// by the level 1 table at x2: 39 bits, normal memory
+	mov	x0, #0xff
+	msr	mair_el1, x0
+	movz	x0, #0x3519		// T0SZ 25, write-back, inner shareable
+	movk	x0, #0x80, lsl #16	// EPD1
+	movk	x0, #2, lsl #32		// 40 bits of output
+	msr	tcr_el1, x0
+	msr	ttbr0_el1, x2
+	dsb	sy
+	tlbi	vmalle1
+	dsb	sy
+	isb
+	mrs	x0, sctlr_el1
+	orr	x0, x0, #1
+	bic	x0, x0, #2		// unaligned accesses are no faults
+	msr	sctlr_el1, x0
+	isb
 	b	answer
 unlock:				// x3 bytes at x2, flags x4
 	bl	modify

@@ -72,6 +72,15 @@ pub enum Order {
     WaitMasked,
     /// The answer is ISR_EL1.
     Pending,
+    /// Translate by the table of [`identity`] at that address, so that memory bears
+    /// unaligned accesses.
+    Translate(u64),
+}
+
+/// A level 1 table: the first 4 GiB where they are, as normal memory.
+pub fn identity() -> Vec<u8> {
+    const BLOCK: u64 = 0b01 | 3 << 8 | 1 << 10;
+    (0..4u64).flat_map(|gib| (gib << 30 | BLOCK).to_le_bytes()).collect()
 }
 
 impl Order {
@@ -94,6 +103,7 @@ impl Order {
             Order::Spin => [0x15, 0, 0, 0],
             Order::WaitMasked => [0x16, 0, 0, 0],
             Order::Pending => [0x17, 0, 0, 0],
+            Order::Translate(table) => [0x18, table, 0, 0],
         }
     }
 

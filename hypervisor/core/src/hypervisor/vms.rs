@@ -198,13 +198,17 @@ impl<M: Machine> Hypervisor<M> {
             return Err(Error::InvalidArgument.into());
         }
         let (handle, _, slot, mut vm) = self.lock_named(vm, HandleKind::Vm)?;
-        if vm.life != Life::Created || slot.vcpu(index as u8).is_some() {
+        if vm.life == Life::Ending || slot.vcpu(index as u8).is_some() {
             return Err(Error::Denied.into());
         }
+        let vcpu = match vm.life {
+            Life::Created => Vcpu::new(index as u8),
+            _ => Vcpu::late(index as u8),
+        };
         let Some(page) = vm.pool.pop(&self.machine) else {
             return Err(Refusal { detail: 1, ..Error::NoMemory.into() });
         };
-        self.machine.place_vcpu(page, Vcpu::new(index as u8));
+        self.machine.place_vcpu(page, vcpu);
         slot.set_vcpu(index as u8, page);
         let vcpu = Handle { kind: HandleKind::Vcpu, index: index as u8, ..handle };
         Ok(vcpu.to_register())

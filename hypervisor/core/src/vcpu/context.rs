@@ -190,6 +190,11 @@ impl Vcpu {
         }
     }
 
+    /// One that joins a VM which runs: whatever its index, it waits for a sibling.
+    pub fn late(index: u8) -> Vcpu {
+        Vcpu { power: Power::Off, ..Vcpu::new(index) }
+    }
+
     /// The affinity of the vCPU with an index. Level 0 holds 16, for what a
     /// GICv3's SGI target list can address.
     pub const fn affinity_of(index: u8) -> u64 {

@@ -165,7 +165,7 @@ impl Slot {
             return None;
         }
         // What is left of the number is one of an entry, also speculatively.
-        let page = self.vcpus[index as usize % self.vcpus.len()].load(Ordering::Relaxed);
+        let page = self.vcpus[index as usize % self.vcpus.len()].load(Ordering::Acquire);
         (page != 0).then_some(PhysAddr(page))
     }
 
@@ -174,10 +174,11 @@ impl Slot {
         self.vcpus.iter().filter(|page| page.load(Ordering::Relaxed) != 0).count()
     }
 
-    /// Notes the page of a vCPU. Needs the VM's lock.
+    /// Notes the page of a vCPU, which siblings that run may find at once. Needs the VM's
+    /// lock.
     pub fn set_vcpu(&self, index: u8, page: PhysAddr) {
         if let Some(slot) = nospec::get(&self.vcpus, index as usize) {
-            slot.store(page.0, Ordering::Relaxed);
+            slot.store(page.0, Ordering::Release);
         }
     }
 

@@ -52,7 +52,8 @@ fn exits(guest: &Guest, order: Order) -> Result<()> {
     guest.run().map(drop)
 }
 
-/// Of each size, at the address and of the size that the event is for.
+/// Of each size, at the address that the event is for; and of the size, if it is for a
+/// value.
 pub fn a_write_ends_in_the_kernel() -> Result<()> {
     let guest = Guest::started(&Device::open()?, 1, 0)?;
     for size in [1u32, 2, 4, 8] {
@@ -63,14 +64,21 @@ pub fn a_write_ends_in_the_kernel() -> Result<()> {
             guest.ask(Order::Write(MMIO, round, size.into()))?;
         }
         same(count(&event)?, 3)?;
-        for other in [1, 2, 4, 8].into_iter().filter(|&other| other != size) {
-            exits(&guest, Order::Write(MMIO, 7, other.into())).context("another size")?;
-        }
         exits(&guest, Order::Write(MMIO + 8, 7, size.into())).context("another address")?;
         same(count(&event)?, 0)?;
         guest.vm.remove_function(FUNCTION_IOEVENTFD, &arg)?;
         exits(&guest, Order::Write(MMIO, 7, size.into())).context("removed")?;
         same(count(&event)?, 0)?;
+
+        let arg = IoeventfdArg { flags: IOEVENTFD_DATAMATCH, datamatch: 7, ..arg };
+        add(&guest.vm, &arg)?;
+        guest.ask(Order::Write(MMIO, 7, size.into()))?;
+        same(count(&event)?, 1)?;
+        for other in [1, 2, 4, 8].into_iter().filter(|&other| other != size) {
+            exits(&guest, Order::Write(MMIO, 7, other.into())).context("another size")?;
+        }
+        same(count(&event)?, 0)?;
+        guest.vm.remove_function(FUNCTION_IOEVENTFD, &arg)?;
     }
     let event = event()?;
     add(&guest.vm, &any(&event, MMIO, 0))?;

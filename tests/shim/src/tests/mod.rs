@@ -20,6 +20,7 @@ mod start;
 mod storm;
 mod told;
 mod unload;
+mod v17;
 mod vcpus;
 
 use anyhow::{Result, bail};
@@ -118,6 +119,25 @@ tests! {
     told::counts_and_lists,
     told::counts_shares_and_what_is_kept,
     told::traces,
+    v17::arguments_of_calls_without_any,
+    v17::fields_that_nobody_looks_at,
+    v17::rights_imply_reading,
+    v17::unmapping_names_how_it_is_bound,
+    v17::unmapping_in_parts,
+    v17::unmapping_across_bindings,
+    v17::a_page_is_bound_once,
+    v17::one_ioeventfd_to_an_address,
+    v17::an_ioeventfd_s_length_counts_with_a_value,
+    v17::a_shared_page_goes_and_its_neighbours_stay,
+    v17::a_page_of_a_shared_block_goes_and_its_neighbours_stay,
+    v17::accesses_across_a_page_s_end,
+    v17::a_tree_of_several_blocks,
+    v17::a_tree_of_several_blocks_whole_or_not_at_all,
+    v17::a_tree_that_is_not_bound,
+    v17::registers_that_there_are_not,
+    v17::a_vcpu_comes_after_the_start,
+    v17::many_holes,
+    v17::vcpus_race_for_pages,
     unload::is_refused_for_each_file,
 }
 

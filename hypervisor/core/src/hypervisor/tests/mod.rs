@@ -467,6 +467,7 @@ fn calls_out_of_order_are_refused() {
     assert_eq!(bad, Error::InvalidArgument);
     host.call(call::VM_START, &[vm]).unwrap();
     assert_eq!(host.call(call::VM_START, &[vm]).unwrap_err().0, Error::Denied);
+    assert_eq!(host.call(call::VCPU_CREATE, &[vm, 0]).unwrap_err().0, Error::Denied);
     assert_eq!(
         host.call(call::VCPU_SET_REGISTER, &[vcpu, 0, 0]).unwrap_err().0,
         Error::Denied,

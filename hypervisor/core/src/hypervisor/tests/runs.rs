@@ -155,6 +155,37 @@ fn vcpus_switch_each_other_on() {
 }
 
 #[test]
+fn a_vcpu_that_comes_after_the_start_waits_to_be_switched_on() {
+    let mut host = Host::new();
+    let (vm, [first]) = started(&mut host);
+    let on = [psci::CPU_ON_64.into(), 1, MEMORY, 99];
+    host.run(first, |escrow, mut run| {
+        hvc(escrow, &mut run, &on);
+        assert_eq!(run.regs.x[0], psci::INVALID_PARAMETERS, "nobody yet");
+    });
+    let [late, ..] = host.call(call::VCPU_CREATE, &[vm, 1]).unwrap();
+    host.run(late, |escrow, run| {
+        assert_eq!(leaves(escrow.guest_entry(&run))[0], run::POWERED_OFF);
+    });
+    host.run(first, |escrow, mut run| {
+        assert_eq!(leaves(hvc(escrow, &mut run, &on)), [run::SWITCHED_ON, 1, 0, 0]);
+    });
+    host.run(late, |escrow, run| {
+        assert_eq!(escrow.guest_entry(&run), Next::Enter);
+        assert_eq!((run.regs.pc, run.regs.x[0]), (MEMORY, 99));
+    });
+    // A number that runs is no other's, and index 0 is no boot vCPU any more.
+    assert_eq!(host.call(call::VCPU_CREATE, &[vm, 1]).unwrap_err().0, Error::Denied);
+    let (vm, _) = host.create(8);
+    host.call(call::VCPU_CREATE, &[vm, 1]).unwrap();
+    host.call(call::VM_START, &[vm]).unwrap();
+    let [zero, ..] = host.call(call::VCPU_CREATE, &[vm, 0]).unwrap();
+    host.run(zero, |escrow, run| {
+        assert_eq!(leaves(escrow.guest_entry(&run))[0], run::POWERED_OFF);
+    });
+}
+
+#[test]
 fn a_call_about_a_vcpu_in_use_is_made_again() {
     let mut host = Host::new();
     let (_, [first, second]) = started(&mut host);

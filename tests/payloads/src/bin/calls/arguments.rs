@@ -166,7 +166,11 @@ fn lives_go_one_way(host: &mut Host) -> Outcome {
     hvc::call(call::VM_START, &[vm]).map_err(refused("VM_START"))?;
     // Not after it.
     refuses(call::VM_START, &[vm], refusal(Error::Denied))?;
+    // A vCPU may come later; it is off, so that nobody sets its registers but who
+    // switches it on.
+    let [late, ..] = hvc::call(call::VCPU_CREATE, &[vm, 1]).map_err(refused("VCPU_CREATE"))?;
     refuses(call::VCPU_CREATE, &[vm, 1], refusal(Error::Denied))?;
+    refuses(call::VCPU_SET_REGISTER, &[late, 0, 0], refusal(Error::Denied))?;
     refuses(call::VCPU_SET_REGISTER, &[vcpu, 0, 0], refusal(Error::Denied))?;
     host.end(vm)
 }
