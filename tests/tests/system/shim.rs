@@ -58,16 +58,29 @@ pub fn some() -> Option<String> {
 }
 
 fn shim_tests_on(kernel: Kernel, cpu: &str, smp: u32, holders: bool) {
-    let program = fs::read(&artefacts().shim_tests).expect("the tests of the shim");
-    let mut files = modules(kernel);
-    files.push(("bin/shim-tests".to_owned(), program));
-    let files: Vec<_> = files.iter().map(|(path, file)| (path.as_str(), file.as_slice())).collect();
     let (which, filter, at_least) = if holders {
         ("holders", HOLDERS.to_owned(), HOLDERS_AT_LEAST)
     } else {
         ("shim", format!("-{HOLDERS}"), OTHERS_AT_LEAST)
     };
     let (filter, at_least) = some().map_or((filter, at_least), |some| (some, 1));
+    let limit = Duration::from_secs(if holders { 480 } else { 240 });
+    run_on(kernel, cpu, smp, which, &filter, at_least, limit);
+}
+
+fn run_on(
+    kernel: Kernel,
+    cpu: &str,
+    smp: u32,
+    which: &str,
+    filter: &str,
+    at_least: u32,
+    limit: Duration,
+) {
+    let program = fs::read(&artefacts().shim_tests).expect("the tests of the shim");
+    let mut files = modules(kernel);
+    files.push(("bin/shim-tests".to_owned(), program));
+    let files: Vec<_> = files.iter().map(|(path, file)| (path.as_str(), file.as_slice())).collect();
     let name = format!("{which}-{kernel:?}-{cpu}-{smp}");
     // A kernel that looks for mistakes lacks some of those who hold pages.
     // The newer one, made for machines in a cloud, has no displays.
@@ -78,7 +91,7 @@ fn shim_tests_on(kernel: Kernel, cpu: &str, smp: u32, holders: bool) {
     };
     let script = format!("{may_lack} exec /bin/shim-tests {filter}");
     let mut linux = Linux::with_files(&name, cpu, smp, 1024, &script, &files).of(kernel);
-    linux.limit = Duration::from_secs(if holders { 480 } else { 240 });
+    linux.limit = limit;
     let lines = linux.passes();
     let sum = lines.iter().find_map(|line| line.strip_suffix(" passed, 0 failed"));
     let passed = sum.and_then(|passed| passed.parse().ok()).unwrap_or(0);
@@ -101,6 +114,13 @@ fn on_an_old_cpu() {
 #[test]
 fn on_the_newer_kernel() {
     shim_tests_on(Kernel::Newer, "max", 2, false);
+}
+
+/// Eight vCPUs that race for 100 MiB, each on a CPU of its own.
+#[test]
+fn a_race_on_eight_cpus() {
+    let limit = Duration::from_secs(240);
+    run_on(Kernel::Older, "max", 8, "race", "v17::vcpus_race", 1, limit);
 }
 
 #[test]
