@@ -168,6 +168,7 @@ static int escrow_mem_lend_locked(struct escrow_mem *mem, struct escrow_borrower
 	if (escrow_mem_ends_before(mem, offset + size))
 		return -EINVAL;
 	for (i = first; i <= last; i = escrow_folio_next(ef)) {
+		cond_resched();
 		ef = escrow_mem_make(mem, i);
 		if (IS_ERR(ef))
 			return PTR_ERR(ef);
@@ -193,7 +194,6 @@ static int escrow_mem_lend_locked(struct escrow_mem *mem, struct escrow_borrower
 		if (err)
 			return err;
 		ef = escrow_mem_find(mem, i);
-		cond_resched();
 	}
 
 	/* All are prepared before the first goes, as none can be asked back. */
