@@ -392,7 +392,7 @@ int escrow_rs_vm_add_vcpu(struct escrow_vm_core *core, struct escrow_borrower *d
 int escrow_rs_vm_remove_vcpu(struct escrow_vm_core *core, u32 id);
 bool escrow_rs_vm_is_started(const struct escrow_vm_core *core);
 /* 0: runs already, 1: needs @size bytes from @guest on */
-int escrow_rs_vm_check_start(const struct escrow_vm_core *core, u32 cpus,
+int escrow_rs_vm_check_start(const struct escrow_vm_core *core,
 			     struct escrow_binding *binding, u64 *guest, u64 *size, bool *unmapped);
 bool escrow_rs_vm_dtb(const struct escrow_vm_core *core, u64 *guest, u64 *size);
 int escrow_rs_vm_configure_bells(struct escrow_vm_core *core, const u8 *tree, size_t size);

@@ -2,7 +2,6 @@
 /* Floor 5: a VM as a file, and its ioctls. */
 
 #include <linux/anon_inodes.h>
-#include <linux/cpumask.h>
 #include <linux/err.h>
 #include <linux/file.h>
 #include <linux/fs.h>
@@ -96,8 +95,7 @@ static int escrow_vm_try_start(struct escrow_vm *vm, struct escrow_attempt *atte
 	err = escrow_vm_lock(vm);
 	if (err)
 		return err;
-	err = escrow_rs_vm_check_start(vm->core, num_online_cpus(), &binding, &guest, &size,
-				       &unmapped);
+	err = escrow_rs_vm_check_start(vm->core, &binding, &guest, &size, &unmapped);
 	if (err > 0) {
 		/*
 		 * What is lent cannot be asked back from a guest that has not

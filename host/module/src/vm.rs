@@ -306,13 +306,12 @@ pub extern "C" fn escrow_rs_vm_is_started(vm: &Core) -> bool {
 #[unsafe(no_mangle)]
 pub extern "C" fn escrow_rs_vm_check_start(
     vm: &Core,
-    cpus: u32,
     binding: &mut CBinding,
     guest: &mut u64,
     size: &mut u64,
     unmapped: &mut bool,
 ) -> i32 {
-    match vm.check_start(cpus) {
+    match vm.check_start() {
         Ok(Start::Running) => 0,
         Ok(Start::From(range)) => {
             *binding = CBinding::of(&range.binding);

@@ -142,20 +142,16 @@ impl<M: Clone + PartialEq> Vm<M> {
     /// Whether the VM can start, and with what. Changes nothing.
     ///
     /// # Errors
-    /// `Invalid` without a vCPU, with more of them than the host has CPUs, with a register
+    /// `Invalid` without a vCPU (there may be more than the host has CPUs), with a register
     /// that there is not, with a device tree that is empty or larger than [`DTB_MAX`], or
     /// if the guest may not use the memory that it starts from as its boot
     /// needs; `NotFound` if that memory is not bound, in one piece.
-    pub fn check_start(&self, host_cpus: u32) -> Result<Start<M>, Errno> {
+    pub fn check_start(&self) -> Result<Start<M>, Errno> {
         if self.started {
             return Ok(Start::Running);
         }
         let dtb_fits = self.dtb.is_none_or(|dtb| (1..=DTB_MAX).contains(&dtb.size));
-        if self.vcpus.count() == 0
-            || self.vcpus.count() > host_cpus
-            || self.no_register
-            || !dtb_fits
-        {
+        if self.vcpus.count() == 0 || self.no_register || !dtb_fits {
             return Err(Errno::Invalid);
         }
         let (start, size, rights) = match self.dtb {
@@ -269,13 +265,13 @@ mod tests {
     #[test]
     fn without_a_device_tree_the_first_page_of_code_is_needed() {
         let mut vm = bound(Rights::READ_EXECUTE);
-        assert_eq!(range(vm.check_start(1)), (RAM, 1));
+        assert_eq!(range(vm.check_start()), (RAM, 1));
         vm.set_boot_context(context(uapi::boot_register(uapi::REG_SET_PC, 0), RAM + 0x1234))
             .unwrap();
-        assert_eq!(range(vm.check_start(1)), (RAM + 0x1000, 1));
+        assert_eq!(range(vm.check_start()), (RAM + 0x1000, 1));
         vm.set_boot_context(context(uapi::boot_register(uapi::REG_SET_PC, 0), 0x6000)).unwrap();
-        assert_eq!(vm.check_start(1), Err(Errno::NotFound));
-        assert_eq!(bound(Rights::READ_WRITE).check_start(1), Err(Errno::Invalid));
+        assert_eq!(vm.check_start(), Err(Errno::NotFound));
+        assert_eq!(bound(Rights::READ_WRITE).check_start(), Err(Errno::Invalid));
     }
 
     #[test]
@@ -283,41 +279,38 @@ mod tests {
         let dtb = |start, size| uapi::DtbConfig { guest_phys_addr: start, size };
         let mut vm = bound(Rights::ALL);
         vm.set_dtb(dtb(RAM + 0x1800, 0x1000)).unwrap();
-        assert_eq!(range(vm.check_start(1)), (RAM + 0x1000, 2));
+        assert_eq!(range(vm.check_start()), (RAM + 0x1000, 2));
         vm.set_dtb(dtb(RAM + 0x20_0000, BLOCK_SIZE)).unwrap();
-        assert_eq!(range(vm.check_start(1)), (RAM + 0x20_0000, 512));
+        assert_eq!(range(vm.check_start()), (RAM + 0x20_0000, 512));
         vm.set_dtb(dtb(RAM + 0x20_1000, BLOCK_SIZE)).unwrap();
-        assert_eq!(vm.check_start(1), Err(Errno::NotFound));
+        assert_eq!(vm.check_start(), Err(Errno::NotFound));
         vm.set_dtb(dtb(RAM - 0x1000, 0x1000)).unwrap();
-        assert_eq!(vm.check_start(1), Err(Errno::NotFound));
+        assert_eq!(vm.check_start(), Err(Errno::NotFound));
         for size in [0, DTB_MAX + 1] {
             vm.set_dtb(dtb(RAM, size)).unwrap();
-            assert_eq!(vm.check_start(1), Err(Errno::Invalid), "{size:#x} bytes");
+            assert_eq!(vm.check_start(), Err(Errno::Invalid), "{size:#x} bytes");
         }
         assert_eq!(vm.set_dtb(dtb(u64::MAX - 1, 2)), Err(Errno::Overflow));
         assert_eq!(vm.set_dtb(dtb(u64::MAX - 2, 2)), Err(Errno::Overflow));
 
         let mut vm = bound(Rights::READ_WRITE);
         vm.set_dtb(dtb(RAM, 0x1000)).unwrap();
-        assert_eq!(vm.check_start(1), Err(Errno::Invalid));
+        assert_eq!(vm.check_start(), Err(Errno::Invalid));
     }
 
     #[test]
-    fn a_start_needs_vcpus_but_not_more_than_cpus() {
+    fn a_start_needs_a_vcpu() {
         let mut vm = bound(Rights::ALL);
-        vm.vcpus.add(5, || Ok(11)).unwrap();
-        assert_eq!(vm.check_start(1), Err(Errno::Invalid));
-        assert!(vm.check_start(2).is_ok());
+        assert!(vm.check_start().is_ok());
         vm.vcpus.remove(0).unwrap();
-        vm.vcpus.remove(5).unwrap();
-        assert_eq!(vm.check_start(2), Err(Errno::Invalid));
+        assert_eq!(vm.check_start(), Err(Errno::Invalid));
     }
 
     #[test]
     fn a_started_vm_starts_again_and_is_not_changed() {
         let mut vm = bound(Rights::ALL);
         vm.started();
-        assert_eq!(vm.check_start(0), Ok(Start::Running));
+        assert_eq!(vm.check_start(), Ok(Start::Running));
         assert_eq!(vm.set_boot_context(context(0, 1)), Err(Errno::Invalid));
         let dtb = uapi::DtbConfig { guest_phys_addr: RAM, size: 1 };
         assert_eq!((vm.set_dtb(dtb), vm.dtb()), (Ok(()), None), "nobody looks at it any more");
@@ -349,7 +342,7 @@ mod tests {
             let before = vm.boot_registers().collect::<Vec<_>>();
             vm.set_boot_context(context(reg, 1)).unwrap();
             assert_eq!(vm.boot_registers().collect::<Vec<_>>(), before);
-            assert_eq!(vm.check_start(1), Err(Errno::Invalid), "{reg:#x}");
+            assert_eq!(vm.check_start(), Err(Errno::Invalid), "{reg:#x}");
         }
     }
 
