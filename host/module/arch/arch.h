@@ -26,6 +26,14 @@ struct escrow_borrower {
 
 /* hvc.c */
 void escrow_hvc(const u64 args[8], u64 results[5]);
+void escrow_hvc_enter_guest(const u64 args[8], u64 results[5]);
+
+/* guest.c */
+void escrow_guest_init(void);
+void escrow_guest_exit(void);
+int escrow_guest_do_work(void);
+bool escrow_guest_must_work(void);
+void escrow_guest_run(const u64 registers[8], u64 results[5]);
 
 /* glue.c: what Rust calls */
 void *escrow_alloc(size_t size);

@@ -1,5 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* Floor 0: calls to EL2. */
+/* Floor 0: calls to EL2, and entries of guests. */
+
+#include <linux/context_tracking.h>
+#include <linux/ftrace.h>
+#include <linux/instrumentation.h>
+#include <linux/irqflags.h>
+#include <linux/rcupdate.h>
+#include <linux/sched.h>
 
 #include "arch/arch.h"
 
@@ -8,7 +15,7 @@
  * arm_smccc_1_1_hvc() has no fifth result. SMCCC 1.2 (Arm DEN0028, 2.6): a
  * call preserves x18 and up.
  */
-void escrow_hvc(const u64 args[8], u64 results[5])
+static __always_inline void __escrow_hvc(const u64 args[8], u64 results[5])
 {
 	/*
 	 * Memory is read before and written after the registers are in use: what
@@ -41,4 +48,47 @@ void escrow_hvc(const u64 args[8], u64 results[5])
 	results[2] = a2;
 	results[3] = a3;
 	results[4] = a4;
+}
+
+void escrow_hvc(const u64 args[8], u64 results[5])
+{
+	__escrow_hvc(args, results);
+}
+
+/*
+ * The call that enters a guest. With interrupts disabled.
+ *
+ * To RCU and to context tracking a guest is what user space is: this CPU is in an
+ * extended quiescent state meanwhile, so that grace periods end without it, also
+ * where it has no tick (nohz_full). Lockdep and the tracers are told that interrupts
+ * are enabled, because the guest's run ends with the first one. This is what KVM's
+ * guest_state_enter_irqoff() and guest_state_exit_irqoff() do, which only KVM's
+ * headers have. What is called in between must use no RCU, so nothing in here is
+ * instrumented, and the caller's arrays are on its stack.
+ */
+noinstr void escrow_hvc_enter_guest(const u64 args[8], u64 results[5])
+{
+	instrumentation_begin();
+	trace_hardirqs_on_prepare();
+	lockdep_hardirqs_on_prepare();
+	instrumentation_end();
+	/* Without context tracking, the switch itself is a quiescent state. */
+	if (!context_tracking_guest_enter()) {
+		instrumentation_begin();
+		rcu_virt_note_context_switch();
+		instrumentation_end();
+	}
+	lockdep_hardirqs_on(CALLER_ADDR0);
+
+	__escrow_hvc(args, results);
+
+	lockdep_hardirqs_off(CALLER_ADDR0);
+	if (!context_tracking_guest_exit()) {
+		instrumentation_begin();
+		rcu_virt_note_context_switch();
+		instrumentation_end();
+	}
+	instrumentation_begin();
+	trace_hardirqs_off_finish();
+	instrumentation_end();
 }

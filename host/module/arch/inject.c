@@ -27,6 +27,7 @@
 
 /* What hvc.c and glue.c have in this build: see Kbuild. */
 void escrow_real_hvc(const u64 args[8], u64 results[5]);
+void escrow_real_hvc_enter_guest(const u64 args[8], u64 results[5]);
 
 static DEFINE_RAW_SPINLOCK(lock);
 static struct escrow_fault_site *sites;
@@ -84,22 +85,38 @@ bool escrow_fault_fails(struct escrow_fault_site *site)
 	return escrow_fault_ask(site, 0, &error);
 }
 
-void escrow_hvc(const u64 args[8], u64 results[5])
+static bool escrow_hvc_fails(struct escrow_fault_site *site, const u64 args[8], u64 results[5])
 {
-	static struct escrow_fault_site site __section("escrow_faults") __aligned(8) = {
-		.file = __FILE_NAME__, .what = "hvc", .line = __LINE__, .kind = ESCROW_FAULT_HVC,
-	};
 	u64 error;
 
-	if (!escrow_fault_ask(&site, args[0], &error)) {
-		escrow_real_hvc(args, results);
-		return;
-	}
+	if (!escrow_fault_ask(site, args[0], &error))
+		return false;
 	results[0] = error;
 	results[1] = 0;
 	results[2] = 0;
 	results[3] = 0;
 	results[4] = 0;
+	return true;
+}
+
+void escrow_hvc(const u64 args[8], u64 results[5])
+{
+	static struct escrow_fault_site site __section("escrow_faults") __aligned(8) = {
+		.file = __FILE_NAME__, .what = "hvc", .line = __LINE__, .kind = ESCROW_FAULT_HVC,
+	};
+
+	if (!escrow_hvc_fails(&site, args, results))
+		escrow_real_hvc(args, results);
+}
+
+void escrow_hvc_enter_guest(const u64 args[8], u64 results[5])
+{
+	static struct escrow_fault_site site __section("escrow_faults") __aligned(8) = {
+		.file = __FILE_NAME__, .what = "hvc", .line = __LINE__, .kind = ESCROW_FAULT_HVC,
+	};
+
+	if (!escrow_hvc_fails(&site, args, results))
+		escrow_real_hvc_enter_guest(args, results);
 }
 
 static uint surplus;

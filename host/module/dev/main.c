@@ -90,6 +90,7 @@ static int __init escrow_init(void)
 	err = escrow_power_init();
 	if (err)
 		goto err_holders;
+	escrow_guest_init();
 	escrow_poison_init();
 	escrow_debugfs_init();
 	/* Last: programs may use it before this returns. */
@@ -103,6 +104,7 @@ static int __init escrow_init(void)
 err_debugfs:
 	escrow_debugfs_exit();
 	escrow_poison_exit();
+	escrow_guest_exit();
 	escrow_power_exit();
 err_holders:
 	escrow_holders_exit();
@@ -114,6 +116,7 @@ static void __exit escrow_exit(void)
 	misc_deregister(&escrow_dev);
 	escrow_debugfs_exit();
 	escrow_poison_exit();
+	escrow_guest_exit();
 	escrow_power_exit();
 	escrow_vm_exit();
 	escrow_holders_exit();

@@ -8,51 +8,55 @@
 #include <linux/ktime.h>
 #include <linux/mm.h>
 #include <linux/module.h>
+#include <linux/preempt.h>
 #include <linux/sched.h>
-#include <linux/sched/signal.h>
 #include <linux/slab.h>
 
 #include <asm/arch_timer.h>
-#include <asm/daifflags.h>
 
 #include "fn/fn.h"
 
-static bool escrow_vcpu_must_leave(struct escrow_vcpu *vcpu)
+/* Whether a run that begins would be one of a VM or a vCPU that has ended. */
+static bool escrow_vcpu_has_ended(struct escrow_vcpu *vcpu)
 {
-	return signal_pending(current) || READ_ONCE(vcpu->run->immediate_exit);
+	return READ_ONCE(vcpu->is_removed) || escrow_vm_state(vcpu->vm) != ESCROW_VM_LIVE;
 }
 
-/* Runs the guest once. -EINTR: not at all, somebody wants this thread. */
+/*
+ * Runs the guest once. -EINTR: not at all, the program wants this thread back.
+ * -EAGAIN: not at all, there is something to be looked at first.
+ */
 static int escrow_vcpu_enter(struct escrow_vcpu *vcpu, const u64 registers[8], u64 results[5])
 {
 	int err = 0;
 
 	/*
-	 * With interrupts masked, a signal or a wish to reschedule comes with
-	 * an interrupt that is pending when the guest is entered, and ends its
-	 * run at once. They are masked in PSTATE only: EL2 must see those that
-	 * a priority mask would hide.
+	 * With interrupts disabled, whatever is not seen here comes with an interrupt
+	 * that is pending when the guest is entered, and ends its run at once: who
+	 * has something for this thread changes it first and then interrupts this CPU,
+	 * as the scheduler and escrow_vm_wake() do. One entry is all that is done
+	 * without preemption, and the host's tick ends it at the latest.
 	 */
+	preempt_disable();
 	local_irq_disable();
-	local_daif_mask();
 	/* Before EL2 looks; see escrow_vm_wake. */
 	smp_store_mb(vcpu->waiter.is_woken, false);
-	if (escrow_vcpu_must_leave(vcpu))
+	if (READ_ONCE(vcpu->run->immediate_exit))
 		err = -EINTR;
+	else if (escrow_guest_must_work() || escrow_vcpu_has_ended(vcpu))
+		err = -EAGAIN;
 	else
-		escrow_hvc(registers, results);
-	local_daif_restore(DAIF_PROCCTX_NOIRQ);
+		escrow_guest_run(registers, results);
 	local_irq_enable();
-	cond_resched();
+	preempt_enable();
 	return err;
 }
 
 /* Whether a vCPU that its guest has nothing to do for has a reason to go on. */
 static bool escrow_vcpu_must_go_on(struct escrow_vcpu *vcpu)
 {
-	return READ_ONCE(vcpu->waiter.is_woken) || READ_ONCE(vcpu->is_removed) ||
-	       escrow_vm_state(vcpu->vm) != ESCROW_VM_LIVE || READ_ONCE(vcpu->vm->has_losses) ||
-	       READ_ONCE(vcpu->run->immediate_exit);
+	return READ_ONCE(vcpu->waiter.is_woken) || escrow_vcpu_has_ended(vcpu) ||
+	       READ_ONCE(vcpu->vm->has_losses) || READ_ONCE(vcpu->run->immediate_exit);
 }
 
 static void escrow_vcpu_sleep(struct escrow_vcpu *vcpu, u64 nanoseconds)
@@ -140,6 +144,9 @@ static long escrow_vcpu_run(struct escrow_vcpu *vcpu)
 	int err, i;
 
 	for (;;) {
+		err = escrow_guest_do_work();
+		if (err)
+			return err;
 		err = escrow_vcpu_check(vcpu, &exit);
 		if (err < 0)
 			return err;
@@ -152,8 +159,11 @@ static long escrow_vcpu_run(struct escrow_vcpu *vcpu)
 		for (i = 0; i < GUNYAH_EXIT_WORDS; i++)
 			answer[i] = READ_ONCE(vcpu->run->exit[i]);
 		err = escrow_rs_vcpu_resume(&vcpu->core, answer, registers);
-		if (!err)
-			err = escrow_vcpu_enter(vcpu, registers, results);
+		if (err)
+			return err;
+		err = escrow_vcpu_enter(vcpu, registers, results);
+		if (err == -EAGAIN)
+			continue;
 		if (!err)
 			err = escrow_rs_vcpu_ended(&vcpu->core, results, &step);
 		if (err)

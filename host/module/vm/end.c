@@ -6,7 +6,6 @@
 #include <linux/module.h>
 #include <linux/mutex.h>
 #include <linux/slab.h>
-#include <linux/smp.h>
 #include <linux/workqueue.h>
 
 #include "vm/vm.h"
@@ -60,8 +59,8 @@ static int escrow_vm_destroy(struct escrow_vm *vm)
 		err = escrow_rs_vm_destroy(vm->borrower.handle);
 		if (err != -EBUSY || waited >= DESTROY_PATIENCE)
 			break;
-		/* An interrupt ends the run that keeps it busy. */
-		kick_all_cpus_sync();
+		/* An interrupt of its CPU ends the run that keeps it busy. */
+		escrow_vm_wake_all(vm);
 		msleep(pause);
 	}
 	if (!err)

@@ -27,7 +27,7 @@ const SLACK: u64 = 2 << 20;
 const SETTLE: Duration = Duration::from_secs(10);
 
 /// A control group of this test's own.
-struct Group(PathBuf);
+pub(super) struct Group(PathBuf);
 
 impl Group {
     /// Makes one and moves this process into it.
@@ -43,21 +43,31 @@ impl Group {
     }
 
     fn new(name: &str) -> Result<Group> {
+        Group::with(name, "memory")
+    }
+
+    /// One that a controller looks after.
+    pub(super) fn with(name: &str, controller: &str) -> Result<Group> {
         let root = Path::new("/sys/fs/cgroup");
         if !root.join("cgroup.controllers").exists() {
             let none = None::<&str>;
             mount(Some("cgroup2"), root, Some("cgroup2"), MsFlags::empty(), none)
                 .context("mounting cgroup2")?;
         }
-        fs::write(root.join("cgroup.subtree_control"), "+memory")
-            .context("the memory controller")?;
+        fs::write(root.join("cgroup.subtree_control"), format!("+{controller}"))
+            .with_context(|| format!("the {controller} controller"))?;
         let group = Group(root.join(format!("{name}-{}", process::id())));
         fs::create_dir(&group.0)?;
         Ok(group)
     }
 
-    fn set(&self, file: &str, value: &str) -> Result<()> {
+    pub(super) fn set(&self, file: &str, value: &str) -> Result<()> {
         fs::write(self.0.join(file), value).with_context(|| format!("{file} = {value}"))
+    }
+
+    /// What a file of it says.
+    pub(super) fn get(&self, file: &str) -> Result<String> {
+        fs::read_to_string(self.0.join(file)).with_context(|| file.to_owned())
     }
 
     fn limit(&self, bytes: u64) -> Result<()> {

@@ -15,6 +15,7 @@ mod lent;
 mod limits;
 mod memory;
 mod refs;
+mod scheduled;
 mod shared;
 mod start;
 mod storm;
@@ -100,6 +101,12 @@ tests! {
     irqfd::closed_in_any_order,
     vcpus::switch_each_other_on,
     vcpus::that_are_off_are_woken_when_asked,
+    vcpus::more_than_there_are_cpus,
+    scheduled::guest_time_is_told,
+    scheduled::a_quota_holds,
+    scheduled::freezes_and_thaws,
+    scheduled::stops_and_continues,
+    scheduled::is_traced,
     storm::unlocking_with_zeros,
     storm::unlocking_with_contents,
     accounting::follows_the_pages,

@@ -4,17 +4,19 @@
 //! run asleep for ever, and with it the test, whose time is limited.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread;
+use std::thread::{self, available_parallelism};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use escrow_abi::psci;
+use escrow_vmcore::args::VCPUS_MAX;
 use escrow_vmcore::uapi;
 use nix::errno::Errno;
 
 use super::start::{ignore_alarms, set_alarm};
 use super::{refused, same};
 use crate::guest::{self, Guest, Order, RAM};
-use crate::gunyah::{Device, Exit};
+use crate::gunyah::{Device, Exit, vcpu_function};
+use crate::wait::until;
 
 /// Switches vCPU 1 on, at the start of the program.
 const ON: Order = Order::Call(psci::CPU_ON_64, 1, RAM);
@@ -77,5 +79,43 @@ pub fn that_are_off_are_woken_when_asked() -> Result<()> {
         let asleep = scope.spawn(|| second.run());
         guest.vm.remove_vcpu(1)?;
         refused(asleep.join().expect("the thread ends"), Errno::ENODEV).context("removed")
+    })
+}
+
+/// As many as a VM can have, all of which want a CPU of the host's, and one that is
+/// asked something meanwhile.
+pub fn more_than_there_are_cpus() -> Result<()> {
+    ensure!(available_parallelism()?.get() < VCPUS_MAX as usize, "as many CPUs");
+    let guest = Guest::new(&Device::open()?, 1, 0)?;
+    let others = (1..VCPUS_MAX).map(|id| guest.vm.vcpu(id)).collect::<Result<Vec<_>>>()?;
+    let more = guest.vm.add(&vcpu_function(&uapi::VcpuArg { id: VCPUS_MAX }));
+    refused(more, Errno::EINVAL).context("one more")?;
+    guest.vm.start().context("the start")?;
+    let started = AtomicU64::new(0);
+    thread::scope(|scope| {
+        let run = |vcpu| -> Result<Exit> {
+            let exit = guest::run(vcpu)?;
+            ensure!(guest::wants_order(exit), "{exit:x?}");
+            let exit = guest::order_after(vcpu, exit, Order::Loop)?;
+            ensure!(matches!(exit, Exit::Read(..)), "{exit:x?}");
+            started.fetch_add(1, Ordering::SeqCst);
+            guest::run(vcpu)
+        };
+        let threads: Vec<_> = others.iter().map(|vcpu| scope.spawn(move || run(vcpu))).collect();
+        for id in 1..u64::from(VCPUS_MAX) {
+            // The affinity that the guest names it by: 16 to a cluster.
+            let affinity = id % 16 | id / 16 << 8;
+            same(guest.ask(Order::Call(psci::CPU_ON_64, affinity, RAM))?, psci::SUCCESS)?;
+        }
+        until("all vCPUs", || Ok(started.load(Ordering::SeqCst) == u64::from(VCPUS_MAX) - 1))?;
+        for _ in 0..3 {
+            guest.ask(Order::Load(RAM))?;
+        }
+        let end = Exit::Status(uapi::STATUS_EXITED, uapi::EXIT_TYPE_POWER_OFF);
+        same(guest.order(Order::Off)?, end)?;
+        for thread in threads {
+            same(thread.join().expect("the thread ends")?, end)?;
+        }
+        Ok(())
     })
 }
