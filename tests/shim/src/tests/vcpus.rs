@@ -104,7 +104,7 @@ pub fn more_than_there_are_cpus() -> Result<()> {
         let threads: Vec<_> = others.iter().map(|vcpu| scope.spawn(move || run(vcpu))).collect();
         for id in 1..u64::from(VCPUS_MAX) {
             // The affinity that the guest names it by: 16 to a cluster.
-            let affinity = id % 16 | id / 16 << 8;
+            let affinity = (id % 16) | ((id / 16) << 8);
             same(guest.ask(Order::Call(psci::CPU_ON_64, affinity, RAM))?, psci::SUCCESS)?;
         }
         until("all vCPUs", || Ok(started.load(Ordering::SeqCst) == u64::from(VCPUS_MAX) - 1))?;
