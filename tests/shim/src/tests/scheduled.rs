@@ -24,6 +24,8 @@ use crate::wait::until;
 const WHILE: Duration = Duration::from_millis(500);
 /// For how long a process is watched that may run for a part of the time.
 const LONG: Duration = Duration::from_secs(3);
+/// How long a process that may run for a part of the time may take to end.
+const KILLED: Duration = Duration::from_secs(10);
 /// What the kernel counts processor time in for programs (`USER_HZ`).
 const TICKS_A_SECOND: u64 = 100;
 
@@ -153,7 +155,8 @@ pub fn a_quota_holds() -> Result<()> {
     let begin = Instant::now();
     kill(runner.0, Signal::SIGTERM)?;
     same(waitpid(runner.0, None)?, WaitStatus::Signaled(runner.0, Signal::SIGTERM, false))?;
-    ensure!(begin.elapsed() < Duration::from_secs(1), "killed after {:?}", begin.elapsed());
+    // Its end has a fifth of a CPU as well, which may be an emulated one.
+    ensure!(begin.elapsed() < KILLED, "killed after {:?}", begin.elapsed());
     Ok(())
 }
 
