@@ -3,7 +3,7 @@
  * Floor 0: failures on purpose: see inject.h. Controlled in /sys/module/escrow/parameters:
  *
  *   fault_arm	 KINDS NTH TIMES ERROR FUNCTION TGID: of the points of these
- *		 kinds (enum escrow_fault_kind) that this process (0: anybody)
+ *		 kinds (enum escrow_inject_kind) that this process (0: anybody)
  *		 passes, the NTH and those after it, TIMES in all, fail. Escrow's
  *		 calls answer ERROR without being made, if they are this FUNCTION
  *		 (0: any). 0 0 0 0 0 0 ends it.
@@ -30,7 +30,7 @@ void escrow_real_hvc(const u64 args[8], u64 results[5]);
 void escrow_real_hvc_enter_guest(const u64 args[8], u64 results[5]);
 
 static DEFINE_RAW_SPINLOCK(lock);
-static struct escrow_fault_site *sites;
+static struct escrow_inject_site *sites;
 static atomic_long_t blocks;
 
 static struct {
@@ -45,7 +45,7 @@ static struct {
 } plan;
 
 /* With the lock. */
-static bool escrow_fault_is_due(u32 kind, u32 function)
+static bool escrow_inject_is_due(u32 kind, u32 function)
 {
 	if (!(plan.kinds & kind) || (plan.tgid && plan.tgid != current->tgid))
 		return false;
@@ -58,7 +58,7 @@ static bool escrow_fault_is_due(u32 kind, u32 function)
 	return true;
 }
 
-static bool escrow_fault_ask(struct escrow_fault_site *site, u32 function, u64 *error)
+static bool escrow_inject_ask(struct escrow_inject_site *site, u32 function, u64 *error)
 {
 	unsigned long flags;
 	bool fails;
@@ -70,7 +70,7 @@ static bool escrow_fault_ask(struct escrow_fault_site *site, u32 function, u64 *
 		site->next = sites;
 		sites = site;
 	}
-	fails = escrow_fault_is_due(site->kind, function);
+	fails = escrow_inject_is_due(site->kind, function);
 	site->passed++;
 	site->failed += fails;
 	*error = plan.error;
@@ -78,18 +78,18 @@ static bool escrow_fault_ask(struct escrow_fault_site *site, u32 function, u64 *
 	return fails;
 }
 
-bool escrow_fault_fails(struct escrow_fault_site *site)
+bool escrow_inject_fails(struct escrow_inject_site *site)
 {
 	u64 error;
 
-	return escrow_fault_ask(site, 0, &error);
+	return escrow_inject_ask(site, 0, &error);
 }
 
-static bool escrow_hvc_fails(struct escrow_fault_site *site, const u64 args[8], u64 results[5])
+static bool escrow_hvc_fails(struct escrow_inject_site *site, const u64 args[8], u64 results[5])
 {
 	u64 error;
 
-	if (!escrow_fault_ask(site, args[0], &error))
+	if (!escrow_inject_ask(site, args[0], &error))
 		return false;
 	results[0] = error;
 	results[1] = 0;
@@ -101,8 +101,8 @@ static bool escrow_hvc_fails(struct escrow_fault_site *site, const u64 args[8], 
 
 void escrow_hvc(const u64 args[8], u64 results[5])
 {
-	static struct escrow_fault_site site __section("escrow_faults") __aligned(8) = {
-		.file = __FILE_NAME__, .what = "hvc", .line = __LINE__, .kind = ESCROW_FAULT_HVC,
+	static struct escrow_inject_site site __section("escrow_faults") __aligned(8) = {
+		.file = __FILE_NAME__, .what = "hvc", .line = __LINE__, .kind = ESCROW_INJECT_HVC,
 	};
 
 	if (!escrow_hvc_fails(&site, args, results))
@@ -111,8 +111,8 @@ void escrow_hvc(const u64 args[8], u64 results[5])
 
 void escrow_hvc_enter_guest(const u64 args[8], u64 results[5])
 {
-	static struct escrow_fault_site site __section("escrow_faults") __aligned(8) = {
-		.file = __FILE_NAME__, .what = "hvc", .line = __LINE__, .kind = ESCROW_FAULT_HVC,
+	static struct escrow_inject_site site __section("escrow_faults") __aligned(8) = {
+		.file = __FILE_NAME__, .what = "hvc", .line = __LINE__, .kind = ESCROW_INJECT_HVC,
 	};
 
 	if (!escrow_hvc_fails(&site, args, results))
@@ -126,14 +126,14 @@ bool escrow_folio_freeze(struct folio *folio, u32 at, u32 *count)
 	return escrow_real_folio_freeze(folio, at + READ_ONCE(surplus), count);
 }
 
-void *escrow_fault_got(void *block)
+void *escrow_inject_got(void *block)
 {
 	if (block)
 		atomic_long_inc(&blocks);
 	return block;
 }
 
-const void *escrow_fault_gives_up(const void *block)
+const void *escrow_inject_gives_up(const void *block)
 {
 	if (block)
 		atomic_long_dec(&blocks);
@@ -143,13 +143,13 @@ const void *escrow_fault_gives_up(const void *block)
 static unsigned int linger;
 module_param_named(fault_linger, linger, uint, 0600);
 
-void escrow_fault_linger(void)
+void escrow_inject_linger(void)
 {
 	if (READ_ONCE(linger))
 		msleep(READ_ONCE(linger));
 }
 
-static int escrow_fault_arm(const char *text, const struct kernel_param *param)
+static int escrow_inject_arm(const char *text, const struct kernel_param *param)
 {
 	u32 kinds, nth, times, function;
 	unsigned long flags;
@@ -172,7 +172,7 @@ static int escrow_fault_arm(const char *text, const struct kernel_param *param)
 	return 0;
 }
 
-static int escrow_fault_state(char *text, const struct kernel_param *param)
+static int escrow_inject_state(char *text, const struct kernel_param *param)
 {
 	unsigned long flags;
 	u32 passed, failed;
@@ -185,9 +185,9 @@ static int escrow_fault_state(char *text, const struct kernel_param *param)
 			  atomic_long_read(&blocks));
 }
 
-static int escrow_fault_sites(char *text, const struct kernel_param *param)
+static int escrow_inject_sites(char *text, const struct kernel_param *param)
 {
-	struct escrow_fault_site *site;
+	struct escrow_inject_site *site;
 	unsigned long flags;
 	int at = 0;
 
@@ -199,11 +199,11 @@ static int escrow_fault_sites(char *text, const struct kernel_param *param)
 	return at;
 }
 
-static const struct kernel_param_ops escrow_fault_arm_ops = { .set = escrow_fault_arm };
-static const struct kernel_param_ops escrow_fault_state_ops = { .get = escrow_fault_state };
-static const struct kernel_param_ops escrow_fault_sites_ops = { .get = escrow_fault_sites };
+static const struct kernel_param_ops escrow_inject_arm_ops = { .set = escrow_inject_arm };
+static const struct kernel_param_ops escrow_inject_state_ops = { .get = escrow_inject_state };
+static const struct kernel_param_ops escrow_inject_sites_ops = { .get = escrow_inject_sites };
 
 module_param_named(fault_surplus, surplus, uint, 0600);
-module_param_cb(fault_arm, &escrow_fault_arm_ops, NULL, 0200);
-module_param_cb(fault_state, &escrow_fault_state_ops, NULL, 0400);
-module_param_cb(fault_sites, &escrow_fault_sites_ops, NULL, 0400);
+module_param_cb(fault_arm, &escrow_inject_arm_ops, NULL, 0200);
+module_param_cb(fault_state, &escrow_inject_state_ops, NULL, 0400);
+module_param_cb(fault_sites, &escrow_inject_sites_ops, NULL, 0400);

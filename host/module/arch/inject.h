@@ -20,19 +20,19 @@
 #include <linux/types.h>
 #include <linux/xarray.h>
 
-enum escrow_fault_kind {
-	ESCROW_FAULT_ALLOC = 1,
-	ESCROW_FAULT_HVC = 2,
-	ESCROW_FAULT_LOCK = 4,
+enum escrow_inject_kind {
+	ESCROW_INJECT_ALLOC = 1,
+	ESCROW_INJECT_HVC = 2,
+	ESCROW_INJECT_LOCK = 4,
 };
 
 /* A place in the source that may fail. */
-struct escrow_fault_site {
+struct escrow_inject_site {
 	const char *file;
 	const char *what;
 	u32 line;
 	u32 kind;
-	struct escrow_fault_site *next; /* of those that were passed */
+	struct escrow_inject_site *next; /* of those that were passed */
 	bool is_listed;
 	u32 passed;
 	u32 failed;
@@ -44,19 +44,19 @@ struct folio;
 bool escrow_real_folio_freeze(struct folio *folio, u32 at, u32 *count);
 
 /* inject.c */
-bool escrow_fault_fails(struct escrow_fault_site *site);
-void *escrow_fault_got(void *block);
-const void *escrow_fault_gives_up(const void *block);
-void escrow_fault_linger(void);
+bool escrow_inject_fails(struct escrow_inject_site *site);
+void *escrow_inject_got(void *block);
+const void *escrow_inject_gives_up(const void *block);
+void escrow_inject_linger(void);
 
 /* Their section tells a test how many there are. */
 #define ESCROW_FAILS(kind_, what_) ({						\
-	static struct escrow_fault_site site __used				\
+	static struct escrow_inject_site site __used				\
 		__section("escrow_faults") __aligned(8) = {		\
 		.file = __FILE_NAME__, .what = what_, .line = __LINE__,		\
 		.kind = kind_,							\
 	};									\
-	escrow_fault_fails(&site);						\
+	escrow_inject_fails(&site);						\
 })
 
 /* What the names below stood for. */
@@ -113,7 +113,7 @@ static inline int escrow_real_lock_interruptible(struct mutex *lock)
 #define ESCROW_FAULTY(kind, what, failure, call)	\
 	(ESCROW_FAILS(kind, what) ? (failure) : (call))
 #define ESCROW_BLOCK(what, call)			\
-	ESCROW_FAULTY(ESCROW_FAULT_ALLOC, what, NULL, escrow_fault_got(call))
+	ESCROW_FAULTY(ESCROW_INJECT_ALLOC, what, NULL, escrow_inject_got(call))
 
 #define kzalloc(size, flags)				\
 	ESCROW_BLOCK("kzalloc", escrow_real_kzalloc(size, flags))
@@ -129,46 +129,46 @@ static inline int escrow_real_lock_interruptible(struct mutex *lock)
 	((unsigned long)ESCROW_BLOCK("get_zeroed_page", (void *)escrow_real_zeroed_page(flags)))
 /* Others may hold the last reference, so folios are not counted. */
 #define alloc_pages(flags, order)			\
-	ESCROW_FAULTY(ESCROW_FAULT_ALLOC, "alloc_pages", NULL, \
+	ESCROW_FAULTY(ESCROW_INJECT_ALLOC, "alloc_pages", NULL, \
 		      escrow_real_pages(flags, order))
 
-#define kfree(block) ((kfree)(escrow_fault_gives_up(block)))
-#define kvfree(block) ((kvfree)(escrow_fault_gives_up(block)))
+#define kfree(block) ((kfree)(escrow_inject_gives_up(block)))
+#define kvfree(block) ((kvfree)(escrow_inject_gives_up(block)))
 #define free_pages_exact(block, size)			\
-	((free_pages_exact)((void *)escrow_fault_gives_up(block), size))
+	((free_pages_exact)((void *)escrow_inject_gives_up(block), size))
 #define free_page(page)					\
-	escrow_real_free_page((unsigned long)escrow_fault_gives_up((void *)(page)))
+	escrow_real_free_page((unsigned long)escrow_inject_gives_up((void *)(page)))
 
 #define xa_cmpxchg(xa, index, old, entry, flags)	\
-	ESCROW_FAULTY(ESCROW_FAULT_ALLOC, "xa_cmpxchg", XA_ERROR(-ENOMEM), \
+	ESCROW_FAULTY(ESCROW_INJECT_ALLOC, "xa_cmpxchg", XA_ERROR(-ENOMEM), \
 		      (xa_cmpxchg)(xa, index, old, entry, flags))
 #define xa_reserve(xa, index, flags)			\
-	ESCROW_FAULTY(ESCROW_FAULT_ALLOC, "xa_reserve", -ENOMEM, (xa_reserve)(xa, index, flags))
+	ESCROW_FAULTY(ESCROW_INJECT_ALLOC, "xa_reserve", -ENOMEM, (xa_reserve)(xa, index, flags))
 
 #define get_unused_fd_flags(flags)			\
-	ESCROW_FAULTY(ESCROW_FAULT_ALLOC, "get_unused_fd_flags", -EMFILE, \
+	ESCROW_FAULTY(ESCROW_INJECT_ALLOC, "get_unused_fd_flags", -EMFILE, \
 		      (get_unused_fd_flags)(flags))
 /* Published, but the call goes on: whoever closes it is done before. */
 #define fd_install(fd, file)				\
-	({ (fd_install)(fd, file); escrow_fault_linger(); })
+	({ (fd_install)(fd, file); escrow_inject_linger(); })
 #define anon_inode_getfile(...)				\
-	ESCROW_FAULTY(ESCROW_FAULT_ALLOC, "anon_inode_getfile", ERR_PTR(-ENFILE), \
+	ESCROW_FAULTY(ESCROW_INJECT_ALLOC, "anon_inode_getfile", ERR_PTR(-ENFILE), \
 		      (anon_inode_getfile)(__VA_ARGS__))
 #define simple_pin_fs(...)				\
-	ESCROW_FAULTY(ESCROW_FAULT_ALLOC, "simple_pin_fs", -ENOMEM, \
+	ESCROW_FAULTY(ESCROW_INJECT_ALLOC, "simple_pin_fs", -ENOMEM, \
 		      (simple_pin_fs)(__VA_ARGS__))
 #define alloc_anon_inode(sb)				\
-	ESCROW_FAULTY(ESCROW_FAULT_ALLOC, "alloc_anon_inode", ERR_PTR(-ENOMEM), \
+	ESCROW_FAULTY(ESCROW_INJECT_ALLOC, "alloc_anon_inode", ERR_PTR(-ENOMEM), \
 		      (alloc_anon_inode)(sb))
 #define alloc_file_pseudo(...)				\
-	ESCROW_FAULTY(ESCROW_FAULT_ALLOC, "alloc_file_pseudo", ERR_PTR(-ENFILE), \
+	ESCROW_FAULTY(ESCROW_INJECT_ALLOC, "alloc_file_pseudo", ERR_PTR(-ENFILE), \
 		      (alloc_file_pseudo)(__VA_ARGS__))
 
 #define down_write_killable(lock)			\
-	ESCROW_FAULTY(ESCROW_FAULT_LOCK, "down_write_killable", -EINTR, \
+	ESCROW_FAULTY(ESCROW_INJECT_LOCK, "down_write_killable", -EINTR, \
 		      (down_write_killable)(lock))
 #define mutex_lock_interruptible(lock)			\
-	ESCROW_FAULTY(ESCROW_FAULT_LOCK, "mutex_lock_interruptible", -EINTR, \
+	ESCROW_FAULTY(ESCROW_INJECT_LOCK, "mutex_lock_interruptible", -EINTR, \
 		      escrow_real_lock_interruptible(lock))
 
 #endif

@@ -16,7 +16,7 @@ use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
 const AT_LEAST: u32 = 41;
 /// In the module of a build for tests: a record for each place that may fail.
 const SITES: &str = "escrow_faults";
-/// Bytes of a record, `struct escrow_fault_site`.
+/// Bytes of a record, `struct escrow_inject_site`.
 const SITE: u64 = 48;
 
 fn modules(folder: &Path) -> impl Iterator<Item = (String, Vec<u8>)> {
@@ -79,7 +79,7 @@ fn are_in_no_other_module() {
     for (release, module) in modules(&artefacts().modules) {
         let parsed = object::File::parse(&*module).expect("a module");
         assert_eq!(sites(&module), 0, "{release}");
-        let fault = parsed.symbols().find(|s| s.name().is_ok_and(|n| n.contains("escrow_fault")));
+        let fault = parsed.symbols().find(|s| s.name().is_ok_and(|n| n.contains("escrow_inject")));
         assert!(fault.is_none(), "{release}: {fault:?}");
         seen += 1;
     }
