@@ -299,19 +299,34 @@ impl Folio {
         freeze: impl Fn(&R) -> Result<Report, Refusal>,
         refs: &R,
     ) -> Result<Report, Refusal> {
-        let mut tries = Self::TRIES;
-        loop {
-            let refusal = match freeze(refs) {
-                Ok(report) => return Ok(report),
-                Err(refusal) => refusal,
-            };
-            tries -= 1;
-            if tries == 0 || !refusal.is_transient() {
-                self.settle(State::Present);
-                return Err(refusal);
+        match freeze(refs) {
+            Ok(report) => Ok(report),
+            Err(refusal) => self.freeze_again(refusal, freeze, refs),
+        }
+    }
+
+    /// The tries after the first. Out of line: nearly all lends need no second try, and
+    /// each of them would save the registers that this uses.
+    #[cold]
+    #[inline(never)]
+    fn freeze_again<R: References>(
+        &self,
+        mut refusal: Refusal,
+        freeze: impl Fn(&R) -> Result<Report, Refusal>,
+        refs: &R,
+    ) -> Result<Report, Refusal> {
+        for _ in 1..Self::TRIES {
+            if !refusal.is_transient() {
+                break;
             }
             refs.relax();
+            match freeze(refs) {
+                Ok(report) => return Ok(report),
+                Err(next) => refusal = next,
+            }
         }
+        self.settle(State::Present);
+        Err(refusal)
     }
 
     fn freeze_if_sound(&self, refs: &impl References) -> Result<Report, Refusal> {
