@@ -37,10 +37,10 @@ static bool escrow_xfer_work_pending(void)
 
 /*
  * Before 6.18 xfer_to_guest_mode_handle_work() writes into a vCPU of KVM's when there is a
- * signal, and kernels without KVM lack it. No module can do task work itself: it is left to the way to user
- * space, from where the program calls again. TIF_NOTIFY_RESUME alone is no reason to:
- * restartable sequences set it whenever the thread was preempted, and they concern user
- * space only. (Throttling by cpu.max is task work since 6.18.)
+ * signal, and kernels without KVM lack it. No module can do task work itself: it is left
+ * to the way to user space, from where the program calls again. TIF_NOTIFY_RESUME alone is
+ * no reason to: restartable sequences set it whenever the thread was preempted, and they
+ * concern user space only. (Throttling by cpu.max is task work since 6.18.)
  */
 static bool escrow_xfer_must_return(void)
 {

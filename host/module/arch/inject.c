@@ -25,10 +25,6 @@
 #include "arch/arch.h"
 #include "arch/inject.h"
 
-/* What hvc.c and glue.c have in this build: see Kbuild. */
-void escrow_real_hvc(const u64 args[8], u64 results[5]);
-void escrow_real_hvc_enter_guest(const u64 args[8], u64 results[5]);
-
 static DEFINE_RAW_SPINLOCK(lock);
 static struct escrow_inject_site *sites;
 static atomic_long_t blocks;

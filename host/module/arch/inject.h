@@ -43,6 +43,10 @@ struct folio;
 /* What glue.c has in this build: see Kbuild. */
 bool escrow_real_folio_freeze(struct folio *folio, u32 at, u32 *count);
 
+/* hvc.c, as it is in this build: see Kbuild */
+void escrow_real_hvc(const u64 args[8], u64 results[5]);
+void escrow_real_hvc_enter_guest(const u64 args[8], u64 results[5]);
+
 /* inject.c */
 bool escrow_inject_fails(struct escrow_inject_site *site);
 void *escrow_inject_got(void *block);

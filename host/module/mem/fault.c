@@ -14,7 +14,6 @@
 #include <linux/pagemap.h>
 #include <linux/sizes.h>
 #include <linux/userfaultfd_k.h>
-#include <linux/version.h>
 
 #include "mem/mem.h"
 
@@ -144,7 +143,7 @@ static void escrow_fault_map_around(struct vm_fault *vmf, struct escrow_mem *mem
 static vm_fault_t escrow_fault_map_alone(struct vm_fault *vmf, struct page *page)
 {
 	folio_set_has_hwpoisoned(page_folio(page));
-#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 15, 0)
+#ifdef ESCROW_HAS_INSERT_PAGE_MKWRITE
 	/* It would map as many of the folio's pages as there is room for. */
 	return vmf_insert_page_mkwrite(vmf, page, vmf->flags & FAULT_FLAG_WRITE);
 #else

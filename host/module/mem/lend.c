@@ -188,7 +188,7 @@ static int escrow_mem_lend_locked(struct escrow_mem *mem, struct escrow_borrower
 		/* Of a broken one, what is whole goes alone. */
 		if (!escrow_mem_has_broken(ef) &&
 		    escrow_rs_binding_fits(binding, (u64)ef->index << PAGE_SHIFT,
-					  folio_size(ef->folio), &guest))
+					   folio_size(ef->folio), &guest))
 			continue;
 		err = escrow_mem_split(mem, ef, attempt);
 		if (err)
