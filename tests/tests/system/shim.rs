@@ -89,7 +89,12 @@ fn run_on(
         Kernel::Older => "",
         Kernel::Newer => "SHIM_MAY_LACK=vgem",
     };
-    let script = format!("{may_lack} exec /bin/shim-tests {filter}");
+    // Longer runs, for those who ask.
+    let settings = ["SHIM_HOLES", "SHIM_RACE_PAGES"].map(|name| {
+        std::env::var(name).map_or(String::new(), |number| format!("{name}={number} "))
+    });
+    let settings = settings.concat();
+    let script = format!("{settings}{may_lack} exec /bin/shim-tests {filter}");
     let mut linux = Linux::with_files(&name, cpu, smp, 1024, &script, &files).of(kernel);
     linux.limit = limit;
     let lines = linux.passes();
@@ -116,10 +121,11 @@ fn on_the_newer_kernel() {
     shim_tests_on(Kernel::Newer, "max", 2, false);
 }
 
-/// Eight vCPUs that race for 100 MiB, each on a CPU of its own.
+/// Eight vCPUs that race for the same pages, each on a CPU of its own.
 #[test]
 fn a_race_on_eight_cpus() {
-    let limit = Duration::from_secs(240);
+    let asked = std::env::var_os("SHIM_RACE_PAGES").is_some();
+    let limit = Duration::from_secs(if asked { 3600 } else { 240 });
     run_on(Kernel::Older, "max", 8, "race", "v17::vcpus_race", 1, limit);
 }
 

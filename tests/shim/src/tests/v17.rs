@@ -518,10 +518,7 @@ pub fn a_vcpu_comes_after_the_start() -> Result<()> {
 /// the start. `SHIM_HOLES` says how often.
 pub fn many_holes() -> Result<()> {
     const PARTS: usize = 4;
-    let times = match std::env::var("SHIM_HOLES") {
-        Ok(times) => times.parse()?,
-        Err(_) => 1000,
-    };
+    let times = setting("SHIM_HOLES", 1000)?;
     let guest = Guest::started(&Device::open()?, 16, MAP_FORCE_SHARE)?;
     let part = || -> Result<Duration> {
         let start = Instant::now();
@@ -541,14 +538,19 @@ pub fn many_holes() -> Result<()> {
     Ok(())
 }
 
-/// All vCPUs touch the same 100 MiB, each from its start: every page is lent once, whoever
-/// comes first.
+/// A number from the environment.
+fn setting(name: &str, default: u64) -> Result<u64> {
+    std::env::var(name).map_or(Ok(default), |number| Ok(number.parse()?))
+}
+
+/// All vCPUs touch the same pages, each from the first on: every page is lent once, whoever
+/// comes first. `SHIM_RACE_PAGES` says how many.
 pub fn vcpus_race_for_pages() -> Result<()> {
-    const PAGES: u64 = 25_600;
+    let pages = setting("SHIM_RACE_PAGES", 2048)?;
     let device = Device::open()?;
     let guest = Guest::new(&device, 1, 0)?;
-    let memory = device.memory(PAGES)?;
-    guest.vm.bind(AT, RWX, &memory, 0, PAGES)?;
+    let memory = device.memory(pages)?;
+    guest.vm.bind(AT, RWX, &memory, 0, pages)?;
     let cpus = thread::available_parallelism()?.get().min(8) as u64;
     let others = (1..cpus as u32).map(|id| guest.vm.vcpu(id)).collect::<Result<Vec<_>>>()?;
     guest.vm.start()?;
@@ -561,19 +563,19 @@ pub fn vcpus_race_for_pages() -> Result<()> {
             .map(|vcpu| {
                 scope.spawn(|| -> Result<Exit> {
                     let exit = guest::run(vcpu)?;
-                    guest::order_after(vcpu, exit, Order::Visit(AT, PAGES))
+                    guest::order_after(vcpu, exit, Order::Visit(AT, pages))
                 })
             })
             .collect();
-        same(guest.ask(Order::Visit(AT, PAGES))?, PAGES)?;
+        same(guest.ask(Order::Visit(AT, pages))?, pages)?;
         for visit in visits {
             let exit = visit.join().expect("the thread ends")?;
-            same(exit, Exit::Write(ANSWER, PAGES))?;
+            same(exit, Exit::Write(ANSWER, pages))?;
         }
         Ok(())
     })?;
-    same(memory.count(fdinfo::LENT)?, PAGES)?;
-    for page in [0, 1, PAGES / 2, PAGES - 1] {
+    same(memory.count(fdinfo::LENT)?, pages)?;
+    for page in [0, 1, pages / 2, pages - 1] {
         let at = AT + page * PAGE;
         same(guest.ask(Order::Load(at))?, at)?;
     }
