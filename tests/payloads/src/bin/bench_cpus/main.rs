@@ -15,6 +15,7 @@
 #![no_main]
 
 use core::arch::global_asm;
+use core::hint::black_box;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use aarch64_cpu::registers::{CNTFRQ_EL0, Readable as _};
@@ -224,6 +225,7 @@ impl Lenders {
                     }
                     _ => [call::MEM_LEND as u64, vm, list, length, 0, 0, 0, 0],
                 };
+                stagger(cpu, n);
                 // SAFETY: the memory is this CPU's, and nobody uses it.
                 let ticks = unsafe { sample(&mut registers) };
                 check_eq!(registers[0], 0, "the answer");
@@ -252,6 +254,15 @@ impl Lenders {
             lists.reclaim(&tables).map_err(refused("MEM_RECLAIM"))?;
         }
         Ok(())
+    }
+}
+
+/// Spends a time that differs from call to call and from CPU to CPU. If each round took as
+/// long as the one before, QEMU's slices could end between two calls every time, and no
+/// call would meet another.
+fn stagger(cpu: usize, n: u64) {
+    for turn in 0..(n * 5 + cpu as u64 * 3) % 13 {
+        black_box(turn);
     }
 }
 
