@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * Floor 5: /sys/class/misc/gunyah/: what Escrow says of itself (escrow/), and what the
- * module has counted (shim/; units in stats.h).
+ * module has counted (shim/; units in arch/events.h).
  *
  * What counts is root's to read: it changes with each page that a guest touches,
  * and so would tell every user what guests do.
