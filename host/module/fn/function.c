@@ -38,7 +38,8 @@ static const struct escrow_fn_ops *escrow_function_ops(const struct escrow_vm *v
 	return NULL;
 }
 
-int escrow_function_add(struct escrow_vm *vm, void __user *argp)
+/* What a call is about, once it is checked. */
+static int escrow_function_do(struct escrow_vm *vm, void __user *argp, bool add)
 {
 	const struct escrow_fn_ops *ops;
 	struct escrow_function function = {};
@@ -47,27 +48,25 @@ int escrow_function_add(struct escrow_vm *vm, void __user *argp)
 	int err;
 
 	err = escrow_function_read(argp, &desc, &arg);
-	if (!err)
-		err = escrow_rs_function_to_add(&desc, &arg, &function);
+	if (err)
+		return err;
+	err = add ? escrow_rs_function_to_add(&desc, &arg, &function) :
+		    escrow_rs_function_to_remove(&desc, &arg, &function);
 	if (err)
 		return err;
 	ops = escrow_function_ops(vm, function.type);
-	return ops ? ops->add(vm, &function, &desc, &arg) : -ENOENT;
+	if (!ops)
+		return -ENOENT;
+	return add ? ops->add(vm, &function, &desc, &arg) :
+		     ops->remove(vm, &function, &desc, &arg);
+}
+
+int escrow_function_add(struct escrow_vm *vm, void __user *argp)
+{
+	return escrow_function_do(vm, argp, true);
 }
 
 int escrow_function_remove(struct escrow_vm *vm, void __user *argp)
 {
-	const struct escrow_fn_ops *ops;
-	struct escrow_function function = {};
-	union escrow_fn_arg arg = {};
-	struct gunyah_fn_desc desc;
-	int err;
-
-	err = escrow_function_read(argp, &desc, &arg);
-	if (!err)
-		err = escrow_rs_function_to_remove(&desc, &arg, &function);
-	if (err)
-		return err;
-	ops = escrow_function_ops(vm, function.type);
-	return ops ? ops->remove(vm, &function, &desc, &arg) : -ENOENT;
+	return escrow_function_do(vm, argp, false);
 }

@@ -19,7 +19,8 @@ void escrow_mem_show_away(struct escrow_mem *mem)
 	WRITE_ONCE(mem->unseen, 0);
 	escrow_rs_counts(&mem->counts, counts);
 	/* Lent, and those that EL2 keeps. */
-	escrow_payer_set_away(&mem->payer, counts[1] + counts[3]);
+	escrow_payer_set_away(&mem->payer, counts[ESCROW_COUNT_LENT] +
+			      counts[ESCROW_COUNT_QUARANTINED]);
 }
 
 /* Takes home the rest of a large folio that broke in a part, as below. */
