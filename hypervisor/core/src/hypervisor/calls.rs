@@ -53,36 +53,36 @@ pub enum Reply {
 }
 
 /// What a call comes to that has no error.
-pub(super) enum Outcome {
+pub(super) enum Success {
     /// `x1`–`x4`.
     Answer([u64; 4]),
     /// `x7`, to make the call again with.
     Again(u64),
 }
 
-impl From<()> for Outcome {
-    fn from((): ()) -> Outcome {
-        Outcome::Answer([0; 4])
+impl From<()> for Success {
+    fn from((): ()) -> Success {
+        Success::Answer([0; 4])
     }
 }
 
-impl From<u64> for Outcome {
-    fn from(value: u64) -> Outcome {
-        Outcome::Answer([value, 0, 0, 0])
+impl From<u64> for Success {
+    fn from(value: u64) -> Success {
+        Success::Answer([value, 0, 0, 0])
     }
 }
 
-impl From<[u64; 4]> for Outcome {
-    fn from(values: [u64; 4]) -> Outcome {
-        Outcome::Answer(values)
+impl From<[u64; 4]> for Success {
+    fn from(values: [u64; 4]) -> Success {
+        Success::Answer(values)
     }
 }
 
-impl From<Progress> for Outcome {
-    fn from(progress: Progress) -> Outcome {
+impl From<Progress> for Success {
+    fn from(progress: Progress) -> Success {
         match progress {
-            Progress::Done { broken } => Outcome::Answer([0, broken, 0, 0]),
-            Progress::Again(x7) => Outcome::Again(x7),
+            Progress::Done { broken } => Success::Answer([0, broken, 0, 0]),
+            Progress::Again(x7) => Success::Again(x7),
         }
     }
 }
@@ -179,8 +179,8 @@ impl<M: Machine> Hypervisor<M> {
             _ => match immediate(function) {
                 Some(answer) => answer,
                 None => match self.dispatch(scratch, function, x) {
-                    Ok(Outcome::Answer([x1, x2, x3, x4])) => [0, x1, x2, x3, x4],
-                    Ok(Outcome::Again(progress)) => {
+                    Ok(Success::Answer([x1, x2, x3, x4])) => [0, x1, x2, x3, x4],
+                    Ok(Success::Again(progress)) => {
                         x[7] = progress;
                         return Reply::Again;
                     }
@@ -200,7 +200,7 @@ impl<M: Machine> Hypervisor<M> {
         scratch: &mut Scratch,
         function: u32,
         x: &mut [u64; 8],
-    ) -> Result<Outcome, Refusal> {
+    ) -> Result<Success, Refusal> {
         let list = |at, count, progress| List { at, count, progress };
         calls! { function, x:
             VM_CREATE(at, count) => self.vm_create(scratch, list(at, count, 0)),

@@ -9,7 +9,7 @@ use arrayvec::ArrayVec;
 use escrow_abi::{Error, LIST_MAX, MemEntry};
 
 use super::Refusal;
-use super::list::{ENTRIES_PER_PAGE, Next};
+use super::list::{ENTRIES_PER_PAGE, Expected};
 use super::portions::{Looks, PORTION_BLOCKS, Part};
 use crate::addr::{Ipa, PAGE_SIZE, PAGES_PER_BLOCK, PhysAddr};
 use crate::ledger::{Block, Record, page_in_block};
@@ -331,7 +331,7 @@ impl Scratch {
     /// Adds pages behind the last extent to it: those of copied entries, as long as they
     /// are what comes next and the part takes them. Returns how many there are.
     #[inline(always)]
-    pub(super) fn prolong(&mut self, places: Range<usize>, next: &mut Next) -> usize {
+    pub(super) fn prolong(&mut self, places: Range<usize>, next: &mut Expected) -> usize {
         let Some(extent) = self.extents.last_mut() else { return 0 };
         let entries = self.copies.get(places).unwrap_or_default();
         let room = self.part.room(self.pages).min(entries.len() as u64);

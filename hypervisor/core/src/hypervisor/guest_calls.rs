@@ -4,7 +4,7 @@
 
 use escrow_abi::{Error, Handle, call};
 
-use super::calls::{Outcome, calls};
+use super::calls::{Success, calls};
 use super::extents::Scratch;
 use super::list::{List, Reader};
 use super::memory::Give;
@@ -57,8 +57,8 @@ impl<M: Machine> Hypervisor<M> {
         let result = self.dispatch_guest(scratch, run, args, &mut ask);
         match (result, ask) {
             (Ok(_), Some(ask)) => GuestCall::Ask(ask),
-            (Ok(Outcome::Answer([x1, x2, x3, _])), None) => GuestCall::Return([0, x1, x2, x3]),
-            (Ok(Outcome::Again(progress)), None) => {
+            (Ok(Success::Answer([x1, x2, x3, _])), None) => GuestCall::Return([0, x1, x2, x3]),
+            (Ok(Success::Again(progress)), None) => {
                 args[7] = progress;
                 GuestCall::Again
             }
@@ -77,7 +77,7 @@ impl<M: Machine> Hypervisor<M> {
         run: &mut Run<'_>,
         x: &mut [u64; 8],
         ask: &mut Option<Answer>,
-    ) -> Result<Outcome, Refusal> {
+    ) -> Result<Success, Refusal> {
         let function = x[0] as u32;
         let list = |at, count, progress| List { at, count, progress };
         calls! { function, x:

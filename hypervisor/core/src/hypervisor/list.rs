@@ -33,7 +33,7 @@ impl Form {
     /// For the hypervisor's own use.
     pub const METADATA: Form = Form { guests: false, reports: true, blocks: false };
     /// Out of a VM's sight, to nobody or to the host.
-    pub const HIDE: Form = Form { guests: false, reports: true, blocks: true };
+    pub const UNMAP: Form = Form { guests: false, reports: true, blocks: true };
     pub const TAKE: Form = Form { guests: false, reports: false, blocks: true };
 }
 
@@ -73,7 +73,7 @@ impl Entry {
     /// What the entries behind this one in a host's list say if they prolong its extent;
     /// `words` are its own.
     #[inline(always)]
-    fn next(&self, form: Form, words: [u64; 4]) -> Next {
+    fn next(&self, form: Form, words: [u64; 4]) -> Expected {
         let behind = |at: u64| PAGES_PER_BLOCK as u64 - 1 - at / PAGE_SIZE % PAGES_PER_BLOCK as u64;
         let step = if form.guests { PAGE_SIZE } else { 0 };
         let left = match self.is_block {
@@ -82,7 +82,7 @@ impl Entry {
             false => behind(self.at),
         };
         let [frame, guest, references, users] = words;
-        Next { words: [frame + PAGE_SIZE, guest + step, references, users], step, left }
+        Expected { words: [frame + PAGE_SIZE, guest + step, references, users], step, left }
     }
 }
 
@@ -90,7 +90,7 @@ impl Entry {
 /// [`Entry::decode`] has accepted in nothing but the addresses, and those are of the page
 /// behind it in the same block: so it is valid as well, and need not be decoded.
 #[derive(Clone, Copy, Default)]
-pub(super) struct Next {
+pub(super) struct Expected {
     words: [u64; 4],
     /// From one guest address to the next.
     step: u64,
@@ -98,7 +98,7 @@ pub(super) struct Next {
     left: u64,
 }
 
-impl Next {
+impl Expected {
     /// How many of these prolong it, one behind the other.
     #[inline(always)]
     pub fn take(&mut self, entries: &[[u64; 4]]) -> u64 {
@@ -120,7 +120,7 @@ impl Next {
     }
 
     /// Whether an entry is for the page that could prolong it: a look that costs less than
-    /// [`Next::take`].
+    /// [`Expected::take`].
     #[inline(always)]
     fn is_near(&self, words: [u64; 4]) -> bool {
         self.left != 0 && words[0] == self.words[0]
@@ -269,7 +269,7 @@ impl<M: Machine> Hypervisor<M> {
         }
         scratch.begin(part);
         let mut index = part.first();
-        let mut next = Next::default();
+        let mut next = Expected::default();
         while index < count && !scratch.is_full() {
             let page = (at + index * ENTRY_SIZE) & !(PAGE_SIZE - 1);
             let end = count.min((index / ENTRIES_PER_PAGE + 1) * ENTRIES_PER_PAGE);
@@ -355,7 +355,7 @@ impl<M: Machine> Hypervisor<M> {
         reader: Reader<'_>,
         form: Form,
         (first, copied): (u64, usize),
-        carried: &mut Next,
+        carried: &mut Expected,
     ) -> Result<(), Refusal> {
         let mut next = *carried;
         let mut place = 0;
@@ -382,7 +382,7 @@ impl<M: Machine> Hypervisor<M> {
             next = match reader {
                 Reader::Host | Reader::Registers(_) => entry.next(form, words),
                 // Its pages may be anywhere.
-                Reader::Guest(_) => Next::default(),
+                Reader::Guest(_) => Expected::default(),
             };
             place += 1;
         }

@@ -190,7 +190,7 @@ impl<M: Machine> Hypervisor<M> {
         to: Option<(&mut Party<'_>, &Capability)>,
         (list, part): (List, Part),
     ) -> Result<u64, Refusal> {
-        let form = if to.is_some() { kind.form() } else { Form::HIDE };
+        let form = if to.is_some() { kind.form() } else { Form::UNMAP };
         let Some(own) = &from.vm.map else { return Err(Error::Denied.into()) };
         self.read_list(scratch, Reader::Guest(own), form, list, part)?;
         let mut to = to;

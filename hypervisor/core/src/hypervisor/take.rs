@@ -37,7 +37,7 @@ pub(super) enum Taking {
 impl Taking {
     pub(super) const fn form(self) -> Form {
         match self {
-            Taking::TakeBack => Form::HIDE,
+            Taking::TakeBack => Form::UNMAP,
             _ => Form::TAKE,
         }
     }

@@ -16,7 +16,7 @@
 
 use spin::mutex::TicketMutex;
 
-use super::{Access, Device};
+use super::{Device, RegisterAccess};
 use crate::addr::{PhysAddr, PhysRange};
 use crate::machine::Machine;
 
@@ -57,8 +57,8 @@ impl FwCfg {
 }
 
 impl<M: Machine> Device<M> for FwCfg {
-    fn access(&self, machine: &M, access: Access) -> Option<u64> {
-        let Access { offset, size, stored } = access;
+    fn access(&self, machine: &M, access: RegisterAccess) -> Option<u64> {
+        let RegisterAccess { offset, size, stored } = access;
         // Held over the access, so that what is noted is what the device shows.
         let mut shows_id = self.shows_id.lock();
         match (offset, size, stored) {

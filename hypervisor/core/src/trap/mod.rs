@@ -60,7 +60,7 @@ pub enum TrapError {
 
 /// An access that a trap answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Access {
+struct RegisterAccess {
     /// Offset from the begin of the registers, in bytes; beyond all of them for an address
     /// that is before them in their page.
     offset: u64,
@@ -73,7 +73,7 @@ struct Access {
 /// What answers the accesses to a trap. `None` refuses; stores have a value
 /// that is not looked at.
 trait Device<M: Machine> {
-    fn access(&self, machine: &M, access: Access) -> Option<u64>;
+    fn access(&self, machine: &M, access: RegisterAccess) -> Option<u64>;
 }
 
 /// The devices that there are.
@@ -83,7 +83,7 @@ enum Registers {
 }
 
 impl<M: Machine> Device<M> for Registers {
-    fn access(&self, machine: &M, access: Access) -> Option<u64> {
+    fn access(&self, machine: &M, access: RegisterAccess) -> Option<u64> {
         match self {
             Registers::Hidden => None,
             Registers::FwCfg(device) => device.access(machine, access),
@@ -216,8 +216,9 @@ impl Entry {
         let stored =
             access.is_write().then(|| access.stored(registers.read(access.register()), big_endian));
         let offset = at.0.wrapping_sub(self.base.0);
-        let value =
-            self.registers.access(machine, Access { offset, size: access.size(), stored })?;
+        let value = self
+            .registers
+            .access(machine, RegisterAccess { offset, size: access.size(), stored })?;
         if !access.is_write() {
             registers.write(access.register(), access.loaded(value, big_endian));
         }
