@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result, bail};
@@ -54,11 +54,12 @@ pub fn kernels(args: &Args) -> Result<ExitCode> {
         let text = format!("{} {} {}", it.suite, it.name, it.headers.release);
         args.filter.as_ref().is_none_or(|filter| text.contains(filter))
     };
+    let rust = build::build_rust(&workspace, &setup)?;
     let mut rows = Vec::new();
     let mut failed = 0;
     for flavour in flavours.all.iter().filter(wanted) {
         let step = Step::start(format!("{}: {}", flavour.suite, flavour.headers.release));
-        match attempt(&workspace, &flavours.dkms, &package, &flavour.headers) {
+        match attempt(&workspace, &flavours.dkms, &package, &flavour.headers, &rust) {
             Ok((outcome, why)) => {
                 step.done();
                 show!("test {} of {} ... ok", flavour.headers.release, flavour.suite);
@@ -102,13 +103,14 @@ pub fn kernels(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Has DKMS build the package for a kernel. If it leaves the kernel out, make is
+/// Has DKMS build the package for a kernel, its Rust half from source. If it leaves the kernel out, make is
 /// started by hand, and must refuse it in words.
 fn attempt(
     workspace: &Workspace,
     dkms: &Path,
     package: &Path,
     headers: &Headers,
+    rust: &[(&str, PathBuf)],
 ) -> Result<(Outcome, Option<String>)> {
     let home = workspace.paths().module_build(&headers.release, "escrow.tree");
     if home.exists() {
@@ -133,7 +135,7 @@ fn attempt(
     build.args(["-k", &headers.release, "-a", "aarch64", "--directive", "STRIP[0]=no"]);
     build.arg("--kernelsourcedir").arg(&headers.folder);
     build.arg("--config").arg(headers.folder.join(".config"));
-    build.envs([("ARCH", "arm64"), ("CROSS_COMPILE", "aarch64-linux-gnu-")]);
+    build.env("ARCH", "arm64").envs(rust.iter().cloned());
     // DKMS asks the headers for their compiler, by a name that is not everywhere.
     if let Some(own) = headers.own_compiler().filter(|name| find_program(name).is_none()) {
         let folder = home.join("compiler");

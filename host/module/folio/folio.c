@@ -103,7 +103,8 @@ void escrow_folio_dissolve(struct folio *folio)
 		clear_compound_head(page);
 		page_folio(page)->index = index + i;
 	}
-	ClearPageCompound(head);
+	/* Kernels without huge pages (PREEMPT_RT) have no ClearPageCompound(). */
+	ClearPageHead(head);
 	folio_ref_unfreeze(folio, 1);
 	split_page(head, order);
 }

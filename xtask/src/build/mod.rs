@@ -6,6 +6,7 @@ mod cargo;
 mod image;
 mod initramfs;
 mod module;
+mod package;
 
 use std::env;
 use std::fs;
@@ -16,9 +17,8 @@ use clap::ValueEnum;
 use xtask::artefacts::{Artefacts, BuildPaths};
 
 pub use cargo::{command as cargo_command, plain as plain_cargo};
-pub use module::{
-    FLAGS as MODULE_FLAGS, check as check_modules, check_package, make, package, rust_half,
-};
+pub use module::{FLAGS as MODULE_FLAGS, check as check_modules, make, rust_half};
+pub use package::{build_rust, check_package, package};
 
 use cargo::Kind;
 
@@ -141,7 +141,7 @@ pub fn build(workspace: &Workspace, setup: &Setup, parts: &[What]) -> Result<()>
         initramfs::build(workspace, setup).context("the initramfs cannot be made")?;
     }
     if wanted(What::Dkms) {
-        module::package(workspace, setup).context("the package for DKMS cannot be made")?;
+        package(workspace, setup).context("the package for DKMS cannot be made")?;
     }
     Ok(())
 }

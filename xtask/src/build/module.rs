@@ -5,14 +5,13 @@
 //! the source tree stays clean.
 
 use std::collections::BTreeSet;
+use std::env;
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
-use object::read::archive::ArchiveFile;
-use object::{Object as _, ObjectSymbol as _};
 
 use super::Workspace;
 use super::cargo::{Build, Kind, only};
@@ -21,23 +20,12 @@ use crate::shell::{Step, find_program, run_quietly, write_if_changed};
 
 /// Made for the C files: the workspace's version.
 const VERSION_HEADER: &str = "escrow_version.h";
-/// How DKMS builds the shim.
-const DKMS_CONFIG: &str = "dkms.conf";
-/// The shim's license, which goes where its source goes.
-const LICENSE: &str = "COPYING";
-/// Files of the package that go elsewhere: a udev rule and the group that it names.
-const INSTALLED: [&str; 2] = ["install/60-escrow.rules", "install/escrow.conf"];
 /// What Kbuild files call the Rust half.
-const RUST_OBJECT: &str = "escrow_rust.o";
-/// How the Rust half is linked.
-const RUST_SCRIPT: &str = "escrow_rust.ld";
-/// C may call the functions of the Rust half whose names begin like this;
-/// what they do not need is left out.
-const ENTRY_PREFIX: &str = "escrow_";
-/// Functions that compilers call on their own. The kernel's own are faster
-/// than those that come with Rust for machines without a C library.
-const KERNELS: [&str; 4] = ["memcpy", "memmove", "memset", "memcmp"];
-const LINKER: &str = "aarch64-linux-gnu-ld";
+pub(super) const RUST_OBJECT: &str = "escrow_rust.o";
+/// Links the Rust half, here and where the package for DKMS is built.
+pub(super) const PRELINK: &str = "prelink.sh";
+/// How the names of the cross compiler's programs begin.
+pub(super) const CROSS_COMPILE: &str = "aarch64-linux-gnu-";
 
 /// A module's loader knows no GOT. What the code is about lies in the module
 /// itself, so near that two instructions name it (the small code model), and
@@ -57,10 +45,10 @@ pub const FLAGS: &[&str] = &[
 ];
 
 /// A module, and where it comes from.
-struct Module {
+pub(super) struct Module {
     name: &'static str,
     /// Folder of the C files.
-    source: &'static str,
+    pub(super) source: &'static str,
     /// Package of the Rust half, if there is one.
     rust: Option<&'static str>,
     /// Whether whatever may fail does so when it is told to; for tests.
@@ -76,29 +64,61 @@ const MODULES: &[Module] = &[
     Module { name: "holder", source: "tests/holder/module", uses_shim: true, ..PLAIN },
 ];
 
-const SHIM: Module =
+pub(super) const SHIM: Module =
     Module { name: "escrow", source: "host/module", rust: Some("escrow-module"), ..PLAIN };
 const PLAIN: Module = Module { name: "", source: "", rust: None, faults: false, uses_shim: false };
 
 impl Module {
     /// Builds the Rust half, if there is one.
-    fn library(&self, workspace: &Workspace, setup: &Setup) -> Result<Option<PathBuf>> {
+    pub(super) fn library(&self, workspace: &Workspace, setup: &Setup) -> Result<Option<PathBuf>> {
         let Some(package) = self.rust else { return Ok(None) };
-        let built = Build::new(package, SOFTFLOAT).flags(FLAGS).run(workspace, setup)?;
+        let remaps = remaps(setup)?;
+        let flags = FLAGS.iter().copied().chain(remaps.iter().map(String::as_str));
+        let flags: Vec<_> = flags.collect();
+        let built = Build::new(package, SOFTFLOAT).flags(&flags).run(workspace, setup)?;
         Ok(Some(only(&built, Kind::StaticLibrary, &package.replace('-', "_"))?.to_owned()))
     }
 
     /// Puts together what the kernel's build needs. Whether anything changed.
-    fn prepare(&self, workspace: &Workspace, library: Option<&Path>, work: &Path) -> Result<bool> {
+    pub(super) fn prepare(
+        &self,
+        workspace: &Workspace,
+        library: Option<&Path>,
+        work: &Path,
+    ) -> Result<bool> {
         let source = workspace.root().join(self.source);
         let mut changed = stage(&source, work)?;
         let version = format!("#define ESCROW_VERSION \"{}\"\n", env!("CARGO_PKG_VERSION"));
         changed |= write_if_changed(&work.join(VERSION_HEADER), version.as_bytes())?;
         if let Some(library) = library {
-            changed |= prelink(library, &source.join(RUST_SCRIPT), work)?;
+            changed |= prelink(library, &source, work)?;
         }
         Ok(changed)
     }
+}
+
+/// Flags by which it makes no difference to the Rust half where crates and Rust's
+/// library lie: a panic names its file. The package's own build has the same names.
+fn remaps(setup: &Setup) -> Result<Vec<String>> {
+    let mut flags = Vec::new();
+    for crates in registries()? {
+        flags.push(format!("--remap-path-prefix={}=crates", crates.display()));
+    }
+    if let Some(library) = setup.bare_metal()?.library() {
+        flags.push(format!("--remap-path-prefix={}=library", library.display()));
+    }
+    Ok(flags)
+}
+
+/// The folders where cargo has the sources of crates, one for each registry.
+fn registries() -> Result<Vec<PathBuf>> {
+    let home = env::var_os("CARGO_HOME").map(PathBuf::from);
+    let home = home.or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cargo")));
+    let folder = home.context("where is cargo's home?")?.join("registry/src");
+    let entries = fs::read_dir(&folder).with_context(|| format!("no {}", folder.display()))?;
+    let mut found = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
+    found.sort();
+    Ok(found)
 }
 
 /// The Rust half of the shim as one object, as the kernel's build takes it.
@@ -107,72 +127,8 @@ pub fn rust_half(workspace: &Workspace, setup: &Setup) -> Result<PathBuf> {
     let library = SHIM.library(workspace, setup)?.context("the shim has no Rust half")?;
     let work = workspace.paths().module_build("rust", SHIM.name);
     fs::create_dir_all(&work)?;
-    prelink(&library, &workspace.root().join(SHIM.source).join(RUST_SCRIPT), &work)?;
+    prelink(&library, &workspace.root().join(SHIM.source), &work)?;
     Ok(work.join(RUST_OBJECT))
-}
-
-/// Makes the folder that DKMS builds the shim from: the C files and the Rust
-/// half, prelinked, as an object that the kernel's build copies (`_shipped`; it
-/// removes all others when it cleans).
-pub fn package(workspace: &Workspace, setup: &Setup) -> Result<PathBuf> {
-    const VERSION: &str = env!("CARGO_PKG_VERSION");
-    setup.cross_compiler()?;
-    let module = &SHIM;
-    let library = module.library(workspace, setup)?;
-    let folder = workspace.paths().dkms().join(format!("escrow-{VERSION}"));
-    module.prepare(workspace, library.as_deref(), &folder)?;
-    fs::rename(folder.join(RUST_OBJECT), folder.join(format!("{RUST_OBJECT}_shipped")))?;
-    fs::remove_file(folder.join(format!(".{RUST_OBJECT}.cmd")))?;
-    let source = workspace.root().join(module.source);
-    let config = fs::read_to_string(source.join(DKMS_CONFIG)).context("reading dkms.conf")?;
-    let config = config.replace("@VERSION@", VERSION);
-    write_if_changed(&folder.join(DKMS_CONFIG), config.as_bytes())?;
-    write_if_changed(&folder.join(LICENSE), &fs::read(source.join(LICENSE))?)?;
-    for name in INSTALLED {
-        write_if_changed(&folder.join(name), &fs::read(source.join(name))?)?;
-    }
-    Ok(folder)
-}
-
-/// Builds the package for DKMS for every kernel that hosts run, as DKMS does:
-/// with no more than is in it, cleaned first.
-pub fn check_package(workspace: &Workspace, setup: &Setup) -> Result<()> {
-    setup.kernel_tools()?;
-    let package = package(workspace, setup)?;
-    for kernel in setup.host_kernels()? {
-        let step = Step::start(format!("building the package for {}", kernel.headers.release));
-        let work = workspace.paths().module_build(&kernel.headers.release, "escrow.dkms");
-        if work.exists() {
-            fs::remove_dir_all(&work)?;
-        }
-        fs::create_dir_all(&work)?;
-        copy_all(&package, &work)?;
-        for target in ["clean", "modules"] {
-            let mut make = make(&work, &kernel.headers)?;
-            run_quietly(make.args(["KCFLAGS=-Werror", target]))
-                .with_context(|| format!("make {target} for {}", kernel.headers.release))?;
-        }
-        if !work.join("escrow.ko").exists() {
-            bail!("no module has been made for {}", kernel.headers.release);
-        }
-        step.done();
-    }
-    Ok(())
-}
-
-/// Copies what is in a folder, folders too.
-fn copy_all(from: &Path, to: &Path) -> Result<()> {
-    for entry in fs::read_dir(from)? {
-        let entry = entry?;
-        let place = to.join(entry.file_name());
-        if entry.file_type()?.is_dir() {
-            fs::create_dir_all(&place)?;
-            copy_all(&entry.path(), &place)?;
-        } else {
-            fs::copy(entry.path(), place)?;
-        }
-    }
-    Ok(())
 }
 
 /// Builds every module for every kernel that hosts run.
@@ -289,56 +245,18 @@ fn sources(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Links the Rust half to one object that has no more than C can reach.
-/// Whether it changed.
-fn prelink(library: &Path, script: &Path, work: &Path) -> Result<bool> {
-    let entries = entries(library)?;
-    if entries.is_empty() {
-        bail!("{} defines no function {ENTRY_PREFIX}…: nothing for C to call", library.display());
-    }
+/// Links the Rust half to one object that has no more than C can reach. Whether
+/// it changed.
+fn prelink(library: &Path, source: &Path, work: &Path) -> Result<bool> {
     let object = work.join("escrow_rust.new");
-    let mut command = Command::new(LINKER);
-    command.args(["-r", "--strip-debug", "--gc-sections", "-T"]).arg(script);
-    command.arg("-o").arg(&object);
-    for entry in &entries {
-        command.args(["-u", entry]);
-    }
-    // What is wrapped is not looked for in the library, and gets its own name
-    // back below: modpost finds it in the kernel.
-    for function in KERNELS {
-        command.arg(format!("--wrap={function}"));
-    }
-    run_quietly(command.arg(library))?;
-    // The standard library's objects carry their bitcode with them.
-    let mut objcopy = Command::new("aarch64-linux-gnu-objcopy");
-    objcopy.args(["--remove-section=.llvmbc", "--remove-section=.llvmcmd"]);
-    for function in KERNELS {
-        objcopy.arg(format!("--redefine-sym=__wrap_{function}={function}"));
-    }
-    run_quietly(objcopy.arg(&object))?;
+    let mut script = Command::new("sh");
+    script.arg(source.join(PRELINK)).args([library, &object]).env("CROSS_COMPILE", CROSS_COMPILE);
+    run_quietly(&mut script)?;
     let changed = write_if_changed(&work.join(RUST_OBJECT), &fs::read(&object)?)?;
     fs::remove_file(&object)?;
     // Kbuild wants to know how each object was made.
     write_if_changed(&work.join(format!(".{RUST_OBJECT}.cmd")), b"")?;
     Ok(changed)
-}
-
-/// The functions that a static library offers to C.
-fn entries(library: &Path) -> Result<BTreeSet<String>> {
-    let bytes = fs::read(library).with_context(|| format!("cannot read {}", library.display()))?;
-    let archive = ArchiveFile::parse(&*bytes).context("not a static library")?;
-    let mut names = BTreeSet::new();
-    for member in archive.members() {
-        let data = member?.data(&*bytes)?;
-        // Not all members are objects: rustc adds its metadata.
-        let Ok(object) = object::File::parse(data) else {
-            continue;
-        };
-        let symbols = object.symbols().filter(|s| s.is_global() && s.is_definition());
-        let ours = symbols.filter_map(|s| Some(s.name().ok()?.to_owned()));
-        names.extend(ours.filter(|name| name.starts_with(ENTRY_PREFIX)));
-    }
-    Ok(names)
 }
 
 /// Has sparse and the compiler's `W=1` look at every module, for every kernel;

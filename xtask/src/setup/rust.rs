@@ -62,6 +62,11 @@ impl BareMetal {
         variables
     }
 
+    /// Where the libraries' sources are, if cargo builds them.
+    pub fn library(&self) -> Option<&Path> {
+        self.sources.as_deref()
+    }
+
     /// Arguments of cargo calls for `target`.
     pub fn arguments(&self, target: &str) -> Vec<String> {
         let mut arguments = vec![format!("--target={target}")];
