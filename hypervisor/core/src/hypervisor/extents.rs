@@ -117,8 +117,8 @@ pub struct Scratch {
     work: u64,
     /// The block of the last extent.
     last_block: Option<Block>,
-    /// The next entry does not fit into this part.
-    is_full: bool,
+    /// The place of the next entry in the caller's list, if that does not fit into this part.
+    rest: Option<u16>,
 }
 
 impl Default for Scratch {
@@ -149,7 +149,7 @@ impl Scratch {
             blocks: 0,
             work: 0,
             last_block: None,
-            is_full: false,
+            rest: None,
         }
     }
 
@@ -201,12 +201,6 @@ impl Scratch {
         self.pages
     }
 
-    /// Entries of the list that they are made of.
-    pub(super) fn entries(&self) -> u64 {
-        let entries = |extent: &Extent| if extent.is_block { 1 } else { extent.pages.into() };
-        self.extents.iter().map(entries).sum()
-    }
-
     /// Blocks that there is work on ([`PORTION_BLOCKS`]).
     #[inline(always)]
     pub(super) fn work(&self) -> u64 {
@@ -244,7 +238,13 @@ impl Scratch {
     /// Whether the list goes on and the part does not.
     #[inline(always)]
     pub(super) fn is_full(&self) -> bool {
-        self.is_full
+        self.rest.is_some()
+    }
+
+    /// Where the list goes on behind the part.
+    #[inline(always)]
+    pub(super) fn rest(&self) -> Option<u64> {
+        self.rest.map(u64::from)
     }
 
     /// The extent whose entry stands first in the caller's list.
@@ -261,7 +261,7 @@ impl Scratch {
         self.blocks = 0;
         self.work = 0;
         self.last_block = None;
-        self.is_full = false;
+        self.rest = None;
         self.list.clear();
         self.extents.clear();
         self.frames_sorted = true;
@@ -315,8 +315,8 @@ impl Scratch {
     pub(super) fn push(&mut self, extent: Extent) -> bool {
         let pages = self.pages + extent.pages as u64;
         let blocks = self.blocks + u64::from(self.last_block != Some(extent.block));
-        self.is_full = !self.part.takes(pages, blocks);
-        if self.is_full {
+        if !self.part.takes(pages, blocks) {
+            self.rest = Some(extent.index);
             return false;
         }
         (self.pages, self.blocks, self.work) = (pages, blocks, blocks);

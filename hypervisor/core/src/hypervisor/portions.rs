@@ -143,8 +143,7 @@ impl Scratch {
     #[inline(always)]
     pub(super) fn end(&self, list: List) -> u64 {
         match self.is_to_be_done() {
-            true if self.is_full() => self.part().first + self.entries(),
-            true => list.count,
+            true => self.rest().unwrap_or(list.count),
             false => 0,
         }
     }

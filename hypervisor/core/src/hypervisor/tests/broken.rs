@@ -252,6 +252,51 @@ fn what_breaks_on_its_way_to_another_guest_leaves_a_mark_with_its_owner() {
     }
 }
 
+/// A block whose memory fails counts as done, like those around it.
+#[test]
+fn a_long_call_goes_on_behind_what_breaks() {
+    let blocks = |entry: fn(u64) -> MemEntry| (0..3).map(entry).collect::<Vec<_>>();
+    let to_guest = |n| block(FREE + n * BLOCK_SIZE, GUEST + n * BLOCK_SIZE);
+    for bad in 0..3 {
+        for function in [call::MEM_LEND, call::MEM_DONATE] {
+            let mut host = Host::new();
+            let (vm, _) = started(&mut host);
+            let [list, count] = host.list(&blocks(to_guest));
+            breaks(&host, FREE + bad * BLOCK_SIZE + 0x3000);
+            assert_eq!(host.call(function, &[vm, list, count]), Ok([0, 512, 0, 0]), "{bad}");
+            for n in 0..3 {
+                let frame = (n != bad).then_some(FREE + n * BLOCK_SIZE);
+                assert_eq!(host.guest_frame(vm, GUEST + n * BLOCK_SIZE), frame);
+            }
+            ends(&mut host, vm);
+        }
+        // A guest gives blocks to another one, or home.
+        for to_other in [true, false] {
+            let mut host = Host::new();
+            let (a, a_vcpu) = started(&mut host);
+            let (b, _) = started(&mut host);
+            host.give(call::MEM_DONATE, a, &blocks(to_guest)).unwrap();
+            let lists = FREE + 3 * BLOCK_SIZE;
+            host.share(a, &[page(lists, 0x1000)]).unwrap();
+            let window = [a, b, call::RIGHT_DONATE, GUEST, 3 * BLOCK_SIZE];
+            let [cap, ..] = host.call(call::CAP_GRANT, &window).unwrap();
+            let (to, list) = match to_other {
+                true => (cap, blocks(|n| block(GUEST + n * BLOCK_SIZE, GUEST + n * BLOCK_SIZE))),
+                false => (Handle::HOST, blocks(|n| taken(GUEST + n * BLOCK_SIZE, 9))),
+            };
+            host.write_list(&list, |_| lists);
+            breaks(&host, FREE + bad * BLOCK_SIZE + 0x3000);
+            let told = host.guest_call(a_vcpu, call::MEM_DONATE, &[to, 0x1000, 3]);
+            assert_eq!(told, Ok([0, 512, 0]), "{bad} {to_other}");
+            for n in 0..3 {
+                let frame = (n != bad && to_other).then_some(FREE + n * BLOCK_SIZE);
+                assert_eq!(host.guest_frame(b, GUEST + n * BLOCK_SIZE), frame);
+                assert_eq!(host.reaches(FREE + n * BLOCK_SIZE), n != bad && !to_other);
+            }
+        }
+    }
+}
+
 #[test]
 fn broken_pages_are_no_metadata() {
     let mut host = Host::new();
