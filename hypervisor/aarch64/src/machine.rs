@@ -5,8 +5,6 @@
 
 use core::arch::asm;
 use core::ptr;
-#[cfg(feature = "trace")]
-use core::sync::atomic::AtomicU64;
 use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 
 use aarch64_cpu::asm::barrier;
@@ -19,8 +17,8 @@ use escrow_core::hypervisor::{GUEST_ADDRESS_BITS, Hypervisor};
 use escrow_core::machine::Note;
 use escrow_core::machine::{Machine, MemoryError, Table};
 #[cfg(feature = "trace")]
-use escrow_core::stage2::Descriptor;
-use escrow_core::stage2::{Stage2Context, Stage2Features};
+use escrow_core::stage2::{Descriptor, DescriptorCell};
+use escrow_core::stage2::{FreePage, Stage2Context, Stage2Features, TablePage, VcpuPage};
 use escrow_core::vcpu::{GuestIds, Vcpu, VcpuCell};
 
 use crate::features::Promise;
@@ -265,24 +263,25 @@ fn set_context(context: &Stage2Context) {
 
 impl Machine for Hardware {
     #[inline]
-    fn table(&self, page: PhysAddr) -> &Table {
-        // SAFETY: core names pages that it holds as tables and that are
-        // accessed as atomics only; they are mapped at EL2 under their own addresses
-        // as long as they are metadata, and Escrow's memory for ever.
-        unsafe { &*(page.0 as *const Table) }
+    fn table(&self, page: TablePage) -> &Table {
+        // SAFETY: a `TablePage` is a page that core holds as a table, whose entries are
+        // accessed as atomics only. It is mapped at EL2 under its own address: as long as it
+        // is metadata, during which alone a VM's map leads to it; or for ever, as Escrow's
+        // memory of boot.
+        unsafe { &*(page.address().0 as *const Table) }
     }
 
-    fn place_vcpu(&self, page: PhysAddr, vcpu: Vcpu) {
-        // SAFETY: the page is Escrow's, was not in use, and a cell fits (it is
-        // asserted where `VcpuCell` is defined).
-        unsafe { ptr::write(page.0 as *mut VcpuCell, VcpuCell::new(vcpu)) };
+    fn place_vcpu(&self, page: &FreePage, vcpu: Vcpu) {
+        // SAFETY: a `FreePage` is Escrow's and not in use, and there is one of each; a cell
+        // fits (it is asserted where `VcpuCell` is defined).
+        unsafe { ptr::write(page.address().0 as *mut VcpuCell, VcpuCell::new(vcpu)) };
     }
 
     #[inline]
-    fn vcpu(&self, page: PhysAddr) -> &VcpuCell {
-        // SAFETY: core asks for pages only that `place_vcpu` filled and that
-        // are still the VM's; the lock in the cell orders what follows.
-        unsafe { &*(page.0 as *const VcpuCell) }
+    fn vcpu(&self, page: VcpuPage) -> &VcpuCell {
+        // SAFETY: a `VcpuPage` is made by `place_vcpu` alone, and core looks at it as long
+        // as the VM lives; the lock in the cell orders what follows.
+        unsafe { &*(page.address().0 as *const VcpuCell) }
     }
 
     #[inline(always)]
@@ -305,7 +304,7 @@ impl Machine for Hardware {
     }
 
     #[cfg(feature = "trace")]
-    fn write_descriptor(&self, slot: &AtomicU64, to: Descriptor) {
+    fn write_descriptor(&self, slot: &DescriptorCell, to: Descriptor) {
         trace::write_descriptor(slot, to);
     }
 

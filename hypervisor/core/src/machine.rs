@@ -2,18 +2,16 @@
 
 //! What the machine-independent half needs from the machine.
 
-use core::sync::atomic::{AtomicU64, Ordering};
-
 use escrow_abi::Error;
 
 use crate::addr::{Ipa, PhysAddr};
 use crate::errata::Errata;
 use crate::ledger::{Record, VmId};
-use crate::stage2::{Descriptor, Stage2Context};
+use crate::stage2::{Descriptor, DescriptorCell, FreePage, Stage2Context, TablePage, VcpuPage};
 use crate::vcpu::{Vcpu, VcpuCell};
 
 /// A translation table: one page of descriptors.
-pub type Table = [AtomicU64; 512];
+pub type Table = [DescriptorCell; 512];
 
 /// What a trace of table writes tells beside them, and beside what TLBs and
 /// caches are told (`docs/trace.md`).
@@ -61,31 +59,30 @@ impl From<MemoryError> for Error {
 /// Memory, TLBs and caches of the machine.
 ///
 /// Implemented by `escrow-aarch64` for the hardware and by the tests for fake
-/// memory. The ledger decides which address is handed in: a table or a vCPU is
-/// only ever looked up in a page that belongs to Escrow or was donated to it,
-/// and memory is only zeroed while no VM has a claim to its contents.
+/// memory. The ledger decides which address is handed in: memory is only zeroed while no
+/// VM has a claim to its contents. Tables and vCPUs are looked up by what says that they
+/// are there ([`TablePage`], [`VcpuPage`]).
 ///
 /// What EL2 does to memory that a VM names may fail, for the memory itself may:
 /// firmware's description of RAM may be wrong, and memory may break. Such a
 /// method returns [`MemoryError`], and the machine goes on.
 pub trait Machine: Sync {
-    /// The translation table in a page.
-    fn table(&self, page: PhysAddr) -> &Table;
+    /// A translation table.
+    fn table(&self, page: TablePage) -> &Table;
 
     /// Writes a descriptor that table walkers may be reading: the one way in
     /// which a stage-2 entry changes. What it leads to, if that is a table, is
     /// seen filled by whoever sees the entry.
     #[inline]
-    fn write_descriptor(&self, slot: &AtomicU64, to: Descriptor) {
-        slot.store(to.0, Ordering::Release);
+    fn write_descriptor(&self, slot: &DescriptorCell, to: Descriptor) {
+        slot.store(to);
     }
 
-    /// Puts a vCPU into a page that is the hypervisor's, for [`Self::vcpu`] to
-    /// find.
-    fn place_vcpu(&self, page: PhysAddr, vcpu: Vcpu);
+    /// Puts a vCPU into a page ([`FreePage::place_vcpu`]).
+    fn place_vcpu(&self, page: &FreePage, vcpu: Vcpu);
 
     /// The vCPU that was placed in a page.
-    fn vcpu(&self, page: PhysAddr) -> &VcpuCell;
+    fn vcpu(&self, page: VcpuPage) -> &VcpuCell;
 
     /// Reads a list entry ([`MemEntry`](escrow_abi::MemEntry)), as four words,
     /// out of a VM's memory, which that VM may be writing to at this very

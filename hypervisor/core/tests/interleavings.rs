@@ -16,7 +16,7 @@ use escrow_core::addr::PhysAddr;
 use escrow_core::doorbell::{Action, Doorbells};
 use escrow_core::gate::Gate;
 use escrow_core::ledger::{GuestId, TicketLock};
-use escrow_core::stage2::Stage2Context;
+use escrow_core::stage2::{Stage2Context, VcpuPage};
 use escrow_core::vm::{Counts, Life, Slot};
 use loom::cell::UnsafeCell;
 use loom::sync::Arc;
@@ -377,20 +377,21 @@ fn the_word_beside_the_lock_is_the_bell_s() {
 
 #[test]
 fn a_vcpu_that_is_entered_is_the_one_that_was_put_together() {
+    const PAGE: VcpuPage = VcpuPage::for_tests(PhysAddr(0x1000));
     play("a start, a run", || {
         let guest = Arc::new(Guest { slot: slot(), registers: UnsafeCell::new(0) });
         let host = guest.clone();
         let start = thread::spawn(move || {
             let vm = host.slot.lock();
             host.slot.open(&Stage2Context::default(), 1);
-            host.slot.set_vcpu(0, PhysAddr(0x1000));
+            host.slot.set_vcpu(0, PAGE);
             host.registers.with_mut(|_| ());
             host.slot.allow_runs(1);
             drop(vm);
         });
         if let Some(_entered) = guest.slot.enter(1) {
             guest.registers.with(|_| ());
-            assert_eq!(guest.slot.vcpu(0), Some(PhysAddr(0x1000)));
+            assert_eq!(guest.slot.vcpu(0), Some(PAGE));
         }
         start.join().unwrap();
     });

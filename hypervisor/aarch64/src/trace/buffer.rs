@@ -13,7 +13,7 @@ use core::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 
 use escrow_abi::PAGE_SIZE;
 use escrow_core::machine::Note;
-use escrow_core::stage2::{Descriptor, level_shift};
+use escrow_core::stage2::{Descriptor, DescriptorCell, level_shift};
 
 use super::Event;
 use crate::percpu::cpu_index;
@@ -192,16 +192,16 @@ fn from_note(note: Note<'_>) -> (Kind, [u64; 3]) {
 /// Writes a descriptor, as [`Machine::write_descriptor`] does, and records it.
 ///
 /// [`Machine::write_descriptor`]: escrow_core::machine::Machine::write_descriptor
-pub(crate) fn write_descriptor(slot: &AtomicU64, to: Descriptor) {
+pub(crate) fn write_descriptor(slot: &DescriptorCell, to: Descriptor) {
     let at = ptr::from_ref(slot).addr() as u64;
     // Whoever may write it holds the lock.
-    let old = slot.load(Ordering::Relaxed);
-    let write = || Event::Write { at, old, new: to.0 };
+    let (old, new) = (slot.load().bits(), to.bits());
+    let write = || Event::Write { at, old, new };
     if to.is_valid() {
         event(write);
-        slot.store(to.0, Ordering::Release);
+        slot.store(to);
     } else {
-        slot.store(to.0, Ordering::Release);
+        slot.store(to);
         event(write);
     }
 }

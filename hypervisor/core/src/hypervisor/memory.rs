@@ -316,8 +316,7 @@ impl<M: Machine> Hypervisor<M> {
                     self.break_frames(extent.block, at, &Piece::new(1, record));
                     broken += 1;
                 } else {
-                    self.machine.map_metadata(at);
-                    pool.push(&self.machine, at);
+                    pool.adopt(&self.machine, at);
                 }
             }
         }

@@ -108,7 +108,7 @@ impl<M: Machine> Hypervisor<M> {
         // The list has at least one page. If all are broken, the slot is free as before.
         let none = Refusal { detail: 1, ..Error::NoMemory.into() };
         let root = vm.pool.pop(&self.machine).ok_or(none)?;
-        let vttbr = u64::from(id.get()) << 48 | root.0;
+        let vttbr = u64::from(id.get()) << 48 | root.address().0;
         let context = Stage2Context { vttbr, vtcr: self.guest_vtcr };
         self.machine.note(|| Note::Root(id.into(), &context));
         let generation = vm.begin(GuestMap::new(self.guest_geometry, root, context));
@@ -208,8 +208,7 @@ impl<M: Machine> Hypervisor<M> {
         let Some(page) = vm.pool.pop(&self.machine) else {
             return Err(Refusal { detail: 1, ..Error::NoMemory.into() });
         };
-        self.machine.place_vcpu(page, vcpu);
-        slot.set_vcpu(index as u8, page);
+        slot.set_vcpu(index as u8, page.place_vcpu(&self.machine, vcpu));
         let vcpu = Handle { kind: HandleKind::Vcpu, index: index as u8, ..handle };
         Ok(vcpu.to_register())
     }

@@ -2,14 +2,17 @@
 
 //! Stage-2 descriptors of the 4 KiB granule (DDI 0487, D8.3).
 
+use core::sync::atomic::{AtomicU64, Ordering};
+
 use escrow_abi::Rights;
 
 use super::Stage2Features;
-use crate::addr::PhysAddr;
+use super::page::{FreePage, TablePage};
+use crate::addr::{PAGE_SIZE, PhysAddr};
 
 /// A descriptor of a table at level 0 to 3.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Descriptor(pub u64);
+pub struct Descriptor(u64);
 
 const VALID: u64 = 1 << 0;
 /// Table at levels 0 to 2, page at level 3; clear for a block.
@@ -29,6 +32,9 @@ const SOFTWARE: u64 = 0xf << 55;
 const HAS_TABLE: u64 = 1 << 55;
 /// Broken memory was here.
 const POISONED: u64 = 1 << 56;
+/// The hypervisor made it lead to a table ([`Descriptor::table`]). A page at level 3 has the
+/// other bits of a table's descriptor as well, and is never followed as one.
+const IS_TABLE: u64 = 1 << 57;
 
 /// The attribute bits of a block or page descriptor.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -76,8 +82,8 @@ impl Descriptor {
     pub const POISONED: Descriptor = Descriptor(POISONED);
 
     /// The next level's table.
-    pub const fn table(at: PhysAddr) -> Descriptor {
-        Descriptor(at.0 & ADDRESS | TABLE_OR_PAGE | VALID)
+    pub const fn table(page: TablePage) -> Descriptor {
+        Descriptor(page.address().0 & ADDRESS | IS_TABLE | TABLE_OR_PAGE | VALID)
     }
 
     /// A block, at level 1 or 2.
@@ -95,9 +101,35 @@ impl Descriptor {
         self.0 & VALID != 0
     }
 
-    /// Whether it leads to a table, at a level below 3.
+    /// The bits, as walkers read them.
+    #[inline(always)]
+    pub const fn bits(self) -> u64 {
+        self.0
+    }
+
+    /// What these bits say, which a test found in a table.
+    #[cfg(test)]
+    pub const fn found(bits: u64) -> Descriptor {
+        Descriptor(bits)
+    }
+
+    /// Whether it leads to a table.
+    #[inline(always)]
     pub const fn is_table(self) -> bool {
-        self.0 & (TABLE_OR_PAGE | VALID) == TABLE_OR_PAGE | VALID
+        const TABLE: u64 = IS_TABLE | TABLE_OR_PAGE | VALID;
+        self.0 & TABLE == TABLE
+    }
+
+    /// The table that it leads to.
+    #[inline(always)]
+    pub const fn as_table(self) -> Option<TablePage> {
+        TablePage::of(self)
+    }
+
+    /// The same for the page that is so many pages behind.
+    #[inline(always)]
+    pub const fn behind(self, pages: u64) -> Descriptor {
+        Descriptor(self.0.wrapping_add(pages * PAGE_SIZE))
     }
 
     /// Whether nothing is there, nor kept free of anything.
@@ -167,6 +199,57 @@ impl Descriptor {
     }
 }
 
+/// An entry of a table, which walkers may be reading.
+#[derive(Debug)]
+#[repr(transparent)]
+pub struct DescriptorCell(AtomicU64);
+
+impl DescriptorCell {
+    /// The descriptor.
+    #[inline(always)]
+    pub fn load(&self) -> Descriptor {
+        Descriptor(self.0.load(Ordering::Relaxed))
+    }
+
+    /// The descriptor, of an entry that another CPU may be making: what it leads to is seen
+    /// as it was when it was made.
+    #[inline(always)]
+    pub fn load_acquire(&self) -> Descriptor {
+        Descriptor(self.0.load(Ordering::Acquire))
+    }
+
+    /// Writes a descriptor. For [`Machine::write_descriptor`], which is how tables change.
+    ///
+    /// [`Machine::write_descriptor`]: crate::machine::Machine::write_descriptor
+    #[inline(always)]
+    pub fn store(&self, to: Descriptor) {
+        self.0.store(to.0, Ordering::Release);
+    }
+
+    /// Has a page that is no table lead to the next one of its pool. The entry is not valid.
+    pub(super) fn set_link(&self, next: Option<&FreePage>) {
+        self.0.store(next.map_or(0, |page| page.address().0), Ordering::Relaxed);
+    }
+
+    /// The link, which is zero afterwards.
+    pub(super) fn take_link(&self) -> Option<FreePage> {
+        let page = self.0.swap(0, Ordering::Relaxed);
+        (page != 0).then_some(FreePage::adopted(PhysAddr(page)))
+    }
+
+    /// An entry of fake memory.
+    #[cfg(test)]
+    pub const fn new(bits: u64) -> DescriptorCell {
+        DescriptorCell(AtomicU64::new(bits))
+    }
+
+    /// The word of fake memory that it is.
+    #[cfg(test)]
+    pub const fn word(&self) -> &AtomicU64 {
+        &self.0
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -207,7 +290,31 @@ mod tests {
     fn kinds_are_told_apart() {
         let block = Descriptor::block(PhysAddr(0x4000_0000), Attributes::HOST);
         assert!(block.is_valid() && !block.is_table());
-        assert!(Descriptor::table(PhysAddr(0x1000)).is_table());
         assert!(!Descriptor::INVALID.is_valid());
+        let table = TablePage::reserved(PhysAddr(0x1000));
+        assert_eq!(Descriptor::table(table).as_table(), Some(table));
+        // Walkers see a page's descriptor the same way, and EL2 does not.
+        let page = Descriptor::page(PhysAddr(0x1000), Attributes::HOST);
+        assert_eq!(page.0 & 3, Descriptor::table(table).0 & 3);
+        assert_eq!(page.as_table(), None);
+    }
+
+    /// Nothing that is made of a page or a block leads to a table, and half of a table's
+    /// descriptor does not either.
+    #[test]
+    fn only_a_table_leads_to_one() {
+        for leaf in [Descriptor::page, Descriptor::block] {
+            let leaf = leaf(PhysAddr(0xffff_ffff_f000), Attributes::HOST);
+            for other in [leaf, leaf.with_table(), leaf.behind(511)] {
+                for made in [other.away(), other.emptied(), other.poisoned(), other.away().back()] {
+                    assert_eq!((other.as_table(), made.as_table()), (None, None), "{made:x?}");
+                }
+            }
+        }
+        let table = Descriptor::table(TablePage::reserved(PhysAddr(0x1000)));
+        for bit in [VALID, TABLE_OR_PAGE, IS_TABLE] {
+            assert_eq!(Descriptor(table.0 & !bit).as_table(), None, "{bit:#x}");
+        }
+        assert_eq!(table.away().as_table(), None);
     }
 }

@@ -10,7 +10,6 @@ use super::*;
 use crate::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE, PhysAddr, PhysRange};
 use crate::hypervisor::tests::fake::{Fake, Memory};
 use crate::ledger::{Ledger, RamMap, Record};
-use crate::machine::Machine;
 use crate::trap::{MAX_TRAPS, Trap, TrapKind, Traps};
 
 const GIB: u64 = 1 << 30;
@@ -62,8 +61,8 @@ impl World {
         let mut table = root.add(index / 512 * PAGE_SIZE);
         loop {
             index %= 512;
-            let slot = &self.machine.table(table)[index as usize];
-            let entry = Descriptor(slot.load(Ordering::Relaxed));
+            let word = self.machine.word(table.add(8 * index));
+            let entry = Descriptor::found(word.load(Ordering::Relaxed));
             if level == 3 || !entry.is_table() {
                 return level;
             }
@@ -285,8 +284,10 @@ fn guest(machine: &Fake, count: u64) -> (GuestMap, PagePool) {
     let root = PhysAddr(0x1000_0000);
     let context = Stage2Context { vttbr: 1 << 48 | root.0, vtcr: geometry.vtcr(&features(40)) };
     let mut pool = PagePool::new();
+    pool.adopt(machine, root);
+    let root = pool.pop(machine).unwrap();
     for n in 1..=count {
-        pool.push(machine, root.add(n * PAGE_SIZE));
+        pool.adopt(machine, root.address().add(n * PAGE_SIZE));
     }
     (GuestMap::new(geometry, root, context), pool)
 }
@@ -299,7 +300,8 @@ fn ram() -> Attributes {
 fn a_pool_gives_back_what_it_got() {
     let machine = Fake::default();
     let (_, mut pool) = guest(&machine, 3);
-    let mut got: Vec<_> = std::iter::from_fn(|| pool.pop(&machine)).collect();
+    let got = std::iter::from_fn(|| pool.pop(&machine));
+    let mut got: Vec<_> = got.map(|page| page.address()).collect();
     got.sort();
     assert_eq!(got, [0x1000_1000, 0x1000_2000, 0x1000_3000].map(PhysAddr));
     assert!(pool.is_empty());

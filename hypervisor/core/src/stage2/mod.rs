@@ -8,12 +8,15 @@
 mod descriptor;
 mod guest;
 mod host;
+mod page;
 mod pool;
 
-pub use descriptor::{Attributes, Descriptor};
+pub use descriptor::{Attributes, Descriptor, DescriptorCell};
 pub use guest::{GuestMap, Leaf, Room, Span, TableCount, Unmapped};
 pub(crate) use host::{HostBlock, HostGib};
 pub use host::{HostMap, HostMapError, MmioMap};
+pub(crate) use page::VcpuPageCell;
+pub use page::{FreePage, TablePage, VcpuPage};
 pub use pool::PagePool;
 
 /// What the CPUs' stage 2 can do, the least of all CPUs.

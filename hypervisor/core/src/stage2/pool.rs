@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-use core::sync::atomic::Ordering;
+//! A VM's metadata pages that are not in use.
 
+use super::page::FreePage;
 use crate::addr::PhysAddr;
 use crate::machine::Machine;
 
@@ -11,7 +12,7 @@ use crate::machine::Machine;
 /// table again.
 #[derive(Debug, Default)]
 pub struct PagePool {
-    head: u64,
+    head: Option<FreePage>,
     free: u64,
     kept_back: u64,
 }
@@ -19,7 +20,7 @@ pub struct PagePool {
 impl PagePool {
     /// No pages.
     pub const fn new() -> PagePool {
-        PagePool { head: 0, free: 0, kept_back: 0 }
+        PagePool { head: None, free: 0, kept_back: 0 }
     }
 
     /// How many there are to be used.
@@ -33,18 +34,24 @@ impl PagePool {
         self.free == 0
     }
 
-    /// Puts a zeroed page in that is the hypervisor's already.
-    pub fn push<M: Machine>(&mut self, machine: &M, page: PhysAddr) {
-        machine.table(page)[0].store(self.head, Ordering::Relaxed);
-        self.head = page.0;
+    /// Adopts a zeroed page that the ledger has just made the hypervisor's, for this VM.
+    pub fn adopt<M: Machine>(&mut self, machine: &M, page: PhysAddr) {
+        machine.map_metadata(page);
+        self.push(machine, FreePage::adopted(page));
+    }
+
+    /// Puts a page in.
+    pub(super) fn push<M: Machine>(&mut self, machine: &M, page: FreePage) {
+        machine.table(page.as_table())[0].set_link(self.head.as_ref());
+        self.head = Some(page);
         self.free += 1;
     }
 
-    /// Takes a zeroed page out.
-    pub fn pop<M: Machine>(&mut self, machine: &M) -> Option<PhysAddr> {
+    /// Takes a page out.
+    pub fn pop<M: Machine>(&mut self, machine: &M) -> Option<FreePage> {
         self.free = self.free.checked_sub(1)?;
-        let page = PhysAddr(self.head);
-        self.head = machine.table(page)[0].swap(0, Ordering::Relaxed);
+        let page = self.head.take()?;
+        self.head = machine.table(page.as_table())[0].take_link();
         Some(page)
     }
 

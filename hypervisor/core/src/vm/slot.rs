@@ -10,10 +10,9 @@ use core::array;
 use escrow_nospec as nospec;
 
 use super::{Counts, MAX_VCPUS, Vm};
-use crate::addr::PhysAddr;
 use crate::doorbell::Doorbells;
 use crate::ledger::GuestId;
-use crate::stage2::Stage2Context;
+use crate::stage2::{Stage2Context, VcpuPage, VcpuPageCell};
 use crate::sync::{AtomicU32, AtomicU64, Ordering, TicketMutex, TicketMutexGuard};
 
 /// All slots.
@@ -51,8 +50,8 @@ pub struct Slot {
     running_generation: AtomicU64,
     /// Why the guest is down, plus one; 0 while it is up.
     down: AtomicU64,
-    /// The vCPUs' pages; 0 where there is none.
-    vcpus: [AtomicU64; MAX_VCPUS],
+    /// The vCPUs' pages.
+    vcpus: [VcpuPageCell; MAX_VCPUS],
     vttbr: AtomicU64,
     doorbells: Doorbells,
     counts: &'static Counts,
@@ -68,7 +67,7 @@ impl Slot {
             living_generation: AtomicU64::new(0),
             running_generation: AtomicU64::new(0),
             down: AtomicU64::new(0),
-            vcpus: array::from_fn(|_| AtomicU64::new(0)),
+            vcpus: array::from_fn(|_| VcpuPageCell::new()),
             vttbr: AtomicU64::new(0),
             doorbells: Doorbells::new(),
             counts,
@@ -100,7 +99,7 @@ impl Slot {
         self.vttbr.store(context.vttbr, Ordering::Relaxed);
         self.down.store(0, Ordering::Relaxed);
         for page in &self.vcpus {
-            page.store(0, Ordering::Relaxed);
+            page.clear();
         }
         self.doorbells.open(generation);
     }
@@ -160,25 +159,24 @@ impl Slot {
     }
 
     /// The page of a vCPU. Valid while the VM is alive.
-    pub fn vcpu(&self, index: u8) -> Option<PhysAddr> {
+    pub fn vcpu(&self, index: u8) -> Option<VcpuPage> {
         if index as usize >= self.vcpus.len() {
             return None;
         }
         // What is left of the number is one of an entry, also speculatively.
-        let page = self.vcpus[index as usize % self.vcpus.len()].load(Ordering::Acquire);
-        (page != 0).then_some(PhysAddr(page))
+        self.vcpus[index as usize % self.vcpus.len()].get()
     }
 
     /// How many vCPUs there are.
     pub fn vcpus(&self) -> usize {
-        self.vcpus.iter().filter(|page| page.load(Ordering::Relaxed) != 0).count()
+        self.vcpus.iter().filter(|page| page.get().is_some()).count()
     }
 
     /// Notes the page of a vCPU, which siblings that run may find at once. Needs the VM's
     /// lock.
-    pub fn set_vcpu(&self, index: u8, page: PhysAddr) {
+    pub fn set_vcpu(&self, index: u8, page: VcpuPage) {
         if let Some(slot) = nospec::get(&self.vcpus, index as usize) {
-            slot.store(page.0, Ordering::Release);
+            slot.set(page);
         }
     }
 

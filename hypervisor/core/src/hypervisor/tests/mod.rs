@@ -21,7 +21,6 @@ use std::sync::atomic::Ordering;
 use super::{HostAbort, Reply};
 use crate::addr::{Ipa, PAGE_SIZE, PhysAddr};
 use crate::errata::Errata;
-use crate::machine::Machine;
 use fake::{ESCROW, FREE, Host, PINNED};
 
 fn page(at: u64, guest: u64) -> MemEntry {
@@ -526,7 +525,7 @@ fn what_a_guest_donates_to_its_host_is_cleaned_whatever_its_accesses_are() {
     let list = FREE + 0x1000;
     host.give(call::MEM_DONATE, vm, &[page(FREE, 0x1000)]).unwrap();
     host.lend(vm, &[page(list, 0x2000)]).unwrap();
-    host.escrow.machine.table(PhysAddr(list))[0].store(0x1000, Ordering::Relaxed);
+    host.escrow.machine.word(PhysAddr(list)).store(0x1000, Ordering::Relaxed);
     host.escrow.machine.forces_write_back.store(true, Ordering::Relaxed);
     host.escrow.machine.cleaned.lock().unwrap().clear();
     host.guest_call(vcpu, call::MEM_DONATE, &[Handle::HOST, 0x2000, 1]).unwrap();

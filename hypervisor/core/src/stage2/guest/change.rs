@@ -2,12 +2,10 @@
 
 //! Memory leaves a guest's map, for good or for a time, and comes back.
 
-use core::sync::atomic::AtomicU64;
-
-use super::{GuestMap, Span, TableCount, load, take_table};
-use crate::addr::{Ipa, PAGE_SIZE};
+use super::{GuestMap, Span, TableCount, take_table};
+use crate::addr::Ipa;
 use crate::machine::{Machine, Table};
-use crate::stage2::{Descriptor, PagePool};
+use crate::stage2::{Descriptor, DescriptorCell, PagePool};
 
 /// What stays in the place of memory that leaves a guest's map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,7 +66,7 @@ impl GuestMap {
         count: &mut TableCount,
     ) {
         let (slot, level) = self.walk(machine, span.at, 2);
-        let entry = load(slot);
+        let entry = slot.load();
         let changes =
             level == 2 && !(entry.is_table() || entry.is_free()) && change.of(entry) != entry;
         if changes && !(span.is_block && span.fills()) && !entry.has_table() {
@@ -88,12 +86,12 @@ impl GuestMap {
 
     fn change<M: Machine>(&self, machine: &M, pool: &mut PagePool, span: Span, change: Change) {
         let (slot, level) = self.walk(machine, span.at, 2);
-        let entry = load(slot);
+        let entry = slot.load();
         if level < 2 || change.of(entry) == entry && !entry.is_table() {
             return;
         }
-        let table = if entry.is_table() {
-            machine.table(entry.address())
+        let table = if let Some(table) = entry.as_table() {
+            machine.table(table)
         } else if span.fills() {
             let mut changed = change.of(entry);
             if !span.is_block && !entry.has_table() {
@@ -109,7 +107,7 @@ impl GuestMap {
             }
         };
         for slot in span.slots(table) {
-            let entry = load(slot);
+            let entry = slot.load();
             let changed = change.of(entry);
             if changed != entry {
                 machine.write_descriptor(slot, changed);
@@ -122,7 +120,7 @@ impl GuestMap {
         &self,
         machine: &'m M,
         pool: &mut PagePool,
-        slot: &AtomicU64,
+        slot: &DescriptorCell,
         entry: Descriptor,
         at: Ipa,
     ) -> Option<&'m Table> {
@@ -133,11 +131,11 @@ impl GuestMap {
             (Descriptor::POISONED, 0)
         } else {
             let page = Descriptor::page(entry.address(), entry.attributes());
-            (if entry.is_valid() { page } else { page.away() }, PAGE_SIZE)
+            (if entry.is_valid() { page } else { page.away() }, 1)
         };
         for slot in table {
             machine.write_descriptor(slot, to);
-            to.0 += step;
+            to = to.behind(step);
         }
         if entry.is_valid() {
             self.break_entry(machine, slot, at);

@@ -2,18 +2,17 @@
 
 //! Memory comes into a guest's map.
 
-use core::sync::atomic::AtomicU64;
-
-use super::{GuestMap, Span, TableCount, index, load, take_table};
-use crate::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE, PhysAddr};
+use super::{GuestMap, Span, TableCount, index, take_table};
+use crate::addr::{BLOCK_SIZE, Ipa, PhysAddr};
 use crate::machine::{Machine, Table};
-use crate::stage2::{Attributes, Descriptor, PagePool};
+use crate::stage2::page::{FreePage, TablePage};
+use crate::stage2::{Attributes, Descriptor, DescriptorCell, PagePool};
 
 /// Where [`GuestMap::prepare_map`] found room.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Room {
     /// The level-3 table, if there is one.
-    pub table: Option<PhysAddr>,
+    pub table: Option<TablePage>,
 }
 
 impl GuestMap {
@@ -30,12 +29,12 @@ impl GuestMap {
         count: &mut TableCount,
     ) -> Result<Room, usize> {
         let (slot, level) = self.walk(machine, span.at, 2);
-        let entry = load(slot);
-        if level == 2 && entry.is_table() {
-            let table = machine.table(entry.address());
-            return match span.slots(table).iter().position(|slot| !load(slot).is_free()) {
+        let entry = slot.load();
+        if let Some(table) = entry.as_table() {
+            let slots = span.slots(machine.table(table));
+            return match slots.iter().position(|slot| !slot.load().is_free()) {
                 Some(taken) => Err(taken),
-                None => Ok(Room { table: Some(entry.address()) }),
+                None => Ok(Room { table: Some(table) }),
             };
         }
         if !entry.is_free() {
@@ -59,9 +58,9 @@ impl GuestMap {
         count: &mut TableCount,
     ) -> bool {
         let (slot, level) = self.walk(machine, at, 2);
-        let entry = load(slot);
-        if level == 2 && entry.is_table() {
-            return machine.table(entry.address()).iter().all(|slot| load(slot).is_free());
+        let entry = slot.load();
+        if let Some(table) = entry.as_table() {
+            return machine.table(table).iter().all(|slot| slot.load().is_free());
         }
         for level in level + 1..=2 {
             count.add(at, level);
@@ -91,7 +90,7 @@ impl GuestMap {
         let mut entry = Descriptor::page(to, attributes);
         for slot in span.slots(table) {
             machine.write_descriptor(slot, entry);
-            entry.0 += PAGE_SIZE;
+            entry = entry.behind(1);
         }
         if span.fills() {
             self.merge(machine, pool, span.at);
@@ -110,9 +109,9 @@ impl GuestMap {
         attributes: Attributes,
     ) -> Option<&'m Table> {
         let slot = self.level2_slot(machine, pool, span.at)?;
-        let entry = load(slot);
-        if entry.is_table() {
-            return Some(machine.table(entry.address()));
+        let entry = slot.load();
+        if let Some(table) = entry.as_table() {
+            return Some(machine.table(table));
         }
         if span.fills() && to.is_aligned(BLOCK_SIZE) {
             if !entry.has_table() {
@@ -121,10 +120,10 @@ impl GuestMap {
             machine.write_descriptor(slot, Descriptor::block(to, attributes).with_table());
             return None;
         }
-        let page = take_table(machine, pool, entry)?;
+        let table = take_table(machine, pool, entry)?;
         // The table is empty before it is seen.
-        machine.write_descriptor(slot, Descriptor::table(page));
-        Some(machine.table(page))
+        machine.write_descriptor(slot, Descriptor::table(table));
+        Some(machine.table(table))
     }
 
     /// Maps a block as one entry where [`Self::prepare_map_block`] found room.
@@ -139,10 +138,10 @@ impl GuestMap {
         attributes: Attributes,
     ) {
         let Some(slot) = self.level2_slot(machine, pool, at) else { return };
-        let old = load(slot);
-        if old.is_table() {
+        let old = slot.load();
+        if let Some(table) = old.as_table() {
             self.break_entry(machine, slot, at);
-            pool.push(machine, old.address());
+            pool.push(machine, table.into_free());
         } else if old.has_table() {
             pool.release();
         }
@@ -155,50 +154,50 @@ impl GuestMap {
         machine: &'m M,
         pool: &mut PagePool,
         at: Ipa,
-    ) -> Option<&'m AtomicU64> {
+    ) -> Option<&'m DescriptorCell> {
         let (mut slot, mut level) = self.walk(machine, at, 2);
         while level < 2 {
             // The pool was checked to hold what was counted.
-            let page = pool.pop(machine)?;
-            machine.write_descriptor(slot, Descriptor::table(page));
+            let table = pool.pop(machine).map(FreePage::into_table)?;
+            machine.write_descriptor(slot, Descriptor::table(table));
             level += 1;
-            slot = &machine.table(page)[index(at, level)];
+            slot = &machine.table(table)[index(at, level)];
         }
         Some(slot)
     }
 
     /// The entry for a page, if there is one and it is free.
     #[inline(always)]
-    pub fn free_page<'m, M: Machine>(&self, machine: &'m M, at: Ipa) -> Option<&'m AtomicU64> {
+    pub fn free_page<'m, M: Machine>(&self, machine: &'m M, at: Ipa) -> Option<&'m DescriptorCell> {
         let (slot, level) = self.walk(machine, at, 3);
-        (level == 3 && load(slot).is_free()).then_some(slot)
+        (level == 3 && slot.load().is_free()).then_some(slot)
     }
 
     /// The entry for a block, if there is one and it is free of anything, kept-back
     /// tables included.
     #[inline(always)]
-    pub fn free_block<'m, M: Machine>(&self, machine: &'m M, at: Ipa) -> Option<&'m AtomicU64> {
+    pub fn free_block<'m, M: Machine>(
+        &self,
+        machine: &'m M,
+        at: Ipa,
+    ) -> Option<&'m DescriptorCell> {
         let (slot, level) = self.walk(machine, at, 2);
-        (level == 2 && load(slot) == Descriptor::INVALID).then_some(slot)
+        (level == 2 && slot.load() == Descriptor::INVALID).then_some(slot)
     }
 
     /// Makes 512 pages that fill 2 MiB, side by side and alike, one entry, and
     /// keeps their table back. Does nothing for any others.
     pub fn merge<M: Machine>(&self, machine: &M, pool: &mut PagePool, at: Ipa) {
         let (slot, level) = self.walk(machine, at, 2);
-        let entry = load(slot);
-        if level != 2 || !entry.is_table() {
-            return;
-        }
-        let page = entry.address();
+        let Some(page) = slot.load().as_table().filter(|_| level == 2) else { return };
         let table = machine.table(page);
-        let first = load(&table[0]);
+        let first = table[0].load();
         let mut expected = first;
         let alike = first.is_valid()
             && first.address().is_aligned(BLOCK_SIZE)
             && table.iter().all(|slot| {
-                let same = load(slot) == expected;
-                expected.0 += PAGE_SIZE;
+                let same = slot.load() == expected;
+                expected = expected.behind(1);
                 same
             });
         if !alike {
@@ -212,7 +211,7 @@ impl GuestMap {
             // No walker comes here any more.
             machine.write_descriptor(slot, Descriptor::INVALID);
         }
-        pool.push(machine, page);
+        pool.push(machine, page.into_free());
         pool.keep_back();
     }
 }

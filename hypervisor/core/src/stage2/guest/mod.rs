@@ -17,9 +17,8 @@ mod change;
 mod count;
 mod map;
 
-use core::sync::atomic::{AtomicU64, Ordering};
-
-use super::{Descriptor, Geometry, PagePool, Stage2Context, level_shift};
+use super::page::{FreePage, TablePage};
+use super::{Descriptor, DescriptorCell, Geometry, PagePool, Stage2Context, level_shift};
 use crate::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE, PAGES_PER_BLOCK, PhysAddr};
 use crate::machine::{Machine, Table};
 
@@ -31,7 +30,7 @@ pub use map::Room;
 #[derive(Debug)]
 pub struct GuestMap {
     geometry: Geometry,
-    root: PhysAddr,
+    root: TablePage,
     context: Stage2Context,
 }
 
@@ -62,7 +61,7 @@ pub struct Span {
 impl Span {
     /// The slots of its pages in their level-3 table.
     #[inline(always)]
-    fn slots(self, table: &Table) -> &[AtomicU64] {
+    fn slots(self, table: &Table) -> &[DescriptorCell] {
         let first = index(self.at, 3);
         table.get(first..first + self.pages).unwrap_or_default()
     }
@@ -75,10 +74,10 @@ impl Span {
 }
 
 impl GuestMap {
-    /// An empty map. `root` is a zeroed page; the geometry is one that begins
-    /// with one table at level 1 ([`GuestMap::fits`]).
-    pub fn new(geometry: Geometry, root: PhysAddr, context: Stage2Context) -> GuestMap {
-        GuestMap { geometry, root, context }
+    /// An empty map. The geometry is one that begins with one table at
+    /// level 1 ([`GuestMap::fits`]).
+    pub fn new(geometry: Geometry, root: FreePage, context: Stage2Context) -> GuestMap {
+        GuestMap { geometry, root: root.into_table(), context }
     }
 
     /// Whether guests may have tables of this shape: 31 to 39 bits of address.
@@ -100,7 +99,7 @@ impl GuestMap {
     /// What a guest address leads to. The address must be inside the space.
     pub fn lookup<M: Machine>(&self, machine: &M, at: Ipa) -> Leaf {
         let (slot, level) = self.walk(machine, at, 3);
-        Leaf { entry: load(slot), level }
+        Leaf { entry: slot.load(), level }
     }
 
     /// The page that a guest address leads to, in reach or away; `None` if there is none.
@@ -117,11 +116,10 @@ impl GuestMap {
     /// the block at `to`, in reach or away.
     pub fn leads_to_block<M: Machine>(&self, machine: &M, at: Ipa, to: PhysAddr) -> bool {
         let (slot, level) = self.walk(machine, at, 2);
-        let entry = load(slot);
         let mut pages = (to.0..).step_by(PAGE_SIZE as usize);
+        let Some(table) = slot.load().as_table() else { return false };
         level == 2
-            && entry.is_table()
-            && machine.table(entry.address()).iter().map(load).all(|entry| {
+            && machine.table(table).iter().map(DescriptorCell::load).all(|entry| {
                 (entry.is_valid() || entry.is_away()) && pages.next() == Some(entry.address().0)
             })
     }
@@ -135,16 +133,18 @@ impl GuestMap {
     fn leaves_of<M: Machine>(
         &self,
         machine: &M,
-        table: PhysAddr,
+        table: TablePage,
         level: u8,
         base: Ipa,
         f: &mut impl FnMut(Ipa, Leaf),
     ) {
         for (n, slot) in (0u64..).zip(machine.table(table)) {
-            let entry = load(slot);
+            let entry = slot.load();
             let at = base.add(n << level_shift(level));
-            if level < 3 && entry.is_table() {
-                self.leaves_of(machine, entry.address(), level + 1, at, f);
+            if level < 3
+                && let Some(table) = entry.as_table()
+            {
+                self.leaves_of(machine, table, level + 1, at, f);
             } else if entry.is_valid() || entry.is_away() {
                 f(at, Leaf { entry, level });
             }
@@ -155,7 +155,7 @@ impl GuestMap {
     /// break-before-make when updating translation table entries"): the one
     /// place where a guest's live entry goes so that another shape can take its
     /// place.
-    fn break_entry<M: Machine>(&self, machine: &M, slot: &AtomicU64, at: Ipa) {
+    fn break_entry<M: Machine>(&self, machine: &M, slot: &DescriptorCell, at: Ipa) {
         machine.write_descriptor(slot, Descriptor::INVALID);
         machine
             .invalidate(&self.context, core::iter::once((at.align_down(BLOCK_SIZE), BLOCK_SIZE)));
@@ -164,35 +164,36 @@ impl GuestMap {
     /// Follows tables towards `target`; stops at it, or at the first entry
     /// that is no table.
     #[inline(always)]
-    fn walk<'m, M: Machine>(&self, machine: &'m M, at: Ipa, target: u8) -> (&'m AtomicU64, u8) {
+    fn walk<'m, M: Machine>(
+        &self,
+        machine: &'m M,
+        at: Ipa,
+        target: u8,
+    ) -> (&'m DescriptorCell, u8) {
         let mut level = START_LEVEL;
         let mut slot = &machine.table(self.root)[index(at, level)];
         while level < target {
-            let entry = load(slot);
-            if !entry.is_table() {
-                break;
-            }
+            let Some(table) = slot.load().as_table() else { break };
             level += 1;
-            slot = &machine.table(entry.address())[index(at, level)];
+            slot = &machine.table(table)[index(at, level)];
         }
         (slot, level)
     }
 }
 
-/// A zeroed page for the table in the place of `entry`.
-fn take_table<M: Machine>(machine: &M, pool: &mut PagePool, entry: Descriptor) -> Option<PhysAddr> {
+/// A page for the table in the place of `entry`.
+fn take_table<M: Machine>(
+    machine: &M,
+    pool: &mut PagePool,
+    entry: Descriptor,
+) -> Option<TablePage> {
     if entry.has_table() {
         pool.release();
     }
-    pool.pop(machine)
+    pool.pop(machine).map(FreePage::into_table)
 }
 
 #[inline(always)]
 fn index(at: Ipa, level: u8) -> usize {
     (at.0 >> level_shift(level)) as usize % 512
-}
-
-#[inline(always)]
-fn load(slot: &AtomicU64) -> Descriptor {
-    Descriptor(slot.load(Ordering::Relaxed))
 }

@@ -11,6 +11,7 @@ use super::{GIB, HostGib, HostMap, NEVER_WHOLE, SPARE_TABLES, WHOLE, index};
 use crate::addr::{BLOCK_SIZE, PAGE_SIZE, PhysAddr, PhysRange};
 use crate::ledger::{Block, Ledger, RamMap, Record, Reserve};
 use crate::machine::{Machine, Note};
+use crate::stage2::page::{RootTables, TablePage};
 use crate::stage2::{Attributes, Descriptor, Geometry, Stage2Context, Stage2Features, level_shift};
 use crate::trap::{MAX_TRAPS, Traps};
 
@@ -50,14 +51,16 @@ impl HostMap {
             return Err(HostMapError::OutOfRange);
         }
         give_level3(machine, ledger, reserve)?;
-        let mut pages = |count: usize| {
-            let at = reserve.zeroed(count).ok_or(HostMapError::NoMemory)?;
-            machine.note(|| Note::Tables { at, size: count as u64 * PAGE_SIZE, zeroed: true });
-            Ok(at)
+        let mut pages = |count: u64| {
+            let at = reserve.zeroed(count as usize).ok_or(HostMapError::NoMemory)?;
+            machine.note(|| Note::Tables { at, size: count * PAGE_SIZE, zeroed: true });
+            Ok(RootTables::reserved(at, count))
         };
-        let root = pages(geometry.root_tables as usize)?;
+        let root = pages(geometry.root_tables.into())?;
+        let mut page = || pages(1).map(RootTables::first);
         // VMID 0 is the host's.
-        let context = Stage2Context { vttbr: root.0, vtcr: geometry.vtcr(features) };
+        let context =
+            Stage2Context { vttbr: root.first().address().0, vtcr: geometry.vtcr(features) };
         let map = HostMap {
             geometry,
             context,
@@ -66,17 +69,17 @@ impl HostMap {
             level1: TicketMutex::new(ArrayVec::new()),
         };
         for (_, gib) in map.gibs() {
-            gib.table.store(pages(1)?.0, Ordering::Relaxed);
+            gib.table.set(page()?);
         }
         if geometry.start_level == 0 {
             let mut spare = map.level1.lock();
             for _ in 0..SPARE_TABLES {
-                spare.push(pages(1)?);
+                spare.push(page()?);
             }
             let reach = ledger.ram().end().max(EAGER_MMIO).min(geometry.end());
             for at in (0..reach).step_by(1 << level_shift(0)) {
-                let slot = &machine.table(map.root)[(at >> level_shift(0)) as usize];
-                machine.write_descriptor(slot, Descriptor::table(pages(1)?));
+                let slot = &machine.table(map.root.first())[(at >> level_shift(0)) as usize];
+                machine.write_descriptor(slot, Descriptor::table(page()?));
             }
         }
         for gib in 0..EAGER_MMIO.min(geometry.end()) / GIB {
@@ -86,7 +89,7 @@ impl HostMap {
         }
         map.map_ram(machine, ledger);
         for range in traps.ranges() {
-            map.withhold(machine, ledger, range, &mut pages)?;
+            map.withhold(machine, ledger, range, &mut page)?;
         }
         machine.publish();
         Ok(map)
@@ -114,7 +117,7 @@ impl HostMap {
     }
 
     fn map_ram_gib<M: Machine>(&self, machine: &M, ledger: &Ledger, number: u64, gib: &HostGib) {
-        let table = machine.table(gib.table());
+        let table = machine.table(gib.table.get());
         let mut whole = true;
         for (n, slot) in table.iter().enumerate() {
             let at = PhysAddr(number * GIB + n as u64 * BLOCK_SIZE);
@@ -126,7 +129,7 @@ impl HostMap {
                 Some(block) if ledger.is_split(block) => {
                     whole = false;
                     self.fill_level3(machine, ledger, block, at);
-                    Descriptor::table(block.host().table())
+                    Descriptor::table(block.host().table.get())
                 }
                 Some(block) => match ledger.whole_block(block) {
                     Some(record) if record.host_reaches() => {
@@ -143,7 +146,7 @@ impl HostMap {
         let entry = if whole {
             Descriptor::block(PhysAddr(number * GIB), Attributes::HOST)
         } else {
-            Descriptor::table(gib.table())
+            Descriptor::table(gib.table.get())
         };
         let flags = if whole { WHOLE } else { NEVER_WHOLE };
         gib.away.store(flags, Ordering::Relaxed);
@@ -158,7 +161,7 @@ impl HostMap {
         machine: &M,
         ledger: &Ledger,
         range: PhysRange,
-        pages: &mut dyn FnMut(usize) -> Result<PhysAddr, HostMapError>,
+        page: &mut dyn FnMut() -> Result<TablePage, HostMapError>,
     ) -> Result<(), HostMapError> {
         if range.end() > self.geometry.end() {
             return Err(HostMapError::OutOfRange);
@@ -167,19 +170,19 @@ impl HostMap {
         while at.0 < range.end() {
             let block = at.align_down(BLOCK_SIZE);
             let end = range.end().min(block.0 + BLOCK_SIZE);
-            let level2 = self.withhold_in_gib(machine, at.0 / GIB, pages)?;
+            let level2 = self.withhold_in_gib(machine, at.0 / GIB, page)?;
             let slot = &machine.table(level2)[index(at.0, 2)];
-            let entry = Descriptor(slot.load(Ordering::Relaxed));
+            let entry = slot.load();
             if at == block && end == block.0 + BLOCK_SIZE {
                 if ledger.locate(block).is_some() {
                     return Err(HostMapError::WithheldRam);
                 }
                 machine.write_descriptor(slot, Descriptor::INVALID);
             } else {
-                let level3 = if entry.is_table() {
-                    entry.address()
+                let level3 = if let Some(table) = entry.as_table() {
+                    table
                 } else {
-                    let table = pages(1)?;
+                    let table = page()?;
                     fill(machine, table, block, PAGE_SIZE, Descriptor::page);
                     machine.write_descriptor(slot, Descriptor::table(table));
                     table
@@ -203,30 +206,30 @@ impl HostMap {
         &self,
         machine: &M,
         gib: u64,
-        pages: &mut dyn FnMut(usize) -> Result<PhysAddr, HostMapError>,
-    ) -> Result<PhysAddr, HostMapError> {
+        page: &mut dyn FnMut() -> Result<TablePage, HostMapError>,
+    ) -> Result<TablePage, HostMapError> {
         if self.level1_slot(machine, gib).is_none() {
-            self.link_level1(machine, gib, pages(1)?);
+            self.link_level1(machine, gib, page()?);
         }
         let Some(slot) = self.level1_slot(machine, gib) else {
             return Err(HostMapError::OutOfRange);
         };
-        let entry = Descriptor(slot.load(Ordering::Relaxed));
-        if entry.is_table() {
-            return Ok(entry.address());
+        let entry = slot.load();
+        if let Some(table) = entry.as_table() {
+            return Ok(table);
         }
         if self.gib(gib).is_some() {
             // A GiB that is one entry is RAM throughout.
             return Err(HostMapError::WithheldRam);
         }
-        let table = pages(1)?;
+        let table = page()?;
         fill(machine, table, PhysAddr(gib * GIB), BLOCK_SIZE, Descriptor::block);
         machine.write_descriptor(slot, Descriptor::table(table));
         Ok(table)
     }
 
     fn fill_level3<M: Machine>(&self, machine: &M, ledger: &Ledger, block: Block, base: PhysAddr) {
-        let table = machine.table(block.host().table());
+        let table = machine.table(block.host().table.get());
         for (n, slot) in table.iter().enumerate() {
             let at = base.add(n as u64 * PAGE_SIZE);
             let record = ledger.get_in(block, at);
@@ -254,7 +257,7 @@ fn give_level3<M: Machine>(
             let (at, size) = (next, ready as u64 * PAGE_SIZE);
             machine.note(|| Note::Tables { at, size, zeroed: false });
         }
-        block.host().table.store(next.0, Ordering::Relaxed);
+        block.host().table.set(TablePage::reserved(next));
         next = next.add(PAGE_SIZE);
         ready = ready.saturating_sub(1);
         wanted -= 1;
@@ -265,7 +268,7 @@ fn give_level3<M: Machine>(
 /// Fills a table with what the host reaches, in pieces of `size` bytes.
 fn fill<M: Machine>(
     machine: &M,
-    table: PhysAddr,
+    table: TablePage,
     base: PhysAddr,
     size: u64,
     leaf: impl Fn(PhysAddr, Attributes) -> Descriptor,

@@ -16,14 +16,15 @@
 
 mod build;
 
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use arrayvec::ArrayVec;
 use escrow_nospec as nospec;
 use spin::mutex::TicketMutex;
 
-use super::{Attributes, Descriptor, Geometry, Stage2Context, level_shift};
-use crate::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE, PAGES_PER_BLOCK, PhysAddr};
+use super::page::{RootTables, TableCell, TablePage};
+use super::{Attributes, Descriptor, DescriptorCell, Geometry, Stage2Context, level_shift};
+use crate::addr::{BLOCK_SIZE, Ipa, PAGES_PER_BLOCK, PhysAddr};
 use crate::ledger::{Block, Directory, GIB_SIZE as GIB, Ledger, Record};
 use crate::machine::Machine;
 
@@ -41,36 +42,25 @@ const NEVER_WHOLE: u32 = 1 << 30;
 #[derive(Debug, Default)]
 pub struct HostGib {
     /// Its level-2 table.
-    table: AtomicU64,
+    table: TableCell,
     /// Blocks that are away, and the flags above.
     away: AtomicU32,
-}
-
-impl HostGib {
-    fn table(&self) -> PhysAddr {
-        PhysAddr(self.table.load(Ordering::Relaxed))
-    }
 }
 
 /// What the map has for a block: its level-3 table.
 #[derive(Debug, Default)]
 pub struct HostBlock {
-    table: AtomicU64,
+    table: TableCell,
 }
 
-impl HostBlock {
-    fn table(&self) -> PhysAddr {
-        PhysAddr(self.table.load(Ordering::Relaxed))
-    }
-}
-
-/// The host's stage-2 tables.
+/// The host's stage-2 tables. [`HostMap::new`] gives each GiB with RAM and each block of RAM
+/// its table before there is one.
 pub struct HostMap {
     geometry: Geometry,
     context: Stage2Context,
-    root: PhysAddr,
+    root: RootTables,
     directory: Directory,
-    level1: TicketMutex<ArrayVec<PhysAddr, SPARE_TABLES>>,
+    level1: TicketMutex<ArrayVec<TablePage, SPARE_TABLES>>,
 }
 
 /// What became of an MMIO address.
@@ -114,7 +104,7 @@ impl HostMap {
     /// faster, or pages of it are withheld.
     fn map_mmio_gib<M: Machine>(&self, machine: &M, gib: u64) {
         if let Some(slot) = self.level1_slot(machine, gib)
-            && !Descriptor(slot.load(Ordering::Relaxed)).is_valid()
+            && !slot.load().is_valid()
         {
             let entry = Descriptor::block(PhysAddr(gib * GIB), Attributes::HOST);
             machine.write_descriptor(slot, entry);
@@ -123,21 +113,18 @@ impl HostMap {
 
     /// Links an empty level-1 table for the 512 GiB around a GiB, on a machine with
     /// a level 0.
-    fn link_level1<M: Machine>(&self, machine: &M, gib: u64, page: PhysAddr) {
-        let slot = &machine.table(self.root)[((gib * GIB) >> level_shift(0)) as usize];
+    fn link_level1<M: Machine>(&self, machine: &M, gib: u64, page: TablePage) {
+        let slot = &machine.table(self.root.first())[((gib * GIB) >> level_shift(0)) as usize];
         machine.write_descriptor(slot, Descriptor::table(page));
     }
 
     /// Whether the map has a valid entry for a page, for tests and checks.
     pub fn reaches<M: Machine>(&self, machine: &M, at: PhysAddr) -> bool {
         let Some(level1) = self.level1_slot(machine, at.0 / GIB) else { return false };
-        let mut entry = Descriptor(level1.load(Ordering::Relaxed));
+        let mut entry = level1.load();
         for level in 2..=3 {
-            if !entry.is_table() {
-                return entry.is_valid();
-            }
-            let table = machine.table(entry.address());
-            entry = Descriptor(table[index(at.0, level)].load(Ordering::Relaxed));
+            let Some(table) = entry.as_table() else { break };
+            entry = machine.table(table)[index(at.0, level)].load();
         }
         entry.is_valid()
     }
@@ -146,7 +133,7 @@ impl HostMap {
     /// them afterwards. Needs the block's lock.
     #[inline(always)]
     pub fn unmap_pages<M: Machine>(&self, machine: &M, block: Block, first: usize, pages: usize) {
-        let table = machine.table(block.host().table());
+        let table = machine.table(block.host().table.get());
         for slot in table.get(first..first + pages).unwrap_or_default() {
             machine.write_descriptor(slot, Descriptor::INVALID);
         }
@@ -157,10 +144,10 @@ impl HostMap {
     pub fn map_pages<M: Machine>(&self, machine: &M, block: Block, at: PhysAddr, pages: usize) {
         let first = index(at.0, 3);
         let mut entry = Descriptor::page(at, Attributes::HOST);
-        let table = machine.table(block.host().table());
+        let table = machine.table(block.host().table.get());
         for slot in table.get(first..first + pages).unwrap_or_default() {
             machine.write_descriptor(slot, entry);
-            entry.0 += PAGE_SIZE;
+            entry = entry.behind(1);
         }
     }
 
@@ -186,16 +173,18 @@ impl HostMap {
             self.split_gib(machine, base);
         }
         ledger.split(block);
-        let first = Descriptor::page(base, Attributes::HOST).0;
-        let (mut entry, step) = if reached { (first, PAGE_SIZE) } else { (0, 0) };
-        for slots in machine.table(block.host().table()).as_chunks::<8>().0 {
+        let (mut entry, step) = match reached {
+            true => (Descriptor::page(base, Attributes::HOST), 1),
+            false => (Descriptor::INVALID, 0),
+        };
+        for slots in machine.table(block.host().table.get()).as_chunks::<8>().0 {
             for (n, slot) in (0..).zip(slots) {
-                machine.write_descriptor(slot, Descriptor(entry + n * step));
+                machine.write_descriptor(slot, entry.behind(n * step));
             }
-            entry += 8 * step;
+            entry = entry.behind(8 * step);
         }
         let Some(slot) = self.level2_slot(machine, base) else { return };
-        let table = Descriptor::table(block.host().table());
+        let table = Descriptor::table(block.host().table.get());
         self.replace(machine, slot, table, base, BLOCK_SIZE);
     }
 
@@ -250,12 +239,12 @@ impl HostMap {
     fn replace<M: Machine>(
         &self,
         machine: &M,
-        slot: &AtomicU64,
+        slot: &DescriptorCell,
         entry: Descriptor,
         base: PhysAddr,
         size: u64,
     ) {
-        if Descriptor(slot.load(Ordering::Relaxed)).is_valid() {
+        if slot.load().is_valid() {
             machine.write_descriptor(slot, Descriptor::INVALID);
             machine.invalidate(&self.context, core::iter::once((base.identity(), size)));
         }
@@ -277,7 +266,7 @@ impl HostMap {
             return;
         }
         if let Some(slot) = self.level1_slot(machine, number) {
-            let entry = Descriptor::table(gib.table());
+            let entry = Descriptor::table(gib.table.get());
             self.replace(machine, slot, entry, PhysAddr(number * GIB), GIB);
         }
         gib.away.fetch_and(!WHOLE, Ordering::AcqRel);
@@ -306,23 +295,26 @@ impl HostMap {
         Some((*nospec::get(self.directory, number as usize)?)?.host())
     }
 
-    fn level1_slot<'m, M: Machine>(&self, machine: &'m M, gib: u64) -> Option<&'m AtomicU64> {
+    fn level1_slot<'m, M: Machine>(&self, machine: &'m M, gib: u64) -> Option<&'m DescriptorCell> {
         let at = gib * GIB;
         if at >= self.geometry.end() {
             return None;
         }
         let table = if self.geometry.start_level == 0 {
-            let slot = &machine.table(self.root)[(at >> level_shift(0)) as usize];
-            let entry = Descriptor(slot.load(Ordering::Acquire));
-            entry.is_table().then(|| entry.address())?
+            let slot = &machine.table(self.root.first())[(at >> level_shift(0)) as usize];
+            slot.load_acquire().as_table()?
         } else {
-            self.root.add(gib / 512 * PAGE_SIZE)
+            self.root.get(gib / 512)?
         };
         Some(&machine.table(table)[(gib % 512) as usize])
     }
 
-    fn level2_slot<'m, M: Machine>(&self, machine: &'m M, at: PhysAddr) -> Option<&'m AtomicU64> {
-        Some(&machine.table(self.gib(at.0 / GIB)?.table())[index(at.0, 2)])
+    fn level2_slot<'m, M: Machine>(
+        &self,
+        machine: &'m M,
+        at: PhysAddr,
+    ) -> Option<&'m DescriptorCell> {
+        Some(&machine.table(self.gib(at.0 / GIB)?.table.get())[index(at.0, 2)])
     }
 }
 

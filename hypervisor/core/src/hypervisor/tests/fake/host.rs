@@ -12,7 +12,6 @@ use crate::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE, PhysAddr, PhysRange};
 use crate::hypervisor::{HostAbort, Hypervisor, Reply, Scratch, Setup, SetupError, Sizes};
 use crate::ledger::GuestId;
 use crate::log::LogRing;
-use crate::machine::Machine;
 use crate::stage2::Stage2Features;
 use crate::trap::{HostFault, Trap, TrapKind};
 use crate::vcpu::syndrome::{Ec, IL, Syndrome};
@@ -180,11 +179,9 @@ impl Host {
     pub fn write_list(&self, entries: &[MemEntry], page: impl Fn(u64) -> u64) {
         const IN_PAGE: usize = PAGE_SIZE as usize / 32;
         for (n, entries) in entries.chunks(IN_PAGE).enumerate() {
-            let table = self.escrow.machine.table(PhysAddr(page(n as u64)));
-            for (words, entry) in table.chunks(4).zip(entries) {
-                for (word, value) in words.iter().zip(entry.words()) {
-                    word.store(value, Ordering::Relaxed);
-                }
+            let words = entries.iter().flat_map(MemEntry::words);
+            for (at, value) in (page(n as u64)..).step_by(8).zip(words) {
+                self.escrow.machine.word(PhysAddr(at)).store(value, Ordering::Relaxed);
             }
         }
     }

@@ -5,7 +5,7 @@
 use std::array;
 use std::collections::BTreeSet;
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock};
 
 use escrow_abi::errata::Hardening;
@@ -14,7 +14,7 @@ use super::super::trace::Trace;
 use crate::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE, PhysAddr};
 use crate::errata::Errata;
 use crate::machine::{Machine, MemoryError, Note, Table};
-use crate::stage2::{Descriptor, Stage2Context};
+use crate::stage2::{Descriptor, DescriptorCell, FreePage, Stage2Context, TablePage, VcpuPage};
 use crate::vcpu::{Vcpu, VcpuCell};
 
 const GIB: u64 = 1 << 30;
@@ -27,7 +27,12 @@ struct Page {
     vcpu: OnceLock<Box<VcpuCell>>,
     /// Somebody may have written to it since it was zeroed.
     written: AtomicBool,
+    /// What it is to EL2: 0, or one of the following.
+    metadata: AtomicU8,
 }
+
+const IS_METADATA: u8 = 1;
+const WAS_METADATA: u8 = 2;
 
 /// The 512 blocks of a GiB.
 struct Gib([OnceLock<Box<[Page]>>; 512]);
@@ -103,10 +108,12 @@ impl Default for Fake {
 }
 
 impl Machine for Fake {
-    fn table(&self, page: PhysAddr) -> &Table {
-        assert!(page.is_aligned(PAGE_SIZE), "{page:?}");
-        let at = page.0;
+    fn table(&self, page: TablePage) -> &Table {
+        let at = page.address().0;
+        assert!(at.is_multiple_of(PAGE_SIZE), "{page:?}");
         let page = self.page(at);
+        let metadata = page.metadata.load(Ordering::Relaxed);
+        assert_ne!(metadata, WAS_METADATA, "{at:#x} is no table any more");
         page.written.store(true, Ordering::Relaxed);
         if let Some(trace) = &self.trace {
             trace.found(&page.words, at);
@@ -114,33 +121,34 @@ impl Machine for Fake {
         &page.words
     }
 
-    fn write_descriptor(&self, slot: &AtomicU64, to: Descriptor) {
-        let old = slot.swap(to.0, Ordering::AcqRel);
+    fn write_descriptor(&self, slot: &DescriptorCell, to: Descriptor) {
+        let old = slot.word().swap(to.bits(), Ordering::AcqRel);
         if let Some(trace) = &self.trace {
-            trace.write(ptr::from_ref(slot).addr(), old, to.0);
+            trace.write(ptr::from_ref(slot).addr(), old, to.bits());
         }
     }
 
-    fn place_vcpu(&self, page: PhysAddr, vcpu: Vcpu) {
-        self.table(page)[0].store(0x7563_7076, Ordering::Relaxed);
+    fn place_vcpu(&self, page: &FreePage, vcpu: Vcpu) {
+        let at = page.address();
+        self.word(at).store(0x7563_7076, Ordering::Relaxed);
         let mut vcpu = Some(vcpu);
         let new = || Box::new(VcpuCell::new(vcpu.take().expect("called once")));
-        let cell = self.page(page.0).vcpu.get_or_init(new);
+        let cell = self.page(at.0).vcpu.get_or_init(new);
         // An earlier VM's vCPU was here.
         if let Some(vcpu) = vcpu {
             *cell.lock() = vcpu;
         }
     }
 
-    fn vcpu(&self, page: PhysAddr) -> &VcpuCell {
-        self.page(page.0).vcpu.get().expect("no vCPU was placed there")
+    fn vcpu(&self, page: VcpuPage) -> &VcpuCell {
+        let page = self.page(page.address().0);
+        assert_eq!(page.metadata.load(Ordering::Relaxed), IS_METADATA);
+        page.vcpu.get().expect("no vCPU was placed there")
     }
 
     fn read_entry(&self, at: PhysAddr) -> Result<[u64; 4], MemoryError> {
         self.answers(at.0, 32)?;
-        let table = self.table(at.align_down(PAGE_SIZE));
-        let first = (at.0 % PAGE_SIZE) as usize / 8;
-        Ok(array::from_fn(|n| table[first + n].load(Ordering::Relaxed)))
+        Ok(array::from_fn(|n| self.word(at.add(8 * n as u64)).load(Ordering::Relaxed)))
     }
 
     fn read_entries(&self, at: PhysAddr, entries: &mut [[u64; 4]]) -> usize {
@@ -154,11 +162,13 @@ impl Machine for Fake {
 
     fn map_metadata(&self, page: PhysAddr) {
         assert!(self.metadata.lock().unwrap().insert(page.0), "{page:?} is mapped already");
+        self.page(page.0).metadata.store(IS_METADATA, Ordering::Relaxed);
     }
 
     fn unmap_metadata(&self, at: PhysAddr, size: u64) {
         for page in (at.0..at.0 + size).step_by(PAGE_SIZE as usize) {
             assert!(self.metadata.lock().unwrap().remove(&page), "{page:#x} is not mapped");
+            self.page(page).metadata.store(WAS_METADATA, Ordering::Relaxed);
         }
     }
 
@@ -175,7 +185,7 @@ impl Machine for Fake {
         for at in (at.0..at.0 + size).step_by(PAGE_SIZE as usize) {
             let Some(page) = self.looked_at(at) else { continue };
             if page.written.swap(false, Ordering::Relaxed) {
-                page.words.iter().for_each(|word| word.store(0, Ordering::Relaxed));
+                page.words.iter().for_each(|word| word.word().store(0, Ordering::Relaxed));
             }
         }
         self.answers(at.0, size)
@@ -284,13 +294,21 @@ impl Fake {
             .get_or_init(|| Box::new(Gib([const { OnceLock::new() }; 512])));
         let block = gib.0[(at % GIB / BLOCK_SIZE) as usize].get_or_init(|| {
             let page = || Page {
-                words: [const { AtomicU64::new(0) }; 512],
+                words: [const { DescriptorCell::new(0) }; 512],
                 vcpu: OnceLock::new(),
                 written: AtomicBool::new(false),
+                metadata: AtomicU8::new(0),
             };
             (0..BLOCK_SIZE / PAGE_SIZE).map(|_| page()).collect()
         });
         &block[(at % BLOCK_SIZE / PAGE_SIZE) as usize]
+    }
+
+    /// A word of memory, whatever it is.
+    pub fn word(&self, at: PhysAddr) -> &AtomicU64 {
+        let page = self.page(at.0);
+        page.written.store(true, Ordering::Relaxed);
+        page.words[(at.0 % PAGE_SIZE) as usize / 8].word()
     }
 
     /// A page of a block that somebody has looked at; any other is zero.
@@ -337,12 +355,14 @@ impl Fake {
 
     /// Fills a page with something that is not zero.
     pub fn scribble(&self, at: u64) {
-        self.table(PhysAddr(at)).iter().for_each(|word| word.store(0x5ec2e7, Ordering::Relaxed));
+        for at in (at..at + PAGE_SIZE).step_by(8) {
+            self.word(PhysAddr(at)).store(0x5ec2e7, Ordering::Relaxed);
+        }
     }
 
     /// Whether a page is all zeros.
     pub fn is_zero(&self, at: u64) -> bool {
-        let zero = |page: &Page| page.words.iter().all(|word| word.load(Ordering::Relaxed) == 0);
+        let zero = |page: &Page| page.words.iter().all(|word| word.load().bits() == 0);
         self.looked_at(at).is_none_or(zero)
     }
 }

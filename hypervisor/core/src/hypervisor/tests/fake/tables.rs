@@ -6,7 +6,6 @@ use std::sync::atomic::Ordering;
 
 use super::host::Host;
 use crate::addr::{PAGE_SIZE, PhysAddr};
-use crate::machine::Machine;
 use crate::stage2::Stage2Context;
 
 impl Host {
@@ -41,7 +40,7 @@ impl Host {
         let mut level = start_level;
         while level <= 2 {
             let index = (base >> (39 - 9 * level)) as usize % 512;
-            entry = self.escrow.machine.table(PhysAddr(table))[index].load(Ordering::Relaxed);
+            entry = self.entry(PhysAddr(table), index);
             if entry & 3 != 3 {
                 break;
             }
@@ -58,6 +57,10 @@ impl Host {
         }
     }
 
+    fn entry(&self, table: PhysAddr, index: usize) -> u64 {
+        self.escrow.machine.word(table.add(8 * index as u64)).load(Ordering::Relaxed)
+    }
+
     fn read_table(
         &self,
         table: PhysAddr,
@@ -65,10 +68,13 @@ impl Host {
         base: u64,
         f: &mut impl FnMut(u64, u32, u64),
     ) {
-        for (n, slot) in (0u64..).zip(self.escrow.machine.table(table)) {
-            let entry = slot.load(Ordering::Relaxed);
-            let at = base + (n << (39 - 9 * level));
-            if level < 3 && entry & 3 == 3 {
+        for n in 0..512 {
+            let entry = self.entry(table, n);
+            let at = base + ((n as u64) << (39 - 9 * level));
+            let is_table = level < 3 && entry & 3 == 3;
+            // What EL2 itself goes by must say the same.
+            assert_eq!(entry >> 57 & 1 != 0, is_table, "{entry:#x} at level {level}");
+            if is_table {
                 self.read_table(PhysAddr(entry & 0xffff_ffff_f000), level + 1, at, f);
             } else {
                 f(at, level, entry);

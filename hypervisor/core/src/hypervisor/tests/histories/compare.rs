@@ -161,7 +161,7 @@ impl World {
             if reached {
                 assert_eq!(entry & 0xffff_ffff_f000, at, "the host's map is the identity");
                 assert_eq!(entry & !NOT_COMMON, COMMON, "{entry:#x} at {at:#x}");
-                assert_eq!(Descriptor(entry).rights(), Some(Rights::ALL), "{at:#x}");
+                assert_eq!(Descriptor::found(entry).rights(), Some(Rights::ALL), "{at:#x}");
                 seen.push((at, entry & !0xfff));
             }
         });
@@ -203,7 +203,7 @@ impl World {
             assert!(same, "{entry:x?} of {pair:x?} at {at:#x}, not {expected:x?}");
         };
         self.host.read_tables(context, |base, level, entry| {
-            let descriptor = Descriptor(entry);
+            let descriptor = Descriptor::found(entry);
             if descriptor.is_free() {
                 return;
             }

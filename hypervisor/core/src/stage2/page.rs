@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! What is in a page of the hypervisor's: nothing yet, a translation table, or a vCPU.
+//!
+//! [`Machine::table`] and [`Machine::vcpu`] make a reference out of an address. They take
+//! values of these types, not addresses, and nothing outside of this module's parent can
+//! make one out of an address. A [`TablePage`] comes from memory that was set aside at boot,
+//! from a page that a VM's [`PagePool`](super::PagePool) has adopted, or from a descriptor
+//! that [`Descriptor::table`] wrote. A [`VcpuPage`] is where a vCPU was placed.
+//!
+//! How long a page stays what it is, they do not say. A guest's pages are found through its
+//! map and its slot, which let go of them when the VM dies; the host's tables stay for ever.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use super::Descriptor;
+use crate::addr::{PAGE_SIZE, PhysAddr};
+use crate::machine::Machine;
+use crate::vcpu::Vcpu;
+
+/// A zeroed page that nothing is in. There is one of it: it becomes a table, or is where a
+/// vCPU is placed, or goes back into its pool.
+#[derive(Debug, PartialEq, Eq)]
+pub struct FreePage(PhysAddr);
+
+impl FreePage {
+    /// A page that is the hypervisor's, is mapped at EL2 and holds zeros.
+    pub(super) const fn adopted(page: PhysAddr) -> FreePage {
+        FreePage(page)
+    }
+
+    /// Where it is.
+    pub const fn address(&self) -> PhysAddr {
+        self.0
+    }
+
+    /// Makes it a table without valid entries.
+    pub const fn into_table(self) -> TablePage {
+        TablePage(self.0)
+    }
+
+    /// The same, as a place for its pool's link.
+    pub(super) const fn as_table(&self) -> TablePage {
+        TablePage(self.0)
+    }
+
+    /// Places a vCPU in it.
+    pub fn place_vcpu<M: Machine>(self, machine: &M, vcpu: Vcpu) -> VcpuPage {
+        machine.place_vcpu(&self, vcpu);
+        VcpuPage(self.0)
+    }
+}
+
+/// A page that is a translation table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TablePage(PhysAddr);
+
+impl TablePage {
+    /// A page of the hypervisor's memory that was set aside at boot.
+    pub(super) const fn reserved(page: PhysAddr) -> TablePage {
+        TablePage(page)
+    }
+
+    /// The table that a descriptor leads to.
+    #[inline(always)]
+    pub(super) const fn of(entry: Descriptor) -> Option<TablePage> {
+        if entry.is_table() { Some(TablePage(entry.address())) } else { None }
+    }
+
+    /// Where it is.
+    #[inline(always)]
+    pub const fn address(self) -> PhysAddr {
+        self.0
+    }
+
+    /// A table that no walker finds any more, and that has no entries.
+    pub(super) const fn into_free(self) -> FreePage {
+        FreePage(self.0)
+    }
+}
+
+/// The tables that a walk begins in, side by side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct RootTables {
+    first: TablePage,
+    count: u64,
+}
+
+impl RootTables {
+    /// So many pages of memory that was set aside at boot.
+    pub const fn reserved(first: PhysAddr, count: u64) -> RootTables {
+        RootTables { first: TablePage::reserved(first), count }
+    }
+
+    /// The first of them.
+    pub const fn first(self) -> TablePage {
+        self.first
+    }
+
+    /// One of them.
+    pub fn get(self, n: u64) -> Option<TablePage> {
+        (n < self.count).then(|| TablePage(self.first.0.add(n * PAGE_SIZE)))
+    }
+}
+
+/// A place for a table page that is set once, before anybody asks for it.
+#[derive(Debug, Default)]
+pub(super) struct TableCell(AtomicU64);
+
+impl TableCell {
+    /// Notes the table.
+    pub fn set(&self, page: TablePage) {
+        self.0.store(page.0.0, Ordering::Relaxed);
+    }
+
+    /// The table that was noted.
+    #[inline(always)]
+    pub fn get(&self) -> TablePage {
+        let page = PhysAddr(self.0.load(Ordering::Relaxed));
+        debug_assert!(page.0 != 0, "a table that was set aside");
+        TablePage(page)
+    }
+}
+
+/// A page that a vCPU was placed in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VcpuPage(PhysAddr);
+
+impl VcpuPage {
+    /// Where it is.
+    #[inline(always)]
+    pub const fn address(self) -> PhysAddr {
+        self.0
+    }
+
+    /// A page that no machine looks at, for tests of who finds it.
+    #[cfg(any(test, loom))]
+    pub const fn for_tests(page: PhysAddr) -> VcpuPage {
+        VcpuPage(page)
+    }
+}
+
+/// A place for a vCPU's page, which others may look for meanwhile.
+#[derive(Debug)]
+pub(crate) struct VcpuPageCell(crate::sync::AtomicU64);
+
+impl VcpuPageCell {
+    /// No page.
+    pub fn new() -> VcpuPageCell {
+        VcpuPageCell(crate::sync::AtomicU64::new(0))
+    }
+
+    /// Notes the page: who finds it finds the vCPU.
+    pub fn set(&self, page: VcpuPage) {
+        self.0.store(page.0.0, Ordering::Release);
+    }
+
+    /// Forgets the page.
+    pub fn clear(&self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
+
+    /// The page, if there is one.
+    #[inline(always)]
+    pub fn get(&self) -> Option<VcpuPage> {
+        let page = self.0.load(Ordering::Acquire);
+        (page != 0).then_some(VcpuPage(PhysAddr(page)))
+    }
+}
