@@ -98,15 +98,16 @@ impl Slot {
         self.living_generation.store(generation, Ordering::Relaxed);
         self.vttbr.store(context.vttbr, Ordering::Relaxed);
         self.down.store(0, Ordering::Relaxed);
-        for page in &self.vcpus {
-            page.clear();
-        }
         self.doorbells.open(generation);
     }
 
-    /// Notes that the VM is dead. Needs the VM's lock.
+    /// Notes that the VM is dead, and lets go of its vCPUs' pages. Needs the VM's lock; no
+    /// run is under way.
     pub fn close(&self) {
         self.living_generation.store(0, Ordering::Relaxed);
+        for page in &self.vcpus {
+            page.clear();
+        }
     }
 
     /// Whether a generation lives here, without a lock: one that is dead stays so.
@@ -158,7 +159,7 @@ impl Slot {
         (self.running_generation.load(Ordering::Acquire) == generation).then_some(entered)
     }
 
-    /// The page of a vCPU. Valid while the VM is alive.
+    /// The page of a vCPU, as long as the VM lives.
     pub fn vcpu(&self, index: u8) -> Option<VcpuPage> {
         if index as usize >= self.vcpus.len() {
             return None;
