@@ -166,7 +166,7 @@ impl<'t> Stage1<'t> {
         if range.end > self.address_end {
             return Err(MapError::OutOfReach);
         }
-        self.map_table(self.root, 0, range, usage.attributes())
+        self.change(self.root, 0, range, Some(usage.attributes()))
     }
 
     /// The table of a level, 1 to 3, that the entry of an address is in; it is made if
@@ -191,36 +191,13 @@ impl<'t> Stage1<'t> {
     ///
     /// [`MapError::Mapped`] if an entry maps more than the range.
     pub fn unmap(&mut self, range: Range) -> Result<(), MapError> {
-        self.unmap_table(self.root, 0, range)
-    }
-
-    fn unmap_table(&mut self, table: u64, level: u32, range: Range) -> Result<(), MapError> {
-        let table = self.table(table).ok_or(MapError::Mapped)?;
-        let shift = 12 + 9 * (3 - level);
-        let size = 1u64 << shift;
-        let mut at = range.start;
-        while at < range.end {
-            let next = (at | (size - 1)) + 1;
-            let entry = &table[(at >> shift) as usize % ENTRIES];
-            let old = entry.load(Ordering::Relaxed);
-            if level < 3 && old & (VALID | TABLE_OR_PAGE) == VALID | TABLE_OR_PAGE {
-                let part = Range::new(at, next.min(range.end));
-                self.unmap_table(old & OUTPUT, level + 1, part)?;
-            } else if old & VALID != 0 {
-                if !at.is_multiple_of(size) || next > range.end {
-                    return Err(MapError::Mapped);
-                }
-                entry.store(0, Ordering::Relaxed);
-            }
-            at = next;
-        }
-        Ok(())
+        self.change(self.root, 0, range, None)
     }
 
     /// The table that an entry of a level leads to, made if it leads nowhere.
     fn below(&mut self, entry: &AtomicU64, level: u32) -> Result<u64, MapError> {
         let old = entry.load(Ordering::Relaxed);
-        if level < 3 && old & (VALID | TABLE_OR_PAGE) == VALID | TABLE_OR_PAGE {
+        if leads_to_table(old, level) {
             return Ok(old & OUTPUT);
         }
         if old & VALID != 0 {
@@ -232,12 +209,14 @@ impl<'t> Stage1<'t> {
         Ok(below)
     }
 
-    fn map_table(
+    /// Gives what a table translates of a range its entries: blocks and pages with
+    /// attributes, or none.
+    fn change(
         &mut self,
         table: u64,
         level: u32,
         range: Range,
-        attributes: u64,
+        to: Option<u64>,
     ) -> Result<(), MapError> {
         let table = self.table(table).ok_or(MapError::Mapped)?;
         let shift = 12 + 9 * (3 - level);
@@ -247,15 +226,24 @@ impl<'t> Stage1<'t> {
             let next = (at | (size - 1)) + 1;
             let entry = &table[(at >> shift) as usize % ENTRIES];
             let old = entry.load(Ordering::Relaxed);
-            let is_table = level < 3 && old & (VALID | TABLE_OR_PAGE) == VALID | TABLE_OR_PAGE;
             let whole = at.is_multiple_of(size) && next <= range.end;
-            if whole && level > 0 && !is_table {
-                let kind = if level == 3 { TABLE_OR_PAGE } else { 0 };
-                entry.store(at | attributes | kind, Ordering::Relaxed);
-            } else {
-                let below = self.below(entry, level)?;
-                let part = Range::new(at, next.min(range.end));
-                self.map_table(below, level + 1, part, attributes)?;
+            let below = match to {
+                _ if leads_to_table(old, level) => Some(old & OUTPUT),
+                Some(attributes) if whole && level > 0 => {
+                    let kind = if level == 3 { TABLE_OR_PAGE } else { 0 };
+                    entry.store(at | attributes | kind, Ordering::Relaxed);
+                    None
+                }
+                Some(_) => Some(self.below(entry, level)?),
+                None if old & VALID == 0 => None,
+                None if whole => {
+                    entry.store(0, Ordering::Relaxed);
+                    None
+                }
+                None => return Err(MapError::Mapped),
+            };
+            if let Some(below) = below {
+                self.change(below, level + 1, Range::new(at, next.min(range.end)), to)?;
             }
             at = next;
         }
@@ -281,6 +269,11 @@ impl<'t> Stage1<'t> {
         self.used += 1;
         Ok(address)
     }
+}
+
+/// Whether an entry of a level leads to a table of the next.
+fn leads_to_table(entry: u64, level: u32) -> bool {
+    level < 3 && entry & (VALID | TABLE_OR_PAGE) == VALID | TABLE_OR_PAGE
 }
 
 #[cfg(test)]

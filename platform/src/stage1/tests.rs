@@ -99,6 +99,37 @@ fn a_use_may_change_but_not_a_size() {
 }
 
 #[test]
+fn what_goes_is_what_was_named() {
+    let tables = dirty(8);
+    let mut map = Stage1::new(Pool { tables: &tables, base: BASE }, 40).unwrap();
+    // A page, a GiB, a block, a page.
+    map.map(Range::new(0x3fff_f000, 0x8020_1000), Use::Data).unwrap();
+    let levels = |map: &Stage1<'_>| {
+        [0x3fff_f000, 0x4000_0000, 0x8000_0000, 0x8020_0000].map(|at| level(map, at))
+    };
+    let all = [Some(3), Some(1), Some(2), Some(3)];
+    assert_eq!(levels(&map), all);
+    // Where nothing is.
+    map.unmap(Range::new(0, 0x3fff_f000)).unwrap();
+    map.unmap(Range::new(0x8020_1000, 1 << 39)).unwrap();
+    // A part of what is one entry, at each of its ends.
+    for part in [(0x4000_0000, 0x7fff_f000), (0x8000_1000, 0x8020_0000)] {
+        assert_eq!(map.unmap(Range::new(part.0, part.1)), Err(MapError::Mapped));
+    }
+    assert_eq!(levels(&map), all);
+    map.unmap(Range::new(0x8000_0000, 0x8020_1000)).unwrap();
+    assert_eq!(levels(&map), [Some(3), Some(1), None, None]);
+    map.unmap(Range::new(0x3fff_f000, 0x8000_0000)).unwrap();
+    assert_eq!(levels(&map), [None; 4]);
+    // Its tables stay, and its place may be mapped in other pieces.
+    let used = map.used;
+    map.map(Range::new(0x8000_0000, 0x8020_1000), Use::ReadOnly).unwrap();
+    map.map(Range::new(0x4000_0000, 0x4020_0000), Use::Code).unwrap();
+    assert_eq!((level(&map, 0x8000_0000), level(&map, 0x4000_0000)), (Some(2), Some(2)));
+    assert_eq!(map.used, used + 1);
+}
+
+#[test]
 fn tables_run_out_and_come_from_the_next_pool() {
     let (first, second) = (dirty(4), dirty(2));
     assert_eq!(
