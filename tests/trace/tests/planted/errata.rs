@@ -7,6 +7,15 @@ use escrow_trace::{Missing, Rule};
 
 use crate::{planted, sound};
 
+/// A CPU has the first erratum. A page has left a VM's map in a call, and is invalidated once.
+const INVALIDATED: &str = "
+    0 erratum repeat-tlbi
+    0 begin reclaim
+    0 release 0x102000 0x800007ff 0 # since
+    0 dsb ishst
+    0 tlbi vmalls12e1is 7
+";
+
 #[test]
 fn a_page_becomes_a_table_when_no_store_is_on_its_way() {
     planted(
@@ -51,16 +60,14 @@ fn a_call_waits_for_the_repetition() {
     planted(
         Rule::Return,
         Some(Missing::Repetition),
-        "  0 erratum repeat-tlbi
-           0 begin reclaim
-           0 release 0x102000 0x800007ff 0 # since
-           0 dsb ishst
-           0 tlbi vmalls12e1is 7
-           0 dsb ish
-         - 0 tlbi vae2is
-         - 0 dsb ish
-           0 isb
-           0 end 0 # here",
+        &format!(
+            "{INVALIDATED}
+               0 dsb ish
+             - 0 tlbi vae2is
+             - 0 dsb ish
+               0 isb
+               0 end 0 # here"
+        ),
     );
 }
 
@@ -71,16 +78,14 @@ fn the_repetition_comes_after_the_dsb() {
     planted(
         Rule::Return,
         Some(Missing::Repetition),
-        "  0 erratum repeat-tlbi
-           0 begin reclaim
-           0 release 0x102000 0x800007ff 0 # since
-           0 dsb ishst
-           0 tlbi vmalls12e1is 7
-         - 0 dsb ish
-           0 tlbi vae2is
-           0 dsb ish
-           0 isb
-           0 end 0 # here",
+        &format!(
+            "{INVALIDATED}
+             - 0 dsb ish
+               0 tlbi vae2is
+               0 dsb ish
+               0 isb
+               0 end 0 # here"
+        ),
     );
 }
 
@@ -132,8 +137,16 @@ fn a_cpu_that_comes_later_needs_none() {
     );
 }
 
-/// From one VM to another on a CPU that executes `AT` speculatively: walks are held
-/// off before, and go on after.
+/// A CPU executes `AT` speculatively, and has held off walks of EL1&0.
+const HELD: &str = "
+    0 erratum speculative-at
+    0 tcr 0x800080
+    0 isb
+    0 sctlr 0x1
+    0 isb
+";
+
+/// From one VM to another on such a CPU: walks are held off before, and go on after.
 const SWITCH: [&str; 9] = [
     "tcr 0x800080",
     "isb",
@@ -176,15 +189,7 @@ fn one_base_alone_does_not_hold_them_off() {
         planted(
             Rule::Walks,
             None,
-            &format!(
-                "  0 erratum speculative-at
-                   0 tcr 0x800080
-                   0 isb
-                   0 sctlr 0x1
-                   0 isb
-                 + 0 tcr {half}
-                   0 vttbr 0x8000000104000 # here"
-            ),
+            &format!("{HELD}\n+ 0 tcr {half}\n0 vttbr 0x8000000104000 # here"),
         );
     }
 }
@@ -214,14 +219,12 @@ fn walks_go_on_when_all_has_taken_effect() {
     planted(
         Rule::Walks,
         None,
-        "  0 erratum speculative-at
-           0 tcr 0x800080
-           0 isb
-           0 sctlr 0x1
-           0 isb
-           0 vttbr 0x8000000104000 # since
-         - 0 isb
-           0 tcr 0x0 # here",
+        &format!(
+            "{HELD}
+               0 vttbr 0x8000000104000 # since
+             - 0 isb
+               0 tcr 0x0 # here"
+        ),
     );
 }
 
@@ -231,15 +234,13 @@ fn the_registers_that_are_loaded_hold_them_off() {
     planted(
         Rule::Walks,
         None,
-        "  0 erratum speculative-at
-           0 tcr 0x800080
-           0 isb
-           0 sctlr 0x1
-           0 isb
-         - 0 tcr 0x803590
-         + 0 tcr 0x3510
-           0 sctlr 0x1
-           0 vttbr 0x8000000104000 # here",
+        &format!(
+            "{HELD}
+             - 0 tcr 0x803590
+             + 0 tcr 0x3510
+               0 sctlr 0x1
+               0 vttbr 0x8000000104000 # here"
+        ),
     );
 }
 
@@ -250,17 +251,15 @@ fn every_switch_of_such_a_cpu_has_its_order() {
     planted(
         Rule::Walks,
         None,
-        "  0 erratum speculative-at
-           0 tcr 0x800080
-           0 isb
-           0 sctlr 0x1
-           0 isb
-           0 vttbr 0x8000000104000
-           0 isb
-           0 sctlr 0x1
-           0 isb
-           0 tcr 0x0
-           0 isb
-         + 0 vttbr 0x7000000100000 # here",
+        &format!(
+            "{HELD}
+               0 vttbr 0x8000000104000
+               0 isb
+               0 sctlr 0x1
+               0 isb
+               0 tcr 0x0
+               0 isb
+             + 0 vttbr 0x7000000100000 # here"
+        ),
     );
 }
