@@ -143,7 +143,7 @@ impl Scratch {
             frame_end: 0,
             guest_end: 0,
             list: ArrayVec::new_const(),
-            part: Part::WHOLE,
+            part: Part::AT_ONCE,
             looks: Looks::ALL,
             pages: 0,
             blocks: 0,

@@ -275,21 +275,19 @@ impl<M: Machine> Hypervisor<M> {
     }
 
     /// One step of the host's donating pages for a VM's tables and vCPUs, of a list that
-    /// was read. `at_once`: it is done, however much it is. `vm` is locked and alive, or
-    /// about to be.
+    /// was read. `vm` is locked and alive, or about to be.
     pub(super) fn donate_metadata(
         &self,
         scratch: &mut Scratch,
         id: GuestId,
         vm: &mut Vm,
-        at_once: bool,
     ) -> Result<(), Refusal> {
         let pages = scratch.pages();
         let mut locked = self.lock_blocks(scratch)?;
         let prepared = locked
             .prepare(|extents| check_all(extents.iter_mut(), |extent| self.check_home(extent)));
         let result = prepared.map(|prepared| {
-            if at_once || prepared.is_to_be_done() {
+            if prepared.is_to_be_done() {
                 let broken = self.commit_metadata(prepared, id, &mut vm.pool);
                 vm.counts.add(FrameState::Metadata, pages - broken);
             }

@@ -97,11 +97,13 @@ pub(super) struct Part {
     is_whole: bool,
     /// The call works on the contents of the pages.
     contents: bool,
+    /// The call is not made in portions: all is done in this step, however much it is.
+    at_once: bool,
 }
 
 impl Part {
-    /// All of them, without work on contents.
-    pub const WHOLE: Part = Part { first: 0, is_whole: true, contents: false };
+    /// All of them, of a call that is one portion.
+    pub const AT_ONCE: Part = Part { first: 0, is_whole: true, contents: false, at_once: true };
 
     /// Its first entry.
     #[inline(always)]
@@ -136,7 +138,8 @@ impl Scratch {
     /// checked. To be asked once the ledger was looked at.
     #[inline(always)]
     pub(super) fn is_to_be_done(&self) -> bool {
-        self.part().is_little(self.pages(), self.work()) && self.looks.skipped == 0
+        let little = self.part().is_little(self.pages(), self.work());
+        self.part().at_once || little && self.looks.skipped == 0
     }
 
     /// The first entry that is left to do after this step.
@@ -161,7 +164,8 @@ impl<M: Machine> Hypervisor<M> {
         mut step: impl FnMut(&mut Scratch, Part) -> Result<u64, Refusal>,
     ) -> Result<Progress, Refusal> {
         scratch.broken = list.broken();
-        let mut part = Part { first: list.done(), is_whole: list.done() == 0, contents };
+        let mut part =
+            Part { first: list.done(), is_whole: list.done() == 0, contents, at_once: false };
         let mut looked = list.looked();
         loop {
             scratch.looks = match part.is_whole {

@@ -85,9 +85,9 @@ impl<M: Machine> Hypervisor<M> {
 
     pub(super) fn vm_create(&self, scratch: &mut Scratch, list: List) -> Result<[u64; 4], Refusal> {
         scratch.broken = 0;
-        self.read_list(scratch, Reader::Host, Form::METADATA, list, Part::WHOLE)?;
+        self.read_list(scratch, Reader::Host, Form::METADATA, list, Part::AT_ONCE)?;
         scratch.sort_by_frame()?;
-        // Once it has begun, it is not made again, so it is one portion, however large.
+        // Once it has begun, it is not made again.
         let mut blocks = 0;
         for_each_block(scratch.extents(), |_| blocks += 1);
         if blocks > CREATE_BLOCKS_MAX {
@@ -104,7 +104,7 @@ impl<M: Machine> Hypervisor<M> {
         if !self.gate().is_open() {
             return Err(Error::Denied.into());
         }
-        self.donate_metadata(scratch, id, &mut vm, true)?;
+        self.donate_metadata(scratch, id, &mut vm)?;
         // The list has at least one page. If all are broken, the slot is free as before.
         let none = Refusal { detail: 1, ..Error::NoMemory.into() };
         let root = vm.pool.pop(&self.machine).ok_or(none)?;
@@ -126,7 +126,7 @@ impl<M: Machine> Hypervisor<M> {
         self.in_portions(scratch, list, true, |scratch, part| {
             self.read_list(scratch, Reader::Host, Form::METADATA, list, part)?;
             let (id, mut vm) = self.lock_live_vm(vm)?;
-            self.donate_metadata(scratch, id, &mut vm, false)?;
+            self.donate_metadata(scratch, id, &mut vm)?;
             Ok(scratch.end(list))
         })
     }

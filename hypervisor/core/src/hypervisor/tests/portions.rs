@@ -373,6 +373,18 @@ fn a_long_call_keeps_the_memory_of_its_list() {
     host.lend(vm, &[lists_own]).unwrap();
 }
 
+/// That is one portion, of however many blocks.
+#[test]
+fn a_vm_is_created_of_the_memory_of_its_list_as_well() {
+    let mut host = interrupted();
+    let frames = (0..20).map(|n| FREE + n * BLOCK_SIZE).chain([LIST]);
+    let entries: Vec<_> = frames.map(|at| MemEntry::new(at, 0, 0, Rights::NONE)).collect();
+    let args = host.list(&entries);
+    host.call(call::VM_CREATE, &args).unwrap();
+    assert_eq!(host.escrow.pages(FrameState::Metadata), 21);
+    assert!(!host.reaches(LIST));
+}
+
 /// Another CPU ends the owner of some of the pages while a guest's call works on the first.
 #[test]
 fn sharing_back_happens_for_all_or_for_none() {
