@@ -5,12 +5,12 @@
 
 use core::arch::asm;
 use core::fmt;
-use core::ptr::{self, NonNull};
+use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use aarch64_cpu::asm::barrier;
 use aarch64_cpu::registers::{CNTFRQ_EL0, CNTPCT_EL0, Readable};
-use escrow_core::stage2::{Geometry, Stage2Context};
+use escrow_core::hypervisor::Hypervisor;
 
 use crate::apart::NoRuns;
 use crate::machine::{Hardware, Installed, installed};
@@ -107,7 +107,7 @@ pub fn stop_vms() {
         STOPPED.store(true, Ordering::Release);
         // Also by a CPU that fails as the second one: it says next what it has in its registers,
         // and the first may not have come so far.
-        stop_host(hypervisor.host_context(), &hypervisor.machine);
+        stop_host(hypervisor);
         close_all();
         if WIPED.swap(true, Ordering::AcqRel) {
             return;
@@ -134,18 +134,12 @@ pub fn stop_vms() {
 
 /// Empties the host's stage-2 root tables, so that whatever the host does next on any
 /// CPU ends at EL2, where that CPU stops as well.
-fn stop_host(context: &Stage2Context, machine: &Hardware) {
-    let root = (context.vttbr & 0x0000_ffff_ffff_f000) as *mut u64;
+fn stop_host(hypervisor: &Hypervisor<Hardware>) {
+    let (context, machine) = (hypervisor.host_context(), &hypervisor.machine);
     VTCR_EL2::write(context.vtcr);
     VTTBR_EL2::write(context.vttbr);
     barrier::isb(barrier::SY);
-    // T0SZ says how many addresses there are, and so how many tables.
-    let tables = Geometry::new(64 - (context.vtcr & 0x3f) as u8).root_tables;
-    for entry in 0..512 * usize::from(tables) {
-        // SAFETY: the tables are Escrow's; nothing reads them any more but
-        // table walkers, and for those each entry is written in one piece.
-        unsafe { ptr::write_volatile(root.add(entry), 0) };
-    }
+    hypervisor.host_map().empty(machine);
     barrier::dsb(barrier::ISHST);
     // SAFETY: removes cached translations only.
     unsafe { asm!("tlbi vmalls12e1is", options(nostack, preserves_flags)) };

@@ -107,6 +107,18 @@ fn a_gib_is_split_once_and_made_whole_by_the_last() {
     assert!(world.reaches(one) && world.reaches(two) && world.reaches(GIB));
 }
 
+/// Whose root is one table at level 1, two of them, one at level 0.
+#[test]
+fn an_emptied_map_reaches_nothing() {
+    for (pa_bits, last) in [(36, 1 << 35), (39, 1 << 38), (40, 1 << 39), (48, 1 << 39)] {
+        let world = world(&[PhysRange::new(GIB, GIB)], pa_bits);
+        let seen = [0, GIB, last];
+        assert!(seen.iter().all(|&at| world.reaches(at)), "{pa_bits}");
+        world.map.empty(&world.machine);
+        assert!(!seen.iter().any(|&at| world.reaches(at)), "{pa_bits}");
+    }
+}
+
 #[test]
 fn a_block_with_a_frame_away_is_not_merged() {
     let world = world(&[PhysRange::new(GIB, GIB)], 40);

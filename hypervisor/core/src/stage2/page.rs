@@ -97,6 +97,11 @@ impl RootTables {
         self.first
     }
 
+    /// All of them.
+    pub fn all(self) -> impl Iterator<Item = TablePage> {
+        (0..self.count).map_while(move |n| self.get(n))
+    }
+
     /// One of them.
     pub fn get(self, n: u64) -> Option<TablePage> {
         (n < self.count).then(|| TablePage(self.first.0.add(n * PAGE_SIZE)))

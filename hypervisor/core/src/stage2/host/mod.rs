@@ -78,6 +78,14 @@ impl HostMap {
         &self.context
     }
 
+    /// Empties the root for good, whoever has which lock: nothing is translated any more once
+    /// TLBs are empty as well.
+    pub fn empty<M: Machine>(&self, machine: &M) {
+        for slot in self.root.all().flat_map(|table| machine.table(table)) {
+            slot.store(Descriptor::INVALID);
+        }
+    }
+
     /// Maps what is at an address that the host touched and the map lacks.
     ///
     /// For addresses outside RAM, and not for what is withheld.
