@@ -134,7 +134,7 @@ extern "C" fn boot_main(early: &mut Early, entered: u64) -> ! {
         .unwrap_or_else(|error| fatal!("{error}"));
     let ticks = CNTPCT_EL0.get().wrapping_sub(entered);
     log::info!("host: kernel at {:#x}; EL2's boot took {ticks} ticks", layout.kernel.start);
-    escrow_aarch64::announce(&hypervisor.machine);
+    escrow_aarch64::announce(&hypervisor.machine, &identity);
     console::leave_to_host();
     // SAFETY: the machine is set up, this is the boot CPU, and what is on its
     // stack is not used by others.

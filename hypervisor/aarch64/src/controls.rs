@@ -4,6 +4,7 @@
 
 use aarch64_cpu::asm::barrier;
 pub(crate) use escrow_core::controls::Controls;
+use escrow_core::controls::fields::PFR0_RAS;
 use escrow_core::controls::registers::{Reg, cptr};
 use escrow_core::controls::{Cpu, Features, MissingFeature, Other};
 use escrow_core::errata::Errata;
@@ -102,7 +103,7 @@ impl Optional {
                 | has(Reg::Hfgrtr2, Self::FGT2)
                 | (observers.are_many() as u16 * Self::OBSERVERS)
                 | (observers.pmu as u16 * Self::PMU)
-                | ((id_field(ID_AA64PFR0_EL1::read(), 28) != 0) as u16 * Self::VDISR)
+                | (cpu.ids.has(&PFR0_RAS, 1) as u16 * Self::VDISR)
                 | (cpu.has_auxiliary_registers() as u16 * Self::AUXILIARY)
                 | (cpu.has_gicv2_interface() as u16 * Self::ICC_SRE)
                 | (errata.has(Errata::SPECULATIVE_AT) as u16 * Self::WALKS),
@@ -151,7 +152,7 @@ impl Optional {
 /// that is none of version 3, has it so.
 pub(crate) fn init_constant(cpu: &Cpu, controls: &Controls) -> Result<(), MissingFeature> {
     let has = Features::of(cpu, &cpu.ids);
-    VPIDR_EL2::write(MIDR_EL1::read());
+    VPIDR_EL2::write(cpu.midr.0.into());
     HSTR_EL2::write(0);
     HACR_EL2::write(0);
     // What ACTLR_EL1 and the implementation's registers could open to EL1.

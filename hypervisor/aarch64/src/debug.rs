@@ -8,14 +8,9 @@
 use core::arch::asm;
 
 use aarch64_cpu::asm::barrier;
-use escrow_core::observers::{Cpu, Observers, Register};
+use escrow_core::observers::{Cpu, Register};
 
 use crate::sysreg::*;
-
-/// What the calling CPU has.
-pub(crate) fn observers() -> Observers {
-    Observers::new(ID_AA64DFR0_EL1::read(), PMBIDR_EL1::read, TRBIDR_EL1::read)
-}
 
 /// The calling CPU.
 pub(crate) struct ThisCpu;

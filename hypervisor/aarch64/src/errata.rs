@@ -5,23 +5,18 @@
 
 use escrow_abi::call;
 use escrow_abi::errata::{Hardening, OPEN};
+use escrow_core::controls::fields::{ISAR2_CLRBHB, MMFR1_ECBHB, PFR0_CSV2};
 use escrow_core::errata::{Errata, Midr, Remedy};
-use escrow_core::hardening::{Cpu, Entry, WORKAROUND_1, WORKAROUND_2, WORKAROUND_3, Workaround};
+use escrow_core::hardening::{self, Entry, WORKAROUND_1, WORKAROUND_2, WORKAROUND_3, Workaround};
 
+use crate::features::Cpu;
 use crate::machine::Hardware;
 use crate::percpu::PerCpu;
 use crate::smc::smc;
-use crate::sysreg::*;
 
-/// The errata of the calling CPU.
-pub(crate) fn of_this_cpu() -> Errata {
-    Errata::of(Midr(MIDR_EL1::read() as u32), REVIDR_EL1::read() as u32)
-}
-
-/// Says in the log what is new with the calling CPU.
+/// Says in the log what is new with a CPU.
 #[cold]
-fn describe(errata: Errata, hardening: Hardening) {
-    let midr = Midr(MIDR_EL1::read() as u32);
+fn describe(midr: Midr, errata: Errata, hardening: Hardening) {
     log::info!("CPU {midr:?}: errata: {errata}; hardening of entries: {}", hardening.name());
     let unseen = errata.among(Errata::with(Remedy::Firmware));
     if !unseen.is_empty() {
@@ -72,12 +67,12 @@ impl Vectors {
 }
 
 /// What the calling CPU needs.
-fn choose(firmware: &Firmware) -> (Entry, Hardening) {
-    Entry::choose(&Cpu {
-        midr: Midr(MIDR_EL1::read() as u32),
-        csv2: id_field(ID_AA64PFR0_EL1::read(), 56),
-        clrbhb: id_field(ID_AA64ISAR2_EL1::read(), 28) != 0,
-        ecbhb: id_field(ID_AA64MMFR1_EL1::read(), 60) != 0,
+fn choose(identity: &Cpu, firmware: &Firmware) -> (Entry, Hardening) {
+    Entry::choose(&hardening::Cpu {
+        midr: identity.midr,
+        csv2: identity.ids.get(&PFR0_CSV2) as u8,
+        clrbhb: identity.ids.has(&ISAR2_CLRBHB, 1),
+        ecbhb: identity.ids.has(&MMFR1_ECBHB, 1),
         workaround_1: firmware.knows(WORKAROUND_1),
         workaround_3: firmware.knows(WORKAROUND_3),
     })
@@ -85,10 +80,10 @@ fn choose(firmware: &Firmware) -> (Entry, Hardening) {
 
 /// Says in the log what there is to know of the CPU that boots, as long as the
 /// console is EL2's own.
-pub fn announce(hardware: &Hardware) {
-    let (errata, (_, hardening)) = (of_this_cpu(), choose(&Firmware::find()));
+pub fn announce(hardware: &Hardware, identity: &Cpu) {
+    let (errata, (_, hardening)) = (identity.errata(), choose(identity, &Firmware::find()));
     if hardware.meet(errata, hardening) {
-        describe(errata, hardening);
+        describe(identity.midr, errata, hardening);
     }
 }
 
@@ -97,14 +92,14 @@ pub fn announce(hardware: &Hardware) {
 ///
 /// To be called before the CPU runs any VM. What it tells is seen by every CPU whose
 /// `TLBI` has to reach this one: [`Hardware::finish`] says why.
-pub(crate) fn meet(cpu: &mut PerCpu, hardware: &Hardware) {
+pub(crate) fn meet(cpu: &mut PerCpu, hardware: &Hardware, identity: &Cpu) {
     let firmware = Firmware::find();
-    let (entry, hardening) = choose(&firmware);
+    let (entry, hardening) = choose(identity, &firmware);
     let vectors = Vectors::of(entry);
     cpu.host_vectors_at = vectors.host;
     cpu.guest_vectors_at = vectors.guest;
     cpu.hardening = vectors.argument;
-    cpu.errata = of_this_cpu();
+    cpu.errata = identity.errata();
     // Speculative loads before older stores (CVE-2018-3639): with FEAT_SSBS,
     // SCTLR_EL2.DSSBS is 0 and so is PSTATE.SSBS at EL2. Older CPUs leave it to a
     // call, whose effect is for all levels of the CPU. It stays on: the host's calls do not
@@ -113,7 +108,7 @@ pub(crate) fn meet(cpu: &mut PerCpu, hardware: &Hardware) {
         firmware.call(WORKAROUND_2, 1);
     }
     if hardware.meet(cpu.errata, hardening) {
-        describe(cpu.errata, hardening);
+        describe(identity.midr, cpu.errata, hardening);
     }
 }
 

@@ -7,9 +7,9 @@ use core::ptr::{self, NonNull};
 
 use aarch64_cpu::asm::barrier;
 use escrow_core::hypervisor::Hypervisor;
+use escrow_core::observers::Observers;
 
 use crate::controls::{self, Controls, Load as _, Optional};
-use crate::debug;
 use crate::errata;
 use crate::features::{Cpu, MissingFeature};
 use crate::machine::{Hardware, installed};
@@ -55,7 +55,7 @@ pub unsafe fn init_cpu(
     let data = unsafe { &mut *cpu.as_ptr() };
     data.windows = hypervisor.machine.windows.of_cpu(data.index() as usize);
     TPIDR_EL2::write(cpu.as_ptr() as u64);
-    errata::meet(data, &hypervisor.machine);
+    errata::meet(data, &hypervisor.machine, identity);
     VBAR_EL2::write(data.host_vectors_at);
 
     let promise = &hypervisor.machine.promise;
@@ -64,7 +64,7 @@ pub unsafe fn init_cpu(
     data.guest_controls = Controls::guest(identity, promise);
     controls::init_constant(identity, &data.host_controls)?;
     data.hypervisor = installed().map(|installed| installed.hypervisor);
-    data.observers = debug::observers();
+    data.observers = Observers::of(&identity.ids);
     let optional = Optional::all(identity, data.errata, &data.observers);
     data.host_controls.load(optional);
     data.optional = optional.between(&data.host_controls, &data.guest_controls);

@@ -57,9 +57,6 @@ macro_rules! registers {
 // Identification.
 registers! {
     ID_AA64PFR0_EL1 = "id_aa64pfr0_el1";
-    ID_AA64DFR0_EL1 = "id_aa64dfr0_el1";
-    ID_AA64ISAR2_EL1 = "s3_0_c0_c6_2";
-    ID_AA64MMFR1_EL1 = "id_aa64mmfr1_el1";
     MIDR_EL1 = "midr_el1";
     REVIDR_EL1 = "revidr_el1";
     MPIDR_EL1 = "mpidr_el1";

@@ -16,6 +16,11 @@
 //! | samples (FEAT_SPE) | `PMSCR_EL1` is 0 | as it was |
 //! | their buffers (FEAT_SPE, FEAT_TRBE) | drained to the host's memory, then off | as they were |
 
+use crate::controls::fields::{
+    DFR0_BRBE, DFR0_PMSVER, DFR0_PMUVER, DFR0_TRACEBUFFER, DFR0_TRACEFILT,
+};
+use crate::controls::{Ids, Other};
+
 /// Which observers a CPU has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Observers {
@@ -96,19 +101,17 @@ const PMCR_E: u64 = 1 << 0;
 const LIMIT_E: u64 = 1 << 0;
 
 impl Observers {
-    /// What a CPU has whose `ID_AA64DFR0_EL1` this is. `PMBIDR_EL1` and
-    /// `TRBIDR_EL1` are read where they exist: a buffer whose bit P is set is a
+    /// What a CPU has. A buffer whose bit P is set in `PMBIDR_EL1` or `TRBIDR_EL1` is a
     /// higher exception level's, and all registers of it trap there.
-    pub fn new(dfr0: u64, pmbidr: impl FnOnce() -> u64, trbidr: impl FnOnce() -> u64) -> Observers {
+    pub fn of(ids: &Ids) -> Observers {
         const P: u64 = 1 << 4;
-        let field = |shift: u32| dfr0 >> shift & 0xf;
+        let has = |field| ids.has(field, 1);
         Observers {
-            // 0xf: performance monitors, but not those of the architecture.
-            pmu: !matches!(field(8), 0 | 0xf),
-            spe: field(32) != 0 && pmbidr() & P == 0,
-            trf: field(40) != 0,
-            trbe: field(44) != 0 && trbidr() & P == 0,
-            brbe: field(52) != 0,
+            pmu: has(&DFR0_PMUVER),
+            spe: has(&DFR0_PMSVER) && ids.other(Other::Pmbidr) & P == 0,
+            trf: has(&DFR0_TRACEFILT),
+            trbe: has(&DFR0_TRACEBUFFER) && ids.other(Other::Trbidr) & P == 0,
+            brbe: has(&DFR0_BRBE),
         }
     }
 
@@ -372,21 +375,24 @@ mod tests {
 
     #[test]
     fn what_a_cpu_has() {
-        let none = || panic!("the register does not exist");
+        let has = |dfr0: u64, of_buffers: Option<u64>| {
+            let space = |crm, op2| if (crm, op2) == (5, 0) { dfr0 } else { 0 };
+            let other = |_| of_buffers.expect("the register does not exist");
+            Observers::of(&Ids::new(space, other))
+        };
         for version in 0..=0xf_u64 {
-            let has = Observers::new(version << 8, none, none);
-            let pmu = version != 0 && version != 0xf;
-            assert_eq!(has, Observers { pmu, ..Observers::default() });
-            let has = Observers::new(version << 40, none, none);
-            assert_eq!((has.trf, has.are_many()), (version != 0, version != 0));
-            let has = Observers::new(version << 52, none, none);
-            assert_eq!((has.brbe, has.are_many()), (version != 0, version != 0));
+            let (pmu, trf, brbe) =
+                (has(version << 8, None), has(version << 40, None), has(version << 52, None));
+            // 0xf: performance monitors, but not those of the architecture.
+            let architected = version != 0 && version != 0xf;
+            assert_eq!(pmu, Observers { pmu: architected, ..Observers::default() });
+            assert_eq!((trf.trf, trf.are_many()), (version != 0, version != 0));
+            assert_eq!((brbe.brbe, brbe.are_many()), (version != 0, version != 0));
         }
         for p in [0, 1 << 4] {
-            let has = Observers::new(1 << 32, || p | 0xf, none);
-            assert_eq!(has.spe, p == 0);
-            let has = Observers::new(1 << 44 | 1 << 40, none, || p | 0xf);
-            assert_eq!((has.trbe, has.trf), (p == 0, true));
+            assert_eq!(has(1 << 32, Some(p | 0xf)).spe, p == 0);
+            let trace = has(1 << 44 | 1 << 40, Some(p | 0xf));
+            assert_eq!((trace.trbe, trace.trf), (p == 0, true));
         }
     }
 
