@@ -53,6 +53,7 @@ static void escrow_tell_importers(struct dma_buf *dmabuf)
 
 struct escrow_dmabuf {
 	struct file *memory;
+	struct file *part; /* of the memory, to be mapped */
 	u64 offset;
 	u64 size;
 	struct escrow_ref ref; /* the buffer's own, as long as it is there */
@@ -152,7 +153,7 @@ static struct page **escrow_dmabuf_pages(struct escrow_dmabuf *buffer)
 	size_t count = buffer->size >> PAGE_SHIFT, i;
 	struct page **pages;
 
-	pages = kvcalloc(count, sizeof(*pages), GFP_KERNEL_ACCOUNT);
+	pages = kvcalloc(count, sizeof(*pages), GFP_KERNEL_ACCOUNT | __GFP_NOWARN);
 	for (i = 0; pages && i < count; i++)
 		pages[i] = escrow_ref_page(&buffer->ref, buffer->offset + (i << PAGE_SHIFT));
 	return pages;
@@ -260,13 +261,14 @@ static int escrow_dmabuf_mmap(struct dma_buf *dmabuf, struct vm_area_struct *vma
 	struct escrow_dmabuf *buffer = dmabuf->priv;
 
 	vma->vm_pgoff += buffer->offset >> PAGE_SHIFT;
-	vma_set_file(vma, buffer->memory);
-	return buffer->memory->f_op->mmap(buffer->memory, vma);
+	vma_set_file(vma, buffer->part);
+	return buffer->part->f_op->mmap(buffer->part, vma);
 }
 
 static void escrow_dmabuf_free(struct escrow_dmabuf *buffer)
 {
 	escrow_ref_release(&buffer->ref);
+	fput(buffer->part);
 	fput(buffer->memory);
 	kfree(buffer);
 }
@@ -293,7 +295,8 @@ static const struct dma_buf_ops escrow_dmabuf_ops = {
 	.release = escrow_dmabuf_release,
 };
 
-static struct escrow_dmabuf *escrow_dmabuf_alloc(struct file *memory, u64 offset, u64 size)
+static struct escrow_dmabuf *escrow_dmabuf_alloc(struct file *memory, u64 offset, u64 size,
+						 int flags)
 {
 	struct escrow_dmabuf *buffer = kzalloc(sizeof(*buffer), GFP_KERNEL_ACCOUNT);
 	int err;
@@ -303,12 +306,15 @@ static struct escrow_dmabuf *escrow_dmabuf_alloc(struct file *memory, u64 offset
 	buffer->memory = get_file(memory);
 	buffer->offset = offset;
 	buffer->size = size;
-	err = escrow_dmabuf_take(buffer, &buffer->ref, &escrow_static_ops, "dma-buf");
-	if (err) {
-		fput(memory);
-		kfree(buffer);
-		return ERR_PTR(err);
+	/* Who has it mapped reaches no more of the memory than the buffer. */
+	buffer->part = escrow_part_open(memory, offset, size, flags);
+	if (IS_ERR(buffer->part)) {
+		err = PTR_ERR(buffer->part);
+		goto err_memory;
 	}
+	err = escrow_dmabuf_take(buffer, &buffer->ref, &escrow_static_ops, "dma-buf");
+	if (err)
+		goto err_part;
 	/* All of it is there. What is lent later is missed by those who import it then. */
 	err = escrow_dmabuf_begin(buffer, &buffer->ref);
 	if (err) {
@@ -317,6 +323,13 @@ static struct escrow_dmabuf *escrow_dmabuf_alloc(struct file *memory, u64 offset
 	}
 	escrow_dmabuf_end(buffer, &buffer->ref);
 	return buffer;
+
+err_part:
+	fput(buffer->part);
+err_memory:
+	fput(memory);
+	kfree(buffer);
+	return ERR_PTR(err);
 }
 
 /* A dma-buf of a part of a memory. → a descriptor */
@@ -330,12 +343,12 @@ int escrow_mem_export(struct file *memory, const struct escrow_export_dmabuf_arg
 	flags = escrow_rs_export_check(args);
 	if (flags < 0)
 		return flags;
-	buffer = escrow_dmabuf_alloc(memory, args->offset, args->size);
+	info.flags = flags & ESCROW_EXPORT_WRITE ? O_RDWR : O_RDONLY;
+	buffer = escrow_dmabuf_alloc(memory, args->offset, args->size, info.flags);
 	if (IS_ERR(buffer))
 		return PTR_ERR(buffer);
 	info.ops = &escrow_dmabuf_ops;
 	info.size = buffer->size;
-	info.flags = flags & ESCROW_EXPORT_WRITE ? O_RDWR : O_RDONLY;
 	info.priv = buffer;
 	dmabuf = dma_buf_export(&info);
 	if (IS_ERR(dmabuf)) {

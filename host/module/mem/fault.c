@@ -166,7 +166,8 @@ static vm_fault_t escrow_fault_of(int err)
 
 static vm_fault_t escrow_mem_fault(struct vm_fault *vmf)
 {
-	struct escrow_mem *mem = vmf->vma->vm_file->private_data;
+	/* The file may be that of a part (dmabuf.c). */
+	struct escrow_mem *mem = file_inode(vmf->vma->vm_file)->i_private;
 	struct address_space *mapping = escrow_mapping(mem);
 	struct escrow_folio *ef;
 	struct page *page;

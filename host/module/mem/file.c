@@ -17,9 +17,9 @@
 
 #include "mem/mem.h"
 
-static int escrow_mem_mmap(struct file *file, struct vm_area_struct *vma)
+int escrow_mem_mmap(struct file *file, struct vm_area_struct *vma)
 {
-	struct escrow_mem *mem = file->private_data;
+	struct escrow_mem *mem = file_inode(file)->i_private;
 
 	/* Private mappings would copy what they must not. */
 	if (!(vma->vm_flags & VM_MAYSHARE))

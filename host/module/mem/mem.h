@@ -99,6 +99,7 @@ static inline u64 escrow_mem_id(struct escrow_mem *mem)
 }
 
 /* file.c */
+int escrow_mem_mmap(struct file *file, struct vm_area_struct *vma);
 extern const struct file_operations escrow_mem_fops;
 extern const struct inode_operations escrow_mem_iops;
 
@@ -142,6 +143,9 @@ int escrow_mem_let_go(struct escrow_mem *mem, pgoff_t first, pgoff_t last);
 void escrow_mem_name_holders(struct escrow_mem *mem, pgoff_t first, pgoff_t last, char *names,
 			     size_t size);
 void escrow_mem_show_holders(struct seq_file *m, struct escrow_mem *mem, bool fdinfo);
+
+/* part.c */
+struct file *escrow_part_open(struct file *memory, u64 offset, u64 size, int flags);
 
 /* dmabuf.c */
 #ifdef CONFIG_DMA_SHARED_BUFFER
