@@ -50,11 +50,13 @@
 
 mod counts;
 mod folio;
+mod moment;
 mod refusal;
 mod retry;
 mod sync;
 
 pub use counts::Counts;
 pub use folio::{Borrower, Folio, How, References, Report, State};
+pub use moment::Moment;
 pub use refusal::Refusal;
 pub use retry::Retry;

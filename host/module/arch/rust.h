@@ -274,6 +274,9 @@ int escrow_rs_folio_begin_lend(struct escrow_folio_state *ef, struct folio *foli
 u32 escrow_rs_retry(struct escrow_retry *retry, const struct escrow_refusal *refusal,
 		    struct escrow_counts *counts);
 void escrow_rs_counts_refused(struct escrow_counts *counts);
+/* A moment of a clock that ticks for ever, in 32 bits; 0: none. */
+u32 escrow_rs_moment(u64 now);
+bool escrow_rs_moment_is_within(u32 moment, u64 now, u32 ticks);
 /* Safe references of others than the memory. */
 int escrow_rs_folio_hold(struct escrow_folio_state *ef, struct folio *folio);
 int escrow_rs_folio_unhold(struct escrow_folio_state *ef, struct folio *folio);

@@ -26,7 +26,7 @@ static_assert(PAGE_SIZE == 4096);
 struct escrow_folio {
 	struct escrow_folio_state state;
 	struct folio *folio;
-	u32 wanted; /* in jiffies, when a lend that goes first was refused; 0: never */
+	u32 wanted; /* when a lend that goes first was refused: a moment */
 	union {
 		pgoff_t index; /* of a memory: of its first page */
 		struct list_head link; /* of metadata: in vm->metadata_folios */

@@ -39,14 +39,15 @@
 struct escrow_hold {
 	struct escrow_folio *ef;
 	atomic_t accesses; /* this holder's, that have begun and not ended */
-	u32 told; /* in jiffies, until when no access begins; 0: never told */
+	u32 told; /* when: a moment; for a while no access begins */
 };
 
 struct escrow_holder {
 	struct escrow_mem *mem; /* with a reference */
 	struct escrow_ref *ref; /* the holder's */
 	const struct escrow_ref_ops *ops;
-	struct list_head link; /* in mem->holders */
+	struct list_head link; /* in mem->holders, as long as it has references */
+	bool is_leaving; /* not told any more; under mem->holders_lock */
 	char name[ESCROW_NAME_SIZE];
 	pgoff_t first;
 	pgoff_t last;
@@ -174,13 +175,13 @@ void escrow_mem_show_holders(struct seq_file *m, struct escrow_mem *mem, bool fd
 static void escrow_holder_tell(struct escrow_holder *holder, pgoff_t first, pgoff_t last)
 {
 	struct escrow_hold *hold, *end = holder->folios + holder->count;
-	u32 until = (u32)(jiffies + msecs_to_jiffies(ESCROW_LET_GO_PATIENCE)) | 1;
+	u32 now = escrow_rs_moment(jiffies);
 
 	first = max(first, holder->first);
 	last = min(last, holder->last);
 	hold = escrow_holder_find(holder, first);
 	for (; hold && hold < end && hold->ef->index <= last; hold++)
-		WRITE_ONCE(hold->told, until);
+		WRITE_ONCE(hold->told, now);
 	holder->tell_first = min(holder->tell_first, first);
 	holder->tell_last = max(holder->tell_last, last);
 	queue_work(tellers, &holder->work);
@@ -202,7 +203,8 @@ int escrow_mem_let_go(struct escrow_mem *mem, pgoff_t first, pgoff_t last)
 			is_static |= !holder->ops->let_go;
 	}
 	list_for_each_entry(holder, &mem->holders, link) {
-		if (!is_static && escrow_holder_accesses(holder, first, last))
+		if (!is_static && !holder->is_leaving &&
+		    escrow_holder_accesses(holder, first, last))
 			escrow_holder_tell(holder, first, last);
 	}
 	spin_unlock(&mem->holders_lock);
@@ -251,20 +253,52 @@ static void escrow_hold_end(struct escrow_holder *holder, struct escrow_hold *ho
 	atomic_dec(&holder->accesses);
 }
 
-static void escrow_holder_drop(struct escrow_holder *holder)
+/* Gives up the references to the first @count folios. Under the shared invalidate_lock. */
+static void escrow_holder_empty(struct escrow_holder *holder, u32 count)
 {
-	struct address_space *mapping = escrow_mapping(holder->mem);
-	u32 i;
-
-	filemap_invalidate_lock_shared(mapping);
-	for (i = 0; i < holder->count; i++) {
-		struct escrow_folio *ef = holder->folios[i].ef;
+	while (count--) {
+		struct escrow_folio *ef = holder->folios[count].ef;
 
 		folio_lock(ef->folio);
 		WARN_ON_ONCE(escrow_rs_folio_unhold(&ef->state, ef->folio));
 		folio_unlock(ef->folio);
 		cond_resched();
 	}
+}
+
+/*
+ * Puts a holder on the list that says whose range may be no hole. Under the same lock
+ * as its references are taken and given up: who makes a hole has it exclusively, and
+ * finds either no reference or the holder.
+ */
+static int escrow_holder_enlist(struct escrow_holder *holder)
+{
+	struct escrow_mem *mem = holder->mem;
+	int err = -ENOSPC;
+
+	spin_lock(&mem->holders_lock);
+	if (mem->holders_count < ESCROW_HOLDERS_MAX) {
+		escrow_mem_get(mem);
+		mem->holders_count++;
+		list_add_tail(&holder->link, &mem->holders);
+		err = 0;
+	}
+	spin_unlock(&mem->holders_lock);
+	return err;
+}
+
+/* The way back: without references, it is on the list no more. */
+static void escrow_holder_drop(struct escrow_holder *holder)
+{
+	struct escrow_mem *mem = holder->mem;
+	struct address_space *mapping = escrow_mapping(mem);
+
+	filemap_invalidate_lock_shared(mapping);
+	escrow_holder_empty(holder, holder->count);
+	spin_lock(&mem->holders_lock);
+	list_del(&holder->link);
+	mem->holders_count--;
+	spin_unlock(&mem->holders_lock);
 	filemap_invalidate_unlock_shared(mapping);
 }
 
@@ -290,13 +324,7 @@ static int escrow_holder_fill(struct escrow_holder *holder)
 	}
 	if (i == holder->count)
 		return 0;
-	while (i--) {
-		struct escrow_folio *ef = holder->folios[i].ef;
-
-		folio_lock(ef->folio);
-		WARN_ON_ONCE(escrow_rs_folio_unhold(&ef->state, ef->folio));
-		folio_unlock(ef->folio);
-	}
+	escrow_holder_empty(holder, i);
 	return err;
 }
 
@@ -367,7 +395,8 @@ int escrow_ref_take(struct escrow_ref *ref, struct file *memory, u64 offset, u64
 	err = count;
 	if (count < 0)
 		goto err_unlock;
-	holder = kvzalloc(struct_size(holder, folios, count), GFP_KERNEL_ACCOUNT);
+	/* More than there can be is said to the caller, and not to the log. */
+	holder = kvzalloc(struct_size(holder, folios, count), GFP_KERNEL_ACCOUNT | __GFP_NOWARN);
 	err = -ENOMEM;
 	if (!holder)
 		goto err_unlock;
@@ -385,25 +414,15 @@ int escrow_ref_take(struct escrow_ref *ref, struct file *memory, u64 offset, u64
 	err = escrow_holder_fill(holder);
 	if (err)
 		goto err_free;
+	err = escrow_holder_enlist(holder);
+	if (err)
+		goto err_empty;
 	filemap_invalidate_unlock_shared(mapping);
-
-	spin_lock(&mem->holders_lock);
-	err = mem->holders_count < ESCROW_HOLDERS_MAX ? 0 : -ENOSPC;
-	if (!err) {
-		escrow_mem_get(mem);
-		mem->holders_count++;
-		list_add_tail(&holder->link, &mem->holders);
-	}
-	spin_unlock(&mem->holders_lock);
-	if (err) {
-		escrow_holder_drop(holder);
-		kvfree(holder);
-		module_put(ops->owner);
-		return err;
-	}
 	WRITE_ONCE(ref->holder, holder);
 	return 0;
 
+err_empty:
+	escrow_holder_empty(holder, count);
 err_free:
 	kvfree(holder);
 err_unlock:
@@ -434,10 +453,9 @@ void escrow_ref_release(struct escrow_ref *ref)
 				    __builtin_return_address(0));
 		return;
 	}
-	/* From here on, nobody finds it to tell it. */
+	/* From here on, nobody tells it. Its references hold off holes until they are gone. */
 	spin_lock(&holder->mem->holders_lock);
-	list_del(&holder->link);
-	holder->mem->holders_count--;
+	holder->is_leaving = true;
 	spin_unlock(&holder->mem->holders_lock);
 	by_callback = READ_ONCE(holder->teller) == current;
 	if (by_callback)
@@ -487,12 +505,12 @@ static int escrow_hold_begin(struct escrow_holder *holder, struct escrow_hold *h
 			     pgoff_t last)
 {
 	struct escrow_folio *ef = hold->ef;
-	u32 told = READ_ONCE(hold->told);
 	pgoff_t index, end = min(last, escrow_folio_next(ef) - 1);
 	int err;
 
 	/* A guest is about to have it. */
-	if (told && time_before32((u32)jiffies, told))
+	if (escrow_rs_moment_is_within(READ_ONCE(hold->told), jiffies,
+				       msecs_to_jiffies(ESCROW_LET_GO_PATIENCE)))
 		return -EAGAIN;
 	err = escrow_rs_folio_access(&ef->state);
 	if (err)

@@ -46,7 +46,7 @@ void escrow_mem_refused(struct escrow_mem *mem, struct escrow_folio *ef,
 		return;
 	}
 	if (mem->lend_first)
-		WRITE_ONCE(ef->wanted, (u32)jiffies | 1);
+		WRITE_ONCE(ef->wanted, escrow_rs_moment(jiffies));
 	/* The reference, and the patience, are those of the first refusal. */
 	if (attempt->mem != mem) {
 		escrow_attempt_end(attempt);
@@ -63,7 +63,8 @@ bool escrow_folio_is_wanted(const struct escrow_folio *ef)
 {
 	u32 wanted = READ_ONCE(ef->wanted);
 
-	return wanted && time_before32((u32)jiffies, wanted + msecs_to_jiffies(ESCROW_WANTED_MS));
+	return unlikely(wanted) &&
+	       escrow_rs_moment_is_within(wanted, jiffies, msecs_to_jiffies(ESCROW_WANTED_MS));
 }
 
 /* Nothing is waited for any more: tells of the refusal. */
@@ -124,6 +125,10 @@ give_up:
 	return false;
 }
 
+/* Mappings of a memory that are looked at for who maps a page, and processes that are told of. */
+#define ESCROW_MAPPERS_LOOKS 4096
+#define ESCROW_MAPPERS_SHOWN 64
+
 /* Tells of one process that maps the page, if it is known. Under the i_mmap_lock. */
 static void escrow_vma_show(struct seq_file *m, struct vm_area_struct *vma)
 {
@@ -147,21 +152,31 @@ static void escrow_vma_show(struct seq_file *m, struct vm_area_struct *vma)
 #endif
 }
 
-/* Tells of those who map a page now, in the order in which they map the file. */
+/*
+ * Tells of those who map a page now, in the order in which they map the file. If there are
+ * more than are looked at, the last line says so.
+ */
 static void escrow_mem_show_mappers(struct seq_file *m, struct escrow_mem *mem, pgoff_t index)
 {
 	struct address_space *mapping = escrow_mapping(mem);
 	struct mm_struct *last = NULL;
+	unsigned int looks = 0, shown = 0;
 	struct rb_node *node;
 
 	i_mmap_lock_read(mapping);
 	for (node = rb_first_cached(&mapping->i_mmap); node; node = rb_next(node)) {
 		struct vm_area_struct *vma = rb_entry(node, struct vm_area_struct, shared.rb);
 
+		/* Programs may make as many as they like. */
+		if (looks++ == ESCROW_MAPPERS_LOOKS || shown == ESCROW_MAPPERS_SHOWN) {
+			seq_puts(m, "mapped_by:\t0 ...\n");
+			break;
+		}
 		if (index < vma->vm_pgoff || index >= vma->vm_pgoff + vma_pages(vma) ||
 		    vma->vm_mm == last)
 			continue;
 		last = vma->vm_mm;
+		shown++;
 		escrow_vma_show(m, vma);
 	}
 	i_mmap_unlock_read(mapping);

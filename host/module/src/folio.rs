@@ -5,7 +5,7 @@
 use core::mem::MaybeUninit;
 
 use escrow_abi::{MemEntry, Rights};
-use escrow_memfd::{Borrower, Counts, Folio, How, Refusal, Retry, State};
+use escrow_memfd::{Borrower, Counts, Folio, How, Moment, Refusal, Retry, State};
 use escrow_vmcore::Errno;
 
 use crate::kernel::FolioPtr;
@@ -150,6 +150,18 @@ pub extern "C" fn escrow_rs_retry(retry: &mut Retry, refusal: &CRefusal, counts:
         users => Refusal::Accessible(users),
     };
     retry.after(&refusal, counts).unwrap_or(0)
+}
+
+/// A moment, as it is kept. `now`: of a clock that ticks for ever.
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_moment(now: u64) -> u32 {
+    Moment::at(now).to_number()
+}
+
+/// Whether a moment that was kept was less than so many ticks ago.
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_moment_is_within(moment: u32, now: u64, ticks: u32) -> bool {
+    Moment::from_number(moment).is_within(now, ticks)
 }
 
 /// A lender has given up, because somebody uses the folio.
