@@ -174,19 +174,28 @@ void escrow_vm_put(struct escrow_vm *vm)
 	kref_put(&vm->ref, escrow_vm_last);
 }
 
+/*
+ * Ends those that are set aside, without the lock: freeing one waits for all mmu_notifiers
+ * that run, and one of these may be about to set another VM aside.
+ */
 static void escrow_zombies_work(struct work_struct *work)
 {
 	struct escrow_vm *vm, *next;
+	LIST_HEAD(asked);
 	bool left;
 
 	mutex_lock(&zombies_lock);
-	list_for_each_entry_safe(vm, next, &zombies, zombie) {
+	list_splice_init(&zombies, &asked);
+	mutex_unlock(&zombies_lock);
+	list_for_each_entry_safe(vm, next, &asked, zombie) {
 		if (!escrow_vm_end(vm))
 			continue;
 		pr_info("VM %#llx: all pages are home\n", vm->borrower.handle);
 		list_del(&vm->zombie);
 		escrow_vm_free(vm);
 	}
+	mutex_lock(&zombies_lock);
+	list_splice(&asked, &zombies);
 	left = !list_empty(&zombies);
 	mutex_unlock(&zombies_lock);
 	if (left)

@@ -5,8 +5,8 @@
 #include <linux/err.h>
 #include <linux/module.h>
 #include <linux/mmu_notifier.h>
-#include <linux/oom.h>
 #include <linux/sched.h>
+#include <linux/sched/signal.h>
 #include <linux/slab.h>
 
 #include "vm/vm.h"
@@ -45,7 +45,11 @@ static int escrow_vm_lacks(struct escrow_borrower *borrower, u64 pages)
  */
 static void escrow_vm_mm_release(struct mmu_notifier *notifier, struct mm_struct *mm)
 {
-	if (tsk_is_oom_victim(current))
+	/*
+	 * Whoever frees a VM comes by here too, while the process that made it lives: it may
+	 * be a victim itself, but not with this memory.
+	 */
+	if (current->signal->oom_mm == mm)
 		escrow_registry_end_victims(mm);
 }
 
