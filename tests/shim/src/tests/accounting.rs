@@ -4,6 +4,7 @@
 //! that makes it, as for all memory that a kernel takes for a process.
 
 use std::fs;
+use std::os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process;
 use std::time::{Duration, Instant};
@@ -331,6 +332,106 @@ pub fn a_victim_s_memory_is_free() -> Result<()> {
         (count(escrow_vmcore::uapi::fdinfo::PRESENT)?, count(escrow_vmcore::uapi::fdinfo::LENT)?);
     ensure!(present + lent <= 64, "{present} pages are present, {lent} lent");
     group.settles_at(before)
+}
+
+/// Who is killed for want of memory takes the VMs along that it has made itself, and none
+/// of those of a process that it had a VM of.
+pub fn a_victim_ends_no_other_s_vms() -> Result<()> {
+    const LIMIT: u64 = 16 << 20;
+    let device = Device::open()?;
+    let (given, kept) = (device.vm()?, device.vm()?);
+    let group = Group::new("heir")?;
+    group.limit(group.current()? + LIMIT)?;
+    // SAFETY: the tests run in a process with one thread.
+    let heir = match unsafe { fork() }.context("fork")? {
+        ForkResult::Child => {
+            let mut own = Vec::new();
+            while group.join().is_ok() && own.len() < 64 {
+                own.push(vec![1u8; (LIMIT / 8) as usize]);
+            }
+            // SAFETY: ends this process at once.
+            unsafe { libc::_exit(1) }
+        }
+        ForkResult::Parent { child } => child,
+    };
+    // The child has the only file of it now.
+    drop(given);
+    let status = waitpid(heir, None)?;
+    ensure!(matches!(status, WaitStatus::Signaled(_, Signal::SIGKILL, _)), "{status:?}");
+    kept.vcpu(0).map(drop).context("a VM of who lives")
+}
+
+/// The VMs of a process that is being killed for want of memory lose their last files to
+/// others meanwhile: all of them end, and who ends them waits for nobody who waits for it.
+pub fn a_victim_s_vms_are_closed_meanwhile() -> Result<()> {
+    const LIMIT: u64 = 48 << 20;
+    const PAGES: u64 = 2 * LIMIT / PAGE;
+    const VMS: &str = "/sys/kernel/debug/escrow/vms";
+    /// What a guest may take to visit its pages.
+    const VISITS: Duration = Duration::from_secs(60);
+    let device = Device::open()?;
+    let group = Group::new("closed")?;
+    group.limit(group.current()? + LIMIT)?;
+    let (mut reader, mut writer) = std::io::pipe()?;
+    // SAFETY: the tests run in a process with one thread.
+    let victim = match unsafe { fork() }.context("fork")? {
+        ForkResult::Child => {
+            drop(reader);
+            let mut live = || -> Result<()> {
+                group.join()?;
+                let other = device.vm()?;
+                let guest = Guest::started(&device, PAGES, 0)?;
+                let fds = [other.as_fd().as_raw_fd(), guest.vm.as_fd().as_raw_fd()];
+                std::io::Write::write_all(&mut writer, fds.map(i32::to_le_bytes).as_flattened())?;
+                guest.order(Order::Visit(RAM + PAGE, PAGES - 1)).map(drop)
+            };
+            let _ = live();
+            // SAFETY: ends this process at once.
+            unsafe { libc::_exit(1) }
+        }
+        ForkResult::Parent { child } => child,
+    };
+    drop(writer);
+    let mut fds = [0; 8];
+    std::io::Read::read_exact(&mut reader, &mut fds).context("the victim")?;
+    // SAFETY: asks for descriptors, and touches no memory.
+    let get = |nr, first: i64, second: i64| unsafe { libc::syscall(nr, first, second, 0) };
+    let pid = Errno::result(get(libc::SYS_pidfd_open, victim.as_raw().into(), 0))?;
+    // SAFETY: the kernel has just made it for us.
+    let own = |fd: i64| unsafe { OwnedFd::from_raw_fd(fd as i32) };
+    let pid = own(pid);
+    let mut vms = Vec::new();
+    for fd in fds.as_chunks().0 {
+        let theirs = i32::from_le_bytes(*fd);
+        vms.push(own(Errno::result(get(
+            libc::SYS_pidfd_getfd,
+            pid.as_raw_fd().into(),
+            theirs.into(),
+        ))?));
+    }
+    // Each is closed here while it is being ended there.
+    for (at, vm) in vms.into_iter().enumerate() {
+        let deadline = Instant::now() + VISITS;
+        loop {
+            let list = fs::read_to_string(VMS)?;
+            // They stand there in the order in which they were made, below a line of names.
+            let mut lines = list.lines().skip(1);
+            let line = if at == 0 { lines.next() } else { lines.last() };
+            if line.context("no VM")?.contains(" ended ") {
+                break;
+            }
+            ensure!(Instant::now() < deadline, "VM {at} is not being ended: {list}");
+        }
+        drop(vm);
+    }
+    let status = waitpid(victim, None)?;
+    ensure!(matches!(status, WaitStatus::Signaled(_, Signal::SIGKILL, _)), "{status:?}");
+    let deadline = Instant::now() + SETTLE;
+    while fs::read_to_string(VMS)?.lines().count() > 1 {
+        ensure!(Instant::now() < deadline, "still there: {}", fs::read_to_string(VMS)?);
+        std::thread::yield_now();
+    }
+    Ok(())
 }
 
 /// What the module keeps about each page is charged as well.

@@ -5,8 +5,9 @@
 use std::fs::{self, File, OpenOptions};
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use escrow_abi::call::MODIFY_UNLOCK;
 use escrow_shim_tests::runner::Lacking;
 use escrow_vmcore::uapi::{self, fdinfo};
@@ -236,4 +237,63 @@ pub fn vgem_imports_it() -> Result<()> {
     let result = unsafe { libc::ioctl(card.as_raw_fd(), GEM_CLOSE as _, &raw mut close) };
     Errno::result(result).context("GEM_CLOSE")?;
     same(guest.run()?, Exit::Write(ANSWER, HOSTS))
+}
+
+/// Buffers come and go while others make holes where they are: either is first, and no
+/// page is left behind that nobody finds any more.
+pub fn races_with_holes() -> Result<()> {
+    const TRIES: u32 = 4000;
+    let memory = Device::open()?.memory(16)?;
+    let ended = AtomicBool::new(false);
+    std::thread::scope(|scope| -> Result<()> {
+        let holes = scope.spawn(|| -> Result<()> {
+            while !ended.load(Ordering::Relaxed) {
+                match memory.punch(FIRST, PAGES) {
+                    Ok(()) | Err(Errno::EBUSY) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            Ok(())
+        });
+        let exports = (0..TRIES).try_for_each(|_| match memory.export(FIRST, PAGES) {
+            Ok(_) => Ok(()),
+            // The last one is not quite gone.
+            Err(Errno::ENOSPC) => Ok(std::thread::yield_now()),
+            Err(Errno::EOPNOTSUPP) => Err(Lacking("dma-bufs".to_owned()).into()),
+            Err(error) => Err(error.into()),
+        });
+        ended.store(true, Ordering::Relaxed);
+        holes.join().map_err(|_| anyhow!("a thread has panicked"))??;
+        exports
+    })?;
+    while memory.punch(FIRST, PAGES) == Err(Errno::EBUSY) {}
+    same(memory.count(fdinfo::PRESENT)?, 0)
+}
+
+/// Who has a buffer reaches the part of the memory that it is, and by no system call
+/// another one.
+pub fn is_no_more_than_its_part() -> Result<()> {
+    let (_guest, buffer) = exported()?;
+    let remap = |mapping: &Mapping, page: u64| {
+        let start = mapping.at(0);
+        // SAFETY: the mapping is this test's own, and only system calls touch it.
+        let result = unsafe { libc::syscall(libc::SYS_remap_file_pages, start, PAGE, 0, page, 0) };
+        Errno::result(result).map(drop)
+    };
+    for page in [0, FIRST - 1, FIRST + PAGES, 1 << 40] {
+        // Linux has unmapped what was there when it asks for the new mapping.
+        let mapping = Mapping::of(&buffer, PAGES)?;
+        same(remap(&mapping, page), Err(Errno::EINVAL)).with_context(|| format!("page {page}"))?;
+    }
+    let mapping = Mapping::of(&buffer, PAGES)?;
+    same(read(&mapping, 0)?, HOSTS).context("nothing has changed")?;
+    write(&mapping, 2 * PAGE, 5)?;
+    same(remap(&mapping, FIRST + 2), Ok(())).context("another page of the part")?;
+    same(read(&mapping, 0)?, 5)?;
+    // A buffer that is gone leaves its mappings as they are, and no way to holes.
+    drop(buffer);
+    // SAFETY: as above.
+    let removed = unsafe { libc::madvise(mapping.at(0).cast(), PAGE as usize, libc::MADV_REMOVE) };
+    same(Errno::result(removed).err(), Some(Errno::EOPNOTSUPP))?;
+    same(read(&mapping, 0)?, 5)
 }
