@@ -30,4 +30,5 @@ pub mod stage2;
 mod sync;
 pub mod trap;
 pub mod vcpu;
+pub mod vgic;
 pub mod vm;

@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! A page of the distributor: half of the shared interrupts.
+
+use super::bits::{Bits, Intid};
+use super::lines::Lines;
+use super::lr::Groups;
+use crate::sync::TicketMutex;
+
+/// Shared interrupts, in a page that the host has donated: bank 0 those below 512, bank 1
+/// the others.
+pub struct Bank {
+    pub(super) state: TicketMutex<BankState>,
+}
+
+/// Banks of a distributor.
+pub const BANKS: usize = 2;
+
+const WORDS: usize = 16;
+const INTIDS: usize = WORDS * 32;
+
+/// What the lock of a [`Bank`] covers. Locked before that of a vCPU; bank 0 before bank 1.
+///
+/// An SPI has a *home* from when it is pending for a vCPU, or acknowledged by it, until it
+/// is neither. Meanwhile the vCPU's page says whether it is pending and active; without a home,
+/// this one does.
+#[derive(Debug)]
+pub(super) struct BankState {
+    pub lines: Lines<WORDS, INTIDS>,
+    /// Active, without a home.
+    active: Bits<WORDS>,
+    homed: Bits<WORDS>,
+    /// Their inputs go low when the guest deactivates them, and the host is told.
+    once: Bits<WORDS>,
+    /// Those of which it has yet to be told.
+    done: Bits<WORDS>,
+    done_count: u32,
+    /// `GICD_IROUTER<n>`, its low half.
+    routes: [u32; INTIDS],
+    homes: [u8; INTIDS],
+    /// `GICD_CTLR.EnableGrp0` and `EnableGrp1`: bank 0's.
+    pub enabled_groups: Groups,
+}
+
+/// `GICD_IROUTER<n>.Interrupt_Routing_Mode`: for any vCPU.
+pub(super) const ROUTE_ANY: u32 = 1 << 31;
+/// That, and Aff2, Aff1 and Aff0. Aff3 is RES0, as `GICD_TYPER.A3V` is 0.
+pub(super) const ROUTE_BITS: u32 = ROUTE_ANY | 0xff_ffff;
+
+const _: () = assert!(size_of::<Bank>() <= escrow_abi::PAGE_SIZE as usize);
+
+impl Bank {
+    /// One of a new distributor.
+    pub fn new() -> Bank {
+        Bank {
+            state: TicketMutex::new(BankState {
+                lines: Lines::new(),
+                active: Bits::EMPTY,
+                homed: Bits::EMPTY,
+                once: Bits::EMPTY,
+                done: Bits::EMPTY,
+                done_count: 0,
+                routes: [0; INTIDS],
+                homes: [0; INTIDS],
+                enabled_groups: Groups(0),
+            }),
+        }
+    }
+}
+
+impl Default for Bank {
+    fn default() -> Bank {
+        Bank::new()
+    }
+}
+
+impl BankState {
+    /// The bank of an SPI.
+    pub const fn of(intid: Intid) -> usize {
+        (intid.number() as usize / INTIDS) % BANKS
+    }
+
+    /// A bit for the bank of an SPI; none for others.
+    pub const fn bit_of(intid: Intid) -> u32 {
+        if intid.is_private() { 0 } else { 1 << BankState::of(intid) }
+    }
+
+    pub fn home(&self, intid: Intid) -> Option<u8> {
+        self.homed.get(intid).then(|| self.homes[intid.number() as usize % INTIDS])
+    }
+
+    /// Interrupts of a word that have a home.
+    pub fn homed(&self, word: usize) -> u32 {
+        self.homed.word(word)
+    }
+
+    /// Notes where an SPI is at home; if nowhere, whether it is active.
+    pub fn set_home(&mut self, intid: Intid, home: Option<u8>, active: bool) {
+        self.homed.set(intid, home.is_some());
+        self.homes[intid.number() as usize % INTIDS] = home.unwrap_or(0);
+        self.active.set(intid, active);
+    }
+
+    /// Interrupts of a word that are active without a home.
+    pub fn active(&self, word: usize) -> u32 {
+        self.active.word(word)
+    }
+
+    pub fn is_active(&self, intid: Intid) -> bool {
+        self.active.get(intid)
+    }
+
+    pub fn set_active(&mut self, intid: Intid, to: bool) {
+        self.active.set(intid, to);
+    }
+
+    pub fn route(&self, intid: Intid) -> u32 {
+        self.routes[intid.number() as usize % INTIDS]
+    }
+
+    pub fn set_route(&mut self, intid: Intid, to: u32) {
+        self.routes[intid.number() as usize % INTIDS] = to & ROUTE_BITS;
+    }
+
+    /// Whether an interrupt that is pending at a vCPU may stay there, which takes those of
+    /// some groups that are for any.
+    pub fn is_for(&self, intid: Intid, vcpu: u8, takes: Groups) -> bool {
+        let route = self.route(intid);
+        if route & ROUTE_ANY != 0 {
+            return takes.contains(self.lines.group.get(intid).into());
+        }
+        super::vcpu_of_affinity(route) == Some(vcpu)
+    }
+
+    /// Whether an input goes low with the deactivation.
+    pub fn set_once(&mut self, intid: Intid, to: bool) {
+        self.once.set(intid, to);
+    }
+
+    /// An SPI was deactivated. Returns what its input is from now on.
+    pub fn finish(&mut self, intid: Intid) -> bool {
+        if self.once.get(intid) && self.lines.input.get(intid) && !self.lines.edge.get(intid) {
+            self.once.set(intid, false);
+            self.lines.input.set(intid, false);
+            if !self.done.replace(intid, true) {
+                self.done_count += 1;
+            }
+        }
+        self.lines.input.get(intid)
+    }
+
+    /// Whether there is something to tell the host.
+    pub fn has_done(&self) -> bool {
+        self.done_count != 0
+    }
+
+    /// What there is to tell the host, once.
+    pub fn take_done(&mut self, first_word: usize) -> Option<Intid> {
+        if self.done_count == 0 {
+            return None;
+        }
+        // A bank's sets do not say which half they are of.
+        let found = self.done.iter().next()?;
+        let intid = Intid::new(first_word as u32 * 32 + found.number())?;
+        self.done.set(intid, false);
+        self.done_count -= 1;
+        Some(intid)
+    }
+}

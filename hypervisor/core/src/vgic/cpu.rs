@@ -1,0 +1,692 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! A vCPU's page: its redistributor, and what its list registers hold.
+
+use super::bank::BankState;
+use super::bits::{Bits, Intid, ones};
+use super::lines::{Change, Line, Lines};
+use super::lr::{Groups, Interface, Kind, LIST_REGISTERS, ListRegister, Vmcr, hcr};
+use super::queue::Queue;
+use crate::sync::{AtomicU32, TicketMutex};
+
+/// The interrupt part of a vCPU, in a page that its host has donated.
+pub struct Cpu {
+    /// Something has changed since its list registers were filled.
+    pub(super) attention: AtomicU32,
+    /// Where it is: [`OUT`], [`ASLEEP`], or [`INSIDE`] plus the number of the CPU.
+    pub(super) place: AtomicU32,
+    /// The list registers that are in use. Written under the lock.
+    pub(super) used: AtomicU32,
+    /// The banks that may have interrupts in its list registers, or active at it: a bit
+    /// each. Written under the lock.
+    pub(super) banks: AtomicU32,
+    /// [`Vmcr::controls`], when its list registers were filled.
+    pub(super) controls: AtomicU32,
+    /// What decides about interrupts that are for any vCPU: see [`eligible`].
+    pub(super) flags: AtomicU32,
+    pub(super) state: TicketMutex<CpuState>,
+}
+
+/// Not in its guest, and whoever runs it looks at its interrupts before it is.
+pub(super) const OUT: u32 = 0;
+/// Its host does not run it until it is woken.
+pub(super) const ASLEEP: u32 = 1;
+/// In its guest, on a CPU.
+pub(super) const INSIDE: u32 = 2;
+
+/// Bits of [`Cpu::flags`].
+pub(super) mod eligible {
+    /// Group 0 was enabled in its CPU interface when it was left last.
+    pub const GROUP_0: u32 = 1 << 0;
+    /// The same of group 1.
+    pub const GROUP_1: u32 = 1 << 1;
+    /// `GICR_CTLR.DPG0`: it takes none of group 0 that are for any.
+    pub const DPG0: u32 = 1 << 2;
+    /// `GICR_CTLR.DPG1NS`: the same of group 1.
+    pub const DPG1: u32 = 1 << 3;
+    /// `GICR_WAKER.ProcessorSleep`.
+    pub const SLEEPS: u32 = 1 << 4;
+    /// Switched on.
+    pub const ON: u32 = 1 << 5;
+
+    /// Groups of which a vCPU takes interrupts that are for any.
+    pub const fn takes(flags: u32) -> super::Groups {
+        if flags & (SLEEPS | ON) != ON {
+            return super::Groups(0);
+        }
+        super::Groups((flags & !(flags >> 2)) as u8 & 3)
+    }
+}
+
+/// What the lock of a [`Cpu`] covers.
+///
+/// An interrupt is in at most one of three places: in a list register, in [`Self::queue`]
+/// (pending, not active), or in [`Self::outside`] (active). In a list register, its state
+/// there is the truth, but for a new event, which waits in [`Lines::latch`].
+#[derive(Debug)]
+pub(super) struct CpuState {
+    /// Its list registers are in a CPU that is in the guest: [`Self::lr`] is older.
+    pub running: bool,
+    /// List registers in use.
+    pub used: u16,
+    /// List registers that are to be written.
+    dirty: u16,
+    /// What others want done to what is in list registers, by register.
+    clear_pending: u16,
+    clear_active: u16,
+    set_active: u16,
+    /// vCPUs that wait for the list registers to be read.
+    pub waiters: u32,
+    lr: [u64; LIST_REGISTERS],
+    /// Deactivations by the guest of what was in no list register.
+    eoi_count: u32,
+    /// `GICD_CTLR.EnableGrp0` and `EnableGrp1`.
+    pub enabled_groups: Groups,
+    /// `GICR_WAKER.ProcessorSleep`.
+    pub sleeps: bool,
+    /// Groups of which it takes interrupts for any vCPU.
+    pub takes: Groups,
+    /// Groups of which an interrupt for any vCPU has found none.
+    pub wanted: Groups,
+    /// Its own interrupts.
+    pub lines: Lines<1, 32>,
+    /// Pending, not active, in no list register.
+    queue: Queue,
+    /// Active, in no list register.
+    outside: Bits<32>,
+    /// How many these are.
+    outside_count: u32,
+    /// Of what is in the queue, outside, or in a list register: that it is pending, or also
+    /// pending, because of an event, which ends with its acknowledgement. In a list register
+    /// that is pending, that it became so by an event.
+    held: Bits<32>,
+    /// Of the same: its group, and whether its deactivation is to be noticed.
+    group: Bits<32>,
+    sensitive: Bits<32>,
+    /// Of what is active: that it is so by a write to ISACTIVER, so that no write to EOIR is
+    /// about it.
+    unacknowledged: Bits<32>,
+    /// A PPI that is linked with a physical one.
+    link: Option<(Intid, u16)>,
+}
+
+/// What became of an interrupt when its list register was looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Harvest {
+    /// It is still there.
+    Kept,
+    /// It is not. If it is an SPI, it has no home, and where it goes is to be found out.
+    Released(Intid),
+}
+
+impl Cpu {
+    /// The interrupts of a vCPU that was just made.
+    pub fn new() -> Cpu {
+        let mut lines = Lines::new();
+        for sgi in (0..16).filter_map(Intid::new) {
+            lines.edge.set(sgi, true);
+        }
+        Cpu {
+            attention: AtomicU32::new(0),
+            place: AtomicU32::new(OUT),
+            used: AtomicU32::new(0),
+            banks: AtomicU32::new(0),
+            controls: AtomicU32::new(0),
+            flags: AtomicU32::new(0),
+            state: TicketMutex::new(CpuState {
+                running: false,
+                used: 0,
+                dirty: 0,
+                clear_pending: 0,
+                clear_active: 0,
+                set_active: 0,
+                waiters: 0,
+                lr: [0; LIST_REGISTERS],
+                eoi_count: 0,
+                enabled_groups: Groups(0),
+                sleeps: false,
+                takes: Groups(0),
+                wanted: Groups(0),
+                lines,
+                queue: Queue::new(),
+                outside: Bits::EMPTY,
+                outside_count: 0,
+                held: Bits::EMPTY,
+                group: Bits::EMPTY,
+                sensitive: Bits::EMPTY,
+                unacknowledged: Bits::EMPTY,
+                link: None,
+            }),
+        }
+    }
+}
+
+impl Default for Cpu {
+    fn default() -> Cpu {
+        Cpu::new()
+    }
+}
+
+const _: () = assert!(size_of::<Cpu>() <= escrow_abi::PAGE_SIZE as usize);
+
+impl CpuState {
+    /// Links a PPI with a physical interrupt: in a list register, the guest's deactivation
+    /// of one is that of the other.
+    pub fn link(&mut self, ppi: Intid, physical: u16) {
+        self.link = Some((ppi, physical));
+    }
+
+    /// Whether the linked PPI is pending or active, as far as is known here: its physical
+    /// one has to be active meanwhile.
+    pub fn holds_link(&self) -> bool {
+        self.link.is_some_and(|(ppi, _)| {
+            self.resident(ppi).is_some() || self.queue.contains(ppi) || self.outside.get(ppi)
+        })
+    }
+
+    /// Groups whose interrupts come through to the CPU interface.
+    pub fn forwarded(&self) -> Groups {
+        if self.sleeps { Groups(0) } else { self.enabled_groups }
+    }
+
+    /// The list register that an interrupt is in.
+    pub fn resident(&self, intid: Intid) -> Option<usize> {
+        ones(self.used.into())
+            .map(|n| usize::from(n) % LIST_REGISTERS)
+            .find(|&n| ListRegister(self.lr[n]).number() == intid.number())
+    }
+
+    /// Whether an interrupt that is at home here is pending beyond what its line says, and
+    /// whether it is active.
+    pub fn state_of(&self, intid: Intid) -> (bool, bool) {
+        match self.resident(intid) {
+            Some(n) => self.state_in(n),
+            None => (self.queue.contains(intid) || self.held.get(intid), self.outside.get(intid)),
+        }
+    }
+
+    /// The same of what is in a list register, with what others want done to it.
+    fn state_in(&self, n: usize) -> (bool, bool) {
+        let n = n % LIST_REGISTERS;
+        let (lr, bit) = (ListRegister(self.lr[n]), 1u16 << n);
+        let pending = lr.is_pending() && self.clear_pending & bit == 0;
+        let active = (lr.is_active() || self.set_active & bit != 0) && self.clear_active & bit == 0;
+        (pending, active)
+    }
+
+    /// Its own interrupts that are pending, those that are active, and whether any is in a
+    /// list register.
+    pub fn private_state(&self) -> (u32, u32, bool) {
+        let lines = &self.lines;
+        let mut pending = lines.latch.word(0) | lines.input.word(0) & !lines.edge.word(0);
+        let mut active = self.outside.word(0);
+        let mut residents = 0;
+        for n in ones(self.used.into()).map(usize::from) {
+            let intid = self.intid_in(n).filter(|intid| intid.is_private());
+            let Some(bit) = intid.map(Intid::bit) else { continue };
+            let (p, a) = self.state_in(n);
+            pending |= if p { bit } else { 0 };
+            active |= if a { bit } else { 0 };
+            residents |= bit;
+        }
+        pending |= self.held.word(0) & !residents;
+        let any = residents != 0;
+        (pending, active, any)
+    }
+
+    /// Whether the last that is known of a list register is that it is offered.
+    pub fn is_offered(&self, n: usize) -> bool {
+        ListRegister(self.lr[n % LIST_REGISTERS]).is_offered()
+    }
+
+    /// Takes over the list registers of a CPU that has left the guest; `true` if there is
+    /// something to be done about one of them before the guest goes on.
+    pub fn save(&mut self, interface: &mut impl Interface) -> bool {
+        let mut due = interface.has_maintenance();
+        for n in ones(self.used.into()).map(usize::from) {
+            let lr = interface.list_register(n);
+            self.lr[n % LIST_REGISTERS] = lr;
+            due |= ListRegister(lr).is_idle();
+        }
+        if self.outside_count != 0 {
+            let value = interface.hcr();
+            self.eoi_count += hcr::eoi_count(value);
+            interface.set_hcr(value & !hcr::EOI_COUNT);
+        }
+        due
+    }
+
+    /// Has what others want done to a list register of a CPU in the guest wait for it.
+    pub fn post(&mut self, n: usize, change: Change) {
+        let bit = 1u16 << (n % LIST_REGISTERS);
+        match change {
+            Change::Unpend => self.clear_pending |= bit,
+            Change::Activate => {
+                self.set_active |= bit;
+                self.clear_active &= !bit;
+            }
+            Change::Deactivate => {
+                self.clear_active |= bit;
+                self.set_active &= !bit;
+            }
+            _ => {}
+        }
+    }
+
+    /// Brings what is known of an interrupt up to what its list register says, and the list
+    /// register up to what has changed otherwise. `bank` is that of the interrupt, if it is an
+    /// SPI: without it, nothing happens.
+    pub fn harvest(&mut self, n: usize, me: u8, mut bank: Option<&mut BankState>) -> Harvest {
+        let n = n % LIST_REGISTERS;
+        let (lr, bit) = (ListRegister(self.lr[n]), 1u16 << n);
+        let Some(intid) = Intid::new(lr.number()) else { return Harvest::Kept };
+        let spi = !intid.is_private();
+        let line = match &bank {
+            Some(bank) if spi => bank.lines.line(intid),
+            None if spi => return Harvest::Kept,
+            _ => self.lines.line(intid),
+        };
+        let (mut pending, mut active) = self.state_in(n);
+        let mut latch = line.latch;
+        // Acknowledged, or cleared.
+        let mut held = self.held.get(intid) && pending;
+        let deactivated = lr.is_idle() || lr.is_active() && self.clear_active & bit != 0;
+        for posted in [&mut self.clear_pending, &mut self.clear_active, &mut self.set_active] {
+            *posted &= !bit;
+        }
+        let mut input = line.input;
+        if deactivated {
+            match &mut bank {
+                Some(bank) if spi => input = bank.finish(intid),
+                _ if lr.is_linked() => {
+                    // If it is still asserted, it is the physical one that says so.
+                    self.lines.input.set(intid, false);
+                    input = false;
+                }
+                _ => {}
+            }
+        }
+        let line = Line { input, ..line };
+        let forwarded = line.enabled && self.forwarded().contains(line.group);
+        let stays = bank.as_ref().is_none_or(|bank| !spi || bank.is_for(intid, me, self.takes));
+        let mut told = lr.is_told();
+        let kept = if active {
+            // It may be pending again beside, if it is the same that it will be then.
+            let same = lr.level() == line.level && lr.group() == line.group;
+            if line.edge && forwarded && same && stays {
+                held |= latch;
+                latch = false;
+            } else {
+                latch |= held;
+                held = false;
+            }
+            pending = held;
+            told = !line.edge || latch;
+            true
+        } else if pending {
+            held |= latch;
+            latch = false;
+            forwarded && (held || line.input && !line.edge) && self.is_as_loaded(lr, &line) && stays
+        } else {
+            false
+        };
+        if !kept {
+            latch |= held;
+            held = false;
+            // In case it came to be active just now.
+            active = false;
+            self.forget(n);
+            self.unacknowledged.set(intid, false);
+        } else {
+            let now = lr.with(pending, active).with_told(told);
+            if now != lr {
+                self.lr[n] = now.0;
+                self.dirty |= bit;
+            }
+            self.sensitive.set(intid, told);
+            if !active || !lr.is_active() {
+                // Pending, or active not by its acknowledgement, but by a write to ISACTIVER.
+                self.unacknowledged.set(intid, active);
+            }
+        }
+        self.held.set(intid, held);
+        match bank {
+            Some(bank) if spi => {
+                bank.lines.latch.set(intid, latch);
+                if !kept {
+                    bank.set_home(intid, None, active);
+                }
+            }
+            _ => {
+                self.lines.latch.set(intid, latch);
+                if !kept {
+                    self.refresh(intid);
+                }
+            }
+        }
+        if kept { Harvest::Kept } else { Harvest::Released(intid) }
+    }
+
+    /// Whether what a list register says beside the state is what its line says.
+    fn is_as_loaded(&self, lr: ListRegister, line: &Line) -> bool {
+        lr.level() == line.level
+            && lr.group() == line.group
+            && (lr.is_linked() || lr.is_told() != line.edge)
+    }
+
+    /// A list register is empty.
+    fn forget(&mut self, n: usize) {
+        let bit = 1u16 << (n % LIST_REGISTERS);
+        self.used &= !bit;
+        self.dirty |= bit;
+        self.lr[n % LIST_REGISTERS] = 0;
+    }
+
+    /// Takes an interrupt that is pending or active out of its list register, and keeps it.
+    pub fn unload(&mut self, n: usize) {
+        let lr = ListRegister(self.lr[n % LIST_REGISTERS]);
+        let Some(intid) = Intid::new(lr.number()) else { return };
+        if lr.is_idle() {
+            // Where it goes is found out when it is harvested.
+            return;
+        }
+        self.forget(n);
+        if lr.is_active() {
+            self.set_outside(intid, true);
+        } else if lr.is_pending() {
+            self.queue.insert(intid, lr.level(), lr.group());
+        }
+    }
+
+    fn set_outside(&mut self, intid: Intid, to: bool) {
+        let before = self.outside.replace(intid, to);
+        self.outside_count = self.outside_count + u32::from(to) - u32::from(before);
+    }
+
+    /// An interrupt that is pending by its line, and not active, waits for this vCPU. `held`:
+    /// it is pending by an event.
+    pub fn enqueue(&mut self, intid: Intid, line: &Line, held: bool) {
+        self.held.set(intid, held);
+        self.group.set(intid, line.group != 0);
+        self.sensitive.set(intid, !line.edge);
+        self.queue.insert(intid, line.level, line.group);
+    }
+
+    /// Takes an interrupt that is in no list register out of the queue: whether it was
+    /// pending by an event. It may be active.
+    pub fn dequeue(&mut self, intid: Intid) -> bool {
+        self.queue.remove(intid);
+        self.held.replace(intid, false)
+    }
+
+    /// Whether an interrupt in no list register is active.
+    pub fn is_outside(&self, intid: Intid) -> bool {
+        self.outside.get(intid)
+    }
+
+    /// An interrupt that is active, in no list register, is not so any more.
+    pub fn end(&mut self, intid: Intid) {
+        self.set_outside(intid, false);
+        self.unacknowledged.set(intid, false);
+    }
+
+    /// An event of an interrupt that is active, in no list register, and not held: whether it
+    /// still waits for the deactivation. If not, it is held, and pending then. `stays`: it will
+    /// be for this vCPU.
+    pub fn hold(&mut self, intid: Intid, line: &Line, stays: bool) -> bool {
+        let group = u8::from(self.group.get(intid));
+        let same = self.queue.level(intid) == line.level && group == line.group;
+        let held = line.latch && line.edge && line.enabled && same && stays;
+        let waits = line.latch && !held;
+        self.held.set(intid, held);
+        self.sensitive.set(intid, !line.edge || waits);
+        waits
+    }
+
+    /// Finds out anew whether one of its own, in no list register, is to be in the queue.
+    pub fn refresh(&mut self, intid: Intid) {
+        let latch = self.lines.latch.get(intid) | self.dequeue(intid);
+        let line = Line { latch, ..self.lines.line(intid) };
+        let latch = if self.outside.get(intid) {
+            self.hold(intid, &line, true)
+        } else if line.enabled && line.is_pending() {
+            self.enqueue(intid, &line, latch);
+            false
+        } else {
+            latch
+        };
+        self.lines.latch.set(intid, latch);
+    }
+
+    /// Changes one of its own. If it is in a list register of a CPU in the guest, the
+    /// register's number: it is not all done until that CPU has left.
+    pub fn change_private(&mut self, intid: Intid, me: u8, change: Change) -> Option<usize> {
+        if let Some(n) = self.resident(intid) {
+            if self.running {
+                self.lines.apply(intid, change);
+                self.post(n, change);
+                return Some(n);
+            }
+            if self.harvest(n, me, None) == Harvest::Kept {
+                self.unload(n);
+            }
+        }
+        let held = self.dequeue(intid);
+        if held {
+            self.lines.latch.set(intid, true);
+        }
+        self.lines.apply(intid, change);
+        match change {
+            Change::Activate if !self.outside.get(intid) => {
+                let line = self.lines.line(intid);
+                self.group.set(intid, line.group != 0);
+                self.queue.note_level(intid, line.level);
+                self.unacknowledged.set(intid, true);
+                self.set_outside(intid, true);
+            }
+            Change::Deactivate if self.outside.get(intid) => self.end_private(intid),
+            _ => {}
+        }
+        self.refresh(intid);
+        None
+    }
+
+    /// One of its own that is active, in no list register, is not so any more.
+    pub fn end_private(&mut self, intid: Intid) {
+        self.end(intid);
+        if self.link.is_some_and(|(linked, _)| linked == intid) {
+            self.lines.input.set(intid, false);
+        }
+        self.refresh(intid);
+    }
+
+    /// A new event of one of its own, or of its input: the short way of
+    /// [`Self::change_private`], that leaves list registers alone.
+    #[inline(always)]
+    pub fn event(&mut self, intid: Intid, change: Change) {
+        self.lines.apply(intid, change);
+        if self.resident(intid).is_none() {
+            self.refresh(intid);
+        }
+    }
+
+    /// The interrupt that the guest has deactivated of those that are in no list register:
+    /// what it has acknowledged last is of the highest priority.
+    pub fn ended_outside(&mut self) -> Option<Intid> {
+        if self.eoi_count == 0 {
+            return None;
+        }
+        let ended = self.highest_outside(|intid| !self.unacknowledged.get(intid));
+        // What it deactivates beyond that is not active.
+        self.eoi_count = if ended.is_some() { self.eoi_count - 1 } else { 0 };
+        ended.map(|(intid, _)| intid)
+    }
+
+    fn highest_outside(&self, fits: impl Fn(Intid) -> bool) -> Option<(Intid, u8)> {
+        if self.outside_count == 0 {
+            return None;
+        }
+        let fits = |&intid: &Intid| fits(intid);
+        let levels = self.outside.iter().filter(fits).map(|intid| (intid, self.queue.level(intid)));
+        levels.min_by_key(|&(_, level)| level)
+    }
+
+    /// Puts what matters most into the list registers. Returns what `ICH_HCR_EL2` needs.
+    ///
+    /// Pending interrupts of groups that the guest has enabled come first, by priority, and
+    /// they are exchanged for active ones if they have to be: so as long as some are left out,
+    /// all list registers are pending at first, and when none is any more, the maintenance
+    /// interrupt (NPIE) brings the next.
+    pub fn fill(&mut self, vmcr: Vmcr, registers: usize) -> u64 {
+        let registers = registers.min(LIST_REGISTERS);
+        let all = ((1u32 << registers) - 1) as u16;
+        let forwarded = self.forwarded();
+        let (first, second) = (forwarded.and(vmcr.groups()), forwarded.without(vmcr.groups()));
+        while let Some((intid, level, group)) = self.queue.top(first) {
+            let free = !self.used & all;
+            let n = if free != 0 {
+                free.trailing_zeros() as usize
+            } else if let Some(victim) = self.victim(level, first) {
+                self.unload(victim);
+                victim
+            } else {
+                break;
+            };
+            self.queue.remove(intid);
+            self.load(n, intid, level, group, true, false);
+        }
+        while self.used != all
+            && let Some((intid, level)) = self.highest_outside(|intid| {
+                // Not with an event that does not come through.
+                let group = u8::from(self.group.get(intid));
+                !self.held.get(intid) || forwarded.contains(group)
+            })
+        {
+            let (held, group) = (self.held.get(intid), self.group.get(intid));
+            self.set_outside(intid, false);
+            let n = (!self.used & all).trailing_zeros() as usize;
+            self.load(n, intid, level, group.into(), held, true);
+        }
+        while self.used != all
+            && let Some((intid, level, group)) = self.queue.top(second)
+        {
+            self.queue.remove(intid);
+            let n = (!self.used & all).trailing_zeros() as usize;
+            self.load(n, intid, level, group, true, false);
+        }
+        self.controls(vmcr, first, second)
+    }
+
+    /// What `ICH_HCR_EL2` needs, beside `En`.
+    fn controls(&self, vmcr: Vmcr, first: Groups, second: Groups) -> u64 {
+        let mut value = 0;
+        if !self.queue.is_empty(first) {
+            value |= hcr::NPIE;
+            if first == Groups::BOTH {
+                // What is left out may be of a group, and what is in of the other. (Only in
+                // this case: QEMU 10.0 asserts VGrp0D by VENG1.)
+                value |= hcr::VGRP0DIE | hcr::VGRP1DIE;
+            }
+        }
+        if self.outside_count != 0 {
+            value |= hcr::LRENPIE;
+        }
+        for (group, bit) in [(0, hcr::VGRP0EIE), (1, hcr::VGRP1EIE)] {
+            let disabled = !vmcr.groups().contains(group);
+            let waits = second.contains(group) && !self.queue.is_empty(Groups::one(group));
+            if disabled && (waits || self.wanted.contains(group)) {
+                value |= bit;
+            }
+        }
+        if vmcr.splits_eoi() {
+            value |= hcr::TDIR;
+        }
+        value
+    }
+
+    /// The list register to make room in for a pending interrupt of an enabled group.
+    fn victim(&self, level: u8, first: Groups) -> Option<usize> {
+        let worth = |n: usize| {
+            let lr = ListRegister(self.lr[n % LIST_REGISTERS]);
+            if lr.is_active() {
+                Some((2, lr.level()))
+            } else if !first.contains(lr.group()) {
+                Some((1, lr.level()))
+            } else {
+                (lr.level() > level).then_some((0, lr.level()))
+            }
+        };
+        let all = ones(self.used.into()).map(usize::from);
+        all.filter_map(|n| Some((worth(n)?, n))).max().map(|(_, n)| n)
+    }
+
+    fn load(&mut self, n: usize, intid: Intid, level: u8, group: u8, pending: bool, active: bool) {
+        let kind = match self.link {
+            Some((linked, physical)) if linked == intid => Kind::Linked(physical),
+            _ if self.sensitive.get(intid) => Kind::Told,
+            _ => Kind::Plain,
+        };
+        let lr = ListRegister::new(intid, level, group, kind).with(pending, active);
+        self.lr[n % LIST_REGISTERS] = lr.0;
+        self.used |= 1 << (n % LIST_REGISTERS);
+        self.dirty |= 1 << (n % LIST_REGISTERS);
+    }
+
+    /// Writes the list registers that have changed, or all.
+    pub fn write(&mut self, interface: &mut impl Interface, all: bool) {
+        let count = interface.list_registers().min(LIST_REGISTERS);
+        let dirty = if all { ((1u32 << count) - 1) as u16 } else { self.dirty };
+        for n in ones(dirty.into()).map(usize::from) {
+            interface.set_list_register(n, self.lr[n % LIST_REGISTERS]);
+        }
+        self.dirty = 0;
+    }
+
+    /// The banks of SPIs that are at home here and may have to be looked at on the way in.
+    pub fn banks(&self) -> u32 {
+        let mut banks = 0;
+        let residents = ones(self.used.into()).filter_map(|n| {
+            Intid::new(ListRegister(self.lr[usize::from(n) % LIST_REGISTERS]).number())
+        });
+        for intid in residents {
+            banks |= BankState::bit_of(intid);
+        }
+        if self.outside_count != 0 {
+            for intid in self.outside.iter() {
+                banks |= BankState::bit_of(intid);
+            }
+        }
+        banks
+    }
+
+    /// The SPI or private interrupt in a list register.
+    pub fn intid_in(&self, n: usize) -> Option<Intid> {
+        Intid::new(ListRegister(self.lr[n % LIST_REGISTERS]).number())
+    }
+
+    /// Whether nothing has to be done before the guest goes on with the list registers as
+    /// they are.
+    pub fn is_clean(&self) -> bool {
+        self.dirty | self.clear_pending | self.clear_active | self.set_active == 0
+    }
+
+    /// Whether its CPU interface, as the guest has set it up, signals an interrupt.
+    pub fn signals(&self, vmcr: Vmcr, running: u8) -> bool {
+        ones(self.used.into()).map(usize::from).any(|n| {
+            let lr = ListRegister(self.lr[n % LIST_REGISTERS]);
+            let priority = lr.level() << 3;
+            lr.is_offered()
+                && vmcr.groups().contains(lr.group())
+                && priority < vmcr.mask()
+                && vmcr.group_priority(priority, lr.group()) < running
+        })
+    }
+
+    /// The CPU interface is reset, with nothing in it.
+    pub fn reset(&mut self) {
+        for n in ones(self.used.into()).map(usize::from) {
+            self.unload(n);
+        }
+        self.eoi_count = 0;
+    }
+}

@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! What a distributor, or a redistributor, keeps of each of its interrupts.
+
+use super::bits::{Bits, Intid};
+
+/// `N` interrupts, in `W` words.
+#[derive(Clone, Debug)]
+pub(super) struct Lines<const W: usize, const N: usize> {
+    pub enabled: Bits<W>,
+    /// Those of group 1.
+    pub group: Bits<W>,
+    /// Those that are edge-triggered; the others are level-sensitive.
+    pub edge: Bits<W>,
+    /// The levels of their inputs.
+    pub input: Bits<W>,
+    /// Pending whatever the input says, until acknowledged or cleared, and not with a vCPU
+    /// yet: an edge, or a write to ISPENDR.
+    pub latch: Bits<W>,
+    levels: [u8; N],
+}
+
+/// What there is to know of an interrupt, to decide where it belongs.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Line {
+    pub enabled: bool,
+    pub group: u8,
+    pub edge: bool,
+    pub input: bool,
+    pub latch: bool,
+    /// The upper five bits of its priority.
+    pub level: u8,
+}
+
+impl Line {
+    /// Pending for what is known here.
+    pub const fn is_pending(&self) -> bool {
+        self.latch || self.input && !self.edge
+    }
+}
+
+/// A change to an interrupt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Change {
+    Enable(bool),
+    Group(bool),
+    Edge(bool),
+    /// The whole priority.
+    Priority(u8),
+    /// A write to ISPENDR, or an event.
+    Pend,
+    Unpend,
+    Activate,
+    Deactivate,
+    Input(bool),
+    /// The vCPU or vCPUs that it is for: `GICD_IROUTER`.
+    Route(u32),
+}
+
+impl<const W: usize, const N: usize> Lines<W, N> {
+    pub const fn new() -> Lines<W, N> {
+        Lines {
+            enabled: Bits::EMPTY,
+            group: Bits::EMPTY,
+            edge: Bits::EMPTY,
+            input: Bits::EMPTY,
+            latch: Bits::EMPTY,
+            levels: [0; N],
+        }
+    }
+
+    #[inline(always)]
+    pub fn level(&self, intid: Intid) -> u8 {
+        self.levels[intid.number() as usize % N]
+    }
+
+    #[inline(always)]
+    pub fn line(&self, intid: Intid) -> Line {
+        Line {
+            enabled: self.enabled.get(intid),
+            group: u8::from(self.group.get(intid)),
+            edge: self.edge.get(intid),
+            input: self.input.get(intid),
+            latch: self.latch.get(intid),
+            level: self.level(intid),
+        }
+    }
+
+    /// Makes a change, as far as it is about what is kept here.
+    pub fn apply(&mut self, intid: Intid, change: Change) {
+        match change {
+            Change::Enable(to) => self.enabled.set(intid, to),
+            Change::Group(to) => self.group.set(intid, to),
+            Change::Edge(to) => self.edge.set(intid, to),
+            Change::Priority(to) => self.levels[intid.number() as usize % N] = to >> 3,
+            Change::Pend => self.latch.set(intid, true),
+            Change::Unpend => self.latch.set(intid, false),
+            Change::Input(to) => {
+                if to && !self.input.get(intid) && self.edge.get(intid) {
+                    self.latch.set(intid, true);
+                }
+                self.input.set(intid, to);
+            }
+            Change::Activate | Change::Deactivate | Change::Route(_) => {}
+        }
+    }
+
+    /// Whether a change changes nothing, here and elsewhere.
+    pub fn is_moot(&self, intid: Intid, change: Change) -> bool {
+        match change {
+            Change::Enable(to) => self.enabled.get(intid) == to,
+            Change::Group(to) => self.group.get(intid) == to,
+            Change::Edge(to) => self.edge.get(intid) == to,
+            Change::Priority(to) => self.level(intid) == to >> 3,
+            Change::Input(to) => self.input.get(intid) == to,
+            _ => false,
+        }
+    }
+}

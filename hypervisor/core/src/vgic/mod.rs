@@ -1,0 +1,504 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The interrupt controller of a guest: a GICv3, without an ITS (IHI 0069).
+//!
+//! All of it is state in memory and functions on that. What goes in: accesses to its frames
+//! ([`Vgic::access`]), writes to the registers that send SGIs ([`Vgic::send`]) and to `ICC_DIR_EL1`
+//! ([`Vgic::deactivate`]), levels of a vCPU's timers ([`Vgic::set_private`]), what the host says of
+//! SPIs ([`Vgic::input`]), and the list registers of a CPU that has left a guest ([`Vgic::exit`]).
+//! What comes out: values, list registers ([`Vgic::enter`]), and who has to be interrupted or
+//! woken ([`Effects`]). The guest's own accesses to its CPU interface (`ICC_IAR1_EL1` and the
+//! like) are the CPU's to answer, out of the list registers.
+//!
+//! **The host's part is [`Input`]**: "SPI n is high, high until done, low, or had an edge". SGIs,
+//! PPIs, list registers, enables, priorities, who is interrupted: nothing of these has a name that
+//! a host could use, as its calls have an [`Spi`] and an [`Input`] and no more.
+//!
+//! # Memory
+//!
+//! The state is in pages that the host donates for the VM, as vCPUs are. Layouts are fixed,
+//! nothing is allocated:
+//!
+//! | page | how many | lock | what is in it |
+//! | --- | --- | --- | --- |
+//! | [`Bank`] | 1, or 2 if there are INTIDs from 512 on | its own | 512 SPIs: enables, groups, triggers, levels, priorities, routes, homes; bank 0 has `GICD_CTLR` |
+//! | [`Cpu`] | one for each vCPU | its own | the redistributor, the queue, the list registers, interrupts that are active in none |
+//!
+//! # Where an interrupt is
+//!
+//! An SPI that is neither pending for somebody nor acknowledged is in its bank alone. Once it is
+//! enabled and pending, it gets a *home*: the vCPU that its route says. From there to the end of
+//! its activity, the home's page has its state: in the queue, in a list register, or *outside*
+//! (active, with no list register). Then it is the bank's again. A private interrupt is always at
+//! home. A new event of what is in a list register waits beside it, as a *latch*, until the
+//! register is looked at (*harvested*): if the interrupt is still pending then, the two are one.
+//!
+//! # Locks
+//!
+//! Bank 0, bank 1, one vCPU. SGIs and timers take the vCPU's alone; an SPI takes its bank's, and
+//! under it those of vCPUs, one after the other. What is done under a lock is bounded: the most is a
+//! register of 32 interrupts, or all list registers. They are ticket locks, so a guest whose vCPUs
+//! keep one busy makes the host wait for each of its vCPUs once.
+//!
+//! # Between CPUs
+//!
+//! List registers of a CPU that is in the guest belong to that CPU. Whoever has something for its
+//! vCPU changes the pages, sets [`Cpu::attention`], and looks at where the vCPU is: inside, so its
+//! CPU is interrupted (by an SGI that the host finds and takes); asleep, so its host has to run it
+//! again; or out, so it looks by itself before it is inside. The vCPU writes where it is and then
+//! looks at `attention`, each with a full barrier in between: one of the two sees the other
+//! ("store buffering", DDI 0487, "Barrier litmus tests"). Whoever finds `attention` set already has
+//! nothing more to do, so a storm of SGIs is one interrupt.
+//!
+//! What needs the state of a list register that is inside elsewhere (reads of ISPENDR and
+//! ISACTIVER, and ICENABLER, ICPENDR, ISACTIVER, ICACTIVER, DIR, clearing a group) *waits*: the change
+//! is left with the vCPU, which makes it when it harvests; the vCPU is interrupted; and when it has
+//! left its guest, the access is complete ([`Access::Wait`]). All CPUs of those who wait are out of
+//! their guests with their own list registers saved, so two that wait for each other both go on.
+//! That is why RWP always reads as 0.
+//!
+//! # List registers
+//!
+//! They are filled lazily: a vCPU without any, for whom nobody has set `attention`, goes in and out
+//! without one being looked at. If it has some, they are saved on the way out and stay in the CPU;
+//! they are written again only where they changed, or another vCPU was there meanwhile.
+//!
+//! More interrupts than list registers:
+//!
+//! | left out | what brings it in |
+//! | --- | --- |
+//! | pending, of an enabled group | those in are pending and not less urgent; NPIE when none is left |
+//! | the same while both groups are enabled | VGrp0DIE, VGrp1DIE as well: what is in may all be of the group that is disabled next |
+//! | pending, of a group that is disabled in the CPU interface | VGrp0EIE, VGrp1EIE |
+//! | active, EOImode 0 | EOIcount, LRENPIE: the guest ends what it acknowledged last, so the most urgent |
+//! | active, EOImode 1 | writes to DIR trap (TDIR) |
+//!
+//! EOImode 1 has all writes to DIR trap: what the guest deactivates may be at home elsewhere. (The
+//! guest changes EOImode without a trap. From the next time that it leaves, this is in force.)
+//!
+//! A level-sensitive interrupt asserts the maintenance interrupt when it is deactivated (EOI in its
+//! list register): then its level decides whether it is pending again. An edge of what is active is
+//! in the list register as "pending and active", so the guest's next acknowledgement needs nobody.
+//! If it may not be in there (another priority, group or route by now), the deactivation is noticed
+//! as for level-sensitive ones.
+//!
+//! A timer that is *linked* with a physical interrupt ([`Vgic::link`]) is deactivated by the guest,
+//! without an exit, for both. The physical one has to be active as long as [`Vgic::holds_link`].
+//!
+//! # Where the architecture leaves a choice
+//!
+//! Of several pending interrupts of one priority, any may come first. An interrupt for any vCPU
+//! (1 of N) goes to one that has its group enabled, is on and awake, and does not deny it (DPG): one
+//! that is inside if there is one, else one that is out, else one that sleeps. A new priority does
+//! not change what is active. An edge that the host tells makes a level-sensitive interrupt pending
+//! as a message would. `GICR_WAKER` says "awake" at first, as firmware leaves it.
+//!
+//! # Where this differs from a GICv3
+//!
+//! EOIcount has no name in it. With more active interrupts than list registers, in EOImode 0, an
+//! EOI may end another of the vCPU's own if the guest ends what it did not acknowledge last (which is
+//! UNPREDICTABLE), what somebody has deactivated meanwhile, or if it changes its binary point
+//! while interrupts are active. A linked timer that the guest masks after it became pending, and
+//! before it is acknowledged, comes all the same unless the vCPU leaves its guest in between.
+
+mod bank;
+mod bits;
+mod cpu;
+mod frames;
+mod lines;
+mod lr;
+mod queue;
+mod run;
+mod sgi;
+#[cfg(test)]
+mod tests;
+
+pub use bank::{BANKS, Bank};
+pub use bits::{Intid, Spi};
+pub use cpu::Cpu;
+pub use frames::{Access, Frame, Layout};
+pub use lr::{Interface, LIST_REGISTERS};
+pub use sgi::SgiRegister;
+
+use bank::{BankState, ROUTE_ANY};
+use bits::ones;
+use cpu::{ASLEEP, Harvest, INSIDE, OUT, eligible};
+use lines::Change;
+use lr::Groups;
+
+use crate::sync::{Ordering, fence};
+use crate::vcpu::Vcpu;
+use crate::vm::MAX_VCPUS;
+
+/// Where the pages of a guest's interrupt controller are.
+pub trait Pages {
+    /// A page of the distributor: 0 is always there, 1 if there are INTIDs from 512 on.
+    fn bank(&self, n: usize) -> Option<&Bank>;
+    /// The page of a vCPU.
+    fn cpu(&self, index: u8) -> Option<&Cpu>;
+    /// How many INTIDs there are: from 64 to 1024 (of which the last four are none), in
+    /// steps of 32.
+    fn intids(&self) -> u32;
+}
+
+/// What the host can say of an interrupt: all that it can.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Input {
+    /// Its level is high.
+    High,
+    /// Its level is high until the guest has deactivated it. The host is told then
+    /// ([`Vgic::take_done`]), and says so again if it still has a reason.
+    HighUntilDone,
+    /// Its level is low.
+    Low,
+    /// An edge, or a message: it is pending until the guest acknowledges it, also if the
+    /// guest calls it level-sensitive.
+    Edge,
+}
+
+/// What somebody has to do for others to notice.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Effects {
+    /// vCPUs in their guest on other CPUs: a bit each. Those CPUs are to be interrupted.
+    pub inside: u32,
+    /// vCPUs whose host is to run them again.
+    pub asleep: u32,
+    /// There is something to tell the host: [`Vgic::take_done`].
+    pub done: bool,
+    /// vCPUs in their guest that have to leave it before what was asked for is complete.
+    waits: u32,
+    /// The vCPU whose list registers are about to be filled.
+    filling: Option<u8>,
+    /// They have left it.
+    after_wait: bool,
+}
+
+/// A guest's interrupt controller.
+pub struct Vgic<P>(P);
+
+/// The vCPU of an affinity, as in `GICD_IROUTER<n>` and `MPIDR_EL1`, Aff3 being 0.
+fn vcpu_of_affinity(affinity: u32) -> Option<u8> {
+    let index = affinity >> 8 << 4 | affinity & 0xf;
+    let exists = index < MAX_VCPUS as u32 && Vcpu::affinity_of(index as u8) == u64::from(affinity);
+    exists.then_some(index as u8)
+}
+
+impl<P: Pages> Vgic<P> {
+    /// The one whose pages these are.
+    pub fn new(pages: P) -> Vgic<P> {
+        Vgic(pages)
+    }
+
+    /// Its pages.
+    pub fn pages(&self) -> &P {
+        &self.0
+    }
+
+    #[cfg(test)]
+    fn into_pages(self) -> P {
+        self.0
+    }
+
+    /// The vCPUs that there are.
+    fn cpus(&self) -> impl Iterator<Item = (u8, &Cpu)> {
+        (0..MAX_VCPUS as u8).filter_map(|index| Some((index, self.0.cpu(index)?)))
+    }
+
+    /// The CPU that has a vCPU in its guest; `None` if none has. It may have left meanwhile.
+    pub fn cpu_of(&self, vcpu: u8) -> Option<u32> {
+        self.0.cpu(vcpu)?.place.load(Ordering::Relaxed).checked_sub(INSIDE)
+    }
+
+    /// A vCPU joins: its page is among [`Self::pages`] by now. `on`: it is switched on.
+    pub fn admit(&self, vcpu: u8, on: bool, effects: &mut Effects) {
+        let Some(bank) = self.0.bank(0) else { return };
+        let Some(cpu) = self.0.cpu(vcpu) else { return };
+        let bank = bank.state.lock();
+        cpu.state.lock().enabled_groups = bank.enabled_groups;
+        drop(bank);
+        self.set_power(vcpu, on, effects);
+    }
+
+    /// The host says something of an interrupt.
+    pub fn input(&self, spi: Spi, input: Input, effects: &mut Effects) {
+        let intid = spi.intid();
+        self.with_bank(intid, |bank| {
+            if input != Input::Edge {
+                bank.set_once(intid, input == Input::HighUntilDone);
+            }
+            let change = match input {
+                Input::High | Input::HighUntilDone => Change::Input(true),
+                Input::Low => Change::Input(false),
+                Input::Edge => Change::Pend,
+            };
+            self.change(bank, intid, change, None, effects);
+        });
+    }
+
+    /// An interrupt that the host has kept high until it was done, and that is done. Once for
+    /// each.
+    pub fn take_done(&self) -> Option<Spi> {
+        (0..BANKS).find_map(|n| {
+            let intid = self.0.bank(n)?.state.lock().take_done(n * 16)?;
+            Spi::new(intid.number())
+        })
+    }
+
+    /// The level of a private interrupt of a vCPU: its timers'.
+    pub fn set_private(&self, vcpu: u8, ppi: Intid, high: bool, effects: &mut Effects) {
+        let Some(cpu) = self.0.cpu(vcpu).filter(|_| ppi.is_private()) else { return };
+        let mut state = cpu.state.lock();
+        let change = Change::Input(high);
+        if state.lines.is_moot(ppi, change) {
+            return;
+        }
+        state.event(ppi, change);
+        drop(state);
+        self.notify(vcpu, effects);
+    }
+
+    /// Links a PPI of a vCPU with a physical one: while it is in a list register, the guest's
+    /// deactivation is that of the physical interrupt. Before the vCPU runs.
+    pub fn link(&self, vcpu: u8, ppi: Intid, physical: u16) {
+        if let Some(cpu) = self.0.cpu(vcpu) {
+            cpu.state.lock().link(ppi, physical);
+        }
+    }
+
+    /// Whether the linked PPI of a vCPU is pending or active: its physical interrupt has to
+    /// be active while the guest runs, for the guest to be interrupted once.
+    pub fn holds_link(&self, vcpu: u8) -> bool {
+        self.0.cpu(vcpu).is_some_and(|cpu| cpu.state.lock().holds_link())
+    }
+
+    /// A vCPU has written `ICC_DIR_EL1`. It is out of its guest; its EOImode is 1.
+    pub fn deactivate(&self, me: u8, number: u32, effects: &mut Effects) -> Access {
+        if let Some(intid) = Intid::new(number) {
+            if intid.is_private() {
+                self.change_private(me, intid, Change::Deactivate, me, effects);
+            } else {
+                self.with_bank(intid, |bank| {
+                    self.change(bank, intid, Change::Deactivate, Some(me), effects);
+                });
+            }
+        }
+        Access::of(0, effects)
+    }
+
+    /// Of the vCPUs that [`Access::Wait`] named, those that have yet to leave their guest.
+    pub fn poll(&self, me: u8, waits: u32) -> u32 {
+        let waits_for = |index: &u16| {
+            let cpu = self.0.cpu(*index as u8);
+            cpu.is_some_and(|cpu| cpu.state.lock().waiters & 1 << me != 0)
+        };
+        ones(waits).filter(waits_for).map(|index| 1 << index).sum()
+    }
+
+    /// Works on the bank of an SPI that the guest has.
+    fn with_bank(&self, intid: Intid, f: impl FnOnce(&mut BankState)) {
+        if intid.is_private() || intid.number() >= self.0.intids() {
+            return;
+        }
+        if let Some(bank) = self.0.bank(BankState::of(intid)) {
+            f(&mut bank.state.lock());
+        }
+    }
+
+    /// Makes a vCPU look at its interrupts.
+    fn notify(&self, vcpu: u8, effects: &mut Effects) {
+        let Some(cpu) = self.0.cpu(vcpu) else { return };
+        if effects.filling == Some(vcpu) || cpu.attention.swap(1, Ordering::AcqRel) != 0 {
+            // It will; or whoever noted it first has seen to that.
+            return;
+        }
+        fence(Ordering::SeqCst);
+        match cpu.place.load(Ordering::Relaxed) {
+            OUT => {}
+            ASLEEP => {
+                let (asleep, out) = (Ordering::Relaxed, Ordering::Relaxed);
+                if cpu.place.compare_exchange(ASLEEP, OUT, asleep, out).is_ok() {
+                    effects.asleep |= 1 << vcpu;
+                }
+            }
+            _ => effects.inside |= 1 << vcpu,
+        }
+    }
+
+    /// Changes something about an SPI, for a vCPU or for the host.
+    fn change(
+        &self,
+        bank: &mut BankState,
+        intid: Intid,
+        change: Change,
+        by: Option<u8>,
+        effects: &mut Effects,
+    ) {
+        if bank.lines.is_moot(intid, change) {
+            return;
+        }
+        if let Some(home) = bank.home(intid)
+            && let Some(cpu) = self.0.cpu(home)
+        {
+            let mut state = cpu.state.lock();
+            if let Some(n) = state.resident(intid) {
+                if state.running {
+                    let offered = state.is_offered(n);
+                    bank.lines.apply(intid, change);
+                    if let Change::Route(route) = change {
+                        bank.set_route(intid, route);
+                    }
+                    state.post(n, change);
+                    let urgent = match change {
+                        // When it is deactivated, its level is looked at.
+                        Change::Input(true) => bank.lines.edge.get(intid),
+                        Change::Input(false) => offered,
+                        _ => true,
+                    };
+                    wait_for(&mut state.waiters, home, change, by, effects);
+                    if urgent {
+                        self.notify(home, effects);
+                    }
+                    return;
+                }
+                if state.harvest(n, home, Some(bank)) == Harvest::Kept {
+                    state.unload(n);
+                }
+                self.notify(home, effects);
+            }
+            if bank.home(intid).is_some() {
+                if state.dequeue(intid) {
+                    bank.lines.latch.set(intid, true);
+                }
+                if !state.is_outside(intid) {
+                    bank.set_home(intid, None, false);
+                }
+            }
+        }
+        bank.lines.apply(intid, change);
+        match change {
+            Change::Route(route) => bank.set_route(intid, route),
+            Change::Activate if bank.home(intid).is_none() => bank.set_active(intid, true),
+            Change::Deactivate => self.end(bank, intid),
+            _ => {}
+        }
+        self.settle(bank, intid, effects);
+        effects.done |= bank.has_done();
+    }
+
+    /// An SPI that is in no list register is not active any more.
+    fn end(&self, bank: &mut BankState, intid: Intid) {
+        let home = bank.home(intid).and_then(|home| self.0.cpu(home));
+        if let Some(cpu) = home {
+            run::end_outside(&mut cpu.state.lock(), Some(bank), intid);
+        } else if bank.is_active(intid) {
+            bank.set_active(intid, false);
+            bank.finish(intid);
+        }
+    }
+
+    /// Finds the place of an SPI that is in no list register and no queue.
+    fn settle(&self, bank: &mut BankState, intid: Intid, effects: &mut Effects) {
+        let line = bank.lines.line(intid);
+        if let Some(home) = bank.home(intid) {
+            // Active there.
+            if let Some(cpu) = self.0.cpu(home) {
+                let mut state = cpu.state.lock();
+                let stays = bank.is_for(intid, home, state.takes);
+                let waits = state.hold(intid, &line, stays);
+                drop(state);
+                bank.lines.latch.set(intid, waits);
+            }
+            self.notify(home, effects);
+        } else if line.enabled && line.is_pending() && !bank.is_active(intid) {
+            let Some((index, cpu)) = self.target(bank.route(intid), line.group, effects) else {
+                return;
+            };
+            let latch = bank.lines.latch.replace(intid, false);
+            cpu.state.lock().enqueue(intid, &line, latch);
+            bank.set_home(intid, Some(index), false);
+            self.notify(index, effects);
+        }
+    }
+
+    /// The vCPU that an SPI goes to. Where any will do, one that runs, then one that is about
+    /// to, then one that has to be woken.
+    fn target(&self, route: u32, group: u8, effects: &mut Effects) -> Option<(u8, &Cpu)> {
+        if route & ROUTE_ANY == 0 {
+            let index = vcpu_of_affinity(route)?;
+            return Some((index, self.0.cpu(index)?));
+        }
+        let takes = |cpu: &Cpu| eligible::takes(cpu.flags.load(Ordering::Relaxed)).contains(group);
+        let effort = |cpu: &Cpu| match cpu.place.load(Ordering::Relaxed) {
+            ASLEEP => 2,
+            OUT => 1,
+            _ => 0,
+        };
+        let found = self.cpus().filter(|(_, cpu)| takes(cpu)).min_by_key(|(_, cpu)| effort(cpu));
+        if found.is_none() {
+            // The first to enable the group finds it.
+            for (index, cpu) in self.cpus() {
+                let mut state = cpu.state.lock();
+                if !state.wanted.contains(group) {
+                    state.wanted = Groups(state.wanted.0 | Groups::one(group).0);
+                    drop(state);
+                    self.notify(index, effects);
+                }
+            }
+        }
+        found
+    }
+
+    /// Finds a vCPU anew for all SPIs that are for any and wait.
+    fn revisit(&self, effects: &mut Effects) {
+        for n in 0..BANKS {
+            let Some(bank) = self.0.bank(n) else { continue };
+            let mut bank = bank.state.lock();
+            for word in 0..16 {
+                let lines = &bank.lines;
+                let pending = lines.latch.word(word) | lines.input.word(word) | bank.homed(word);
+                for bit in ones(lines.enabled.word(word) & pending) {
+                    let number = (n * 16 + word) as u32 * 32 + u32::from(bit);
+                    let Some(intid) = Intid::new(number) else { continue };
+                    let route = bank.route(intid);
+                    if route & ROUTE_ANY != 0 {
+                        self.change(&mut bank, intid, Change::Route(route), None, effects);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Changes something about a private interrupt of a vCPU, for another or itself.
+    fn change_private(
+        &self,
+        vcpu: u8,
+        intid: Intid,
+        change: Change,
+        by: u8,
+        effects: &mut Effects,
+    ) {
+        let Some(cpu) = self.0.cpu(vcpu) else { return };
+        let mut state = cpu.state.lock();
+        if state.lines.is_moot(intid, change) {
+            return;
+        }
+        if state.change_private(intid, vcpu, change).is_some() {
+            wait_for(&mut state.waiters, vcpu, change, Some(by), effects);
+        }
+        drop(state);
+        self.notify(vcpu, effects);
+    }
+}
+
+/// Whether a change is complete only when the CPU has left the guest that has the interrupt
+/// in a list register: then who makes it waits.
+fn wait_for(waiters: &mut u32, vcpu: u8, change: Change, by: Option<u8>, effects: &mut Effects) {
+    let waits = matches!(
+        change,
+        Change::Enable(false) | Change::Unpend | Change::Activate | Change::Deactivate
+    );
+    if let Some(by) = by.filter(|_| waits) {
+        *waiters |= 1 << by;
+        effects.waits |= 1 << vcpu;
+    }
+}

@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! A vCPU's way into its guest, out of it, and to sleep.
+
+use arrayvec::ArrayVec;
+
+use super::bank::{BANKS, BankState};
+use super::bits::{Intid, ones};
+use super::cpu::{ASLEEP, Cpu, CpuState, Harvest, INSIDE, OUT, eligible};
+use super::lr::{Groups, Interface, LIST_REGISTERS, Vmcr, hcr};
+use super::{Effects, Pages, Vgic};
+use crate::sync::{Ordering, TicketMutexGuard, fence};
+
+/// Beside the list registers in use: the maintenance interrupt may be asserted.
+const WATCHED: u32 = 1 << LIST_REGISTERS;
+
+/// The locks of the banks that are needed.
+type Banks<'a> = [Option<TicketMutexGuard<'a, BankState>>; BANKS];
+
+impl<P: Pages> Vgic<P> {
+    /// A vCPU is about to enter its guest, on the CPU of a number. `all`: what is in that CPU's
+    /// virtual CPU interface is not what this vCPU left there.
+    ///
+    /// Who makes an interrupt pending meanwhile notes that first and then looks where this
+    /// vCPU is; this writes where it is first and then looks at the note. At least one of them
+    /// sees what the other has written.
+    #[inline(always)]
+    pub fn enter(
+        &self,
+        me: u8,
+        interface: &mut impl Interface,
+        on: u32,
+        all: bool,
+        effects: &mut Effects,
+    ) {
+        let Some(cpu) = self.pages().cpu(me) else { return };
+        cpu.place.store(INSIDE + on, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        if !all && cpu.attention.load(Ordering::Relaxed) == 0 {
+            if cpu.used.load(Ordering::Relaxed) == 0 {
+                return;
+            }
+            let mut state = cpu.state.lock();
+            if state.is_clean() {
+                state.running = true;
+                return;
+            }
+        }
+        self.refill(me, cpu, interface, all, effects);
+    }
+
+    #[inline(never)]
+    fn refill(
+        &self,
+        me: u8,
+        cpu: &Cpu,
+        interface: &mut impl Interface,
+        all: bool,
+        effects: &mut Effects,
+    ) {
+        // What is noted from here on, a CPU is told of that is about to be in the guest.
+        cpu.attention.swap(0, Ordering::SeqCst);
+        effects.filling = Some(me);
+        let vmcr = Vmcr(interface.vmcr());
+        cpu.controls.store(vmcr.controls(), Ordering::Relaxed);
+        self.note_groups(cpu, vmcr.groups(), effects);
+        let mut banks = self.lock_banks(cpu.banks.load(Ordering::Relaxed));
+        let mut state = cpu.state.lock();
+        loop {
+            let released = harvest_all(&mut state, me, &mut banks);
+            if released.is_empty() {
+                break;
+            }
+            // Locks of other vCPUs are next.
+            drop(state);
+            for intid in released {
+                if let Some(bank) = &mut banks[BankState::of(intid) % BANKS] {
+                    self.settle(bank, intid, effects);
+                    effects.done |= bank.has_done();
+                }
+            }
+            state = cpu.state.lock();
+        }
+        let controls = state.fill(vmcr, interface.list_registers());
+        state.write(interface, all);
+        let before = interface.hcr();
+        let after = before & !hcr::OURS | controls;
+        if after != before {
+            interface.set_hcr(after);
+        }
+        state.running = state.used != 0;
+        let watched = if controls != 0 { WATCHED } else { 0 };
+        cpu.used.store(u32::from(state.used) | watched, Ordering::Relaxed);
+        cpu.banks.store(state.banks(), Ordering::Relaxed);
+        effects.filling = None;
+    }
+
+    fn lock_banks(&self, which: u32) -> Banks<'_> {
+        [0, 1].map(|n| {
+            let bank = if which & 1 << n != 0 { self.pages().bank(n) } else { None };
+            bank.map(|bank| bank.state.lock())
+        })
+    }
+
+    /// A vCPU has left its guest, and others, or its host, are about to get to it. Its virtual
+    /// CPU interface is as the guest left it.
+    #[inline(always)]
+    pub fn exit(&self, me: u8, interface: &mut impl Interface) {
+        let Some(cpu) = self.pages().cpu(me) else { return };
+        if Vmcr(interface.vmcr()).controls() != cpu.controls.load(Ordering::Relaxed) {
+            cpu.attention.store(1, Ordering::Relaxed);
+        }
+        if cpu.used.load(Ordering::Relaxed) != 0 {
+            let mut state = cpu.state.lock();
+            let due = state.save(interface);
+            state.running = false;
+            state.waiters = 0;
+            if due {
+                cpu.attention.store(1, Ordering::Relaxed);
+            }
+        }
+        cpu.place.store(OUT, Ordering::Relaxed);
+    }
+
+    /// A vCPU that has left its guest waits for an interrupt: `true` if its host is not to run
+    /// it until it is woken, `false` if there is an interrupt, or may be.
+    ///
+    /// As in [`Self::enter`], where it is is written before the note is looked at.
+    pub fn sleep(&self, me: u8, interface: &impl Interface) -> bool {
+        let Some(cpu) = self.pages().cpu(me) else { return true };
+        if cpu.used.load(Ordering::Relaxed) != 0
+            && cpu.state.lock().signals(Vmcr(interface.vmcr()), running_priority(interface))
+        {
+            return false;
+        }
+        cpu.place.store(ASLEEP, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        let sleeps = cpu.attention.load(Ordering::Relaxed) == 0;
+        if !sleeps {
+            cpu.place.store(OUT, Ordering::Relaxed);
+        }
+        sleeps
+    }
+
+    /// A vCPU is switched on or off, with its CPU interface reset.
+    pub fn set_power(&self, me: u8, on: bool, effects: &mut Effects) {
+        let Some(cpu) = self.pages().cpu(me) else { return };
+        cpu.state.lock().reset();
+        let groups = eligible::GROUP_0 | eligible::GROUP_1;
+        self.set_flags(cpu, groups | eligible::ON, if on { eligible::ON } else { 0 }, effects);
+        self.notify(me, effects);
+    }
+
+    /// Notes which groups a vCPU's CPU interface has enabled.
+    fn note_groups(&self, cpu: &Cpu, groups: Groups, effects: &mut Effects) {
+        let bits = u32::from(groups.0);
+        self.set_flags(cpu, eligible::GROUP_0 | eligible::GROUP_1, bits, effects);
+    }
+
+    /// Changes what decides about interrupts for any vCPU, and finds a vCPU anew for those
+    /// that wait.
+    pub(super) fn set_flags(&self, cpu: &Cpu, which: u32, to: u32, effects: &mut Effects) {
+        let before = cpu.flags.load(Ordering::Relaxed);
+        if before & which == to {
+            return;
+        }
+        let mut state = cpu.state.lock();
+        let flags = cpu.flags.load(Ordering::Relaxed) & !which | to;
+        cpu.flags.store(flags, Ordering::Relaxed);
+        state.takes = eligible::takes(flags);
+        state.wanted = Groups(0);
+        drop(state);
+        self.revisit(effects);
+    }
+}
+
+/// Looks at what is in the list registers of a vCPU that is out of its guest, and at what the
+/// guest has deactivated beside it. Returns SPIs that have no home any more, as many as fit:
+/// if there are any, it is to be called again.
+fn harvest_all(
+    state: &mut CpuState,
+    me: u8,
+    banks: &mut Banks<'_>,
+) -> ArrayVec<Intid, LIST_REGISTERS> {
+    let mut released = ArrayVec::new();
+    for n in ones(state.used.into()).map(usize::from) {
+        let bank = state.intid_in(n).and_then(|intid| bank_of(banks, intid));
+        if let Harvest::Released(intid) = state.harvest(n, me, bank)
+            && !intid.is_private()
+        {
+            // As many as there are list registers.
+            let _ = released.try_push(intid);
+        }
+    }
+    while !released.is_full()
+        && let Some(intid) = state.ended_outside()
+    {
+        if end_outside(state, bank_of(banks, intid), intid) {
+            let _ = released.try_push(intid);
+        }
+    }
+    released
+}
+
+fn bank_of<'a>(banks: &'a mut Banks<'_>, intid: Intid) -> Option<&'a mut BankState> {
+    if intid.is_private() {
+        return None;
+    }
+    banks[BankState::of(intid) % BANKS].as_deref_mut()
+}
+
+/// An interrupt that was active at a vCPU, in no list register, was deactivated. `true` if it
+/// is an SPI, which has no home any more.
+pub(super) fn end_outside(
+    state: &mut CpuState,
+    bank: Option<&mut BankState>,
+    intid: Intid,
+) -> bool {
+    if intid.is_private() {
+        state.end_private(intid);
+        return false;
+    }
+    let Some(bank) = bank else { return false };
+    state.end(intid);
+    if state.dequeue(intid) {
+        bank.lines.latch.set(intid, true);
+    }
+    bank.set_home(intid, None, false);
+    bank.finish(intid);
+    true
+}
+
+/// The priority that an interrupt has to exceed (ICV_RPR_EL1).
+fn running_priority(interface: &impl Interface) -> u8 {
+    let words = interface.active_priorities();
+    let first = (0u32..).zip(words).find(|&(_, word)| word != 0);
+    first.map_or(0xff, |(n, word)| {
+        ((n * 32 + word.trailing_zeros()) << interface.preemption_shift()) as u8
+    })
+}

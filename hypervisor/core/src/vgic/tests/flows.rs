@@ -1,0 +1,271 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! What the traffic does not say by itself: SGIs' targets, linked timers, kicks that are
+//! spared, vCPUs that are switched off, what the short way costs.
+
+use std::collections::BTreeSet;
+
+use proptest::prelude::*;
+
+use super::sim::{SPURIOUS, Simulated};
+use super::spec::Field;
+use super::world::{FakePages, Place, World};
+use crate::vgic::bits::Intid;
+use crate::vgic::lr::Groups;
+use crate::vgic::queue::Queue;
+use crate::vgic::{Effects, Frame, Input, Interface, SgiRegister, Spi, Vgic};
+
+/// All vCPUs are in the guest and take all.
+fn ready(cpus: usize, registers: usize) -> World {
+    let mut world = World::new(cpus, registers);
+    world.write_ctlr(0, [true; 2]);
+    for pe in 0..cpus {
+        world.set_interface(pe, |pe| {
+            pe.groups = [true; 2];
+            pe.mask = 0xf8;
+        });
+        world.write_bits(0, pe, Field::Enable, 0, u32::MAX, true);
+        world.write_bits(0, pe, Field::Group, 0, u32::MAX, true);
+    }
+    for word in 1..32 {
+        world.write_bits(0, 0, Field::Enable, word, u32::MAX, true);
+        world.write_bits(0, 0, Field::Group, word, u32::MAX, true);
+    }
+    world.settle();
+    world
+}
+
+#[test]
+fn sgis_go_where_their_affinity_says() {
+    let vgic = Vgic::new(FakePages::new(32, 64));
+    for index in 0..32 {
+        vgic.admit(index, true, &mut Effects::default());
+    }
+    // (Aff3, Aff2, Aff1, RS, IRM, list) -> vCPUs
+    let pairs: [(u64, u64, u64, u64, u64, u64, u32); 9] = [
+        (0, 0, 0, 0, 0, 0x8001, 0x8001),
+        (0, 0, 1, 0, 0, 0x8001, 0x8001 << 16),
+        (0, 0, 2, 0, 0, 0xffff, 0),
+        (0, 1, 0, 0, 0, 0xffff, 0),
+        (1, 0, 0, 0, 0, 0xffff, 0),
+        // Aff0 is 16 to 31: nobody's.
+        (0, 0, 0, 1, 0, 0xffff, 0),
+        (0, 0, 0, 0, 0, 0, 0),
+        (0, 0, 0, 0, 1, 0, !(1 << 3)),
+        (9, 9, 9, 9, 1, 0xffff, !(1 << 3)),
+    ];
+    for (aff3, aff2, aff1, range, irm, list, expected) in pairs {
+        let value = aff3 << 48 | range << 44 | irm << 40 | aff2 << 32 | 7 << 24 | aff1 << 16 | list;
+        vgic.send(3, SgiRegister::Group1, value, &mut Effects::default());
+        let mut reached = 0u32;
+        for index in 0..32u8 {
+            let frame = Frame::Redistributor(index);
+            let mut effects = Effects::default();
+            let read = vgic.access(0, frame, 0x1_0200, 4, None, &mut effects);
+            if read == crate::vgic::Access::Done(1 << 7) {
+                reached |= 1 << index;
+            }
+            vgic.access(0, frame, 0x1_0280, 4, Some(u64::MAX), &mut effects);
+        }
+        assert_eq!(reached, expected, "{value:#x}");
+    }
+}
+
+const TIMER: u32 = 27;
+
+#[test]
+fn a_linked_timer_is_deactivated_by_the_guest() {
+    let mut world = ready(1, 4);
+    world.vgic.link(0, Intid::new(TIMER).unwrap(), TIMER as u16);
+    world.ppi(0, TIMER, true);
+    assert_eq!(world.sims[0].lrs[0], 0x5000_0000_0000_0000 | u64::from(TIMER) << 32 | 27 | 1 << 61);
+    assert!(world.vgic.holds_link(0));
+    world.acknowledge(0, 1);
+    assert!(!world.sims[0].has_maintenance());
+    world.end(0);
+    assert_eq!(world.sims[0].deactivated, [TIMER]);
+    // The physical timer says if it still fires: here, it does not.
+    world.spec.pes[0].private[27].line = false;
+    world.leave(0);
+    world.enter(0, false);
+    world.settle();
+    assert!(!world.vgic.holds_link(0));
+    assert_eq!(world.sims[0].lrs, [0; 4]);
+}
+
+#[test]
+fn a_linked_timer_that_is_masked_in_time_does_not_come() {
+    let mut world = ready(1, 4);
+    world.vgic.link(0, Intid::new(TIMER).unwrap(), TIMER as u16);
+    world.ppi(0, TIMER, true);
+    world.ppi(0, TIMER, false);
+    world.settle();
+    assert_eq!(world.acknowledge(0, 1), SPURIOUS);
+    assert!(!world.vgic.holds_link(0));
+}
+
+#[test]
+fn one_kick_for_many_events() {
+    let mut world = ready(2, 4);
+    world.run(1);
+    let mut effects = Effects::default();
+    for _ in 0..5 {
+        world.vgic.send(0, SgiRegister::Group1, 1 << 24 | 2, &mut effects);
+    }
+    assert_eq!(effects.inside, 2);
+    let mut more = Effects::default();
+    world.vgic.send(0, SgiRegister::Group1, 2 << 24 | 2, &mut more);
+    assert_eq!(more, Effects::default(), "it is interrupted already");
+    // And none for one that is out.
+    world.leave(1);
+    world.enter(1, false);
+    world.leave(1);
+    let mut more = Effects::default();
+    world.vgic.send(0, SgiRegister::Group1, 3 << 24 | 2, &mut more);
+    assert_eq!(more, Effects::default());
+    world.enter(1, false);
+    for sgi in [1, 2, 3] {
+        assert_eq!(world.sims[1].acknowledge(1), sgi);
+        world.sims[1].end(1, sgi);
+    }
+}
+
+#[test]
+fn exits_without_interrupts_touch_no_list_register() {
+    /// Panics if anything is looked at that is not saved with each exit.
+    struct Untouched(u64);
+    impl Interface for Untouched {
+        fn list_registers(&self) -> usize {
+            unreachable!()
+        }
+        fn list_register(&self, _: usize) -> u64 {
+            unreachable!()
+        }
+        fn set_list_register(&mut self, _: usize, _: u64) {
+            unreachable!()
+        }
+        fn hcr(&self) -> u64 {
+            unreachable!()
+        }
+        fn set_hcr(&mut self, _: u64) {
+            unreachable!()
+        }
+        fn vmcr(&self) -> u64 {
+            self.0
+        }
+        fn has_maintenance(&self) -> bool {
+            unreachable!()
+        }
+        fn active_priorities(&self) -> [u32; 4] {
+            unreachable!()
+        }
+        fn preemption_shift(&self) -> u32 {
+            unreachable!()
+        }
+    }
+    let mut world = ready(1, 4);
+    world.leave(0);
+    let mut untouched = Untouched(world.sims[0].vmcr);
+    let mut effects = Effects::default();
+    world.vgic.enter(0, &mut untouched, 0, false, &mut effects);
+    world.vgic.exit(0, &mut untouched);
+    assert!(world.vgic.sleep(0, &untouched));
+}
+
+#[test]
+fn a_vcpu_that_is_off_gets_none_that_are_for_any() {
+    let mut world = ready(3, 4);
+    world.write_route(0, 40, 1 << 31);
+    world.write_config(0, 40, true);
+    for pe in 0..3 {
+        if world.places[pe] == Place::Inside {
+            world.leave(pe);
+        }
+    }
+    let mut effects = Effects::default();
+    world.vgic.set_power(0, false, &mut effects);
+    world.vgic.set_power(2, false, &mut effects);
+    world.vgic.input(Spi::new(40).unwrap(), Input::Edge, &mut effects);
+    world.enter(1, false);
+    assert_eq!(world.sims[1].signalled(), Some((40, 1)));
+    // It is switched off itself: the first to be switched on gets it.
+    world.leave(1);
+    world.vgic.set_power(1, false, &mut effects);
+    world.sims[1] = Simulated::new(4);
+    world.vgic.set_power(2, true, &mut effects);
+    world.enter(2, false);
+    assert_eq!(world.sims[2].signalled(), Some((40, 1)));
+}
+
+#[test]
+fn what_a_vcpu_had_when_it_was_switched_off_is_not_lost() {
+    let mut world = ready(1, 2);
+    world.sgi(0, SgiRegister::Group1, 1, Some(1));
+    world.sgi(0, SgiRegister::Group1, 2, Some(1));
+    assert_eq!(world.acknowledge(0, 1), 1);
+    world.leave(0);
+    let mut effects = Effects::default();
+    world.vgic.set_power(0, false, &mut effects);
+    world.vgic.set_power(0, true, &mut effects);
+    world.sims[0] = Simulated { vmcr: world.sims[0].vmcr, ..Simulated::new(2) };
+    world.stacks[0].clear();
+    world.spec.pes[0].running.clear();
+    world.enter(0, true);
+    world.settle();
+    // Still active, but in no list register that a reset interface would not have.
+    world.read_bits(0, 0, Field::Active, 0, false);
+    assert_eq!(world.acknowledge(0, 1), 2);
+}
+
+#[test]
+fn numbers_that_are_none_do_nothing() {
+    let world = ready(1, 4);
+    let mut effects = Effects::default();
+    for number in [0, 31, 1020, 1023, 8192, u32::MAX] {
+        assert_eq!(Spi::new(number), None);
+    }
+    for number in [40, 1019, 1020, 1023, 8192, u32::MAX] {
+        world.vgic.deactivate(0, number, &mut effects);
+    }
+    world.vgic.set_private(9, Intid::new(27).unwrap(), true, &mut effects);
+    world.vgic.set_private(0, Intid::new(40).unwrap(), true, &mut effects);
+    world.vgic.exit(9, &mut Simulated::new(1));
+    world.vgic.set_power(9, true, &mut effects);
+    let small = Vgic::new(FakePages::new(1, 64));
+    small.input(Spi::new(64).unwrap(), Input::High, &mut effects);
+    assert_eq!(effects, Effects::default());
+}
+
+proptest! {
+    /// The queue is a set that knows its first.
+    #[test]
+    fn the_queue_finds_the_first(
+        steps in prop::collection::vec((0u32..1020, 0u8..32, 0u8..2, any::<bool>()), 1..400),
+    ) {
+        let mut queue = Queue::new();
+        let mut model = BTreeSet::new();
+        for (intid, level, group, crowd) in steps {
+            // Many in the same words, of the same levels.
+            let (intid, level) = if crowd { (intid % 70, level % 3) } else { (intid, level) };
+            let intid = Intid::new(intid).unwrap();
+            let present = model.iter().copied().find(|&(_, _, other)| other == intid);
+            if let Some(present) = present {
+                assert!(queue.contains(intid));
+                assert!(queue.remove(intid));
+                model.remove(&present);
+            } else {
+                assert!(!queue.remove(intid));
+                queue.insert(intid, level, group);
+                model.insert((level, group, intid));
+            }
+            for groups in 0..4 {
+                let mut of = model.iter().filter(|&&(_, group, _)| groups & 1 << group != 0);
+                let first = of.next().copied();
+                let top = queue.top(Groups(groups));
+                assert_eq!(top.map(|(_, level, _)| level), first.map(|(level, _, _)| level));
+                assert!(top.is_none_or(|(i, l, g)| model.contains(&(l, g, i))));
+                assert_eq!(queue.is_empty(Groups(groups)), first.is_none());
+            }
+        }
+    }
+}

@@ -1,0 +1,8 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+mod flows;
+mod registers;
+mod sim;
+mod spec;
+mod traffic;
+mod world;
