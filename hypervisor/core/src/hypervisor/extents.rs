@@ -111,7 +111,7 @@ pub struct Scratch {
     pub(super) looks: Looks,
     /// Pages in all extents.
     pages: u64,
-    /// How often an extent lies in another block than the one before it.
+    /// How often an extent is a block, or lies in another one than the extent before it.
     blocks: u64,
     /// Blocks that there is work on, as far as is known: `blocks` at the most.
     work: u64,
@@ -314,7 +314,10 @@ impl Scratch {
     #[inline(always)]
     pub(super) fn push(&mut self, extent: Extent) -> bool {
         let pages = self.pages + extent.pages as u64;
-        let blocks = self.blocks + u64::from(self.last_block != Some(extent.block));
+        // An entry for a block has its own, also where another one has had it: such a list is
+        // refused, but not before all of the part was looked at.
+        let is_new = extent.is_block || self.last_block != Some(extent.block);
+        let blocks = self.blocks + u64::from(is_new);
         if !self.part.takes(pages, blocks) {
             self.rest = Some(extent.index);
             return false;

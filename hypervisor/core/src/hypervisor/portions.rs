@@ -47,7 +47,7 @@ pub(super) struct Looks {
     /// So many are left out.
     skipped: u64,
     /// So many were made or left out.
-    made: u64,
+    pub(super) made: u64,
     most: u64,
 }
 

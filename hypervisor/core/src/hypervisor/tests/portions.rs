@@ -10,6 +10,8 @@ use escrow_abi::{BLOCK_SIZE, Error, FrameState, Handle, MODIFY_MAX, MemEntry, Ri
 use super::fake::{FREE, HVC, Host, Interrupts, LIST};
 use super::{UNLOCK_ZEROED, block, page, started};
 use crate::addr::PAGE_SIZE;
+use crate::hypervisor::guest_calls::GuestCall;
+use crate::hypervisor::portions::PORTION_BLOCKS;
 use crate::hypervisor::{Reply, Scratch};
 use crate::vcpu::{GuestIds, Next};
 
@@ -222,6 +224,35 @@ fn a_list_of_blocks_that_a_guest_has_as_pages_is_looked_through_a_few_at_a_time(
     let refused = host.guest_call(a_vcpu, call::MEM_RECLAIM, &[LISTS, 512]);
     assert_eq!(refused, Err((Error::Overlap, 2, 0)));
     assert_eq!(host.restarts, 511 / 64, "after each 64 tables but the last");
+}
+
+/// Nor by saying that the list was checked.
+#[test]
+fn no_portion_looks_at_more_tables_than_it_has_blocks() {
+    let mut host = Host::new();
+    host.escrow.machine.forces_write_back.store(true, Ordering::Relaxed);
+    let (a, a_vcpu) = started(&mut host);
+    let (b, _) = started(&mut host);
+    host.give(call::MEM_DONATE, a, &blocks(1)).unwrap();
+    let [cap, ..] =
+        host.call(call::CAP_GRANT, &[a, b, call::RIGHT_LEND, GUEST, BLOCK_SIZE]).unwrap();
+    let own = |n: u64| GUEST + n * PAGE_SIZE;
+    let lend: Vec<_> = (0..512).map(|n| MemEntry::new(own(n), 0, own(n), Rights::ALL)).collect();
+    guests_list(&mut host, a, &lend);
+    host.guest_call(a_vcpu, call::MEM_LEND, &[cap, LISTS, 512]).unwrap();
+    // The same block again and again.
+    let list: Vec<_> = own_blocks(1).into_iter().cycle().take(512).collect();
+    host.write_list(&list, |n| FREE + 510 * BLOCK_SIZE + n * PAGE_SIZE);
+    host.run(a_vcpu, |escrow, mut run| {
+        let mut scratch = Scratch::new();
+        let mut x = [call::MEM_TAKE_BACK.into(), LISTS, 512, 0, 0, 0, 0, 1];
+        let GuestCall::Return([x0, ..]) = escrow.guest_call(&mut scratch, &mut run, &mut x) else {
+            panic!("no answer")
+        };
+        assert_eq!(x0, Error::Overlap.to_register());
+        let looks = scratch.looks.made;
+        assert!(looks <= PORTION_BLOCKS + 1, "one portion takes {looks} looks");
+    });
 }
 
 /// Pages that the borrower has in order and the owner has not: in the ledger one record, in
