@@ -176,6 +176,8 @@ impl Loaded<'_> {
         for (_, range) in loaded {
             free.remove(range)?;
         }
+        // EL2 maps all that it uses under its own address, and nothing can be referred to there.
+        free.remove(Range::new(0, 4096))?;
         for range in self.reserved {
             // Whole pages, as the host takes what the tree reserves.
             free.remove(range.aligned_out(4096).ok_or(LayoutError::Fragmented)?)?;

@@ -53,6 +53,29 @@ fn a_kernel_that_does_not_is_moved() {
     assert_eq!(layout.kernel, Range::new(0x4048_0000, 0x4048_0000 + 40 * MIB));
 }
 
+/// However little there is of other memory.
+#[test]
+fn nothing_goes_to_address_0() {
+    let ram = [Range::new(0, 4 * MIB), Range::new(0x4000_0000, 0x4000_0000 + 8 * MIB)];
+    let loaded = Loaded {
+        ram: &ram,
+        image: Range::new(0x4000_0000, 0x4007_0000),
+        kernel: Range::new(0x4020_0000, 0x4020_0000 + 2 * MIB),
+        tree: Range::new(0x4040_0000, 0x4041_0000),
+        ramdisk: None,
+        ..loaded()
+    };
+    let kernel = KernelImage { memory_size: 2 * MIB, ..needs().kernel };
+    let needs = Needs { kernel, working_size: 3 * MIB, ..needs() };
+    let no_room = LayoutError::TooLittleMemory("Escrow's ledger", 3 * MIB);
+    assert_eq!(plan(loaded, needs), Err(no_room));
+    // A kernel that has to be moved.
+    let crooked = Range::new(0x4020_1000, 0x4020_1000 + MIB);
+    let needs = Needs { working_size: MIB, working_unit: 0, ..needs };
+    let moved = plan(Loaded { kernel: crooked, ..loaded }, needs).unwrap();
+    assert_ne!(moved.kernel.start, 0);
+}
+
 #[test]
 fn overlaps_are_named() {
     let overlap = |loaded: Loaded<'_>| match loaded.check() {

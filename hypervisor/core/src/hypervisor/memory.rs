@@ -18,7 +18,7 @@ use super::pieces::Piece;
 use super::portions::{Part, Progress};
 use super::prepared::Prepared;
 use super::{Hypervisor, Refusal};
-use crate::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE, PAGES_PER_BLOCK};
+use crate::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE, PAGES_PER_BLOCK, PhysAddr};
 use crate::capability::Capability;
 use crate::ledger::{GuestId, Record, Records, VmId};
 use crate::machine::{Machine, Note};
@@ -284,8 +284,15 @@ impl<M: Machine> Hypervisor<M> {
     ) -> Result<(), Refusal> {
         let pages = scratch.pages();
         let mut locked = self.lock_blocks(scratch)?;
-        let prepared = locked
-            .prepare(|extents| check_all(extents.iter_mut(), |extent| self.check_home(extent)));
+        let prepared = locked.prepare(|extents| {
+            check_all(extents.iter_mut(), |extent| {
+                // What is there is at EL2 under its own address, and that is no reference's.
+                if extent.frame == PhysAddr(0) {
+                    return Err(extent.refuse(Error::InvalidAddress, 0));
+                }
+                self.check_home(extent)
+            })
+        });
         let result = prepared.map(|prepared| {
             if prepared.is_to_be_done() {
                 let broken = self.commit_metadata(prepared, id, &mut vm.pool);

@@ -143,3 +143,26 @@ fn an_entry_in_registers_is_that_of_a_list() {
         assert_eq!(answer, Err((Error::InvalidArgument, 0, 0)), "{behind:?}");
     }
 }
+
+/// EL2 has no reference to address 0, and its pools of pages end with it: so neither a table
+/// nor a vCPU is there.
+#[test]
+fn no_metadata_is_at_address_0() {
+    let mut host = Host::with_ram_at_0();
+    let mut pages = host.fresh_metadata(3);
+    pages.push(MemEntry::new(0, 0, 0, Rights::NONE));
+    let [list, count] = host.list(&pages);
+    let before = host.snapshot();
+    let refused = Err((Error::InvalidAddress, 3, 0));
+    assert_eq!(host.call(call::VM_CREATE, &[list, count]), refused);
+    assert_eq!(host.snapshot(), before);
+    let (vm, _) = host.create(4);
+    let [list, count] = host.list(&pages);
+    assert_eq!(host.call(call::VM_TOP_UP, &[vm, list, count]), refused);
+    // A guest may have it, and gives it back.
+    host.lend(vm, &[page(0, 0x1000)]).unwrap();
+    assert_eq!((host.guest_frame(vm, 0x1000), host.reaches(0)), (Some(0), false));
+    host.call(call::VM_DESTROY, &[vm]).unwrap();
+    host.reclaim(&[(0, 0)]).unwrap();
+    assert!(host.reaches(0));
+}

@@ -77,31 +77,36 @@ impl Host {
     }
 
     pub fn on(ram: PhysRange) -> Host {
-        Host::with(Fake::default(), ram, GUESTS, FEATURES).unwrap()
+        Host::with(Fake::default(), &[ram], GUESTS, FEATURES).unwrap()
+    }
+
+    /// On a machine with RAM from address 0 on as well.
+    pub fn with_ram_at_0() -> Host {
+        let ram = [PhysRange::new(0, 2 * BLOCK_SIZE), RAM];
+        Host::with(Fake::default(), &ram, GUESTS, FEATURES).unwrap()
     }
 
     /// On a machine that tells what happens to tables.
     pub fn traced(ram: PhysRange) -> Host {
-        Host::with(Fake::traced(), ram, GUESTS, FEATURES).unwrap()
+        Host::with(Fake::traced(), &[ram], GUESTS, FEATURES).unwrap()
     }
 
     /// On a machine with room for so many guests.
     pub fn for_guests(guests: usize, vmid16: bool) -> Result<Host, SetupError> {
-        Host::with(Fake::default(), RAM, guests, Stage2Features { vmid16, ..FEATURES })
+        Host::with(Fake::default(), &[RAM], guests, Stage2Features { vmid16, ..FEATURES })
     }
 
     fn with(
         machine: Fake,
-        ram: PhysRange,
+        ram: &[PhysRange],
         guests: usize,
         features: Stage2Features,
     ) -> Result<Host, SetupError> {
-        let ram = [ram];
-        let sizes = Sizes::of(&ram, guests).unwrap();
+        let sizes = Sizes::of(ram, guests).unwrap();
         // Escrow's tables are in its own memory.
         let mut reserve = Memory::new(ESCROW, sizes.zeroed);
         let setup = Setup {
-            ram: &ram,
+            ram,
             escrow: &[ESCROW],
             pinned: &[PINNED, WITHHELD],
             withheld: &[WITHHELD],
