@@ -165,6 +165,12 @@ impl Scratch {
         &mut self.extents
     }
 
+    /// The same, with the looks of this step.
+    #[inline(always)]
+    pub(super) fn extents_and_looks(&mut self) -> (&mut [Extent], &mut Looks) {
+        (&mut self.extents, &mut self.looks)
+    }
+
     /// The part of the list that they are of.
     #[inline(always)]
     pub(super) fn part(&self) -> Part {

@@ -22,7 +22,7 @@ use crate::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE, PAGES_PER_BLOCK, PhysAddr};
 use crate::capability::Capability;
 use crate::ledger::{GuestId, Record, Records, VmId};
 use crate::machine::{Machine, Note};
-use crate::stage2::{GuestMap, PagePool, TableCount, Unmapped};
+use crate::stage2::{BlockRoom, GuestMap, PagePool, TableCount, Unmapped};
 use crate::vm::Vm;
 
 /// What left a guest's map, for its TLB entries to go as well: by address as
@@ -261,6 +261,10 @@ impl<M: Machine> Hypervisor<M> {
                 self.set_piece(extent, &piece, new, (from_id, kind.asked()));
                 parties.recount(piece.record, new, piece.pages as u64);
             }
+            if record.is_lent_on() {
+                let frames = (extent.first(), extent.pages.into());
+                self.host.note_owners(&self.machine, extent.block, frames, extent.own);
+            }
         }
         match to {
             Some(Party { vm: Vm { map: Some(map), pool, .. }, .. }) => {
@@ -341,9 +345,18 @@ impl<M: Machine> Hypervisor<M> {
         pool: &PagePool,
     ) -> Result<(), Refusal> {
         let mut tables = TableCount::new();
-        check_all(scratch.extents_mut().iter_mut(), |extent| {
+        let (extents, looks) = scratch.extents_and_looks();
+        let mut looked = true;
+        check_all(extents.iter_mut(), |extent| {
             if extent.is_block {
-                let room = map.prepare_map_block(&self.machine, extent.guest(), &mut tables);
+                let room = match map.prepare_map_block(&self.machine, extent.guest(), &mut tables) {
+                    BlockRoom::Free => Some(true),
+                    BlockRoom::Taken => Some(false),
+                    BlockRoom::IfEmpty(table) => looks.make(|| map.is_empty(&self.machine, table)),
+                };
+                looked &= room.is_some();
+                // What was not looked at refuses nothing: not yet.
+                let room = room.unwrap_or(true);
                 return if room { Ok(()) } else { Err(extent.refuse(Error::GuestMapped, 0)) };
             }
             match map.prepare_map(&self.machine, extent.span(), &mut tables) {
@@ -354,6 +367,9 @@ impl<M: Machine> Hypervisor<M> {
                 Err(page) => Err(extent.refuse_page(page, Error::GuestMapped, 0)),
             }
         })?;
+        if !looked {
+            return Err(Error::Retry.into());
+        }
         enough_tables(&tables, pool, 0)
     }
 

@@ -37,9 +37,10 @@ pub(super) const PORTION_BLOCKS: u64 = 16;
 const LOOKS: u64 = 64;
 
 /// Looks at all entries of a table: what it takes to find that a guest's block, which it has
-/// as pages, is one of frames. Beside these, reading an entry of a list is nothing.
+/// as pages, is one of frames, or that there is room for a block where a guest has a table.
+/// Beside these, what else an entry of a list takes is nothing.
 ///
-/// A list may have 512 such entries, or 512 times the same. So the check of a whole list
+/// A list may have 512 entries that take such a look, or two. So the check of a whole list
 /// ends after [`LOOKS`] of them, and begins anew without those that were made. What they
 /// found may change in between: who does something about the entries looks again.
 #[derive(Clone, Copy, Debug)]
@@ -71,7 +72,8 @@ impl Looks {
         Some(self.made <= self.skipped || look())
     }
 
-    fn are_enough(&self) -> bool {
+    /// Whether no more of them are made in this step.
+    pub fn are_enough(&self) -> bool {
         self.made == self.most
     }
 }

@@ -15,7 +15,7 @@ use super::pieces::Piece;
 use super::portions::Progress;
 use super::prepared::Prepared;
 use super::{Hypervisor, Refusal};
-use crate::addr::{BLOCK_SIZE, PAGE_SIZE};
+use crate::addr::{PAGE_SIZE, PAGES_PER_BLOCK};
 use crate::ledger::{GuestId, Record, VmId};
 use crate::machine::{Machine, MemoryError};
 use crate::stage2::{GuestMap, Span, TableCount, Unmapped};
@@ -214,7 +214,7 @@ impl<M: Machine> Hypervisor<M> {
         }
         if let Some(Party { vm: Vm { map: Some(map), pool, .. }, .. }) = &sides.owner {
             match kind {
-                Taking::Poison => self.own_spans(extents, map, |span| {
+                Taking::Poison => self.own_spans(extents, |span| {
                     map.prepare_unmap(&self.machine, span, Unmapped::Poisoned, &mut own_tables);
                 }),
                 Taking::TakeBack => {
@@ -264,7 +264,7 @@ impl<M: Machine> Hypervisor<M> {
                 &mut sides.owner
         {
             let mut gone = Gone::new();
-            self.own_spans(extents, map, |span| {
+            self.own_spans(extents, |span| {
                 map.unmap(&self.machine, pool, span, Unmapped::Poisoned);
                 gone.add(span.at, span.pages as u64 * PAGE_SIZE);
             });
@@ -431,32 +431,26 @@ impl<M: Machine> Hypervisor<M> {
 
     /// Shows where an owner that is a guest has frames, in reach or away.
     ///
-    /// The ledger says so of what it has to itself. Of what it has given to another
-    /// guest its own map alone knows, and all of that is looked through: bounded by the
-    /// tables that the host has donated for it.
-    fn own_spans(&self, extents: &[Extent], map: &GuestMap, mut f: impl FnMut(Span)) {
-        let donated = |extent: &Extent| {
-            self.ledger.records(extent.block).get(extent.first()).is(FrameState::Donated)
-        };
-        // They have one owner and one borrower, so all are donated or none is.
-        if extents.first().is_some_and(donated) {
-            for piece in extents.iter().flat_map(|extent| self.pieces(extent)) {
-                f(piece.span());
+    /// The ledger says so of what it has to itself. What it has given to another guest is
+    /// noted in the host's map ([`HostMap::note_owners`](crate::stage2::HostMap::note_owners)).
+    fn own_spans(&self, extents: &[Extent], mut f: impl FnMut(Span)) {
+        for extent in extents {
+            for piece in self.pieces(extent) {
+                if piece.record.is(FrameState::Donated) {
+                    f(piece.span());
+                    continue;
+                }
+                let first = extent.first() + piece.page;
+                let mut done = 0;
+                while done < piece.pages {
+                    let frames = (first + done, piece.pages - done);
+                    let (at, pages) = self.host.owners(&self.machine, extent.block, frames);
+                    let is_block = extent.is_block && pages == PAGES_PER_BLOCK;
+                    f(Span { at, pages, is_block });
+                    done += pages;
+                }
             }
-            return;
         }
-        map.for_each_leaf(&self.machine, |at, leaf| {
-            let frame = leaf.entry.address();
-            let end = frame.0 + if leaf.level == 2 { BLOCK_SIZE } else { PAGE_SIZE };
-            let from = extents.partition_point(|extent| extent.frame.0 + extent.size() <= frame.0);
-            for extent in extents[from..].iter().take_while(|extent| extent.frame.0 < end) {
-                let first = extent.frame.max(frame);
-                let last = end.min(extent.frame.0 + extent.size());
-                let pages = ((last - first.0) / PAGE_SIZE) as usize;
-                let is_block = extent.is_block && leaf.level == 2;
-                f(Span { at: at.add(first.0 - frame.0), pages, is_block });
-            }
-        });
     }
 }
 

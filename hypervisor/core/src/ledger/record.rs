@@ -262,6 +262,11 @@ impl Record {
             )
     }
 
+    /// Whether a guest owns the frame and has given it to another, for a time.
+    pub fn is_lent_on(self) -> bool {
+        self.has_guest_address() && !self.is(FrameState::Donated) && self.owner() != VmId::Host
+    }
+
     /// Whether a guest sees the frame at [`Self::guest`].
     #[inline]
     pub const fn has_guest_address(self) -> bool {

@@ -8,7 +8,7 @@ use escrow_abi::Rights;
 
 use super::Stage2Features;
 use super::page::{FreePage, TablePage};
-use crate::addr::{PAGE_SIZE, PhysAddr};
+use crate::addr::{Ipa, PAGE_SIZE, PhysAddr};
 
 /// A descriptor of a table at level 0 to 3.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -94,6 +94,12 @@ impl Descriptor {
     /// A page, at level 3.
     pub const fn page(at: PhysAddr, attributes: Attributes) -> Descriptor {
         Descriptor(at.0 & ADDRESS | attributes.0 | TABLE_OR_PAGE | VALID)
+    }
+
+    /// A note in the host's map: the frame is not the host's, and its owner, a guest, has it at this
+    /// address.
+    pub const fn owners(at: Ipa) -> Descriptor {
+        Descriptor(at.0 & ADDRESS)
     }
 
     /// Whether there is anything.

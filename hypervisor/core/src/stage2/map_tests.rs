@@ -367,9 +367,13 @@ fn a_block_takes_the_place_of_an_empty_table() {
     let (map, mut pool) = guest(&machine, 4);
     map_pages(&machine, &map, &mut pool, page(0), 0);
     let mut count = TableCount::new();
-    assert!(!map.prepare_map_block(&machine, Ipa(0), &mut count), "a page is there");
+    let BlockRoom::IfEmpty(table) = map.prepare_map_block(&machine, Ipa(0), &mut count) else {
+        panic!("no table");
+    };
+    assert!(!map.is_empty(&machine, table), "a page is there");
     map.unmap(&machine, &mut pool, page(0), Unmapped::Free);
-    assert!(map.prepare_map_block(&machine, Ipa(0), &mut count));
+    assert_eq!(map.prepare_map_block(&machine, Ipa(0), &mut count), BlockRoom::IfEmpty(table));
+    assert!(map.is_empty(&machine, table));
     assert_eq!((count.tables(), pool.len()), (0, 2));
     map.map_block(&machine, &mut pool, Ipa(0), PhysAddr(BLOCK_SIZE), ram());
     assert_eq!(pool.len(), 3, "the table is free");

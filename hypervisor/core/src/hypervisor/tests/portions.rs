@@ -446,3 +446,67 @@ fn sharing_back_happens_for_all_or_for_none() {
     let open = (escrow.pages(FrameState::Lent), escrow.pages(FrameState::SharedBack));
     assert_eq!((run.regs.x[0], open), (0, (0, 2)));
 }
+
+/// A guest that has a table for each of so many blocks' addresses: empty ones, and from one on
+/// with a page at their ends.
+fn with_tables(host: &mut Host, tables: u64, full: core::ops::Range<u64>) -> u64 {
+    let (vm, vcpu) = {
+        let (vm, _) = host.create(tables + 8);
+        let [vcpu, ..] = host.call(call::VCPU_CREATE, &[vm, 0]).unwrap();
+        host.call(call::VM_START, &[vm]).unwrap();
+        (vm, vcpu)
+    };
+    let frames = FREE + 400 * BLOCK_SIZE;
+    let last = BLOCK_SIZE - PAGE_SIZE;
+    for n in 0..tables {
+        host.lend(vm, &[page(frames + n * PAGE_SIZE, GUEST + n * BLOCK_SIZE + last)]).unwrap();
+        if !full.contains(&n) {
+            let at = GUEST + n * BLOCK_SIZE + last;
+            host.guest_call(vcpu, call::MODIFY_PAGES, &[0, at, PAGE_SIZE, UNLOCK_ZEROED]).unwrap();
+            host.reclaim(&[(frames + n * PAGE_SIZE, 0)]).unwrap();
+        }
+    }
+    vm
+}
+
+#[test]
+fn tables_that_blocks_come_in_the_place_of_are_looked_through_a_few_at_a_time() {
+    let mut host = Host::new();
+    host.escrow.machine.forces_write_back.store(true, Ordering::Relaxed);
+    let vm = with_tables(&mut host, 150, 149..150);
+    *host.escrow.machine.interrupts.lock().unwrap() = Interrupts::Always;
+    let before = host.snapshot();
+    host.restarts = 0;
+    assert_eq!(host.lend(vm, &blocks(150)), Err((Error::GuestMapped, 149, 0)));
+    assert_eq!((host.done, host.restarts), (0, 149 / 64), "after each 64 tables but the last");
+    assert_eq!(host.snapshot(), before);
+    host.restarts = 0;
+    host.lend(vm, &blocks(149)).unwrap();
+    assert_eq!(host.restarts, 149 / 64 + 149 / 16, "and then the portions");
+    assert_eq!(host.guest_frame(vm, GUEST + 148 * BLOCK_SIZE), Some(FREE + 148 * BLOCK_SIZE));
+}
+
+/// Also one that is refused where its portion of looks ends, and one that says that it has
+/// made looks.
+#[test]
+fn no_block_comes_where_a_table_is_not_empty() {
+    let mut host = interrupted();
+    host.escrow.machine.forces_write_back.store(true, Ordering::Relaxed);
+    let vm = with_tables(&mut host, 66, 63..64);
+    let before = host.snapshot();
+    for count in [64, 65, 66] {
+        // The last look of the first step finds it, at whatever place of the list it is.
+        let mut list = blocks(count);
+        for index in [63, count - 1] {
+            assert_eq!(host.lend(vm, &list), Err((Error::GuestMapped, index, 0)));
+            assert_eq!((host.done, host.snapshot() == before), (0, true), "{count}");
+            list.rotate_right(count as usize - 64);
+        }
+    }
+    let [list, _] = host.list(&blocks(64)[63..]);
+    for looks in [1, 64, 512, 0xffff] {
+        let args = [vm, list, 1, 0, 0, 0, looks << 16];
+        assert_eq!(host.call(call::MEM_LEND, &args), Err((Error::GuestMapped, 0, 0)), "{looks}");
+        assert_eq!((host.done, host.snapshot() == before), (0, true), "{looks}");
+    }
+}

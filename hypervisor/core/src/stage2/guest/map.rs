@@ -15,6 +15,18 @@ pub struct Room {
     pub table: Option<TablePage>,
 }
 
+/// What [`GuestMap::prepare_map_block`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BlockRoom {
+    /// There is room.
+    Free,
+    /// The address is taken.
+    Taken,
+    /// There is this level-3 table, and room if that is empty: a look at all of it, which
+    /// the caller counts.
+    IfEmpty(TablePage),
+}
+
 impl GuestMap {
     /// Finds room for pages, and counts the tables that mapping them needs.
     ///
@@ -48,24 +60,28 @@ impl GuestMap {
         Ok(Room { table: None })
     }
 
-    /// The same for a block that is to be one entry whatever happens. Where its
-    /// table was is room enough, if that is empty.
+    /// The same for a block that is to be one entry whatever happens.
     #[inline]
     pub fn prepare_map_block<M: Machine>(
         &self,
         machine: &M,
         at: Ipa,
         count: &mut TableCount,
-    ) -> bool {
+    ) -> BlockRoom {
         let (slot, level) = self.walk(machine, at, 2);
         let entry = slot.load();
         if let Some(table) = entry.as_table() {
-            return machine.table(table).iter().all(|slot| slot.load().is_free());
+            return BlockRoom::IfEmpty(table);
         }
         for level in level + 1..=2 {
             count.add(at, level);
         }
-        entry.is_free()
+        if entry.is_free() { BlockRoom::Free } else { BlockRoom::Taken }
+    }
+
+    /// Whether nothing is in a table that [`Self::prepare_map_block`] found.
+    pub fn is_empty<M: Machine>(&self, machine: &M, table: TablePage) -> bool {
+        machine.table(table).iter().all(|slot| slot.load().is_free())
     }
 
     /// Maps pages where [`Self::prepare_map`] found room. The caller publishes

@@ -24,7 +24,7 @@ use crate::machine::{Machine, Table};
 
 pub use change::Unmapped;
 pub use count::TableCount;
-pub use map::Room;
+pub use map::{BlockRoom, Room};
 
 /// The tables of a guest.
 #[derive(Debug)]
@@ -122,33 +122,6 @@ impl GuestMap {
             && machine.table(table).iter().map(DescriptorCell::load).all(|entry| {
                 (entry.is_valid() || entry.is_away()) && pages.next() == Some(entry.address().0)
             })
-    }
-
-    /// Shows all entries that lead to memory, in reach or away, in the order of their
-    /// addresses. What happens to an entry once it has been shown is not seen.
-    pub fn for_each_leaf<M: Machine>(&self, machine: &M, mut f: impl FnMut(Ipa, Leaf)) {
-        self.leaves_of(machine, self.root, START_LEVEL, Ipa(0), &mut f);
-    }
-
-    fn leaves_of<M: Machine>(
-        &self,
-        machine: &M,
-        table: TablePage,
-        level: u8,
-        base: Ipa,
-        f: &mut impl FnMut(Ipa, Leaf),
-    ) {
-        for (n, slot) in (0u64..).zip(machine.table(table)) {
-            let entry = slot.load();
-            let at = base.add(n << level_shift(level));
-            if level < 3
-                && let Some(table) = entry.as_table()
-            {
-                self.leaves_of(machine, table, level + 1, at, f);
-            } else if entry.is_valid() || entry.is_away() {
-                f(at, Leaf { entry, level });
-            }
-        }
     }
 
     /// The first half of break-before-make (DDI 0487, D8.16.1 "Using

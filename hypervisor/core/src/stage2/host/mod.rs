@@ -24,8 +24,8 @@ use spin::mutex::TicketMutex;
 
 use super::page::{RootTables, TableCell, TablePage};
 use super::{Attributes, Descriptor, DescriptorCell, Geometry, Stage2Context, level_shift};
-use crate::addr::{BLOCK_SIZE, Ipa, PAGES_PER_BLOCK, PhysAddr};
-use crate::ledger::{Block, Directory, GIB_SIZE as GIB, Ledger, Record};
+use crate::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE, PAGES_PER_BLOCK, PhysAddr};
+use crate::ledger::{Block, Directory, GIB_SIZE as GIB, Ledger};
 use crate::machine::Machine;
 
 pub use build::HostMapError;
@@ -159,6 +159,46 @@ impl HostMap {
         }
     }
 
+    /// Notes where frames of a block are in the map of their owner, a guest, that gives them to
+    /// another guest for a time: the ledger only says where that one has them. They are at
+    /// addresses side by side, from `at` on.
+    ///
+    /// The host reaches no frame of a guest's, so the notes are in the place of the host's
+    /// entries for the pages: invalid ones, of which the hardware ignores all other bits (DDI
+    /// 0487, D8.3). As long as the block is one record, its table is in no walker's way, and
+    /// has the notes all the same. Needs the block's lock.
+    pub fn note_owners<M: Machine>(
+        &self,
+        machine: &M,
+        block: Block,
+        (first, pages): (usize, usize),
+        at: Ipa,
+    ) {
+        let mut note = Descriptor::owners(at);
+        let table = machine.table(block.host().table.get());
+        for slot in table.get(first..first + pages).unwrap_or_default() {
+            machine.write_descriptor(slot, note);
+            note = note.behind(1);
+        }
+    }
+
+    /// Where the owner has the first of such frames, and how many of them it has side by side
+    /// in 2 MiB: at least one. Needs the block's lock.
+    pub fn owners<M: Machine>(
+        &self,
+        machine: &M,
+        block: Block,
+        (first, pages): (usize, usize),
+    ) -> (Ipa, usize) {
+        let table = machine.table(block.host().table.get());
+        let notes = table.get(first..first + pages).unwrap_or_default();
+        let note = |slot: &DescriptorCell| slot.load().address().0;
+        let at = notes.first().map_or(0, note);
+        let in_block = PAGES_PER_BLOCK - index(at, 3);
+        let beside = (at..).step_by(PAGE_SIZE as usize).zip(notes).take(in_block);
+        (Ipa(at), beside.take_while(|(at, slot)| note(slot) == *at).count().max(1))
+    }
+
     /// Takes a whole block out of the map; the caller invalidates it
     /// afterwards. Needs the block's lock, the block not split.
     pub fn unmap_block<M: Machine>(&self, machine: &M, at: PhysAddr) {
@@ -175,21 +215,25 @@ impl HostMap {
             return;
         }
         let base = at.align_down(BLOCK_SIZE);
-        let reached = ledger.whole_block(block).is_some_and(Record::host_reaches);
+        let record = block.record();
+        let reached = record.host_reaches();
         if reached {
             // It is a block entry now; a block that was lent has left before.
             self.split_gib(machine, base);
         }
         ledger.split(block);
-        let (mut entry, step) = match reached {
-            true => (Descriptor::page(base, Attributes::HOST), 1),
-            false => (Descriptor::INVALID, 0),
-        };
-        for slots in machine.table(block.host().table.get()).as_chunks::<8>().0 {
-            for (n, slot) in (0..).zip(slots) {
-                machine.write_descriptor(slot, entry.behind(n * step));
+        // The notes of what a guest has lent on are in the table already.
+        if !record.is_lent_on() {
+            let (mut entry, step) = match reached {
+                true => (Descriptor::page(base, Attributes::HOST), 1),
+                false => (Descriptor::INVALID, 0),
+            };
+            for slots in machine.table(block.host().table.get()).as_chunks::<8>().0 {
+                for (n, slot) in (0..).zip(slots) {
+                    machine.write_descriptor(slot, entry.behind(n * step));
+                }
+                entry = entry.behind(8 * step);
             }
-            entry = entry.behind(8 * step);
         }
         let Some(slot) = self.level2_slot(machine, base) else { return };
         let table = Descriptor::table(block.host().table.get());

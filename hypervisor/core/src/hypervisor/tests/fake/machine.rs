@@ -65,6 +65,8 @@ pub struct Fake {
     touched: AtomicU64,
     /// The most that it ever was.
     pub touched_at_once: AtomicU64,
+    /// How often somebody asked for a table.
+    pub tables_found: AtomicU64,
     /// When interrupts are pending.
     pub interrupts: Mutex<Interrupts>,
     /// What happens to tables, if somebody wants to know.
@@ -99,6 +101,7 @@ impl Default for Fake {
             on_work: Mutex::default(),
             touched: AtomicU64::new(0),
             touched_at_once: AtomicU64::new(0),
+            tables_found: AtomicU64::new(0),
             interrupts: Mutex::default(),
             trace: None,
             errata: AtomicU32::new(0),
@@ -115,6 +118,7 @@ impl Machine for Fake {
         let metadata = page.metadata.load(Ordering::Relaxed);
         assert_ne!(metadata, WAS_METADATA, "{at:#x} is no table any more");
         page.written.store(true, Ordering::Relaxed);
+        self.tables_found.fetch_add(1, Ordering::Relaxed);
         if let Some(trace) = &self.trace {
             trace.found(&page.words, at);
         }
