@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
 //! Format and clippy, each crate on the target that it is for; the kernel's own
-//! tools for what is C; and the machine code of the module's Rust half.
+//! tools for what is C; and the machine code of EL2 and of the module's Rust half.
 
 mod code;
 mod floors;
+mod image;
 mod kernel;
 mod seam;
 
@@ -66,12 +67,13 @@ pub fn lint(workspace: &Workspace, setup: &Setup, filter: &[String]) -> Result<C
     for (what, check) in checks.into_iter().filter(|(what, _)| wanted(what)) {
         tell(&mut count, what, check.and_then(|mut command| run_loudly(&mut command)));
     }
-    let others: [(_, Check<'_>); 7] = [
+    let others: [(_, Check<'_>); 8] = [
         ("floors of the shim", &|| floors::includes(workspace.root())),
         ("the shim's C and Rust agree", &|| seam::agreed(workspace.root())),
         ("checkpatch of the modules", &|| kernel::checkpatch(workspace)),
         ("descriptors are published last", &|| kernel::descriptors(workspace)),
         ("sparse of the modules", &|| kernel::sparse(workspace, setup)),
+        ("machine code of EL2", &|| image::el2(workspace, setup)),
         ("machine code of the Rust half", &|| code::rust_half(workspace, setup)),
         ("the package for DKMS", &|| build::check_package(workspace, setup)),
     ];

@@ -147,8 +147,11 @@ impl<M: Machine> Hypervisor<M> {
             }
             Service::Workaround { function, asked } => {
                 let hardening = self.machine.hardening();
-                let answer = if asked { guest_features } else { guest_call };
-                run.regs.x[0] = answer(hardening, function);
+                // Not a choice of functions: that would be an indirect branch.
+                run.regs.x[0] = match asked {
+                    true => guest_features(hardening, function),
+                    false => guest_call(hardening, function),
+                };
             }
             Service::Suspend(answer) => {
                 let interrupted = run.has_interrupt_to_wait_for();
