@@ -39,8 +39,9 @@
 //! that it names is refused ([`Error::Overlap`](crate::Error::Overlap)). All of it is looked
 //! at before anything is done. If other VMs, or other vCPUs of the caller, change the
 //! rest of the pages in between, the call can still end with an error. `x3` then says how
-//! much was done before: how many entries, from the first, or how many pages of the range.
-//! It is zero in all other cases.
+//! much was done before: how many entries, from the first, in bits 31:0, and in bits 63:32 how
+//! many of their pages turned out to be broken; or how many pages of the range. The call goes
+//! on behind these if it is made again with that word in `x7`. It is zero in all other cases.
 //!
 //! # Broken memory
 //!

@@ -40,8 +40,17 @@ pub struct Refused {
     pub index: u64,
     /// `x2`: a detail that the error explains.
     pub detail: u64,
-    /// `x3`: how many entries, from the first, were done before.
+    /// `x3`, bits 31:0: how many entries, from the first, were done before.
     pub done: u64,
+    /// `x3`, bits 63:32: how many of their pages turned out to be broken.
+    pub broken: u64,
+}
+
+impl Refused {
+    /// What goes on behind the entries that are done, in `x7`.
+    const fn progress(self) -> u64 {
+        self.broken << 32 | self.done
+    }
 }
 
 impl From<Refused> for Errno {
@@ -64,24 +73,26 @@ fn call<const N: usize>(
     call_from(hv, function, args, 0)
 }
 
-/// As [`call`], for the entries of a list from the `done`th on.
+/// As [`call`], for the entries of a list behind those that are done
+/// ([`Refused::progress`]).
 #[inline]
 fn call_from<const N: usize>(
     hv: &mut impl Hypervisor,
     function: u32,
     args: [u64; N],
-    done: u64,
+    progress: u64,
 ) -> Result<[u64; 4], Refused> {
     const { assert!(N < 7, "x1 to x6") };
     let mut registers = [0; 8];
     registers[0] = u64::from(function);
     registers[1..=N].copy_from_slice(&args);
-    registers[7] = done;
+    registers[7] = progress;
     let [x0, x1, x2, x3, x4] = hv.call(registers);
     if x0 == 0 {
         return Ok([x1, x2, x3, x4]);
     }
-    Err(Refused { error: Error::from_register(x0), index: x1, detail: x2, done: x3 })
+    let (done, broken) = (u64::from(x3 as u32), x3 >> 32);
+    Err(Refused { error: Error::from_register(x0), index: x1, detail: x2, done, broken })
 }
 
 /// As [`call`], and donates what the VM lacks.
@@ -92,9 +103,9 @@ fn call_with_donor<const N: usize>(
     function: u32,
     args: [u64; N],
 ) -> Result<[u64; 4], CallError> {
-    let (mut donations, mut done) = (0, 0);
+    let (mut donations, mut progress) = (0, 0);
     loop {
-        let refused = match call_from(hv, function, args, done) {
+        let refused = match call_from(hv, function, args, progress) {
             Ok(results) => return Ok(results),
             Err(refused) => refused,
         };
@@ -102,7 +113,8 @@ fn call_with_donor<const N: usize>(
             return Err(CallError::Refused(refused));
         }
         donations += 1;
-        done = refused.done;
+        progress = refused.progress();
+        let done = refused.done;
         donor.donate(refused.detail.max(1)).map_err(|errno| CallError::Donor { errno, done })?;
     }
 }
@@ -284,10 +296,13 @@ pub fn mem_unshare(hv: &mut impl Hypervisor, list: List) -> Result<AllHome, Refu
         Ok([_, broken, ..]) => return Ok(AllHome(broken == 0)),
         Err(refused) => refused,
     };
-    call_from(hv, call::MEM_RECLAIM, args, refused.done)
-        // What broke before unsharing ended, nobody has said.
-        .map(|[_, broken, ..]| AllHome(broken == 0 && refused.done == 0))
-        .map_err(|again| Refused { done: again.done.max(refused.done), ..again })
+    call_from(hv, call::MEM_RECLAIM, args, refused.progress())
+        .map(|[_, broken, ..]| AllHome(broken == 0))
+        .map_err(|again| Refused {
+            done: again.done.max(refused.done),
+            broken: again.broken.max(refused.broken),
+            ..again
+        })
 }
 
 /// Takes pages of one VM home. → whether all are
@@ -345,7 +360,7 @@ pub fn log_read(hv: &mut impl Hypervisor, from: u64) -> Result<LogChunk, Refused
 fn checked_handle(register: u64, kind: HandleKind) -> Result<u64, Refused> {
     match Handle::from_register(register) {
         Some(handle) if handle.kind == kind => Ok(register),
-        _ => Err(Refused { error: None, index: register, detail: 0, done: 0 }),
+        _ => Err(Refused { error: None, index: register, detail: 0, done: 0, broken: 0 }),
     }
 }
 
@@ -449,12 +464,16 @@ mod tests {
     #[test]
     fn what_a_vm_leaves_behind_is_reclaimed_from_where_unsharing_ended() {
         let dead = Error::WrongState.to_register();
-        let mut hv = Script::new(&[[dead, 1, 0, 1, 0], [0; 5]]);
-        assert_eq!(mem_unshare(&mut hv, LIST), Ok(AllHome(false)), "of the first is not said");
-        assert_eq!(hv.asked[1][..3], [u64::from(call::MEM_RECLAIM), 0x4000, 2]);
-        assert_eq!(hv.asked[1][7], 1);
-        let mut hv = Script::new(&[[dead, 1, 0, 1, 0], [dead, 1, 0, 1, 0]]);
-        assert_eq!(mem_unshare(&mut hv, LIST).unwrap_err().done, 1);
+        // EL2 counts on from what it is told; of the first entry, three pages were broken.
+        for (x3, broken) in [(1, 0), (3 << 32 | 1, 3)] {
+            let mut hv = Script::new(&[[dead, 1, 0, x3, 0], [0, 0, broken, 0, 0]]);
+            assert_eq!(mem_unshare(&mut hv, LIST), Ok(AllHome(broken == 0)));
+            assert_eq!(hv.asked[1][..3], [u64::from(call::MEM_RECLAIM), 0x4000, 2]);
+            assert_eq!(hv.asked[1][7], x3);
+        }
+        let mut hv = Script::new(&[[dead, 1, 0, 2 << 32 | 1, 0], [dead, 1, 0, 0, 0]]);
+        let refused = mem_unshare(&mut hv, LIST).unwrap_err();
+        assert_eq!((refused.done, refused.broken), (1, 2));
     }
 
     #[test]

@@ -171,8 +171,8 @@ pub struct Refusal {
     pub index: u64,
     /// What the error says in `x2`, or 0.
     pub detail: u64,
-    /// How much of the call was done before, in `x3`: entries of its list, pages of its
-    /// range.
+    /// How much of the call was done before, in `x3`: entries of its list, with what was
+    /// broken of them, or pages of its range.
     pub done: u64,
 }
 

@@ -14,7 +14,8 @@
 //! others may have had the locks meanwhile, and cannot be refused once it changes
 //! anything. So no CPU waits for a lock longer than a portion takes either. If a later
 //! portion is refused, because somebody has changed the rest of the pages meanwhile, the
-//! answer says how much was done before.
+//! answer says how much was done before, and how much of that was broken, by the word that
+//! the rest of the call would begin with in `x7`.
 //!
 //! EL2 does not trust `x7`. A wrong value only chooses which part of its own list or
 //! range a caller leaves out, or does not have checked beforehand.
@@ -183,7 +184,10 @@ impl<M: Machine> Hypervisor<M> {
                     }
                     continue;
                 }
-                Err(refusal) => return Err(Refusal { done: part.first, ..refusal }),
+                Err(refusal) => {
+                    let broken = if part.first == 0 { 0 } else { scratch.broken };
+                    return Err(Refusal { done: List::progress(part.first, 0, broken), ..refusal });
+                }
             };
             if end == list.count {
                 return Ok(Progress::Done { broken: scratch.broken });

@@ -5,7 +5,7 @@
 
 use escrow_abi::{Error, FrameState, Handle, MemEntry, call};
 
-use super::fake::{FREE, Host, LIST, PINNED};
+use super::fake::{FREE, Host, Interrupts, LIST, PINNED};
 use super::poison::entry_is_poisoned;
 use super::{UNLOCK_ZEROED, block, page, started, unlock};
 use crate::addr::{BLOCK_SIZE, PAGE_SIZE};
@@ -250,6 +250,46 @@ fn what_breaks_on_its_way_to_another_guest_leaves_a_mark_with_its_owner() {
         let vm = slot.lock();
         assert!(vm.owned == 0 && vm.has_broken);
     }
+}
+
+/// What broke in the portions that were done is told with them, and counted when the rest is
+/// made later.
+#[test]
+fn a_long_call_that_is_refused_says_what_broke_before() {
+    let mut host = Host::new();
+    let (vm, _) = started(&mut host);
+    let (other, _) = host.create(8);
+    *host.escrow.machine.interrupts.lock().unwrap() = Interrupts::Always;
+    let entries: Vec<_> =
+        (0..5).map(|n| block(FREE + n * BLOCK_SIZE, GUEST + n * BLOCK_SIZE)).collect();
+    let [list, count] = host.list(&entries);
+    breaks(&host, FREE + BLOCK_SIZE + 0x3000);
+    breaks(&host, FREE + 4 * BLOCK_SIZE);
+    let begun = [call::MEM_LEND.into(), vm, list, count, 0, 0, 0, 0];
+    let mut x = begun;
+    while !host.makes_call(&mut x) {
+        if x[7] as u16 == 2 {
+            // The fourth block is another's meanwhile.
+            host.write_list(&[block(FREE + 3 * BLOCK_SIZE, 0)], |_| list + 0x8000);
+            let mut other = [call::MEM_SHARE.into(), other, list + 0x8000, 1, 0, 0, 0, 0];
+            assert!(host.makes_call(&mut other));
+            assert_eq!(other[0], 0);
+        }
+    }
+    let shared = FrameState::Shared as u64;
+    assert_eq!(x[..4], [Error::WrongState.to_register(), 3, shared, 512 << 32 | 3]);
+    // The rest, when it can be done.
+    host.take(call::MEM_UNSHARE, &[(FREE + 3 * BLOCK_SIZE, 9)]).unwrap();
+    host.list(&entries);
+    let told = x[3];
+    x = begun;
+    x[7] = told;
+    while !host.makes_call(&mut x) {}
+    assert_eq!((&x[..4], x[7]), (&[0, 0, 1024, 0][..], 0));
+    // What is refused before anything is done has broken nothing.
+    x = begun;
+    while !host.makes_call(&mut x) {}
+    assert_eq!((x[0] == 0, x[3]), (false, 0));
 }
 
 /// A block whose memory fails counts as done, like those around it.
