@@ -8,6 +8,8 @@
 //! Each test is a process of its own. When it ends, all pages are home again
 //! and Escrow's counts are what they were.
 
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 mod access;
 mod borrower;
 mod device;

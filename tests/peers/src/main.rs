@@ -10,13 +10,16 @@
 //! payload bench: 1 passed, 0 failed, 0 skipped
 //! ```
 
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 mod rows;
 mod vm;
 
 use std::fs;
+use std::io::{self, Write as _};
 
 use anyhow::{Context, Result};
-use escrow_peers::{counter, wait_for_quiet};
+use escrow_peers::{counter, tell, wait_for_quiet};
 use nix::mount::{MsFlags, mount};
 use nix::sys::reboot::{RebootMode, reboot};
 
@@ -26,13 +29,7 @@ use crate::rows::Part;
 const LENDING: &str = "bench=lending";
 
 fn main() -> Result<()> {
-    match measure() {
-        Ok(()) => println!("payload bench: 1 passed, 0 failed, 0 skipped"),
-        Err(error) => {
-            println!("test bench::kvm ... FAILED: {error:#}");
-            println!("payload bench: 0 passed, 1 failed, 0 skipped");
-        }
-    }
+    tell("bench::kvm", measure());
     // What was written must have left the UART before power goes.
     nix::unistd::sync();
     std::thread::sleep(std::time::Duration::from_secs(1));
@@ -46,7 +43,7 @@ fn measure() -> Result<()> {
     mount(none, "/dev", Some("devtmpfs"), MsFlags::empty(), none).context("mount of /dev")?;
     mount(none, "/proc", Some("proc"), MsFlags::empty(), none).context("mount of /proc")?;
     wait_for_quiet();
-    println!("bench: frequency {}", counter::frequency());
+    writeln!(io::stdout(), "bench: frequency {}", counter::frequency())?;
     let command_line = fs::read_to_string("/proc/cmdline")?;
     let says = |word: &str| command_line.split_whitespace().any(|said| said == word);
     let part = if says(LENDING) { Part::Lending } else { Part::Operations };

@@ -2,6 +2,8 @@
 
 //! Rows, as `cargo xtask bench` reads them.
 
+use std::io::{self, Write as _};
+
 use anyhow::{Result, ensure};
 
 use crate::guest::Done;
@@ -52,7 +54,11 @@ impl Row {
         let Row { name, per, samples } = self;
         let (min, total) = (self.min(), samples.iter().sum::<i64>());
         ensure!(min >= 0 && total > 0, "{name} takes less than nothing: {samples:?}");
-        println!("bench: {name} min {min} total {total} n {} per {per}", samples.len());
+        writeln!(
+            io::stdout(),
+            "bench: {name} min {min} total {total} n {} per {per}",
+            samples.len()
+        )?;
         Ok(())
     }
 }

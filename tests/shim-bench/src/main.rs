@@ -13,13 +13,17 @@
 //! With an argument, `lend_4k`, `lend_2m` or `fetch_4k`, it counts only that, for
 //! whoever profiles it.
 
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 mod lender;
+
+use std::io::{self, Write as _};
 
 use anyhow::Result;
 use escrow_peers::counter::{self, Counters};
 use escrow_peers::guest::PAGES_PER_BLOCK;
 use escrow_peers::lending::{self, Rows};
-use escrow_peers::wait_for_quiet;
+use escrow_peers::{tell, wait_for_quiet};
 use escrow_shim_tests::gunyah::Device;
 use escrow_vmcore::uapi::MEM_ALLOW_HUGEPAGE;
 
@@ -30,18 +34,12 @@ const PAGES: &[Rows] =
 const BLOCKS: &[Rows] = &[Rows { lend: "shim_lend_2m", reclaim: "shim_reclaim_2m", parts: 1 }];
 
 fn main() {
-    match measure() {
-        Ok(()) => println!("payload bench: 1 passed, 0 failed, 0 skipped"),
-        Err(error) => {
-            println!("test bench::shim ... FAILED: {error:#}");
-            println!("payload bench: 0 passed, 1 failed, 0 skipped");
-        }
-    }
+    tell("bench::shim", measure());
 }
 
 fn measure() -> Result<()> {
     wait_for_quiet();
-    println!("bench: frequency {}", counter::frequency());
+    writeln!(io::stdout(), "bench: frequency {}", counter::frequency())?;
     let device = Device::open()?;
     let mut counters = Counters::start()?;
     let only = std::env::args().nth(1);

@@ -12,6 +12,7 @@ use escrow_shim_tests::facts::Facts;
 use escrow_shim_tests::guest::{Guest, Order, RAM};
 use escrow_shim_tests::gunyah::{Device, PAGE, RWX};
 use escrow_shim_tests::runner::same;
+use escrow_shim_tests::say;
 
 /// Lends so many pages, and says `holding N pages`; runs the guest; and, when
 /// it has been ended from outside, looks at what is left and says `all is
@@ -22,7 +23,7 @@ pub fn hold(pages: u64) -> Result<()> {
     // One more for the guest's program.
     let guest = Guest::started(&device, pages + 1, 0)?;
     guest.ask(Order::Visit(RAM + PAGE, pages))?;
-    println!("holding {} pages", guest.memory.count(fdinfo::LENT)?);
+    say!("holding {} pages", guest.memory.count(fdinfo::LENT)?);
     guest.order(Order::Loop)?;
     let errno = loop {
         match guest.vcpu.run() {
@@ -53,7 +54,7 @@ pub fn hold(pages: u64) -> Result<()> {
     same(Facts::read()?, before.clone()).context("Escrow's counts")?;
     drop(guest);
     same(Facts::read()?, before).context("Escrow's counts, with all closed")?;
-    println!("all is home");
+    say!("all is home");
     Ok(())
 }
 

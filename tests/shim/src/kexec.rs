@@ -14,6 +14,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use nix::errno::Errno;
 
 use escrow_shim_tests::gunyah::PAGE;
+use escrow_shim_tests::say;
 
 /// `linux/kexec.h`: `KEXEC_ARCH_AARCH64`.
 const ARCH_AARCH64: libc::c_ulong = 183 << 16;
@@ -95,7 +96,7 @@ pub fn load(image: &str, initrd: &str) -> Result<()> {
         )
     };
     Errno::result(result).context("kexec_load")?;
-    println!("loaded at {kernel:#x}");
+    say!("loaded at {kernel:#x}");
     Ok(())
 }
 

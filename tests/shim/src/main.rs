@@ -14,6 +14,8 @@
 //! `--hold`, `--kexec` and `--reboot-kexec` are for the system tests of sleep and of the machine's
 //! end.
 
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 mod hold;
 mod kexec;
 mod nbd;
@@ -23,6 +25,7 @@ mod wait;
 
 use std::process::ExitCode;
 
+use escrow_shim_tests::say;
 use escrow_shim_tests::{access, facts, guest, gunyah, holder, modules, runner, tree};
 
 fn main() -> ExitCode {
@@ -40,7 +43,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            println!("FAILED: {error:#}");
+            say!("FAILED: {error:#}");
             ExitCode::FAILURE
         }
     }

@@ -13,6 +13,7 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, fork};
 
 use crate::facts::Facts;
+use crate::{say, say_part};
 
 /// A test, and the name that it is told by.
 pub type Test = (&'static str, fn() -> Result<()>);
@@ -71,21 +72,20 @@ pub fn run(tests: &[Test]) -> ExitCode {
         None => name.contains(&filter),
     };
     for (name, test) in tests.iter().filter(|(name, _)| is_wanted(name)) {
-        print!("test {name} ... ");
-        let _ = std::io::stdout().flush();
+        say_part!("test {name} ... ");
         match in_a_process(*test) {
             Ok(Ending::Passed) => {
-                println!("ok");
+                say!("ok");
                 passed += 1;
             }
-            Ok(Ending::LeftOut) => println!("left out"),
+            Ok(Ending::LeftOut) => say!("left out"),
             Err(error) => {
-                println!("FAILED: {error:#}");
+                say!("FAILED: {error:#}");
                 failed += 1;
             }
         }
     }
-    println!("{passed} passed, {failed} failed");
+    say!("{passed} passed, {failed} failed");
     if passed > 0 && failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
@@ -115,7 +115,7 @@ fn in_a_process(test: fn() -> Result<()>) -> Result<Ending> {
             std::io::Read::read_to_string(&mut reader, &mut told)?;
             let status = waitpid(child, None).context("waitpid")?;
             if matches!(status, WaitStatus::Exited(_, Ending::LEFT_OUT)) {
-                print!("({told}) ");
+                say_part!("({told}) ");
                 Ending::LeftOut
             } else if !told.is_empty() {
                 bail!("{told}");

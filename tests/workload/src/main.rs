@@ -14,9 +14,12 @@
 //! The booting kernel's own work must be over before that: the program waits
 //! until the counter has run for [`QUIET_AFTER`].
 
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 mod counter;
 mod work;
 
+use std::io::{self, Write as _};
 use std::thread;
 use std::time::Duration;
 
@@ -40,7 +43,7 @@ const PARTS: &[Part] = &[
 ];
 
 fn main() -> Result<()> {
-    println!("workload: frequency {}", counter::frequency());
+    writeln!(io::stdout(), "workload: frequency {}", counter::frequency())?;
     // What the first time costs more is nobody's subject: caches of the
     // kernel's fill, the program's own pages are touched.
     repetition()?;
@@ -52,9 +55,9 @@ fn main() -> Result<()> {
         let total: u64 = counts.iter().sum();
         let parts = PARTS.iter().zip(&counts);
         let parts: String = parts.map(|((name, _), count)| format!(" {name} {count}")).collect();
-        println!("workload: rep {number} total {total}{parts}");
+        writeln!(io::stdout(), "workload: rep {number} total {total}{parts}")?;
     }
-    println!("workload: done");
+    writeln!(io::stdout(), "workload: done")?;
     Ok(())
 }
 

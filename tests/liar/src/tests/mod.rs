@@ -10,6 +10,7 @@ mod user;
 mod walks;
 
 use anyhow::{Context as _, Result};
+use escrow_shim_tests::say;
 use escrow_shim_tests::tests;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, fork};
@@ -76,7 +77,7 @@ fn in_child(run: impl FnOnce() -> Result<()>) -> Result<WaitStatus> {
             let status = match run() {
                 Ok(()) => 0,
                 Err(error) => {
-                    println!("in the child: {error:#}");
+                    say!("in the child: {error:#}");
                     1
                 }
             };

@@ -13,6 +13,8 @@
 //! three. `FAULT_SITES` is how many places there are that may fail: each must
 //! have failed in the end.
 
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 mod miscount;
 mod plan;
 mod published;
@@ -26,6 +28,7 @@ use std::process::ExitCode;
 use anyhow::{Result, ensure};
 use escrow_shim_tests::facts::KernelMemory;
 use escrow_shim_tests::runner::{self, Test};
+use escrow_shim_tests::say;
 
 /// Memory (KiB) that the kernel may keep to itself in the end: what it caches
 /// for each CPU, and files of its own.
@@ -64,14 +67,14 @@ fn run() -> Result<ExitCode> {
     let before = KernelMemory::read()?;
     let ending = runner::run(&tests());
     let after = KernelMemory::read()?;
-    println!("memory: {before:?} before, {after:?} after");
+    say!("memory: {before:?} before, {after:?} after");
     after.check_since(&before, BOUND)?;
     Ok(ending)
 }
 
 fn main() -> ExitCode {
     run().unwrap_or_else(|error| {
-        println!("FAILED: {error:#}");
+        say!("FAILED: {error:#}");
         ExitCode::FAILURE
     })
 }

@@ -14,6 +14,7 @@ use escrow_abi::Error;
 use escrow_shim_tests::facts::Facts;
 use escrow_shim_tests::guest::{ANSWER, Guest, Order};
 use escrow_shim_tests::gunyah::{Device, Exit, Memory};
+use escrow_shim_tests::say_part;
 use escrow_vmcore::uapi::fdinfo;
 use nix::errno::Errno;
 
@@ -217,6 +218,6 @@ pub fn walk_through(scene: Scene) -> Result<()> {
         walk(scene, kind, &mut tally)?;
     }
     ensure!(tally.runs > 0, "nothing was passed that may fail");
-    print!("({} runs, {} told) ", tally.runs, tally.told);
-    Ok(std::io::Write::flush(&mut std::io::stdout())?)
+    say_part!("({} runs, {} told) ", tally.runs, tally.told);
+    Ok(())
 }

@@ -4,6 +4,8 @@
 //! since, and memory of PCI devices. The machine has to have it; the first argument
 //! says which tests are about it.
 
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 mod added;
 mod bars;
 

@@ -13,6 +13,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use escrow_shim_tests::guest::RAM;
 use escrow_shim_tests::gunyah::{Device, PAGE, RWX, function};
+use escrow_shim_tests::say;
 use escrow_vmcore::uapi;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, fork};
@@ -169,7 +170,7 @@ pub fn race(time: Duration) -> Result<String> {
         ForkResult::Child => {
             let lived = live(time, &tally);
             if let Err(error) = &lived {
-                println!("FAILED: {error:#}");
+                say!("FAILED: {error:#}");
             }
             // SAFETY: ends this process without what the parent set up for
             // its own end.

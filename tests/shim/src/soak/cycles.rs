@@ -12,6 +12,7 @@ use escrow_abi::call::{MODIFY_SANITIZE, MODIFY_UNLOCK};
 use escrow_shim_tests::facts::KernelMemory;
 use escrow_shim_tests::guest::{Guest, Order, RAM};
 use escrow_shim_tests::gunyah::{Device, PAGE};
+use escrow_shim_tests::say;
 use escrow_vmcore::uapi::MAP_FORCE_SHARE;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
@@ -35,14 +36,14 @@ pub fn cycles(number: u64, random: &mut Random) -> Result<[u64; 3]> {
     let stages = Shared::new(Stages::default())?;
     for cycle in 0..number {
         if cycle > 0 && cycle % 1000 == 0 {
-            println!("{cycle} cycles, memory: {:?}", KernelMemory::read()?);
+            say!("{cycle} cycles, memory: {:?}", KernelMemory::read()?);
         }
         let (kind, life) = (random.next(), random.below(longest.as_micros() as u64));
         // SAFETY: this process has one thread.
         match unsafe { fork() }.context("fork")? {
             ForkResult::Child => {
                 if let Err(error) = live(kind, &stages) {
-                    println!("cycle {cycle}: {error:#}");
+                    say!("cycle {cycle}: {error:#}");
                 }
                 // SAFETY: ends this process at once.
                 unsafe { libc::_exit(1) }

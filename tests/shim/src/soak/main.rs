@@ -7,6 +7,8 @@
 //! a third as long threads that close what others are making;
 //! `SOAK_SEED` makes the same numbers again, if not the same order.
 
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 mod closers;
 mod crowd;
 mod cycles;
@@ -23,6 +25,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use escrow_shim_tests::facts::{Facts, KernelMemory};
 use escrow_shim_tests::gunyah::Device;
+use escrow_shim_tests::say;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, kill, sigaction};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork};
@@ -74,7 +77,7 @@ fn spawn(places: &[Rc<Place>], seed: u64, tally: &Shared<Tally>) -> Result<Pid> 
         ForkResult::Child => {
             let lived = tick().and_then(|()| crowd::live(places, seed, tally));
             if let Err(error) = &lived {
-                println!("FAILED: seed {seed}: {error:#}");
+                say!("FAILED: seed {seed}: {error:#}");
             }
             // SAFETY: ends this process without what the parent set up for
             // its own end.
@@ -142,40 +145,40 @@ fn soak() -> Result<()> {
     let stages = cycles::cycles(lives, &mut random)?;
     wait_for(&facts)?;
     let took = begin.elapsed().as_secs();
-    println!(
+    say!(
         "{lives} cycles in {took} s: killed before its start, before its pages, running: {stages:?}"
     );
     let [unstarted, without, running] = stages;
     ensure!(unstarted + without > 0 && running > 0, "not every stage has been seen");
     let between = KernelMemory::read()?;
-    println!("memory: {before:?} before, {between:?} after the cycles");
+    say!("memory: {before:?} before, {between:?} after the cycles");
     between.check_since(&before, BOUND)?;
 
     let tally = crowd(processes, Duration::from_secs(seconds), &mut random)?;
     wait_for(&facts)?;
     let lives = tally.lives.load(Ordering::Relaxed);
-    println!("{processes} processes, {seconds} s, {lives} lives, done+refused: {}", tally.report());
+    say!("{processes} processes, {seconds} s, {lives} lives, done+refused: {}", tally.report());
     tally.check()?;
     let after = KernelMemory::read()?;
-    println!("memory: {after:?} after the crowd");
+    say!("memory: {after:?} after the crowd");
     after.check_since(&before, BOUND)?;
 
     let race = closers::race(Duration::from_secs(seconds.div_ceil(3)))?;
     wait_for(&facts)?;
-    println!("closers: {race}");
+    say!("closers: {race}");
     let last = KernelMemory::read()?;
-    println!("memory: {last:?} after the closers");
+    say!("memory: {last:?} after the closers");
     last.check_since(&before, BOUND)
 }
 
 fn main() -> ExitCode {
     match soak() {
         Ok(()) => {
-            println!("soaked");
+            say!("soaked");
             ExitCode::SUCCESS
         }
         Err(error) => {
-            println!("FAILED: {error:#}");
+            say!("FAILED: {error:#}");
             ExitCode::FAILURE
         }
     }

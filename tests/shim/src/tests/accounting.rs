@@ -20,6 +20,7 @@ use super::same;
 use crate::access::{read, write};
 use crate::guest::{Guest, Order, RAM};
 use crate::gunyah::{Device, PAGE};
+use escrow_shim_tests::say;
 
 /// What a process and its kernel objects may need beside the pages in question:
 /// stacks, page tables, slabs, and what each CPU has charged ahead.
@@ -131,7 +132,7 @@ fn in_a_child(group: &Group, life: impl FnOnce() -> Result<()>) -> Result<WaitSt
             let status = match group.join().and_then(|()| life()) {
                 Ok(()) => 0,
                 Err(error) => {
-                    println!("{error:#}");
+                    say!("{error:#}");
                     1
                 }
             };

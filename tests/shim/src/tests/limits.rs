@@ -22,6 +22,7 @@ use super::{refused, same};
 use crate::access::write;
 use crate::guest::{Guest, Order, RAM};
 use crate::gunyah::{Device, PAGE, RWX};
+use escrow_shim_tests::say;
 
 const NOBODY: u32 = 65534;
 const PARAMETERS: &str = "/sys/module/escrow/parameters";
@@ -44,7 +45,7 @@ impl Parameter {
 impl Drop for Parameter {
     fn drop(&mut self) {
         if let Err(error) = fs::write(&self.path, self.old.trim()) {
-            println!("{}: {error}", self.path.display());
+            say!("{}: {error}", self.path.display());
         }
     }
 }
@@ -61,7 +62,7 @@ fn as_nobody(may_lock: u64, life: impl FnOnce() -> Result<()>) -> Result<()> {
             };
             let lived = become_nobody().and_then(|()| life());
             if let Err(error) = &lived {
-                println!("{error:#}");
+                say!("{error:#}");
             }
             // SAFETY: ends this process at once.
             unsafe { libc::_exit(lived.is_err().into()) }

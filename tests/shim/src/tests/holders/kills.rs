@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result, ensure};
 use escrow_abi::call::{MODIFY_SANITIZE, MODIFY_UNLOCK};
 use escrow_shim_tests::facts::Facts;
 use escrow_shim_tests::runner::{Ending, Lacking};
+use escrow_shim_tests::say;
 use escrow_vmcore::uapi::MAP_FORCE_SHARE;
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
@@ -219,7 +220,7 @@ fn killed(stage: Stage, round: u32) -> Result<Ending> {
         ForkResult::Child => {
             drop(reader);
             let Err(error) = stage(Reached(writer));
-            eprintln!("{error:#}");
+            say!("{error:#}");
             // SAFETY: ends this process at once.
             unsafe { libc::_exit(Ending::status(&error)) }
         }
