@@ -2,16 +2,22 @@
 
 //! `cargo xtask kernels`: DKMS itself builds the package for every kernel for
 //! arm64 that Debian's archive has headers of, and leaves out those that the
-//! module is not for. What came of it is a table in `docs/kernels.md`.
+//! module is not for; each of the others can be booted with the module that was
+//! built. What came of it is a table in `docs/kernels.md`.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use xtask::initramfs::Archive;
+use xtask::qemu::Machine;
 
-use crate::build::{self, Workspace};
+use crate::build::{self, What, Workspace};
+use crate::run::{BOOTARGS, watch};
 use crate::setup::{Flavour, Flavours, Headers, SUITES, Setup};
 use crate::shell::{Step, find_program, run_quietly, tail, write_if_changed};
 use crate::{say, show};
@@ -30,18 +36,31 @@ pub struct Args {
     /// Look for newer kernels than those fetched before
     #[arg(long)]
     refresh: bool,
+    /// Boot what was built for, under Escrow in QEMU, and run the demo there
+    #[arg(long)]
+    boot: bool,
+    /// How long a boot may take, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    time_limit: u64,
     /// Write the table into docs/kernels.md, in place of checking the one there
     #[arg(long)]
     write: bool,
 }
 
 /// How a build for a kernel ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Outcome {
-    Built,
+    /// The module.
+    Built(PathBuf),
     /// `dkms.conf` leaves it out, and `make` by hand says why.
-    LeftOut,
+    LeftOut(String),
 }
+
+/// What the table has where the demo ran, where it was not tried, and where there
+/// is nothing to run.
+const PASSED: &str = "passed";
+const NOT_RUN: &str = "not run";
+const NONE: &str = "";
 
 /// Builds for every kernel, and says how it went.
 pub fn kernels(args: &Args) -> Result<ExitCode> {
@@ -49,6 +68,9 @@ pub fn kernels(args: &Args) -> Result<ExitCode> {
     let setup = Setup::ensure(Default::default())?;
     setup.kernel_tools()?;
     let package = build::package(&workspace, &setup)?;
+    if args.boot {
+        build::build(&workspace, &setup, &[What::Hypervisor, What::Host])?;
+    }
     let flavours = Flavours::ensure(args.refresh)?;
     let wanted = |it: &&Flavour| {
         let text = format!("{} {} {}", it.suite, it.name, it.headers.release);
@@ -59,14 +81,26 @@ pub fn kernels(args: &Args) -> Result<ExitCode> {
     let mut failed = 0;
     for flavour in flavours.all.iter().filter(wanted) {
         let step = Step::start(format!("{}: {}", flavour.suite, flavour.headers.release));
-        match attempt(&workspace, &flavours.dkms, &package, &flavour.headers, &rust) {
-            Ok((outcome, why)) => {
+        let outcome = attempt(&workspace, &flavours.dkms, &package, &flavour.headers, &rust);
+        let row = outcome.and_then(|outcome| {
+            let demo = match &outcome {
+                Outcome::Built(module) if args.boot => {
+                    demo(&workspace, &setup, flavour, module, args.time_limit)?;
+                    PASSED
+                }
+                Outcome::Built(_) => NOT_RUN,
+                Outcome::LeftOut(why) => {
+                    say!("{why}");
+                    NONE
+                }
+            };
+            Ok(Row::of(flavour, &outcome, demo))
+        });
+        match row {
+            Ok(row) => {
                 step.done();
                 show!("test {} of {} ... ok", flavour.headers.release, flavour.suite);
-                if let Some(why) = &why {
-                    say!("{why}");
-                }
-                rows.push(Row::of(flavour, outcome, why));
+                rows.push(row);
             }
             Err(error) => {
                 failed += 1;
@@ -87,6 +121,11 @@ pub fn kernels(args: &Args) -> Result<ExitCode> {
     let mut all = parsed(&old)?;
     let agree = rows.iter().all(|row| all.iter().any(|it| it.promises() == row.promises()));
     if args.write {
+        // What ran on the same release and was not tried now.
+        for row in rows.iter_mut().filter(|row| row.demo == NOT_RUN) {
+            let before = all.iter().find(|it| it.is_of_the_same(row) && it.release == row.release);
+            row.demo = before.map_or(NOT_RUN, |it| &it.demo).to_owned();
+        }
         if args.filter.is_none() {
             // Suites and flavours that are gone.
             all.clear();
@@ -111,7 +150,7 @@ fn attempt(
     package: &Path,
     headers: &Headers,
     rust: &[(&str, PathBuf)],
-) -> Result<(Outcome, Option<String>)> {
+) -> Result<Outcome> {
     let home = workspace.paths().module_build(&headers.release, "escrow.tree");
     if home.exists() {
         fs::remove_dir_all(&home)?;
@@ -155,9 +194,9 @@ fn attempt(
             if !built.exists() {
                 bail!("dkms has made no {}", built.display());
             }
-            Ok((Outcome::Built, None))
+            Ok(Outcome::Built(built))
         }
-        Some(LEFT_OUT) => Ok((Outcome::LeftOut, Some(refusal(&source.join(name), headers)?))),
+        Some(LEFT_OUT) => Ok(Outcome::LeftOut(refusal(&source.join(name), headers)?)),
         _ => {
             let log = tree.join(module).join(version).join("build/make.log");
             let log = fs::read(log).unwrap_or_default();
@@ -182,6 +221,40 @@ fn refusal(source: &Path, headers: &Headers) -> Result<String> {
     }
 }
 
+/// Boots a kernel under Escrow with the module that was built for it, and runs the
+/// demo.
+fn demo(
+    workspace: &Workspace,
+    setup: &Setup,
+    flavour: &Flavour,
+    module: &Path,
+    seconds: u64,
+) -> Result<()> {
+    let kernel = Flavours::image(flavour).context("the kernel's image")?;
+    let artefacts = workspace.artefacts(setup)?;
+    // The usual archive, and behind it the module for this kernel.
+    let release = &flavour.headers.release;
+    let mut archive = Archive::new();
+    let folder = format!("lib/modules/{release}");
+    archive.directory(&folder)?;
+    let bare = build::stripped(module, "--strip-debug")?;
+    archive.file(&format!("{folder}/escrow.ko"), 0o644, &bare)?;
+    let initrd = [fs::read(&artefacts.initramfs)?, archive.finish()?].concat();
+    let home = workspace.paths().module_build(release, "boot");
+    let file = home.join("initramfs");
+    write_if_changed(&file, &initrd)?;
+    let mut machine = Machine::new(artefacts.qemu, artefacts.image);
+    machine.smp = 2;
+    machine.load_host(&kernel, Some(&file), &format!("{BOOTARGS} escrow.init=demo-batch"))?;
+    let log = home.join("console.log");
+    let mut console = File::create(&log)?;
+    let ran = watch(&machine, Duration::from_secs(seconds), |line| writeln!(console, "{line}"))?;
+    match ran.complaint {
+        None => Ok(()),
+        Some(complaint) => bail!("{complaint}; see {}", log.display()),
+    }
+}
+
 /// A row of the table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Row {
@@ -189,20 +262,23 @@ struct Row {
     flavour: String,
     release: String,
     outcome: String,
+    demo: String,
 }
 
 impl Row {
-    fn of(flavour: &Flavour, outcome: Outcome, why: Option<String>) -> Self {
+    fn of(flavour: &Flavour, outcome: &Outcome, demo: &str) -> Self {
         let release = &flavour.headers.release;
-        let why = why.unwrap_or_default().replace(&format!("Linux {release} "), "");
         Self {
             suite: flavour.suite.to_owned(),
             flavour: flavour.name.clone(),
             release: release.clone(),
             outcome: match outcome {
-                Outcome::Built => "built".to_owned(),
-                Outcome::LeftOut => format!("left out: {why}"),
+                Outcome::Built(_) => "built".to_owned(),
+                Outcome::LeftOut(why) => {
+                    format!("left out: {}", why.replace(&format!("Linux {release} "), ""))
+                }
             },
+            demo: demo.to_owned(),
         }
     }
 }
@@ -221,10 +297,12 @@ impl Row {
 }
 
 fn table(rows: &[Row]) -> String {
-    let mut text =
-        String::from("| suite | flavour | release | by DKMS |\n| --- | --- | --- | --- |\n");
-    for Row { suite, flavour, release, outcome } in rows {
-        text.push_str(&format!("| {suite} | `{flavour}` | {release} | {outcome} |\n"));
+    let mut text = String::from(
+        "| suite | flavour | release | by DKMS | demo |\n| --- | --- | --- | --- | --- |\n",
+    );
+    for Row { suite, flavour, release, outcome, demo } in rows {
+        let row = format!("| {suite} | `{flavour}` | {release} | {outcome} | {demo} |\n");
+        text.push_str(&row);
     }
     text
 }
@@ -242,13 +320,13 @@ fn parsed(document: &str) -> Result<Vec<Row>> {
     let (table, _) = table.context("the document has no table")?;
     let rows = table.lines().skip(2).map(|line| {
         let cells: Vec<_> = line.split('|').map(str::trim).collect();
-        let [_, suite, flavour, release, outcome, _] = cells[..] else {
+        let [_, suite, flavour, release, outcome, demo, _] = cells[..] else {
             bail!("what is {line:?}?");
         };
         let flavour = flavour.trim_matches('`');
-        let [suite, flavour, release, outcome] =
-            [suite, flavour, release, outcome].map(str::to_owned);
-        Ok(Row { suite, flavour, release, outcome })
+        let [suite, flavour, release, outcome, demo] =
+            [suite, flavour, release, outcome, demo].map(str::to_owned);
+        Ok(Row { suite, flavour, release, outcome, demo })
     });
     rows.collect()
 }
@@ -259,7 +337,8 @@ mod tests {
 
     fn row(release: &str, outcome: &str) -> Row {
         let [suite, flavour] = ["trixie", "rt-arm64"].map(str::to_owned);
-        Row { suite, flavour, release: release.to_owned(), outcome: outcome.to_owned() }
+        let [release, outcome, demo] = [release, outcome, PASSED].map(str::to_owned);
+        Row { suite, flavour, release, outcome, demo }
     }
 
     #[test]

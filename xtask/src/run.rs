@@ -21,7 +21,7 @@ use crate::setup::Setup;
 
 /// What every host gets: the UART for its console, and the end of the run
 /// when it panics.
-const BOOTARGS: &str = "console=ttyAMA0 quiet panic=-1";
+pub const BOOTARGS: &str = "console=ttyAMA0 quiet panic=-1";
 /// What Linux prints last before it asks PSCI for power-off.
 const POWER_DOWN: &str = "reboot: Power down";
 /// How the line begins and ends that Escrow says before it halts for good.
@@ -216,16 +216,42 @@ fn parse_counts(line: &str) -> Option<(u32, u32)> {
 }
 
 fn batch(machine: &Machine, mut log: File, limit: Duration) -> Result<ExitCode> {
+    let mut out = io::stdout();
+    let verdict = watch(machine, limit, |line| {
+        writeln!(log, "{line}")?;
+        writeln!(out, "{line}")
+    })?;
+    if let Some(complaint) = &verdict.complaint {
+        say!("{complaint}");
+    }
+    let (passed, failed) = verdict.counts;
+    writeln!(out, "demo: {passed} passed, {failed} failed")?;
+    out.flush()?;
+    Ok(if verdict.complaint.is_none() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// How a boot with the demo went.
+pub struct Demo {
+    /// Steps passed and failed. What went wrong beside them counts as one more.
+    pub counts: (u32, u32),
+    /// Why it is no success, if it is none.
+    pub complaint: Option<&'static str>,
+}
+
+/// Boots a machine whose host runs the demo, and passes on what its console says.
+pub fn watch(
+    machine: &Machine,
+    limit: Duration,
+    mut tell: impl FnMut(&str) -> io::Result<()>,
+) -> Result<Demo> {
     let mut session = Session::start(machine.command())?;
     let deadline = Instant::now() + limit;
     let mut verdict = Verdict::default();
-    let mut out = io::stdout();
     let in_time = loop {
         match session.next(deadline) {
             Event::Line(line) => {
                 verdict.read(&line);
-                writeln!(log, "{line}")?;
-                writeln!(out, "{line}")?;
+                tell(&line)?;
                 if verdict.halted {
                     break true;
                 }
@@ -245,15 +271,9 @@ fn batch(machine: &Machine, mut log: File, limit: Duration) -> Result<ExitCode> 
         () if !ending.status.success() => Some("QEMU failed"),
         () => verdict.complaint(),
     };
-    let (passed, mut failed) = verdict.demo.unwrap_or_default();
-    if let Some(complaint) = complaint {
-        say!("{complaint}");
-        // What went wrong beside the demo's steps counts as one more.
-        failed = failed.max(1);
-    }
-    writeln!(out, "demo: {passed} passed, {failed} failed")?;
-    out.flush()?;
-    Ok(if complaint.is_none() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let (passed, failed) = verdict.demo.unwrap_or_default();
+    let failed = if complaint.is_some() { failed.max(1) } else { failed };
+    Ok(Demo { counts: (passed, failed), complaint })
 }
 
 /// RAM sizes as QEMU takes them, in MiB.

@@ -45,7 +45,7 @@ pub fn build(workspace: &Workspace, setup: &Setup) -> Result<()> {
 }
 
 /// A file without what only a debugger reads.
-fn stripped(path: &Path, how: &str) -> Result<Vec<u8>> {
+pub fn stripped(path: &Path, how: &str) -> Result<Vec<u8>> {
     let bare = path.with_extension("stripped");
     let mut strip = Command::new("aarch64-linux-gnu-strip");
     run_quietly(strip.arg(how).arg("-o").args([&bare, path]))?;

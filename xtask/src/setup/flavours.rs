@@ -23,6 +23,10 @@ pub const SUITES: [&str; 5] =
 /// The suite of DKMS.
 const DKMS_SUITE: &str = "trixie";
 
+/// In the part of an image: it, and what `uname -r` says.
+const IMAGE: &str = "Image";
+const RELEASE: &str = "release";
+
 /// A kernel that a user may have.
 #[derive(Clone, Debug)]
 pub struct Flavour {
@@ -57,6 +61,33 @@ pub fn provide(store: &mut Store<'_>) -> Result<Vec<Flavour>> {
         }
     }
     Ok(flavours)
+}
+
+/// The image of a kernel, without its modules.
+pub fn image(store: &mut Store<'_>, flavour: &Flavour) -> Result<PathBuf> {
+    let Flavour { suite, name, headers } = flavour;
+    let (part, release) = (format!("image-{suite}-{name}"), &headers.release);
+    // Another one than that of the headers.
+    let stale = store.folder(&part).join(RELEASE);
+    if fs::read_to_string(&stale).is_ok_and(|have| have != *release) {
+        remove(&store.folder(&part))?;
+    }
+    let native = native_architecture()?;
+    store.provide(
+        &part,
+        |apt| {
+            let root = format!("linux-image-{release}:arm64/{suite}");
+            kernels::packages(apt, &root, suite, &native, |name| name.starts_with("linux-"))
+        },
+        unpack,
+        |at, _| {
+            let image = at.join(kernels::image(at)?);
+            fs::rename(image, at.join(IMAGE)).context("where is the image?")?;
+            fs::write(at.join(RELEASE), release)?;
+            ["boot", "etc", "lib", "usr"].iter().try_for_each(|name| remove(&at.join(name)))
+        },
+    )?;
+    Ok(store.folder(&part).join(IMAGE))
 }
 
 /// The program `dkms`, a script.

@@ -217,11 +217,8 @@ fn newer_tools(store: &mut Store<'_>, compiler: &str, native: &str) -> Result<Pa
 
 /// Links what matters in a kernel's packages. Where the headers are.
 fn finish(at: &Path, home: &Path) -> Result<PathBuf> {
-    // 7.x keeps the image with the modules, before that it was in /boot.
     let modules = modules_folder(at)?;
-    let image = modules.join("vmlinuz");
-    let image = if at.join(&image).exists() { image } else { find(at, "boot", "vmlinuz-")? };
-    link(at, "Image", &image)?;
+    link(at, "Image", &image(at)?)?;
     link(at, "modules", &modules)?;
     let headers = find_where(at, "usr/src", |name| {
         // `-common`, and `-common-rt`, are what they share.
@@ -230,6 +227,13 @@ fn finish(at: &Path, home: &Path) -> Result<PathBuf> {
     link(at, "headers", &headers)?;
     redirect_makefile(&at.join(&headers).join("Makefile"), home)?;
     Ok(headers)
+}
+
+/// Where a kernel's packages have its image.
+pub fn image(at: &Path) -> Result<PathBuf> {
+    // 7.x keeps it with the modules, before that it was in /boot.
+    let image = modules_folder(at)?.join("vmlinuz");
+    if at.join(&image).exists() { Ok(image) } else { find(at, "boot", "vmlinuz-") }
 }
 
 /// The packages of a kernel and of its headers.

@@ -87,6 +87,14 @@ impl Flavours {
         let dkms = flavours::dkms(&mut parts)?;
         Ok(Self { all: flavours::provide(&mut parts)?, dkms })
     }
+
+    /// Gets the image of one.
+    pub fn image(flavour: &Flavour) -> Result<PathBuf> {
+        let cache = Cache::open()?;
+        let _lock = components::lock(&cache)?;
+        let mut parts = components::Store::new(&cache, false).with_suites(&flavours::SUITES);
+        flavours::image(&mut parts, flavour)
+    }
 }
 
 /// What is there to work with.
