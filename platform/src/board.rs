@@ -41,8 +41,8 @@ pub enum BoardError {
     TwoModules(&'static str),
     /// A module without an address or with size 0.
     EmptyModule(&'static str),
-    /// More of these than can be managed.
-    TooMany(&'static str),
+    /// More of these than can be managed: so many.
+    TooMany(usize, &'static str),
 }
 
 impl fmt::Display for BoardError {
@@ -62,7 +62,9 @@ impl fmt::Display for BoardError {
             BoardError::EmptyModule(kind) => {
                 write!(f, "the {kind} module in /chosen has no address or no size")
             }
-            BoardError::TooMany(what) => write!(f, "the device tree has too many {what}"),
+            BoardError::TooMany(most, what) => {
+                write!(f, "the device tree has more {what} than can be managed, {most}")
+            }
         }
     }
 }
@@ -202,7 +204,7 @@ pub(crate) fn is_memory(node: &Node<'_, '_>) -> bool {
 }
 
 fn read_ram(outline: &Outline<'_, '_>) -> Result<RangeSet<MAX_RAM>, BoardError> {
-    const TOO_MANY: BoardError = BoardError::TooMany("ranges of memory");
+    const TOO_MANY: BoardError = BoardError::TooMany(MAX_RAM, "ranges of memory");
     if outline.more_memory {
         return Err(TOO_MANY);
     }
@@ -221,7 +223,7 @@ fn read_ram(outline: &Outline<'_, '_>) -> Result<RangeSet<MAX_RAM>, BoardError> 
 type Reserved = RangeSet<MAX_RESERVED>;
 
 fn read_reserved(outline: &Outline<'_, '_>) -> Result<(Reserved, Reserved), BoardError> {
-    let too_many = |Full| BoardError::TooMany("reserved ranges");
+    let too_many = |Full| BoardError::TooMany(MAX_RESERVED, "reserved ranges");
     let (mut reserved, mut withheld) = (Reserved::new(), Reserved::new());
     for (base, size) in outline.fdt.reservations() {
         let Some(range) = Range::with_size(base, size) else { continue };
@@ -262,7 +264,7 @@ fn read_cpus(outline: &Outline<'_, '_>) -> Result<ArrayVec<Cpu, MAX_CPUS>, Board
         let reg = node.property(b"reg").ok_or(BoardError::NoCpus)?;
         let (id, _) = cells.entries(reg).next().ok_or(BoardError::NoCpus)?;
         let cpu = Cpu { mpidr: id & MPIDR_AFFINITY };
-        cpus.try_push(cpu).map_err(|_| BoardError::TooMany("CPUs"))?;
+        cpus.try_push(cpu).map_err(|_| BoardError::TooMany(MAX_CPUS, "CPUs"))?;
     }
     if cpus.is_empty() { Err(BoardError::NoCpus) } else { Ok(cpus) }
 }
@@ -279,7 +281,7 @@ fn read_gic(fdt: &Fdt<'_>) -> Result<Gicv3, BoardError> {
         let region = gic.registers(index).ok_or(BoardError::NoGicv3)?;
         redistributors
             .try_push(region)
-            .map_err(|_| BoardError::TooMany("ranges of redistributors"))?;
+            .map_err(|_| BoardError::TooMany(MAX_REDISTRIBUTORS, "ranges of redistributors"))?;
     }
     Ok(Gicv3 { distributor, redistributors })
 }

@@ -116,7 +116,7 @@ fn memory_may_come_in_pieces_but_not_be_absent() {
     }
     let memory = (0..MAX_RAM as u64 + 1).flat_map(|n| [n << 30, 4096]).collect();
     let many = read(&Sample { memory, ..Sample::default() });
-    assert_eq!(many, Err(BoardError::TooMany("ranges of memory")));
+    assert_eq!(many, Err(BoardError::TooMany(MAX_RAM, "ranges of memory")));
 }
 
 #[test]
@@ -133,7 +133,10 @@ fn what_is_missing_is_named() {
     assert_eq!(psci(&["arm,psci-1.0"], "fax"), Err(BoardError::NoPsci));
     assert_eq!(read(&Sample { cpus: vec![], ..Sample::default() }), Err(BoardError::NoCpus));
     let cpus = (0..=MAX_CPUS as u64).collect();
-    assert_eq!(read(&Sample { cpus, ..Sample::default() }), Err(BoardError::TooMany("CPUs")));
+    let many = read(&Sample { cpus, ..Sample::default() }).unwrap_err();
+    assert_eq!(many, BoardError::TooMany(MAX_CPUS, "CPUs"));
+    let words = "the device tree has more CPUs than can be managed, 64";
+    assert_eq!(many.to_string(), words);
 }
 
 #[test]
