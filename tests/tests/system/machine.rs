@@ -147,6 +147,24 @@ fn a_bar_combines_writes_on_the_newer_kernel() {
     a_bar_combines_writes_on(Kernel::Newer);
 }
 
+/// 512 MiB, of which a guest wants all.
+fn memory_runs_out_on(kernel: Kernel) {
+    let linux = machine("oom", kernel, &[], "shim-machine oom && escrow demo", &[]);
+    let lines = linux.passes();
+    assert!(lines.iter().any(|line| line == "1 passed, 0 failed"));
+    assert!(lines.iter().any(|line| line == "demo: 9 passed, 0 failed"));
+}
+
+#[test]
+fn memory_runs_out() {
+    memory_runs_out_on(Kernel::Older);
+}
+
+#[test]
+fn memory_of_the_newer_host_runs_out() {
+    memory_runs_out_on(Kernel::Newer);
+}
+
 fn fw_cfg_is_read_by(kernel: Kernel) {
     // The device has no DMA (bit 1 of its revision), and its items are all there.
     let script = "set -e

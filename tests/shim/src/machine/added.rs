@@ -40,7 +40,7 @@ fn end_of_boot() -> Result<u64> {
 }
 
 /// Bytes of a line of `/proc/meminfo`.
-fn meminfo(name: &str) -> Result<u64> {
+pub fn meminfo(name: &str) -> Result<u64> {
     let text = fs::read_to_string("/proc/meminfo")?;
     let line = text.lines().find_map(|line| line.strip_prefix(name)).context("meminfo")?;
     let number = line.trim_start_matches(':').trim().trim_end_matches(" kB");
