@@ -70,6 +70,25 @@ impl Kernel {
     }
 }
 
+/// Whether Debian's real-time kernel has taken the place of the release's own.
+fn is_real_time() -> bool {
+    let release = artefacts().host_modules.canonicalize();
+    release.is_ok_and(|folder| folder.to_string_lossy().contains("-rt-"))
+}
+
+/// What a kernel may lack of what tests need: a variable for those that run there.
+#[must_use]
+pub fn may_lack(kernel: Kernel) -> &'static str {
+    match kernel {
+        // A kernel that looks for mistakes lacks some of what those need who hold pages.
+        Kernel::Older if looks_for_mistakes() => "SHIM_MAY_LACK=1",
+        Kernel::Older if is_real_time() => "SHIM_MAY_LACK='huge pages'",
+        Kernel::Older => "",
+        // Made for machines in a cloud, it has no displays.
+        Kernel::Newer => "SHIM_MAY_LACK=vgem",
+    }
+}
+
 /// A machine with Debian as Escrow's host.
 pub struct Linux {
     name: String,

@@ -8,7 +8,9 @@ use std::fs::File;
 use std::num::NonZeroUsize;
 use std::ptr::NonNull;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
+use escrow_shim_tests::runner::Lacking;
+use nix::errno::Errno;
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 
 /// Bytes in a page.
@@ -53,8 +55,11 @@ impl Region {
         let at = unsafe { mmap_anonymous(NonZeroUsize::new(at), length, all, flags) };
         let region = Region { at: at.context("mmap")?, pages: HUGE };
         // SAFETY: changes how the kernel fills the region, which is empty.
-        unsafe { madvise(region.at, length.get(), MmapAdvise::MADV_HUGEPAGE) }
-            .context("madvise")?;
+        match unsafe { madvise(region.at, length.get(), MmapAdvise::MADV_HUGEPAGE) } {
+            // That of PREEMPT_RT.
+            Err(Errno::EINVAL) => bail!(Lacking("huge pages".to_owned())),
+            told => told.context("madvise")?,
+        }
         region.fill();
         Ok(region)
     }

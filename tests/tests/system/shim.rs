@@ -10,7 +10,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use escrow_tests::artefacts;
-use escrow_tests::linux::{Kernel, Linux, looks_for_mistakes};
+use escrow_tests::linux::{Kernel, Linux, may_lack};
 
 /// Those who hold pages have boots of their own.
 const HOLDERS: &str = "holders::";
@@ -82,13 +82,7 @@ fn run_on(
     files.push(("bin/shim-tests".to_owned(), program));
     let files: Vec<_> = files.iter().map(|(path, file)| (path.as_str(), file.as_slice())).collect();
     let name = format!("{which}-{kernel:?}-{cpu}-{smp}");
-    // A kernel that looks for mistakes lacks some of those who hold pages.
-    // The newer one, made for machines in a cloud, has no displays.
-    let may_lack = match kernel {
-        _ if looks_for_mistakes() => "SHIM_MAY_LACK=1",
-        Kernel::Older => "",
-        Kernel::Newer => "SHIM_MAY_LACK=vgem",
-    };
+    let may_lack = may_lack(kernel);
     // Longer runs, for those who ask.
     let settings = ["SHIM_HOLES", "SHIM_RACE_PAGES"].map(|name| {
         std::env::var(name).map_or(String::new(), |number| format!("{name}={number} "))
