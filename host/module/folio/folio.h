@@ -69,9 +69,13 @@ enum escrow_kind {
 	ESCROW_KINDS
 };
 
+struct escrow_user;
+
 /* Who pays for an object's folios. */
 struct escrow_payer {
 	enum escrow_kind kind;
+	struct escrow_user *answerable; /* for its user */
+	struct escrow_user *self; /* its user, if that is another one; or NULL */
 	struct user_struct *user;
 	struct mm_struct *mm;
 	struct task_struct *task; /* whose RLIMIT_MEMLOCK counts; NULL: none does */

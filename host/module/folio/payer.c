@@ -7,6 +7,9 @@
  * count against RLIMIT_MEMLOCK of the user who made the object, unless he has
  * CAP_IPC_LOCK, and are seen as VmPin of the process that made it. Of the node,
  * they are Unevictable.
+ *
+ * A user may have many others in a namespace that he makes (subuid(5)): all of
+ * them together may have no more than he.
  */
 
 #include <linux/capability.h>
@@ -23,6 +26,7 @@
 #include <linux/sched/user.h>
 #include <linux/slab.h>
 #include <linux/uidgid.h>
+#include <linux/user_namespace.h>
 #include <linux/vmstat.h>
 
 #include "folio/folio.h"
@@ -45,28 +49,29 @@ static const char *const escrow_kind_names[ESCROW_KINDS] = {
 	[ESCROW_KIND_VM] = "VMs (vms_per_user)",
 };
 
-/* A user who has objects. */
+/* A user who has objects, or answers for those of others. */
 struct escrow_user {
 	struct list_head link; /* in users */
-	struct user_struct *user; /* the objects' payers have references */
+	kuid_t uid;
 	unsigned int objects[ESCROW_KINDS];
+	atomic_long_t pages; /* of all that he answers for, and that have a limit */
 };
 
 static DEFINE_MUTEX(users_lock);
 static LIST_HEAD(users);
 
-static struct escrow_user *escrow_user_find(struct user_struct *user)
+static struct escrow_user *escrow_user_find(kuid_t uid)
 {
 	struct escrow_user *it;
 
 	list_for_each_entry(it, &users, link) {
-		if (it->user == user)
+		if (uid_eq(it->uid, uid))
 			return it;
 	}
 	it = kzalloc(sizeof(*it), GFP_KERNEL_ACCOUNT);
 	if (!it)
 		return NULL;
-	it->user = user;
+	it->uid = uid;
 	list_add(&it->link, &users);
 	return it;
 }
@@ -83,15 +88,15 @@ static void escrow_user_forget_if_idle(struct escrow_user *it)
 	kfree(it);
 }
 
-/* One more object of a user's. */
-static int escrow_user_add(struct user_struct *user, enum escrow_kind kind)
+/* One more object of a user's. He is known until that is gone. */
+static struct escrow_user *escrow_user_add(kuid_t uid, enum escrow_kind kind)
 {
 	struct escrow_user *it;
 	unsigned int most = READ_ONCE(escrow_most[kind]);
 	int err = 0;
 
 	mutex_lock(&users_lock);
-	it = escrow_user_find(user);
+	it = escrow_user_find(uid);
 	if (!it) {
 		err = -ENOMEM;
 	} else if (it->objects[kind] >= most) {
@@ -103,33 +108,54 @@ static int escrow_user_add(struct user_struct *user, enum escrow_kind kind)
 	mutex_unlock(&users_lock);
 	if (err == -EDQUOT)
 		pr_warn_ratelimited("user %u may have no more than %u %s\n",
-				    from_kuid(&init_user_ns, user->uid), most,
+				    from_kuid(&init_user_ns, uid), most,
 				    escrow_kind_names[kind]);
-	return err;
+	return err ? ERR_PTR(err) : it;
 }
 
-static void escrow_user_remove(struct user_struct *user, enum escrow_kind kind)
+static void escrow_user_remove(struct escrow_user *it, enum escrow_kind kind)
 {
-	struct escrow_user *it;
-
 	mutex_lock(&users_lock);
-	/* It is there: it has this object. */
-	it = escrow_user_find(user);
-	if (!WARN_ON_ONCE(!it || !it->objects[kind])) {
+	if (!WARN_ON_ONCE(!it->objects[kind])) {
 		it->objects[kind]--;
 		escrow_user_forget_if_idle(it);
 	}
 	mutex_unlock(&users_lock);
 }
 
+/*
+ * Who answers for what this process makes: in a user namespace, who made that, and
+ * those around it. For root's (containers of different users, say) each user does.
+ */
+static kuid_t escrow_user_answerable(void)
+{
+	const struct user_namespace *ns = current_user_ns();
+
+	if (ns == &init_user_ns)
+		return current_uid();
+	while (ns->parent != &init_user_ns)
+		ns = ns->parent;
+	return uid_eq(ns->owner, GLOBAL_ROOT_UID) ? current_uid() : ns->owner;
+}
+
 /* The process that makes an object pays for it. -EDQUOT: it has too many of them. */
 int escrow_payer_init(struct escrow_payer *payer, enum escrow_kind kind)
 {
-	int err;
+	kuid_t answerable = escrow_user_answerable();
+	struct escrow_user *who, *self = NULL;
 
-	err = escrow_user_add(current_user(), kind);
-	if (err)
-		return err;
+	who = escrow_user_add(answerable, kind);
+	if (IS_ERR(who))
+		return PTR_ERR(who);
+	if (!uid_eq(answerable, current_uid())) {
+		self = escrow_user_add(current_uid(), kind);
+		if (IS_ERR(self)) {
+			escrow_user_remove(who, kind);
+			return PTR_ERR(self);
+		}
+	}
+	payer->answerable = who;
+	payer->self = self;
 	payer->kind = kind;
 	spin_lock_init(&payer->away_lock);
 	payer->user = get_uid(current_user());
@@ -164,6 +190,13 @@ static void escrow_payer_add(struct escrow_payer *payer, long pages)
 	atomic64_add(pages, &payer->mm->pinned_vm);
 }
 
+/* So many pages less are locked for those who have a limit. */
+static void escrow_payer_unlock(struct escrow_payer *payer, long pages)
+{
+	atomic_long_sub(pages, &payer->user->locked_vm);
+	atomic_long_sub(pages, &payer->answerable->pages);
+}
+
 /* Of what was never initialised as well, if it is zero. */
 void escrow_payer_end(struct escrow_payer *payer)
 {
@@ -175,11 +208,13 @@ void escrow_payer_end(struct escrow_payer *payer)
 	/* What EL2 keeps for good is nobody's debt. */
 	escrow_payer_add(payer, -lost);
 	if (payer->task) {
-		atomic_long_sub(lost, &payer->user->locked_vm);
+		escrow_payer_unlock(payer, lost);
 		put_task_struct(payer->task);
 	}
 	mmdrop(payer->mm);
-	escrow_user_remove(payer->user, payer->kind);
+	if (payer->self)
+		escrow_user_remove(payer->self, payer->kind);
+	escrow_user_remove(payer->answerable, payer->kind);
 	free_uid(payer->user);
 }
 
@@ -192,7 +227,8 @@ static unsigned long escrow_payer_limit(const struct escrow_payer *payer)
 bool escrow_payer_has_room(const struct escrow_payer *payer)
 {
 	return !payer->task ||
-	       atomic_long_read(&payer->user->locked_vm) < escrow_payer_limit(payer);
+	       (atomic_long_read(&payer->user->locked_vm) < escrow_payer_limit(payer) &&
+		atomic_long_read(&payer->answerable->pages) < escrow_payer_limit(payer));
 }
 
 /* Pays for a folio that is about to be made: false, if that is beyond the limit. */
@@ -200,11 +236,15 @@ bool escrow_payer_charge(struct escrow_payer *payer, long pages)
 {
 	if (payer->task) {
 		unsigned long limit = escrow_payer_limit(payer);
+		unsigned long user = atomic_long_add_return(pages, &payer->user->locked_vm);
+		unsigned long all = atomic_long_add_return(pages, &payer->answerable->pages);
 
-		if (atomic_long_add_return(pages, &payer->user->locked_vm) > limit) {
-			atomic_long_sub(pages, &payer->user->locked_vm);
+		if (user > limit || all > limit) {
+			kuid_t uid = user > limit ? payer->user->uid : payer->answerable->uid;
+
+			escrow_payer_unlock(payer, pages);
 			pr_warn_ratelimited("RLIMIT_MEMLOCK of user %u (%lu KiB) allows no more guest memory\n",
-					    from_kuid(&init_user_ns, payer->user->uid),
+					    from_kuid(&init_user_ns, uid),
 					    limit << (PAGE_SHIFT - 10));
 			return false;
 		}
@@ -217,7 +257,7 @@ void escrow_payer_uncharge(struct escrow_payer *payer, long pages)
 {
 	escrow_payer_add(payer, -pages);
 	if (payer->task)
-		atomic_long_sub(pages, &payer->user->locked_vm);
+		escrow_payer_unlock(payer, pages);
 }
 
 /* What the node has that cannot be evicted has changed by this folio. */

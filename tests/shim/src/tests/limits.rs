@@ -4,6 +4,7 @@
 //! kernel's work, or its memory, grow without a bound.
 
 use std::fs;
+use std::io::{PipeReader, PipeWriter, Read as _, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -16,7 +17,7 @@ use nix::errno::Errno;
 use nix::sys::eventfd::EventFd;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::{ForkResult, Gid, Uid, fork, setgid, setuid};
+use nix::unistd::{ForkResult, Gid, Uid, fork, setgid, setresuid, setuid};
 
 use super::{refused, same};
 use crate::access::write;
@@ -175,6 +176,71 @@ pub fn of_memories() -> Result<()> {
     drop(mapping);
     drop(device.memory(1)?);
     drop((other, parameter));
+    Ok(())
+}
+
+/// Who has users of his own, in a namespace that he has made, may have no more with them
+/// than alone.
+pub fn of_users_of_a_user() -> Result<()> {
+    const OWNER: u32 = 1000;
+    const PAGES: u64 = 64;
+    let device = Device::open()?;
+    let parameter = Parameter::set("vms_per_user", 2)?;
+    let (mut from_child, mut to_parent) = std::io::pipe()?;
+    let (mut from_parent, mut to_child) = std::io::pipe()?;
+    let within = |from_parent: &mut PipeReader, to_parent: &mut PipeWriter| -> Result<()> {
+        setrlimit(Resource::RLIMIT_MEMLOCK, PAGES * PAGE, PAGES * PAGE)?;
+        setgid(Gid::from_raw(OWNER))?;
+        setuid(Uid::from_raw(OWNER))?;
+        // SAFETY: changes what this process is, and no memory.
+        Errno::result(unsafe { libc::unshare(libc::CLONE_NEWUSER) }).context("unshare")?;
+        to_parent.write_all(&[0])?;
+        from_parent.read_exact(&mut [0])?;
+        let become_user = |user| {
+            let (user, root) = (Uid::from_raw(user), Uid::from_raw(0));
+            setresuid(root, root, root).and_then(|()| setresuid(user, user, root))
+        };
+        let mut vms = Vec::new();
+        for user in [1, 2] {
+            become_user(user)?;
+            vms.push(device.vm().with_context(|| format!("user {user}"))?);
+        }
+        become_user(3)?;
+        refused(device.vm().map(drop), Errno::EDQUOT).context("VMs of all")?;
+        drop(vms);
+        become_user(4)?;
+        let one = device.memory(PAGES)?;
+        one.fallocate(0, 0, PAGES / 2 * PAGE)?;
+        become_user(5)?;
+        let other = device.memory(PAGES)?;
+        other.fallocate(0, 0, PAGES / 2 * PAGE)?;
+        refused(other.fallocate(0, 0, PAGES * PAGE), Errno::ENOMEM).context("pages of all")?;
+        drop(one);
+        Ok(other.fallocate(0, 0, PAGES * PAGE)?)
+    };
+    // SAFETY: the tests run in a process with one thread.
+    let child = match unsafe { fork() }.context("fork")? {
+        ForkResult::Child => {
+            let lived = within(&mut from_parent, &mut to_parent);
+            if let Err(error) = &lived {
+                println!("{error:#}");
+            }
+            // SAFETY: ends this process at once.
+            unsafe { libc::_exit(lived.is_err().into()) }
+        }
+        ForkResult::Parent { child } => child,
+    };
+    drop(to_parent);
+    if from_child.read_exact(&mut [0]).is_ok() {
+        fs::write(format!("/proc/{child}/uid_map"), format!("0 {OWNER} 1\n1 100000 16\n"))?;
+        to_child.write_all(&[0])?;
+    }
+    match waitpid(child, None)? {
+        WaitStatus::Exited(_, 0) => {}
+        status => bail!("the owner's process: {status:?}"),
+    }
+    as_nobody(1 << 20, || Ok(device.vm().map(drop)?)).context("another user's")?;
+    drop(parameter);
     Ok(())
 }
 

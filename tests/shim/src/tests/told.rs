@@ -8,13 +8,13 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 use escrow_abi::call::MODIFY_UNLOCK;
-use escrow_vmcore::uapi::{self, MAP_FORCE_SHARE};
+use escrow_vmcore::uapi::{self, MAP_FORCE_SHARE, fdinfo};
 use nix::errno::Errno;
 use nix::sys::stat::fstat;
 
 use super::{refused, same};
 use crate::access::{Pin, read, write};
-use crate::facts::shim;
+use crate::facts::{fdinfo_all, shim};
 use crate::guest::{Guest, Order, RAM};
 use crate::gunyah::{Device, Exit, PAGE};
 
@@ -32,6 +32,26 @@ fn a_short_life(guest: &Guest) -> Result<()> {
     same(guest.run()?, Exit::Write(0x6020, 1))?;
     same(guest.ask(Order::Unlock(AT, MODIFY_UNLOCK))?, 0)?;
     same(read(&guest.mapping, 8 * PAGE)?, 1)
+}
+
+/// Of a page that is mapped very often, not all that is mapped is looked at for who does,
+/// and it is said so.
+pub fn mappers_have_a_limit() -> Result<()> {
+    const MAPPINGS: usize = 4200;
+    let guest = Guest::started(&Device::open()?, PAGES, 0)?;
+    let mappings: Result<Vec<_>> = (0..MAPPINGS).map(|_| guest.memory.map(8, 1)).collect();
+    let mappings = mappings?;
+    write(&guest.mapping, 8 * PAGE, 1)?;
+    let pin = Pin::take(&guest.mapping, 8)?;
+    same(guest.order(Order::Load(AT))?, Exit::PageFault(AT, Errno::EAGAIN))?;
+    let mapped = || fdinfo_all(guest.memory.as_fd(), fdinfo::MAPPED_BY);
+    same(mapped()?.last().map(String::as_str), Some("0 ..."))?;
+    drop(mappings);
+    let few = mapped()?;
+    same(few.len(), 1)?;
+    ensure!(!few.contains(&"0 ...".to_owned()), "{few:?}");
+    drop(pin);
+    same(guest.run()?, Exit::Write(0x6020, 1))
 }
 
 /// Each event is counted once, where it belongs; what there is, is listed.
