@@ -223,7 +223,7 @@ pub fn of_users_of_a_user() -> Result<()> {
         ForkResult::Child => {
             let lived = within(&mut from_parent, &mut to_parent);
             if let Err(error) = &lived {
-                println!("{error:#}");
+                say!("{error:#}");
             }
             // SAFETY: ends this process at once.
             unsafe { libc::_exit(lived.is_err().into()) }
