@@ -102,6 +102,8 @@ peer_guest_begin:
         cbz     x23, .Lpeer_touched
         isb
         mrs     x25, cntvct_el0
+        .global peer_guest_touch
+peer_guest_touch:
         ldr     x0, [x21]
         isb
         mrs     x26, cntvct_el0

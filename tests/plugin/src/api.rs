@@ -48,6 +48,9 @@ pub struct ByteArray {
     pub length: u32,
 }
 
+/// A callback reads no registers.
+pub const NO_REGISTERS: c_int = 0;
+
 /// A callback reads registers.
 pub const READS_REGISTERS: c_int = 1;
 
@@ -71,6 +74,11 @@ unsafe extern "C" {
         data: *mut c_void,
     );
     pub fn qemu_plugin_register_vcpu_init_cb(plugin: Plugin, callback: extern "C" fn(Plugin, u32));
+    pub fn qemu_plugin_register_atexit_cb(
+        plugin: Plugin,
+        callback: extern "C" fn(Plugin, *mut c_void),
+        data: *mut c_void,
+    );
     pub fn qemu_plugin_get_registers() -> *mut Array;
     pub fn qemu_plugin_read_register(register: *mut Register, to: *mut ByteArray) -> c_int;
     pub fn g_byte_array_new() -> *mut ByteArray;

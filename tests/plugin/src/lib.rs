@@ -19,12 +19,22 @@
 //! ```text
 //! sample 0 cpu 1 instructions 250 tlbi 2 dsb 3 isb 2 met 1
 //! ```
+//!
+//! With `profile=1` it counts at all exception levels instead, how often each instruction
+//! is executed in samples of accesses that fault, and tells at QEMU's end:
+//!
+//! ```text
+//! samples 65536
+//! executed ffff800080012340 131072
+//! ```
 
 mod api;
 mod cpu;
+mod profile;
 mod sample;
 
 use std::ffi::{CStr, c_char, c_int, c_void};
+use std::ptr::null_mut;
 use std::sync::OnceLock;
 
 use api::{Instruction, Plugin, TranslationBlock};
@@ -41,6 +51,7 @@ struct Options {
     from: u64,
     to: u64,
     samples: Vec<u64>,
+    profile: bool,
 }
 
 static OPTIONS: OnceLock<Options> = OnceLock::new();
@@ -62,14 +73,20 @@ pub unsafe extern "C" fn qemu_plugin_install(
     // SAFETY: QEMU passes that many strings.
     let words = (0..argc as usize).map(|n| unsafe { CStr::from_ptr(*argv.add(n)) });
     let Some(options) = parse(words) else { return 1 };
+    let profile = options.profile;
     if OPTIONS.set(options).is_err() {
         return 1;
     }
     // SAFETY: the functions have the types that the interface asks for, and live
     // as long as QEMU.
     unsafe {
-        api::qemu_plugin_register_vcpu_init_cb(plugin, cpu::find_register);
-        api::qemu_plugin_register_vcpu_tb_trans_cb(plugin, translate);
+        if profile {
+            api::qemu_plugin_register_vcpu_tb_trans_cb(plugin, translate_for_profile);
+            api::qemu_plugin_register_atexit_cb(plugin, tell_profile, null_mut());
+        } else {
+            api::qemu_plugin_register_vcpu_init_cb(plugin, cpu::find_register);
+            api::qemu_plugin_register_vcpu_tb_trans_cb(plugin, translate);
+        }
     }
     0
 }
@@ -83,6 +100,7 @@ fn parse<'a>(words: impl Iterator<Item = &'a CStr>) -> Option<Options> {
             "from" => options.from = hex(value)?,
             "to" => options.to = hex(value)?,
             "samples" => options.samples = value.split(':').map(hex).collect::<Option<_>>()?,
+            "profile" => options.profile = hex(value)? != 0,
             _ => return None,
         }
     }
@@ -92,12 +110,7 @@ fn parse<'a>(words: impl Iterator<Item = &'a CStr>) -> Option<Options> {
 /// Has each instruction that matters count.
 extern "C" fn translate(_plugin: Plugin, block: *mut TranslationBlock) {
     let Some(options) = OPTIONS.get() else { return };
-    // SAFETY: QEMU passes a block that is valid until this returns.
-    let instructions = (0..unsafe { api::qemu_plugin_tb_n_insns(block) })
-        .map(|n| unsafe { api::qemu_plugin_tb_get_insn(block, n) });
-    for instruction in instructions {
-        // SAFETY: as for the block.
-        let at = unsafe { api::qemu_plugin_insn_vaddr(instruction) };
+    for (instruction, at) in instructions(block) {
         let begins = |sample: &u64| *sample == at;
         let ends = |sample: &u64| *sample + INSTRUCTION == at;
         if let Some(number) = options.samples.iter().position(begins) {
@@ -115,16 +128,47 @@ extern "C" fn translate(_plugin: Plugin, block: *mut TranslationBlock) {
     }
 }
 
+/// The same for a profile.
+extern "C" fn translate_for_profile(_plugin: Plugin, block: *mut TranslationBlock) {
+    let Some(options) = OPTIONS.get() else { return };
+    for (instruction, at) in instructions(block) {
+        if options.samples.contains(&at) {
+            when_executed(instruction, begin_profile, profile::place(at), api::NO_REGISTERS);
+        } else if options.samples.iter().any(|sample| *sample + INSTRUCTION == at) {
+            when_executed(instruction, end_profile, 0, api::NO_REGISTERS);
+        } else {
+            when_executed(instruction, count_profile, profile::place(at), api::NO_REGISTERS);
+        }
+    }
+}
+
+/// The instructions of a block in translation, and their addresses.
+fn instructions(block: *mut TranslationBlock) -> impl Iterator<Item = (*mut Instruction, u64)> {
+    // SAFETY: QEMU passes a block that is valid until the translation is over.
+    (0..unsafe { api::qemu_plugin_tb_n_insns(block) }).map(move |n| unsafe {
+        let instruction = api::qemu_plugin_tb_get_insn(block, n);
+        (instruction, api::qemu_plugin_insn_vaddr(instruction))
+    })
+}
+
 fn on_execution(
     instruction: *mut Instruction,
     callback: extern "C" fn(u32, *mut c_void),
     number: usize,
 ) {
+    when_executed(instruction, callback, number, api::READS_REGISTERS);
+}
+
+fn when_executed(
+    instruction: *mut Instruction,
+    callback: extern "C" fn(u32, *mut c_void),
+    number: usize,
+    flags: c_int,
+) {
     let data = std::ptr::without_provenance_mut(number);
     // SAFETY: the function has the type that the interface asks for, and does
     // not follow its pointer.
     unsafe {
-        let flags = api::READS_REGISTERS;
         api::qemu_plugin_register_vcpu_insn_exec_cb(instruction, callback, flags, data);
     }
 }
@@ -142,6 +186,25 @@ extern "C" fn count(_cpu: u32, kind: *mut c_void) {
 
 extern "C" fn end(_cpu: u32, _: *mut c_void) {
     if let Some(line) = sample::end(cpu::current()) {
+        // SAFETY: QEMU copies the text.
+        unsafe { api::qemu_plugin_outs(line.as_ptr()) };
+    }
+}
+
+extern "C" fn begin_profile(_cpu: u32, place: *mut c_void) {
+    profile::begin(place.addr());
+}
+
+extern "C" fn count_profile(_cpu: u32, place: *mut c_void) {
+    profile::count(place.addr());
+}
+
+extern "C" fn end_profile(_cpu: u32, _: *mut c_void) {
+    profile::end();
+}
+
+extern "C" fn tell_profile(_plugin: Plugin, _: *mut c_void) {
+    for line in profile::lines() {
         // SAFETY: QEMU copies the text.
         unsafe { api::qemu_plugin_outs(line.as_ptr()) };
     }

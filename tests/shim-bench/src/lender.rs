@@ -104,25 +104,40 @@ impl Lender for Shim<'_> {
     }
 }
 
+/// What a guest touches that goes down its memory in jumps, page after page of them.
+fn scattered_touches() -> impl Iterator<Item = Work> {
+    let blocks = || (1..=BLOCKS * BLOCK / JUMP).rev().step_by(PAGES_PER_BLOCK as usize);
+    (0..JUMP / PAGE).flat_map(move |page| {
+        blocks().map(move |last| {
+            let first = block(0) + (last - 1) * JUMP + page * PAGE;
+            Work::new(What::Loads, first, 0u64.wrapping_sub(JUMP), PAGES_PER_BLOCK)
+        })
+    })
+}
+
 impl Shim<'_> {
     /// Lends to a guest that goes down its memory in jumps, so that nothing that
     /// one lend does for its neighbours is of use to the next one; as often as there
     /// are pages between two touches.
-    pub fn scattered(&self, counters: &mut Counters) -> Result<()> {
-        let mut vm = self.vm(BLOCKS)?;
-        let overhead = lending::overhead(&mut vm, counters)?;
+    /// Without `by_level`, only with the PMU off.
+    pub fn scattered(&self, counters: &mut Counters, by_level: bool) -> Result<Samples> {
         let mut samples = Samples::default();
-        for page in 0..JUMP / PAGE {
-            for last in (1..=BLOCKS * BLOCK / JUMP).rev().step_by(PAGES_PER_BLOCK as usize) {
-                let first = block(0) + (last - 1) * JUMP + page * PAGE;
-                let down = 0u64.wrapping_sub(JUMP);
-                let touch = Work::new(What::Loads, first, down, PAGES_PER_BLOCK);
-                let (host, el2) = lending::lend(&mut vm, touch, overhead, counters)?;
-                samples.add(host, el2);
+        let rounds: &[bool] = if by_level { &[false, true] } else { &[false] };
+        for &observed in rounds {
+            counters.observe(observed)?;
+            let mut vm = self.vm(BLOCKS)?;
+            let overhead = lending::overhead(&mut vm, counters)?;
+            for touch in scattered_touches() {
+                if observed {
+                    let (host, el2) = lending::lend_by_level(&mut vm, touch, overhead, counters)?;
+                    samples.add(host, el2);
+                } else {
+                    samples.add_all(lending::lend(&mut vm, touch, overhead, counters)?.0);
+                }
             }
+            self.end(vm)?()?;
         }
-        self.end(vm)?()?;
-        samples.print("shim_lend_4k_scattered", PAGES_PER_BLOCK)
+        Ok(samples)
     }
 
     /// Pages that a guest has unlocked with their contents, touched one by one

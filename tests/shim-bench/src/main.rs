@@ -10,8 +10,8 @@
 //! payload bench: 1 passed, 0 failed, 0 skipped
 //! ```
 //!
-//! With an argument, `lend_4k`, `lend_2m` or `fetch_4k`, it counts only that, for
-//! whoever profiles it.
+//! With an argument, `lend_4k`, `lend_2m` or `lend_4k_scattered`, it only lends in that way,
+//! with the PMU off, for whoever profiles it.
 
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
@@ -19,7 +19,7 @@ mod lender;
 
 use std::io::{self, Write as _};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use escrow_peers::counter::{self, Counters};
 use escrow_peers::guest::PAGES_PER_BLOCK;
 use escrow_peers::lending::{self, Rows};
@@ -42,18 +42,21 @@ fn measure() -> Result<()> {
     writeln!(io::stdout(), "bench: frequency {}", counter::frequency())?;
     let device = Device::open()?;
     let mut counters = Counters::start()?;
-    let only = std::env::args().nth(1);
-    let wanted = |part: &str| only.as_deref().is_none_or(|only| only == part);
-    for (part, flags, rows) in [("lend_4k", 0, PAGES), ("lend_2m", MEM_ALLOW_HUGEPAGE, BLOCKS)] {
-        if wanted(part) {
-            lending::measure(&Shim { device: &device, flags }, rows, &mut counters)?;
+    let (pages, blocks, scattered) = (
+        Shim { device: &device, flags: 0 },
+        Shim { device: &device, flags: MEM_ALLOW_HUGEPAGE },
+        "shim_lend_4k_scattered",
+    );
+    match std::env::args().nth(1).as_deref() {
+        None => {
+            lending::measure(&pages, PAGES, &mut counters)?;
+            lending::measure(&blocks, BLOCKS, &mut counters)?;
+            pages.scattered(&mut counters, true)?.print(scattered, PAGES_PER_BLOCK)?;
+            pages.fetches(&mut counters)
         }
+        Some("lend_4k") => lending::totals(&pages, &mut counters).map(drop),
+        Some("lend_2m") => lending::totals(&blocks, &mut counters).map(drop),
+        Some("lend_4k_scattered") => pages.scattered(&mut counters, false).map(drop),
+        Some(other) => bail!("nothing is called {other}"),
     }
-    if wanted("lend_4k_scattered") {
-        Shim { device: &device, flags: 0 }.scattered(&mut counters)?;
-    }
-    if wanted("fetch_4k") {
-        Shim { device: &device, flags: 0 }.fetches(&mut counters)?;
-    }
-    Ok(())
 }

@@ -14,6 +14,7 @@ mod cpus;
 mod docs;
 mod payload;
 mod peers;
+mod profile;
 mod report;
 mod shim;
 mod table;
@@ -43,6 +44,10 @@ pub struct Args {
     /// Do not measure; take target/bench.json as it is
     #[arg(long, conflicts_with_all = ["only", "no_build"])]
     no_measure: bool,
+    /// Show the functions that the instructions of one part of `--only shim` are spent in:
+    /// `lend_4k`, `lend_2m` or `lend_4k_scattered`
+    #[arg(long, value_name = "ROW", conflicts_with_all = ["only", "no_measure", "chart"])]
+    profile: Option<String>,
     /// Draw the charts and write the tables of docs/performance.md
     #[arg(long)]
     chart: bool,
@@ -67,6 +72,10 @@ enum Part {
 /// A goal that is missed is shown and is no error; what cannot be measured is.
 pub fn bench(args: &Args) -> Result<ExitCode> {
     let workspace = Workspace::find()?;
+    if let Some(part) = &args.profile {
+        write!(io::stdout(), "{}", profile(args, part, &workspace)?)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let json = workspace.paths().bench_json();
     let report = if args.no_measure {
         Report::read(&json)?
@@ -127,6 +136,19 @@ fn measure(args: &Args, workspace: &Workspace) -> Result<Vec<Row>> {
         rows.extend(step("a workload with Escrow and without", measure)?);
     }
     Ok(rows)
+}
+
+/// The functions that a part of the shim's rows is spent in.
+fn profile(args: &Args, part: &str, workspace: &Workspace) -> Result<String> {
+    let setup = Setup::ensure(Default::default())?;
+    setup.qemu()?;
+    if !args.no_build {
+        build::build(workspace, &setup, &[What::Hypervisor, What::Host])?;
+    }
+    let artefacts = workspace.artefacts(&setup)?;
+    let (plugin, program) = (build::plugin(workspace)?, build::shim_bench(workspace, &setup)?);
+    profile::show(&artefacts, workspace.paths(), &plugin, &program, part)
+        .with_context(|| format!("no profile of {part}"))
 }
 
 /// The peers' rows; none, and a line that says so, if they are not there.

@@ -18,7 +18,7 @@ use super::{payload, peers};
 
 /// For the host: quiet, without random addresses.
 const BOOTARGS: &str = "console=ttyAMA0 quiet panic=-1 nokaslr norandmaps escrow.init=script";
-const SCRIPT: &[u8] = b"#!/bin/sh\nexec /bin/shim-bench\n";
+const SCRIPT: &str = "#!/bin/sh\nexec /bin/shim-bench\n";
 
 /// The programs that count.
 pub struct Programs<'a> {
@@ -30,7 +30,7 @@ pub struct Programs<'a> {
 
 /// Measures both, at the same time.
 pub fn measure(artefacts: &Artefacts, programs: &Programs<'_>, folder: &Path) -> Result<Vec<Row>> {
-    let initrd = initramfs(artefacts, programs.shim, folder)?;
+    let initrd = initramfs(artefacts, programs.shim, SCRIPT, folder)?;
     let peers_initrd = peers::initramfs(programs.kvm, folder)?;
     thread::scope(|scope| {
         let escrow = scope.spawn(|| escrow(artefacts, &initrd).context("with the shim"));
@@ -43,13 +43,18 @@ pub fn measure(artefacts: &Artefacts, programs: &Programs<'_>, folder: &Path) ->
     })
 }
 
-/// The host's initramfs with the program added.
-fn initramfs(artefacts: &Artefacts, program: &Path, folder: &Path) -> Result<PathBuf> {
+/// The host's initramfs with the program added, and what it is to do.
+pub fn initramfs(
+    artefacts: &Artefacts,
+    program: &Path,
+    script: &str,
+    folder: &Path,
+) -> Result<PathBuf> {
     let read =
         |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
     let mut addition = Archive::new();
     addition.file("bin/shim-bench", 0o755, &read(program)?)?;
-    addition.file("test.sh", 0o755, SCRIPT)?;
+    addition.file("test.sh", 0o755, script.as_bytes())?;
     let mut archive = read(&artefacts.initramfs)?;
     archive.extend(addition.finish()?);
     let path = folder.join("shim.cpio.gz");
@@ -60,9 +65,14 @@ fn initramfs(artefacts: &Artefacts, program: &Path, folder: &Path) -> Result<Pat
 }
 
 fn escrow(artefacts: &Artefacts, initrd: &Path) -> Result<Vec<Row>> {
+    Ok(payload::run(&machine(artefacts, initrd)?, ESCROW)?.rows)
+}
+
+/// The machine that counts with the shim.
+pub fn machine(artefacts: &Artefacts, initrd: &Path) -> Result<Machine> {
     let mut machine = Machine::new(&artefacts.qemu, &artefacts.image);
     machine.smp = 1;
     machine.icount = true;
     machine.load_host(&artefacts.newer_kernel, Some(initrd), BOOTARGS)?;
-    Ok(payload::run(&machine, ESCROW)?.rows)
+    Ok(machine)
 }
