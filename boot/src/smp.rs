@@ -53,8 +53,8 @@ const OS_INITIATED: u64 = 1 << 0;
 const ASK_PATIENCE_SECONDS: u64 = 1;
 /// AFFINITY_INFO's answer for a CPU that is off.
 const AFFINITY_OFF: u64 = 1;
-/// How long the end of the machine waits for guests on other CPUs. The host's
-/// timer interrupts ask each of them many times in a second.
+/// How long the end of the machine waits for guests on other CPUs, and after that for these CPUs
+/// to leave EL2. The host's timer interrupts ask each of them many times in a second.
 const END_PATIENCE_SECONDS: u64 = 2;
 
 /// The calling CPU's affinity, as [`Cpu::mpidr`] has it.
@@ -332,29 +332,34 @@ impl Cpus {
     fn end(&self, call: [u64; 4]) -> u64 {
         // VMs may be created again when this is dropped, however that comes.
         let Some(closed) = self.hypervisor.close() else { return psci::INTERNAL_FAILURE };
-        let begin = CNTPCT_EL0.get();
-        let is_late =
-            || CNTPCT_EL0.get().wrapping_sub(begin) > CNTFRQ_EL0.get() * END_PATIENCE_SECONDS;
-        while closed.scrub().is_err() {
-            if is_late() {
-                log::error!("a guest still runs on another CPU: the machine goes on");
-                return psci::INTERNAL_FAILURE;
-            }
-            core::hint::spin_loop();
+        if !in_time(|| closed.scrub().is_ok()) {
+            log::error!("a guest still runs on another CPU: the machine goes on");
+            return psci::INTERNAL_FAILURE;
         }
-        // What EL2 has of them. No run begins any more, so CPUs leave it soon.
+        // What EL2 has of them. No run begins any more, so CPUs leave it soon: from now on, for
+        // zeroing may have taken long.
         let runs = NoRuns::begin();
-        while !runs.wipe() {
-            if is_late() {
-                log::error!("a CPU does not leave EL2: the machine goes on");
-                return psci::INTERNAL_FAILURE;
-            }
-            core::hint::spin_loop();
+        if !in_time(|| runs.wipe()) {
+            log::error!("a CPU does not leave EL2: the machine goes on");
+            return psci::INTERNAL_FAILURE;
         }
         #[cfg(feature = "trace")]
         crate::console::dump_trace();
         firmware(call)
     }
+}
+
+/// Tries something until it is done, for [`END_PATIENCE_SECONDS`] at the most. Whether it is.
+fn in_time(mut try_it: impl FnMut() -> bool) -> bool {
+    let begin = CNTPCT_EL0.get();
+    let limit = CNTFRQ_EL0.get() * END_PATIENCE_SECONDS;
+    while !try_it() {
+        if CNTPCT_EL0.get().wrapping_sub(begin) > limit {
+            return false;
+        }
+        core::hint::spin_loop();
+    }
+    true
 }
 
 impl CpuSlot {

@@ -21,13 +21,14 @@
 //!
 //! The first two accesses of either side are a store-release and a load-acquire, which are seen
 //! in this order by all (DDI 0487, "Load-Acquire, Store-Release": a Load-Acquire is ordered
-//! after an earlier Store-Release). So either the one that wipes sees that the stack is in use, or
+//! after an earlier Store-Release; in Rust, that is `SeqCst`: a load that is `Acquire` may become
+//! an `LDAPR`, which is not). So either the one that wipes sees that the stack is in use, or
 //! the CPU finds that it is to stay on its first stack. What it does there has nothing of a guest:
 //! all VMs have ended before, so no run begins ([`Slot::enter`](escrow_core::vm::Slot::enter)).
 
 use core::arch::asm;
 use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 
 use aarch64_cpu::asm::barrier;
 
@@ -44,6 +45,8 @@ pub(crate) struct Apart {
     sp: AtomicU64,
     /// The top of the second stack.
     stack_top: u64,
+    /// The second stack was wiped since [`NoRuns`] began. Only the CPU that wipes uses it.
+    is_wiped: AtomicBool,
     /// The CPU that was set aside before.
     next: *mut PerCpu,
 }
@@ -54,7 +57,8 @@ static LAST: AtomicPtr<PerCpu> = AtomicPtr::new(ptr::null_mut());
 impl Apart {
     pub(crate) fn new(stack_top: u64) -> Apart {
         let (in_use, sp) = (AtomicU64::new(0), AtomicU64::new(stack_top));
-        Apart { in_use, sp, stack_top, next: ptr::null_mut() }
+        let is_wiped = AtomicBool::new(false);
+        Apart { in_use, sp, stack_top, is_wiped, next: ptr::null_mut() }
     }
 
     pub(crate) fn stack_top(&self) -> u64 {
@@ -97,21 +101,29 @@ impl NoRuns {
         for cpu in all() {
             // SAFETY: valid; the words are atomic, and the others do not change.
             let (apart, top) = unsafe { (&(*cpu).apart, (*cpu).stack_top()) };
+            apart.is_wiped.store(false, Ordering::Relaxed);
             // The vector has pushed a frame by then.
-            apart.sp.store(top - size_of::<HostFrame>() as u64, Ordering::Release);
+            apart.sp.store(top - size_of::<HostFrame>() as u64, Ordering::SeqCst);
         }
         NoRuns(())
     }
 
     /// Wipes what EL2 has of guests. `false`: a CPU is still about to leave its second stack;
-    /// what the others have is gone.
+    /// what the others have is gone. To be called again then: each CPU has to be seen off its
+    /// second stack once, not all of them at the same time, which a host could prevent by runs
+    /// that do not begin.
     pub fn wipe(&self) -> bool {
         let mut all_wiped = true;
         for cpu in all() {
-            // SAFETY: valid, and the word is atomic.
-            if unsafe { (*cpu).apart.in_use.load(Ordering::Acquire) } == 0 {
+            // SAFETY: valid; the words are atomic, and the others do not change.
+            let apart = unsafe { &(*cpu).apart };
+            if apart.is_wiped.load(Ordering::Relaxed) {
+                continue;
+            }
+            if apart.in_use.load(Ordering::SeqCst) == 0 {
                 // SAFETY: the CPU is not on its second stack, and will not be.
                 unsafe { wipe(cpu) };
+                apart.is_wiped.store(true, Ordering::Relaxed);
             } else {
                 all_wiped = false;
             }

@@ -123,6 +123,9 @@ pub fn stop_vms() {
         while CNTPCT_EL0.get().wrapping_sub(begin) < CNTFRQ_EL0.get() / LEAVE_PER_SECOND {
             core::hint::spin_loop();
         }
+        // A call that another CPU was in meanwhile may have put an entry back into the host's
+        // root: a GiB that is whole again.
+        stop_host(hypervisor);
         hypervisor.wipe();
         // What EL2 has of guests. A CPU that is still on its second stack wipes that when it has
         // come back to the host, or failed as well.
