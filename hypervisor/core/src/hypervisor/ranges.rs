@@ -193,6 +193,8 @@ impl<M: Machine> Hypervisor<M> {
         if reached.done >= pages || reached.checked > pages || reached.kept != 0 {
             return Err(Error::InvalidArgument.into());
         }
+        // What is done need not be as it was.
+        reached.checked = reached.checked.max(reached.done);
         loop {
             let mut vm = run.slot().lock();
             let only_checks = pages > PORTION_PAGES && reached.checked < pages;

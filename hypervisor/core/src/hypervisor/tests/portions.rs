@@ -416,6 +416,20 @@ fn a_vm_is_created_of_the_memory_of_its_list_as_well() {
     assert!(!host.reaches(LIST));
 }
 
+/// By the word that says how much was done: what was done need not be as it was before.
+#[test]
+fn a_call_over_a_range_goes_on_behind_what_was_done() {
+    let mut host = Host::new();
+    let (vm, vcpu) = started(&mut host);
+    host.lend(vm, &blocks(2)).unwrap();
+    host.guest_call(vcpu, call::MEM_SHARE_BACK, &[GUEST, BLOCK_SIZE]).unwrap();
+    let all = [GUEST, 2 * BLOCK_SIZE, 0, 0, 0, 0, 0];
+    assert_eq!(host.guest_call(vcpu, call::MEM_SHARE_BACK, &all), Err((Error::Denied, 0, 0)));
+    let rest = [GUEST, 2 * BLOCK_SIZE, 0, 0, 0, 0, 512];
+    assert_eq!(host.guest_call(vcpu, call::MEM_SHARE_BACK, &rest), Ok([0; 3]));
+    assert_eq!(host.escrow.pages(FrameState::SharedBack), 1024);
+}
+
 /// Another CPU ends the owner of some of the pages while a guest's call works on the first.
 #[test]
 fn sharing_back_happens_for_all_or_for_none() {
