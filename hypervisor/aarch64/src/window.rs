@@ -488,6 +488,11 @@ const DISR_A: u64 = 1 << 31;
 
 impl SErrors {
     fn route() -> SErrors {
+        // What was under way before, stores of a VM's among them, is complete: an error of
+        // theirs is pending by now, as far as the CPU can tell, and not taken for one of the
+        // accesses that follow.
+        barrier::dsb(barrier::SY);
+        barrier::isb(barrier::SY);
         let before = ISR_EL1::read() & ISR_A != 0;
         let hcr = HCR_EL2::read();
         HCR_EL2::write(hcr | HCR_AMO);

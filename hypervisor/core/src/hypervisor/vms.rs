@@ -52,9 +52,8 @@ impl<M: Machine> Hypervisor<M> {
         kind: HandleKind,
     ) -> Result<(Handle, GuestId, &Slot), Error> {
         let handle = Handle::of_kind(handle, kind).ok_or_else(|| not_of_kind(handle))?;
-        let slot = GuestId::new(handle.slot).and_then(|id| Some((id, self.slots.get(id)?)));
-        let (id, slot) = slot.ok_or(Error::HandleNull)?;
-        Ok((handle, id, slot))
+        let slot = self.slots.numbered(handle.slot).ok_or(Error::HandleNull)?;
+        Ok((handle, slot.id(), slot))
     }
 
     /// Locks the VM that a handle names, if its handles are valid.

@@ -27,7 +27,14 @@ impl Slots {
     /// The slot of a guest; `None` for numbers beyond the last.
     #[inline(always)]
     pub fn get(&self, id: GuestId) -> Option<&'static Slot> {
-        nospec::get(self.0, usize::from(id.get()).wrapping_sub(1))
+        self.numbered(id.get())
+    }
+
+    /// The same for a number that may be none of a guest's.
+    #[inline(always)]
+    pub fn numbered(&self, number: u16) -> Option<&'static Slot> {
+        // 0 is beyond the last as well.
+        nospec::get(self.0, usize::from(number).wrapping_sub(1))
     }
 
     /// All slots, and whose they are.

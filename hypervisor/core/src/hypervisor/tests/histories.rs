@@ -65,9 +65,7 @@ impl Stage {
         let mut world = world.unwrap_or_else(|| Box::new(World::new(self.ram)));
         world.begin();
         let before = snapshot(&world);
-        for step in steps {
-            world.apply(step);
-        }
+        world.play(steps);
         world.end();
         self.tally.borrow_mut().add(mem::take(&mut world.tally));
         if !world.has_broken_memory() {

@@ -65,6 +65,8 @@ pub struct Host {
     pub done: u64,
     /// How often calls were made again for an interrupt.
     pub restarts: u64,
+    /// Where its lists are: elsewhere while a call with a list is under way.
+    pub list_at: u64,
 }
 
 /// An error with its index and detail.
@@ -118,7 +120,15 @@ impl Host {
         };
         let escrow = Hypervisor::new(machine, setup)?;
         let ids = GuestIds::new(|_, _| 0, 39);
-        Ok(Host { escrow, scratch: Scratch::new(), metadata: METADATA, ids, done: 0, restarts: 0 })
+        Ok(Host {
+            escrow,
+            scratch: Scratch::new(),
+            metadata: METADATA,
+            ids,
+            done: 0,
+            restarts: 0,
+            list_at: LIST,
+        })
     }
 
     /// What becomes of a load that stage 2 does not let through, by an instruction that
@@ -176,8 +186,8 @@ impl Host {
 
     /// Writes a list into the host's memory; returns its arguments.
     pub fn list(&mut self, entries: &[MemEntry]) -> [u64; 2] {
-        self.write_list(entries, |page| LIST + page * PAGE_SIZE);
-        [LIST, entries.len() as u64]
+        self.write_list(entries, |page| self.list_at + page * PAGE_SIZE);
+        [self.list_at, entries.len() as u64]
     }
 
     /// Writes a list into pages of somebody's memory.

@@ -12,6 +12,9 @@ use super::steps::{BadList, Gift, Taking, To, Who};
 use super::world::{GUEST_END, Pair, World, bare, vcpu};
 use crate::machine::Machine;
 
+/// The name, in tallies, of calls that others came between the portions of.
+pub const MET: &str = "a call that others came between";
+
 impl World {
     pub(super) fn give(&mut self, who: Who, gift: Gift, to: To, entries: &[MemEntry]) {
         let Some(by) = self.caller(who) else { return };
@@ -28,16 +31,18 @@ impl World {
         let home = gift == Gift::Donate && target == Target::Host;
         let contents = home || gift != Gift::Share && self.host.escrow.machine.needs_clean();
         let apart = self.list_is_apart(by.as_ref(), entries, contents);
-        let (real, list) = self.list_call(by.as_ref(), function, Some(handle), entries);
-        let spec = list.and_then(|()| {
-            let spec = &mut self.spec;
-            unless_in_its_pages(spec, apart, |spec| match gift {
-                Gift::Share => spec.share(id, target, entries),
-                Gift::Lend => spec.lend(id, target, entries),
-                Gift::Donate => spec.donate(id, target, entries),
-            })
-        });
-        self.agree(name, by.as_ref(), &real, &spec);
+        let call = |spec: &mut Spec, entries: &[MemEntry]| match gift {
+            Gift::Share => spec.share(id, target, entries),
+            Gift::Lend => spec.lend(id, target, entries),
+            Gift::Donate => spec.donate(id, target, entries),
+        };
+        let Some(pair) = by else {
+            return self.host_list_call(name, (function, Some(handle)), entries, apart, call);
+        };
+        let (real, list) = self.list_call(&pair, function, Some(handle), entries);
+        let spec = &mut self.spec;
+        let spec = list.and_then(|()| unless_in_its_pages(spec, apart, |spec| call(spec, entries)));
+        self.agree(name, Some(&pair), &real, &spec);
     }
 
     pub(super) fn take(&mut self, who: Who, taking: Taking, entries: &[MemEntry]) {
@@ -51,26 +56,30 @@ impl World {
         let id = by.as_ref().map_or(VmId::HOST, |pair| pair.id);
         let contents = taking != Taking::Poison;
         let apart = self.list_is_apart(by.as_ref(), entries, contents);
-        let (real, list) = self.list_call(by.as_ref(), function, None, entries);
+        let call = |spec: &mut Spec, entries: &[MemEntry]| match taking {
+            Taking::Unshare => spec.unshare(id, entries),
+            Taking::Reclaim => spec.reclaim(id, entries),
+            Taking::TakeBack => spec.take_back(id, entries),
+            Taking::Poison => spec.poison(entries),
+        };
+        let Some(pair) = by else {
+            return self.host_list_call(name, (function, None), entries, apart, call);
+        };
+        let (real, list) = self.list_call(&pair, function, None, entries);
         let spec = match taking {
-            Taking::Poison if by.is_some() => Err(bare(Error::Unimplemented)),
-            taking => list.and_then(|()| {
-                unless_in_its_pages(&mut self.spec, apart, |spec| match taking {
-                    Taking::Unshare => spec.unshare(id, entries),
-                    Taking::Reclaim => spec.reclaim(id, entries),
-                    Taking::TakeBack => spec.take_back(id, entries),
-                    Taking::Poison => spec.poison(entries),
-                })
+            Taking::Poison => Err(bare(Error::Unimplemented)),
+            _ => list.and_then(|()| {
+                unless_in_its_pages(&mut self.spec, apart, |spec| call(spec, entries))
             }),
         };
-        self.agree(name, by.as_ref(), &real, &spec);
+        self.agree(name, Some(&pair), &real, &spec);
     }
 
     /// Whether a call over a list may lie in the pages that it names, because it takes but
     /// one portion, or does not.
     fn list_is_apart(&self, by: Option<&Pair>, entries: &[MemEntry], contents: bool) -> bool {
         let frames: Vec<_> = match by {
-            None => (0..4).map(|n| LIST + n * PAGE_SIZE).collect(),
+            None => (0..4).map(|n| self.host.list_at + n * PAGE_SIZE).collect(),
             Some(pair) => match self.room_for_list(pair, entries.len()) {
                 Some((_, frames)) => frames,
                 None => return true,
@@ -94,28 +103,92 @@ impl World {
         apart || !is_long
     }
 
-    /// Makes a call with a list in its caller's memory. If that has no room
+    /// Makes a call of the host's with a list, in which other steps may come between two
+    /// portions. `call` is what the specification says of some of the entries.
+    ///
+    /// All of the call is looked at when it begins: it is refused then, or not for anything
+    /// that was so at that time. Each portion is a call of its own.
+    fn host_list_call(
+        &mut self,
+        name: &'static str,
+        (function, handle): (u32, Option<u64>),
+        entries: &[MemEntry],
+        apart: bool,
+        call: impl Fn(&mut Spec, &[MemEntry]) -> Result<(), Refused>,
+    ) {
+        let whole = unless_in_its_pages(&mut self.spec.clone(), apart, |spec| call(spec, entries));
+        let args: Vec<_> = handle.into_iter().chain(self.host.list(entries)).collect();
+        let mut x = [0; 8];
+        x[0] = function.into();
+        x[1..=args.len()].copy_from_slice(&args);
+        if let ([entry], Some(vm), call::MEM_LEND) = (entries, handle, function)
+            && entry.frame & PAGE_SIZE != 0
+        {
+            // A call with the entry in registers is the same in all that it does. Which pages
+            // have it is no matter of chance: a history is to be as it was if it is run again.
+            let [frame, guest, references, users] = entry.words();
+            x = [call::MEM_LEND_ONE.into(), vm, frame, guest, references, users, 0, 0];
+        }
+        let mut done = 0;
+        let portion = |spec: &mut Spec, done: &mut usize, to: usize| {
+            let these = &entries[*done..to];
+            if !these.is_empty() {
+                assert_eq!(call(spec, these), Ok(()), "{name}: entries {done} to {to} are done");
+            }
+            *done = to;
+        };
+        let mut came_between = false;
+        while !self.host.makes_call(&mut x) {
+            assert_eq!(whole, Ok(()), "{name} has begun");
+            portion(&mut self.spec, &mut done, x[7] as u16 as usize);
+            came_between |= self.comes_between();
+        }
+        let real = match Error::from_register(x[0]) {
+            None => Ok(()),
+            Some(error) => Err((error, x[1], x[2])),
+        };
+        if !came_between {
+            if whole.is_ok() && real.is_ok() {
+                portion(&mut self.spec, &mut done, entries.len());
+            }
+            return self.agree(name, None, &real, &whole);
+        }
+        let Err((error, index, detail)) = real else {
+            portion(&mut self.spec, &mut done, entries.len());
+            self.tally.call(MET, false, None);
+            return;
+        };
+        // Some portion behind what is done cannot be made: not the whole rest, perhaps.
+        portion(&mut self.spec, &mut done, x[3] as u32 as usize);
+        let ends = index.max(done as u64) as usize + 1..=entries.len();
+        let refused = |end: usize| match call(&mut self.spec.clone(), &entries[done..end]) {
+            Ok(()) => false,
+            Err(told) => {
+                // Indices count in the whole list, if they are any.
+                (told.0, told.2) == (error, detail)
+                    && (told.1 == index || told.1 + done as u64 == index)
+            }
+        };
+        assert!(
+            ends.clone().rev().any(refused),
+            "{name}: {real:x?} behind {done} of {}: {:x?}",
+            entries.len(),
+            call(&mut self.spec.clone(), &entries[done..])
+        );
+        self.tally.call(MET, false, Some(error));
+    }
+
+    /// Makes a guest's call with a list in its memory. If that has no room
     /// for it, the second answer is the one that is expected.
     pub(super) fn list_call(
         &mut self,
-        by: Option<&Pair>,
+        pair: &Pair,
         function: u32,
         handle: Option<u64>,
         entries: &[MemEntry],
     ) -> (Result<(), Refused>, Result<(), Refused>) {
         let args = |list: u64| -> Vec<u64> {
             handle.into_iter().chain([list, entries.len() as u64]).collect()
-        };
-        let Some(pair) = by else {
-            // A call with the entry in registers is the same in all that it does. Which pages
-            // have it is no matter of chance: a history is to be as it was if it is run again.
-            if let ([entry], Some(vm), call::MEM_LEND) = (entries, handle, function)
-                && entry.frame & PAGE_SIZE != 0
-            {
-                return (self.host.lend_one(vm, entry), Ok(()));
-            }
-            let [list, _] = self.host.list(entries);
-            return (self.host.call(function, &args(list)).map(drop), Ok(()));
         };
         let room = self.room_for_list(pair, entries.len());
         let (list, there) = match &room {

@@ -3,7 +3,7 @@
 //! Histories that found something once, as they were shrunk. Seeds say nothing
 //! any more when the strategies change; these do.
 
-use escrow_abi::Rights;
+use escrow_abi::{BLOCK_SIZE, Rights};
 
 use super::super::fake::{LITTLE_RAM, RAM};
 use super::Stage;
@@ -110,4 +110,25 @@ fn a_block_is_opened_to_the_guest_that_gave_it_page_by_page() {
             fault: None,
         },
     ]);
+}
+
+/// What chance hardly comes to: the second of two blocks is refused, and the first is lent.
+#[test]
+fn a_vm_ends_between_the_portions_of_a_lend() {
+    let stage = Stage::new(LITTLE_RAM);
+    let part = |block| Part {
+        pages: Pages::Block(block * BLOCK_SIZE),
+        place: Place::Same,
+        rights: Rights::ALL,
+    };
+    let lend = |to| Step::Give {
+        who: Who::Host,
+        gift: Gift::Lend,
+        to: To::Vm(to),
+        parts: vec![part(0), part(1)],
+        fault: None,
+    };
+    stage.play(&[create(4), create(4), lend(0), Step::Destroy { vm: 0 }]);
+    let told = stage.tally.borrow().to_string();
+    assert!(told.contains("others came between: HandleRevoked"), "{told}");
 }

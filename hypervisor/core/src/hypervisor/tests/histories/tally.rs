@@ -9,6 +9,8 @@ use std::fmt;
 use escrow_abi::{Error, FrameState};
 use escrow_spec::{Frame, VmId};
 
+use super::lists::MET;
+
 /// Counts over many histories.
 #[derive(Debug, Default)]
 pub struct Tally {
@@ -47,7 +49,8 @@ impl Tally {
         let rows = rows.filter(|row| !self.frames.contains_key(row)).map(|row| format!("{row:?}"));
         let seen = |error| self.calls.keys().any(|call| call.2 == Some(error));
         let errors = ERRORS.iter().filter(|error| !seen(**error)).map(|error| format!("{error:?}"));
-        rows.chain(errors).collect()
+        let met = self.calls.keys().any(|call| call.0 == MET);
+        rows.chain(errors).chain((!met).then(|| MET.to_string())).collect()
     }
 }
 

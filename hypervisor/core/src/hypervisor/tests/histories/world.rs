@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
+use std::mem;
 
 use escrow_abi::{Error, FrameState, Handle, LIST_MAX, MemEntry, PAGE_SIZE, Rights, call};
 use escrow_spec::{CapId, Frame, Refused, Spec, Target, VmId};
@@ -19,6 +20,8 @@ use crate::addr::PhysRange;
 pub const GUEST_END: u64 = 1 << 39;
 /// Pages that become metadata, and come back.
 const METADATA_PAGES: u64 = 64;
+/// From the host's list to the list of a step that comes between.
+const OTHER_LIST: u64 = 0x8_0000;
 /// After so many steps, everything is compared, not only what the
 /// specification has changed.
 const ALL_EVERY: u32 = 8;
@@ -47,6 +50,8 @@ pub struct World {
     steps: u32,
     ram: PhysRange,
     pub tally: Tally,
+    /// The steps that are to come, the last one first.
+    coming: Vec<Step>,
 }
 
 impl World {
@@ -64,6 +69,7 @@ impl World {
             vms: Default::default(),
             granted: Vec::new(),
             tally: Tally::default(),
+            coming: Vec::new(),
             host,
             ram,
         };
@@ -88,6 +94,31 @@ impl World {
         self.view = View::default();
         self.steps = 0;
         self.check(true);
+    }
+
+    /// Does steps one after the other, and some in the middle of others: in every second
+    /// history wherever an interrupt can come.
+    pub fn play(&mut self, steps: &[Step]) {
+        self.coming = steps.iter().rev().cloned().collect();
+        if steps.len().is_multiple_of(2) {
+            *self.host.escrow.machine.interrupts.lock().unwrap() = Interrupts::Always;
+        }
+        while let Some(step) = self.coming.pop() {
+            self.apply(&step);
+        }
+    }
+
+    /// Does the step that comes next between two portions of a call of the host's: another CPU
+    /// makes it, or the host in its interrupt. Whether there was one.
+    pub(super) fn comes_between(&mut self) -> bool {
+        let Some(step) = self.coming.pop() else { return false };
+        // In its middle nothing else happens: two calls are enough.
+        let coming = mem::take(&mut self.coming);
+        self.host.list_at += OTHER_LIST;
+        self.apply(&step);
+        self.host.list_at -= OTHER_LIST;
+        self.coming = coming;
+        true
     }
 
     /// Does one step on both sides, and compares.
