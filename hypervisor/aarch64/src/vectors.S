@@ -41,6 +41,24 @@
     eret
 .endm
 
+// x2 to x29, in their places behind x0: stp or ldp.
+.macro x2_to_x29 pair
+    \pair   x2, x3, [x0, #16]
+    \pair   x4, x5, [x0, #32]
+    \pair   x6, x7, [x0, #48]
+    \pair   x8, x9, [x0, #64]
+    \pair   x10, x11, [x0, #80]
+    \pair   x12, x13, [x0, #96]
+    \pair   x14, x15, [x0, #112]
+    \pair   x16, x17, [x0, #128]
+    \pair   x18, x19, [x0, #144]
+    \pair   x20, x21, [x0, #160]
+    \pair   x22, x23, [x0, #176]
+    \pair   x24, x25, [x0, #192]
+    \pair   x26, x27, [x0, #208]
+    \pair   x28, x29, [x0, #224]
+.endm
+
 // No instruction is to be executed speculatively past an ERET.
 .macro speculation_barrier
     dsb     nsh
@@ -301,20 +319,7 @@ escrow_enter_guest:
     ldr     x2, [x0, #256]
     msr     elr_el2, x1
     msr     spsr_el2, x2
-    ldp     x2, x3, [x0, #16]
-    ldp     x4, x5, [x0, #32]
-    ldp     x6, x7, [x0, #48]
-    ldp     x8, x9, [x0, #64]
-    ldp     x10, x11, [x0, #80]
-    ldp     x12, x13, [x0, #96]
-    ldp     x14, x15, [x0, #112]
-    ldp     x16, x17, [x0, #128]
-    ldp     x18, x19, [x0, #144]
-    ldp     x20, x21, [x0, #160]
-    ldp     x22, x23, [x0, #176]
-    ldp     x24, x25, [x0, #192]
-    ldp     x26, x27, [x0, #208]
-    ldp     x28, x29, [x0, #224]
+    x2_to_x29 ldp
     ldp     x0, x1, [x0]
     eret
     speculation_barrier
@@ -322,20 +327,7 @@ escrow_enter_guest:
 // x0, x1: on the stack, above what escrow_enter_guest keeps there; x1: kind of exit.
 guest_exit:
     ldr     x0, [sp, #(16 + 24)]
-    stp     x2, x3, [x0, #16]
-    stp     x4, x5, [x0, #32]
-    stp     x6, x7, [x0, #48]
-    stp     x8, x9, [x0, #64]
-    stp     x10, x11, [x0, #80]
-    stp     x12, x13, [x0, #96]
-    stp     x14, x15, [x0, #112]
-    stp     x16, x17, [x0, #128]
-    stp     x18, x19, [x0, #144]
-    stp     x20, x21, [x0, #160]
-    stp     x22, x23, [x0, #176]
-    stp     x24, x25, [x0, #192]
-    stp     x26, x27, [x0, #208]
-    stp     x28, x29, [x0, #224]
+    x2_to_x29 stp
     ldp     x2, x3, [sp], #16
     stp     x2, x3, [x0]
     mrs     x4, elr_el2
@@ -383,20 +375,7 @@ el2_fault_common:
 1:  mov     x0, sp
 2:  // FaultFrame: x0 to x30, SP, kind.
     sub     x0, x0, #272
-    stp     x2, x3, [x0, #16]
-    stp     x4, x5, [x0, #32]
-    stp     x6, x7, [x0, #48]
-    stp     x8, x9, [x0, #64]
-    stp     x10, x11, [x0, #80]
-    stp     x12, x13, [x0, #96]
-    stp     x14, x15, [x0, #112]
-    stp     x16, x17, [x0, #128]
-    stp     x18, x19, [x0, #144]
-    stp     x20, x21, [x0, #160]
-    stp     x22, x23, [x0, #176]
-    stp     x24, x25, [x0, #192]
-    stp     x26, x27, [x0, #208]
-    stp     x28, x29, [x0, #224]
+    x2_to_x29 stp
     mov     x2, sp
     stp     x30, x2, [x0, #240]
     str     x1, [x0, #256]
