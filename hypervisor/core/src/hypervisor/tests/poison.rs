@@ -26,16 +26,7 @@ fn broken_memory_that_a_guest_owns_goes_out_of_use() {
     host.escrow.machine.forget();
     host.take(call::MEM_POISON, &[(FREE, 0)]).unwrap();
     assert!(entry_is_poisoned(&host, vm, 0x5000));
-    let context = *host
-        .escrow
-        .slots
-        .get(GuestId::new(1).unwrap())
-        .unwrap()
-        .lock()
-        .map
-        .as_ref()
-        .unwrap()
-        .context();
+    let context = host.guest_context(1);
     assert!(host.escrow.machine.invalidations(context.vttbr, Ipa(0x5000)) > 0);
     assert_eq!(host.guest_frame(vm, 0x7000), Some(FREE + 0x1000), "what is beside it stays");
     assert_eq!(host.escrow.pages(FrameState::Poisoned), 1);
@@ -80,16 +71,7 @@ fn broken_memory_that_a_guest_has_given_to_another_leaves_both() {
         assert_eq!(host.escrow.pages(FrameState::Poisoned), 2);
         assert_eq!(host.escrow.pages(FrameState::Donated), 512);
         for slot in [1, 2] {
-            let context = *host
-                .escrow
-                .slots
-                .get(GuestId::new(slot).unwrap())
-                .unwrap()
-                .lock()
-                .map
-                .as_ref()
-                .unwrap()
-                .context();
+            let context = host.guest_context(slot);
             let at = [0x5000, 0x9000][usize::from(slot) - 1];
             assert!(host.escrow.machine.invalidations(context.vttbr, Ipa(at)) > 0);
         }

@@ -12,7 +12,7 @@ use crate::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE, PhysAddr, PhysRange};
 use crate::hypervisor::{HostAbort, Hypervisor, Reply, Scratch, Setup, SetupError, Sizes};
 use crate::ledger::GuestId;
 use crate::log::LogRing;
-use crate::stage2::Stage2Features;
+use crate::stage2::{Stage2Context, Stage2Features};
 use crate::trap::{HostFault, Trap, TrapKind};
 use crate::vcpu::syndrome::{Ec, IL, Syndrome};
 use crate::vcpu::{GeneralRegisters, GuestIds};
@@ -253,6 +253,12 @@ impl Host {
     }
     pub fn reaches(&self, at: u64) -> bool {
         self.escrow.host_map().reaches(&self.escrow.machine, PhysAddr(at))
+    }
+
+    /// The registers that select a guest's address space.
+    pub fn guest_context(&self, id: u16) -> Stage2Context {
+        let vm = self.escrow.slots.get(GuestId::new(id).unwrap()).unwrap().lock();
+        *vm.map.as_ref().unwrap().context()
     }
 
     /// What a guest address of a VM leads to.
