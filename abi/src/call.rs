@@ -292,7 +292,8 @@ pub const DOORBELLS_MAX: usize = 64;
 /// [`FrameState`](crate::FrameState) for `INFO_PAGES` and 0 for the others → value
 pub const LEDGER_INFO: u32 = vendor(0x130);
 /// The state of a frame that the host owns or is heir to. physical address →
-/// [`FrameState`](crate::FrameState)
+/// [`FrameState`](crate::FrameState), how many pages from this one on are in that state and
+/// have the same owner: at least 1, and none behind the end of the block that it lies in
 ///
 /// [`Error::NotOwner`](crate::Error::NotOwner) for any other.
 pub const FRAME_INFO: u32 = vendor(0x131);

@@ -89,6 +89,18 @@ impl Spec {
         self.blocks.get(&(at / BLOCK_SIZE)).map_or(Frame::HOME, |block| block[page(at)].frame)
     }
 
+    /// How many frames, from one on to the end of its block, are in the same state and have
+    /// the same owner.
+    pub fn held_alike(&self, at: u64) -> u64 {
+        let held = |at| {
+            let frame = self.frame(at);
+            (frame.state, frame.owner)
+        };
+        let end = (at | (BLOCK_SIZE - 1)) + 1;
+        let frames = (at..end).step_by(PAGE_SIZE as usize);
+        frames.take_while(|&other| held(other) == held(at)).count() as u64
+    }
+
     /// Whether a frame is all zeros.
     pub fn is_zero(&self, at: u64) -> bool {
         self.blocks.get(&(at / BLOCK_SIZE)).is_some_and(|block| block[page(at)].zero)

@@ -15,7 +15,7 @@ use super::take::Taking;
 use super::{Hypervisor, Refusal, Scratch};
 use crate::addr::PhysAddr;
 use crate::doorbell::Action;
-use crate::ledger::VmId;
+use crate::ledger::{VmId, page_in_block};
 use crate::machine::{Machine, Note};
 use crate::vm::Run;
 
@@ -253,11 +253,13 @@ impl<M: Machine> Hypervisor<M> {
         }
     }
 
-    fn frame_info(&self, at: u64) -> Result<u64, Refusal> {
+    fn frame_info(&self, at: u64) -> Result<[u64; 4], Refusal> {
         let at = PhysAddr(at);
         let block = self.ledger.locate(at).ok_or(Error::InvalidAddress)?;
         self.ledger.lock(block);
-        let record = self.ledger.get_in(block, at);
+        let records = self.ledger.records(block);
+        let record = records.get(page_in_block(at));
+        let pages = records.held_alike(page_in_block(at));
         self.ledger.unlock(block);
         match record.state() {
             None => Err(Error::InvalidAddress.into()),
@@ -265,7 +267,7 @@ impl<M: Machine> Hypervisor<M> {
             Some(_) if record.owner() != VmId::Host && !self.is_dead(record.owner()) => {
                 Err(Error::NotOwner.into())
             }
-            Some(state) => Ok(state as u64),
+            Some(state) => Ok([state as u64, pages as u64, 0, 0]),
         }
     }
 }

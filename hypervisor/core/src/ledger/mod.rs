@@ -602,6 +602,19 @@ impl Records {
         alike.count()
     }
 
+    /// How many frames, from the `first` on to the end of the block, are in one state and
+    /// of one owner, whoever borrows them. At least 1.
+    pub fn held_alike(&self, first: usize) -> usize {
+        let first = first % PAGES_PER_BLOCK;
+        let Records::Split(frames) = self else { return PAGES_PER_BLOCK - first };
+        let start = load(&frames[first]);
+        let is_alike = |frame: &&AtomicU64| {
+            let record = load(frame);
+            record.state() == start.state() && record.owner() == start.owner()
+        };
+        frames[first..].iter().take_while(is_alike).count()
+    }
+
     /// Whether the frames around `pages` alike ones, from the `first` on, are alike as well,
     /// up to the ends of the block. It looks from the inside out: in a range of a guest's
     /// addresses that is changed page by page, the next page to be changed mostly lies

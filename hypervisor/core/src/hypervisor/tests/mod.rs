@@ -493,12 +493,22 @@ fn frame_info_tells_the_host_only_of_its_own() {
     let mut host = Host::new();
     let (vm, metadata) = host.create(4);
     host.lend(vm, &[page(FREE, 0)]).unwrap();
-    let mut state = |at| host.call(call::FRAME_INFO, &[at]).map(|x| x[0]);
-    assert_eq!(state(FREE), Ok(FrameState::Lent as u64));
-    assert_eq!(state(FREE + 0x1000), Ok(FrameState::Owned as u64));
-    assert_eq!(state(metadata[0].0), Ok(FrameState::Metadata as u64));
-    assert_eq!(state(ESCROW.base.0).unwrap_err().0, Error::NotOwner);
-    assert_eq!(state(0x0900_0000).unwrap_err().0, Error::InvalidAddress);
+    let mut info = |at| host.call(call::FRAME_INFO, &[at]);
+    let alike = |state: FrameState, pages| Ok([state as u64, pages, 0, 0]);
+    assert_eq!(info(FREE), alike(FrameState::Lent, 1));
+    assert_eq!(info(FREE + 0x1000), alike(FrameState::Owned, 511));
+    assert_eq!(info(FREE + 0x1f_ffff), alike(FrameState::Owned, 1));
+    // One record stands for the whole block.
+    assert_eq!(info(FREE + 0x20_3000), alike(FrameState::Owned, 509));
+    assert_eq!(info(metadata[0].0).map(|x| x[0]), Ok(FrameState::Metadata as u64));
+    assert_eq!(info(ESCROW.base.0).unwrap_err().0, Error::NotOwner);
+    assert_eq!(info(0x0900_0000).unwrap_err().0, Error::InvalidAddress);
+    // Who borrows a page makes no difference.
+    let (other, _) = host.create(4);
+    host.lend(other, &[page(FREE + 0x1000, 0x9000)]).unwrap();
+    let info = |host: &mut Host, at| host.call(call::FRAME_INFO, &[at]);
+    assert_eq!(info(&mut host, FREE), alike(FrameState::Lent, 2));
+    assert_eq!(info(&mut host, FREE + 0x2000), alike(FrameState::Owned, 510));
 }
 
 #[test]

@@ -40,7 +40,11 @@ impl World<'_> {
         if self.spec.is_alive(frame.owner) && frame.owner != VmId::HOST {
             check_eq!(info, Err((Error::NotOwner, 0, 0)), "{at:#x}, {frame:?}");
         } else {
-            check_eq!(info, Ok([frame.state as u64, 0, 0, 0]), "{at:#x}, {frame:?}");
+            check_eq!(
+                info,
+                Ok([frame.state as u64, self.spec.held_alike(at), 0, 0]),
+                "{at:#x}, {frame:?}"
+            );
         }
         if !frame.is_reached_by(VmId::HOST) {
             match probe::read(at) {

@@ -107,9 +107,13 @@ impl World {
             let zero = self.host.escrow.machine.is_zero(at);
             assert_eq!(zero, self.spec.is_zero(at), "contents of {at:#x}, {frame:x?}");
         }
-        let told = self.host.call(call::FRAME_INFO, &[at]).map(|x| x[0]);
+        let told = self.host.call(call::FRAME_INFO, &[at]);
         let heir = frame.owner == VmId::HOST || !self.spec.is_alive(frame.owner);
-        let expected = if heir { Ok(frame.state as u64) } else { Err((Error::NotOwner, 0, 0)) };
+        let expected = if heir {
+            Ok([frame.state as u64, self.spec.held_alike(at), 0, 0])
+        } else {
+            Err((Error::NotOwner, 0, 0))
+        };
         assert_eq!(told, expected, "{frame:x?} at {at:#x}");
     }
 
