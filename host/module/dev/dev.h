@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * Floor 5: what user space sees: /dev/gunyah and its ioctls, sysfs and debugfs;
- * and what Linux tells the module: sleep, the machine's end, broken memory.
+ * and what Linux tells the module: sleep, the machine's end, broken memory,
+ * added memory; and what a dump kernel may read.
  */
 #ifndef ESCROW_DEV_H
 #define ESCROW_DEV_H
@@ -37,6 +38,19 @@ int escrow_vm_create(void);
 /* poison.c */
 void escrow_poison_init(void);
 void escrow_poison_exit(void);
+
+/* hotplug.c */
+int escrow_hotplug_init(void);
+void escrow_hotplug_exit(void);
+
+/* dump.c */
+#ifdef CONFIG_PROC_VMCORE
+void escrow_dump_init(void);
+void escrow_dump_exit(void);
+#else
+static inline void escrow_dump_init(void) { }
+static inline void escrow_dump_exit(void) { }
+#endif
 
 /* sysfs.c */
 extern const struct attribute_group *escrow_groups[];

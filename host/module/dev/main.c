@@ -90,8 +90,12 @@ static int __init escrow_init(void)
 	err = escrow_power_init();
 	if (err)
 		goto err_holders;
+	err = escrow_hotplug_init();
+	if (err)
+		goto err_power;
 	escrow_guest_init();
 	escrow_poison_init();
+	escrow_dump_init();
 	escrow_debugfs_init();
 	/* Last: programs may use it before this returns. */
 	err = misc_register(&escrow_dev);
@@ -103,8 +107,11 @@ static int __init escrow_init(void)
 
 err_debugfs:
 	escrow_debugfs_exit();
+	escrow_dump_exit();
 	escrow_poison_exit();
 	escrow_guest_exit();
+	escrow_hotplug_exit();
+err_power:
 	escrow_power_exit();
 err_holders:
 	escrow_holders_exit();
@@ -115,8 +122,10 @@ static void __exit escrow_exit(void)
 {
 	misc_deregister(&escrow_dev);
 	escrow_debugfs_exit();
+	escrow_dump_exit();
 	escrow_poison_exit();
 	escrow_guest_exit();
+	escrow_hotplug_exit();
 	escrow_power_exit();
 	escrow_vm_exit();
 	escrow_holders_exit();

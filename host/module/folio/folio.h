@@ -103,6 +103,7 @@ void escrow_folio_dissolve(struct folio *folio);
 
 /* ram.c */
 void escrow_ram_init(void);
+bool escrow_ram_has_some(unsigned long pfn, unsigned long pages);
 struct page *escrow_ram_or_other(struct page *page, gfp_t gfp, unsigned int order);
 void *escrow_ram_or_other_exact(void *pages, size_t size);
 bool escrow_ram_is_short(void);

@@ -83,6 +83,18 @@ static bool escrow_ram_holds(unsigned long pfn, unsigned long pages)
 	return !escrow_ram_count;
 }
 
+/* Whether any page of a range is of boot. */
+bool escrow_ram_has_some(unsigned long pfn, unsigned long pages)
+{
+	unsigned int i;
+
+	for (i = 0; i < escrow_ram_count; i++) {
+		if (pfn < escrow_ram[i].end && pfn + pages > escrow_ram[i].first)
+			return true;
+	}
+	return !escrow_ram_count;
+}
+
 static bool escrow_ram_has(const struct page *page, unsigned int order)
 {
 	return escrow_ram_holds(page_to_pfn(page), 1UL << order);

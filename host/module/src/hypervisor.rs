@@ -115,6 +115,14 @@ pub extern "C" fn escrow_rs_is_home(frame: u64, pages: u32) -> bool {
     hypercall::is_home(&mut Hvc, frame, pages.into())
 }
 
+/// Whether the host reaches a frame, and for how many pages from it on that holds.
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_host_reaches(frame: u64, pages: &mut u64) -> bool {
+    let (reaches, alike) = hypercall::host_reaches(&mut Hvc, frame);
+    *pages = alike;
+    reaches
+}
+
 /// How many entries were done, of as many as there are.
 fn done_of(count: u32, done: u64) -> u32 {
     u32::try_from(done).map_or(count, |done| done.min(count))

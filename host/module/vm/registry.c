@@ -153,16 +153,21 @@ static struct escrow_vm *escrow_registry_next(const struct mm_struct *mm)
 	return found;
 }
 
+/* Lets nobody make a VM any more. */
+void escrow_registry_shut(void)
+{
+	mutex_lock(&escrow_vms.lock);
+	WRITE_ONCE(gate, ESCROW_SHUT);
+	mutex_unlock(&escrow_vms.lock);
+	escrow_registry_changed();
+}
+
 /* Ends all VMs, whoever has files of them, and lets nobody make another. */
 void escrow_registry_shut_down(void)
 {
 	struct escrow_vm *vm;
 
-	mutex_lock(&escrow_vms.lock);
-	WRITE_ONCE(gate, ESCROW_SHUT);
-	mutex_unlock(&escrow_vms.lock);
-	escrow_registry_changed();
-
+	escrow_registry_shut();
 	/* Each is marked before the next look, so this ends. */
 	while ((vm = escrow_registry_next(NULL))) {
 		escrow_vm_shut_down(vm);

@@ -148,6 +148,7 @@ struct escrow_vm *escrow_registry_find(u64 handle);
 void escrow_registry_came_home(struct escrow_vm *vm, enum escrow_vm_event event);
 bool escrow_registry_suspend(void);
 void escrow_registry_resume(void);
+void escrow_registry_shut(void);
 void escrow_registry_shut_down(void);
 void escrow_registry_end_victims(const struct mm_struct *mm);
 bool escrow_registry_is_shut(void);

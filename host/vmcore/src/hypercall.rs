@@ -318,10 +318,28 @@ pub struct AllHome(pub bool);
 
 /// Whether the host has all pages from a frame on.
 pub fn is_home(hv: &mut impl Hypervisor, frame: u64, pages: u64) -> bool {
-    (0..pages).all(|n| {
-        let answer = call(hv, call::FRAME_INFO, [frame + n * PAGE_SIZE]);
-        matches!(answer, Ok([state, ..]) if state == FrameState::Owned as u64)
-    })
+    let mut done = 0;
+    while done < pages {
+        match call(hv, call::FRAME_INFO, [frame + done * PAGE_SIZE]) {
+            Ok([state, alike, ..]) if state == FrameState::Owned as u64 => done += alike.max(1),
+            _ => return false,
+        }
+    }
+    true
+}
+
+/// Whether the host reaches a frame, and for how many pages from it on that holds. It does
+/// reach what the ledger does not know.
+pub fn host_reaches(hv: &mut impl Hypervisor, frame: u64) -> (bool, u64) {
+    use FrameState::{Owned, Pinned, Shared, SharedBack};
+    match call(hv, call::FRAME_INFO, [frame]) {
+        Ok([state, pages, ..]) => {
+            let state = FrameState::from_number(state);
+            (matches!(state, Some(Owned | Pinned | Shared | SharedBack)), pages.max(1))
+        }
+        // Anything else is a guest's own, or Escrow's.
+        Err(refused) => (refused.error == Some(Error::InvalidAddress), 1),
+    }
 }
 
 /// Puts broken pages of one borrower out of use for good.
@@ -514,11 +532,38 @@ mod tests {
         assert_eq!(mem_unshare(&mut hv, LIST), Ok(AllHome(true)));
         assert_eq!(mem_unshare(&mut hv, LIST), Ok(AllHome(false)));
         let (owned, broken) = (FrameState::Owned as u64, FrameState::Poisoned as u64);
-        let mut hv = Script::new(&[[0, owned, 0, 0, 0], [0, broken, 0, 0, 0]]);
+        let mut hv = Script::new(&[[0, owned, 2, 0, 0], [0, broken, 1, 0, 0]]);
         assert!(!is_home(&mut hv, 0x5000, 3));
         let asked: Vec<_> = hv.asked.iter().map(|asked| asked[1]).collect();
-        assert_eq!(asked, [0x5000, 0x6000]);
-        assert!(is_home(&mut Script::new(&[[0, owned, 0, 0, 0]]), 0x5000, 1));
+        assert_eq!(asked, [0x5000, 0x7000]);
+        assert!(is_home(&mut Script::new(&[[0, owned, 512, 0, 0]]), 0x5000, 3));
+    }
+
+    #[test]
+    fn the_host_reaches_what_nobody_has_alone() {
+        let told = |answer| host_reaches(&mut Script::new(&[answer]), 0x5000);
+        for state in FrameState::ALL {
+            let reaches = match state {
+                FrameState::Owned
+                | FrameState::Pinned
+                | FrameState::Shared
+                | FrameState::SharedBack => true,
+                FrameState::Lent
+                | FrameState::UnlockedZeroed
+                | FrameState::UnlockedContents
+                | FrameState::Metadata
+                | FrameState::Donated
+                | FrameState::Hypervisor
+                | FrameState::Poisoned => false,
+            };
+            assert_eq!(told([0, state as u64, 7, 0, 0]), (reaches, 7), "{state:?}");
+        }
+        let refused = |error: Error| told([error.to_register(), 0, 0, 0, 0]);
+        assert_eq!(refused(Error::InvalidAddress), (true, 1));
+        // Whatever else goes wrong, the page is left alone.
+        assert_eq!(refused(Error::NotOwner), (false, 1));
+        assert_eq!(refused(Error::Unimplemented), (false, 1));
+        assert_eq!(told([0, 99, 0, 0, 0]), (false, 1));
     }
 
     #[test]

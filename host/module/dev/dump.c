@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Floor 5: a crash dump. The kernel that runs after a panic (kdump) reads the memory of the
+ * one before it, with nothing that would repair a fault. What that one's guests have is
+ * out of its reach still: EL2 goes on as before. So /proc/vmcore asks here before it
+ * touches a page, and has zeros for what the host does not reach.
+ *
+ * Nothing changes hands any more: the VMs are known to nobody here, their vCPUs do not
+ * run, and this kernel makes no VM (the gate is shut). So an answer stays true.
+ */
+
+#include <linux/crash_dump.h>
+#include <linux/minmax.h>
+#include <linux/pfn.h>
+#include <linux/spinlock.h>
+
+#include "dev/dev.h"
+
+/* The last answer of EL2's, and which frames it is for. */
+static DEFINE_SPINLOCK(known_lock);
+static unsigned long known_first, known_end;
+static bool known_reached;
+
+static bool escrow_dump_is_ram(struct vmcore_cb *cb, unsigned long pfn)
+{
+	bool is_known, reached;
+	u64 pages;
+
+	spin_lock(&known_lock);
+	is_known = pfn >= known_first && pfn < known_end;
+	reached = known_reached;
+	spin_unlock(&known_lock);
+	if (is_known)
+		return reached;
+	reached = escrow_rs_host_reaches(PFN_PHYS(pfn), &pages);
+	spin_lock(&known_lock);
+	known_first = pfn;
+	known_end = pfn + pages;
+	known_reached = reached;
+	spin_unlock(&known_lock);
+	return reached;
+}
+
+static struct vmcore_cb escrow_dump = {
+	.pfn_is_ram = escrow_dump_is_ram,
+};
+
+void escrow_dump_init(void)
+{
+	u64 vms = 0;
+
+	if (!is_kdump_kernel())
+		return;
+	escrow_registry_shut();
+	register_vmcore_cb(&escrow_dump);
+	escrow_rs_info_vms(&vms);
+	pr_info("this kernel is here for a dump: what the %llu VMs of the one before have reads as zeros, and there are no new ones\n",
+		vms);
+}
+
+void escrow_dump_exit(void)
+{
+	if (is_kdump_kernel())
+		unregister_vmcore_cb(&escrow_dump);
+}
