@@ -52,6 +52,8 @@ pub struct Serial {
     command: String,
     lines: Vec<String>,
     session: Option<Session>,
+    /// What a panic of the kernel's says that is no failure.
+    crash: Option<String>,
     deadline: Instant,
     limit: Duration,
     // After the session: QEMU is gone when its place is free.
@@ -74,6 +76,7 @@ impl Serial {
             command: machine.shell_line(),
             lines: Vec::new(),
             session: Some(session),
+            crash: None,
             deadline: Instant::now() + limit,
             limit,
             _place: place,
@@ -114,7 +117,9 @@ impl Serial {
         let event = self.session.as_mut().map_or(Event::End, |session| session.next(deadline));
         if let Event::Line(line) = &event {
             self.lines.push(line.clone());
-            if line.contains("Escrow has failed") || line.contains("Kernel panic - not syncing") {
+            let is_expected = self.crash.take_if(|crash| line.contains(&**crash)).is_some();
+            let is_panic = line.contains("Kernel panic - not syncing") && !is_expected;
+            if line.contains("Escrow has failed") || is_panic {
                 // What follows is part of the story.
                 let end = Instant::now() + Duration::from_millis(300);
                 while let Some(Event::Line(line)) = self.session.as_mut().map(|s| s.next(end)) {
@@ -124,6 +129,11 @@ impl Serial {
             }
         }
         event
+    }
+
+    /// The kernel is to panic, once, and to say this: that is no failure.
+    pub fn expect_crash(&mut self, text: &str) {
+        self.crash = Some(text.into());
     }
 
     /// Reads on to a line that contains `text`, and returns it.

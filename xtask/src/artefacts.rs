@@ -91,6 +91,8 @@ artefacts! {
     guest_kernel = "ESCROW_GUEST_KERNEL";
     /// Busybox, static, for arm64 Linux.
     busybox = "ESCROW_BUSYBOX";
+    /// Folder of Debian's `kexec` for arm64, and of its `libraries`.
+    crash_tools = "ESCROW_CRASH_TOOLS";
     /// `qemu-system-aarch64`.
     qemu = "ESCROW_QEMU";
 }

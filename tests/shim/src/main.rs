@@ -12,10 +12,11 @@
 //! ```
 //!
 //! `--hold`, `--kexec` and `--reboot-kexec` are for the system tests of sleep and of the machine's
-//! end.
+//! end, `--scene` and `--vmcore` for that of a crash dump.
 
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
+mod dump;
 mod hold;
 mod kexec;
 mod nbd;
@@ -35,6 +36,8 @@ fn main() -> ExitCode {
         ["--hold", pages] => pages.parse().map_err(anyhow::Error::from).and_then(hold::hold),
         ["--kexec", image, initrd] => kexec::load(image, initrd),
         ["--reboot-kexec"] => kexec::reboot(),
+        ["--scene"] => dump::scene(),
+        ["--vmcore"] => dump::vmcore(),
         _ => {
             let tests: Vec<_> = [tests::ALL, tests::holders::ALL].concat();
             return runner::run(&tests);

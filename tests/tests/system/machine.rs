@@ -69,7 +69,8 @@ fn memory_is_added_to(kernel: Kernel) {
         add online_kernel
         shim-machine added
         escrow demo
-        nothing_is_lent"
+        nothing_is_lent
+        dmesg | grep -q 'was added after boot: Escrow.s ledger does not have it'"
     );
     let linux = machine("added", kernel, &["virtio/virtio_mem"], &script, &ADDED);
     let lines = linux.passes();

@@ -4,6 +4,7 @@
 
 mod attack;
 mod demo;
+mod dump;
 mod faults;
 mod liar;
 mod machine;

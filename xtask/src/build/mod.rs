@@ -99,6 +99,7 @@ impl Workspace {
             liar: self.paths.liar(),
             guest_kernel: newer.image.clone(),
             busybox: setup.busybox()?.to_owned(),
+            crash_tools: setup.crash_tools()?.to_owned(),
             qemu: setup.qemu()?.to_owned(),
         })
     }

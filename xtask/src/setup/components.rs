@@ -99,6 +99,28 @@ impl<'a> Store<'a> {
         Ok(self.folder("busybox").join("busybox"))
     }
 
+    /// What loads a crash kernel (`kexec`), for arm64 hosts, with its libraries.
+    pub fn crash_tools(&mut self) -> Result<PathBuf> {
+        let part = "crash-tools";
+        self.provide(
+            part,
+            |apt| {
+                let is_wanted = |name: &str| {
+                    (name.starts_with("lib") && name != "libgcc-s1") || name.starts_with("zlib")
+                };
+                kernels::with_libraries(apt, "kexec-tools", "arm64", USER_SUITE, is_wanted)
+            },
+            unpack,
+            |at, _| {
+                let places = ["usr/sbin/kexec", "sbin/kexec"].map(Path::new);
+                let place = places.iter().find(|place| at.join(place).exists());
+                link(at, "kexec", place.context("the package has no kexec")?)?;
+                link(at, "libraries", Path::new("usr/lib/aarch64-linux-gnu"))
+            },
+        )?;
+        Ok(self.folder(part))
+    }
+
     /// The sources of the libraries of Rust `version`.
     pub fn rust_library(&mut self, version: &str) -> Result<PathBuf> {
         let part = "rust-src";

@@ -191,7 +191,7 @@ fn newer_tools(store: &mut Store<'_>, compiler: &str, native: &str) -> Result<Pa
     let root = format!("{gcc}-aarch64-linux-gnu");
     store.provide(
         TOOLS,
-        |apt| with_libraries(apt, &root, native),
+        |apt| with_libraries(apt, &root, native, TOOLS_SUITE, is_of_compiler),
         unpack,
         |at, home| {
             let libraries = find_where(at, "usr/lib", |name| name.ends_with("-linux-gnu"))?;
@@ -281,23 +281,30 @@ pub fn packages(
     Ok(packages)
 }
 
-/// A compiler with all that it needs to compile C to assembly: its own parts,
-/// and the libraries behind them.
-fn with_libraries(apt: &Apt, root: &str, native: &str) -> Result<Vec<Package>> {
+/// A program with all that it needs and that is wanted: its own parts, and the libraries
+/// behind them.
+pub fn with_libraries(
+    apt: &Apt,
+    root: &str,
+    architecture: &str,
+    suite: &str,
+    is_wanted: fn(&str) -> bool,
+) -> Result<Vec<Package>> {
     let mut queue = VecDeque::from([root.to_owned()]);
     let mut packages: Vec<Package> = Vec::new();
     while let Some(name) = queue.pop_front() {
         if packages.iter().any(|package| package.name == name) {
             continue;
         }
-        let package = apt.candidate(&format!("{name}:{native}/{TOOLS_SUITE}"))?;
+        let package = apt.candidate(&format!("{name}:{architecture}/{suite}"))?;
         let names = package.depends.iter().map(|needed| &needed.name);
-        queue.extend(names.filter(|name| is_of_compiler(name)).cloned());
+        queue.extend(names.filter(|name| is_wanted(name)).cloned());
         packages.push(package);
     }
     Ok(packages)
 }
 
+/// Of a compiler: what it needs to compile C to assembly.
 fn is_of_compiler(name: &str) -> bool {
     // Not what programs for arm64 are linked with.
     name.starts_with("cpp-") || name.starts_with("lib") && !name.contains("-dev")

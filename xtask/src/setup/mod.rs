@@ -113,6 +113,7 @@ pub struct Setup {
     debug_kernel_tools: Provided<()>,
     newer_kernel: Provided<Kernel>,
     busybox: Provided<PathBuf>,
+    crash_tools: Provided<PathBuf>,
     peers: Provided<Peers>,
     /// Whether the peers were asked for.
     wants_peers: bool,
@@ -142,6 +143,7 @@ impl Setup {
             debug_kernel_tools: missing.without(system::Use::DebugKernel),
             newer_kernel: provided(kernels::newer(&mut parts)),
             busybox: provided(parts.busybox()),
+            crash_tools: provided(parts.crash_tools()),
             peers: provided(if options.peers {
                 peers::provide(&mut parts)
             } else {
@@ -195,6 +197,7 @@ impl Setup {
             problem("host's kernel", &self.older_kernel),
             problem("newer kernel", &self.newer_kernel),
             problem("busybox", &self.busybox),
+            problem("tools for crash dumps", &self.crash_tools),
             self.wants_peers.then(|| problem("peers", &self.peers)).flatten(),
         ];
         problems.into_iter().flatten().collect()
@@ -249,6 +252,11 @@ impl Setup {
         need(&self.busybox).map(PathBuf::as_path)
     }
 
+    /// Folder of `kexec` and its `libraries`.
+    pub fn crash_tools(&self) -> Result<&Path> {
+        need(&self.crash_tools).map(PathBuf::as_path)
+    }
+
     /// What a bench boots besides Escrow.
     pub fn peers(&self) -> Result<&Peers> {
         need(&self.peers)
@@ -267,6 +275,7 @@ impl Setup {
             self.host_kernel().map(|k| ("host's kernel", k.to_string())),
             self.newer_kernel().map(|k| ("newer kernel, for hosts and guests", k.to_string())),
             self.busybox().map(|p| ("busybox", p.display().to_string())),
+            self.crash_tools().map(|p| ("tools for crash dumps", p.display().to_string())),
             self.peers().map(|p| ("Xen, a peer", format!("{} ({})", p.xen.display(), p.version))),
         ];
         for (what, how) in there.into_iter().flatten() {
