@@ -90,6 +90,8 @@ impl Optional {
     pub const WALKS: u16 = 1 << 9;
     /// `VDISR_EL2`.
     pub const VDISR: u16 = 1 << 10;
+    /// All of them, and what is below the last one.
+    pub const MOST: u16 = (Self::VDISR << 1) - 1;
     /// What hardly any CPU needs.
     pub const RARE: u16 = !(Self::HFGXTR | Self::PMU | Self::VDISR);
 

@@ -33,6 +33,9 @@ unsafe extern "C" {
 /// `HCR_EL2.APK` and `API`: pointer authentication is not trapped.
 const HCR_PAUTH: u64 = 1 << 40 | 1 << 41;
 
+// [`HostRegisters::long_way`] is either that, or something is to be done.
+const _: () = assert!(Optional::MOST as u64 & Observers::NONE_ACTS == 0);
+
 // What switch.S relies on.
 const _: () = {
     use core::mem::offset_of;
@@ -73,7 +76,7 @@ pub(crate) unsafe fn enter(cpu: *mut PerCpu, context: Stage2Context, vcpu: &mut 
     // registers acts on its own memory only.
     let held_back = unsafe {
         if host.long_way != 0 {
-            enter_rarely(cpu, context, vcpu)
+            enter_long_way(cpu, context, vcpu)
         } else {
             to_guest(cpu, context, vcpu)
         }
@@ -116,7 +119,7 @@ pub(crate) unsafe fn exit(cpu: *mut PerCpu, vcpu: &mut Vcpu) {
             escrow_load_keys(&host.el1.keys);
         }
         if host.long_way != 0 {
-            exit_rarely(cpu, vcpu);
+            exit_long_way(cpu, vcpu);
         } else {
             to_host(cpu, vcpu);
         }
@@ -153,6 +156,43 @@ unsafe fn to_host(cpu: *const PerCpu, vcpu: &mut Vcpu) {
     }
 }
 
+/// [`to_guest`] where something more is to be done: the little that Linux needs each time,
+/// or [`enter_rarely`].
+///
+/// # Safety
+///
+/// As for [`enter`].
+#[cold]
+#[inline(never)]
+unsafe fn enter_long_way(cpu: *mut PerCpu, context: Stage2Context, vcpu: &mut Vcpu) -> u64 {
+    // SAFETY: as granted; the CPU's own data.
+    unsafe {
+        if (*cpu).host.long_way != Observers::NONE_ACTS {
+            return enter_rarely(cpu, context, vcpu);
+        }
+        MDSCR_EL1::write(0);
+        to_guest(cpu, context, vcpu)
+    }
+}
+
+/// The way back from [`enter_long_way`].
+///
+/// # Safety
+///
+/// As for [`exit`].
+#[cold]
+#[inline(never)]
+unsafe fn exit_long_way(cpu: *mut PerCpu, vcpu: &mut Vcpu) {
+    // SAFETY: as granted; the CPU's own data.
+    unsafe {
+        if (*cpu).host.long_way != Observers::NONE_ACTS {
+            return exit_rarely(cpu, vcpu);
+        }
+        to_host(cpu, vcpu);
+    }
+    MDSCR_EL1::write(Observers::NONE_ACTS);
+}
+
 /// The slow path of [`to_guest`], taken when walks are to be held off, observers to be
 /// stopped, or optional registers to be switched.
 ///
@@ -160,6 +200,7 @@ unsafe fn to_host(cpu: *const PerCpu, vcpu: &mut Vcpu) {
 ///
 /// As for [`enter`].
 #[cold]
+#[inline(never)]
 unsafe fn enter_rarely(cpu: *mut PerCpu, context: Stage2Context, vcpu: &mut Vcpu) -> u64 {
     // SAFETY: parts of this CPU's data that nothing else refers to.
     let (host, controls, observers, optional) =
@@ -190,6 +231,7 @@ unsafe fn enter_rarely(cpu: *mut PerCpu, context: Stage2Context, vcpu: &mut Vcpu
 ///
 /// As for [`exit`].
 #[cold]
+#[inline(never)]
 unsafe fn exit_rarely(cpu: *mut PerCpu, vcpu: &mut Vcpu) {
     // SAFETY: parts of this CPU's data that nothing else refers to.
     let (host, controls, observers, optional) =

@@ -101,6 +101,11 @@ const PMCR_E: u64 = 1 << 0;
 const LIMIT_E: u64 = 1 << 0;
 
 impl Observers {
+    /// `MDSCR_EL1` of a host none of whose observers acts, but which keeps EL0 from the debug
+    /// communications channel (`TDCC`), as Linux does all the time. What [`Self::act`] says is
+    /// this only then; for a guest it has to be 0 all the same.
+    pub const NONE_ACTS: u64 = 1 << 12;
+
     /// What a CPU has. A buffer whose bit P is set in `PMBIDR_EL1` or `TRBIDR_EL1` is a
     /// higher exception level's, and all registers of it trap there.
     pub fn of(ids: &Ids) -> Observers {
@@ -121,7 +126,7 @@ impl Observers {
         self.spe || self.trf || self.trbe || self.brbe
     }
 
-    /// Whether, of those that every CPU has, any acts: not 0. `pmcr` is 0 where there is none.
+    /// Whether, of those that every CPU has, any acts: neither 0 nor [`Self::NONE_ACTS`]. `pmcr` is 0 where there is none.
     #[inline(always)]
     pub const fn act(mdscr: u64, pmcr: u64) -> u64 {
         mdscr | pmcr & PMCR_E

@@ -15,6 +15,8 @@ pub const TESTS: &[Test] =
 /// single steps.
 const ACT: u64 = 1 << 15 | 1 << 13;
 const STEP: u64 = 1 << 0;
+/// TDCC, which Linux always has set: nothing acts.
+const TDCC: u64 = 1 << 12;
 /// `DBGBCR<n>_EL1`: enabled, EL1 and EL0, any byte of the instruction.
 const BREAK: u64 = 1 | 0b11 << 1 | 0xf << 5;
 /// `DBGWCR<n>_EL1`: enabled, EL1 and EL0, loads and stores of any byte of a double word.
@@ -68,7 +70,7 @@ fn set(break_at: [u64; 2], watch: [u64; 2], how: (u64, u64)) {
 fn breakpoints_do_not_stop_a_guest(host: &mut Host) -> Outcome {
     let agent = Agent::start(host)?;
     set([CODE + routine::unmasked_work().offset(), 0], [MAILBOX, MAILBOX + 72], (BREAK, WATCH));
-    for control_set in [ACT, ACT | STEP] {
+    for control_set in [ACT, ACT | STEP, TDCC, ACT | TDCC] {
         set_control(control_set);
         let results = agent.call(routine::unmasked_work(), &[3]);
         let seen = control();
