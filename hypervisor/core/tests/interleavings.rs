@@ -2,7 +2,7 @@
 
 //! The protocols between CPUs at EL2, in every order in which their steps can be seen:
 //! runs against a VM's end, lists read without a lock, the end of the machine, doorbells,
-//! handles against death.
+//! handles against death, interrupts of guests against entries, exits and sleep.
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test --release -p escrow-core --test interleavings`
 
@@ -17,6 +17,10 @@ use escrow_core::doorbell::{Action, Doorbells};
 use escrow_core::gate::Gate;
 use escrow_core::ledger::{GuestId, TicketLock};
 use escrow_core::stage2::{Stage2Context, VcpuPage};
+use escrow_core::vgic::{
+    Access, Bank, Cpu, Effects, Frame, Input, Interface, LIST_REGISTERS, Pages, SgiRegister, Spi,
+    Vgic,
+};
 use escrow_core::vm::{Counts, Life, Slot};
 use loom::cell::UnsafeCell;
 use loom::sync::Arc;
@@ -394,5 +398,197 @@ fn a_vcpu_that_is_entered_is_the_one_that_was_put_together() {
             assert_eq!(guest.slot.vcpu(0), Some(PAGE));
         }
         start.join().unwrap();
+    });
+}
+
+/// The virtual CPU interface of a CPU.
+struct ListRegisters([u64; LIST_REGISTERS]);
+
+impl ListRegisters {
+    fn has(&self, intid: u64) -> bool {
+        self.0.iter().any(|lr| lr & 0xffff_ffff == intid && lr >> 62 == 1)
+    }
+}
+
+impl Interface for ListRegisters {
+    fn list_registers(&self) -> usize {
+        4
+    }
+    fn list_register(&self, n: usize) -> u64 {
+        self.0[n]
+    }
+    fn set_list_register(&mut self, n: usize, value: u64) {
+        self.0[n] = value;
+    }
+    fn hcr(&self) -> u64 {
+        1
+    }
+    fn set_hcr(&mut self, _: u64) {}
+    fn vmcr(&self) -> u64 {
+        // Group 0, all priorities, a binary point of 2.
+        1 | 2 << 21 | 0xff << 24
+    }
+    fn has_maintenance(&self) -> bool {
+        false
+    }
+    fn active_priorities(&self) -> [u32; 4] {
+        [0; 4]
+    }
+    fn preemption_shift(&self) -> u32 {
+        3
+    }
+}
+
+/// The interrupt controller of two vCPUs, and the list registers of vCPU 1's CPU.
+struct Controller {
+    bank: Bank,
+    cpus: [Cpu; 2],
+}
+
+impl Pages for &Controller {
+    fn bank(&self, n: usize) -> Option<&Bank> {
+        (n == 0).then_some(&self.bank)
+    }
+    fn cpu(&self, index: u8) -> Option<&Cpu> {
+        self.cpus.get(usize::from(index))
+    }
+    fn intids(&self) -> u32 {
+        64
+    }
+}
+
+const SGI: u64 = 3;
+const SPI: u64 = 40;
+
+impl Controller {
+    /// The SGI and the SPI are enabled, and vCPU 1's.
+    fn new() -> Arc<Controller> {
+        let controller = Controller { bank: Bank::new(), cpus: [Cpu::new(), Cpu::new()] };
+        let vgic = Vgic::new(&controller);
+        let mut effects = Effects::default();
+        vgic.admit(0, true, &mut effects);
+        vgic.admit(1, true, &mut effects);
+        let mut write = |frame, offset, size, value| {
+            vgic.access(0, frame, offset, size, Some(value), &mut effects);
+        };
+        write(Frame::Distributor, 0, 4, 1);
+        write(Frame::Redistributor(1), 0x1_0100, 4, 1 << SGI);
+        write(Frame::Distributor, 0x104, 4, 1 << (SPI - 32));
+        write(Frame::Distributor, 0x6000 + 8 * SPI as u32, 8, 1);
+        // What that made to be looked at is looked at.
+        let mut registers = ListRegisters([0; LIST_REGISTERS]);
+        vgic.enter(1, &mut registers, 0, true, &mut effects);
+        vgic.exit(1, &mut registers);
+        Arc::new(controller)
+    }
+
+    /// vCPU 0 sends the SGI.
+    fn send(&self) -> Effects {
+        let mut effects = Effects::default();
+        let value = SGI << 24 | 1 << 1;
+        Vgic::new(self).send(0, SgiRegister::Group1, value, &mut effects);
+        effects
+    }
+
+    /// The host raises the SPI.
+    fn raise(&self) -> Effects {
+        let mut effects = Effects::default();
+        Vgic::new(self).input(Spi::new(SPI as u32).unwrap(), Input::Edge, &mut effects);
+        effects
+    }
+
+    /// vCPU 1 enters its guest.
+    fn enter(&self, registers: &mut ListRegisters) -> Effects {
+        let mut effects = Effects::default();
+        Vgic::new(self).enter(1, registers, 0, false, &mut effects);
+        effects
+    }
+}
+
+/// In the list registers, or the CPU is interrupted and has it when it enters again.
+fn comes(controller: &Controller, registers: &mut ListRegisters, intid: u64, inside: u32) {
+    if inside == 1 << 1 {
+        Vgic::new(controller).exit(1, registers);
+        controller.enter(registers);
+    }
+    assert!(registers.has(intid), "{intid} is lost");
+}
+
+#[test]
+fn an_interrupt_meets_an_entry() {
+    play("an entry, an SGI, an SPI", || {
+        let controller = Controller::new();
+        let [sender, host] = [controller.clone(), controller.clone()];
+        let sends = thread::spawn(move || sender.send());
+        let raises = thread::spawn(move || host.raise());
+        let mut registers = ListRegisters([0; LIST_REGISTERS]);
+        controller.enter(&mut registers);
+        let (sent, raised) = (sends.join().unwrap(), raises.join().unwrap());
+        let inside = sent.inside | raised.inside;
+        comes(&controller, &mut registers, SGI, inside);
+        assert!(registers.has(SPI), "the SPI is lost");
+    });
+}
+
+#[test]
+fn an_interrupt_meets_an_exit_and_an_entry() {
+    play("an exit and an entry with a list register in use, an SPI", || {
+        let controller = Controller::new();
+        let mut registers = ListRegisters([0; LIST_REGISTERS]);
+        controller.send();
+        controller.enter(&mut registers);
+        assert!(registers.has(SGI));
+        let host = controller.clone();
+        let raises = thread::spawn(move || host.raise());
+        Vgic::new(&*controller).exit(1, &mut registers);
+        controller.enter(&mut registers);
+        let raised = raises.join().unwrap();
+        comes(&controller, &mut registers, SPI, raised.inside);
+        assert!(registers.has(SGI));
+    });
+}
+
+#[test]
+fn an_interrupt_ends_a_vcpu_s_sleep() {
+    play("a sleep, an SGI", || {
+        let controller = Controller::new();
+        let sender = controller.clone();
+        let sends = thread::spawn(move || sender.send());
+        let mut registers = ListRegisters([0; LIST_REGISTERS]);
+        let sleeps = Vgic::new(&*controller).sleep(1, &registers);
+        let sent = sends.join().unwrap();
+        assert!(!sleeps || sent.asleep == 1 << 1, "it sleeps over an interrupt");
+        controller.enter(&mut registers);
+        assert!(registers.has(SGI));
+    });
+}
+
+#[test]
+fn who_waits_for_an_exit_sees_it() {
+    play("a read of what is in a list register, the exit of its CPU", || {
+        let controller = Controller::new();
+        let mut registers = ListRegisters([0; LIST_REGISTERS]);
+        controller.send();
+        controller.enter(&mut registers);
+        // The guest acknowledges it.
+        let lr = registers.0.iter_mut().find(|lr| **lr != 0).unwrap();
+        *lr = *lr & !(3 << 62) | 2 << 62;
+        let reader = controller.clone();
+        let read = thread::spawn(move || {
+            let vgic = Vgic::new(&*reader);
+            let mut effects = Effects::default();
+            let frame = Frame::Redistributor(1);
+            (vgic.access(0, frame, 0x1_0300, 4, None, &mut effects), effects)
+        });
+        Vgic::new(&*controller).exit(1, &mut registers);
+        let vgic = Vgic::new(&*controller);
+        match read.join().unwrap() {
+            (Access::Done(value), _) => assert_eq!(value, 1 << SGI),
+            (Access::Wait(waits), effects) => {
+                assert_eq!((waits, effects.inside), (1 << 1, 1 << 1));
+                assert_eq!(vgic.poll(0, waits), 0, "it waits for good");
+                assert_eq!(vgic.read_after_wait(0, Frame::Redistributor(1), 0x1_0300, 4), 1 << SGI);
+            }
+        }
     });
 }

@@ -89,6 +89,12 @@ impl BankState {
         self.homed.get(intid).then(|| self.homes[intid.number() as usize % INTIDS])
     }
 
+    /// Whether an SPI is neither pending nor at home anywhere.
+    #[inline(always)]
+    pub fn is_quiet(&self, intid: Intid) -> bool {
+        !self.homed.get(intid) && !self.lines.latch.get(intid) && !self.lines.input.get(intid)
+    }
+
     /// Interrupts of a word that have a home.
     pub fn homed(&self, word: usize) -> u32 {
         self.homed.word(word)

@@ -6,7 +6,7 @@ use super::bank::BankState;
 use super::bits::{Bits, Intid, ones};
 use super::lines::{Change, Line, Lines};
 use super::lr::{Groups, Interface, Kind, LIST_REGISTERS, ListRegister, Vmcr, hcr};
-use super::queue::Queue;
+use super::queue::{Note, Queue};
 use crate::sync::{AtomicU32, TicketMutex};
 
 /// The interrupt part of a vCPU, in a page that its host has donated.
@@ -100,9 +100,6 @@ pub(super) struct CpuState {
     /// pending, because of an event, which ends with its acknowledgement. In a list register
     /// that is pending, that it became so by an event.
     held: Bits<32>,
-    /// Of the same: its group, and whether its deactivation is to be noticed.
-    group: Bits<32>,
-    sensitive: Bits<32>,
     /// Of what is active: that it is so by a write to ISACTIVER, so that no write to EOIR is
     /// about it.
     unacknowledged: Bits<32>,
@@ -152,8 +149,6 @@ impl Cpu {
                 outside: Bits::EMPTY,
                 outside_count: 0,
                 held: Bits::EMPTY,
-                group: Bits::EMPTY,
-                sensitive: Bits::EMPTY,
                 unacknowledged: Bits::EMPTY,
                 link: None,
             }),
@@ -246,7 +241,7 @@ impl CpuState {
         for n in ones(self.used.into()).map(usize::from) {
             let lr = interface.list_register(n);
             self.lr[n % LIST_REGISTERS] = lr;
-            due |= ListRegister(lr).is_idle();
+            due |= ListRegister(lr).is_idle() && !self.release_idle(n);
         }
         if self.outside_count != 0 {
             let value = interface.hcr();
@@ -254,6 +249,64 @@ impl CpuState {
             interface.set_hcr(value & !hcr::EOI_COUNT);
         }
         due
+    }
+
+    /// The short way of [`Self::harvest`]: one of its own that was deactivated, with nothing
+    /// else to it. `false` if this is not so.
+    #[inline(always)]
+    fn release_idle(&mut self, n: usize) -> bool {
+        let n = n % LIST_REGISTERS;
+        let (lr, bit) = (ListRegister(self.lr[n]), 1u16 << n);
+        let posted = self.clear_pending | self.clear_active | self.set_active;
+        let Some(intid) = Intid::new(lr.number()).filter(|intid| intid.is_private()) else {
+            return false;
+        };
+        if lr.is_told() || posted & bit != 0 || self.lines.latch.get(intid) {
+            return false;
+        }
+        if lr.is_linked() {
+            self.lines.input.set(intid, false);
+        } else if !self.lines.edge.get(intid) {
+            return false;
+        }
+        // The CPU's is empty as it is.
+        self.lr[n] = 0;
+        self.used &= !bit;
+        self.held.set(intid, false);
+        self.unacknowledged.set(intid, false);
+        true
+    }
+
+    /// An interrupt of its own whose input is high from now on, straight into a list register of
+    /// the CPU, which is about to go on in the guest. `false` if that is not all there is to do.
+    #[inline(always)]
+    pub fn insert(&mut self, intid: Intid, interface: &mut impl Interface) -> bool {
+        self.lines.input.set(intid, true);
+        let line = self.lines.line(intid);
+        if !line.enabled || self.used != 0 && self.resident(intid).is_some() {
+            // Its level is looked at when it is enabled, or deactivated.
+            return true;
+        }
+        let count = interface.list_registers().min(LIST_REGISTERS);
+        let free = !u32::from(self.used) & ((1 << count) - 1);
+        if free == 0
+            || line.edge
+            || !self.is_clean()
+            || self.queue.contains(intid)
+            || self.outside.get(intid)
+            || !self.forwarded().contains(line.group)
+        {
+            self.refresh(intid);
+            return false;
+        }
+        let n = free.trailing_zeros() as usize % LIST_REGISTERS;
+        self.queue.set_note(intid, Note::new(line.level, line.group, true));
+        self.held.set(intid, false);
+        self.load(n, intid, true, false);
+        self.dirty = 0;
+        self.running = true;
+        interface.set_list_register(n, self.lr[n]);
+        true
     }
 
     /// Has what others want done to a list register of a CPU in the guest wait for it.
@@ -343,7 +396,7 @@ impl CpuState {
                 self.lr[n] = now.0;
                 self.dirty |= bit;
             }
-            self.sensitive.set(intid, told);
+            self.queue.set_note(intid, self.queue.note(intid).with_told(told));
             if !active || !lr.is_active() {
                 // Pending, or active not by its acknowledgement, but by a write to ISACTIVER.
                 self.unacknowledged.set(intid, active);
@@ -394,7 +447,7 @@ impl CpuState {
         if lr.is_active() {
             self.set_outside(intid, true);
         } else if lr.is_pending() {
-            self.queue.insert(intid, lr.level(), lr.group());
+            self.queue.insert(intid, Note::new(lr.level(), lr.group(), lr.is_told()));
         }
     }
 
@@ -407,9 +460,7 @@ impl CpuState {
     /// it is pending by an event.
     pub fn enqueue(&mut self, intid: Intid, line: &Line, held: bool) {
         self.held.set(intid, held);
-        self.group.set(intid, line.group != 0);
-        self.sensitive.set(intid, !line.edge);
-        self.queue.insert(intid, line.level, line.group);
+        self.queue.insert(intid, Note::new(line.level, line.group, !line.edge));
     }
 
     /// Takes an interrupt that is in no list register out of the queue: whether it was
@@ -434,12 +485,12 @@ impl CpuState {
     /// still waits for the deactivation. If not, it is held, and pending then. `stays`: it will
     /// be for this vCPU.
     pub fn hold(&mut self, intid: Intid, line: &Line, stays: bool) -> bool {
-        let group = u8::from(self.group.get(intid));
-        let same = self.queue.level(intid) == line.level && group == line.group;
+        let note = self.queue.note(intid);
+        let same = note.level() == line.level && note.group() == line.group;
         let held = line.latch && line.edge && line.enabled && same && stays;
         let waits = line.latch && !held;
         self.held.set(intid, held);
-        self.sensitive.set(intid, !line.edge || waits);
+        self.queue.set_note(intid, note.with_told(!line.edge || waits));
         waits
     }
 
@@ -479,8 +530,7 @@ impl CpuState {
         match change {
             Change::Activate if !self.outside.get(intid) => {
                 let line = self.lines.line(intid);
-                self.group.set(intid, line.group != 0);
-                self.queue.note_level(intid, line.level);
+                self.queue.set_note(intid, Note::new(line.level, line.group, !line.edge));
                 self.unacknowledged.set(intid, true);
                 self.set_outside(intid, true);
             }
@@ -500,14 +550,19 @@ impl CpuState {
         self.refresh(intid);
     }
 
-    /// A new event of one of its own, or of its input: the short way of
-    /// [`Self::change_private`], that leaves list registers alone.
+    /// A new event of one of its own, or a new level of its input: the short way of
+    /// [`Self::change_private`], that leaves list registers alone. `false` if it changes nothing
+    /// for the vCPU.
     #[inline(always)]
-    pub fn event(&mut self, intid: Intid, change: Change) {
+    pub fn event(&mut self, intid: Intid, change: Change) -> bool {
+        if self.queue.contains(intid) && change == Change::Pend {
+            return !self.held.replace(intid, true);
+        }
         self.lines.apply(intid, change);
-        if self.resident(intid).is_none() {
+        if self.used == 0 || self.resident(intid).is_none() {
             self.refresh(intid);
         }
+        true
     }
 
     /// The interrupt that the guest has deactivated of those that are in no list register:
@@ -519,16 +574,15 @@ impl CpuState {
         let ended = self.highest_outside(|intid| !self.unacknowledged.get(intid));
         // What it deactivates beyond that is not active.
         self.eoi_count = if ended.is_some() { self.eoi_count - 1 } else { 0 };
-        ended.map(|(intid, _)| intid)
+        ended
     }
 
-    fn highest_outside(&self, fits: impl Fn(Intid) -> bool) -> Option<(Intid, u8)> {
+    fn highest_outside(&self, fits: impl Fn(Intid) -> bool) -> Option<Intid> {
         if self.outside_count == 0 {
             return None;
         }
         let fits = |&intid: &Intid| fits(intid);
-        let levels = self.outside.iter().filter(fits).map(|intid| (intid, self.queue.level(intid)));
-        levels.min_by_key(|&(_, level)| level)
+        self.outside.iter().filter(fits).min_by_key(|&intid| self.queue.note(intid).level())
     }
 
     /// Puts what matters most into the list registers. Returns what `ICH_HCR_EL2` needs.
@@ -542,37 +596,35 @@ impl CpuState {
         let all = ((1u32 << registers) - 1) as u16;
         let forwarded = self.forwarded();
         let (first, second) = (forwarded.and(vmcr.groups()), forwarded.without(vmcr.groups()));
-        while let Some((intid, level, group)) = self.queue.top(first) {
+        while let Some(intid) = self.queue.top(first) {
             let free = !self.used & all;
             let n = if free != 0 {
                 free.trailing_zeros() as usize
-            } else if let Some(victim) = self.victim(level, first) {
+            } else if let Some(victim) = self.victim(self.queue.note(intid).level(), first) {
                 self.unload(victim);
                 victim
             } else {
                 break;
             };
             self.queue.remove(intid);
-            self.load(n, intid, level, group, true, false);
+            self.load(n, intid, true, false);
         }
         while self.used != all
-            && let Some((intid, level)) = self.highest_outside(|intid| {
+            && let Some(intid) = self.highest_outside(|intid| {
                 // Not with an event that does not come through.
-                let group = u8::from(self.group.get(intid));
-                !self.held.get(intid) || forwarded.contains(group)
+                !self.held.get(intid) || forwarded.contains(self.queue.note(intid).group())
             })
         {
-            let (held, group) = (self.held.get(intid), self.group.get(intid));
             self.set_outside(intid, false);
             let n = (!self.used & all).trailing_zeros() as usize;
-            self.load(n, intid, level, group.into(), held, true);
+            self.load(n, intid, self.held.get(intid), true);
         }
         while self.used != all
-            && let Some((intid, level, group)) = self.queue.top(second)
+            && let Some(intid) = self.queue.top(second)
         {
             self.queue.remove(intid);
             let n = (!self.used & all).trailing_zeros() as usize;
-            self.load(n, intid, level, group, true, false);
+            self.load(n, intid, true, false);
         }
         self.controls(vmcr, first, second)
     }
@@ -620,14 +672,16 @@ impl CpuState {
         all.filter_map(|n| Some((worth(n)?, n))).max().map(|(_, n)| n)
     }
 
-    fn load(&mut self, n: usize, intid: Intid, level: u8, group: u8, pending: bool, active: bool) {
+    #[inline(always)]
+    fn load(&mut self, n: usize, intid: Intid, pending: bool, active: bool) {
+        let note = self.queue.note(intid);
         let kind = match self.link {
             Some((linked, physical)) if linked == intid => Kind::Linked(physical),
-            _ if self.sensitive.get(intid) => Kind::Told,
+            _ if note.is_told() => Kind::Told,
             _ => Kind::Plain,
         };
-        let lr = ListRegister::new(intid, level, group, kind).with(pending, active);
-        self.lr[n % LIST_REGISTERS] = lr.0;
+        let lr = ListRegister::new(intid, note.level(), note.group(), kind);
+        self.lr[n % LIST_REGISTERS] = lr.with(pending, active).0;
         self.used |= 1 << (n % LIST_REGISTERS);
         self.dirty |= 1 << (n % LIST_REGISTERS);
     }

@@ -523,7 +523,8 @@ impl<P: Pages> Vgic<P> {
             Register::Bits(field, 0) => {
                 let groups = cpu.state.lock().lines.group.word(0);
                 let (bits, change) = changes(field, value, groups);
-                for (bit, intid) in own(0, 32).filter(|(_, intid)| bits & intid.bit() != 0) {
+                for bit in ones(bits) {
+                    let Some(intid) = Intid::new(bit.into()) else { continue };
                     let change = change.unwrap_or(Change::Group(value & 1 << bit != 0));
                     self.change_private(vcpu, intid, change, me, effects);
                 }

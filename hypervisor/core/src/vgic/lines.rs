@@ -57,6 +57,15 @@ pub(super) enum Change {
     Route(u32),
 }
 
+impl Change {
+    /// Whether it is about what the guest sets up, not about an interrupt's state.
+    #[inline(always)]
+    pub const fn is_set_up(self) -> bool {
+        use Change::*;
+        matches!(self, Enable(_) | Group(_) | Edge(_) | Priority(_) | Route(_))
+    }
+}
+
 impl<const W: usize, const N: usize> Lines<W, N> {
     pub const fn new() -> Lines<W, N> {
         Lines {

@@ -336,6 +336,14 @@ impl<P: Pages> Vgic<P> {
         if bank.lines.is_moot(intid, change) {
             return;
         }
+        if bank.is_quiet(intid) && change.is_set_up() {
+            // The short way: it goes nowhere.
+            bank.lines.apply(intid, change);
+            if let Change::Route(route) = change {
+                bank.set_route(intid, route);
+            }
+            return;
+        }
         if let Some(home) = bank.home(intid)
             && let Some(cpu) = self.0.cpu(home)
         {

@@ -3,20 +3,49 @@
 //! What a vCPU is to be offered next.
 //!
 //! For each group and each of the 32 levels of priority, a word says in which words of the
-//! INTIDs something waits; the levels are kept bit by bit, in five planes. So who is next is
-//! found in a number of steps that does not depend on how many wait.
+//! INTIDs something waits. So who is next is found without a look at all that wait: at the 32 of
+//! a word at most, and mostly at one.
 
-use super::bits::{Bits, Intid};
+use super::bits::{Bits, Intid, ones};
 use super::lr::Groups;
 
-/// Bits of a priority that are implemented: all virtual CPU interfaces have at least as many
-/// (IHI 0069, "ICH_VTR_EL2", PRIbits).
-pub(super) const PRIORITY_BITS: usize = 5;
+/// What is noted of an interrupt that is in the queue, in a list register, or active.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Note(u8);
 
+impl Note {
+    const GROUP: u8 = 1 << 5;
+    const TOLD: u8 = 1 << 6;
+
+    /// `level`: the upper five bits of its priority, which is as many as all virtual CPU
+    /// interfaces have at least (IHI 0069, "ICH_VTR_EL2", PRIbits). `told`: its deactivation is
+    /// to be noticed.
+    #[inline(always)]
+    pub const fn new(level: u8, group: u8, told: bool) -> Note {
+        Note(level & 31 | (group & 1) << 5 | if told { Note::TOLD } else { 0 })
+    }
+
+    pub const fn level(self) -> u8 {
+        self.0 & 31
+    }
+
+    pub const fn group(self) -> u8 {
+        (self.0 & Note::GROUP) >> 5
+    }
+
+    pub const fn is_told(self) -> bool {
+        self.0 & Note::TOLD != 0
+    }
+
+    pub const fn with_told(self, told: bool) -> Note {
+        Note(self.0 & !Note::TOLD | if told { Note::TOLD } else { 0 })
+    }
+}
+
+/// Of the interrupts of a group that wait.
 #[derive(Clone, Debug)]
 struct Waiting {
-    intids: Bits<32>,
-    /// For each level, the words of `intids` with something of that level.
+    /// For each level, the words with something of that level.
     words: [u32; 32],
     /// Levels of which there is something.
     levels: u32,
@@ -25,90 +54,92 @@ struct Waiting {
 /// The interrupts that wait for a vCPU.
 #[derive(Clone, Debug)]
 pub(super) struct Queue {
+    intids: Bits<32>,
     groups: [Waiting; 2],
-    planes: [Bits<32>; PRIORITY_BITS],
+    notes: [Note; 1024],
 }
 
 impl Queue {
     pub const fn new() -> Queue {
-        const NONE: Waiting = Waiting { intids: Bits::EMPTY, words: [0; 32], levels: 0 };
-        Queue { groups: [NONE; 2], planes: [const { Bits::EMPTY }; PRIORITY_BITS] }
+        const NONE: Waiting = Waiting { words: [0; 32], levels: 0 };
+        Queue { intids: Bits::EMPTY, groups: [NONE; 2], notes: [Note(0); 1024] }
     }
 
-    /// The level of an interrupt that was noted last.
+    /// What was noted of an interrupt last.
     #[inline(always)]
-    pub fn level(&self, intid: Intid) -> u8 {
-        (0u8..).zip(&self.planes).map(|(n, plane)| u8::from(plane.get(intid)) << n).sum()
+    pub fn note(&self, intid: Intid) -> Note {
+        self.notes[intid.number() as usize % 1024]
     }
 
+    /// Notes something else of an interrupt that is not in it; or the same level and group of
+    /// one that is.
+    #[inline(always)]
+    pub fn set_note(&mut self, intid: Intid, note: Note) {
+        self.notes[intid.number() as usize % 1024] = note;
+    }
+
+    #[inline(always)]
     pub fn contains(&self, intid: Intid) -> bool {
-        self.groups.iter().any(|waiting| waiting.intids.get(intid))
+        self.intids.get(intid)
     }
 
-    /// Interrupts of a word that have a level, among those in `of`.
-    fn of_level(&self, word: usize, level: u8, of: u32) -> u32 {
-        (0u8..).zip(&self.planes).fold(of, |left, (n, plane)| {
-            let bits = plane.word(word);
-            left & if level >> n & 1 != 0 { bits } else { !bits }
+    /// An interrupt of a level and a group, among those of a word.
+    #[inline(always)]
+    fn find(&self, word: usize, of: u32, level: u8, group: u8) -> Option<Intid> {
+        ones(of).filter_map(|bit| Intid::new(word as u32 * 32 + u32::from(bit))).find(|&intid| {
+            let note = self.note(intid);
+            note.level() == level && note.group() == group
         })
     }
 
-    /// Notes the level of an interrupt that is not in it.
-    pub fn note_level(&mut self, intid: Intid, level: u8) {
-        for (n, plane) in (0u8..).zip(&mut self.planes) {
-            plane.set(intid, level >> n & 1 != 0);
-        }
-    }
-
     /// Adds an interrupt that is not in it.
-    pub fn insert(&mut self, intid: Intid, level: u8, group: u8) {
-        self.note_level(intid, level);
-        let waiting = &mut self.groups[usize::from(group & 1)];
-        waiting.intids.set(intid, true);
-        waiting.words[usize::from(level % 32)] |= 1 << intid.word();
-        waiting.levels |= 1 << (level % 32);
-    }
-
-    /// Takes an interrupt out; `true` if it was in.
-    pub fn remove(&mut self, intid: Intid) -> bool {
-        let Some(group) = self.groups.iter().position(|waiting| waiting.intids.get(intid)) else {
-            return false;
-        };
-        let (level, word) = (self.level(intid), intid.word());
-        let others = self.groups[group % 2].intids.word(word) & !intid.bit();
-        let others = self.of_level(word, level, others);
-        let waiting = &mut self.groups[group % 2];
-        waiting.intids.set(intid, false);
-        if others == 0 {
-            let words = &mut waiting.words[usize::from(level % 32)];
-            *words &= !(1 << word);
-            if *words == 0 {
-                waiting.levels &= !(1 << (level % 32));
-            }
-        }
-        true
-    }
-
-    /// The interrupt of the highest priority, its level and its group.
     #[inline(always)]
-    pub fn top(&self, groups: Groups) -> Option<(Intid, u8, u8)> {
+    pub fn insert(&mut self, intid: Intid, note: Note) {
+        self.set_note(intid, note);
+        self.intids.set(intid, true);
+        let waiting = &mut self.groups[usize::from(note.group())];
+        waiting.words[usize::from(note.level())] |= 1 << intid.word();
+        waiting.levels |= 1 << note.level();
+    }
+
+    /// Takes an interrupt out, if it is in.
+    #[inline(always)]
+    pub fn remove(&mut self, intid: Intid) {
+        if !self.intids.replace(intid, false) {
+            return;
+        }
+        let (note, word) = (self.note(intid), intid.word());
+        let others = self.intids.word(word);
+        if others != 0 && self.find(word, others, note.level(), note.group()).is_some() {
+            return;
+        }
+        let waiting = &mut self.groups[usize::from(note.group())];
+        let words = &mut waiting.words[usize::from(note.level())];
+        *words &= !(1 << word);
+        if *words == 0 {
+            waiting.levels &= !(1 << note.level());
+        }
+    }
+
+    /// The interrupt of the highest priority.
+    #[inline(always)]
+    pub fn top(&self, groups: Groups) -> Option<Intid> {
         let levels = |group: u8| {
             let levels = self.groups[usize::from(group & 1)].levels;
             if groups.contains(group) { levels } else { 0 }
         };
         let (zero, one) = (levels(0), levels(1));
-        let group = u8::from(one.trailing_zeros() < zero.trailing_zeros());
-        let level = (zero | one).trailing_zeros() as u8;
-        if level == 32 {
+        if zero | one == 0 {
             return None;
         }
-        let waiting = &self.groups[usize::from(group & 1)];
-        let word = waiting.words[usize::from(level % 32)].trailing_zeros() as usize % 32;
-        let bits = self.of_level(word, level, waiting.intids.word(word));
-        let intid = Intid::new(word as u32 * 32 + bits.trailing_zeros())?;
-        Some((intid, level, group))
+        let group = u8::from(one.trailing_zeros() < zero.trailing_zeros());
+        let level = (zero | one).trailing_zeros() as u8 % 32;
+        let words = self.groups[usize::from(group)].words[usize::from(level)];
+        let word = words.trailing_zeros() as usize % 32;
+        self.find(word, self.intids.word(word), level, group)
     }
 
+    #[inline(always)]
     pub fn is_empty(&self, groups: Groups) -> bool {
         (0..2)
             .all(|group| !groups.contains(group) || self.groups[usize::from(group & 1)].levels == 0)

@@ -62,25 +62,20 @@ impl<P: Pages> Vgic<P> {
         cpu.attention.swap(0, Ordering::SeqCst);
         effects.filling = Some(me);
         let vmcr = Vmcr(interface.vmcr());
-        cpu.controls.store(vmcr.controls(), Ordering::Relaxed);
-        self.note_groups(cpu, vmcr.groups(), effects);
-        let mut banks = self.lock_banks(cpu.banks.load(Ordering::Relaxed));
-        let mut state = cpu.state.lock();
-        loop {
-            let released = harvest_all(&mut state, me, &mut banks);
-            if released.is_empty() {
-                break;
-            }
-            // Locks of other vCPUs are next.
-            drop(state);
-            for intid in released {
-                if let Some(bank) = &mut banks[BankState::of(intid) % BANKS] {
-                    self.settle(bank, intid, effects);
-                    effects.done |= bank.has_done();
-                }
-            }
-            state = cpu.state.lock();
+        if vmcr.controls() != cpu.controls.load(Ordering::Relaxed) {
+            cpu.controls.store(vmcr.controls(), Ordering::Relaxed);
+            let groups = eligible::GROUP_0 | eligible::GROUP_1;
+            self.set_flags(cpu, groups, vmcr.groups().0.into(), effects);
         }
+        let banks = cpu.banks.load(Ordering::Relaxed);
+        let mut state = match banks {
+            0 => {
+                let mut state = cpu.state.lock();
+                harvest_all(&mut state, me, &mut [None, None], &mut ArrayVec::new());
+                state
+            }
+            _ => self.harvest_spis(me, cpu, banks, effects),
+        };
         let controls = state.fill(vmcr, interface.list_registers());
         state.write(interface, all);
         let before = interface.hcr();
@@ -95,11 +90,36 @@ impl<P: Pages> Vgic<P> {
         effects.filling = None;
     }
 
-    fn lock_banks(&self, which: u32) -> Banks<'_> {
-        [0, 1].map(|n| {
+    /// Looks at the list registers of a vCPU that has SPIs, and finds a home for those that have
+    /// none any more.
+    #[inline(never)]
+    fn harvest_spis<'a>(
+        &self,
+        me: u8,
+        cpu: &'a Cpu,
+        which: u32,
+        effects: &mut Effects,
+    ) -> TicketMutexGuard<'a, CpuState> {
+        let mut banks: Banks<'_> = [0, 1].map(|n| {
             let bank = if which & 1 << n != 0 { self.pages().bank(n) } else { None };
             bank.map(|bank| bank.state.lock())
-        })
+        });
+        loop {
+            let mut released = ArrayVec::new();
+            let mut state = cpu.state.lock();
+            harvest_all(&mut state, me, &mut banks, &mut released);
+            if released.is_empty() {
+                return state;
+            }
+            // Locks of other vCPUs are next.
+            drop(state);
+            for intid in released {
+                if let Some(bank) = &mut banks[BankState::of(intid) % BANKS] {
+                    self.settle(bank, intid, effects);
+                    effects.done |= bank.has_done();
+                }
+            }
+        }
     }
 
     /// A vCPU has left its guest, and others, or its host, are about to get to it. Its virtual
@@ -118,6 +138,8 @@ impl<P: Pages> Vgic<P> {
             if due {
                 cpu.attention.store(1, Ordering::Relaxed);
             }
+            let watched = cpu.used.load(Ordering::Relaxed) & WATCHED;
+            cpu.used.store(u32::from(state.used) | watched, Ordering::Relaxed);
         }
         cpu.place.store(OUT, Ordering::Relaxed);
     }
@@ -146,15 +168,29 @@ impl<P: Pages> Vgic<P> {
     pub fn set_power(&self, me: u8, on: bool, effects: &mut Effects) {
         let Some(cpu) = self.pages().cpu(me) else { return };
         cpu.state.lock().reset();
+        cpu.controls.store(0, Ordering::Relaxed);
         let groups = eligible::GROUP_0 | eligible::GROUP_1;
         self.set_flags(cpu, groups | eligible::ON, if on { eligible::ON } else { 0 }, effects);
         self.notify(me, effects);
     }
 
-    /// Notes which groups a vCPU's CPU interface has enabled.
-    fn note_groups(&self, cpu: &Cpu, groups: Groups, effects: &mut Effects) {
-        let bits = u32::from(groups.0);
-        self.set_flags(cpu, eligible::GROUP_0 | eligible::GROUP_1, bits, effects);
+    /// The input of one of the vCPU's own interrupts is high: its timer has fired, and the CPU
+    /// has left the guest for that. The short way of [`Self::exit`], [`Self::set_private`] and
+    /// [`Self::enter`]: `false` if the last two are to follow (the first was made).
+    #[inline(always)]
+    pub fn interrupt(&self, me: u8, ppi: Intid, interface: &mut impl Interface) -> bool {
+        let Some(cpu) = self.pages().cpu(me).filter(|_| ppi.is_private()) else { return true };
+        let mut state = cpu.state.lock();
+        let is_in = state.insert(ppi, interface);
+        if is_in {
+            let watched = cpu.used.load(Ordering::Relaxed) & WATCHED;
+            cpu.used.store(u32::from(state.used) | watched, Ordering::Relaxed);
+        } else {
+            drop(state);
+            self.exit(me, interface);
+            cpu.attention.store(1, Ordering::Relaxed);
+        }
+        is_in
     }
 
     /// Changes what decides about interrupts for any vCPU, and finds a vCPU anew for those
@@ -175,14 +211,15 @@ impl<P: Pages> Vgic<P> {
 }
 
 /// Looks at what is in the list registers of a vCPU that is out of its guest, and at what the
-/// guest has deactivated beside it. Returns SPIs that have no home any more, as many as fit:
+/// guest has deactivated beside it. SPIs that have no home any more are released, as many as fit:
 /// if there are any, it is to be called again.
+#[inline(always)]
 fn harvest_all(
     state: &mut CpuState,
     me: u8,
     banks: &mut Banks<'_>,
-) -> ArrayVec<Intid, LIST_REGISTERS> {
-    let mut released = ArrayVec::new();
+    released: &mut ArrayVec<Intid, LIST_REGISTERS>,
+) {
     for n in ones(state.used.into()).map(usize::from) {
         let bank = state.intid_in(n).and_then(|intid| bank_of(banks, intid));
         if let Harvest::Released(intid) = state.harvest(n, me, bank)
@@ -199,7 +236,6 @@ fn harvest_all(
             let _ = released.try_push(intid);
         }
     }
-    released
 }
 
 fn bank_of<'a>(banks: &'a mut Banks<'_>, intid: Intid) -> Option<&'a mut BankState> {

@@ -59,8 +59,10 @@ impl<P: Pages> Vgic<P> {
         if state.lines.group.get(sgi) && !register.is_for_group_1() {
             return;
         }
-        state.event(sgi, Change::Pend);
+        let is_new = state.event(sgi, Change::Pend);
         drop(state);
-        self.notify(target, effects);
+        if is_new {
+            self.notify(target, effects);
+        }
     }
 }

@@ -12,7 +12,7 @@ use super::spec::Field;
 use super::world::{FakePages, Place, World};
 use crate::vgic::bits::Intid;
 use crate::vgic::lr::Groups;
-use crate::vgic::queue::Queue;
+use crate::vgic::queue::{Note, Queue};
 use crate::vgic::{Effects, Frame, Input, Interface, SgiRegister, Spi, Vgic};
 
 /// All vCPUs are in the guest and take all.
@@ -90,7 +90,55 @@ fn a_linked_timer_is_deactivated_by_the_guest() {
     world.enter(0, false);
     world.settle();
     assert!(!world.vgic.holds_link(0));
-    assert_eq!(world.sims[0].lrs, [0; 4]);
+    assert!(world.sims[0].lrs.iter().all(|lr| lr >> 62 == 0));
+}
+
+/// The short way does what the long one does.
+#[test]
+fn a_timer_s_short_way_is_the_long_one() {
+    for (enabled, registers, others) in
+        [(true, 4, 0), (true, 4, 3), (true, 4, 4), (true, 2, 5), (false, 4, 1)]
+    {
+        let mut world = ready(1, registers);
+        world.vgic.link(0, Intid::new(TIMER).unwrap(), TIMER as u16);
+        world.write_priority(0, 0, TIMER, 0x40);
+        for sgi in 0..others {
+            world.write_priority(0, 0, sgi, 0x80);
+            world.sgi(0, SgiRegister::Group1, sgi, Some(1));
+        }
+        if !enabled {
+            world.write_bits(0, 0, Field::Enable, 0, 1 << TIMER, false);
+        }
+        for round in 0..3 {
+            let timer = Intid::new(TIMER).unwrap();
+            let is_in = world.vgic.interrupt(0, timer, &mut world.sims[0]);
+            // Once there is a list register for it, and while it is in one.
+            assert_eq!(is_in, !enabled || (others as usize) < registers || round > 0);
+            if !is_in {
+                world.places[0] = Place::Out;
+                let mut effects = Effects::default();
+                world.vgic.set_private(0, timer, true, &mut effects);
+                assert_eq!(effects, Effects::default());
+                world.enter(0, false);
+            }
+            world.spec.pes[0].private[27].line = true;
+            world.settle();
+        }
+        if enabled {
+            assert_eq!(world.acknowledge(0, 1), TIMER);
+            world.settle();
+            world.end(0);
+            assert_eq!(world.sims[0].deactivated, [TIMER]);
+            world.spec.pes[0].private[27].line = false;
+            world.leave(0);
+            world.enter(0, false);
+            world.settle();
+        } else {
+            world.write_bits(0, 0, Field::Enable, 0, 1 << TIMER, true);
+            world.settle();
+            assert_eq!(world.acknowledge(0, 1), TIMER);
+        }
+    }
 }
 
 #[test]
@@ -173,6 +221,53 @@ fn exits_without_interrupts_touch_no_list_register() {
 }
 
 #[test]
+fn a_guest_that_takes_to_eoimode_1_has_dir_trapped() {
+    const TDIR: u64 = 1 << 14;
+    let mut world = ready(1, 4);
+    assert_eq!(world.sims[0].hcr & TDIR, 0);
+    world.sims[0].vmcr |= super::sim::VEOIM;
+    world.leave(0);
+    world.enter(0, false);
+    assert_eq!(world.sims[0].hcr & TDIR, TDIR);
+    world.sims[0].vmcr &= !super::sim::VEOIM;
+    world.leave(0);
+    world.enter(0, false);
+    assert_eq!(world.sims[0].hcr & TDIR, 0);
+}
+
+/// What is pending and not signalled lets a vCPU sleep, as it would a CPU.
+#[test]
+fn a_vcpu_sleeps_over_what_its_interface_masks() {
+    let sleeps = |world: &mut World| {
+        world.wait(0);
+        let sleeps = world.places[0] == Place::Asleep;
+        world.run(0);
+        sleeps
+    };
+    let mut world = ready(1, 4);
+    world.write_priority(0, 0, 1, 0x88);
+    world.write_priority(0, 0, 2, 0x80);
+    world.set_interface(0, |pe| pe.bpr = [3, 4]);
+    world.sgi(0, SgiRegister::Group1, 1, Some(1));
+    assert!(!sleeps(&mut world));
+    // By the priority mask.
+    world.set_interface(0, |pe| pe.mask = 0x88);
+    assert!(sleeps(&mut world));
+    world.set_interface(0, |pe| pe.mask = 0x90);
+    assert!(!sleeps(&mut world));
+    // By its group.
+    world.set_interface(0, |pe| pe.groups = [true, false]);
+    assert!(sleeps(&mut world));
+    world.set_interface(0, |pe| pe.groups = [false, true]);
+    // By what is active: the other one is more urgent, but not by the part that preempts.
+    assert_eq!(world.acknowledge(0, 1), 1);
+    world.sgi(0, SgiRegister::Group1, 2, Some(1));
+    assert!(sleeps(&mut world));
+    world.write_priority(0, 0, 2, 0x78);
+    assert!(!sleeps(&mut world));
+}
+
+#[test]
 fn a_vcpu_that_is_off_gets_none_that_are_for_any() {
     let mut world = ready(3, 4);
     world.write_route(0, 40, 1 << 31);
@@ -249,21 +344,25 @@ proptest! {
             let (intid, level) = if crowd { (intid % 70, level % 3) } else { (intid, level) };
             let intid = Intid::new(intid).unwrap();
             let present = model.iter().copied().find(|&(_, _, other)| other == intid);
+            assert_eq!(queue.contains(intid), present.is_some());
             if let Some(present) = present {
-                assert!(queue.contains(intid));
-                assert!(queue.remove(intid));
+                queue.remove(intid);
                 model.remove(&present);
             } else {
-                assert!(!queue.remove(intid));
-                queue.insert(intid, level, group);
+                queue.remove(intid);
+                queue.insert(intid, Note::new(level, group, crowd));
                 model.insert((level, group, intid));
             }
             for groups in 0..4 {
                 let mut of = model.iter().filter(|&&(_, group, _)| groups & 1 << group != 0);
-                let first = of.next().copied();
+                let first = of.next().map(|&(level, _, _)| level);
                 let top = queue.top(Groups(groups));
-                assert_eq!(top.map(|(_, level, _)| level), first.map(|(level, _, _)| level));
-                assert!(top.is_none_or(|(i, l, g)| model.contains(&(l, g, i))));
+                assert_eq!(top.map(|intid| queue.note(intid).level()), first);
+                if let Some(intid) = top {
+                    let note = queue.note(intid);
+                    assert!(model.contains(&(note.level(), note.group(), intid)));
+                    assert!(Groups(groups).contains(note.group()));
+                }
                 assert_eq!(queue.is_empty(Groups(groups)), first.is_none());
             }
         }
