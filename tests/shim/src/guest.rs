@@ -140,9 +140,13 @@ impl Guest {
     }
 
     fn of(device: &Device, memory: Memory, pages: u64, flags: u32) -> Result<Guest> {
+        Guest::in_vm(device.vm()?, memory, pages, flags)
+    }
+
+    /// The same in a VM that is there already.
+    pub fn in_vm(vm: Vm, memory: Memory, pages: u64, flags: u32) -> Result<Guest> {
         let mapping = memory.map(0, pages)?;
         access::write_all(&mapping, 0, &program())?;
-        let vm = device.vm()?;
         vm.bind(RAM, RWX | flags, &memory, 0, pages)?;
         let vcpu = vm.vcpu(0)?;
         Ok(Guest { memory, mapping, vm, vcpu })

@@ -307,6 +307,12 @@ impl Vm {
     }
 }
 
+impl From<OwnedFd> for Vm {
+    fn from(fd: OwnedFd) -> Vm {
+        Vm(fd)
+    }
+}
+
 impl AsFd for Vm {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()

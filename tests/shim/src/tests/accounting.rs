@@ -4,6 +4,7 @@
 //! that makes it, as for all memory that a kernel takes for a process.
 
 use std::fs;
+use std::io::{Read as _, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process;
@@ -275,7 +276,7 @@ pub fn the_borrower_is_killed_first() -> Result<()> {
             if group.join().is_ok() {
                 // Pages are charged to who touches them: once more, from here.
                 let again = own.clone();
-                let _ = std::io::Write::write_all(&mut writer, &again[..1]);
+                let _ = writer.write_all(&again[..1]);
                 loop {
                     nix::unistd::pause();
                 }
@@ -286,7 +287,7 @@ pub fn the_borrower_is_killed_first() -> Result<()> {
         ForkResult::Parent { child } => child,
     };
     drop(writer);
-    std::io::Read::read_exact(&mut reader, &mut [0]).context("the bystander")?;
+    reader.read_exact(&mut [0]).context("the bystander")?;
     let status = in_a_child(&group, || {
         let guest = Guest::started(&device, PAGES, 0)?;
         let exit = guest.order(Order::Visit(RAM + PAGE, PAGES - 1))?;
@@ -362,29 +363,35 @@ pub fn a_victim_ends_no_other_s_vms() -> Result<()> {
     kept.vcpu(0).map(drop).context("a VM of who lives")
 }
 
-/// The VMs of a process that is being killed for want of memory lose their last files to
-/// others meanwhile: all of them end, and who ends them waits for nobody who waits for it.
+/// A process that is killed for want of memory has made VMs, of which another one has all
+/// files and closes them just as they are being ended: all of them go, and who ends them
+/// waits for nobody who waits for it.
 pub fn a_victim_s_vms_are_closed_meanwhile() -> Result<()> {
-    const LIMIT: u64 = 48 << 20;
-    const PAGES: u64 = 2 * LIMIT / PAGE;
+    const LIMIT: u64 = 8 << 20;
+    const PAGES: u64 = 4096;
     const VMS: &str = "/sys/kernel/debug/escrow/vms";
-    /// What a guest may take to visit its pages.
-    const VISITS: Duration = Duration::from_secs(60);
     let device = Device::open()?;
     let group = Group::new("closed")?;
     group.limit(group.current()? + LIMIT)?;
     let (mut reader, mut writer) = std::io::pipe()?;
+    let (mut orders, mut order) = std::io::pipe()?;
     // SAFETY: the tests run in a process with one thread.
     let victim = match unsafe { fork() }.context("fork")? {
         ForkResult::Child => {
-            drop(reader);
             let mut live = || -> Result<()> {
                 group.join()?;
-                let other = device.vm()?;
-                let guest = Guest::started(&device, PAGES, 0)?;
-                let fds = [other.as_fd().as_raw_fd(), guest.vm.as_fd().as_raw_fd()];
-                std::io::Write::write_all(&mut writer, fds.map(i32::to_le_bytes).as_flattened())?;
-                guest.order(Order::Visit(RAM + PAGE, PAGES - 1)).map(drop)
+                let vms = [device.vm()?, device.vm()?];
+                let fds = [vms[0].as_fd().as_raw_fd(), vms[1].as_fd().as_raw_fd()];
+                writer.write_all(fds.map(i32::to_le_bytes).as_flattened())?;
+                orders.read_exact(&mut [0])?;
+                drop(vms);
+                writer.write_all(&[0])?;
+                orders.read_exact(&mut [0])?;
+                let mut own = Vec::new();
+                while own.len() < 64 {
+                    own.push(vec![1u8; (LIMIT / 8) as usize]);
+                }
+                Ok(())
             };
             let _ = live();
             // SAFETY: ends this process at once.
@@ -394,36 +401,38 @@ pub fn a_victim_s_vms_are_closed_meanwhile() -> Result<()> {
     };
     drop(writer);
     let mut fds = [0; 8];
-    std::io::Read::read_exact(&mut reader, &mut fds).context("the victim")?;
+    reader.read_exact(&mut fds).context("the victim")?;
     // SAFETY: asks for descriptors, and touches no memory.
     let get = |nr, first: i64, second: i64| unsafe { libc::syscall(nr, first, second, 0) };
-    let pid = Errno::result(get(libc::SYS_pidfd_open, victim.as_raw().into(), 0))?;
     // SAFETY: the kernel has just made it for us.
     let own = |fd: i64| unsafe { OwnedFd::from_raw_fd(fd as i32) };
-    let pid = own(pid);
-    let mut vms = Vec::new();
+    let pid = own(Errno::result(get(libc::SYS_pidfd_open, victim.as_raw().into(), 0))?);
+    let mut guests = Vec::new();
     for fd in fds.as_chunks().0 {
-        let theirs = i32::from_le_bytes(*fd);
-        vms.push(own(Errno::result(get(
-            libc::SYS_pidfd_getfd,
-            pid.as_raw_fd().into(),
-            theirs.into(),
-        ))?));
+        let theirs = i32::from_le_bytes(*fd).into();
+        let fd = Errno::result(get(libc::SYS_pidfd_getfd, pid.as_raw_fd().into(), theirs))?;
+        let guest = Guest::in_vm(own(fd).into(), device.memory(PAGES)?, PAGES, 0)?;
+        guest.vm.start()?;
+        guest.ask(Order::Visit(RAM + PAGE, PAGES - 1))?;
+        guests.push(guest);
     }
-    // Each is closed here while it is being ended there.
-    for (at, vm) in vms.into_iter().enumerate() {
-        let deadline = Instant::now() + VISITS;
+    order.write_all(&[0])?;
+    reader.read_exact(&mut [0]).context("the victim")?;
+    order.write_all(&[0])?;
+    let is_ended = |line: Option<&str>| line.is_some_and(|line| line.contains(" ended "));
+    for (at, guest) in guests.into_iter().enumerate() {
+        let deadline = Instant::now() + SETTLE;
         loop {
             let list = fs::read_to_string(VMS)?;
             // They stand there in the order in which they were made, below a line of names.
             let mut lines = list.lines().skip(1);
-            let line = if at == 0 { lines.next() } else { lines.last() };
-            if line.context("no VM")?.contains(" ended ") {
+            if is_ended(if at == 0 { lines.next() } else { lines.last() }) {
                 break;
             }
             ensure!(Instant::now() < deadline, "VM {at} is not being ended: {list}");
         }
-        drop(vm);
+        let Guest { vm, vcpu, .. } = guest;
+        drop((vm, vcpu));
     }
     let status = waitpid(victim, None)?;
     ensure!(matches!(status, WaitStatus::Signaled(_, Signal::SIGKILL, _)), "{status:?}");
