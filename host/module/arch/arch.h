@@ -5,6 +5,8 @@
 #ifndef ESCROW_ARCH_H
 #define ESCROW_ARCH_H
 
+#include <linux/lockdep.h>
+#include <linux/rwsem.h>
 #include <linux/types.h>
 
 #include "arch/rust.h"
@@ -23,6 +25,14 @@ struct escrow_borrower {
 	u64 handle;
 	int (*top_up)(struct escrow_borrower *borrower, u64 pages);
 };
+
+/* down_read(), which takes longer where nobody else has the lock for writing. */
+static inline void escrow_down_read(struct rw_semaphore *lock)
+{
+	might_lock_read(lock);
+	if (unlikely(!down_read_trylock(lock)))
+		down_read(lock);
+}
 
 /* hvc.c */
 void escrow_hvc(const u64 args[8], u64 results[5]);
@@ -46,6 +56,7 @@ bool escrow_folio_is_poisoned(struct folio *folio);
 bool escrow_folio_is_marked(struct folio *folio);
 void escrow_folio_get(struct folio *folio);
 void escrow_folio_put(struct folio *folio);
+void escrow_seen_through(u64 index, u64 detail);
 void escrow_relax(void);
 int escrow_top_up(struct escrow_borrower *borrower, u64 pages);
 void escrow_event_signal(struct eventfd_ctx *event);

@@ -39,7 +39,8 @@ static inline void escrow_count(enum escrow_event event, u64 by)
 u64 escrow_event_total(enum escrow_event event);
 
 /* @pages of @memory (an inode's number) from @offset on are with the VM now. */
-static inline void escrow_note_lend(u64 memory, u64 vm, u64 guest, u64 offset, u32 pages, int how)
+static __always_inline void escrow_note_lend(u64 memory, u64 vm, u64 guest, u64 offset, u32 pages,
+					     int how)
 {
 	escrow_count(how ? ESCROW_SHARES : ESCROW_LENDS, pages);
 	trace_escrow_lend(memory, vm, guest, offset, pages, how);

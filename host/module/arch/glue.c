@@ -76,6 +76,12 @@ bool escrow_folio_is_marked(struct folio *folio)
 	return false;
 }
 
+/* EL2 has seen through a report of ours: a bug. */
+void escrow_seen_through(u64 index, u64 detail)
+{
+	pr_warn_once("refused by EL2, entry %llu, detail %llu\n", index, detail);
+}
+
 void escrow_relax(void)
 {
 	cpu_relax();

@@ -5,6 +5,7 @@
 #include <linux/ftrace.h>
 #include <linux/instrumentation.h>
 #include <linux/irqflags.h>
+#include <linux/jiffies.h>
 #include <linux/rcupdate.h>
 #include <linux/sched.h>
 
@@ -68,6 +69,8 @@ void escrow_hvc(const u64 args[8], u64 results[5])
  */
 noinstr void escrow_hvc_enter_guest(const u64 args[8], u64 results[5])
 {
+	unsigned long entered = jiffies;
+
 	instrumentation_begin();
 	trace_hardirqs_on_prepare();
 	lockdep_hardirqs_on_prepare();
@@ -83,7 +86,11 @@ noinstr void escrow_hvc_enter_guest(const u64 args[8], u64 results[5])
 	__escrow_hvc(args, results);
 
 	lockdep_hardirqs_off(CALLER_ADDR0);
-	if (!context_tracking_guest_exit()) {
+	/*
+	 * As KVM, once more after a long stay, so that the tick need not ask this CPU for a
+	 * quiescent state. Within the tick of the entry, that was the quiescent state.
+	 */
+	if (!context_tracking_guest_exit() && jiffies != entered) {
 		instrumentation_begin();
 		rcu_virt_note_context_switch();
 		instrumentation_end();

@@ -130,6 +130,13 @@ struct escrow_refusal {
 	u32 reserved;
 };
 
+/* What comes of a lend that has not happened, beside errors. */
+enum escrow_lend {
+	ESCROW_LEND_THERE = 1, /* the guest has it already */
+	ESCROW_LEND_REFUSED = 2, /* somebody uses it, and the refusal is written */
+	ESCROW_LEND_OUT_OF_TURN = 3, /* a bug */
+};
+
 /* The patience of one lend. */
 struct escrow_retry {
 	u32 pauses;
@@ -270,6 +277,13 @@ void escrow_rs_folio_end_access(struct escrow_folio_state *ef);
 int escrow_rs_folio_begin_lend(struct escrow_folio_state *ef, struct folio *folio, u32 how, u64 vm,
 			       u64 guest, struct escrow_report *report,
 			       struct escrow_refusal *refusal);
+/*
+ * All of a lend of one folio, calls to EL2 included. 0, enum escrow_lend or an error of
+ * EL2's.
+ */
+int escrow_rs_folio_lend(struct escrow_folio_state *ef, struct folio *folio,
+			 struct escrow_counts *counts, struct escrow_borrower *donor, u64 vm,
+			 u64 guest, u64 frame, u32 rights, struct escrow_refusal *refusal);
 /* Microseconds to sleep before the next try, without locks; 0: give up. */
 u32 escrow_rs_retry(struct escrow_retry *retry, const struct escrow_refusal *refusal,
 		    struct escrow_counts *counts);
@@ -315,8 +329,7 @@ int escrow_rs_vm_create(u64 list, u32 count, u64 *handle);
 int escrow_rs_vm_top_up(u64 vm, u64 list, u32 count, u32 *done);
 int escrow_rs_vm_destroy(u64 vm);
 int escrow_rs_vm_info(u64 vm, struct escrow_vm_info *info);
-int escrow_rs_mem_lend(struct escrow_borrower *donor, u64 vm, u32 how, u64 list,
-		       const struct escrow_entry *first, u32 count, u64 *index, u64 *detail,
+int escrow_rs_mem_lend(struct escrow_borrower *donor, u64 vm, u32 how, u64 list, u32 count,
 		       u32 *done);
 int escrow_rs_mem_reclaim(u32 how, u64 list, u32 count, u32 *done);
 bool escrow_rs_is_home(u64 frame, u32 pages);
@@ -418,6 +431,8 @@ int escrow_rs_vcpu_resume(const struct escrow_vcpu_core *vcpu,
 			  const u64 answer[GUNYAH_EXIT_WORDS], u64 registers[8]);
 int escrow_rs_vcpu_ended(struct escrow_vcpu_core *vcpu, const u64 results[5],
 			 struct escrow_step *step);
+/* Whether the next run brings an answer of the program's along. */
+bool escrow_rs_vcpu_has_answer(const struct escrow_vcpu_core *vcpu);
 void escrow_rs_vcpu_write_done(struct escrow_vcpu_core *vcpu);
 void escrow_rs_vcpu_page_brought(struct escrow_vcpu_core *vcpu, u64 guest, int result,
 				 struct escrow_step *step);

@@ -3,6 +3,7 @@
 #ifndef ESCROW_FN_H
 #define ESCROW_FN_H
 
+#include <linux/irq_work.h>
 #include <linux/mutex.h>
 #include <linux/types.h>
 
@@ -14,9 +15,11 @@ struct escrow_vcpu {
 	bool is_removed; /* set once, under vm->lock */
 	bool has_run; /* under run_lock: of a VM that has been started */
 	struct escrow_waiter waiter;
+	struct irq_work interrupt; /* of its own CPU: a run that is to end at once */
 	struct mutex run_lock; /* one VCPU_RUN at a time */
 	struct escrow_vcpu_core core; /* under run_lock */
 	struct escrow_batch *batch; /* under run_lock: for the page that a run needs */
+	struct escrow_attempt attempt; /* under run_lock: likewise */
 	struct gunyah_vcpu_run *run; /* shared with user space */
 };
 

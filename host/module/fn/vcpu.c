@@ -4,6 +4,7 @@
 #include <linux/anon_inodes.h>
 #include <linux/clocksource.h>
 #include <linux/file.h>
+#include <linux/irq_work.h>
 #include <linux/irqflags.h>
 #include <linux/ktime.h>
 #include <linux/mm.h>
@@ -22,6 +23,24 @@ static bool escrow_vcpu_has_ended(struct escrow_vcpu *vcpu)
 	return READ_ONCE(vcpu->is_removed) || escrow_vm_state(vcpu->vm) != ESCROW_VM_LIVE;
 }
 
+/* It has interrupted a guest's run, and that is all that it is for. */
+static void escrow_vcpu_interrupted(struct irq_work *work)
+{
+}
+
+/*
+ * Losses are to be told of, with interrupts disabled. An answer of the program's that this
+ * entry brings along has to arrive first: the run takes it, and is over. → whether it must
+ * not begin at all
+ */
+static noinline bool escrow_vcpu_tells_first(struct escrow_vcpu *vcpu)
+{
+	if (!escrow_rs_vcpu_has_answer(&vcpu->core))
+		return true;
+	irq_work_queue(&vcpu->interrupt);
+	return false;
+}
+
 /*
  * Runs the guest once. -EINTR: not at all, the program wants this thread back.
  * -EAGAIN: not at all, there is something to be looked at first.
@@ -34,8 +53,9 @@ static int escrow_vcpu_enter(struct escrow_vcpu *vcpu, const u64 registers[8], u
 	 * With interrupts disabled, whatever is not seen here comes with an interrupt
 	 * that is pending when the guest is entered, and ends its run at once: who
 	 * has something for this thread changes it first and then interrupts this CPU,
-	 * as the scheduler and escrow_vm_wake() do. One entry is all that is done
-	 * without preemption, and the host's tick ends it at the latest.
+	 * as the scheduler and escrow_vm_wake() do, whoever has losses to tell of as well.
+	 * One entry is all that is done without preemption, and the host's tick ends it
+	 * at the latest.
 	 */
 	preempt_disable();
 	local_irq_disable();
@@ -44,6 +64,8 @@ static int escrow_vcpu_enter(struct escrow_vcpu *vcpu, const u64 registers[8], u
 	if (READ_ONCE(vcpu->run->immediate_exit))
 		err = -EINTR;
 	else if (escrow_guest_must_work() || escrow_vcpu_has_ended(vcpu))
+		err = -EAGAIN;
+	else if (unlikely(READ_ONCE(vcpu->vm->has_losses)) && escrow_vcpu_tells_first(vcpu))
 		err = -EAGAIN;
 	else
 		escrow_guest_run(registers, results);
@@ -73,21 +95,21 @@ static void escrow_vcpu_sleep(struct escrow_vcpu *vcpu, u64 nanoseconds)
 static int escrow_vcpu_bring(struct escrow_vcpu *vcpu, u64 guest, u64 access)
 {
 	struct escrow_vm *vm = vcpu->vm;
-	struct escrow_binding binding = {};
-	struct escrow_attempt attempt = {};
+	struct escrow_attempt *attempt = &vcpu->attempt;
+	struct escrow_binding binding;
 	int err;
 
 	do {
-		down_read(&vm->lock);
+		escrow_down_read(&vm->lock);
 		err = escrow_vm_is_closed(vm) ? -ENODEV :
 			escrow_rs_vm_find(vm->core, guest, access, &binding);
 		if (!err)
 			err = escrow_mem_lend_one(&vm->borrower, &binding,
 						  round_down(guest, PAGE_SIZE), vcpu->batch,
-						  &attempt);
+						  attempt);
 		up_read(&vm->lock);
-	} while (unlikely(err == -EAGAIN) && escrow_attempt_again(&attempt));
-	escrow_attempt_end(&attempt);
+	} while (unlikely(err == -EAGAIN) && escrow_attempt_again(attempt));
+	escrow_attempt_end(attempt);
 	return err;
 }
 
@@ -136,6 +158,17 @@ static void escrow_vcpu_tell(struct escrow_vcpu *vcpu, const struct escrow_exit 
 	WRITE_ONCE(run->exit_reason, exit->reason);
 }
 
+/* Whether the program is told of a loss, if there is one. */
+static bool escrow_vcpu_tell_loss(struct escrow_vcpu *vcpu)
+{
+	struct escrow_exit exit;
+
+	if (likely(!READ_ONCE(vcpu->vm->has_losses)) || !escrow_vm_tell_loss(vcpu->vm, &exit))
+		return false;
+	escrow_vcpu_tell(vcpu, &exit);
+	return true;
+}
+
 static long escrow_vcpu_run(struct escrow_vcpu *vcpu)
 {
 	u64 answer[GUNYAH_EXIT_WORDS], registers[8], results[5];
@@ -162,8 +195,12 @@ static long escrow_vcpu_run(struct escrow_vcpu *vcpu)
 		if (err)
 			return err;
 		err = escrow_vcpu_enter(vcpu, registers, results);
-		if (err == -EAGAIN)
+		if (err == -EAGAIN) {
+			if (!escrow_rs_vcpu_has_answer(&vcpu->core) &&
+			    escrow_vcpu_tell_loss(vcpu))
+				return 0;
 			continue;
+		}
 		if (!err)
 			err = escrow_rs_vcpu_ended(&vcpu->core, results, &step);
 		if (err)
@@ -208,11 +245,8 @@ static long escrow_vcpu_run(struct escrow_vcpu *vcpu)
 			break;
 		}
 		/* Nothing waits for an answer of the program's here. */
-		if (unlikely(READ_ONCE(vcpu->vm->has_losses)) &&
-		    escrow_vm_tell_loss(vcpu->vm, &exit)) {
-			escrow_vcpu_tell(vcpu, &exit);
+		if (escrow_vcpu_tell_loss(vcpu))
 			return 0;
-		}
 	}
 }
 
@@ -270,6 +304,7 @@ static int escrow_vcpu_mmap(struct file *file, struct vm_area_struct *vma)
 
 static void escrow_vcpu_free(struct escrow_vcpu *vcpu)
 {
+	irq_work_sync(&vcpu->interrupt);
 	escrow_vm_put(vcpu->vm);
 	escrow_batch_free(vcpu->batch);
 	free_page((unsigned long)vcpu->run);
@@ -311,6 +346,7 @@ static int escrow_vcpu_add(struct escrow_vm *vm, const struct escrow_function *f
 		return -ENOMEM;
 	vcpu->vm = escrow_vm_get(vm);
 	vcpu->id = id;
+	vcpu->interrupt = IRQ_WORK_INIT_HARD(escrow_vcpu_interrupted);
 	mutex_init(&vcpu->run_lock);
 	init_waitqueue_head(&vcpu->waiter.queue);
 	vcpu->run = (void *)get_zeroed_page(GFP_KERNEL_ACCOUNT);

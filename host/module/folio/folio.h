@@ -90,7 +90,7 @@ void escrow_payer_end(struct escrow_payer *payer);
 bool escrow_payer_has_room(const struct escrow_payer *payer);
 bool escrow_payer_charge(struct escrow_payer *payer, long pages);
 void escrow_payer_uncharge(struct escrow_payer *payer, long pages);
-void escrow_payer_set_away(struct escrow_payer *payer, long pages);
+void escrow_payer_show_away(struct escrow_payer *payer, const struct escrow_counts *counts);
 void escrow_payer_show(const struct folio *folio, bool is_there);
 
 /* folio.c */

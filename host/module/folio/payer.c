@@ -173,14 +173,23 @@ int escrow_payer_init(struct escrow_payer *payer, enum escrow_kind kind)
  * whose trace event modules cannot reach. The mm is not freed, and its counters not
  * checked, before the payer's end has set this to 0.
  */
-void escrow_payer_set_away(struct escrow_payer *payer, long pages)
+static void escrow_payer_set_away(struct escrow_payer *payer, long pages)
 {
-	long change;
+	percpu_counter_add(&payer->mm->rss_stat[MM_SHMEMPAGES], pages - payer->away);
+	payer->away = pages;
+}
+
+/*
+ * As the counts say: the last one who changed them has the lock last, and so the last word.
+ */
+void escrow_payer_show_away(struct escrow_payer *payer, const struct escrow_counts *counts)
+{
+	u64 now[ESCROW_COUNTS];
 
 	spin_lock(&payer->away_lock);
-	change = pages - payer->away;
-	payer->away = pages;
-	percpu_counter_add(&payer->mm->rss_stat[MM_SHMEMPAGES], change);
+	escrow_rs_counts(counts, now);
+	/* Lent, and those that EL2 keeps. */
+	escrow_payer_set_away(payer, now[ESCROW_COUNT_LENT] + now[ESCROW_COUNT_QUARANTINED]);
 	spin_unlock(&payer->away_lock);
 }
 

@@ -68,17 +68,24 @@ static noinline void escrow_mem_zap(struct escrow_mem *mem, const struct escrow_
 	unmap_mapping_range(escrow_mapping(mem), start, end - start, 0);
 }
 
+/* So many more pages are lent, of which the payer's figures need not say at once. */
+static __always_inline void escrow_mem_lent(struct escrow_mem *mem, u32 pages)
+{
+	u32 unseen = READ_ONCE(mem->unseen) + pages;
+
+	WRITE_ONCE(mem->unseen, unseen);
+	if (unlikely(unseen >= ESCROW_FIGURES_STEP))
+		escrow_mem_show_away(mem);
+}
+
 /*
  * Prepares one folio, which is locked. 0: it is in the batch, 1: it is where
- * it should be already. Inlined, as the two that follow: each page that a guest
- * touches comes by here, and frames of their own cost it more than what they do.
+ * it should be already.
  */
-static __always_inline int escrow_mem_prepare(struct escrow_mem *mem,
-					      const struct escrow_borrower *to,
-					      const struct escrow_binding *binding,
-					      struct escrow_folio *ef, u64 guest,
-					      struct escrow_batch *batch,
-					      struct escrow_attempt *attempt)
+static int escrow_mem_prepare(struct escrow_mem *mem, const struct escrow_borrower *to,
+			      const struct escrow_binding *binding, struct escrow_folio *ef,
+			      u64 guest, struct escrow_batch *batch,
+			      struct escrow_attempt *attempt)
 {
 	struct escrow_report report; /* written with 0 */
 	struct escrow_refusal refusal; /* written with -EAGAIN */
@@ -101,9 +108,9 @@ static __always_inline int escrow_mem_prepare(struct escrow_mem *mem,
  * Ends what was prepared: with @err, all stays with the host but the first @done, which
  * EL2 had given when a long call ended.
  */
-static __always_inline void escrow_mem_settle(struct escrow_mem *mem, struct escrow_borrower *to,
-					      const struct escrow_binding *binding,
-					      struct escrow_batch *batch, int err, u32 done)
+static void escrow_mem_settle(struct escrow_mem *mem, struct escrow_borrower *to,
+			      const struct escrow_binding *binding, struct escrow_batch *batch,
+			      int err, u32 done)
 {
 	u32 i;
 
@@ -118,32 +125,22 @@ static __always_inline void escrow_mem_settle(struct escrow_mem *mem, struct esc
 					 binding->guest + (offset - binding->offset), offset,
 					 folio_nr_pages(ef->folio), binding->how);
 	}
-	if (!err && binding->how == ESCROW_LENT) {
-		u32 unseen = READ_ONCE(mem->unseen) + batch->pages;
-
-		WRITE_ONCE(mem->unseen, unseen);
-		if (unlikely(unseen >= ESCROW_FIGURES_STEP))
-			escrow_mem_show_away(mem);
-	}
+	if (!err && binding->how == ESCROW_LENT)
+		escrow_mem_lent(mem, batch->pages);
 	escrow_batch_reset(batch);
 }
 
 /* Hands the batch to EL2: all of it or nothing, unless somebody disturbs a long call. */
-static __always_inline int escrow_mem_send(struct escrow_mem *mem, struct escrow_borrower *to,
-					   const struct escrow_binding *binding,
-					   struct escrow_batch *batch)
+static int escrow_mem_send(struct escrow_mem *mem, struct escrow_borrower *to,
+			   const struct escrow_binding *binding, struct escrow_batch *batch)
 {
-	u64 index = 0, detail = 0;
 	u32 done = 0;
 	int err;
 
 	if (!batch->count)
 		return 0;
-	err = escrow_rs_mem_lend(to, to->handle, binding->how, batch->address, batch->list,
-				 batch->count, &index, &detail, &done);
-	/* EL2 has seen through a report of ours: a bug. */
-	if (err == -EAGAIN && index < batch->count)
-		pr_warn_once("refused by EL2, entry %llu, detail %llu\n", index, detail);
+	err = escrow_rs_mem_lend(to, to->handle, binding->how, batch->address, batch->count,
+				 &done);
 	escrow_mem_settle(mem, to, binding, batch, err, done);
 	return err;
 }
@@ -276,6 +273,79 @@ int escrow_mem_lend(struct escrow_borrower *to, const struct escrow_binding *bin
 	return err;
 }
 
+/* Shares one folio, which is locked. */
+static noinline int escrow_mem_share_folio(struct escrow_mem *mem, struct escrow_borrower *to,
+					   const struct escrow_binding *binding,
+					   struct escrow_folio *ef, u64 guest,
+					   struct escrow_batch *batch,
+					   struct escrow_attempt *attempt)
+{
+	int err;
+
+	escrow_batch_reset(batch);
+	err = escrow_rs_folio_is_reachable(&ef->state) ? 0 : escrow_mem_recall(mem, to, ef);
+	if (!err)
+		err = escrow_mem_prepare(mem, to, binding, ef, guest, batch, attempt);
+	return err < 0 ? err : escrow_mem_send(mem, to, binding, batch);
+}
+
+/* What comes of a lend that has not happened. → 0 if that is well */
+static noinline int escrow_mem_not_lent(struct escrow_mem *mem, struct escrow_folio *ef, int why,
+					const struct escrow_refusal *refusal,
+					struct escrow_attempt *attempt)
+{
+	switch (why) {
+	case ESCROW_LEND_THERE:
+		return 0;
+	case ESCROW_LEND_REFUSED:
+		escrow_mem_refused(mem, ef, refusal, refusal->accessible ? NULL : "a pin",
+				   attempt);
+		return -EAGAIN;
+	case ESCROW_LEND_OUT_OF_TURN:
+		WARN_ON_ONCE(true);
+		return -EIO;
+	default:
+		return why;
+	}
+}
+
+/*
+ * Lends one folio, which is locked. Inlined: each page that a guest touches comes by
+ * here, and a frame of its own costs it more than what this does.
+ */
+static __always_inline int escrow_mem_lend_folio(struct escrow_mem *mem,
+						 struct escrow_borrower *to,
+						 const struct escrow_binding *binding,
+						 struct escrow_folio *ef, u64 guest,
+						 struct escrow_attempt *attempt)
+{
+	struct folio *folio = ef->folio;
+	struct escrow_refusal refusal; /* written with ESCROW_LEND_REFUSED */
+	bool is_recalled = false;
+	int err;
+
+	/* With the folio locked, no mapping of it can come back. */
+	if (folio_mapped(folio))
+		escrow_mem_zap(mem, ef);
+again:
+	err = escrow_rs_folio_lend(&ef->state, folio, &mem->counts, to, to->handle, guest,
+				   PFN_PHYS(folio_pfn(folio)), binding->rights, &refusal);
+	if (unlikely(err)) {
+		if ((err == -EEXIST || err == -EBUSY) && !is_recalled) {
+			/* It is with another VM, or was when EL2 kept it. */
+			is_recalled = true;
+			err = escrow_mem_recall(mem, to, ef);
+			if (!err)
+				goto again;
+		}
+		return escrow_mem_not_lent(mem, ef, err, &refusal, attempt);
+	}
+	escrow_note_lend(escrow_mem_id(mem), to->handle, guest, (u64)ef->index << PAGE_SHIFT,
+			 folio_nr_pages(folio), ESCROW_LENT);
+	escrow_mem_lent(mem, folio_nr_pages(folio));
+	return 0;
+}
+
 /*
  * The same for the one folio that a guest needs at @guest, side by side with
  * others. Nothing is allocated where the folio is there already: @batch is the
@@ -290,7 +360,7 @@ int escrow_mem_lend_one(struct escrow_borrower *to, const struct escrow_binding 
 	struct escrow_folio *ef;
 	int err;
 
-	filemap_invalidate_lock_shared(mapping);
+	escrow_down_read(&mapping->invalidate_lock);
 	if (escrow_mem_ends_before(mem, offset + PAGE_SIZE)) {
 		err = -EINVAL;
 		goto out;
@@ -311,12 +381,10 @@ int escrow_mem_lend_one(struct escrow_borrower *to, const struct escrow_binding 
 	}
 
 	folio_lock(ef->folio);
-	escrow_batch_reset(batch);
-	err = escrow_rs_folio_is_reachable(&ef->state) ? 0 : escrow_mem_recall(mem, to, ef);
-	if (!err)
-		err = escrow_mem_prepare(mem, to, binding, ef, at, batch, attempt);
-	if (err >= 0)
-		err = escrow_mem_send(mem, to, binding, batch);
+	if (likely(binding->how == ESCROW_LENT))
+		err = escrow_mem_lend_folio(mem, to, binding, ef, at, attempt);
+	else
+		err = escrow_mem_share_folio(mem, to, binding, ef, at, batch, attempt);
 	folio_unlock(ef->folio);
 out:
 	filemap_invalidate_unlock_shared(mapping);

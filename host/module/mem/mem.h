@@ -63,7 +63,7 @@ struct escrow_mem {
 
 /*
  * A lend that may be tried again when who is in its way has had time to let go.
- * Zeros, at first; escrow_attempt_end() at the end.
+ * Zeros, at first and after escrow_attempt_end().
  */
 struct escrow_attempt {
 	struct escrow_mem *mem; /* of the folio that was refused, with a reference; or NULL */
@@ -131,8 +131,10 @@ void escrow_mem_show_refusal(struct seq_file *m, struct escrow_mem *mem, bool fd
 
 static inline void escrow_attempt_end(struct escrow_attempt *attempt)
 {
-	if (unlikely(attempt->mem))
+	if (unlikely(attempt->mem)) {
 		escrow_mem_put(attempt->mem);
+		*attempt = (struct escrow_attempt){};
+	}
 }
 
 /* holder.c */

@@ -14,13 +14,8 @@ const struct escrow_filter escrow_any_vm = { .how = -1 };
 /* Has the payer's figures say how many pages are with guests. */
 void escrow_mem_show_away(struct escrow_mem *mem)
 {
-	u64 counts[ESCROW_COUNTS];
-
 	WRITE_ONCE(mem->unseen, 0);
-	escrow_rs_counts(&mem->counts, counts);
-	/* Lent, and those that EL2 keeps. */
-	escrow_payer_set_away(&mem->payer, counts[ESCROW_COUNT_LENT] +
-			      counts[ESCROW_COUNT_QUARANTINED]);
+	escrow_payer_show_away(&mem->payer, &mem->counts);
 }
 
 /* Takes home the rest of a large folio that broke in a part, as below. */

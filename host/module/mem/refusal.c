@@ -48,13 +48,13 @@ void escrow_mem_refused(struct escrow_mem *mem, struct escrow_folio *ef,
 	if (mem->lend_first)
 		WRITE_ONCE(ef->wanted, escrow_rs_moment(jiffies));
 	/* The reference, and the patience, are those of the first refusal. */
+	last.retry = attempt->retry;
+	last.is_told = attempt->is_told;
+	last.is_refused = true;
 	if (attempt->mem != mem) {
 		escrow_attempt_end(attempt);
 		escrow_mem_get(mem);
 	}
-	last.retry = attempt->retry;
-	last.is_told = attempt->is_told;
-	last.is_refused = true;
 	*attempt = last;
 }
 

@@ -7,8 +7,9 @@ use core::mem::MaybeUninit;
 use escrow_abi::{MemEntry, Rights};
 use escrow_memfd::{Borrower, Counts, Folio, How, Moment, Refusal, Retry, State};
 use escrow_vmcore::Errno;
+use escrow_vmcore::hypercall::{self, CallError};
 
-use crate::kernel::FolioPtr;
+use crate::kernel::{BorrowerPtr, FolioPtr, Hvc, seen_through};
 use crate::status;
 
 /// `struct escrow_report`: what a folio's users are counted as.
@@ -33,7 +34,11 @@ pub struct CRefusal {
 pub const COUNTS: usize = 7;
 
 /// The guest has the page already, just as was asked for.
-const ALREADY_THERE: i32 = 1;
+pub const ALREADY_THERE: i32 = 1;
+/// The host has not let the folio go, and says why.
+pub const REFUSED: i32 = 2;
+/// The folio was not in the state in which it must have been.
+pub const OUT_OF_TURN: i32 = 3;
 
 fn how_from(number: u32) -> How {
     if number == How::Shared as u32 { How::Shared } else { How::Lent }
@@ -115,18 +120,75 @@ pub extern "C" fn escrow_rs_folio_begin_lend(
             report.write(CReport::default());
         }),
     };
-    let errno = match result {
-        Ok(()) => return 0,
-        Err(Refusal::Away(now, borrower)) if now == how && borrower == to => {
-            return ALREADY_THERE;
-        }
-        Err(why) => {
+    match result {
+        Ok(()) => 0,
+        Err(why) => not_begun(how, to, why, refusal),
+    }
+}
+
+/// What C is told when lending or sharing has not begun. Out of line: nearly all do.
+#[cold]
+#[inline(never)]
+fn not_begun(how: How, to: Borrower, why: Refusal, refusal: &mut MaybeUninit<CRefusal>) -> i32 {
+    match why {
+        Refusal::Away(now, borrower) if now == how && borrower == to => ALREADY_THERE,
+        why => {
             let (errno, told) = refused(why);
             refusal.write(told);
-            errno
+            errno.to_return()
+        }
+    }
+}
+
+/// Lends the folio to the guest, from the freeze to the counting: what a guest's touch of a page
+/// asks for, in one call. → as `escrow_rs_folio_begin_lend` when it has not begun, but
+/// 2 for EAGAIN, which is EL2's here; 3: out of turn, which is a mistake of the caller's
+///
+/// All other errors are EL2's, or the donor's; the folio is then as it was.
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_folio_lend(
+    ef: &Folio,
+    folio: FolioPtr,
+    counts: &Counts,
+    donor: BorrowerPtr,
+    vm: u64,
+    guest: u64,
+    frame: u64,
+    rights: u32,
+    refusal: &mut MaybeUninit<CRefusal>,
+) -> i32 {
+    let to = Borrower { vm, guest };
+    let counted = match ef.begin_lend(to, &folio) {
+        Ok(counted) => counted,
+        Err(why) => {
+            let told = not_begun(How::Lent, to, why, refusal);
+            return if told == Errno::Again.to_return() { REFUSED } else { told };
         }
     };
-    errno.to_return()
+    let rights = Rights::from_bits(rights.into()).unwrap_or(Rights::NONE);
+    let entry = MemEntry::new(frame, ef.order(), guest, rights).with_report(
+        counted.refcount,
+        counted.safe,
+        counted.accessible,
+    );
+    let mut donor = donor;
+    match hypercall::mem_lend_one(&mut Hvc, &mut donor, vm, &entry) {
+        Ok(()) => ef.lent(counts).map_or(OUT_OF_TURN, |()| 0),
+        Err(error) => not_lent(ef, folio, error),
+    }
+}
+
+/// EL2 has not taken the folio.
+#[cold]
+#[inline(never)]
+fn not_lent(ef: &Folio, folio: FolioPtr, error: CallError) -> i32 {
+    if let CallError::Refused(refused) = error
+        && Errno::from(refused) == Errno::Again
+        && refused.index == 0
+    {
+        seen_through(refused.index, refused.detail);
+    }
+    ef.lend_cancelled(&folio).map_or(OUT_OF_TURN, |()| Errno::from(error).to_return())
 }
 
 /// What C is told of a refusal.

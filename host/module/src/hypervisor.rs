@@ -2,13 +2,13 @@
 
 //! Calls to Escrow that concern no VM's bindings.
 
-use escrow_abi::{FrameState, MemEntry, call};
+use escrow_abi::{FrameState, call};
 use escrow_memfd::How;
 use escrow_vmcore::hypercall::{self, AllHome, CallError, List};
 use escrow_vmcore::metadata::{INITIAL, Metadata};
 use escrow_vmcore::{Errno, uapi};
 
-use crate::kernel::{BorrowerPtr, Hvc};
+use crate::kernel::{BorrowerPtr, Hvc, seen_through};
 use crate::{status, store};
 
 /// Whether Escrow answers.
@@ -58,32 +58,29 @@ pub extern "C" fn escrow_rs_vm_info(vm: u64, info: &mut CVmInfo) -> i32 {
     store(asked, info)
 }
 
-/// Lends or shares the pages of a list, which begins with `first`. On an error that concerns one of
-/// them, `index` is its place and `detail` what Escrow says about it. So many as
-/// `done` says, from the first, are given all the same.
+/// Lends or shares the pages of a list. On an error, so many as `done` says, from the
+/// first, are given all the same.
 #[unsafe(no_mangle)]
 pub extern "C" fn escrow_rs_mem_lend(
     donor: BorrowerPtr,
     vm: u64,
     how: u32,
     list: u64,
-    first: &MemEntry,
     count: u32,
-    index: &mut u64,
-    detail: &mut u64,
     done: &mut u32,
 ) -> i32 {
     let mut donor = donor;
     let list = List { address: list, count };
     let result = if how == How::Shared as u32 {
         hypercall::mem_share(&mut Hvc, &mut donor, vm, list)
-    } else if count == 1 {
-        hypercall::mem_lend_one(&mut Hvc, &mut donor, vm, first)
     } else {
         hypercall::mem_lend(&mut Hvc, &mut donor, vm, list)
     };
-    if let Err(CallError::Refused(refused)) = result {
-        (*index, *detail) = (refused.index, refused.detail);
+    if let Err(CallError::Refused(refused)) = result
+        && Errno::from(refused) == Errno::Again
+        && refused.index < count.into()
+    {
+        seen_through(refused.index, refused.detail);
     }
     *done = done_of(count, result.as_ref().map_or_else(CallError::done, |()| u64::from(count)));
     status(result.map_err(Errno::from))

@@ -4,6 +4,7 @@
 
 use core::ffi::c_void;
 use core::ptr::NonNull;
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use escrow_memfd::References;
 use escrow_vmcore::Errno;
@@ -16,7 +17,9 @@ unsafe extern "C" {
     fn escrow_hvc(args: &[u64; 8], results: &mut [u64; 5]);
     fn escrow_folio_freeze(folio: NonNull<c_void>, at: u32, count: &mut u32) -> bool;
     fn escrow_folio_unfreeze(folio: NonNull<c_void>, to: u32);
-    fn escrow_folio_is_poisoned(folio: NonNull<c_void>) -> bool;
+    static escrow_may_be_poisoned: AtomicBool;
+    fn escrow_folio_is_marked(folio: NonNull<c_void>) -> bool;
+    fn escrow_seen_through(index: u64, detail: u64);
     fn escrow_top_up(borrower: NonNull<c_void>, pages: u64) -> i32;
     fn escrow_folio_get(folio: NonNull<c_void>);
     fn escrow_folio_put(folio: NonNull<c_void>);
@@ -72,14 +75,20 @@ impl References for FolioPtr {
     }
 
     fn is_poisoned(&self) -> bool {
-        // SAFETY: as above.
-        unsafe { escrow_folio_is_poisoned(self.0) }
+        // SAFETY: as above; C's variable is of one byte, and is read and written as a whole.
+        unsafe { escrow_may_be_poisoned.load(Ordering::Relaxed) && escrow_folio_is_marked(self.0) }
     }
 
     fn relax(&self) {
         // SAFETY: it waits for some cycles, and may be called anywhere.
         unsafe { escrow_relax() }
     }
+}
+
+/// EL2 has refused a folio that the host wanted to give: a report of ours was wrong.
+pub(crate) fn seen_through(index: u64, detail: u64) {
+    // SAFETY: it writes to the log, and may be called anywhere.
+    unsafe { escrow_seen_through(index, detail) }
 }
 
 /// C's `struct escrow_borrower`: who gives EL2 pages for a VM.

@@ -15,7 +15,7 @@ use escrow_vmcore::losses::Losses;
 use escrow_vmcore::metadata::Metadata;
 use escrow_vmcore::uapi::VcpuRun;
 
-use crate::folio::{COUNTS, CRefusal, CReport};
+use crate::folio::{ALREADY_THERE, COUNTS, CRefusal, CReport, OUT_OF_TURN, REFUSED};
 use crate::function::CFunction;
 use crate::hypervisor::CVmInfo;
 use crate::vcpu::{CExit, CStep, StepKind};
@@ -66,6 +66,9 @@ layout! {
 numbers! {
     ESCROW_LENT = 0, How::Lent;
     ESCROW_SHARED = 1, How::Shared;
+    ESCROW_LEND_THERE = 1, ALREADY_THERE;
+    ESCROW_LEND_REFUSED = 2, REFUSED;
+    ESCROW_LEND_OUT_OF_TURN = 3, OUT_OF_TURN;
     ESCROW_COUNTS = 7, COUNTS;
     ESCROW_MEM_CLOEXEC = 1, MEM_CLOEXEC;
     ESCROW_MEM_HUGE = 2, MEM_HUGE;

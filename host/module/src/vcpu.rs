@@ -125,7 +125,20 @@ pub extern "C" fn escrow_rs_vcpu_ended(
     results: &[u64; 5],
     step: &mut CStep,
 ) -> i32 {
-    store(vcpu.ended(*results).map(CStep::from), step)
+    match vcpu.ended(*results) {
+        // What a guest does that is given its memory page by page.
+        Ok(Step::Bring { guest, access }) => {
+            (step.kind, step.at, step.access) = (StepKind::Bring as u32, guest, access);
+            0
+        }
+        other => store(other.map(CStep::from), step),
+    }
+}
+
+/// Whether the next run brings an answer of the program's along.
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_vcpu_has_answer(vcpu: &Vcpu) -> bool {
+    vcpu.has_answer()
 }
 
 /// The write of a `WRITE` step is done, without the program.

@@ -206,6 +206,12 @@ impl Vcpu {
         })
     }
 
+    /// Whether the next run brings along what the program has made of the last exit. Until
+    /// it has begun, the program must not be told anything else.
+    pub fn has_answer(&self) -> bool {
+        matches!(self.pending, Pending::Read | Pending::Write | Pending::PageFault)
+    }
+
     /// The write of a [`Step::Write`] is done: the program does not hear of it.
     pub fn write_done(&mut self) {
         self.pending = Pending::Nothing;
@@ -297,7 +303,9 @@ mod tests {
         let mut vcpu = vcpu();
         for (size, value) in [(1, 0x88), (2, 0x7788), (4, 0x5566_7788), (8, 0x1122_3344_5566_7788)]
         {
+            assert!(!vcpu.has_answer());
             let exit = exit_of(vcpu.ended([0, run::MMIO_READ, 0x6000, size, 0]));
+            assert!(vcpu.has_answer());
             assert_eq!(as_page(exit).exit_reason, uapi::EXIT_MMIO);
             assert_eq!(exit.words, words(mmio_bytes(0x6000, 0, size as u32, 0, 0)));
             let answer = words(mmio_bytes(0x6000, 0x1122_3344_5566_7788, size as u32, 0, 0));

@@ -3,6 +3,9 @@
 //! Pages that break while the host maps them, while a guest has them, and one after the
 //! other: each is out of reach on every path, and nothing else is.
 
+use std::thread;
+use std::time::Duration;
+
 use anyhow::{Context as _, Result, ensure};
 use escrow_vmcore::losses::{Losses, MORE};
 use escrow_vmcore::uapi::{MAP_FORCE_SHARE, fdinfo};
@@ -12,7 +15,7 @@ use super::huge::{FOLIO, HOSTS, Huge, PLACES, address};
 use super::poison::{break_frame, frame_of, is_told};
 use super::{AT, HELD, OFFSET, at_home};
 use crate::access::{Pin, frame, load, read, write};
-use crate::guest::{ANSWER, Guest, Order, RAM};
+use crate::guest::{ANSWER, Guest, Order, RAM, WINDOW, order_after};
 use crate::gunyah::{Device, Exit, Mapping, PAGE};
 use crate::tests::{refused, same};
 use crate::wait::until;
@@ -218,4 +221,39 @@ pub fn more_than_can_be_told() -> Result<()> {
         guest.expect_abort(Order::Load(RAM + page * PAGE))?;
     }
     Ok(())
+}
+
+/// Breaks a lent page, and waits until it is known that `count` of the memory's are broken.
+fn break_lent(guest: &Guest, place: u64, count: u64) -> Result<()> {
+    break_frame(place)?;
+    until("the page to be out of use", || Ok(guest.memory.count(fdinfo::POISONED)? == count))?;
+    // The VM hears of it next.
+    thread::sleep(Duration::from_millis(100));
+    Ok(())
+}
+
+/// A program that answers its guest's accesses is told with the run that brings an answer,
+/// before the guest's next access: also a guest that does nothing else. The answer has
+/// arrived.
+pub fn is_told_with_the_next_answer() -> Result<()> {
+    let guest = at_home()?;
+    let pages = [AT, AT + PAGE, AT + 2 * PAGE];
+    let mut places = Vec::new();
+    for at in pages {
+        write(&guest.mapping, at - RAM, at)?;
+        places.push(frame(&guest.mapping, at - RAM)?.context("the page is nowhere")?);
+        guest.ask(Order::Load(at))?;
+    }
+    break_lent(&guest, places[0], 1)?;
+    let told = |at| Exit::PageFault(at, Errno::EHWPOISON);
+    same(guest.run()?, told(pages[0])).context("after a store")?;
+
+    let order = Order::Load(pages[2]);
+    for (index, word) in (0..).zip(&order.words()[..2]) {
+        same(guest.run()?, Exit::Read(WINDOW + index * 8, 8))?;
+        guest.vcpu.answer(*word);
+    }
+    break_lent(&guest, places[1], 2)?;
+    same(guest.run()?, told(pages[1])).context("after a load")?;
+    same(order_after(&guest.vcpu, guest.run()?, order)?, Exit::Write(ANSWER, pages[2]))
 }

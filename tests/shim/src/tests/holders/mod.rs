@@ -91,6 +91,7 @@ tests! {
     breaks::the_rest_of_a_lent_folio,
     breaks::one_after_the_other,
     breaks::more_than_can_be_told,
+    breaks::is_told_with_the_next_answer,
     holes::over_what_is_lent,
     holes::under_a_holder,
     holes::memory_closed_first,
