@@ -176,7 +176,7 @@ impl<P: Pages> Vgic<P> {
 
     /// The input of one of the vCPU's own interrupts is high: its timer has fired, and the CPU
     /// has left the guest for that. The short way of [`Self::exit`], [`Self::set_private`] and
-    /// [`Self::enter`]: `false` if the last two are to follow (the first was made).
+    /// [`Self::enter`]: `false` if the last of these is to follow.
     #[inline(always)]
     pub fn interrupt(&self, me: u8, ppi: Intid, interface: &mut impl Interface) -> bool {
         let Some(cpu) = self.pages().cpu(me).filter(|_| ppi.is_private()) else { return true };

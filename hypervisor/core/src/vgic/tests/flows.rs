@@ -13,7 +13,7 @@ use super::world::{FakePages, Place, World};
 use crate::vgic::bits::Intid;
 use crate::vgic::lr::Groups;
 use crate::vgic::queue::{Note, Queue};
-use crate::vgic::{Effects, Frame, Input, Interface, SgiRegister, Spi, Vgic};
+use crate::vgic::{Access, Effects, Frame, Input, Interface, SgiRegister, Spi, Vgic};
 
 /// All vCPUs are in the guest and take all.
 fn ready(cpus: usize, registers: usize) -> World {
@@ -116,9 +116,6 @@ fn a_timer_s_short_way_is_the_long_one() {
             assert_eq!(is_in, !enabled || (others as usize) < registers || round > 0);
             if !is_in {
                 world.places[0] = Place::Out;
-                let mut effects = Effects::default();
-                world.vgic.set_private(0, timer, true, &mut effects);
-                assert_eq!(effects, Effects::default());
                 world.enter(0, false);
             }
             world.spec.pes[0].private[27].line = true;
@@ -175,6 +172,136 @@ fn one_kick_for_many_events() {
     for sgi in [1, 2, 3] {
         assert_eq!(world.sims[1].acknowledge(1), sgi);
         world.sims[1].end(1, sgi);
+    }
+}
+
+#[test]
+fn what_ends_something_waits_for_who_is_inside() {
+    const SPI: u32 = 40;
+    let gicr = Frame::Redistributor(1);
+    let gicd = Frame::Distributor;
+    let ones = Some(u64::MAX);
+    let cases = [
+        // ISENABLER, ICENABLER, ISPENDR, ICPENDR, ISACTIVER, ICACTIVER, IGROUPR, IPRIORITYR
+        (gicr, 0x1_0100, ones, false),
+        (gicr, 0x1_0180, ones, true),
+        (gicr, 0x1_0200, ones, false),
+        (gicr, 0x1_0280, ones, true),
+        (gicr, 0x1_0300, ones, true),
+        (gicr, 0x1_0380, ones, true),
+        (gicr, 0x1_0080, Some(0), false),
+        (gicr, 0x1_0400, Some(0x4040_4040), false),
+        (gicr, 0x1_0100, None, false),
+        (gicr, 0x1_0200, None, true),
+        (gicr, 0x1_0300, None, true),
+        // CTLR.DPG1NS, WAKER
+        (gicr, 0, Some(1 << 25), true),
+        (gicr, 0x14, Some(2), true),
+        (gicr, 0x14, Some(0), false),
+        (gicd, 0x104, ones, false),
+        (gicd, 0x184, ones, true),
+        (gicd, 0x204, ones, false),
+        (gicd, 0x284, ones, true),
+        (gicd, 0x304, ones, true),
+        (gicd, 0x384, ones, true),
+        (gicd, 0x084, Some(0), false),
+        (gicd, 0x428, Some(0x4040_4040), false),
+        (gicd, 0x104, None, false),
+        (gicd, 0x204, None, true),
+        (gicd, 0x304, None, true),
+        // CTLR
+        (gicd, 0, Some(1), true),
+        (gicd, 0, Some(3), false),
+    ];
+    for (frame, offset, write, waits) in cases {
+        let mut world = ready(2, 4);
+        world.write_route(0, SPI, 1);
+        world.run(1);
+        world.sgi(0, SgiRegister::Group1, 3, Some(2));
+        world.input(SPI, Input::High);
+        assert_eq!(world.sims[1].lrs.iter().filter(|lr| **lr >> 62 == 1).count(), 2);
+        world.leave(0);
+        let mut effects = Effects::default();
+        let access = world.vgic.access(0, frame, offset, 4, write, &mut effects);
+        let expected = if waits { 1 << 1 } else { 0 };
+        let waited = match access {
+            Access::Wait(waits) => waits,
+            Access::Done(_) => 0,
+        };
+        assert_eq!(waited, expected, "{frame:?} {offset:#x} {write:?}");
+        assert!(!waits || effects.inside == 1 << 1);
+        // Once it is out, there is nothing to wait for.
+        world.leave(1);
+        assert_eq!(world.vgic.poll(0, 1 << 1), 0);
+        let again = world.vgic.access(0, frame, offset, 4, write, &mut Effects::default());
+        assert!(matches!(again, Access::Done(_)));
+    }
+}
+
+#[test]
+fn an_edge_of_what_is_active_comes_without_an_exit() {
+    for input in [Input::High, Input::Edge] {
+        let mut world = ready(1, 4);
+        world.write_config(0, 40, true);
+        world.input(40, Input::Edge);
+        assert_eq!(world.acknowledge(0, 1), 40);
+        let kicks = world.seen.kicks;
+        world.input(40, input);
+        assert_eq!(world.seen.kicks, kicks + 1);
+        world.end(0);
+        assert!(!world.sims[0].has_maintenance());
+        assert_eq!(world.acknowledge(0, 1), 40);
+        world.end(0);
+        assert_eq!(world.acknowledge(0, 1), SPURIOUS);
+    }
+}
+
+#[test]
+fn the_first_to_enable_a_group_gets_what_is_for_any() {
+    let mut world = ready(2, 4);
+    world.write_route(0, 40, 1 << 31);
+    for pe in 0..2 {
+        world.set_interface(pe, |pe| pe.groups = [true, false]);
+    }
+    world.input(40, Input::Edge);
+    world.settle();
+    // It does so without an exit, and leaves because of that.
+    world.sims[1].vmcr |= super::sim::VENG1;
+    assert!(world.sims[1].has_maintenance());
+    world.leave(1);
+    world.enter(1, false);
+    assert!(!world.sims[1].has_maintenance());
+    assert_eq!(world.sims[1].signalled(), Some((40, 1)));
+}
+
+#[test]
+fn a_group_s_end_brings_in_the_other_one() {
+    // List registers with interrupts of one group, and one of the other left out.
+    for group in 0..2 {
+        let mut world = ready(1, 2);
+        for (sgi, priority) in [(1, 0x10), (2, 0x20), (3, 0x30)] {
+            world.write_priority(0, 0, sgi, priority);
+        }
+        let of_group_0 = if group == 0 { 0b0110 } else { 0b1000 };
+        world.write_bits(0, 0, Field::Group, 0, !of_group_0, true);
+        for sgi in 1..4 {
+            world.sgi(0, SgiRegister::Group1, sgi, Some(1));
+        }
+        world.settle();
+        assert_eq!(world.sims[0].signalled(), Some((1, group as usize)));
+        assert!(!world.sims[0].has_maintenance());
+        world.sims[0].vmcr &= !(1 << group);
+        assert!(world.sims[0].has_maintenance());
+        world.leave(0);
+        world.enter(0, false);
+        assert!(!world.sims[0].has_maintenance());
+        assert_eq!(world.sims[0].signalled(), Some((3, 1 - group as usize)));
+        // And back.
+        world.sims[0].vmcr |= 1 << group;
+        assert!(world.sims[0].has_maintenance());
+        world.leave(0);
+        world.enter(0, false);
+        assert_eq!(world.sims[0].signalled(), Some((1, group as usize)));
     }
 }
 
