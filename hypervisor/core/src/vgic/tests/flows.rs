@@ -91,6 +91,31 @@ fn a_linked_timer_is_deactivated_by_the_guest() {
     world.settle();
     assert!(!world.vgic.holds_link(0));
     assert!(world.sims[0].lrs.iter().all(|lr| lr >> 62 == 0));
+    world.read_bits(0, 0, Field::Pending, 0, false);
+}
+
+/// A change that was left for a list register is not made to the next that is in it.
+#[test]
+fn what_comes_too_late_is_for_nobody() {
+    for (field, to) in [(Field::Pending, false), (Field::Active, false)] {
+        let mut world = ready(2, 4);
+        world.run(1);
+        world.sgi(0, SgiRegister::Group1, 1, Some(2));
+        world.acknowledge(1, 1);
+        world.end(1);
+        // vCPU 1 has ended it, which nobody else knows.
+        world.write_bits(0, 1, field, 0, 1 << 1, to);
+        world.sgi(0, SgiRegister::Group1, 2, Some(2));
+        world.settle();
+        if field == Field::Active {
+            world.acknowledge(1, 1);
+        }
+        world.leave(1);
+        world.enter(1, false);
+        world.settle();
+        world.read_bits(0, 1, field, 0, false);
+        assert_eq!(world.stacks[1].len() + usize::from(world.sims[1].signalled().is_some()), 1);
+    }
 }
 
 /// The short way does what the long one does.
