@@ -149,6 +149,7 @@ fn a_timer_s_short_way_is_the_long_one() {
         if enabled {
             assert_eq!(world.acknowledge(0, 1), TIMER);
             world.settle();
+            world.read_bits(0, 0, Field::Active, 0, false);
             world.end(0);
             assert_eq!(world.sims[0].deactivated, [TIMER]);
             world.spec.pes[0].private[27].line = false;
@@ -327,6 +328,23 @@ fn a_group_s_end_brings_in_the_other_one() {
         world.leave(0);
         world.enter(0, false);
         assert_eq!(world.sims[0].signalled(), Some((1, group as usize)));
+    }
+}
+
+#[test]
+fn who_denies_a_group_gets_none_of_it_that_are_for_any() {
+    let mut world = ready(2, 4);
+    world.run(0);
+    world.run(1);
+    world.write_route(0, 40, 1 << 31);
+    world.write_config(0, 40, true);
+    for (denies, offered) in [([false, true], 1), ([true, false], 0)] {
+        world.write_denials(0, 0, denies);
+        world.input(40, Input::Edge);
+        world.settle();
+        assert_eq!(world.sims[offered].signalled(), Some((40, 1)));
+        world.acknowledge(offered, 1);
+        world.end(offered);
     }
 }
 
