@@ -37,6 +37,8 @@ const TREE: &str = "linux";
 const PACKAGE: &str = "linux-source-6.12";
 /// In a built kernel's folder, when it is complete: what it was made of.
 const RECIPE: &str = "recipe";
+/// The same, while it is being built.
+const BEGUN: &str = "begun";
 
 const COMMON: &str = include_str!("debug-kernel/common.config");
 
@@ -88,11 +90,16 @@ impl DebugKernel {
             return self.present(cache);
         }
         let step = Step::start(format!("building {} {version}", self.part()));
-        remove(&folder)?;
-        fs::create_dir_all(&folder)?;
+        // The kernel's make goes on with a build of the same that was interrupted.
+        let begun = folder.join(BEGUN);
+        if !fs::read_to_string(&begun).is_ok_and(|have| have == recipe) {
+            remove(&folder)?;
+            fs::create_dir_all(&folder)?;
+            fs::write(&begun, &recipe)?;
+        }
         let tree = cache.path().join(SOURCE).join(TREE);
         self.build(&tree, &folder).with_context(|| format!("{} does not build", self.part()))?;
-        fs::write(folder.join(RECIPE), recipe)?;
+        fs::rename(begun, folder.join(RECIPE))?;
         step.done();
         self.present(cache)
     }
