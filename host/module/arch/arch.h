@@ -26,7 +26,7 @@ struct escrow_borrower {
 	int (*top_up)(struct escrow_borrower *borrower, u64 pages);
 };
 
-/* down_read(), which takes longer where nobody else has the lock for writing. */
+/* down_read(), but faster where no task has the lock for writing. */
 static inline void escrow_down_read(struct rw_semaphore *lock)
 {
 	might_lock_read(lock);

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * Floor 0: failures on purpose. In a build for tests (make ESCROW_FAULTS=1) this file
- * comes before every other one, and whatever may fail asks first whether it
- * shall: allocations, new files, locks that signals end, calls to Escrow. The
- * module's own files know nothing of it; other builds have nothing of it.
+ * is included before every other one, and each operation that may fail asks here first
+ * whether it is to fail: allocations, new files, locks that signals interrupt, calls to
+ * EL2. The module's own files do not mention it, and other builds contain none of it.
  */
 #ifndef ESCROW_INJECT_H
 #define ESCROW_INJECT_H

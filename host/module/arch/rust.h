@@ -130,14 +130,14 @@ struct escrow_refusal {
 	u32 reserved;
 };
 
-/* What comes of a lend that has not happened, beside errors. */
+/* Results of a lend that did not happen, beside errors. */
 enum escrow_lend {
 	ESCROW_LEND_THERE = 1, /* the guest has it already */
 	ESCROW_LEND_REFUSED = 2, /* somebody uses it, and the refusal is written */
 	ESCROW_LEND_OUT_OF_TURN = 3, /* a bug */
 };
 
-/* The patience of one lend. */
+/* How many pauses one lend has made. */
 struct escrow_retry {
 	u32 pauses;
 };
@@ -288,7 +288,7 @@ int escrow_rs_folio_lend(struct escrow_folio_state *ef, struct folio *folio,
 u32 escrow_rs_retry(struct escrow_retry *retry, const struct escrow_refusal *refusal,
 		    struct escrow_counts *counts);
 void escrow_rs_counts_refused(struct escrow_counts *counts);
-/* A moment of a clock that ticks for ever, in 32 bits; 0: none. */
+/* The time @now (jiffies) in 32 bits, for escrow_rs_moment_is_within(); never 0: none. */
 u32 escrow_rs_moment(u64 now);
 bool escrow_rs_moment_is_within(u32 moment, u64 now, u32 ticks);
 /* Safe references of others than the memory. */

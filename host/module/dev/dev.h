@@ -22,7 +22,7 @@ enum escrow_total {
 	ESCROW_TOTAL_POISONED, /* pages whose memory is broken */
 	ESCROW_TOTAL_VMS, /* also those whose files are closed, until all is home */
 	ESCROW_TOTAL_METADATA, /* pages that Escrow keeps VMs in */
-	ESCROW_TOTAL_ZOMBIES, /* VMs that nobody has a file of, whose pages do not come */
+	ESCROW_TOTAL_ZOMBIES, /* VMs without an open file, whose pages EL2 does not give back */
 	ESCROW_TOTALS
 };
 

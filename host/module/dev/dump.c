@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Floor 5: a crash dump. The kernel that runs after a panic (kdump) reads the memory of the
- * one before it, with nothing that would repair a fault. What that one's guests have is
- * out of its reach still: EL2 goes on as before. So /proc/vmcore asks here before it
- * touches a page, and has zeros for what the host does not reach.
+ * Floor 5: a crash dump. The kernel that runs after a panic (kdump) reads the memory of
+ * the kernel that panicked, and does not recover from a fault there. To EL2 nothing has
+ * changed: a page that a guest has still faults. So /proc/vmcore asks here before it
+ * reads a page, and shows zeros for pages that the host cannot access.
  *
- * Nothing changes hands any more: the VMs are known to nobody here, their vCPUs do not
- * run, and this kernel makes no VM (the gate is shut). So an answer stays true.
+ * An answer may be kept, as no page changes its state any more: this kernel knows none of
+ * the VMs, their vCPUs do not run, and it creates no VM (the gate is shut).
  */
 
 #include <linux/crash_dump.h>
@@ -16,7 +16,7 @@
 
 #include "dev/dev.h"
 
-/* The last answer of EL2's, and which frames it is for. */
+/* EL2's last answer, and the frames that it holds for. */
 static DEFINE_SPINLOCK(known_lock);
 static unsigned long known_first, known_end;
 static bool known_reached;

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Floor 5: memory that is added while Linux runs, and that guests cannot have: says so.
+ * Floor 5: a line in the log when memory is added while Linux runs: it cannot be lent.
  *
- * Nothing is to be done about memory that goes. What guests have is RAM of boot, and
- * arm64 takes none of that offline (prevent_bootmem_remove_notifier()).
+ * Memory that goes offline needs no handler. Guests have RAM of boot only, and arm64
+ * takes none of that offline (prevent_bootmem_remove_notifier()).
  */
 
 #include <linux/memory.h>

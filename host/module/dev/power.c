@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Floor 5: Sleep and the machine's end. Nothing sleeps while a guest has pages of this
- * host; and whatever comes after this kernel finds all memory where it was.
+ * Floor 5: sleep, and the end of the machine. The host does not sleep while a guest has
+ * pages of it. All VMs end before a reboot or kexec, so that the next kernel can use all
+ * memory.
  */
 
 #include <linux/notifier.h>

@@ -2,9 +2,9 @@
 /*
  * Floor 4: Eventfds that ring a doorbell of the guest's.
  *
- * An eventfd tells of a signal with the spinlock of its wait queue held, so
- * what is called then neither sleeps nor takes vm->lock; irqfd->lock is for it
- * and whoever connects the doorbell.
+ * An eventfd calls us about a signal with the spinlock of its wait queue held, so
+ * that callback can neither sleep nor take vm->lock. irqfd->lock orders it and the
+ * code that connects the doorbell.
  */
 
 #include <linux/err.h>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* Floor 4: vCPUs: threads of the host that lend their time to a guest. */
+/* Floor 4: vCPUs: a thread of the host calls VCPU_RUN, and EL2 runs the guest in it. */
 
 #include <linux/anon_inodes.h>
 #include <linux/clocksource.h>
@@ -23,15 +23,15 @@ static bool escrow_vcpu_has_ended(struct escrow_vcpu *vcpu)
 	return READ_ONCE(vcpu->is_removed) || escrow_vm_state(vcpu->vm) != ESCROW_VM_LIVE;
 }
 
-/* It has interrupted a guest's run, and that is all that it is for. */
+/* Nothing to do: the interrupt itself has ended the guest's run. */
 static void escrow_vcpu_interrupted(struct irq_work *work)
 {
 }
 
 /*
- * Losses are to be told of, with interrupts disabled. An answer of the program's that this
- * entry brings along has to arrive first: the run takes it, and is over. → whether it must
- * not begin at all
+ * With interrupts disabled, before an entry of a VM with losses to report. If the program
+ * has answered the last exit, EL2 has to get that answer first: then an interrupt ends the
+ * run as soon as EL2 has taken it. → whether the run must not begin at all
  */
 static noinline bool escrow_vcpu_tells_first(struct escrow_vcpu *vcpu)
 {
@@ -42,20 +42,19 @@ static noinline bool escrow_vcpu_tells_first(struct escrow_vcpu *vcpu)
 }
 
 /*
- * Runs the guest once. -EINTR: not at all, the program wants this thread back.
- * -EAGAIN: not at all, there is something to be looked at first.
+ * Runs the guest once. -EINTR: it did not run, as the program asked for this thread to
+ * return. -EAGAIN: it did not run, as there is other work to do first.
  */
 static int escrow_vcpu_enter(struct escrow_vcpu *vcpu, const u64 registers[8], u64 results[5])
 {
 	int err = 0;
 
 	/*
-	 * With interrupts disabled, whatever is not seen here comes with an interrupt
-	 * that is pending when the guest is entered, and ends its run at once: who
-	 * has something for this thread changes it first and then interrupts this CPU,
-	 * as the scheduler and escrow_vm_wake() do, whoever has losses to tell of as well.
-	 * One entry is all that is done without preemption, and the host's tick ends it
-	 * at the latest.
+	 * No event is missed: a sender changes its data first and then interrupts this
+	 * CPU, as the scheduler and escrow_vm_wake() do, also for losses. Interrupts are
+	 * disabled here, so an event that is not seen below has its interrupt pending when
+	 * the guest is entered, which ends the run at once. Preemption is disabled for one
+	 * entry, and the host's tick ends it at the latest.
 	 */
 	preempt_disable();
 	local_irq_disable();

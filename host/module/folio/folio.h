@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * Floor 1: folios that the module allocates, and batches of them on their way
- * to or from EL2. Who has a folio is Rust's to say (struct escrow_folio_state).
+ * to or from EL2. Rust keeps the state of a folio (struct escrow_folio_state).
  */
 #ifndef ESCROW_FOLIO_H
 #define ESCROW_FOLIO_H
@@ -15,7 +15,7 @@
 
 #include "arch/arch.h"
 
-/* EL2's pages are the host's; arm64 has kernels with others. */
+/* EL2 counts pages of 4 KiB; arm64 has kernels with larger ones. */
 static_assert(PAGE_SIZE == 4096);
 
 /* Large folios are what one descriptor of a level-2 table maps. */
@@ -26,7 +26,7 @@ static_assert(PAGE_SIZE == 4096);
 struct escrow_folio {
 	struct escrow_folio_state state;
 	struct folio *folio;
-	u32 wanted; /* when a lend that goes first was refused: a moment */
+	u32 wanted; /* MEM_LEND_FIRST: the time of the last refusal (escrow_rs_moment()), or 0 */
 	union {
 		pgoff_t index; /* of a memory: of its first page */
 		struct list_head link; /* of metadata: in vm->metadata_folios */

@@ -2,14 +2,13 @@
 /*
  * Floor 1: who pays for folios, and how many objects a user may have.
  *
- * The folios of memories and of VMs' metadata are the kernel's: they are neither
- * swapped out nor reclaimed. As with all that a driver pins for a process, they
- * count against RLIMIT_MEMLOCK of the user who made the object, unless he has
- * CAP_IPC_LOCK, and are seen as VmPin of the process that made it. Of the node,
- * they are Unevictable.
+ * Linux neither swaps out nor reclaims the folios of memories and of VMs' metadata.
+ * Like all memory that a driver pins for a process, they count against RLIMIT_MEMLOCK
+ * of the user who created the object, unless the process has CAP_IPC_LOCK. They are in
+ * VmPin of the process that created it, and in Unevictable of their node.
  *
- * A user may have many others in a namespace that he makes (subuid(5)): all of
- * them together may have no more than he.
+ * A user may create a user namespace with many other users (subuid(5)). All of them
+ * together, with their owner, have the limit of one user.
  */
 
 #include <linux/capability.h>
@@ -32,8 +31,8 @@
 #include "folio/folio.h"
 
 /*
- * What one user may have at once. EL2 has room for 63 VMs, unless it was told
- * otherwise (guests=): nobody takes all of them from the others.
+ * What one user may have at once. EL2 has room for 63 VMs, unless its option
+ * guests= says otherwise; one user must not take all of them.
  */
 static unsigned int escrow_most[ESCROW_KINDS] = {
 	[ESCROW_KIND_MEMORY] = 1024,
@@ -88,7 +87,7 @@ static void escrow_user_forget_if_idle(struct escrow_user *it)
 	kfree(it);
 }
 
-/* One more object of a user's. He is known until that is gone. */
+/* One more object of a user; the record of the user is kept until that is gone. */
 static struct escrow_user *escrow_user_add(kuid_t uid, enum escrow_kind kind)
 {
 	struct escrow_user *it;

@@ -2,10 +2,10 @@
 /*
  * Floor 2: broken pages of a memory, wherever they are.
  *
- * memory_failure() marks the page, and leaves the rest to whoever has it. A folio of
- * one page goes out of use, with its mappings and for its guest. A large one is made
- * into pages first. While a guest has it, that cannot be: EL2 takes the page out of
- * use, the guest keeps the others, and the large folio waits for them to come home.
+ * memory_failure() marks the page, and does nothing more. A folio of one page is taken
+ * out of use: out of the host's mappings and out of its guest. A large folio is split
+ * into pages first. It cannot be split while it is lent: EL2 takes the broken page out of
+ * use, the guest keeps the others, and the large folio stays until they come home.
  */
 
 #include <linux/bitmap.h>

@@ -2,10 +2,9 @@
 /*
  * Floor 2: a range of a memory as a dma-buf, for devices and drivers of the host.
  *
- * Each importer has a safe reference under its device's name. While it has the
- * buffer mapped or pinned, that is an access. Importers that can be told to
- * give their mappings up (dynamic ones) are, before a lend; all others are in
- * its way until they have.
+ * Each importer has a safe reference under its device's name, and an access while
+ * it has the buffer mapped or pinned. A lend tells dynamic importers to give their
+ * mappings up. Static importers cannot be told, and lends fail until they detach.
  */
 
 #include <linux/device.h>

@@ -2,10 +2,10 @@
 /*
  * Floor 2: page faults of the host's programs in a memory.
  *
- * A fault comes with the mmap_lock, or with its VMA's lock alone. Whoever wants
- * one of them for writing waits for it, and so does everybody behind that one. So
- * a fault that has to wait lets go of it first and is tried again, as filemap_fault
- * does; if it may not let go any more, its wait ends when its task is killed.
+ * A fault holds the mmap_lock, or only the lock of its VMA. A writer of that lock waits
+ * for the fault, and all later readers wait for the writer. So a fault that has to wait
+ * drops the lock first and is tried again, as in filemap_fault(). If it may not drop the
+ * lock any more, its wait ends when its task is killed.
  */
 
 #include <linux/err.h>

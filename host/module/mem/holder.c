@@ -4,8 +4,8 @@
  * are told to let go. The interface is in <linux/escrow.h>.
  *
  * A reference to a folio and its count change together, under the folio lock,
- * as a transition of the folio would. Accesses are counted without a lock: who
- * begins one counts itself and then looks at the state, who lends changes the
+ * as a transition of the folio would. Accesses are counted without a lock: an
+ * access increments the count and then looks at the state, a lend changes the
  * state and then looks at the count (escrow_rs_folio_access).
  */
 
@@ -354,17 +354,20 @@ static long escrow_mem_count(struct escrow_mem *mem, pgoff_t first, pgoff_t last
  * @offset: where the range begins, in bytes; a multiple of the size of a page
  * @size: of the range, likewise
  * @ops: how the holder is told to let go; lives as long as the reference
- * @name: what people shall know the holder by
+ * @name: of the holder, for fdinfo, debugfs and refused_by. At most 31 bytes are
+ *	kept; blanks and newlines become underscores
  *
- * Memory is allocated where the range has none. The reference keeps the memory
- * and its file: holes, a shorter size and the like fail with EBUSY over the
- * range. Pages that a guest has may be part of it; they stay there.
+ * Pages are allocated where the range has none. The reference keeps the memory
+ * and its file alive. Holes and a shorter size over the range fail with EBUSY.
+ * The range may contain pages that a guest has; the guest keeps them.
  *
- * Context: may sleep. It takes locks of the memory's: not with mmap_lock for
- * writing, nor inside of a page fault.
- * Return: 0; -EBADF: no guest memory; -EINVAL: no such range; -EHWPOISON:
- * memory in it is broken; -ENOMEM; -ENOSPC: the memory has 256 holders; -EINTR:
- * the task is being killed; -EBUSY: @ref holds something.
+ * Context: may sleep. It takes locks of the memory, so do not call it with
+ * mmap_lock held for writing, nor in a page fault.
+ * Return: 0; -EBADF: @memory is no guest memory; -ENODEV: @ops->owner is being
+ * unloaded; -EINVAL: the range is empty,
+ * not page-aligned or beyond the end; -EHWPOISON: memory in it is broken;
+ * -ENOMEM; -ENOSPC: the memory has 256 holders; -EINTR: the task is being
+ * killed; -EBUSY: @ref holds a reference already.
  */
 int escrow_ref_take(struct escrow_ref *ref, struct file *memory, u64 offset, u64 size,
 		    const struct escrow_ref_ops *ops, const char *name)
@@ -437,8 +440,8 @@ EXPORT_SYMBOL_GPL(escrow_ref_take);
  * @ref: the reference; nobody else uses it any more
  *
  * Ends all accesses through it. When it returns, the callback is not called any
- * more; the callback itself may call it. A second release of the same is said
- * in the log, and does nothing.
+ * more; the callback itself may call it. A second release of the same reference
+ * does nothing but write a line to the log.
  *
  * Context: may sleep, for as long as the callback does; see escrow_ref_take().
  */
@@ -566,12 +569,12 @@ static struct escrow_hold *escrow_holder_part(struct escrow_holder *holder, u64 
  * @size: in bytes; within the range of @ref
  *
  * Until escrow_ref_end_access(), no guest gets the pages that these bytes are
- * in. Accesses nest. They are to be short, or to end when the holder is told.
+ * in. Accesses nest. Keep them short, or end them in the callback.
  *
  * Context: may sleep.
  * Return: 0; -EFAULT: a guest has one of the pages, and keeps it; -EHWPOISON:
- * one is broken; -EAGAIN: the holder has just been told to let go; -ENOMEM;
- * -EINVAL: not within the range. On an error nothing has begun.
+ * one is broken; -EAGAIN: the callback was called within the last 200 ms;
+ * -ENOMEM; -EINVAL: not within the range. On an error no access has begun.
  */
 int escrow_ref_begin_access(struct escrow_ref *ref, u64 offset, u64 size)
 {
@@ -603,7 +606,7 @@ EXPORT_SYMBOL_GPL(escrow_ref_begin_access);
  * @offset: the same
  * @size: the same
  *
- * What had not begun does not end; the log says so.
+ * If no such access has begun, it does nothing but write a line to the log.
  *
  * Context: any but NMIs and, for its wake-up, with runqueue locks.
  */
@@ -625,7 +628,7 @@ EXPORT_SYMBOL_GPL(escrow_ref_end_access);
  * @ref: a safe reference
  * @offset: of a byte of the page, in the memory
  *
- * What is in it is there only while it is accessed.
+ * Its contents may be used only during an access.
  *
  * Context: any.
  * Return: the page, without a reference of its own; NULL: not within the range.

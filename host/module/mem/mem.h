@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Floor 2: guest memories. It knows a VM by its handle, and as one that borrows.
+ * Floor 2: guest memories. It knows a VM by its handle and as struct escrow_borrower.
  */
 #ifndef ESCROW_MEM_H
 #define ESCROW_MEM_H
@@ -20,7 +20,7 @@
 struct escrow_filter {
 	u64 vm; /* 0: anybody's */
 	int how; /* negative: either way */
-	bool drop; /* what comes home from lending is freed: it has nothing but zeros */
+	bool drop; /* free lent folios that come home: they contain zeros */
 };
 
 extern const struct escrow_filter escrow_any_vm;
@@ -46,7 +46,7 @@ struct escrow_mem {
 	struct escrow_counts counts;
 	struct escrow_batch *batch; /* under the exclusive invalidate_lock */
 	int (*top_up)(u64 vm); /* gives EL2 a page for a VM; without locks of the memory */
-	loff_t zap_start; /* of the last mappings that went with others */
+	loff_t zap_start; /* of the range around a lent folio that was last zapped */
 	loff_t zap_end;
 	u32 zap_size; /* of these, in bytes */
 	spinlock_t refusal_lock;
@@ -92,7 +92,7 @@ static inline struct address_space *escrow_mapping(struct escrow_mem *mem)
 	return mem->inode->i_mapping;
 }
 
-/* What people know a memory by: its inode's number. */
+/* The number of a memory in fdinfo, debugfs and traces: its inode's. */
 static inline u64 escrow_mem_id(struct escrow_mem *mem)
 {
 	return mem->inode->i_ino;

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Floor 2: a part of a memory as a file to be mapped, for who may have no more than that.
+ * Floor 2: a file that maps a part of a memory and nothing else of it.
  *
- * A mapping of a dma-buf is one of the memory's inode, so that it goes when a page is
- * lent. Whoever has it can have the kernel map the file of it again, at any offset
- * (remap_file_pages), or make holes by it (MADV_REMOVE): so the file is not the memory's.
+ * A mapping of a dma-buf has to be one of the memory's inode, so that a lend removes it.
+ * But a program can have the kernel map the file of its mapping again, at any offset
+ * (remap_file_pages), or make holes through it (MADV_REMOVE). So that file must not be
+ * the memory's own.
  */
 
 #include <linux/err.h>
@@ -27,7 +28,7 @@ static int escrow_part_mmap(struct file *file, struct vm_area_struct *vma)
 {
 	const struct escrow_part *part = file->private_data;
 
-	/* That the sum wraps, Linux has ruled out. */
+	/* Linux has checked that the sum does not wrap. */
 	if (vma->vm_pgoff < part->first || vma->vm_pgoff + vma_pages(vma) > part->end)
 		return -EINVAL;
 	return escrow_mem_mmap(file, vma);
@@ -54,7 +55,7 @@ static const struct file_operations escrow_part_fops = {
 
 /*
  * A file of a part, which is page-aligned and not empty; offsets in it are the memory's.
- * @flags: O_RDWR or O_RDONLY. It keeps the memory.
+ * @flags: O_RDWR or O_RDONLY. The file keeps the memory alive.
  */
 struct file *escrow_part_open(struct file *memory, u64 offset, u64 size, int flags)
 {

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Floor 2: lends that somebody was in the way of: tried again, and told.
+ * Floor 2: lends that were refused because a folio is in use: they are tried again,
+ * and the last refusal is kept for fdinfo and debugfs.
  *
- * Who waits here holds no lock: whoever has the folio may need any of them to
- * let go.
+ * A lend that waits here holds no lock: the user of the folio may need any of them
+ * to let go.
  */
 
 #include <linux/delay.h>
@@ -21,7 +22,7 @@
 #include "arch/events.h"
 #include "mem/mem.h"
 
-/* How long after a refusal a lend that goes first is awaited, in ms. */
+/* MEM_LEND_FIRST: for how long after a refusal the folio cannot be mapped, in ms. */
 #define ESCROW_WANTED_MS 250
 
 /*
@@ -100,7 +101,7 @@ bool escrow_attempt_again(struct escrow_attempt *attempt)
 	u32 microseconds;
 	int gone;
 
-	/* It may have been EL2 that said so. */
+	/* The -EAGAIN may be EL2's, and not that of a refusal. */
 	if (!attempt->is_refused)
 		return false;
 	attempt->is_refused = false;
@@ -125,7 +126,7 @@ give_up:
 	return false;
 }
 
-/* Mappings of a memory that are looked at for who maps a page, and processes that are told of. */
+/* Limits of the lines mapped_by: mappings that are examined, processes that are listed. */
 #define ESCROW_MAPPERS_LOOKS 4096
 #define ESCROW_MAPPERS_SHOWN 64
 
@@ -153,8 +154,8 @@ static void escrow_vma_show(struct seq_file *m, struct vm_area_struct *vma)
 }
 
 /*
- * Tells of those who map a page now, in the order in which they map the file. If there are
- * more than are looked at, the last line says so.
+ * Lists the processes that map a page now, in the order of i_mmap. If there are more than
+ * the limits, the last line says so.
  */
 static void escrow_mem_show_mappers(struct seq_file *m, struct escrow_mem *mem, pgoff_t index)
 {
@@ -167,7 +168,7 @@ static void escrow_mem_show_mappers(struct seq_file *m, struct escrow_mem *mem, 
 	for (node = rb_first_cached(&mapping->i_mmap); node; node = rb_next(node)) {
 		struct vm_area_struct *vma = rb_entry(node, struct vm_area_struct, shared.rb);
 
-		/* Programs may make as many as they like. */
+		/* The number of mappings has no limit. */
 		if (looks++ == ESCROW_MAPPERS_LOOKS || shown == ESCROW_MAPPERS_SHOWN) {
 			seq_puts(m, "mapped_by:\t0 ...\n");
 			break;

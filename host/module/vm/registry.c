@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Floor 3: all VMs: who may make one, and how all of them end before the machine does.
+ * Floor 3: all VMs: whether a new one may be created, and how all of them end before the
+ * machine does.
  *
- * escrow_vms.lock guards the list and the gate. It is taken inside of all
- * other locks, never around one: whoever wants to do something to a VM takes a
- * reference under it and lets go of it first. A VM is on the list from before
- * Escrow gets the first page until nothing is left of it, so an empty list, or
- * one of VMs that are home, means that no page is away.
+ * escrow_vms.lock guards the list and the gate. No other lock is taken under it. To
+ * change a VM, take a reference to it under the lock, and release the lock first. A VM is
+ * on the list from before EL2 gets its first page until it is freed. So if the list is
+ * empty, or has only VMs in state home, no page is away.
  */
 
 #include <linux/errno.h>

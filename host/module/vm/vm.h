@@ -17,7 +17,7 @@
  *   vm->metadata_lock	top-ups of one VM
  *   irqfd->lock	the doorbell that an eventfd rings; taken with interrupts
  *			off, and inside of the lock of the eventfd's queue
- *   vm->vcpus_lock	who is there to be woken; taken with interrupts off
+ *   vm->vcpus_lock	which vCPUs can be woken; taken with interrupts off
  *   list->lock		of escrow_memories and escrow_vms
  *
  * and, outside of all of these, mmap_lock (page faults) and vcpu->run_lock.
@@ -55,7 +55,7 @@ struct escrow_fn_ops {
 		      const struct gunyah_fn_desc *desc, const union escrow_fn_arg *arg);
 	/* Before the VM starts; may be called again if the start fails. */
 	int (*start)(struct escrow_vm *vm);
-	/* The VM's last reference is gone, but nothing has happened to it yet. */
+	/* The VM's last reference is gone; this comes before all else that ends it. */
 	void (*end)(struct escrow_vm *vm);
 };
 
@@ -71,7 +71,7 @@ struct escrow_vm {
 	struct rw_semaphore lock;
 	struct escrow_vm_core *core;
 	struct escrow_borrower borrower;
-	bool is_victims; /* set once: the OOM killer waits for its memory */
+	bool is_victims; /* set once: an OOM victim created it, and its memory is to be freed */
 	struct escrow_lifecycle life; /* home is set in the registry alone */
 	bool has_losses; /* that a run is to tell of */
 	struct escrow_losses losses; /* pages that broke; under vcpus_lock */
@@ -91,7 +91,7 @@ struct escrow_vm {
 	struct list_head metadata_folios;
 	struct escrow_batch *batch; /* under metadata_lock */
 
-	struct list_head zombie; /* of those that are stuck, too */
+	struct list_head zombie; /* in the list of zombies and stuck VMs */
 	struct escrow_listing listing; /* in escrow_vms, until it is freed */
 };
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* Floor 3: who waits for a VM, and is woken. */
+/* Floor 3: wakes and interrupts the threads that run a VM's vCPUs. */
 
 #include <linux/sched.h>
 #include <linux/spinlock.h>

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What EL2 has of guests outside of their own memory: registers that were pushed, copies
-//! of lists. It is in places apart, so that it can be wiped.
+//! Guests' data in EL2's own memory: registers that were pushed, copies of lists. It is kept
+//! apart from all else, so that it can be wiped.
 //!
-//! Each CPU has a second stack, which it is on from the vector of a `VCPU_RUN` to the return
-//! to the host, and a scratch area for the calls of guests. Nothing else that EL2 does meets a
-//! guest's registers or contents. At the end of the machine one CPU wipes both of all CPUs,
+//! Each CPU has a second stack, which it uses from the vector of a `VCPU_RUN` to the return
+//! to the host, and a scratch area for the calls of guests. EL2 has a guest's registers or
+//! contents nowhere else. At the end of the machine one CPU wipes both of all CPUs,
 //! while the others go on with the host. They are not stopped for it, for the firmware may
 //! refuse, and then the machine goes on.
 //!

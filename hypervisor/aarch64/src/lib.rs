@@ -10,9 +10,12 @@
 //! | `vectors.S`, `host` | exceptions of the host |
 //! | `guest` | entering a guest, and its exits |
 //! | `switch`, `switch.S`, `fp`, `debug` | the switch between the host and a guest |
+//! | `walks` | table walks for EL1, blocked while the CPU's registers belong to two VMs |
 //! | `errata` | what the CPU's errata and predictors ask for |
 //! | `window`, `access.S` | EL2's own map, and how it reaches the memory of VMs |
+//! | `apart` | guests' data in EL2's own memory, kept apart to be wiped |
 //! | `machine` | page tables, TLBs and caches for `escrow-core` |
+//! | `percpu`, `smc`, `sysreg` | each CPU's data, calls to the firmware, system registers |
 //! | `fault` | reporting a bug |
 //! | `trace` | the trace of table writes, in test builds |
 //!

@@ -3,8 +3,8 @@
 //! What guests may do with other VMs.
 //!
 //! Each guest has a small table of capabilities, filled by the host. A handle
-//! is an entry's place and number; numbers are never used twice, so a handle
-//! that was taken away, or whose object died, is dead for good.
+//! is an entry's place and number. Numbers are never used twice, so a handle
+//! that was revoked, or whose object has died, never becomes valid again.
 
 use arrayvec::ArrayVec;
 use escrow_abi::{Error, Handle, HandleKind, call};

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Doorbells: how the host, or who it lets, interrupts a guest.
+//! Doorbells: how the host interrupts a guest.
 
 use arrayvec::ArrayVec;
 use escrow_abi::Error;

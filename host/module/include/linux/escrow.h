@@ -2,15 +2,17 @@
 /*
  * Safe references to guest memory, for other modules.
  *
- * A page of a guest memory can leave the host at any time. Whoever has a
- * reference of another kind to it (a pin, a mapping of a device) hinders that,
- * and nobody can ask him to let go. A *safe reference* hinders nothing. Its
- * holder reaches the pages only between escrow_ref_begin_access() and
- * escrow_ref_end_access(); meanwhile they stay. Who lends tells the holder, and
- * waits a little for the end of its accesses.
+ * A page of a guest memory can be lent to a guest at any time. An ordinary
+ * reference (a pin, a mapping of a device) makes the lend fail, and its owner
+ * cannot be asked to let go. A *safe reference* does not make lends fail. Its
+ * holder may read and write the pages only between escrow_ref_begin_access()
+ * and escrow_ref_end_access(); in between they are not lent. A lend that wants
+ * them calls @let_go of the holder, and waits up to 200 ms for the end of its
+ * accesses.
  *
  * Build with -I/usr/src/escrow-VERSION/include and KBUILD_EXTRA_SYMBOLS naming
- * the shim's Module.symvers. Documentation: docs/three-counters.md.
+ * the shim's Module.symvers. Arguments, contexts and errors of the functions are
+ * documented in mem/holder.c, the idea in docs/three-counters.md.
  */
 #ifndef _LINUX_ESCROW_H
 #define _LINUX_ESCROW_H
@@ -28,14 +30,14 @@ struct page;
 
 /**
  * struct escrow_ref_ops - how a holder is told to let go
- * @owner: the module that these are in. It stays loaded as long as it holds a
- *	safe reference.
- * @let_go: optional. A guest needs pages that the holder accesses: it shall end
- *	its accesses to this part of its range. Called by a thread of the shim's
- *	without a lock, and may sleep. It may release the reference. It is not
- *	called again until it has returned. The lend waits for the end of the
- *	accesses, not for the return of this function, and not for long.
- *	Without it, a lend does not wait.
+ * @owner: the module that contains this structure. It stays loaded as long as
+ *	it holds a safe reference.
+ * @let_go: optional. A guest needs pages that the holder accesses. The holder is
+ *	to end its accesses to @size bytes from @offset on (of the memory).
+ *	Called by a worker of the shim without a lock; may sleep, and may release
+ *	the reference. It is not called again before it has returned. The lend
+ *	waits up to 200 ms for the end of the accesses, not for the return of
+ *	this function. Without @let_go, a lend does not wait.
  */
 struct escrow_ref_ops {
 	struct module *owner;
@@ -44,10 +46,10 @@ struct escrow_ref_ops {
 
 /**
  * struct escrow_ref - a safe reference to a range of a guest memory
- * @holder: the shim's
+ * @holder: private to the shim
  *
- * It is part of an object of the holder's, which lives until
- * escrow_ref_release() has returned. Zeros hold nothing.
+ * Embed it in an object that lives until escrow_ref_release() has returned. A
+ * structure of zeros holds nothing.
  */
 struct escrow_ref {
 	struct escrow_holder *holder;

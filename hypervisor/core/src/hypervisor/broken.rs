@@ -3,7 +3,7 @@
 //! Memory that fails while EL2 zeroes or cleans it, in the half of a call that
 //! cannot refuse.
 //!
-//! The call goes on without it. The frames are poisoned, as by
+//! The call goes on without the frames that fail. They are poisoned, as by
 //! [`call::MEM_POISON`](escrow_abi::call::MEM_POISON): nobody reaches them any
 //! more. The caller learns how many they were, and finds them by
 //! [`call::FRAME_INFO`](escrow_abi::call::FRAME_INFO).

@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Lending one page or one block, as a host does at each page fault of a guest:
-//! the general way, without what only lists need.
+//! Lending one page or one block, as a host does at each page fault of a guest: a fast
+//! path, without the work that only lists need.
 //!
-//! Whatever is not as it usually is goes the general way, which also finds the
-//! error. Nothing has changed then, so there is one place that refuses, and one
-//! order of checks.
+//! An unusual case, an error among them, takes the general path. The fast path has changed
+//! nothing then. So only the general path refuses, and there is one order of checks.
 
 use escrow_abi::{FrameState, Handle};
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Pages that their owner takes: home, out of its own sight, out of use.
+//! Calls in which an owner takes pages: it reclaims or unshares them, takes shared ones
+//! back for their borrower, or poisons them.
 
 use core::sync::atomic::Ordering;
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! A guest touches an address that its map keeps for something.
+//! A guest accesses an address at which its stage 2 has an invalid entry that is not free:
+//! memory that it has given away, or that is broken.
 
 use escrow_abi::FrameState;
 

@@ -4,7 +4,7 @@
 //!
 //! RAM is counted in 2 MiB blocks. A block whose frames are all alike is one
 //! record; when a part of it changes hands, it is split, and each of its 512
-//! frames has a record of its own until all are back where they began. The
+//! frames has a record of its own until all are alike again, in whatever state. The
 //! memory of all records is set aside at boot, so a split cannot fail.
 //!
 //! # In memory

@@ -4,8 +4,8 @@
 //! sources), as the host finds it: without DMA.
 //!
 //! Its DMA register takes the address of a descriptor anywhere in memory, which
-//! names another address to be read or written: a way around stage 2 for
-//! whoever reaches one register. So the host does not. All that is left are the
+//! names another address to be read or written. So access to this one register bypasses
+//! stage 2, and EL2 withholds it from the host. The host keeps the
 //! selector and the data register, which move bytes through the CPU.
 //!
 //! To a driver the device looks as one that has no DMA: the bit that says so is

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What a distributor, or a redistributor, keeps of each of its interrupts.
+//! The state that a distributor, or a redistributor, keeps for each of its interrupts.
 
 use super::bits::{Bits, Intid};
 

@@ -2,17 +2,19 @@
 
 //! The interrupt controller of a guest: a GICv3, without an ITS (IHI 0069).
 //!
-//! All of it is state in memory and functions on that. What goes in: accesses to its frames
-//! ([`Vgic::access`]), writes to the registers that send SGIs ([`Vgic::send`]) and to `ICC_DIR_EL1`
-//! ([`Vgic::deactivate`]), levels of a vCPU's timers ([`Vgic::set_private`]), what the host says of
-//! SPIs ([`Vgic::input`]), and the list registers of a CPU that has left a guest ([`Vgic::exit`]).
-//! What comes out: values, list registers ([`Vgic::enter`]), and who has to be interrupted or
-//! woken ([`Effects`]). The guest's own accesses to its CPU interface (`ICC_IAR1_EL1` and the
-//! like) are the CPU's to answer, out of the list registers.
+//! It is state in memory and functions on that state. Nothing calls it yet.
 //!
-//! **The host's part is [`Input`]**: "SPI n is high, high until done, low, or had an edge". SGIs,
-//! PPIs, list registers, enables, priorities, who is interrupted: nothing of these has a name that
-//! a host could use, as its calls have an [`Spi`] and an [`Input`] and no more.
+//! Its inputs are accesses to its frames
+//! ([`Vgic::access`]), writes to the registers that send SGIs ([`Vgic::send`]) and to `ICC_DIR_EL1`
+//! ([`Vgic::deactivate`]), levels of a vCPU's timers ([`Vgic::set_private`]), the host's inputs of
+//! SPIs ([`Vgic::input`]), and the list registers of a CPU that has left a guest ([`Vgic::exit`]).
+//! Its outputs are the values that are read, list registers ([`Vgic::enter`]), and which vCPUs have
+//! to be interrupted or woken ([`Effects`]). The CPU answers the guest's accesses to its CPU
+//! interface (`ICC_IAR1_EL1` and the like), from the list registers.
+//!
+//! **The host has [`Input`] only**: SPI n is high, high until done, low, or had an edge. It cannot
+//! name SGIs, PPIs, list registers, enables, priorities or the vCPU that is interrupted, as its
+//! calls take an [`Spi`] and an [`Input`] and nothing else.
 //!
 //! # Memory
 //!
@@ -36,32 +38,33 @@
 //! # Locks
 //!
 //! Bank 0, bank 1, one vCPU. SGIs and timers take the vCPU's alone; an SPI takes its bank's, and
-//! under it those of vCPUs, one after the other. What is done under a lock is bounded: the most is a
-//! register of 32 interrupts, or all list registers. They are ticket locks, so a guest whose vCPUs
-//! keep one busy makes the host wait for each of its vCPUs once.
+//! under it those of vCPUs, one after the other. The work under a lock is bounded: at the most it is
+//! for a register of 32 interrupts, or for all list registers. They are ticket locks, so a host that
+//! waits for one waits for each vCPU of the guest once at the most.
 //!
 //! # Between CPUs
 //!
-//! List registers of a CPU that is in the guest belong to that CPU. Whoever has something for its
-//! vCPU changes the pages, sets [`Cpu::attention`], and looks at where the vCPU is: inside, so its
-//! CPU is interrupted (by an SGI that the host finds and takes); asleep, so its host has to run it
-//! again; or out, so it looks by itself before it is inside. The vCPU writes where it is and then
-//! looks at `attention`, each with a full barrier in between: one of the two sees the other
-//! ("store buffering", DDI 0487, "Barrier litmus tests"). Whoever finds `attention` set already has
-//! nothing more to do, so a storm of SGIs is one interrupt.
+//! While a CPU is in the guest, only that CPU accesses its list registers. A sender that has an
+//! event for its vCPU changes the pages, sets [`Cpu::attention`], and then looks at where the vCPU
+//! is. *Inside* its guest: the CPU is interrupted (by an SGI that the host takes). *Asleep*: the host
+//! has to run it again. *Out*: the vCPU itself looks before it goes inside. The vCPU writes where it
+//! is and then looks at `attention`. Both have a full barrier in between, so one of the two sees the
+//! other ("store buffering", DDI 0487, "Barrier litmus tests"). A sender that finds `attention` set
+//! already has nothing more to do, so many SGIs cause one interrupt.
 //!
-//! What needs the state of a list register that is inside elsewhere (reads of ISPENDR and
-//! ISACTIVER, and ICENABLER, ICPENDR, ISACTIVER, ICACTIVER, DIR, clearing a group) *waits*: the change
-//! is left with the vCPU, which makes it when it harvests; the vCPU is interrupted; and when it has
-//! left its guest, the access is complete ([`Access::Wait`]). All CPUs of those who wait are out of
-//! their guests with their own list registers saved, so two that wait for each other both go on.
-//! That is why RWP always reads as 0.
+//! Some accesses need the state of a list register of another CPU that is in the guest: reads of
+//! ISPENDR and ISACTIVER, writes of ICENABLER, ICPENDR, ISACTIVER, ICACTIVER and DIR, and clearing a
+//! group. Such an access *waits*: the change is noted in the page of that vCPU, which makes it when
+//! it harvests. The vCPU is interrupted, and when it has left its guest, the access is complete
+//! ([`Access::Wait`]). A vCPU that waits is out of its guest with its own list registers saved, so
+//! two that wait for each other both go on. So a write is complete when its instruction is, and RWP
+//! always reads as 0.
 //!
 //! # List registers
 //!
-//! They are filled lazily: a vCPU without any, for whom nobody has set `attention`, goes in and out
-//! without one being looked at. If it has some, they are saved on the way out and stay in the CPU;
-//! they are written again only where they changed, or another vCPU was there meanwhile.
+//! They are filled lazily. If a vCPU has no interrupt in them, and its `attention` is not set, its
+//! entry and its exit access none. Otherwise an exit saves them, and they stay in the CPU as well:
+//! the next entry writes only those that changed, or all if another vCPU ran on the CPU meanwhile.
 //!
 //! More interrupts than list registers:
 //!
@@ -73,14 +76,14 @@
 //! | active, EOImode 0 | EOIcount, LRENPIE: the guest ends what it acknowledged last, so the most urgent |
 //! | active, EOImode 1 | writes to DIR trap (TDIR) |
 //!
-//! EOImode 1 has all writes to DIR trap: what the guest deactivates may be at home elsewhere. (The
-//! guest changes EOImode without a trap. From the next time that it leaves, this is in force.)
+//! In EOImode 1 all writes to DIR trap, as the home of the interrupt may be another vCPU. (The
+//! guest changes EOImode without a trap, so this is in force from its next exit on.)
 //!
 //! A level-sensitive interrupt asserts the maintenance interrupt when it is deactivated (EOI in its
-//! list register): then its level decides whether it is pending again. An edge of what is active is
-//! in the list register as "pending and active", so the guest's next acknowledgement needs nobody.
-//! If it may not be in there (another priority, group or route by now), the deactivation is noticed
-//! as for level-sensitive ones.
+//! list register): then its level decides whether it is pending again. An edge of an active interrupt
+//! makes its list register "pending and active", so the guest acknowledges it without an exit.
+//! If it may not be there (its priority, group or route has changed), the deactivation asserts the
+//! maintenance interrupt as for level-sensitive ones.
 //!
 //! A timer that is *linked* with a physical interrupt ([`Vgic::link`]) is deactivated by the guest,
 //! without an exit, for both. The physical one has to be active as long as [`Vgic::holds_link`].
@@ -90,15 +93,15 @@
 //! Of several pending interrupts of one priority, any may come first. An interrupt for any vCPU
 //! (1 of N) goes to one that has its group enabled, is on and awake, and does not deny it (DPG): one
 //! that is inside if there is one, else one that is out, else one that sleeps. A new priority does
-//! not change what is active. An edge that the host tells makes a level-sensitive interrupt pending
+//! not change what is active. An edge from the host makes a level-sensitive interrupt pending
 //! as a message would. `GICR_WAKER` says "awake" at first, as firmware leaves it.
 //!
 //! # Where this differs from a GICv3
 //!
-//! EOIcount has no name in it. With more active interrupts than list registers, in EOImode 0, an
-//! EOI may end another of the vCPU's own if the guest ends what it did not acknowledge last (which is
-//! UNPREDICTABLE), what somebody has deactivated meanwhile, or if it changes its binary point
-//! while interrupts are active. A linked timer that the guest masks after it became pending, and
+//! EOIcount does not say which interrupt ended. With more active interrupts than list registers, in
+//! EOImode 0, an EOI may end another active interrupt of the vCPU: if the guest ends one that it did
+//! not acknowledge last (which is UNPREDICTABLE), if another vCPU has deactivated it meanwhile, or if
+//! the guest changes its binary point while interrupts are active. A linked timer that the guest masks after it became pending, and
 //! before it is acknowledged, comes all the same unless the vCPU leaves its guest in between.
 
 mod bank;
@@ -136,18 +139,18 @@ pub trait Pages {
     fn bank(&self, n: usize) -> Option<&Bank>;
     /// The page of a vCPU.
     fn cpu(&self, index: u8) -> Option<&Cpu>;
-    /// How many INTIDs there are: from 64 to 1024 (of which the last four are none), in
-    /// steps of 32.
+    /// How many INTIDs there are: from 64 to 1024, in steps of 32. INTIDs 1020 to 1023 are
+    /// no interrupts.
     fn intids(&self) -> u32;
 }
 
-/// What the host can say of an interrupt: all that it can.
+/// The inputs that the host can set for an SPI. It can do nothing else to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Input {
     /// Its level is high.
     High,
-    /// Its level is high until the guest has deactivated it. The host is told then
-    /// ([`Vgic::take_done`]), and says so again if it still has a reason.
+    /// Its level is high until the guest has deactivated it. Then the host is told
+    /// ([`Vgic::take_done`]), and sets it again if the device still asserts it.
     HighUntilDone,
     /// Its level is low.
     Low,
@@ -235,8 +238,8 @@ impl<P: Pages> Vgic<P> {
         });
     }
 
-    /// An interrupt that the host has kept high until it was done, and that is done. Once for
-    /// each.
+    /// Takes one SPI that the host had set to [`Input::HighUntilDone`] and that the guest has
+    /// deactivated; `None` if there is none.
     pub fn take_done(&self) -> Option<Spi> {
         (0..BANKS).find_map(|n| {
             let intid = self.0.bank(n)?.state.lock().take_done(n * 16)?;

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What a vCPU is to be offered next.
+//! Which interrupt a vCPU is offered next.
 //!
-//! For each group and each of the 32 levels of priority, a word says in which words of the
-//! INTIDs something waits. So who is next is found without a look at all that wait: at the 32 of
-//! a word at most, and mostly at one.
+//! For each group and each of the 32 priorities, a word says which words of the INTIDs have a
+//! waiting interrupt. So the next one is found without a look at all waiting interrupts: at most
+//! at the 32 of one word, and mostly at one.
 
 use super::bits::{Bits, Intid, ones};
 use super::lr::Groups;

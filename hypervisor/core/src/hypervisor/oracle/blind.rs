@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The oracle of builds that are not for tests: it sees nothing and is not there.
+//! The oracle in builds without the feature `oracle`: all of its functions are empty.
 
 use super::super::Hypervisor;
 use super::super::extents::Extent;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! An eye on the ledger, in test builds (feature `oracle`).
+//! Checks of the ledger against the specification, in test builds (feature `oracle`).
 //!
 //! Next to each frame's record stands what the specification
 //! ([`escrow_spec::frame`]) says of it. Every change of a record must be one

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The oracle with its eyes open.
+//! The oracle in test builds (feature `oracle`).
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
