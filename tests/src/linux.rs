@@ -80,7 +80,7 @@ fn is_real_time() -> bool {
 #[must_use]
 pub fn may_lack(kernel: Kernel) -> &'static str {
     match kernel {
-        // A kernel that looks for mistakes lacks some of what those need who hold pages.
+        // The debug kernels lack features that some of the holders' tests need.
         Kernel::Older if looks_for_mistakes() => "SHIM_MAY_LACK=1",
         Kernel::Older if is_real_time() => "SHIM_MAY_LACK='huge pages'",
         Kernel::Older => "",

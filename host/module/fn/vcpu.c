@@ -157,7 +157,7 @@ static void escrow_vcpu_tell(struct escrow_vcpu *vcpu, const struct escrow_exit 
 	WRITE_ONCE(run->exit_reason, exit->reason);
 }
 
-/* Whether the program is told of a loss, if there is one. */
+/* Tells the program of a loss, if there is one. → whether it did */
 static bool escrow_vcpu_tell_loss(struct escrow_vcpu *vcpu)
 {
 	struct escrow_exit exit;

@@ -48,12 +48,12 @@ static const char *const escrow_kind_names[ESCROW_KINDS] = {
 	[ESCROW_KIND_VM] = "VMs (vms_per_user)",
 };
 
-/* A user who has objects, or answers for those of others. */
+/* A user that has objects, or is accounted for those of others. */
 struct escrow_user {
 	struct list_head link; /* in users */
 	kuid_t uid;
 	unsigned int objects[ESCROW_KINDS];
-	atomic_long_t pages; /* of all that he answers for, and that have a limit */
+	atomic_long_t pages; /* with a limit, of this user and of those accounted to it */
 };
 
 static DEFINE_MUTEX(users_lock);
@@ -123,8 +123,9 @@ static void escrow_user_remove(struct escrow_user *it, enum escrow_kind kind)
 }
 
 /*
- * Who answers for what this process makes: in a user namespace, who made that, and
- * those around it. For root's (containers of different users, say) each user does.
+ * The user that this process's objects are accounted to: in a user namespace, the owner
+ * of the outermost one around it. In a namespace of root (a container that root has
+ * started, say) each user is accounted alone.
  */
 static kuid_t escrow_user_answerable(void)
 {
@@ -179,7 +180,8 @@ static void escrow_payer_set_away(struct escrow_payer *payer, long pages)
 }
 
 /*
- * As the counts say: the last one who changed them has the lock last, and so the last word.
+ * Sets the figures from the counts. They are read under the lock: whoever changes the
+ * counts calls this afterwards, so the last call sees the last change.
  */
 void escrow_payer_show_away(struct escrow_payer *payer, const struct escrow_counts *counts)
 {
@@ -198,7 +200,7 @@ static void escrow_payer_add(struct escrow_payer *payer, long pages)
 	atomic64_add(pages, &payer->mm->pinned_vm);
 }
 
-/* So many pages less are locked for those who have a limit. */
+/* Takes pages off the figures that RLIMIT_MEMLOCK limits. */
 static void escrow_payer_unlock(struct escrow_payer *payer, long pages)
 {
 	atomic_long_sub(pages, &payer->user->locked_vm);

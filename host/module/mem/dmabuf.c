@@ -305,7 +305,7 @@ static struct escrow_dmabuf *escrow_dmabuf_alloc(struct file *memory, u64 offset
 	buffer->memory = get_file(memory);
 	buffer->offset = offset;
 	buffer->size = size;
-	/* Who has it mapped reaches no more of the memory than the buffer. */
+	/* A mapping of the buffer must not lead to other pages of the memory. */
 	buffer->part = escrow_part_open(memory, offset, size, flags);
 	if (IS_ERR(buffer->part)) {
 		err = PTR_ERR(buffer->part);

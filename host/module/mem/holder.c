@@ -267,9 +267,9 @@ static void escrow_holder_empty(struct escrow_holder *holder, u32 count)
 }
 
 /*
- * Puts a holder on the list that says whose range may be no hole. Under the same lock
- * as its references are taken and given up: who makes a hole has it exclusively, and
- * finds either no reference or the holder.
+ * Puts a holder on the list of ranges that must not become holes. The caller has the
+ * invalidate_lock shared, as it has while references are taken and released. A hole has
+ * that lock exclusively, so it finds either no reference or the holder.
  */
 static int escrow_holder_enlist(struct escrow_holder *holder)
 {
@@ -456,7 +456,7 @@ void escrow_ref_release(struct escrow_ref *ref)
 				    __builtin_return_address(0));
 		return;
 	}
-	/* From here on, nobody tells it. Its references hold off holes until they are gone. */
+	/* It is not told any more. It stays on the list, against holes, while it has references. */
 	spin_lock(&holder->mem->holders_lock);
 	holder->is_leaving = true;
 	spin_unlock(&holder->mem->holders_lock);

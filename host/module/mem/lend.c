@@ -310,8 +310,8 @@ static noinline int escrow_mem_not_lent(struct escrow_mem *mem, struct escrow_fo
 }
 
 /*
- * Lends one folio, which is locked. Inlined: each page that a guest touches comes by
- * here, and a frame of its own costs it more than what this does.
+ * Lends one folio, which is locked. Inlined: it is called for each page that a guest
+ * touches, and a stack frame would cost more than the function does.
  */
 static __always_inline int escrow_mem_lend_folio(struct escrow_mem *mem,
 						 struct escrow_borrower *to,

@@ -153,7 +153,7 @@ static struct escrow_vm *escrow_registry_next(const struct mm_struct *mm)
 	return found;
 }
 
-/* Lets nobody make a VM any more. */
+/* Shuts the gate: no VM can be created any more. */
 void escrow_registry_shut(void)
 {
 	mutex_lock(&escrow_vms.lock);
@@ -162,7 +162,7 @@ void escrow_registry_shut(void)
 	escrow_registry_changed();
 }
 
-/* Ends all VMs, whoever has files of them, and lets nobody make another. */
+/* Shuts the gate, and ends all VMs, also those with open files. */
 void escrow_registry_shut_down(void)
 {
 	struct escrow_vm *vm;

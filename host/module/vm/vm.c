@@ -39,15 +39,15 @@ static int escrow_vm_lacks(struct escrow_borrower *borrower, u64 pages)
 }
 
 /*
- * The memory of the process that made the VM goes. If it is a victim of the OOM
- * killer, that waits for this, and kills somebody else when it was in vain; the
- * process's files are closed only after. So what its guests have comes home now.
+ * The address space of the process that created the VM ends. If the process is a victim
+ * of the OOM killer, the killer waits for this, and kills another process if it frees
+ * too little. The victim's files are closed only later. So its VMs end now.
  */
 static void escrow_vm_mm_release(struct mmu_notifier *notifier, struct mm_struct *mm)
 {
 	/*
-	 * Whoever frees a VM comes by here too, while the process that made it lives: it may
-	 * be a victim itself, but not with this memory.
+	 * This is also called when a VM is freed, by a process that need not be the one that
+	 * created it. That process may be a victim, but with another mm.
 	 */
 	if (current->signal->oom_mm == mm)
 		escrow_registry_end_victims(mm);

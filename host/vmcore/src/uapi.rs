@@ -6,13 +6,13 @@
 //!
 //! Numbers and layouts are those of Gunyah's Linux interface (series v17), so
 //! that programs written for it run unchanged. All structures are
-//! little-endian and have no implicit padding; reserved fields must be zero.
+//! little-endian and have no implicit padding. Padding and reserved fields of v17's structures are
+//! ignored, as in v17; the reserved field of Escrow's own [`ExportDmabuf`] must be zero.
 //!
-//! What a program may learn beyond that:
+//! A program can get more information in two places:
 //!
-//! - The file descriptor of a guest memory has lines of its own in
-//!   `/proc/PID/fdinfo/FD`; see [`fdinfo`].
-//! - What Escrow says of itself is in the files of [`SYSFS_DIR`].
+//! - `/proc/PID/fdinfo/FD` of a guest memory's file descriptor; see [`fdinfo`].
+//! - The files in [`SYSFS_DIR`], with EL2's version and counts.
 
 use escrow_abi::FrameState;
 
@@ -306,8 +306,8 @@ pub struct IoeventfdArg {
     pub datamatch: u64,
     /// The guest address that is written to.
     pub addr: u64,
-    /// Size of the write in bytes: 1, 2, 4 or 8, or 0. It counts with
-    /// [`IOEVENTFD_DATAMATCH`] alone, and is not 0 then; without, any write is meant.
+    /// Size of the write in bytes: 1, 2, 4 or 8, or 0. It counts only with
+    /// [`IOEVENTFD_DATAMATCH`], and must not be 0 then; without it, a write of any size matches.
     pub len: u32,
     /// File descriptor of the eventfd.
     pub fd: i32,

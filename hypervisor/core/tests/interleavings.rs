@@ -505,7 +505,8 @@ impl Controller {
     }
 }
 
-/// In the list registers, or the CPU is interrupted and has it when it enters again.
+/// The interrupt is in the list registers, or the CPU is interrupted and has it after its next
+/// entry.
 fn comes(controller: &Controller, registers: &mut ListRegisters, intid: u64, inside: u32) {
     if inside == 1 << 1 {
         Vgic::new(controller).exit(1, registers);

@@ -30,8 +30,7 @@ pub fn wait_for_quiet() {
     }
 }
 
-/// Says how a measurement of that name went. If nobody reads any more, nobody
-/// needs to know.
+/// Prints the result of a measurement. An error of the output is ignored: nobody reads it then.
 pub fn tell(name: &str, result: anyhow::Result<()>) {
     let mut text = String::new();
     let counts = match result {

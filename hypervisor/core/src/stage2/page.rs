@@ -155,7 +155,7 @@ impl VcpuPageCell {
         VcpuPageCell(crate::sync::AtomicU64::new(0))
     }
 
-    /// Notes the page: who finds it finds the vCPU.
+    /// Publishes the page; a reader that finds it finds the complete vCPU (release store).
     pub fn set(&self, page: VcpuPage) {
         self.0.store(page.0.0, Ordering::Release);
     }

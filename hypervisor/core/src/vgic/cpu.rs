@@ -27,7 +27,7 @@ pub struct Cpu {
     pub(super) state: TicketMutex<CpuState>,
 }
 
-/// Not in its guest, and whoever runs it looks at its interrupts before it is.
+/// Not in its guest; its next entry looks at its interrupts.
 pub(super) const OUT: u32 = 0;
 /// Its host does not run it until it is woken.
 pub(super) const ASLEEP: u32 = 1;

@@ -159,7 +159,7 @@ pub enum Input {
     Edge,
 }
 
-/// What somebody has to do for others to notice.
+/// What the caller has to do so that other vCPUs, or the host, see a change.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Effects {
     /// vCPUs in their guest on other CPUs: a bit each. Those CPUs are to be interrupted.
@@ -311,7 +311,7 @@ impl<P: Pages> Vgic<P> {
     fn notify(&self, vcpu: u8, effects: &mut Effects) {
         let Some(cpu) = self.0.cpu(vcpu) else { return };
         if effects.filling == Some(vcpu) || cpu.attention.swap(1, Ordering::AcqRel) != 0 {
-            // It will; or whoever noted it first has seen to that.
+            // It is about to look at its interrupts; or the first to set `attention` has told it.
             return;
         }
         fence(Ordering::SeqCst);

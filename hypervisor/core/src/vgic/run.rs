@@ -21,9 +21,9 @@ impl<P: Pages> Vgic<P> {
     /// A vCPU is about to enter its guest, on the CPU of a number. `all`: what is in that CPU's
     /// virtual CPU interface is not what this vCPU left there.
     ///
-    /// Who makes an interrupt pending meanwhile notes that first and then looks where this
-    /// vCPU is; this writes where it is first and then looks at the note. At least one of them
-    /// sees what the other has written.
+    /// A sender that makes an interrupt pending meanwhile sets `attention` first and then looks
+    /// where this vCPU is; this function writes where the vCPU is first and then looks at
+    /// `attention`. At least one of them sees what the other has written.
     #[inline(always)]
     pub fn enter(
         &self,
@@ -58,7 +58,7 @@ impl<P: Pages> Vgic<P> {
         all: bool,
         effects: &mut Effects,
     ) {
-        // What is noted from here on, a CPU is told of that is about to be in the guest.
+        // From here on a sender that sets `attention` interrupts this CPU: it counts as inside.
         cpu.attention.swap(0, Ordering::SeqCst);
         effects.filling = Some(me);
         let vmcr = Vmcr(interface.vmcr());

@@ -336,8 +336,8 @@ pub fn a_victim_s_memory_is_free() -> Result<()> {
     group.settles_at(before)
 }
 
-/// Who is killed for want of memory takes the VMs along that it has made itself, and none
-/// of those of a process that it had a VM of.
+/// An OOM victim ends the VMs that it has created itself, and no VM of another process of which
+/// it has a file.
 pub fn a_victim_ends_no_other_s_vms() -> Result<()> {
     const LIMIT: u64 = 16 << 20;
     let device = Device::open()?;

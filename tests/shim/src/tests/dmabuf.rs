@@ -269,8 +269,8 @@ pub fn races_with_holes() -> Result<()> {
     same(memory.count(fdinfo::PRESENT)?, 0)
 }
 
-/// Who has a buffer reaches the part of the memory that it is, and by no system call
-/// another one.
+/// A program with a buffer can access that part of the memory, and by no system call another
+/// part.
 pub fn is_no_more_than_its_part() -> Result<()> {
     let (_guest, buffer) = exported()?;
     let remap = |mapping: &Mapping, page: u64| {

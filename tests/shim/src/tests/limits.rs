@@ -179,8 +179,8 @@ pub fn of_memories() -> Result<()> {
     Ok(())
 }
 
-/// Who has users of his own, in a namespace that he has made, may have no more with them
-/// than alone.
+/// A user that has created a namespace with other users has no higher limit with them than
+/// alone.
 pub fn of_users_of_a_user() -> Result<()> {
     const OWNER: u32 = 1000;
     const PAGES: u64 = 64;

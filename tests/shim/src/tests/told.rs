@@ -34,8 +34,7 @@ fn a_short_life(guest: &Guest) -> Result<()> {
     same(read(&guest.mapping, 8 * PAGE)?, 1)
 }
 
-/// Of a page that is mapped very often, not all that is mapped is looked at for who does,
-/// and it is said so.
+/// fdinfo examines a limited number of mappings of a page, and says if there are more.
 pub fn mappers_have_a_limit() -> Result<()> {
     const MAPPINGS: usize = 4200;
     let guest = Guest::started(&Device::open()?, PAGES, 0)?;

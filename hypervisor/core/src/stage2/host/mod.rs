@@ -78,8 +78,8 @@ impl HostMap {
         &self.context
     }
 
-    /// Empties the root for good, whoever has which lock: nothing is translated any more once
-    /// TLBs are empty as well.
+    /// Empties the root for good, without a lock. When the TLBs are empty as well, every access
+    /// of the host faults.
     pub fn empty<M: Machine>(&self, machine: &M) {
         for slot in self.root.all().flat_map(|table| machine.table(table)) {
             slot.store(Descriptor::INVALID);

@@ -187,8 +187,8 @@ impl Machine {
         self.vgic.exit(pe as u8, sim);
     }
 
-    /// WFI. The host runs the vCPU again after a while, also if nobody says so; but then there
-    /// is no interrupt.
+    /// WFI. The host also runs the vCPU again after a while without a wake-up; then no interrupt
+    /// may be pending.
     fn sleep(&self, pe: usize, sim: &mut Simulated) {
         self.woken[pe].store(false, Ordering::SeqCst);
         self.vgic.exit(pe as u8, sim);

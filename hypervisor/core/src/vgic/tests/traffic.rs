@@ -322,7 +322,7 @@ proptest! {
     }
 }
 
-/// The traffic comes by all that the rest of this module claims.
+/// The histories contain every kind of event that this module is to test.
 #[test]
 fn traffic_has_it_all() {
     let mut runner = TestRunner::deterministic();

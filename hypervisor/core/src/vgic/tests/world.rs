@@ -135,7 +135,7 @@ impl World {
         self.places.len()
     }
 
-    /// What somebody has to do for others to notice is done at once.
+    /// Carries the effects out at once.
     pub fn take(&mut self, effects: Effects) {
         let mut inside = effects.inside;
         self.said_done |= effects.done;
