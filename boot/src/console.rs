@@ -5,8 +5,8 @@
 //! Until the host runs, lines go to the log in memory ([`LOG`]) and to the UART.
 //! From then on the UART is the host's, which may hold it up as it likes: lines go
 //! to memory alone, unless the option `log=uart` asks for both. The UART comes into
-//! use again when the machine ends ([`LAST_WORDS`]): what is said then is for who
-//! mends Escrow and may hold anything, so it is nowhere that a host could read it.
+//! use again when the machine ends ([`LAST_WORDS`]). These lines are for the developers of
+//! Escrow and may contain anything, so no host can read them.
 
 use core::fmt::{self, Write};
 use core::hint::spin_loop;
@@ -67,8 +67,8 @@ impl Writer<'_> {
     }
 }
 
-/// Last words, as they are put together: whoever fails while it does that has not
-/// begun to write.
+/// The last words are formatted completely before they are written: a fault in the
+/// formatting then leaves nothing half-written.
 struct Text {
     bytes: [u8; 512],
     length: usize,
@@ -160,8 +160,8 @@ fn last_words(text: fmt::Arguments<'_>) {
     let text = Text::new(text);
     let bytes = text.bytes.get(..text.length).unwrap_or_default();
     if WRITER.load(Ordering::Relaxed) == MPIDR_EL1.get() {
-        // The fault is in writing: the port's clock may be off. There is nobody
-        // left to say so to.
+        // The write itself has faulted: the port's clock may be off. The fault cannot be
+        // reported anywhere.
         BROKEN.store(true, Ordering::Relaxed);
         return;
     }

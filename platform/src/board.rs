@@ -158,7 +158,7 @@ pub struct Board<'a> {
     pub reserved: RangeSet<MAX_RESERVED>,
     /// The part of `reserved` that CPUs must not map, for it may be secure, and that
     /// nothing in the tree needs: the host does not get it. A region with a phandle or a
-    /// driver of its own is the host's, who knows how to deal with it.
+    /// driver of its own is the host's, whose driver knows what it is for.
     pub withheld: RangeSet<MAX_RESERVED>,
     /// The CPUs that can be used.
     pub cpus: ArrayVec<Cpu, MAX_CPUS>,

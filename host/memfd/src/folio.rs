@@ -333,9 +333,9 @@ impl Folio {
         if refs.is_poisoned() { Err(Refusal::Poisoned) } else { self.freeze(refs) }
     }
 
-    /// What EL2 is told is what was read: the count that was frozen, and the
-    /// safe references once more, now that nobody can take another. The two
-    /// are the same, unless this host counts wrong; then EL2 refuses.
+    /// The report has what was read: the count that was frozen, and the
+    /// safe references, read again now that none can be taken. The two
+    /// are equal unless this host has miscounted; then EL2 refuses.
     fn freeze(&self, refs: &impl References) -> Result<Report, Refusal> {
         // The state has been changed; now the count. See `access`.
         fence(Ordering::SeqCst);
@@ -490,7 +490,7 @@ impl Folio {
         Ok(())
     }
 
-    /// Who has the rest of a folio that broke in a part.
+    /// The guest that has the sound pages of a large folio with a broken one.
     pub fn borrower_of_rest(&self) -> Option<Borrower> {
         let vm = self.vm.load(Ordering::Relaxed);
         let guest = self.guest.load(Ordering::Relaxed);

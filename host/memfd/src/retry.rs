@@ -4,9 +4,9 @@ use crate::{Counts, Refusal};
 
 /// The patience with users of a folio that may let go by themselves:
 /// `process_vm_readv` and ptrace hold references for the time of a copy.
-/// Whoever holds one for longer than [`Retry::MAX_MICROSECONDS`] has it on
-/// purpose. `folio_put` wakes nobody, so there is nothing better than to look
-/// again.
+/// A user that holds one for longer than [`Retry::MAX_MICROSECONDS`] does so on
+/// purpose. `folio_put` wakes no waiter, so the lend can only look again after a
+/// pause.
 ///
 /// It belongs to one lend. Between two tries the lender holds no lock: those
 /// who have the folio may need any of them to let go.

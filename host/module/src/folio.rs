@@ -126,7 +126,7 @@ pub extern "C" fn escrow_rs_folio_begin_lend(
     }
 }
 
-/// What C is told when lending or sharing has not begun. Out of line: nearly all do.
+/// The result for C if lending or sharing could not begin. Out of line, as that is rare.
 #[cold]
 #[inline(never)]
 fn not_begun(how: How, to: Borrower, why: Refusal, refusal: &mut MaybeUninit<CRefusal>) -> i32 {
@@ -191,7 +191,7 @@ fn not_lent(ef: &Folio, folio: FolioPtr, error: CallError) -> i32 {
     ef.lend_cancelled(&folio).map_or(OUT_OF_TURN, |()| Errno::from(error).to_return())
 }
 
-/// What C is told of a refusal.
+/// A refusal as C gets it.
 fn refused(why: Refusal) -> (Errno, CRefusal) {
     let nobody = CRefusal::default();
     match why {
@@ -308,7 +308,8 @@ pub extern "C" fn escrow_rs_folio_is_broken(ef: &Folio) -> bool {
     ef.state() == State::Poisoned
 }
 
-/// Who has what is whole of a broken folio, and where the folio was.
+/// Whether a guest has the sound pages of a broken folio; which one, and the folio's guest
+/// address.
 #[unsafe(no_mangle)]
 pub extern "C" fn escrow_rs_folio_has_rest(ef: &Folio, vm: &mut u64, guest: &mut u64) -> bool {
     let borrower = ef.borrower_of_rest();
@@ -338,8 +339,8 @@ pub extern "C" fn escrow_rs_folio_remove_broken(
     out_of_turn(ef.remove_broken(&folio, counts))
 }
 
-/// Freezes a folio that is to be split. EAGAIN: somebody uses it, and `refusal` says how
-/// many.
+/// Freezes a folio that is to be split. EAGAIN: it is in use, and `refusal` has the
+/// excess.
 #[unsafe(no_mangle)]
 pub extern "C" fn escrow_rs_folio_begin_split(
     ef: &Folio,

@@ -29,11 +29,11 @@ pub enum State {
     Down = 1,
     /// The last file was closed, or the machine ends.
     Closed = 2,
-    /// Nobody has a file, and Escrow refused to destroy it.
+    /// No file of it is open, and EL2 refused to destroy it.
     Stuck = 3,
     /// Escrow has destroyed it, and gives its pages back.
     Destroyed = 4,
-    /// Destroyed, nobody has a file, and Escrow keeps pages of it.
+    /// Destroyed, no file of it is open, and EL2 keeps pages of it.
     Zombie = 5,
     /// Escrow has nothing of it, and gets nothing any more.
     Home = 6,
@@ -56,11 +56,11 @@ pub const STATES: [State; 7] = [
 pub enum Event {
     /// The guest has ended by itself.
     Down = 0,
-    /// Nobody may use it any more.
+    /// It must not be used any more: its last file was closed, or the machine ends.
     Close = 1,
     /// Escrow has destroyed it.
     Destroyed = 2,
-    /// Nobody has a file of it, and Escrow keeps something.
+    /// No file of it is open, and EL2 keeps the VM or pages of it.
     Abandon = 3,
     /// All of its pages have come home.
     Home = 4,
@@ -114,8 +114,8 @@ impl Lifecycle {
     }
 }
 
-/// What no state has for its number is not written by anybody; it counts as
-/// the end.
+/// The state of a number. A number without a state is never written; it counts as
+/// [`State::Home`].
 fn from_number(number: u32) -> State {
     let at = usize::try_from(number).ok();
     at.and_then(|at| STATES.get(at)).copied().unwrap_or(State::Home)

@@ -2,8 +2,8 @@
 
 //! Pages of a VM that broke, until the program has been told of each.
 
-/// What is told of pages beyond [`Losses::MAX`] that were not told of: no page of a
-/// guest's begins there.
+/// Reported once in the place of all pages that found no room among [`Losses::MAX`]. It is
+/// not page-aligned, so it is no page's address.
 pub const MORE: u64 = u64::MAX;
 
 /// A queue of guest addresses. All-zero bytes are a valid value: nothing to tell.
@@ -37,8 +37,8 @@ impl Losses {
         }
     }
 
-    /// What the program is to be told next: an address, the oldest one first, and
-    /// [`MORE`] when others did not find room.
+    /// Takes the next address to report, the oldest one first; at the end [`MORE`] if others
+    /// found no room.
     pub fn tell(&mut self) -> Option<u64> {
         if let Some(&guest) = self.queued().first() {
             self.at.rotate_left(1);

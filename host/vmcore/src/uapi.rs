@@ -88,14 +88,14 @@ pub mod fdinfo {
     /// how many references nobody accounts for, `accessible` how many kernel
     /// users need to reach it.
     pub const LAST_REFUSAL: &str = "last_refusal";
-    /// Who was in its way, as far as it is known: names of [`HOLDER`]s, with
-    /// commas between them, `a mapping`, or `a pin`; `nobody` without a refusal.
+    /// What was in its way, as far as it is known: names of [`HOLDER`]s, with
+    /// commas between them, `a mapping`, or `a pin`; `nobody` if no lend was refused.
     pub const REFUSED_BY: &str = "refused_by";
-    /// A process that maps that page, and may have its reference: its number
-    /// and name. A line for each.
+    /// A process that maps that page, and may have the reference: its PID and name. One line
+    /// for each; `0 ...` if there are more.
     pub const MAPPED_BY: &str = "mapped_by";
-    /// Somebody in the kernel with safe references: `NAME offset=0x0 size=0x2000
-    /// references=2 accesses=0`. A line for each.
+    /// A kernel user with safe references: `NAME offset=0x0 size=0x2000
+    /// references=2 accesses=0` (offset and size in bytes). One line for each.
     pub const HOLDER: &str = "holder";
 }
 
@@ -150,9 +150,9 @@ const OWN: u32 = 0x80;
 pub const MEM_CLOEXEC: u64 = 1 << 0;
 /// [`CreateMem::flags`]: the memory may be made of 2 MiB folios.
 pub const MEM_ALLOW_HUGEPAGE: u64 = 1 << 1;
-/// [`CreateMem::flags`], and Escrow's own: where a lend of a page has been
-/// refused because somebody uses it, and is being tried again, the page is out
-/// of reach for new mappings and pins, as if it were lent.
+/// [`CreateMem::flags`], and Escrow's own: if a lend of a page was refused because the
+/// page is in use, the page cannot be mapped or pinned for 250 ms, as if it were lent. So
+/// one of the next tries succeeds.
 pub const MEM_LEND_FIRST: u64 = 1 << 63;
 
 /// [`ExportDmabuf::flags`]: the descriptor is closed on exec.

@@ -37,7 +37,7 @@ impl UartKind {
         }
         let like_16550: [&[u8]; 3] = [b"ns16550a", b"ns16550", b"snps,dw-apb-uart"];
         if like_16550.iter().any(|name| node.is_compatible(name)) {
-            // What has another width is no 16550 that anybody has seen.
+            // No 16550 with another width is known.
             let spacing = Spacing::new(
                 node.word(b"reg-shift").unwrap_or(0),
                 node.word(b"reg-io-width").unwrap_or(1),

@@ -4,7 +4,7 @@
 //! "AArch64 System Register Descriptions", and the register descriptions that Arm
 //! publishes as data).
 //!
-//! A field that is not here is one that nobody has looked at: nobody sees it.
+//! A field that is not here is unknown to Escrow, and shown to no VM.
 
 #![allow(missing_docs)] // The names are the architecture's.
 

@@ -42,7 +42,7 @@ use ids::Register;
 use registers::{Reg, cptr, hcr};
 use table::Feature;
 
-/// Who runs at EL1.
+/// Which VM runs at EL1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum El1 {
     /// The host.

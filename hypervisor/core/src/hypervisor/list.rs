@@ -229,7 +229,7 @@ impl List {
     }
 }
 
-/// Who makes a call, as far as the list is concerned.
+/// Where a call's list comes from.
 #[derive(Clone, Copy)]
 pub(super) enum Reader<'a> {
     Host,

@@ -33,22 +33,22 @@ pub(super) const PORTION_PAGES: u64 = PAGES_PER_BLOCK as u64;
 /// whole again, which costs a table and 512 records.
 pub(super) const PORTION_BLOCKS: u64 = 16;
 
-/// Tables of a guest's that one step looks at throughout ([`Looks`]): before the check of a
-/// whole list goes on, it looks for interrupts. More than a portion has blocks.
+/// How many of a guest's tables one step reads completely ([`Looks`]), before EL2 looks for
+/// interrupts. It is more than a portion has blocks.
 const LOOKS: u64 = 64;
 
-/// Looks at all entries of a table: what it takes to find that a guest's block, which it has
-/// as pages, is one of frames, or that there is room for a block where a guest has a table.
-/// Beside these, what else an entry of a list takes is nothing.
+/// Counts reads of all 512 entries of a table. They are needed to find that a block of guest
+/// addresses, mapped as pages, is one block of frames, or that there is room for a block where a
+/// guest has a table. All else in the check of a list entry costs little beside them.
 ///
-/// A list may have 512 entries that take such a look, or two. So the check of a whole list
-/// ends after [`LOOKS`] of them, and begins anew without those that were made. What they
-/// found may change in between: who does something about the entries looks again.
+/// Each of 512 list entries may need one or two such reads. So the check of a whole list
+/// ends after [`LOOKS`] of them, and begins again without those that were made. What they
+/// found may change in between: each portion looks again, under its locks.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Looks {
-    /// So many are left out.
+    /// How many to leave out, because an earlier step made them.
     skipped: u64,
-    /// So many were made or left out.
+    /// How many were made or left out.
     pub(super) made: u64,
     most: u64,
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The end of the machine: a reset keeps what is in DRAM, and whoever boots
-//! next reads it.
+//! The end of the machine: DRAM may keep its contents over a reset, and the next
+//! system would read them.
 //!
 //! One CPU at a time ends the machine. [`Hypervisor::close`] hands out the only
 //! [`Closed`] there is; while it exists no VM is created, and dropping it is

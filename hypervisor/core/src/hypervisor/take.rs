@@ -300,8 +300,8 @@ impl<M: Machine> Hypervisor<M> {
         self.change_owners_map(extents, kind, sides, broken);
         if kind == Taking::TakeBack && self.machine.needs_clean() {
             for extent in extents {
-                // The borrower has had it mapped all along: if it is broken, then
-                // who touches it learns that from the memory itself.
+                // The borrower has it mapped already, so EL2 does not poison it if it is
+                // broken: an access to it will fail.
                 let _ = self.machine.clean_to_poc(extent.frame, extent.size());
             }
             self.machine.sync_fetches();

@@ -8,7 +8,7 @@
 //! stage 2, and EL2 withholds it from the host. The host keeps the
 //! selector and the data register, which move bytes through the CPU.
 //!
-//! To a driver the device looks as one that has no DMA: the bit that says so is
+//! A driver sees a device without DMA: the DMA bit is
 //! clear in the item `FW_CFG_ID`, and its registers end before the DMA register.
 //! Linux's driver then uses the data register for all that it reads. Writing an
 //! item takes DMA, so there is no writing: the one item that Linux writes is

@@ -104,8 +104,8 @@ pub(crate) const fn is_aarch32(pstate: u64) -> bool {
     pstate & pstate::AARCH32 != 0
 }
 
-/// The PSTATE behind an instruction that is over, whoever executed it, with it a
-/// single step and what BTYPE said of it. For AArch64, which has no IT state.
+/// The PSTATE after an instruction, executed by the VM or by EL2 in its place: a single step
+/// and BTYPE end with it. For AArch64, which has no IT state.
 pub const fn after_instruction(pstate: u64) -> u64 {
     pstate & !(pstate::SS | pstate::BTYPE)
 }

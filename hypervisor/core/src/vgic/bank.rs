@@ -32,7 +32,7 @@ pub(super) struct BankState {
     homed: Bits<WORDS>,
     /// Their inputs go low when the guest deactivates them, and the host is told.
     once: Bits<WORDS>,
-    /// Those of which it has yet to be told.
+    /// Those that the host has not been told of.
     done: Bits<WORDS>,
     done_count: u32,
     /// `GICD_IROUTER<n>`, its low half.
@@ -160,7 +160,7 @@ impl BankState {
         self.done_count != 0
     }
 
-    /// What there is to tell the host, once.
+    /// Takes one SPI to tell the host of; `None` if there is none.
     pub fn take_done(&mut self, first_word: usize) -> Option<Intid> {
         if self.done_count == 0 {
             return None;

@@ -20,7 +20,7 @@ pub(super) struct Lines<const W: usize, const N: usize> {
     levels: [u8; N],
 }
 
-/// What there is to know of an interrupt, to decide where it belongs.
+/// The state of one interrupt that decides where it belongs.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Line {
     pub enabled: bool,
@@ -58,7 +58,7 @@ pub(super) enum Change {
 }
 
 impl Change {
-    /// Whether it is about what the guest sets up, not about an interrupt's state.
+    /// Whether it changes the configuration of an interrupt, and not its state.
     #[inline(always)]
     pub const fn is_set_up(self) -> bool {
         use Change::*;
@@ -95,7 +95,7 @@ impl<const W: usize, const N: usize> Lines<W, N> {
         }
     }
 
-    /// Makes a change, as far as it is about what is kept here.
+    /// Makes the part of a change that is about the state here.
     pub fn apply(&mut self, intid: Intid, change: Change) {
         match change {
             Change::Enable(to) => self.enabled.set(intid, to),

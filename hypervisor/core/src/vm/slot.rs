@@ -129,7 +129,7 @@ impl Slot {
 
     /// Allows runs of `generation`. Needs the VM's lock.
     pub fn allow_runs(&self, generation: u64) {
-        // Who enters sees all that was put together for it.
+        // Release: a CPU that enters sees the complete VM.
         self.running_generation.store(generation, Ordering::Release);
     }
 
@@ -225,7 +225,7 @@ impl<'a> Entered<'a> {
 
 impl Drop for Entered<'_> {
     fn drop(&mut self) {
-        // Who finds no run left finds all that this one did.
+        // Release: a CPU that finds no run left sees all that this one did.
         self.slot.runs.fetch_sub(1, Ordering::Release);
     }
 }

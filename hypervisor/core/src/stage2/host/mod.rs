@@ -332,7 +332,7 @@ impl HostMap {
             return;
         }
         let _guard = self.level1.lock();
-        // WHOLE goes in first: who splits it from here on waits for the lock.
+        // WHOLE is set first: a CPU that splits the GiB from here on waits for the lock.
         if gib.away.compare_exchange(0, WHOLE, Ordering::AcqRel, Ordering::Relaxed).is_err() {
             return;
         }
