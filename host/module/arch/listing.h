@@ -9,7 +9,7 @@
 #include <linux/types.h>
 
 /*
- * A place in a list of all objects of a kind, and who made the object. The
+ * A place in a list of all objects of a kind, and the process that made the object. The
  * lists' mutexes are taken inside of all other locks of the module, and
  * nothing is taken inside of them. An object on a list is not freed while the
  * mutex is held, but may be about to end.

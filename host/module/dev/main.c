@@ -53,8 +53,8 @@ static const struct of_device_id escrow_ids[] = {
 MODULE_DEVICE_TABLE(of, escrow_ids);
 
 /*
- * An HVC that nobody answers is an undefined instruction, so the device tree
- * is asked first.
+ * Without a hypervisor HVC is an undefined instruction, so look into the device tree
+ * first.
  */
 static bool __init escrow_is_below(void)
 {

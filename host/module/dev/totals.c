@@ -55,9 +55,9 @@ static void escrow_add_vms(u64 totals[ESCROW_TOTALS])
 }
 
 /*
- * What there is. Pages that change hands meanwhile may be counted in both
- * hands or in none: no lock of theirs is taken, so that who looks, as often
- * as he likes, keeps nobody from working but who creates and closes.
+ * Adds up the states of all pages and VMs. No lock of a page is taken, so a page whose
+ * state changes meanwhile may be counted in both states or in none. In return a reader
+ * holds up only the creation and the end of memories and VMs, however often it reads.
  */
 void escrow_totals(u64 totals[ESCROW_TOTALS])
 {

@@ -32,7 +32,7 @@ int escrow_doorbells_configure(struct escrow_vm *vm, const struct escrow_binding
 	tree = kvmalloc(size, GFP_KERNEL_ACCOUNT);
 	if (!tree)
 		return -ENOMEM;
-	/* What it says is up to who writes to it meanwhile; it is but a copy. */
+	/* A program may write to the tree meanwhile, so only this copy is used. */
 	if (escrow_mem_read(binding->mem, offset, tree, size))
 		err = 0;
 	else

@@ -7,8 +7,8 @@
 #include "fn/fn.h"
 
 /*
- * The reference to the eventfd is the table's: closing the last descriptor
- * leaves an event that nobody hears, until the function or the VM goes.
+ * The table holds the reference to the eventfd: if its last descriptor is closed, the
+ * event stays, without a reader, until the function is removed or the VM ends.
  */
 static int escrow_ioeventfd_add(struct escrow_vm *vm, const struct escrow_function *function,
 				const struct gunyah_fn_desc *desc,
@@ -56,9 +56,8 @@ static int escrow_ioeventfd_remove(struct escrow_vm *vm, const struct escrow_fun
 }
 
 /*
- * A guest's write. true: it was for an event, and that is all there is to it.
- * With the lock held, no removal lets go of the event meanwhile; afterwards
- * none is signalled any more.
+ * A guest's write. true: it matched an IOEVENTFD and is done. The lock keeps the event
+ * from being released meanwhile; once a removal has returned, its event is not signalled.
  */
 bool escrow_ioeventfd_write(struct escrow_vm *vm, u64 address, u32 size, u64 data)
 {

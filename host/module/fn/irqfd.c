@@ -40,7 +40,7 @@ static int escrow_irqfd_signalled(wait_queue_entry_t *wait, unsigned int mode, i
 	struct escrow_irqfd *irqfd = container_of(wait, struct escrow_irqfd, wait);
 	unsigned long flags;
 
-	/* The last descriptor's closing is told as well, and changes nothing. */
+	/* EPOLLHUP, when the last descriptor is closed, changes nothing. */
 	if (!(key_to_poll(key) & EPOLLIN))
 		return 0;
 	spin_lock_irqsave(&irqfd->lock, flags);
@@ -67,8 +67,8 @@ static int escrow_irqfd_connect(struct escrow_irqfd *irqfd)
 	int err = 0;
 
 	/*
-	 * A level-triggered interrupt is over when nothing asserts it any more.
-	 * Nobody here will say so: EL2 clears the flag by itself as it rings.
+	 * A level-triggered interrupt ends when it is not asserted any more. An eventfd
+	 * does not tell when: so EL2 clears the flag when the doorbell rings.
 	 */
 	if (bell && irqfd->level)
 		err = escrow_rs_bell_set_mask(bell, 1, 1);
@@ -116,8 +116,8 @@ static struct escrow_irqfd *escrow_irqfd_find(struct escrow_vm *vm, u32 label)
 }
 
 /*
- * The reference is to the eventfd's context: closing the last descriptor
- * leaves one that nobody signals, until the function or the VM goes.
+ * The reference is to the eventfd's context: if the last descriptor is closed, the context
+ * stays, and is not signalled, until the function is removed or the VM ends.
  */
 static int escrow_irqfd_add(struct escrow_vm *vm, const struct escrow_function *function,
 			    const struct gunyah_fn_desc *desc, const union escrow_fn_arg *arg)
@@ -186,7 +186,7 @@ static void escrow_irqfd_free(struct escrow_irqfd *irqfd)
 
 	list_del(&irqfd->link);
 	irqfd->vm->irqfd_count--;
-	/* When it is out of the queue, nobody is on the way to it. */
+	/* Once it is out of the queue, no callback is running or will run. */
 	eventfd_ctx_remove_wait_queue(irqfd->event, &irqfd->wait, &count);
 	/* The next one may be of the other kind. The VM may be dead. */
 	if (irqfd->bell && irqfd->level)
@@ -213,7 +213,7 @@ static int escrow_irqfd_remove(struct escrow_vm *vm, const struct escrow_functio
 	return err;
 }
 
-/* Nobody else has the VM any more. */
+/* The last reference to the VM is gone. */
 static void escrow_irqfds_end(struct escrow_vm *vm)
 {
 	struct escrow_irqfd *irqfd, *next;

@@ -130,8 +130,8 @@ static int escrow_vcpu_check(struct escrow_vcpu *vcpu, struct escrow_exit *exit)
 	int ret = 0;
 
 	/*
-	 * Once the VM runs, nothing but these changes the answer, each for
-	 * good. Who changes one ends the runs that have seen it too late.
+	 * Once the VM runs, the answer depends only on these, and each changes only
+	 * once. A task that changes one ends runs that have begun before.
 	 */
 	if (vcpu->has_run && escrow_vm_state(vm) == ESCROW_VM_LIVE &&
 	    !READ_ONCE(vcpu->is_removed))

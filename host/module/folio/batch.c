@@ -77,7 +77,7 @@ void escrow_folio_report(const struct escrow_folio *ef)
 	}
 }
 
-/* -EHWPOISON: what is not home broke, and nobody has it. → @err otherwise */
+/* → -EHWPOISON if a folio broke on its way home: no VM has it then. Otherwise @err */
 static int escrow_batch_settle(struct escrow_batch *batch, u32 at,
 			       struct escrow_counts *counts, int err, bool quarantine)
 {
@@ -99,7 +99,7 @@ static int escrow_batch_settle(struct escrow_batch *batch, u32 at,
 	return broke ? 0 : err;
 }
 
-/* What broke on its way home is nobody's. */
+/* A folio that broke on its way home is neither the guest's nor the host's. */
 static int escrow_batch_home(const struct escrow_folio *ef)
 {
 	return escrow_rs_is_home(PFN_PHYS(folio_pfn(ef->folio)), folio_nr_pages(ef->folio)) ?

@@ -16,10 +16,10 @@ static void escrow_folio_lose(const struct escrow_folio *ef)
 }
 
 /*
- * A zeroed folio that nobody else knows. Not on any LRU list and with no
- * mapping: nothing in the kernel moves it, swaps it out or looks it up. NULL
- * without memory that Escrow knows, or if the payer may not have more. For a
- * large one the allocator does not try hard, as small ones serve as well.
+ * Allocates a zeroed folio. It is on no LRU list and has no mapping, so the kernel does
+ * not move it, swap it out or look it up. NULL if there is no RAM of boot, or if the payer
+ * has reached its limit. For a large one the allocator does not try hard, as small ones
+ * can be used in its place.
  */
 struct escrow_folio *escrow_folio_alloc(struct escrow_payer *payer, struct escrow_counts *counts,
 					unsigned int order)
@@ -82,7 +82,7 @@ struct escrow_folio *escrow_folio_record(struct page *page)
  * Makes a large folio, which is frozen and not mapped, into pages: each is a folio
  * of its own then, with one reference, which is the caller's. hugetlb does it like
  * this before it frees a gigantic folio; the page allocator's split_page() does the
- * rest, among it the charges. Until a page has a reference, nobody gets one.
+ * rest, among it the charges. No reference can be taken while the count of a page is 0.
  */
 void escrow_folio_dissolve(struct folio *folio)
 {
@@ -142,7 +142,7 @@ static void escrow_folio_free_large(struct escrow_folio *ef, struct escrow_count
 	if (is_broken)
 		WARN_ON_ONCE(escrow_rs_folio_rest_reclaimed(&ef->state, counts, ef->folio));
 	if (escrow_rs_folio_begin_split(&ef->state, ef->folio, &refusal)) {
-		/* Whoever has a reference will let go of it some day: of all pages. */
+		/* A reference to the folio is one to all its pages: it is freed with the last. */
 		escrow_folio_lose(ef);
 		escrow_rs_folio_remove(&ef->state, counts);
 		return;
@@ -163,9 +163,9 @@ static void escrow_folio_free_small(struct escrow_folio *ef, struct escrow_count
 }
 
 /*
- * Gives up a folio that only the host has. Whoever holds a reference to it
- * keeps it. A folio that is not the host's is not freed, whatever the caller
- * thinks: losing memory is better than freeing what a guest has.
+ * Drops the reference to a folio that only the host has; other references keep it. If
+ * a guest has the folio, which is a mistake of the caller, it is not freed: a leak is
+ * better than a guest's page in the page allocator.
  */
 void escrow_folio_free(struct escrow_folio *ef, struct escrow_payer *payer,
 		       struct escrow_counts *counts)

@@ -167,11 +167,11 @@ int escrow_payer_init(struct escrow_payer *payer, enum escrow_kind kind)
 }
 
 /*
- * So many pages are with guests, and so in no page table. They stay in the figures
- * of the process that made the memory (RSS, as shared memory): by these the OOM killer
- * chooses, and without them it would kill everybody else first. As add_mm_counter(),
- * whose trace event modules cannot reach. The mm is not freed, and its counters not
- * checked, before the payer's end has set this to 0.
+ * Counts pages that guests have, and that are in no page table, in the RSS (as shared
+ * memory) of the process that created the memory. The OOM killer chooses by the RSS, and
+ * would kill other processes first without this. It does what add_mm_counter() does, but
+ * for its trace event, which modules cannot use. The mm is not freed, and its counters are
+ * not checked, before the payer's end has set this to 0.
  */
 static void escrow_payer_set_away(struct escrow_payer *payer, long pages)
 {
@@ -215,7 +215,7 @@ void escrow_payer_end(struct escrow_payer *payer)
 	if (!payer->user)
 		return;
 	escrow_payer_set_away(payer, 0);
-	/* What EL2 keeps for good is nobody's debt. */
+	/* Pages that EL2 keeps for good are not counted against anybody's limit. */
 	escrow_payer_add(payer, -lost);
 	if (payer->task) {
 		escrow_payer_unlock(payer, lost);

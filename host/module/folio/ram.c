@@ -153,10 +153,9 @@ static struct page *escrow_ram_clear(void)
 }
 
 /*
- * A free block of boot, its pages each for itself, or NULL. Blocks that were
- * added are put aside until it is found, so that the allocator does not give
- * the same ones again and again. Nothing is reclaimed for this, and nobody is
- * charged.
+ * Finds a free block of RAM of boot, split into pages, or NULL. Blocks of added memory
+ * are held until then, so that the allocator does not return the same ones again.
+ * Nothing is reclaimed for this, and no control group is charged.
  */
 static struct page *escrow_ram_search(void)
 {
@@ -297,8 +296,8 @@ void *escrow_ram_or_other_exact(void *pages, size_t size)
 }
 
 /*
- * Whether there is memory that Escrow does not know. Then want of the rest is
- * no reason to kill anybody, and a page fault that waits for it waits for ever.
+ * Whether there is memory that was added after boot. Then killing a process need not
+ * free RAM of boot, and a page fault that waits for it may wait for ever.
  */
 bool escrow_ram_is_short(void)
 {

@@ -31,9 +31,9 @@ static void escrow_mem_unmap(struct escrow_mem *mem, const struct escrow_folio *
 }
 
 /*
- * Takes home what is whole of a large folio that broke in a part: all of it, or
- * none. 0: it is home, and is like a folio that broke there. The folio is locked, or
- * nobody else has the memory.
+ * Reclaims the sound pages of a large folio with a broken one: all of them, or none. 0:
+ * they are home, and the folio is like one that broke at home. The folio is locked, or the
+ * caller alone has the memory.
  */
 int escrow_mem_reclaim_rest(struct escrow_mem *mem, struct escrow_folio *ef,
 			    struct escrow_batch *batch)
@@ -59,7 +59,7 @@ int escrow_mem_reclaim_rest(struct escrow_mem *mem, struct escrow_folio *ef,
 	return err;
 }
 
-/* Has EL2 let nobody at the broken pages of a folio that a guest has. */
+/* Has EL2 take the broken pages of a folio that a guest has out of use. */
 static int escrow_mem_revoke(struct escrow_mem *mem, struct escrow_folio *ef,
 			     struct escrow_losses_of_folio *lost)
 {

@@ -314,7 +314,7 @@ static struct escrow_dmabuf *escrow_dmabuf_alloc(struct file *memory, u64 offset
 	err = escrow_dmabuf_take(buffer, &buffer->ref, &escrow_static_ops, "dma-buf");
 	if (err)
 		goto err_part;
-	/* All of it is there. What is lent later is missed by those who import it then. */
+	/* All pages exist now. An importer cannot map the buffer while one is lent. */
 	err = escrow_dmabuf_begin(buffer, &buffer->ref);
 	if (err) {
 		escrow_dmabuf_free(buffer);

@@ -104,8 +104,8 @@ static vm_fault_t escrow_fault_lock_folio(struct vm_fault *vmf, struct address_s
 }
 
 /*
- * Maps pages around the one of a fault, if they are there and nobody has locked
- * them. Whether it works out is nobody's concern.
+ * Maps pages around the one of a fault, if they exist and are not locked. It may fail
+ * without consequences.
  */
 static void escrow_fault_map_around(struct vm_fault *vmf, struct escrow_mem *mem)
 {
@@ -118,7 +118,7 @@ static void escrow_fault_map_around(struct vm_fault *vmf, struct escrow_mem *mem
 	/* Where blocks are mapped by one entry, nothing is inserted: see mmap. */
 	if (!(vma->vm_flags & VM_MIXEDMAP))
 		return;
-	/* Each of its faults is somebody's business. */
+	/* userfaultfd wants to see the fault of each page. */
 	if (userfaultfd_armed(vma))
 		return;
 	for (; at < end; at += PAGE_SIZE) {
@@ -193,7 +193,10 @@ again:
 		return escrow_fault_killed(vmf);
 	}
 	if (IS_ERR(ef)) {
-		/* A loop that kills nobody would follow where the rest of memory is free. */
+		/*
+		 * VM_FAULT_OOM repeats the fault after the OOM killer. If other memory is
+		 * free, the killer does nothing, and the fault would repeat for ever.
+		 */
 		ret = escrow_ram_is_short() || !escrow_payer_has_room(&mem->payer) ?
 			VM_FAULT_SIGBUS : VM_FAULT_OOM;
 		goto out;
@@ -236,7 +239,7 @@ again:
 			goto out;
 		}
 	}
-	/* Who fills a memory page by page has nothing around. */
+	/* A program that fills a memory page by page has no pages around yet. */
 	if (was_there)
 		escrow_fault_map_around(vmf, mem);
 	folio_get(ef->folio);

@@ -39,7 +39,7 @@
 struct escrow_hold {
 	struct escrow_folio *ef;
 	atomic_t accesses; /* this holder's, that have begun and not ended */
-	u32 told; /* when: a moment; for a while no access begins */
+	u32 told; /* when @let_go was last called (escrow_rs_moment()); 0: not */
 };
 
 struct escrow_holder {
@@ -52,10 +52,10 @@ struct escrow_holder {
 	pgoff_t first;
 	pgoff_t last;
 	atomic_t accesses; /* all of its folios' */
-	struct work_struct work; /* tells it */
-	struct task_struct *teller; /* who does, while it does */
+	struct work_struct work; /* calls @let_go */
+	struct task_struct *teller; /* the worker that is calling it now */
 	bool is_released; /* by the callback itself: the teller frees it */
-	pgoff_t tell_first; /* what it is to be told; under mem->holders_lock */
+	pgoff_t tell_first; /* the pages to call it about; under mem->holders_lock */
 	pgoff_t tell_last;
 	u32 count;
 	struct escrow_hold folios[] __counted_by(count);
@@ -126,8 +126,8 @@ static bool escrow_mem_is_accessed(struct escrow_mem *mem, pgoff_t first, pgoff_
 }
 
 /*
- * Names those who access pages, or else those who have safe references to them,
- * as far as there is room. Nobody: an empty name.
+ * Names the holders that access pages, or else those that have safe references to them,
+ * as far as there is room. Without any, the result is empty.
  */
 void escrow_mem_name_holders(struct escrow_mem *mem, pgoff_t first, pgoff_t last, char *names,
 			     size_t size)
@@ -169,8 +169,8 @@ void escrow_mem_show_holders(struct seq_file *m, struct escrow_mem *mem, bool fd
 }
 
 /*
- * Has a holder told of these pages, and no access to them begin meanwhile. With
- * the holders_lock.
+ * Has a worker call a holder's @let_go about these pages. For ESCROW_LET_GO_PATIENCE no
+ * access to them begins. With the holders_lock.
  */
 static void escrow_holder_tell(struct escrow_holder *holder, pgoff_t first, pgoff_t last)
 {
@@ -188,9 +188,9 @@ static void escrow_holder_tell(struct escrow_holder *holder, pgoff_t first, pgof
 }
 
 /*
- * Tells those who access these pages to let go, and waits until they have: a
- * while. 1: they have, 0: they have not, -EOPNOTSUPP: one of them cannot be told,
- * and nobody was. Without locks.
+ * Tells the holders that access these pages to let go, and waits until they have, for
+ * ESCROW_LET_GO_PATIENCE at most. 1: they have, 0: they have not, -EOPNOTSUPP: one of
+ * them has no @let_go, and none was told. Without locks.
  */
 int escrow_mem_let_go(struct escrow_mem *mem, pgoff_t first, pgoff_t last)
 {

@@ -80,7 +80,7 @@ static noinline struct escrow_folio *escrow_mem_make_new(struct escrow_mem *mem,
 	if (!mem->huge)
 		return escrow_mem_add(mem, index, 0);
 
-	/* Two who need two pages must not make a small and a large folio. */
+	/* Two tasks that need two pages must not make a small and a large folio there. */
 	if (mutex_lock_killable(&mem->make_lock))
 		return ERR_PTR(-EINTR);
 	ef = escrow_mem_find(mem, index);
@@ -155,9 +155,9 @@ static void escrow_mem_end_split(struct escrow_mem *mem, struct escrow_folio *la
 }
 
 /*
- * Makes small folios out of a large one that is home, because a part of it has
- * to go a way of its own, or is broken. For that, nobody may hold it: -EAGAIN as
- * for a lend, and everything is as it was. Under the exclusive lock.
+ * Splits a large folio that is home, because a part of it is to be lent by itself, or is
+ * broken. The folio must not be in use: -EAGAIN as for a lend, and nothing has changed.
+ * Under the exclusive lock.
  */
 int escrow_mem_split(struct escrow_mem *mem, struct escrow_folio *ef,
 		     struct escrow_attempt *attempt)
@@ -203,7 +203,7 @@ static void escrow_mem_zero(struct escrow_folio *ef, pgoff_t first, pgoff_t last
 {
 	pgoff_t index;
 
-	/* Under this lock nobody lends it; the count says so all the same. */
+	/* No lend runs under this lock; the access is counted nevertheless. */
 	if (WARN_ON_ONCE(escrow_rs_folio_access(&ef->state)))
 		return;
 	for (index = first; index <= last; index++) {

@@ -37,10 +37,10 @@ static int escrow_mem_recall(struct escrow_mem *mem, const struct escrow_borrowe
 
 /*
  * Removes user mappings of a folio, which is locked, so that none of it comes
- * back. Those of small folios around it go along, as page faults bring in
- * those around theirs: a guest that touches its memory page by page would have
- * the same tables walked for each. As with readahead, those that follow on the
- * last ones, upwards or downwards, are twice as many. Whoever needs them faults again.
+ * back. Mappings of small folios around it are removed as well: for a guest that touches
+ * its memory page by page, the same page tables would be walked for each page. As with
+ * readahead, a range that adjoins the last one, above or below, is twice as large. The
+ * host's programs fault the pages in again.
  */
 static noinline void escrow_mem_zap(struct escrow_mem *mem, const struct escrow_folio *ef)
 {
@@ -130,7 +130,7 @@ static void escrow_mem_settle(struct escrow_mem *mem, struct escrow_borrower *to
 	escrow_batch_reset(batch);
 }
 
-/* Hands the batch to EL2: all of it or nothing, unless somebody disturbs a long call. */
+/* Hands the batch to EL2: all of it or nothing, unless the pages change during a long call. */
 static int escrow_mem_send(struct escrow_mem *mem, struct escrow_borrower *to,
 			   const struct escrow_binding *binding, struct escrow_batch *batch)
 {
@@ -247,10 +247,9 @@ static struct escrow_batch **escrow_mem_alloc_batches(u64 pages, u32 *count)
 }
 
 /*
- * Gives the guest what is behind the binding @binding from @guest on: all of it
- * or none. -EAGAIN: somebody uses a folio, or, if they must be @unmapped, maps
- * it; without vm->lock, escrow_attempt_again() says whether another try is worth
- * while. Under vm->lock.
+ * Lends or shares the memory behind @binding from @guest on: all of it or none. -EAGAIN: a
+ * folio is in use, or, if they must be @unmapped, mapped. Then release vm->lock and call
+ * escrow_attempt_again(), which says whether to try again. Under vm->lock.
  */
 int escrow_mem_lend(struct escrow_borrower *to, const struct escrow_binding *binding, u64 guest,
 		    u64 size, bool unmapped, struct escrow_attempt *attempt)
@@ -375,7 +374,7 @@ int escrow_mem_lend_one(struct escrow_borrower *to, const struct escrow_binding 
 	    (escrow_mem_has_broken(ef) ||
 	     !escrow_rs_binding_fits(binding, (u64)ef->index << PAGE_SHIFT,
 				     folio_size(ef->folio), &at))) {
-		/* It has to be split, which nobody may look at. */
+		/* A split needs the invalidate_lock exclusively. */
 		filemap_invalidate_unlock_shared(mapping);
 		return escrow_mem_lend(to, binding, guest, PAGE_SIZE, false, attempt);
 	}

@@ -46,10 +46,9 @@ static void escrow_mem_free(struct escrow_mem *mem)
 }
 
 /*
- * The inodes are of a file system of the module's own, so that what belongs to
- * an inode goes when the inode does. There is a mount while a memory is open.
- * Whoever has a path to one has the mount, that the superblock, and that the
- * module, until put_filesystem().
+ * The inodes belong to a file system of the module's own, so that the memory is freed with
+ * its inode. There is a mount while a memory is open. A path to a memory keeps the mount,
+ * the mount the superblock, and the superblock the module, until put_filesystem().
  */
 static struct vfsmount *mount;
 static int mount_users;

@@ -70,7 +70,7 @@ static int escrow_vm_destroy(struct escrow_vm *vm)
 
 /*
  * Ends the VM, which is closed, and brings its pages home. false: EL2 keeps some of them; they
- * stay where they are accounted for, and nobody uses them.
+ * stay in their memories' counts, and are not used.
  */
 static bool escrow_vm_end(struct escrow_vm *vm)
 {
@@ -163,7 +163,7 @@ static void escrow_vm_last_later(struct kref *ref)
 	escrow_vm_set_aside(vm);
 }
 
-/* For who has shut the VM down, in a notifier. */
+/* For a notifier that has shut the VM down. */
 void escrow_vm_put_later(struct escrow_vm *vm)
 {
 	kref_put(&vm->ref, escrow_vm_last_later);

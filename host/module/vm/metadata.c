@@ -42,7 +42,7 @@ static int escrow_vm_send_metadata(struct escrow_vm *vm, u32 count)
 		err = escrow_rs_vm_top_up(vm->borrower.handle, batch->address, batch->count, &done);
 
 	for (i = 0; i < batch->count; i++) {
-		/* What a long call had done when it ended is EL2's, and what broke nobody's. */
+		/* EL2 keeps what an aborted long call had done; broken pages are out of use. */
 		bool gone = !err || i < done;
 
 		ef = batch->folios[i];

@@ -23,8 +23,8 @@
 
 enum escrow_gate {
 	ESCROW_OPEN,
-	ESCROW_SUSPENDED, /* who wants a VM waits */
-	ESCROW_SHUT, /* for ever: nobody gets one */
+	ESCROW_SUSPENDED, /* a task that creates a VM waits */
+	ESCROW_SHUT, /* for ever: no VM is created */
 };
 
 struct escrow_list escrow_vms = {
@@ -134,8 +134,8 @@ bool escrow_registry_is_shut(void)
 }
 
 /*
- * A VM that somebody has a file of and that is not shut down, with a reference; of
- * those that a process has made, if @mm is its.
+ * A VM that has an open file and is not shut down, with a reference; if @mm is not NULL,
+ * one that the process with this mm has created.
  */
 static struct escrow_vm *escrow_registry_next(const struct mm_struct *mm)
 {

@@ -16,7 +16,7 @@
  *   2. it entered EL2, which looked at its state and found nothing to do
  *   3. it queued itself and looked at is_woken
  *
- * and whoever calls this:
+ * and the caller of this function:
  *
  *   a. EL2 changed the state
  *   b. is_woken = true
@@ -64,7 +64,7 @@ void escrow_vm_lose(struct escrow_vm *vm, u64 guest)
 	spin_unlock_irq(&vm->vcpus_lock);
 }
 
-/* Whether there is a loss that nobody has been told of yet, which is @exit. */
+/* Takes a loss that has not been reported yet, as @exit. → whether there was one */
 bool escrow_vm_tell_loss(struct escrow_vm *vm, struct escrow_exit *exit)
 {
 	bool told;
@@ -77,7 +77,7 @@ bool escrow_vm_tell_loss(struct escrow_vm *vm, struct escrow_exit *exit)
 	return told;
 }
 
-/* Who is woken as vCPU @id from now on; NULL: nobody. */
+/* Sets the thread that is woken as vCPU @id from now on; NULL: none. */
 void escrow_vm_set_vcpu(struct escrow_vm *vm, u32 id, struct escrow_waiter *waiter)
 {
 	lockdep_assert_held_write(&vm->lock);
