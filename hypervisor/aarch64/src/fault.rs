@@ -2,15 +2,18 @@
 
 //! An exception that EL2 took from itself: a bug in Escrow. It is reported,
 //! and the machine stops: what EL2 knows may be wrong from here on.
+//!
+//! What is done then may fail as well. The CPU that wipes what guests have goes on with the rest
+//! of it, behind what failed ([`Wiper`]), as long as it has no more than [`FAULTS_MAX`] faults.
 
 use core::arch::asm;
 use core::fmt;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use aarch64_cpu::asm::barrier;
 use aarch64_cpu::registers::{CNTFRQ_EL0, CNTPCT_EL0, Readable};
-use escrow_core::hypervisor::Hypervisor;
+use escrow_core::hypervisor::{Hypervisor, Progress};
 
 use crate::apart::NoRuns;
 use crate::machine::{Hardware, Installed, installed};
@@ -36,6 +39,9 @@ pub const LAST_WORDS: &str = "escrow::last-words";
 /// Deepest backtrace.
 const FRAMES_MAX: usize = 32;
 
+/// How often a CPU may fail before it stops where it is.
+const FAULTS_MAX: u32 = 8;
+
 /// # Safety
 ///
 /// Called from the vector with the frame that it filled.
@@ -44,13 +50,28 @@ unsafe extern "C" fn escrow_el2_fault(frame: &FaultFrame) -> ! {
     // Before anything else: another exception would take their place.
     let (esr, far, hpfar) = (ESR_EL2::read(), FAR_EL2::read(), HPFAR_EL2::read());
     let (pc, pstate) = (ELR_EL2::read(), SPSR_EL2::read());
-    stop_vms();
     let what = match frame.kind {
         0 => "synchronous exception",
         1 => "IRQ",
         2 => "FIQ",
         _ => "SError",
     };
+    match count_fault() {
+        1 => stop_vms(),
+        n if n > FAULTS_MAX => halt(),
+        n => {
+            // What came of the first one has failed: no more of it than has to be, and the
+            // report last. Should that be what fails, the stacks are wiped all the same.
+            WIPER.wipe();
+            if n < FAULTS_MAX {
+                log::error!(
+                    target: LAST_WORDS,
+                    "failed again: {what}, ESR {esr:#018x}  FAR {far:#018x}  PC {pc:#018x}",
+                );
+            }
+            wipe_own_and_halt();
+        }
+    }
     log::error!(target: LAST_WORDS, "==== ESCROW FAULT: {what} at EL2, CPU {} ====", Number(cpu_index()));
     log::error!(
         target: LAST_WORDS,
@@ -82,12 +103,96 @@ const LEAVE_PER_SECOND: u64 = 100;
 
 /// Whether [`stop_vms`] was called.
 static STOPPED: AtomicBool = AtomicBool::new(false);
-/// Whether a CPU wipes, or has wiped, what guests had.
-static WIPED: AtomicBool = AtomicBool::new(false);
+static WIPER: Wiper = Wiper {
+    cpu: AtomicU64::new(0),
+    done: AtomicUsize::new(0),
+    passes: [const { Progress::new() }; 2],
+};
+
+/// The CPU that wipes what guests had, and how far it has come. It may fail in it, and then
+/// goes on behind what failed.
+struct Wiper {
+    /// The CPU's `TPIDR_EL2`; 0 if there is none yet.
+    cpu: AtomicU64,
+    /// Steps that it is done with, or that it is in and does not make again.
+    done: AtomicUsize,
+    /// The two passes over memory.
+    passes: [Progress; 2],
+}
+
+impl Wiper {
+    /// Makes the steps that are left, unless another CPU does, or has.
+    fn wipe(&self) {
+        let Some(Installed { hypervisor, .. }) = installed() else { return };
+        let own = TPIDR_EL2::read();
+        match self.cpu.compare_exchange(0, own, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => {}
+            // It was in this when it failed.
+            Err(cpu) if cpu == own => {}
+            Err(_) => return,
+        }
+        let [first, second] = &self.passes;
+        // The guests' tables are among what is zeroed, so when no TLB holds anything any
+        // more, guests that run on other CPUs end up at EL2: their registers are saved to
+        // what is zeroed once more, and the way back to the host stops the CPU.
+        self.step_again(0, || hypervisor.wipe(first));
+        // SAFETY: removes cached translations only.
+        unsafe { asm!("tlbi alle1is", options(nostack, preserves_flags)) };
+        hypervisor.machine.finish();
+        self.step(1, || {
+            let begin = CNTPCT_EL0.get();
+            while CNTPCT_EL0.get().wrapping_sub(begin) < CNTFRQ_EL0.get() / LEAVE_PER_SECOND {
+                core::hint::spin_loop();
+            }
+        });
+        // A call that another CPU was in meanwhile may have put an entry back into the host's
+        // root: a GiB that is whole again.
+        self.step(2, || stop_host(hypervisor));
+        self.step_again(3, || hypervisor.wipe(second));
+        // What EL2 has of guests. A CPU that is still on its second stack wipes that when it has
+        // come back to the host, or failed as well.
+        self.step(4, || {
+            let runs = NoRuns::begin();
+            runs.wipe();
+            core::mem::forget(runs);
+        });
+    }
+
+    /// Makes a step. One that fails is not made again.
+    fn step(&self, number: usize, step: impl FnOnce()) {
+        if self.done.load(Ordering::Relaxed) <= number {
+            self.done.store(number + 1, Ordering::Relaxed);
+            step();
+        }
+    }
+
+    /// Makes a step. One that fails is made again: it goes on by itself behind what failed.
+    fn step_again(&self, number: usize, step: impl FnOnce()) {
+        if self.done.load(Ordering::Relaxed) <= number {
+            step();
+            self.done.store(number + 1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// How often the calling CPU has failed, this time included.
+fn count_fault() -> u32 {
+    // SAFETY: null before `init_cpu`, or this CPU's data; the counter is atomic.
+    match unsafe { PerCpu::current().as_ref() } {
+        Some(cpu) => cpu.faults.fetch_add(1, Ordering::Relaxed).saturating_add(1),
+        // Nothing runs yet.
+        None => 1,
+    }
+}
 
 /// Stops the machine for good: [`stop_vms`], and the calling CPU.
 pub fn stop_machine() -> ! {
     stop_vms();
+    wipe_own_and_halt()
+}
+
+/// Wipes what the calling CPU has of guests in EL2's memory, and stops it for good.
+fn wipe_own_and_halt() -> ! {
     // The stacks hold what was reported, and that may be a guest's.
     match NonNull::new(PerCpu::current()) {
         // SAFETY: this CPU's own, which never leaves it again.
@@ -109,29 +214,7 @@ pub fn stop_vms() {
         // and the first may not have come so far.
         stop_host(hypervisor);
         close_all();
-        if WIPED.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        // The guests' tables are among what is zeroed, so when no TLB holds anything any
-        // more, guests that run on other CPUs end up at EL2: their registers are saved to
-        // what is zeroed once more, and the way back to the host stops the CPU.
-        hypervisor.wipe();
-        // SAFETY: removes cached translations only.
-        unsafe { asm!("tlbi alle1is", options(nostack, preserves_flags)) };
-        hypervisor.machine.finish();
-        let begin = CNTPCT_EL0.get();
-        while CNTPCT_EL0.get().wrapping_sub(begin) < CNTFRQ_EL0.get() / LEAVE_PER_SECOND {
-            core::hint::spin_loop();
-        }
-        // A call that another CPU was in meanwhile may have put an entry back into the host's
-        // root: a GiB that is whole again.
-        stop_host(hypervisor);
-        hypervisor.wipe();
-        // What EL2 has of guests. A CPU that is still on its second stack wipes that when it has
-        // come back to the host, or failed as well.
-        let runs = NoRuns::begin();
-        runs.wipe();
-        core::mem::forget(runs);
+        WIPER.wipe();
     }
 }
 

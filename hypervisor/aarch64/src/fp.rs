@@ -7,6 +7,11 @@
 //! mode, when its VCPU_RUN comes, so all of the vector registers it can have
 //! are saved, at the largest vector length. `ZA` and `ZT0` are out of a guest's
 //! reach and stay where they are.
+//!
+//! So is `FPMR` (`HCRX_EL2.EnFPM`), but it does not stay: each change of PSTATE.SM, in either
+//! direction, sets it to 0, with the vector registers and FFR, and gives `FPSR` a value of its own
+//! (DDI 0487, the function `ResetSVEState()` of the shared pseudocode, which `MSR SVCR` calls).
+//! So it is read before a host leaves streaming mode, and written after the host is in it again.
 
 use core::mem::{MaybeUninit, offset_of};
 
@@ -16,7 +21,7 @@ use escrow_core::vcpu::FpRegisters;
 
 use crate::controls::Controls;
 use crate::features::Features;
-use crate::sysreg::{CPTR_EL2, SVCR};
+use crate::sysreg::{CPTR_EL2, FPMR, SVCR};
 
 /// Room for the host's vector registers at 2048 bits, the largest vector
 /// length that the architecture has. Registers lie side by side at the length
@@ -55,7 +60,10 @@ pub(crate) enum Aside {
     /// All of them.
     Registers,
     /// All of them, and the host was in streaming mode.
-    Streaming,
+    Streaming {
+        /// The host's `FPMR`; 0 without FEAT_FPMR.
+        fpmr: u64,
+    },
 }
 
 /// Puts the host's registers aside and loads the guest's, which it may use
@@ -74,13 +82,14 @@ pub(crate) unsafe fn load_guest(
 ) -> Aside {
     open(host);
     let streaming = features.sme && SVCR::read() & SVCR_SM != 0;
+    let fpmr = if streaming && features.fpmr { FPMR::read() } else { 0 };
     // SAFETY: `open` ended all traps. The room is large enough for what each
     // of them writes: `HostVectors` begins with the layout of `FpRegisters`
     // and has room for the longest vectors.
     unsafe {
         if streaming {
             escrow_sve_save(room.as_mut_ptr(), features.sme_fa64);
-            // Zeroes the vector registers, which are saved, and keeps ZA.
+            // Zeroes the vector registers and FPMR, which are saved, and keeps ZA.
             SVCR::write(SVCR::read() & !SVCR_SM);
         } else if features.sve {
             escrow_sve_save(room.as_mut_ptr(), true);
@@ -90,7 +99,7 @@ pub(crate) unsafe fn load_guest(
         escrow_fp_load(registers);
     }
     CPTR_EL2::write(guest.cptr & !cptr::TFP);
-    if streaming { Aside::Streaming } else { Aside::Registers }
+    if streaming { Aside::Streaming { fpmr } } else { Aside::Registers }
 }
 
 /// Stores the guest's registers, and gives the host its own back.
@@ -111,9 +120,12 @@ pub(crate) unsafe fn restore_host(
     // same vector length.
     unsafe {
         escrow_fp_save(registers);
-        if aside == Aside::Streaming {
+        if let Aside::Streaming { fpmr } = aside {
             SVCR::write(SVCR::read() | SVCR_SM);
             escrow_sve_load(room.as_ptr(), features.sme_fa64);
+            if features.fpmr {
+                FPMR::write(fpmr);
+            }
         } else if features.sve {
             escrow_sve_load(room.as_ptr(), true);
         } else {

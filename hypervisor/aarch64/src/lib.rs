@@ -83,7 +83,6 @@ core::arch::global_asm!(
     stack_top = const percpu::offsets::STACK_TOP,
     host_frame = const size_of::<host::HostFrame>(),
     fault_stack_top = const percpu::FAULT_STACK_TOP,
-    fault_stack_size = const percpu::FAULT_STACK_SIZE,
     lends_one = const escrow_core::hypervisor::LENDS_ONE,
     vcpu_run = const escrow_abi::call::VCPU_RUN,
 );

@@ -4,6 +4,7 @@
 
 use core::mem::{MaybeUninit, offset_of};
 use core::ptr::{self, NonNull};
+use core::sync::atomic::AtomicU32;
 
 use escrow_core::errata::Errata;
 use escrow_core::hypervisor::{Hypervisor, Scratch};
@@ -86,6 +87,8 @@ pub struct PerCpu {
     pub(crate) hypervisor: Option<&'static Hypervisor<Hardware>>,
     pub(crate) scratch: Scratch,
     pub(crate) host_vectors: MaybeUninit<HostVectors>,
+    /// Faults at EL2 that it has had ([`crate::fault`]).
+    pub(crate) faults: AtomicU32,
     /// For the calls of guests; wiped with the stack of their runs.
     pub(crate) guest_scratch: Scratch,
     pub(crate) fault_stack: FaultStack,
@@ -176,6 +179,7 @@ impl PerCpu {
             last_vcpu: ptr::null(),
             hypervisor: None,
             scratch: Scratch::new(),
+            faults: AtomicU32::new(0),
         }
     }
 

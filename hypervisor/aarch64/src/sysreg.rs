@@ -102,6 +102,7 @@ registers! {
     SMCR_EL2 = "s3_4_c1_c2_6";
     SMPRIMAP_EL2 = "s3_4_c1_c2_5";
     SVCR = "s3_3_c4_c2_2";
+    FPMR = "s3_3_c4_c4_2";
     MPAM2_EL2 = "s3_4_c10_c5_0";
     MPAMHCR_EL2 = "s3_4_c10_c4_0";
     ICC_SRE_EL2 = "s3_4_c12_c9_5";

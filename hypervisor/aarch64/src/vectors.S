@@ -358,17 +358,12 @@ el2_access_failed:
     mov     x1, x16
     b       el2_fault_common
 
-// x1: kind; x0 and x1 are in TPIDR_EL0 and TPIDR_EL1.
+// x1: kind; x0 and x1 are in TPIDR_EL0 and TPIDR_EL1. A CPU that is on the stack for faults
+// already begins at its top again: what is there is of no use any more. escrow_el2_fault
+// counts the faults, and does not return.
 el2_fault_common:
     mrs     x0, tpidr_el2
     cbz     x0, 1f                      // before init_cpu: no other stack
-    add     x0, x0, #({fault_stack_top} & 0xfff)
-    add     x0, x0, #({fault_stack_top} & 0xfff000)
-    sub     x0, sp, x0                  // give up if the report itself faults
-    neg     x0, x0
-    cmp     x0, #{fault_stack_size}
-    b.ls    3f
-    mrs     x0, tpidr_el2
     add     x0, x0, #({fault_stack_top} & 0xfff)
     add     x0, x0, #({fault_stack_top} & 0xfff000)
     b       2f
@@ -384,8 +379,6 @@ el2_fault_common:
     stp     x2, x3, [x0]
     mov     sp, x0
     bl      escrow_el2_fault
-3:  wfe
-    b       3b
 
 // extern "C" fn escrow_enter_host(entry, x0, x1, x2, x3, spsr, sp) -> !
 //

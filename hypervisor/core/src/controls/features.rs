@@ -152,6 +152,8 @@ pub struct Features {
     pub sme: bool,
     /// FEAT_SME_FA64: all A64 instructions in streaming mode.
     pub sme_fa64: bool,
+    /// FEAT_FPMR.
+    pub fpmr: bool,
     /// FEAT_SME2.
     pub sme2: bool,
     /// Streaming-mode priorities are implemented (`SMIDR_EL1.SMPS`).
@@ -216,6 +218,7 @@ impl Features {
             sve: has(&PFR0_SVE),
             sme,
             sme_fa64: sme && has(&SMFR0_FA64),
+            fpmr: has(&PFR2_FPMR),
             sme2: ids.has(&PFR1_SME, 2),
             sme_priority: sme && ids.other(Other::Smidr) >> 15 & 1 != 0,
             pauth: [ISAR1_APA, ISAR1_API, ISAR1_GPA, ISAR1_GPI, ISAR2_GPA3, ISAR2_APA3]

@@ -7,6 +7,8 @@
 //! [`Closed`] there is; while it exists no VM is created, and dropping it is
 //! the only way in which VMs may be created again.
 
+use core::sync::atomic::{AtomicU64, Ordering};
+
 use escrow_abi::{Error, FrameState};
 
 use super::Hypervisor;
@@ -28,6 +30,42 @@ enum Pass {
     Sound,
     /// Writing to these may end in an error of the memory, so they come last.
     Broken,
+}
+
+/// How far [`Hypervisor::wipe`] has come: the end of the last frame that it began with, and
+/// [`LAST_PASS`] in the second pass.
+#[derive(Debug, Default)]
+pub struct Progress(AtomicU64);
+
+/// A bit that no physical address has.
+const LAST_PASS: u64 = 1 << 63;
+
+impl Progress {
+    /// Nothing was done yet.
+    pub const fn new() -> Progress {
+        Progress(AtomicU64::new(0))
+    }
+
+    /// Notes that the frame that ends at `end` is begun with. `false` if it was before.
+    fn pass(&self, pass: Pass, end: u64) -> bool {
+        if self.has_passed(pass, end) {
+            return false;
+        }
+        self.0.store(place(pass, end), Ordering::Relaxed);
+        true
+    }
+
+    fn has_passed(&self, pass: Pass, end: u64) -> bool {
+        place(pass, end) <= self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Frames in the order in which they are zeroed: RAM comes in ascending order.
+fn place(pass: Pass, end: u64) -> u64 {
+    match pass {
+        Pass::Sound => end,
+        Pass::Broken => LAST_PASS | end,
+    }
 }
 
 impl<M: Machine> Hypervisor<M> {
@@ -68,7 +106,7 @@ impl<M: Machine> Closed<'_, M> {
         }
         hypervisor.for_each_block(|base, pass, block| {
             hypervisor.ledger.lock(block);
-            hypervisor.scrub_block(base, pass, block);
+            hypervisor.scrub_block(base, pass, block, |_| true);
             hypervisor.ledger.unlock(block);
         });
         Ok(())
@@ -79,8 +117,16 @@ impl<M: Machine> Hypervisor<M> {
     /// Zeroes the same as [`Closed::scrub`] does, without a lock and whatever else goes on:
     /// for a hypervisor that has failed, on a CPU that never leaves it again. Whoever has a
     /// lock may be that CPU.
-    pub fn wipe(&self) {
-        self.for_each_block(|base, pass, block| self.scrub_block(base, pass, block));
+    ///
+    /// If the call ends early, because the CPU fails in it, it is made again with the same
+    /// `progress` and goes on behind the frame at which it ended.
+    pub fn wipe(&self, progress: &Progress) {
+        self.for_each_block(|base, pass, block| {
+            if progress.has_passed(pass, base.0 + BLOCK_SIZE) {
+                return;
+            }
+            self.scrub_block(base, pass, block, |end| progress.pass(pass, end));
+        });
     }
 
     fn for_each_block(&self, mut f: impl FnMut(PhysAddr, Pass, Block)) {
@@ -95,10 +141,12 @@ impl<M: Machine> Hypervisor<M> {
         }
     }
 
-    fn scrub_block(&self, base: PhysAddr, pass: Pass, block: Block) {
+    /// `take` says of each frame that is to be zeroed, by its end, whether it is.
+    fn scrub_block(&self, base: PhysAddr, pass: Pass, block: Block, take: impl Fn(u64) -> bool) {
         let size = if self.ledger.is_split(block) { PAGE_SIZE } else { BLOCK_SIZE };
         for at in (base.0..base.0 + BLOCK_SIZE).step_by(size as usize) {
-            if pass_of(self.ledger.get_in(block, PhysAddr(at))) == Some(pass) {
+            let due = pass_of(self.ledger.get_in(block, PhysAddr(at))) == Some(pass);
+            if due && take(at + size) {
                 // As far as it lets itself be zeroed: there is nothing else to be done.
                 let _ = self.machine.zero(PhysAddr(at), size);
             }

@@ -3,12 +3,15 @@
 //! Memory that does not answer, or whose contents are broken, under each of EL2's own
 //! accesses to it.
 
+use core::sync::atomic::Ordering;
+
 use escrow_abi::{Error, FrameState, Handle, MemEntry, call};
 
 use super::fake::{FREE, Host, Interrupts, LIST, PINNED};
 use super::poison::entry_is_poisoned;
 use super::{UNLOCK_ZEROED, block, page, started, unlock};
 use crate::addr::{BLOCK_SIZE, PAGE_SIZE};
+use crate::hypervisor::Progress;
 use crate::ledger::GuestId;
 
 const GUEST: u64 = 0x8000_0000;
@@ -407,10 +410,41 @@ fn a_failed_hypervisor_wipes_without_locks() {
     let ledger = host.escrow.ledger();
     let held = [FREE, FREE + 0x20_0000].map(|at| ledger.locate(crate::addr::PhysAddr(at)).unwrap());
     held.iter().for_each(|block| block.lock());
-    host.escrow.wipe();
+    host.escrow.wipe(&Progress::new());
     held.iter().for_each(|block| block.unlock());
     assert!(host.escrow.machine.is_zero(FREE));
     assert!(host.escrow.machine.is_zero(FREE + 0x20_3000));
     assert!(!host.escrow.machine.is_zero(FREE + 0x5000), "the host reads it all along");
     assert!(!host.escrow.machine.is_zero(FREE + 0x6000), "the host's own");
+}
+
+/// A CPU that fails in the middle of it goes on behind the frame at which it failed.
+#[test]
+fn a_wipe_that_fails_goes_on_behind_what_failed() {
+    let mut host = Host::new();
+    let (vm, _) = started(&mut host);
+    let sound = [FREE, FREE + 0x1000, FREE + 0x2000, FREE + 0x3000];
+    for at in sound {
+        host.lend(vm, &[page(at, GUEST + (at - FREE))]).unwrap();
+    }
+    host.lend(vm, &[block(FREE + 0x20_0000, GUEST + 0x20_0000)]).unwrap();
+    let all = sound.into_iter().chain([FREE + 0x20_3000]);
+    all.clone().for_each(|at| host.escrow.machine.scribble(at));
+    let progress = Progress::new();
+    let fails_at = [FREE + 0x1000, FREE + 0x2000];
+    for at in fails_at {
+        host.escrow.machine.fails_at.store(at, Ordering::Relaxed);
+        let wipe = std::panic::AssertUnwindSafe(|| host.escrow.wipe(&progress));
+        std::panic::catch_unwind(wipe).expect_err("it fails");
+    }
+    assert!(!host.escrow.machine.is_zero(FREE + 0x3000), "not yet");
+    // Each frame is begun with once: this one would fail again.
+    host.escrow.wipe(&progress);
+    for at in all {
+        assert_eq!(host.escrow.machine.is_zero(at), !fails_at.contains(&at), "{at:#x}");
+    }
+    // There is nothing left.
+    host.escrow.machine.scribble(FREE);
+    host.escrow.wipe(&progress);
+    assert!(!host.escrow.machine.is_zero(FREE));
 }

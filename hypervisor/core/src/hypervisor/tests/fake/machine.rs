@@ -53,6 +53,8 @@ pub struct Fake {
     pub fetches_synced: AtomicU64,
     /// Pages that do not answer.
     pub broken: Mutex<BTreeSet<u64>>,
+    /// Where zeroing fails as a bug of EL2's does; `u64::MAX` for nowhere.
+    pub fails_at: AtomicU64,
     /// Pages that EL2 has mapped as a VM's metadata.
     pub metadata: Mutex<BTreeSet<u64>>,
     /// Accesses to devices: address, size, what was stored.
@@ -104,6 +106,7 @@ impl Default for Fake {
             tables_found: AtomicU64::new(0),
             interrupts: Mutex::default(),
             trace: None,
+            fails_at: AtomicU64::new(u64::MAX),
             errata: AtomicU32::new(0),
             hardening: AtomicU64::new(Hardening::NotNeeded.bit()),
         }
@@ -182,6 +185,7 @@ impl Machine for Fake {
     }
 
     fn zero(&self, at: PhysAddr, size: u64) -> Result<(), MemoryError> {
+        assert_ne!(at.0, self.fails_at.load(Ordering::Relaxed), "the CPU fails");
         self.touch(at, size);
         if let Some(trace) = &self.trace {
             trace.zero(at.0, size);
