@@ -130,7 +130,7 @@ impl Doorbells {
         self.clear(&mut table, generation);
     }
 
-    /// They are gone, and nobody's. No action is under way afterwards.
+    /// Removes the doorbells of a VM. No call about them is in progress afterwards.
     pub fn close(&self) {
         let mut table = self.table.lock();
         self.clear(&mut table, 0);

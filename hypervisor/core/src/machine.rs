@@ -30,7 +30,7 @@ pub enum Note<'a> {
         /// It holds zeros, that walkers see.
         zeroed: bool,
     },
-    /// The ledger says anew who has memory.
+    /// The ledger's record of memory has changed: which VMs may access it.
     Record {
         /// First address.
         at: PhysAddr,

@@ -112,7 +112,7 @@ impl Cpu {
     /// Whether `AFSR0_EL1`, `AFSR1_EL1` and `AMAIR_EL1` may hold anything. What
     /// they are for is the implementer's to say. Arm's own cores say that they
     /// are RES0, and QEMU's `max` (implementer 0) that they are 0; it is not
-    /// found out by writing to them, since nobody knows what their bits do.
+    /// found out by writing to them, since their bits may do anything.
     pub const fn has_auxiliary_registers(&self) -> bool {
         !matches!(self.implementer(), SOFTWARE | ARM)
     }

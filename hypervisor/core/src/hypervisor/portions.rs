@@ -13,7 +13,7 @@
 //! that each portion is a call of its own: it takes the locks, is checked again, since
 //! others may have had the locks meanwhile, and cannot be refused once it changes
 //! anything. So no CPU waits for a lock longer than a portion takes either. If a later
-//! portion is refused, because somebody has changed the rest of the pages meanwhile, the
+//! portion is refused, because the rest of the pages has changed meanwhile, the
 //! answer says how much was done before, and how much of that was broken, by the word that
 //! the rest of the call would begin with in `x7`.
 //!

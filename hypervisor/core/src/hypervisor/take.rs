@@ -60,13 +60,13 @@ impl Taking {
     }
 }
 
-/// The VMs of a call that takes pages: whose they are, and who has them.
+/// The VMs of a call that takes pages: the owner of the pages and their borrower.
 pub(super) struct Sides<'a, 'v> {
     /// `None` if it is the host.
     pub owner: Option<&'a mut Party<'v>>,
-    /// `None` if nobody does.
+    /// `None` if there is none.
     pub borrower: Option<&'a mut Party<'v>>,
-    /// Who calls is the host, in the place of an owner that is dead.
+    /// The caller is the host, as the heir of a dead owner.
     pub inherits: bool,
 }
 
@@ -188,7 +188,7 @@ impl<M: Machine> Hypervisor<M> {
                 } else {
                     caller == VmId::Host && self.is_dead(record.owner())
                 };
-                // The host says which memory is broken, whoever has it.
+                // The host may call any memory broken, also that of guests.
                 let mine = record.owner() == caller || inherits || kind == Taking::Poison;
                 if record == Record::HYPERVISOR || !mine {
                     return refuse(Error::NotOwner, 0);
@@ -455,7 +455,7 @@ impl<M: Machine> Hypervisor<M> {
     }
 }
 
-/// Whose a frame is, and who else has it.
+/// The owner of a frame, and its borrower.
 fn pair(record: Record) -> (VmId, Option<GuestId>) {
     (record.owner(), record.borrower())
 }

@@ -22,11 +22,11 @@ impl TicketLock {
         while self.serving.load(Ordering::Acquire) != ticket {
             spin_loop();
         }
-        // For `read`: who sees a change made under the lock sees the ticket.
+        // For `read`: a reader that sees a change made under the lock sees the ticket.
         fence(Ordering::Release);
     }
 
-    /// Reads without the lock; `None` if somebody had it meanwhile.
+    /// Reads without the lock; `None` if a CPU had it meanwhile.
     #[inline(always)]
     pub fn read<T>(&self, read: impl FnOnce() -> T) -> Option<T> {
         // As a sequence lock reads: whoever changes what the lock covers has

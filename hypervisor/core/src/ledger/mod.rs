@@ -145,7 +145,7 @@ impl Block {
         self.cell.lock.unlock();
     }
 
-    /// Reads without the lock; `None` if somebody had it meanwhile, and the result
+    /// Reads without the lock; `None` if a CPU had it meanwhile, and the result
     /// is worth nothing.
     #[inline(always)]
     pub fn read<T>(&self, read: impl FnOnce() -> T) -> Option<T> {

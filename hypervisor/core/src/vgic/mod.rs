@@ -28,7 +28,7 @@
 //!
 //! # Where an interrupt is
 //!
-//! An SPI that is neither pending for somebody nor acknowledged is in its bank alone. Once it is
+//! An SPI that is neither pending for a vCPU nor acknowledged is in its bank alone. Once it is
 //! enabled and pending, it gets a *home*: the vCPU that its route says. From there to the end of
 //! its activity, the home's page has its state: in the queue, in a list register, or *outside*
 //! (active, with no list register). Then it is the bank's again. A private interrupt is always at
@@ -502,7 +502,7 @@ impl<P: Pages> Vgic<P> {
 }
 
 /// Whether a change is complete only when the CPU has left the guest that has the interrupt
-/// in a list register: then who makes it waits.
+/// in a list register: then the access that makes it waits.
 fn wait_for(waiters: &mut u32, vcpu: u8, change: Change, by: Option<u8>, effects: &mut Effects) {
     let waits = matches!(
         change,
