@@ -53,10 +53,10 @@
 //!
 //! # Owners and heirs
 //!
-//! A page has one owner and at most one borrower. The host owns what it never
-//! gave away for good; a guest owns what was donated to it. When a guest dies,
-//! the host is the heir of what it owned: calls of owners on those pages are
-//! the host's then, and take each page home zeroed.
+//! A page has one owner and at most one borrower. The host owns what it has not
+//! donated; a guest owns what was donated to it. When a guest dies,
+//! the host is the heir of the pages that it owned: the host makes the owner's calls
+//! on them, and each page comes home zeroed.
 
 /// Fast call, 64-bit convention, owner "vendor specific hypervisor service".
 const VENDOR_HYP_64: u32 = 0xC600_0000;
@@ -75,8 +75,8 @@ pub const VENDOR_HYP_UID: u32 = 0x8600_FF01;
 /// The UID that [`VENDOR_HYP_UID`] answers, as `w0`–`w3`.
 ///
 /// It is Gunyah's (19bd54bd-0b37-571b-946f-609b54539de6), because that is how
-/// guests written for Gunyah find the calls that Escrow shares with it. Who
-/// answers is in [`HYP_IDENTIFY`]'s variant.
+/// guests written for Gunyah find the calls that Escrow shares with it. The variant
+/// in [`HYP_IDENTIFY`] says that the hypervisor is Escrow.
 pub const UID: [u32; 4] = [0xbd54_bd19, 0x1b57_370b, 0x9b60_6f94, 0xe69d_5354];
 
 /// Identifies the hypervisor.
@@ -98,11 +98,11 @@ pub const IDENTIFY_INFO: u64 = (b'E' as u64) << 56 | 1 << 15 | 1;
 /// As long as any doorbell of its VM rings, vCPU 0 has a virtual IRQ pending, which
 /// PSTATE.I masks, and neither WFI nor CPU_SUSPEND of it waits. That is seen when a run
 /// of the vCPU begins, when the guest makes one of these calls and when it waits: so
-/// whoever rings has to wake a host's thread that sleeps in the vCPU's place, and to
-/// interrupt the CPU that is inside its run. A host loses no wake-up if the thread notes,
-/// before [`VCPU_RUN`], that it is to be woken should the run end in a wait
-/// ([`run::EXPECTS_WAKEUP`](crate::run::EXPECTS_WAKEUP)), and whoever rings looks at that
-/// note after this call.
+/// the sender has to wake the host's thread that sleeps for the vCPU, and to
+/// interrupt the CPU that is inside its run. A host loses no wake-up if the thread sets a
+/// flag before [`VCPU_RUN`], that it is to be woken should the run end in a wait
+/// ([`run::EXPECTS_WAKEUP`](crate::run::EXPECTS_WAKEUP)), and the sender reads that flag
+/// after this call.
 ///
 /// The host names a doorbell by its handle, the guest that has it by its label, 32 bits
 /// ([`Error::HandleNull`](crate::Error::HandleNull) if it has none with that one). The
@@ -238,16 +238,16 @@ pub const MEM_ASK_BACK: u32 = vendor(0x126);
 /// Guest addresses and rights are zero; reports as for [`MEM_LEND`]. All
 /// entries of one call are of one owner and one borrower. The host does this
 /// when the guest has asked for it ([`MEM_ASK_BACK`]); nothing is taken from
-/// the guest, so it may at any time.
+/// the guest, so the host may do it at any time.
 pub const MEM_TAKE_BACK: u32 = vendor(0x127);
-/// Made by the host, whoever owns the pages: puts broken memory out of use for good.
+/// Made by the host, for pages of any owner: takes broken memory out of use for good.
 /// list, count
 ///
 /// Owned, donated, shared, shared back, lent and unlocked pages, all of one owner and one
 /// borrower. No VM reaches them any more, and they never come home. EL2 touches them once
 /// more, to zero them before the machine is reset or switched off. A guest that had one,
 /// as borrower or as owner, takes a synchronous external abort where it touches it; the
-/// guest address stays taken as long as that guest lives, so nothing else can be put
+/// guest address stays reserved as long as that guest lives, so nothing else can be mapped
 /// there.
 pub const MEM_POISON: u32 = vendor(0x128);
 /// Made by the host: [`MEM_LEND`] of one page or block, whose entry is in registers.
@@ -261,13 +261,13 @@ pub const MEM_LEND_ONE: u32 = vendor(0x129);
 /// handle of the VM that it will name, `RIGHT_*`, window base, window size
 /// (bytes, both page-aligned) → the handle, in the guest's own numbering
 ///
-/// The window is the range of the named VM's addresses that the guest may put
-/// pages at. The handle is worth something to that guest alone, and dead for
-/// good after [`CAP_REVOKE`], or when the guest or the VM that it names has ended.
+/// The window is the range of the named VM's addresses at which the guest may map
+/// pages. The handle is valid for that guest only, and never valid again
+/// after [`CAP_REVOKE`], or when the guest or the VM that it names has ended.
 pub const CAP_GRANT: u32 = vendor(0x140);
-/// Takes a guest's handle away. handle of the guest, the guest's handle
+/// Revokes a guest's handle. handle of the guest, the guest's handle
 ///
-/// No call that this handle allowed is under way when it returns.
+/// No call that this handle allowed is in progress when it returns.
 pub const CAP_REVOKE: u32 = vendor(0x141);
 
 /// The holder may share pages with the VM.
