@@ -31,7 +31,8 @@ struct page;
 /**
  * struct escrow_ref_ops - how a holder is told to let go
  * @owner: the module that contains this structure. It stays loaded as long as
- *	it holds a safe reference.
+ *	it holds a safe reference: its exit function is too late a place to
+ *	release one.
  * @let_go: optional. A guest needs pages that the holder accesses. The holder is
  *	to end its accesses to @size bytes from @offset on (of the memory).
  *	Called by a worker of the shim without a lock; may sleep, and may release
