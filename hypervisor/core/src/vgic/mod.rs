@@ -38,27 +38,27 @@
 //! # Locks
 //!
 //! Bank 0, bank 1, one vCPU. SGIs and timers take the vCPU's alone; an SPI takes its bank's, and
-//! under it those of vCPUs, one after the other. The work under a lock is bounded: at the most it is
-//! for a register of 32 interrupts, or for all list registers. They are ticket locks, so a host that
-//! waits for one waits for each vCPU of the guest once at the most.
+//! under it those of vCPUs, one after the other. The work under a lock is bounded: at the most it
+//! is for a register of 32 interrupts, or for all list registers. They are ticket locks, so a host
+//! that waits for one waits for each vCPU of the guest once at the most.
 //!
 //! # Between CPUs
 //!
 //! While a CPU is in the guest, only that CPU accesses its list registers. A sender that has an
 //! event for its vCPU changes the pages, sets [`Cpu::attention`], and then looks at where the vCPU
-//! is. *Inside* its guest: the CPU is interrupted (by an SGI that the host takes). *Asleep*: the host
-//! has to run it again. *Out*: the vCPU itself looks before it goes inside. The vCPU writes where it
-//! is and then looks at `attention`. Both have a full barrier in between, so one of the two sees the
-//! other ("store buffering", DDI 0487, "Barrier litmus tests"). A sender that finds `attention` set
-//! already has nothing more to do, so many SGIs cause one interrupt.
+//! is. *Inside* its guest: the CPU is interrupted (by an SGI that the host takes). *Asleep*: the
+//! host has to run it again. *Out*: the vCPU itself looks before it goes inside. The vCPU writes
+//! where it is and then looks at `attention`. Both have a full barrier in between, so one of the
+//! two sees the other ("store buffering", DDI 0487, "Barrier litmus tests"). A sender that finds
+//! `attention` set already has nothing more to do, so many SGIs cause one interrupt.
 //!
 //! Some accesses need the state of a list register of another CPU that is in the guest: reads of
-//! ISPENDR and ISACTIVER, writes of ICENABLER, ICPENDR, ISACTIVER, ICACTIVER and DIR, and clearing a
-//! group. Such an access *waits*: the change is noted in the page of that vCPU, which makes it when
-//! it harvests. The vCPU is interrupted, and when it has left its guest, the access is complete
-//! ([`Access::Wait`]). A vCPU that waits is out of its guest with its own list registers saved, so
-//! two that wait for each other both go on. So a write is complete when its instruction is, and RWP
-//! always reads as 0.
+//! ISPENDR and ISACTIVER, writes of ICENABLER, ICPENDR, ISACTIVER, ICACTIVER and DIR, and clearing
+//! a group. Such an access *waits*: the change is noted in the page of that vCPU, which makes it
+//! when it harvests. The vCPU is interrupted, and when it has left its guest, the access is
+//! complete ([`Access::Wait`]). A vCPU that waits is out of its guest with its own list registers
+//! saved, so two that wait for each other both go on. So a write is complete when its instruction
+//! is, and RWP always reads as 0.
 //!
 //! # List registers
 //!
@@ -80,29 +80,30 @@
 //! guest changes EOImode without a trap, so this is in force from its next exit on.)
 //!
 //! A level-sensitive interrupt asserts the maintenance interrupt when it is deactivated (EOI in its
-//! list register): then its level decides whether it is pending again. An edge of an active interrupt
-//! makes its list register "pending and active", so the guest acknowledges it without an exit.
-//! If it may not be there (its priority, group or route has changed), the deactivation asserts the
-//! maintenance interrupt as for level-sensitive ones.
+//! list register): then its level decides whether it is pending again. An edge of an active
+//! interrupt makes its list register "pending and active", so the guest acknowledges it without an
+//! exit. If it may not be there (its priority, group or route has changed), the deactivation
+//! asserts the maintenance interrupt as for level-sensitive ones.
 //!
 //! A timer that is *linked* with a physical interrupt ([`Vgic::link`]) is deactivated by the guest,
 //! without an exit, for both. The physical one has to be active as long as [`Vgic::holds_link`].
 //!
 //! # Where the architecture leaves a choice
 //!
-//! Of several pending interrupts of one priority, any may come first. An interrupt for any vCPU
-//! (1 of N) goes to one that has its group enabled, is on and awake, and does not deny it (DPG): one
+//! Of several pending interrupts of one priority, any may come first. An interrupt for any vCPU (1
+//! of N) goes to one that has its group enabled, is on and awake, and does not deny it (DPG): one
 //! that is inside if there is one, else one that is out, else one that sleeps. A new priority does
-//! not change what is active. An edge from the host makes a level-sensitive interrupt pending
-//! as a message would. `GICR_WAKER` says "awake" at first, as firmware leaves it.
+//! not change what is active. An edge from the host makes a level-sensitive interrupt pending as a
+//! message would. `GICR_WAKER` says "awake" at first, as firmware leaves it.
 //!
 //! # Where this differs from a GICv3
 //!
 //! EOIcount does not say which interrupt ended. With more active interrupts than list registers, in
-//! EOImode 0, an EOI may end another active interrupt of the vCPU: if the guest ends one that it did
-//! not acknowledge last (which is UNPREDICTABLE), if another vCPU has deactivated it meanwhile, or if
-//! the guest changes its binary point while interrupts are active. A linked timer that the guest masks after it became pending, and
-//! before it is acknowledged, comes all the same unless the vCPU leaves its guest in between.
+//! EOImode 0, an EOI may end another active interrupt of the vCPU: if the guest ends one that it
+//! did not acknowledge last (which is UNPREDICTABLE), if another vCPU has deactivated it meanwhile,
+//! or if the guest changes its binary point while interrupts are active. A linked timer that the
+//! guest masks after it became pending, and before it is acknowledged, comes all the same unless
+//! the vCPU leaves its guest in between.
 
 mod bank;
 mod bits;
