@@ -2,16 +2,21 @@
 
 //! CPU types × numbers of CPUs × amounts of memory.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use escrow_tests::artefacts;
 use escrow_tests::linux::Linux;
 use escrow_tests::payload::Run;
 use escrow_tests::serial::Serial;
-use xtask::qemu::Machine;
+use escrow_tests::tree::{ESCROW, Tree};
+use xtask::layout::{MIB, RAM_BASE};
+use xtask::qemu::{Machine, Module};
 
 const CPUS: [&str; 5] = ["cortex-a53", "cortex-a72", "cortex-a76", "neoverse-n1", "max"];
 const SMP: [u32; 4] = [1, 2, 4, 8];
+/// Where payloads are loaded.
+const KERNEL: u64 = RAM_BASE + 64 * MIB;
 const MEMORY_MIB: [u64; 4] = [512, 1024, 4096, 8192];
 
 /// A payload on 20 machines out of the 80, so that each CPU type meets each
@@ -134,4 +139,36 @@ fn as_an_elf_file() {
     let mut serial = Serial::boot("boot-elf", &machine, Duration::from_secs(60));
     serial.wait_for("payload runtime: 6 passed, 0 failed");
     serial.wait_for_end();
+}
+
+/// A machine with a payload in the host's place.
+fn payload_machine(payload: &str, bootargs: &str) -> (Machine, PathBuf) {
+    let file = artefacts().payloads.join(format!("{payload}.img"));
+    let mut machine = Machine::new(&artefacts().qemu, &artefacts().image);
+    let bootargs = bootargs.into();
+    machine.modules = vec![Module::Kernel { address: KERNEL, file: file.clone(), bootargs }];
+    (machine, file)
+}
+
+#[test]
+fn there_are_as_many_guests_as_were_asked_for() {
+    let (mut machine, _) = payload_machine("guests", "guests=2");
+    machine.append = "guests=2".into();
+    let mut serial = Serial::boot("guests-2", &machine, Duration::from_secs(60));
+    serial.wait_for("payload guests: 1 passed, 0 failed");
+    serial.wait_for_end();
+}
+
+#[test]
+fn a_cpu_that_does_not_exist() {
+    let (machine, file) = payload_machine("runtime", &format!("escrow={ESCROW:#x}"));
+    let mut tree = Tree::of(&Machine { smp: 2, ..machine });
+    // The `reg` of the second CPU, before its `enable-method`, which is "psci".
+    tree.replace(b"\0\0\0\x01\0\0\0\x03\0\0\0\x05", b"\0\0\0\x63\0\0\0\x03\0\0\0\x05");
+    let machine = tree.boot(true, &[(KERNEL, &file)]);
+    let mut serial = Serial::boot("absent-cpu", &machine, Duration::from_secs(60));
+    serial.wait_for("escrow: warning: CPU 1: the firmware does not start it (-2)");
+    serial.wait_for("escrow: host: kernel at");
+    // The host runs, and gets the firmware's answer.
+    serial.wait_for("CPU_ON of CPU 1 (0x63) answers 0xfffffffffffffffe");
 }
