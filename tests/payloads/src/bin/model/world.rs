@@ -84,11 +84,23 @@ impl<'a> World<'a> {
         Ok(world)
     }
 
-    /// All pages that lists are about.
-    pub fn pages(&self) -> impl Iterator<Item = u64> + use<> {
+    /// All memory that lists are about.
+    fn own(&self) -> [Range<u64>; 3] {
         let Place { blocks, part, supplies, .. } = self.place;
-        let pages = |at: u64, count: u64| (at..at + count * PAGE_SIZE).step_by(PAGE_SIZE as usize);
-        pages(blocks, BLOCKS * 512).chain(pages(part, PART)).chain(pages(supplies, SUPPLIES))
+        [(blocks, BLOCKS * 512), (part, PART), (supplies, SUPPLIES)]
+            .map(|(at, pages)| at..at + pages * PAGE_SIZE)
+    }
+
+    /// All its pages.
+    pub fn pages(&self) -> impl Iterator<Item = u64> + use<> {
+        self.own().into_iter().flat_map(|range| range.step_by(PAGE_SIZE as usize))
+    }
+
+    /// How many pages are this CPU's from one of them on: of those behind, which other CPUs
+    /// change, the specification does not know.
+    pub fn own_pages_from(&self, at: u64) -> u64 {
+        let range = self.own().into_iter().find(|range| range.contains(&at));
+        range.map_or(0, |range| (range.end - at) / PAGE_SIZE)
     }
 
     /// A number that no page has had as a tag.
