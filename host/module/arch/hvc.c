@@ -90,7 +90,7 @@ noinstr void escrow_hvc_enter_guest(const u64 args[8], u64 results[5])
 	 * As KVM, once more after a long stay, so that the tick need not ask this CPU for a
 	 * quiescent state. Within the tick of the entry, that was the quiescent state.
 	 */
-	if (!context_tracking_guest_exit() && jiffies != entered) {
+	if (!context_tracking_guest_exit() && time_after(jiffies, entered)) {
 		instrumentation_begin();
 		rcu_virt_note_context_switch();
 		instrumentation_end();

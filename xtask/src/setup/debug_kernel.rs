@@ -182,14 +182,15 @@ fn source(cache: &Cache) -> Result<String> {
             };
             let tree = at.join(TREE);
             fs::create_dir_all(&tree)?;
-            // Of other machines' drivers only what names their options.
+            // Of other machines' drivers only what names their options, and what make reads
+            // on its way through all folders.
             let tar = || {
                 let mut tar = Command::new("tar");
                 tar.arg("-xJf").arg(&packed).arg("-C").arg(&tree).arg("--strip-components=1");
                 tar
             };
             run_quietly(tar().args(["--exclude=*/drivers/gpu", "--exclude=*/arch/x86"]))?;
-            run_quietly(tar().args(["--wildcards", "*/Kconfig*"]))?;
+            run_quietly(tar().args(["--wildcards", "*/Kconfig*", "*/drivers/gpu/*Makefile"]))?;
             remove(&at.join("usr"))
         },
     )?;
