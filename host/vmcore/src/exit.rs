@@ -301,9 +301,9 @@ mod tests {
     #[test]
     fn a_read_brings_its_value_back() {
         let mut vcpu = vcpu();
+        assert!(!vcpu.has_answer());
         for (size, value) in [(1, 0x88), (2, 0x7788), (4, 0x5566_7788), (8, 0x1122_3344_5566_7788)]
         {
-            assert!(!vcpu.has_answer());
             let exit = exit_of(vcpu.ended([0, run::MMIO_READ, 0x6000, size, 0]));
             assert!(vcpu.has_answer());
             assert_eq!(as_page(exit).exit_reason, uapi::EXIT_MMIO);
@@ -311,7 +311,11 @@ mod tests {
             let answer = words(mmio_bytes(0x6000, 0x1122_3344_5566_7788, size as u32, 0, 0));
             let registers = vcpu.resume(answer).unwrap();
             assert_eq!(registers, [u64::from(call::VCPU_RUN), 0x77, value, 0, 0, 0, 0, 0]);
+            // Until the run that brings it has begun.
+            assert!(vcpu.has_answer());
         }
+        vcpu.ended([0, run::READY, 0, 0, 0]).unwrap();
+        assert!(!vcpu.has_answer());
     }
 
     #[test]
