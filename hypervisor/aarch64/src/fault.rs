@@ -13,7 +13,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use aarch64_cpu::asm::barrier;
 use aarch64_cpu::registers::{CNTFRQ_EL0, CNTPCT_EL0, Readable};
-use escrow_core::hypervisor::{Hypervisor, Progress};
+use escrow_core::hypervisor::{Hypervisor, WipeProgress};
 
 use crate::apart::NoRuns;
 use crate::machine::{Hardware, Installed, installed};
@@ -106,7 +106,7 @@ static STOPPED: AtomicBool = AtomicBool::new(false);
 static WIPER: Wiper = Wiper {
     cpu: AtomicU64::new(0),
     done: AtomicUsize::new(0),
-    passes: [const { Progress::new() }; 2],
+    passes: [const { WipeProgress::new() }; 2],
 };
 
 /// The CPU that wipes what guests had, and how far it has come. It may fail in it, and then
@@ -117,7 +117,7 @@ struct Wiper {
     /// Steps that it is done with, or that it is in and does not make again.
     done: AtomicUsize,
     /// The two passes over memory.
-    passes: [Progress; 2],
+    passes: [WipeProgress; 2],
 }
 
 impl Wiper {

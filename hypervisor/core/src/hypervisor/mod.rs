@@ -39,7 +39,7 @@ use crate::trap::{HostFault, RegisterFile, Trap, TrapError, Trapped, Traps};
 use crate::vm::{Slot, Slots};
 pub use calls::{LENDS_ONE, Reply, immediate};
 pub use extents::Scratch;
-pub use reset::{Closed, Progress};
+pub use reset::{Closed, WipeProgress};
 pub(crate) use touch::Touched;
 
 /// Guests see at most this many bits of address, so that one page is the root

@@ -35,15 +35,15 @@ enum Pass {
 /// How far [`Hypervisor::wipe`] has come: the end of the last frame that it began with, and
 /// [`LAST_PASS`] in the second pass.
 #[derive(Debug, Default)]
-pub struct Progress(AtomicU64);
+pub struct WipeProgress(AtomicU64);
 
 /// A bit that no physical address has.
 const LAST_PASS: u64 = 1 << 63;
 
-impl Progress {
+impl WipeProgress {
     /// Nothing was done yet.
-    pub const fn new() -> Progress {
-        Progress(AtomicU64::new(0))
+    pub const fn new() -> WipeProgress {
+        WipeProgress(AtomicU64::new(0))
     }
 
     /// Notes that the frame that ends at `end` is begun with. `false` if it was before.
@@ -120,7 +120,7 @@ impl<M: Machine> Hypervisor<M> {
     ///
     /// If the call ends early, because the CPU fails in it, it is made again with the same
     /// `progress` and goes on behind the frame at which it ended.
-    pub fn wipe(&self, progress: &Progress) {
+    pub fn wipe(&self, progress: &WipeProgress) {
         self.for_each_block(|base, pass, block| {
             if progress.has_passed(pass, base.0 + BLOCK_SIZE) {
                 return;

@@ -11,7 +11,7 @@ use super::fake::{FREE, Host, Interrupts, LIST, PINNED};
 use super::poison::entry_is_poisoned;
 use super::{UNLOCK_ZEROED, block, page, started, unlock};
 use crate::addr::{BLOCK_SIZE, PAGE_SIZE};
-use crate::hypervisor::Progress;
+use crate::hypervisor::WipeProgress;
 use crate::ledger::GuestId;
 
 const GUEST: u64 = 0x8000_0000;
@@ -410,7 +410,7 @@ fn a_failed_hypervisor_wipes_without_locks() {
     let ledger = host.escrow.ledger();
     let held = [FREE, FREE + 0x20_0000].map(|at| ledger.locate(crate::addr::PhysAddr(at)).unwrap());
     held.iter().for_each(|block| block.lock());
-    host.escrow.wipe(&Progress::new());
+    host.escrow.wipe(&WipeProgress::new());
     held.iter().for_each(|block| block.unlock());
     assert!(host.escrow.machine.is_zero(FREE));
     assert!(host.escrow.machine.is_zero(FREE + 0x20_3000));
@@ -430,7 +430,7 @@ fn a_wipe_that_fails_goes_on_behind_what_failed() {
     host.lend(vm, &[block(FREE + 0x20_0000, GUEST + 0x20_0000)]).unwrap();
     let all = sound.into_iter().chain([FREE + 0x20_3000]);
     all.clone().for_each(|at| host.escrow.machine.scribble(at));
-    let progress = Progress::new();
+    let progress = WipeProgress::new();
     let fails_at = [FREE + 0x1000, FREE + 0x2000];
     for at in fails_at {
         host.escrow.machine.fails_at.store(at, Ordering::Relaxed);
