@@ -15,6 +15,7 @@ mod gunyah;
 mod host;
 mod info;
 mod log;
+mod machine;
 mod stat;
 
 use std::io;
