@@ -166,6 +166,29 @@ pub const VM_DESTROY: u32 = vendor(0x104);
 /// reachable by the guest (lent, shared, its own), metadata pages, those of them free
 pub const VM_INFO: u32 = vendor(0x105);
 
+/// Gives a VM an interrupt controller, a GICv3. Before the start, once.
+/// VM handle, guest address of the distributor, of the redistributors, number of SPIs
+///
+/// The distributor has 64 KiB from its address on, and each vCPU has 128 KiB from the
+/// redistributors' address on, in the order of their indices. Both are multiples of 64 KiB. SPIs
+/// are the INTIDs from 32 on: a multiple of 32 of them from [`SPIS_MIN`] on, or [`SPIS_MAX`]
+/// ([`Error::InvalidSize`](crate::Error::InvalidSize)).
+///
+/// One metadata page is used for INTIDs up to 511, and a second one if there are more. The vCPUs'
+/// part is in the vCPUs' pages. Accesses to these frames never reach the host, whatever
+/// [`VM_CONFIGURE`] says of the addresses. The ID registers of its vCPUs say that there is a
+/// GICv3, and their virtual timer has PPI 27. A VM without it has no GIC, and a
+/// virtual IRQ for its doorbells ([`BELL_SEND`]); with it, doorbells interrupt nobody by
+/// themselves: the host sets an SPI for them.
+///
+/// [`Error::Denied`](crate::Error::Denied) if the VM was started, or has one.
+pub const VM_VGIC: u32 = vendor(0x106);
+
+/// The fewest SPIs of [`VM_VGIC`].
+pub const SPIS_MIN: u64 = 32;
+/// The most: INTIDs 32 to 1019.
+pub const SPIS_MAX: u64 = 988;
+
 /// Key of [`VM_CONFIGURE`]: declare a range as memory.
 pub const CONFIGURE_MEMORY_ADD: u64 = 1;
 /// Key of [`VM_CONFIGURE`]: withdraw a range, or a part of one.
@@ -287,6 +310,39 @@ pub const BELL_CREATE: u32 = vendor(0x150);
 
 /// Doorbells that a VM can have.
 pub const DOORBELLS_MAX: usize = 64;
+
+/// Sets the input of one of a VM's SPIs, created or started. VM handle, INTID (from 32 on),
+/// `INPUT_*` → vCPUs to run
+///
+/// This is all that a host can do to a guest's interrupts. Whether, when and where the guest is
+/// interrupted follows from what it has set up in its GIC.
+///
+/// What it answers are the vCPUs, a bit each by index, that wait
+/// ([`run::EXPECTS_WAKEUP`](crate::run::EXPECTS_WAKEUP)) and whose runs are to begin
+/// again because of it. No wake-up is lost if the thread that sleeps for a vCPU notes before
+/// [`VCPU_RUN`] that it has to be woken, as for [`BELL_SEND`]. A vCPU that is inside its
+/// run is interrupted by EL2: the run ends with [`run::READY`](crate::run::READY).
+///
+/// Neither this call nor [`SPI_DONE`] waits for a vCPU; they may be made with interrupts off.
+/// [`Error::Denied`](crate::Error::Denied) if the VM has no GIC,
+/// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for an INTID that it does not have.
+pub const SPI_INPUT: u32 = vendor(0x151);
+/// Takes one of a VM's SPIs that was set to [`INPUT_HIGH_UNTIL_DONE`] and that the guest is
+/// done with. VM handle → its INTID, or 0 if there is none
+///
+/// [`run::SPI_DONE`](crate::run::SPI_DONE) says when to call this, until it answers 0.
+pub const SPI_DONE: u32 = vendor(0x152);
+
+/// Input of [`SPI_INPUT`]: low.
+pub const INPUT_LOW: u64 = 0;
+/// Input of [`SPI_INPUT`]: high. It stays so.
+pub const INPUT_HIGH: u64 = 1;
+/// Input of [`SPI_INPUT`]: high until the guest has deactivated the interrupt. EL2 sets it to low
+/// then, and [`SPI_DONE`] names it once: the host sets it again if its device still asserts it
+/// (a resampling eventfd). For level-sensitive interrupts.
+pub const INPUT_HIGH_UNTIL_DONE: u64 = 2;
+/// Input of [`SPI_INPUT`]: an edge, as of an edge-triggered interrupt. The level does not change.
+pub const INPUT_EDGE: u64 = 3;
 
 /// A counter of the ledger. `INFO_*` selector, a
 /// [`FrameState`](crate::FrameState) for `INFO_PAGES` and 0 for the others → value

@@ -44,6 +44,17 @@ pub const TAKE_BACK: u64 = 0x102;
 /// that ended with this goes on like after [`READY`].
 pub const SWITCHED_ON: u64 = 0x103;
 
+/// The guest has interrupted vCPUs that wait ([`EXPECTS_WAKEUP`]): by an SGI, or by changing
+/// where an interrupt goes. data 0: which ones, a bit each by index. Their runs are to begin again,
+/// as for [`SPI_INPUT`](crate::call::SPI_INPUT); the one that ended with this goes on like after
+/// [`READY`].
+pub const WAKE: u64 = 0x104;
+/// The guest is done with an SPI that was
+/// [`INPUT_HIGH_UNTIL_DONE`](crate::call::INPUT_HIGH_UNTIL_DONE). The host makes
+/// [`SPI_DONE`](crate::call::SPI_DONE) calls until there is none left. data 0: vCPUs to
+/// run as well, as for [`WAKE`]. The run goes on like after [`READY`].
+pub const SPI_DONE: u64 = 0x105;
+
 /// Resume action: done, with the value in resume data 0 for a read.
 pub const ACTION_EMULATE: u64 = 0;
 /// Resume action: run the instruction again.
