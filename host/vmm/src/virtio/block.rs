@@ -147,7 +147,7 @@ impl Block {
     /// Whether the sectors are on the disk; answers the first one's place.
     fn place(&self, sector: u64, length: u64) -> Outcome<u64> {
         let end = sector.checked_add(length / SECTOR);
-        if length % SECTOR != 0 || end.is_none_or(|end| end > self.sectors) {
+        if !length.is_multiple_of(SECTOR) || end.is_none_or(|end| end > self.sectors) {
             return Err(IOERR);
         }
         // The disk's size in bytes is a `u64`.
@@ -214,7 +214,7 @@ impl Block {
         let length = data.len() - HEADER;
         if self.read_only
             || !(1..=u64::from(RANGES)).contains(&(length / RANGE))
-            || length % RANGE != 0
+            || !length.is_multiple_of(RANGE)
         {
             return Err(IOERR);
         }
@@ -344,7 +344,8 @@ mod tests {
     /// A file in which each sector differs.
     fn image() -> (tempfile::NamedTempFile, Vec<u8>) {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let data = (0..SECTORS * SECTOR).map(|at| (at / 7 ^ at / 512) as u8).collect::<Vec<_>>();
+        let data =
+            (0..SECTORS * SECTOR).map(|at| ((at / 7) ^ (at / 512)) as u8).collect::<Vec<_>>();
         file.as_file().write_all_at(&data, 0).unwrap();
         (file, data)
     }

@@ -81,7 +81,7 @@ mod tests {
     #[test]
     fn an_address_in_the_alias_is_the_place_without_its_bit() {
         let memory = memory(Some(ALIAS));
-        memory.write_obj(0x1234_5678u32, GuestAddress(ALIAS | BASE + 0x1ffc)).unwrap();
+        memory.write_obj(0x1234_5678u32, GuestAddress(ALIAS | (BASE + 0x1ffc))).unwrap();
         assert_eq!(memory.ram.read_obj::<u32>(GuestAddress(BASE + 0x1ffc)).unwrap(), 0x1234_5678);
         assert!(memory.check_range(GuestAddress(ALIAS | BASE), 0x2000, Permissions::Write));
         assert!(!memory.check_range(GuestAddress(ALIAS | BASE), 0x2001, Permissions::Write));

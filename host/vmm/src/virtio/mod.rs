@@ -32,6 +32,8 @@ mod worker;
 
 #[cfg(test)]
 mod driver;
+#[cfg(test)]
+mod hostile;
 
 pub use block::Block;
 pub use entropy::Entropy;

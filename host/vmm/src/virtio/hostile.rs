@@ -1,0 +1,208 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Drivers that do anything at all: devices live on, and touch nothing that
+//! they were not given.
+
+use std::os::unix::fs::FileExt;
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use virtio_bindings::virtio_mmio::*;
+use virtio_bindings::virtio_ring::VRING_DESC_F_INDIRECT;
+
+use super::backend::Backend;
+use super::block::Block;
+use super::driver::*;
+use super::entropy::Entropy;
+use crate::machine::MmioDevice;
+
+const SIZE: u16 = 16;
+/// Memory that no descriptor lets a device write.
+const UNTOUCHED: u64 = RAM + (8 << 20);
+const UNTOUCHED_SIZE: usize = 64 << 10;
+/// Where indirect tables are.
+const TABLES: u64 = BUFFERS + 0x20000;
+
+/// What a driver does.
+#[derive(Clone, Debug)]
+enum Action {
+    /// Writes a descriptor into a queue's table, or into one that others refer
+    /// to.
+    Describe {
+        queue: usize,
+        indirect: bool,
+        index: u16,
+        desc: Desc,
+    },
+    /// Writes bytes where the buffers are: headers of requests.
+    Fill {
+        address: u64,
+        bytes: Vec<u8>,
+    },
+    /// Makes a descriptor available.
+    Offer {
+        queue: usize,
+        head: u16,
+    },
+    /// Says that many are available.
+    Available {
+        queue: usize,
+        index: u16,
+    },
+    Kick {
+        queue: usize,
+    },
+    /// Writes a register.
+    Register {
+        offset: u32,
+        value: u32,
+    },
+    /// Accesses any place by any width.
+    Access {
+        offset: u64,
+        width: usize,
+        value: u64,
+        write: bool,
+    },
+    /// Resets and starts again.
+    Restart {
+        features: u64,
+    },
+}
+
+/// Addresses inside memory, at its ends, and anywhere.
+fn address() -> impl Strategy<Value = u64> {
+    prop_oneof![
+        8 => (0..0x10000u64).prop_map(|at| BUFFERS + at),
+        2 => (0..0x400u64).prop_map(|at| TABLES + at / 16 * 16),
+        1 => (0..64u64).prop_map(|at| RAM - at),
+        1 => (0..64u64).prop_map(|at| RAM + RAM_SIZE - at),
+        1 => any::<u64>(),
+    ]
+}
+
+fn desc() -> impl Strategy<Value = Desc> {
+    let length = prop_oneof![
+        3 => Just(16u32),
+        2 => Just(1),
+        4 => (0..4u32).prop_map(|sectors| sectors * 512),
+        2 => 0..0x8000u32,
+        1 => any::<u32>(),
+    ];
+    let flags = prop_oneof![
+        6 => 0..4u16,
+        1 => Just(VRING_DESC_F_INDIRECT as u16),
+        1 => any::<u16>(),
+    ];
+    let next = prop_oneof![4 => 0..SIZE, 1 => any::<u16>()];
+    (address(), length, flags, next).prop_map(|(address, length, flags, next)| Desc {
+        address,
+        length,
+        flags,
+        next,
+    })
+}
+
+fn action(queues: usize) -> impl Strategy<Value = Action> {
+    let queue = 0..queues;
+    let header = prop_oneof![
+        3 => (0..16u8, 0..3u8).prop_map(|(kind, sector)| {
+            let mut header = vec![0; 16];
+            (header[0], header[8]) = (kind, sector);
+            header
+        }),
+        1 => vec(any::<u8>(), 1..64),
+    ];
+    prop_oneof![
+        8 => (queue.clone(), any::<bool>(), 0..SIZE, desc()).prop_map(
+            |(queue, indirect, index, desc)| Action::Describe { queue, indirect, index, desc }
+        ),
+        4 => ((0..0x800u64), header)
+            .prop_map(|(at, bytes)| Action::Fill { address: BUFFERS + at / 16 * 16, bytes }),
+        6 => (queue.clone(), prop_oneof![9 => 0..SIZE, 1 => any::<u16>()])
+            .prop_map(|(queue, head)| Action::Offer { queue, head }),
+        1 => (queue.clone(), any::<u16>())
+            .prop_map(|(queue, index)| Action::Available { queue, index }),
+        6 => queue.prop_map(|queue| Action::Kick { queue }),
+        2 => (0..0x100u32, prop_oneof![0..0x100u32, any::<u32>()])
+            .prop_map(|(offset, value)| Action::Register { offset: offset / 4 * 4, value }),
+        1 => (
+            prop_oneof![4 => 0..0x200u64, 1 => any::<u64>()],
+            prop_oneof![Just(1usize), Just(2), Just(4), Just(8)],
+            any::<u64>(),
+            any::<bool>(),
+        )
+            .prop_map(|(offset, width, value, write)| Action::Access {
+                offset,
+                width,
+                value,
+                write,
+            }),
+        2 => prop_oneof![Just(PLAIN), Just(PLAIN | INDIRECT), Just(PLAIN | INDIRECT | EVENTS)]
+            .prop_map(|features| Action::Restart { features }),
+    ]
+}
+
+/// Does all that, and then looks whether the device still works.
+fn play(backend: impl Backend + 'static, actions: &[Action], works: impl Fn(&mut Driver)) {
+    let mut driver = Driver::new(backend);
+    let untouched = (0..UNTOUCHED_SIZE).map(|at| (at / 3) as u8).collect::<Vec<_>>();
+    driver.put(UNTOUCHED, &untouched);
+    driver.start(PLAIN | INDIRECT | EVENTS, SIZE);
+    for action in actions {
+        match action.clone() {
+            Action::Describe { queue, indirect, index, desc } => {
+                let table = if indirect { TABLES } else { driver.table(queue) };
+                driver.descriptor(table, index, desc);
+            }
+            Action::Fill { address, bytes } => driver.put(address, &bytes),
+            Action::Offer { queue, head } => driver.offer(queue, head),
+            Action::Available { queue, index } => driver.set_available(queue, index),
+            Action::Kick { queue } => driver.kick(queue),
+            Action::Register { offset, value } => driver.set(offset, value),
+            Action::Access { offset, width, value, write: true } => {
+                driver.device.write(offset, &value.to_le_bytes()[..width]);
+            }
+            Action::Access { offset, width, .. } => {
+                driver.device.read(offset, &mut [0; 8][..width]);
+            }
+            Action::Restart { features } => driver.start(features, SIZE),
+        }
+    }
+    // A last chance to do harm.
+    for queue in 0..driver.device.kicks().len() {
+        driver.kick(queue);
+        driver.set(VIRTIO_MMIO_QUEUE_SEL, queue as u32);
+        driver.set(VIRTIO_MMIO_QUEUE_READY, 0);
+    }
+    assert!(driver.get(UNTOUCHED, UNTOUCHED_SIZE) == untouched, "the device wrote elsewhere");
+    driver.start(PLAIN | INDIRECT | EVENTS, SIZE);
+    works(&mut driver);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_disk_survives_its_driver(actions in vec(action(1), 1..80)) {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let contents = vec![0x5a; 4 * 512];
+        file.as_file().write_all_at(&contents, 0).unwrap();
+        // Only read: so what the driver wrote there is what it must not.
+        let disk = Block::open("disk0", file.path(), true, "").unwrap();
+        play(disk, &actions, |driver| {
+            driver.put(BUFFERS, &[0; 16]);
+            let chain = [read(BUFFERS, 16), write(BUFFERS + 0x200, 512), write(BUFFERS, 1)];
+            assert_eq!(driver.transfer(0, &chain), 513);
+            assert_eq!(driver.get(BUFFERS + 0x200, 512), [0x5a; 512]);
+        });
+        prop_assert!(std::fs::read(file.path()).unwrap() == contents);
+    }
+
+    #[test]
+    fn entropy_survives_its_driver(actions in vec(action(1), 1..80)) {
+        play(Entropy, &actions, |driver| {
+            assert_eq!(driver.transfer(0, &[write(BUFFERS, 64)]), 64);
+        });
+    }
+}
