@@ -36,9 +36,10 @@ pub extern "C" fn escrow_rs_vm_configure_bells(vm: &mut Core, tree: &u8, size: u
     // else has them.
     let tree = unsafe { slice::from_raw_parts(tree, size) };
     let handle = vm.handle();
-    status(tree::doorbells(tree).and_then(|labels| {
+    status(tree::config(tree).map_err(|refusal| refusal.errno).and_then(|config| {
+        let labels = config.bells.iter().map(|bell| bell.label);
         let make = |label| hypercall::bell_create(&mut Hvc, handle, label).map_err(Errno::from);
-        vm.doorbells.configure(&labels, make)
+        vm.doorbells.configure(labels, make)
     }))
 }
 

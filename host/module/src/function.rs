@@ -39,8 +39,9 @@ pub extern "C" fn escrow_rs_function_to_add(
     let nothing = CFunction { kind: desc.kind, ..CFunction::default() };
     let checked = function::to_add(desc, words).map(|function| match function {
         Function::Vcpu { id } => CFunction { id, ..nothing },
-        Function::Irqfd { fd, label, level } => CFunction { id: label, fd, level, ..nothing },
+        Function::Irqfd { fd, label, level, .. } => CFunction { id: label, fd, level, ..nothing },
         Function::Ioeventfd { fd, .. } => CFunction { fd, ..nothing },
+        Function::Console { .. } => nothing,
     });
     store(checked, to)
 }
@@ -55,7 +56,7 @@ pub extern "C" fn escrow_rs_function_to_remove(
     let nothing = CFunction { kind: desc.kind, ..CFunction::default() };
     let checked = function::to_remove(desc, words).map(|key| match key {
         Key::Vcpu(id) | Key::Irqfd(id) => CFunction { id, ..nothing },
-        Key::Ioeventfd(_) => nothing,
+        Key::Ioeventfd(_) | Key::Console(_) => nothing,
     });
     store(checked, to)
 }

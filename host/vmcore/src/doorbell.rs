@@ -32,13 +32,13 @@ impl Doorbells {
     /// `NoMemory`, and those of `make`. What has been made stays for the next time.
     pub fn configure(
         &mut self,
-        labels: &[u32],
+        labels: impl IntoIterator<Item = u32>,
         mut make: impl FnMut(u32) -> Result<u64, Errno>,
     ) -> Result<(), Errno> {
         for bell in &mut self.list {
             bell.is_configured = false;
         }
-        for &label in labels {
+        for label in labels {
             match self.list.binary_search_by_key(&label, |bell| bell.label) {
                 Ok(at) => {
                     if let Some(bell) = self.list.get_mut(at) {
@@ -79,14 +79,14 @@ mod tests {
             if label == 13 { Err(Errno::NoSpace) } else { Ok(u64::from(label) + 100) }
         };
         assert_eq!(bells.find(5), None);
-        assert_eq!(bells.configure(&[9, 5], &mut make), Ok(()));
+        assert_eq!(bells.configure([9, 5], &mut make), Ok(()));
         assert_eq!((bells.find(5), bells.find(9), bells.find(7)), (Some(105), Some(109), None));
         // Another tree.
-        assert_eq!(bells.configure(&[7, 9], &mut make), Ok(()));
+        assert_eq!(bells.configure([7, 9], &mut make), Ok(()));
         assert_eq!((bells.find(5), bells.find(9), bells.find(7)), (None, Some(109), Some(107)));
-        assert_eq!(bells.configure(&[5, 13, 20], &mut make), Err(Errno::NoSpace));
+        assert_eq!(bells.configure([5, 13, 20], &mut make), Err(Errno::NoSpace));
         assert_eq!((bells.find(5), bells.find(13), bells.find(20)), (Some(105), None, None));
-        assert_eq!(bells.configure(&[20, 5], &mut make), Ok(()));
+        assert_eq!(bells.configure([20, 5], &mut make), Ok(()));
         assert_eq!((bells.find(5), bells.find(20)), (Some(105), Some(120)));
         assert_eq!(made, vec![9, 5, 7, 13, 20]);
     }

@@ -22,6 +22,8 @@ pub mod ioeventfd;
 pub mod lifecycle;
 pub mod losses;
 pub mod metadata;
+pub mod pl011;
+pub mod ring;
 pub mod tree;
 pub mod uapi;
 pub mod vcpus;

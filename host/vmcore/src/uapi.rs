@@ -7,7 +7,8 @@
 //! Numbers and layouts are those of Gunyah's Linux interface (series v17), so
 //! that programs written for it run unchanged. All structures are
 //! little-endian and have no implicit padding. Padding and reserved fields of v17's structures are
-//! ignored, as in v17; the reserved field of Escrow's own [`ExportDmabuf`] must be zero.
+//! ignored, as in v17; the reserved fields of Escrow's own [`ExportDmabuf`] and [`ConsoleArg`] must
+//! be zero.
 //!
 //! A program can get more information in two places:
 //!
@@ -60,7 +61,7 @@ pub fn state_name(state: FrameState) -> impl Iterator<Item = u8> {
     bytes.map(|byte| if byte == b' ' { b'-' } else { byte })
 }
 
-/// Names of the lines in a guest memory's `fdinfo`.
+/// Names of the lines in a guest memory's `fdinfo`, and in a console's.
 ///
 /// Each line is `NAME:\tVALUE`. Sizes are decimal bytes, counts decimal
 /// 4 KiB pages.
@@ -94,6 +95,13 @@ pub mod fdinfo {
     /// A process that maps that page, and may have the reference: its PID and name. One line
     /// for each; `0 ...` if there are more.
     pub const MAPPED_BY: &str = "mapped_by";
+    /// Of a console's descriptor: characters that the guest has written and that nobody has read.
+    pub const WAITING: &str = "waiting";
+    /// Of a console's descriptor: characters of the guest's that were dropped, because there was no
+    /// room for them and nobody read.
+    pub const LOST: &str = "lost";
+    /// Of a console's descriptor: characters that the guest has yet to read.
+    pub const UNREAD: &str = "unread";
     /// A kernel user with safe references: `NAME offset=0x0 size=0x2000
     /// references=2 accesses=0` (offset and size in bytes). One line for each.
     pub const HOLDER: &str = "holder";
@@ -176,17 +184,26 @@ pub const MAP_UNMAP: u32 = 0x100;
 
 /// [`FunctionDesc::kind`]: a vCPU; the argument is a [`VcpuArg`].
 pub const FUNCTION_VCPU: u32 = 1;
-/// [`FunctionDesc::kind`]: an eventfd that rings a doorbell of the guest; the
-/// argument is an [`IrqfdArg`].
+/// [`FunctionDesc::kind`]: an eventfd that interrupts the guest, by the doorbell or the SPI that
+/// its label names in the device tree; the argument is an [`IrqfdArg`].
 pub const FUNCTION_IRQFD: u32 = 2;
 /// [`FunctionDesc::kind`]: an eventfd that guest writes signal; the argument is
 /// an [`IoeventfdArg`].
 pub const FUNCTION_IOEVENTFD: u32 = 3;
+/// [`FunctionDesc::kind`], and Escrow's own: a serial line, whose PL011 the shim emulates; the
+/// argument is a [`ConsoleArg`]. → its file descriptor
+pub const FUNCTION_CONSOLE: u32 = OWN;
 /// The largest [`FunctionDesc::arg_size`], in bytes.
 pub const FUNCTION_ARG_MAX: u32 = 256;
 
-/// [`IrqfdArg::flags`]: the interrupt is level-triggered.
+/// [`IrqfdArg::flags`]: the interrupt is level-triggered. In a VM with an interrupt controller, the
+/// device tree's `interrupts` property decides that.
 pub const IRQFD_LEVEL: u32 = 1;
+/// [`IrqfdArg::flags`], and Escrow's own: [`IrqfdArg::resample_fd`] is an eventfd. It is signalled
+/// when the guest is done with the interrupt, which is level-triggered and of a VM with an
+/// interrupt controller. Then the program looks at its device again, and signals the interrupt's
+/// eventfd if the device still asserts it.
+pub const IRQFD_RESAMPLE: u32 = 1 << 31;
 /// [`IoeventfdArg::flags`]: only writes of [`IoeventfdArg::datamatch`] count.
 pub const IOEVENTFD_DATAMATCH: u32 = 1;
 
@@ -290,12 +307,13 @@ pub struct VcpuArg {
 pub struct IrqfdArg {
     /// File descriptor of the eventfd.
     pub fd: u32,
-    /// Label of the doorbell in the guest's device tree. One IRQFD to a label.
+    /// Label of the node in the guest's device tree. One IRQFD to a label.
     pub label: u32,
-    /// [`IRQFD_LEVEL`].
+    /// [`IRQFD_LEVEL`] and [`IRQFD_RESAMPLE`].
     pub flags: u32,
-    /// Not looked at.
-    pub padding: u32,
+    /// With [`IRQFD_RESAMPLE`]: file descriptor of the eventfd for the other way. Otherwise, it is
+    /// not looked at (v17 has padding here).
+    pub resample_fd: u32,
 }
 
 /// Argument of the IOEVENTFD function.
@@ -315,6 +333,26 @@ pub struct IoeventfdArg {
     pub flags: u32,
     /// Not looked at.
     pub padding: u32,
+}
+
+/// Argument of the console function.
+///
+/// The function is a PL011 (r1p5, FIFOs of 32 characters) in one page of guest addresses, which has
+/// no memory. The guest's accesses to this page end in the kernel. The file descriptor is the other
+/// end of the line: `read` gives what the guest has written, `write` sends to the guest, `poll` and
+/// O_NONBLOCK work. A read at the end of the line, after the VM has ended or the function was
+/// removed, gives 0 bytes, and a write ENODEV. A console without a reader loses the oldest
+/// characters ([`fdinfo::LOST`] counts them).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct ConsoleArg {
+    /// Guest address of the PL011, page-aligned. One console to an address.
+    pub addr: u64,
+    /// INTID of its interrupt, an SPI (from 32 on) that is level-sensitive; 0 if it has none. A VM
+    /// without an interrupt controller has none either.
+    pub interrupt: u32,
+    /// Zero.
+    pub flags: u32,
 }
 
 /// Argument of [`VM_MAP_MEM`].
@@ -439,6 +477,7 @@ const _: () = {
     assert!(size_of::<DtbConfig>() == 16);
     assert!(size_of::<FunctionDesc>() == 16);
     assert!(size_of::<IrqfdArg>() == 16);
+    assert!(size_of::<ConsoleArg>() == 16);
     assert!(size_of::<IoeventfdArg>() == 32 && offset_of!(IoeventfdArg, fd) == 20);
     assert!(size_of::<MapMem>() == 32);
     assert!(size_of::<BootContext>() == 16);

@@ -55,7 +55,7 @@ pub fn fields_that_nobody_looks_at() -> Result<()> {
     let guest = Guest::new(&device, 2, 0)?;
     let event = EventFd::from_flags(EfdFlags::EFD_NONBLOCK)?;
     let fd = event.as_raw_fd();
-    let irqfd = uapi::IrqfdArg { fd: fd as u32, label: 1, padding: 7, ..Default::default() };
+    let irqfd = uapi::IrqfdArg { fd: fd as u32, label: 1, resample_fd: 7, ..Default::default() };
     guest.vm.add_function(uapi::FUNCTION_IRQFD, &irqfd).context("IRQFD")?;
     let write = IoeventfdArg { addr: MMIO, fd, padding: 7, ..Default::default() };
     guest.vm.add_function(FUNCTION_IOEVENTFD, &write).context("IOEVENTFD")?;
