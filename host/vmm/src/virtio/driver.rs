@@ -141,6 +141,11 @@ impl Driver {
         self.register(VIRTIO_MMIO_STATUS)
     }
 
+    /// How often the configuration has changed.
+    pub fn generation(&mut self) -> u32 {
+        self.register(VIRTIO_MMIO_CONFIG_GENERATION)
+    }
+
     /// Resets the device and negotiates; says whether it agrees.
     pub fn negotiate(&mut self, features: u64) -> bool {
         self.set(VIRTIO_MMIO_STATUS, 0);
@@ -211,6 +216,12 @@ impl Driver {
 
     fn put16(&self, address: u64, value: u16) {
         self.put(address, &value.to_le_bytes());
+    }
+
+    /// How many chains of one descriptor a queue can take.
+    pub fn free(&self, queue: usize) -> u16 {
+        let ring = &self.queues[queue];
+        ring.size - ring.available.wrapping_sub(ring.used)
     }
 
     /// Writes a descriptor into a queue's table, or any other.

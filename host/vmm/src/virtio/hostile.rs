@@ -3,7 +3,9 @@
 //! Drivers that do anything at all: devices live on, and touch nothing that
 //! they were not given.
 
+use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -14,6 +16,7 @@ use super::backend::Backend;
 use super::block::Block;
 use super::driver::*;
 use super::entropy::Entropy;
+use super::net::{Net, Passt};
 use crate::machine::MmioDevice;
 
 const SIZE: u16 = 16;
@@ -144,7 +147,7 @@ fn action(queues: usize) -> impl Strategy<Value = Action> {
 }
 
 /// Does all that, and then looks whether the device still works.
-fn play(backend: impl Backend + 'static, actions: &[Action], works: impl Fn(&mut Driver)) {
+fn play(backend: impl Backend + 'static, actions: &[Action], works: impl FnOnce(&mut Driver)) {
     let mut driver = Driver::new(backend);
     let untouched = (0..UNTOUCHED_SIZE).map(|at| (at / 3) as u8).collect::<Vec<_>>();
     driver.put(UNTOUCHED, &untouched);
@@ -203,6 +206,25 @@ proptest! {
     fn entropy_survives_its_driver(actions in vec(action(1), 1..80)) {
         play(Entropy, &actions, |driver| {
             assert_eq!(driver.transfer(0, &[write(BUFFERS, 64)]), 64);
+        });
+    }
+
+    #[test]
+    fn a_network_device_survives_its_driver(actions in vec(action(2), 1..80)) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        theirs.set_nonblocking(true).unwrap();
+        let net = Net::new("net0", [2; 6], Box::new(Passt::connected(ours).unwrap()));
+        // Frames come all the time.
+        let frame = [&100u32.to_be_bytes()[..], &[0; 100]].concat();
+        let (mut reader, mut writer) = (theirs.try_clone().unwrap(), theirs);
+        let _ = writer.write(&frame.repeat(50));
+        play(net, &actions, |driver| {
+            let _ = reader.read(&mut vec![0; 1 << 20]);
+            driver.transfer(1, &[read(BUFFERS, 100)]);
+            driver.add(0, &[write(BUFFERS, 0x20000)]);
+            driver.kick(0);
+            let _ = writer.write(&frame);
+            assert_eq!(driver.wait(|driver| driver.used(0)).1, 112);
         });
     }
 }

@@ -12,7 +12,7 @@
 //! | `chain` | a buffer that the driver has put into a queue |
 //! | `vectors` | I/O between files and guest memory |
 //! | `memory` | which memory devices reach, and by which addresses |
-//! | `block`, `entropy` | the devices |
+//! | `block`, `entropy`, `net` | the devices |
 //!
 //! All that is read from queues and registers is the guest's, and may be wrong
 //! in every way and change at any time. A device reads and writes only what
@@ -25,6 +25,7 @@ mod chain;
 mod entropy;
 mod memory;
 mod mmio;
+mod net;
 mod queue;
 mod status;
 mod vectors;
@@ -39,3 +40,4 @@ pub use block::Block;
 pub use entropy::Entropy;
 pub use memory::DeviceMemory;
 pub use mmio::{QUEUE_NOTIFY, Transport, WINDOW};
+pub use net::{Net, Passt, Tap};

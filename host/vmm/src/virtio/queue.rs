@@ -3,7 +3,7 @@
 //! A virtqueue, and what is wrong with one.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 
 use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
@@ -12,6 +12,11 @@ use vm_memory::{Bytes, GuestAddress};
 use super::chain::Chain;
 use super::memory::DeviceMemory;
 use super::status::Status;
+
+/// Bytes before the elements of the rings: flags and index.
+const RING_HEADER: u64 = 4;
+const AVAILABLE_ELEMENT: u64 = 2;
+const USED_ELEMENT: u64 = 8;
 
 /// A driver has broken the rules in a way that leaves nothing to go on with:
 /// the device stops until it is reset. Says what is wrong.
@@ -44,14 +49,14 @@ pub struct Virtqueue {
     queue: Queue,
     memory: DeviceMemory,
     status: Arc<Status>,
-    /// A buffer was given back since the driver was told.
-    used: bool,
+    /// Up to here, the driver has been told of buffers that were used.
+    told: u16,
 }
 
 impl Virtqueue {
     /// Takes a queue that was found valid.
     pub fn new(queue: Queue, memory: DeviceMemory, status: Arc<Status>) -> Virtqueue {
-        Virtqueue { queue, memory, status, used: false }
+        Virtqueue { queue, memory, status, told: 0 }
     }
 
     /// The memory that its buffers are in.
@@ -77,31 +82,55 @@ impl Virtqueue {
         }
     }
 
-    /// Puts the buffer that was taken last back, as if it had not been.
-    pub fn unpop(&mut self) {
-        self.queue.go_to_previous_position();
-    }
-
     /// Gives a buffer back, with `written` bytes in its writable part.
     pub fn push(&mut self, chain: &Chain, written: u32) -> Result<(), Broken> {
-        self.queue.add_used(&self.memory, chain.head(), written)?;
-        self.used = true;
-        Ok(())
+        Ok(self.queue.add_used(&self.memory, chain.head(), written)?)
+    }
+
+    /// Gives several buffers back, which the driver sees at once.
+    pub fn push_together(&mut self, used: &[(Chain, u32)]) -> Result<(), Broken> {
+        let Some(((last, written), others)) = used.split_last() else { return Ok(()) };
+        let first = self.queue.next_used();
+        for (place, (chain, written)) in (0..).zip(others) {
+            let slot = first.wrapping_add(place) % self.queue.size();
+            let at = RING_HEADER + u64::from(slot) * USED_ELEMENT;
+            // The ring was found to be inside memory.
+            let at = GuestAddress(self.queue.used_ring().wrapping_add(at));
+            let element = [u32::from(chain.head()).to_le_bytes(), written.to_le_bytes()].concat();
+            self.memory.write_slice(&element, at).map_err(|_| Broken::OUTSIDE)?;
+        }
+        // The driver sees no element before the index is behind it.
+        self.queue.set_next_used(first.wrapping_add(others.len() as u16));
+        self.push(last, *written)
     }
 
     /// Interrupts the driver if it wants to know of the buffers that were given
     /// back since the last call.
     pub fn notify(&mut self) -> Result<(), Broken> {
-        if std::mem::take(&mut self.used) && self.queue.needs_notification(&self.memory)? {
-            // Without event indices, a flag says whether the driver wants it.
-            if !self.queue.event_idx_enabled() {
-                let flags = GuestAddress(self.queue.avail_ring());
-                let flags: u16 =
-                    self.memory.load(flags, Ordering::Relaxed).map_err(|_| Broken::OUTSIDE)?;
-                if u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT != 0 {
-                    return Ok(());
-                }
-            }
+        let now = self.queue.next_used();
+        let before = std::mem::replace(&mut self.told, now);
+        if before == now {
+            return Ok(());
+        }
+        // What was given back is visible before the driver's wish is read: it
+        // looks for buffers after it has written the wish.
+        fence(Ordering::SeqCst);
+        let wish = if self.queue.event_idx_enabled() {
+            RING_HEADER + u64::from(self.queue.size()) * AVAILABLE_ELEMENT
+        } else {
+            0
+        };
+        let wish = GuestAddress(self.queue.avail_ring().wrapping_add(wish));
+        let wish: u16 = self.memory.load(wish, Ordering::Relaxed).map_err(|_| Broken::OUTSIDE)?;
+        let wish = u16::from_le(wish);
+        let wanted = if self.queue.event_idx_enabled() {
+            // The index that the driver names is among those since the last
+            // time (§2.7.7.2; vring_need_event() of Linux).
+            now.wrapping_sub(wish).wrapping_sub(1) < now.wrapping_sub(before)
+        } else {
+            u32::from(wish) & VRING_AVAIL_F_NO_INTERRUPT == 0
+        };
+        if wanted {
             self.status.used_buffer();
         }
         Ok(())

@@ -100,6 +100,20 @@ impl Status {
         data[..length].copy_from_slice(&config[at..at + length]);
     }
 
+    /// Changes the configuration from `offset` on, and tells the driver.
+    pub fn set_config(&self, offset: usize, data: &[u8]) {
+        let mut config = self.config.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(place) = config.get_mut(offset..offset + data.len())
+            && place != data
+        {
+            place.copy_from_slice(data);
+            self.generation.fetch_add(1, Ordering::AcqRel);
+            if self.get() & VIRTIO_CONFIG_S_DRIVER_OK != 0 {
+                self.interrupt(VIRTIO_MMIO_INT_CONFIG);
+            }
+        }
+    }
+
     /// Counts the changes of the configuration.
     pub fn generation(&self) -> u32 {
         self.generation.load(Ordering::Acquire)
