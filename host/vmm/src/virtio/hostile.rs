@@ -5,7 +5,7 @@
 
 use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -14,9 +14,11 @@ use virtio_bindings::virtio_ring::VRING_DESC_F_INDIRECT;
 
 use super::backend::Backend;
 use super::block::Block;
+use super::console::Console;
 use super::driver::*;
 use super::entropy::Entropy;
 use super::net::{Net, Passt};
+use super::vsock::Vsock;
 use crate::machine::MmioDevice;
 
 const SIZE: u16 = 16;
@@ -88,6 +90,7 @@ fn desc() -> impl Strategy<Value = Desc> {
     let length = prop_oneof![
         3 => Just(16u32),
         2 => Just(1),
+        2 => Just(44),
         4 => (0..4u32).prop_map(|sectors| sectors * 512),
         2 => 0..0x8000u32,
         1 => any::<u32>(),
@@ -114,6 +117,16 @@ fn action(queues: usize) -> impl Strategy<Value = Action> {
             (header[0], header[8]) = (kind, sector);
             header
         }),
+        // A packet for a socket device: from 3 to 2, of a stream.
+        2 => (0..2u8, 0..2u8, 0..64u8, 0..9u8, any::<u8>()).prop_map(
+            |(from, to, length, operation, flags)| {
+                let mut header = vec![0; 44];
+                (header[0], header[8], header[16], header[20]) = (3, 2, from, to);
+                (header[24], header[28], header[30]) = (length, 1, operation);
+                (header[32], header[38]) = (flags, 1);
+                header
+            },
+        ),
         1 => vec(any::<u8>(), 1..64),
     ];
     prop_oneof![
@@ -225,6 +238,39 @@ proptest! {
             driver.kick(0);
             let _ = writer.write(&frame);
             assert_eq!(driver.wait(|driver| driver.used(0)).1, 112);
+        });
+    }
+
+    #[test]
+    fn a_console_survives_its_driver(actions in vec(action(2), 1..80)) {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        theirs.write_all(&[b'x'; 200]).unwrap();
+        play(Console::new(ours).unwrap(), &actions, |driver| {
+            driver.transfer(1, &[read(BUFFERS, 1)]);
+            theirs.write_all(b"y").unwrap();
+            driver.add(0, &[write(BUFFERS, 256)]);
+            driver.kick(0);
+            assert_ne!(driver.wait(|driver| driver.used(0)).1, 0);
+        });
+    }
+
+    #[test]
+    fn a_socket_device_survives_its_driver(actions in vec(action(3), 1..80)) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("vsock");
+        // The headers that the driver makes are, with luck, for this one.
+        let _listener = UnixListener::bind(directory.path().join("vsock_0")).unwrap();
+        let waits = Vsock::listen(3, &path).unwrap();
+        let mut host = UnixStream::connect(&path).unwrap();
+        host.write_all(b"CONNECT 9\n").unwrap();
+        play(waits, &actions, |driver| {
+            // An answer to a packet of no connection.
+            let header = [&[3, 0, 0, 0, 0, 0, 0, 0, 2][..], &[0; 19], &[1, 0, 5], &[0; 13]].concat();
+            driver.put(BUFFERS, &header);
+            driver.transfer(1, &[read(BUFFERS, 44)]);
+            driver.add(0, &[write(BUFFERS, 256)]);
+            driver.kick(0);
+            assert_eq!(driver.wait(|driver| driver.used(0)).1, 44);
         });
     }
 }

@@ -12,7 +12,7 @@
 //! | `chain` | a buffer that the driver has put into a queue |
 //! | `vectors` | I/O between files and guest memory |
 //! | `memory` | which memory devices reach, and by which addresses |
-//! | `block`, `entropy`, `net` | the devices |
+//! | `block`, `console`, `entropy`, `net`, `vsock` | the devices |
 //!
 //! All that is read from queues and registers is the guest's, and may be wrong
 //! in every way and change at any time. A device reads and writes only what
@@ -22,6 +22,7 @@
 mod backend;
 mod block;
 mod chain;
+mod console;
 mod entropy;
 mod memory;
 mod mmio;
@@ -29,6 +30,7 @@ mod net;
 mod queue;
 mod status;
 mod vectors;
+mod vsock;
 mod worker;
 
 #[cfg(test)]
@@ -37,7 +39,9 @@ mod driver;
 mod hostile;
 
 pub use block::Block;
+pub use console::Console;
 pub use entropy::Entropy;
 pub use memory::DeviceMemory;
 pub use mmio::{QUEUE_NOTIFY, Transport, WINDOW};
 pub use net::{Net, Passt, Tap};
+pub use vsock::Vsock;

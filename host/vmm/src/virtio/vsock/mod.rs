@@ -1,0 +1,782 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The socket device (virtio 1.2 §5.10): streams between ports of the guest's
+//! and Unix sockets of the host's, as Firecracker and Cloud Hypervisor have
+//! them, so that programs made for those fit.
+//!
+//! - A program on the host connects to the device's socket and writes `CONNECT
+//!   PORT`, a line. When the guest has accepted, it reads `OK PORT`, a line
+//!   with the host's port. The stream follows.
+//! - A guest's program that connects to port N of CID 2 gets to the socket
+//!   whose path is the device's, `_` and N.
+//!
+//! | file | what |
+//! | --- | --- |
+//! | `header` | the header of a packet |
+//! | `connection` | a connection, with its flow control |
+
+mod connection;
+mod header;
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
+
+use self::connection::{Connection, Greeting, Ports, greeting};
+use self::header::*;
+use super::backend::{Backend, Identity, Queues, Result, Work};
+use super::chain::Chain;
+use super::memory::DeviceMemory;
+use super::queue::{Broken, Virtqueue};
+use super::status::Status;
+
+const RECEIVE: usize = 0;
+const TRANSMIT: usize = 1;
+const QUEUE_SIZE: u16 = 128;
+/// Connections, and programs that have not said yet to what they want one.
+const MOST: usize = 256;
+/// Answers to packets of no connection that wait for a buffer. As many packets
+/// are not taken from the guest before there is one.
+const ANSWERS: usize = 64;
+/// Packets that are moved before the worker looks for orders.
+const SHARE: usize = 64;
+/// The first port for connections that a program of the host's asks for: ports
+/// below are for who listens.
+const FIRST_PORT: u32 = 1 << 30;
+/// The listening socket, among what [`Vsock::epoll`] waits for.
+const LISTENER: u64 = 0;
+
+/// A socket device.
+pub struct Vsock {
+    cid: u64,
+    path: PathBuf,
+    listener: UnixListener,
+    epoll: Epoll,
+    /// The number of the next peer.
+    next: u64,
+    next_port: u32,
+    /// Programs that have not said what they want.
+    strangers: HashMap<u64, UnixStream>,
+    connections: HashMap<u64, Connection>,
+    by_ports: HashMap<Ports, u64>,
+    /// Connections that may have something for the guest.
+    turns: VecDeque<u64>,
+    /// Packets for the guest that are of no connection.
+    answers: VecDeque<Header>,
+    /// A buffer that was taken and not used.
+    room: Option<Chain>,
+}
+
+impl Vsock {
+    /// A device with the guest's address, 3 or more, that listens at `path`.
+    ///
+    /// # Errors
+    /// `AddrInUse` if there is a file; `InvalidInput` for an address that is
+    /// not a guest's.
+    pub fn listen(cid: u64, path: &Path) -> io::Result<Vsock> {
+        if !(3..u64::from(u32::MAX)).contains(&cid) {
+            let error = "the CID of a guest is 3 or more, and less than 2^32 - 1";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, error));
+        }
+        let listener = UnixListener::bind(path)?;
+        listener.set_nonblocking(true)?;
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
+        epoll.add(&listener, EpollEvent::new(flags, LISTENER))?;
+        Ok(Vsock {
+            cid,
+            path: path.to_owned(),
+            listener,
+            epoll,
+            next: LISTENER + 1,
+            next_port: FIRST_PORT,
+            strangers: HashMap::new(),
+            connections: HashMap::new(),
+            by_ports: HashMap::new(),
+            turns: VecDeque::new(),
+            answers: VecDeque::new(),
+            room: None,
+        })
+    }
+
+    /// Waits for a socket, too. Answers its number.
+    fn watch(&mut self, stream: &UnixStream) -> io::Result<u64> {
+        if self.strangers.len() + self.connections.len() >= MOST {
+            return Err(io::ErrorKind::QuotaExceeded.into());
+        }
+        let flags = EpollFlags::EPOLLIN
+            | EpollFlags::EPOLLOUT
+            | EpollFlags::EPOLLRDHUP
+            | EpollFlags::EPOLLET;
+        self.epoll.add(stream, EpollEvent::new(flags, self.next))?;
+        self.next += 1;
+        Ok(self.next - 1)
+    }
+
+    /// Looks at the host's side. Says whether there may be more.
+    fn poll(&mut self) -> bool {
+        let mut events = [EpollEvent::empty(); SHARE];
+        let count = self.epoll.wait(&mut events, EpollTimeout::ZERO).unwrap_or(0);
+        for event in &events[..count] {
+            let number = event.data();
+            if let Some(connection) = self.connections.get_mut(&number) {
+                connection.ready();
+                self.queue(number);
+            } else if self.strangers.contains_key(&number) {
+                self.greet(number, event.events());
+            }
+        }
+        let mut accepted = 0;
+        // Not only at an event: one that came before the device was started
+        // has been lost.
+        while accepted < SHARE
+            && let Ok((stream, _)) = self.listener.accept()
+        {
+            accepted += 1;
+            // One too many is hung up.
+            if stream.set_nonblocking(true).is_ok()
+                && let Ok(number) = self.watch(&stream)
+            {
+                self.strangers.insert(number, stream);
+            }
+        }
+        count == events.len() || accepted == SHARE
+    }
+
+    /// A program has said something, perhaps what it wants.
+    fn greet(&mut self, number: u64, events: EpollFlags) {
+        let Some(mut stream) = self.strangers.remove(&number) else { return };
+        match greeting(&mut stream) {
+            Greeting::Port(guest) => {
+                let ports = self.free_ports(guest);
+                self.connect(number, Connection::asked(ports, stream));
+            }
+            Greeting::Unfinished if !events.contains(EpollFlags::EPOLLRDHUP) => {
+                self.strangers.insert(number, stream);
+            }
+            Greeting::Unfinished | Greeting::Wrong => {}
+        }
+    }
+
+    /// A port of the host's that has no connection to that of the guest's.
+    fn free_ports(&mut self, guest: u32) -> Ports {
+        loop {
+            let host = self.next_port;
+            self.next_port = self.next_port.wrapping_add(1).max(FIRST_PORT);
+            let ports = Ports { host, guest };
+            // There are fewer connections than ports.
+            if !self.by_ports.contains_key(&ports) {
+                return ports;
+            }
+        }
+    }
+
+    fn connect(&mut self, number: u64, connection: Connection) {
+        self.by_ports.insert(connection.ports, number);
+        self.connections.insert(number, connection);
+        self.queue(number);
+    }
+
+    fn disconnect(&mut self, number: u64) {
+        if let Some(connection) = self.connections.remove(&number) {
+            self.by_ports.remove(&connection.ports);
+            // Whatever the guest does, there are no more turns than
+            // connections.
+            self.turns.retain(|&other| other != number);
+        }
+    }
+
+    /// Lets a connection say something, once.
+    fn queue(&mut self, number: u64) {
+        if let Some(connection) = self.connections.get_mut(&number)
+            && connection.has_packet()
+            && !std::mem::replace(&mut connection.queued, true)
+        {
+            self.turns.push_back(number);
+        }
+    }
+
+    /// The guest asks for a connection to a socket.
+    fn request(&mut self, header: &Header) -> io::Result<()> {
+        let ports = Ports { host: header.destination_port, guest: header.source_port };
+        let mut path = self.path.clone().into_os_string();
+        path.push(format!("_{}", ports.host));
+        let stream = dial(Path::new(&path))?;
+        let number = self.watch(&stream)?;
+        self.connect(number, Connection::accepted(ports, stream, header));
+        Ok(())
+    }
+
+    /// Takes packets of the guest's.
+    fn transmit(&mut self, queue: &mut Virtqueue) -> Result {
+        for _ in 0..SHARE {
+            if self.answers.len() >= ANSWERS {
+                return Ok(Work::Done);
+            }
+            let Some(chain) = queue.pop()? else { return Ok(Work::Done) };
+            self.take(queue.memory(), &chain)?;
+            queue.push(&chain, 0)?;
+        }
+        Ok(Work::More)
+    }
+
+    fn take(&mut self, memory: &DeviceMemory, chain: &Chain) -> std::result::Result<(), Broken> {
+        let mut bytes = [0; SIZE];
+        chain.readable.read(memory, 0, &mut bytes)?;
+        let header = Header::from_bytes(&bytes);
+        if u64::from(header.length) > chain.readable.len() - SIZE as u64 {
+            return Err(Broken("a packet is longer than its buffer"));
+        }
+        // §5.10.6.2: what is from or to others is not carried.
+        if header.source != self.cid || header.destination != HOST {
+            return Ok(());
+        }
+        let ports = Ports { host: header.destination_port, guest: header.source_port };
+        let number = self.by_ports.get(&ports).copied();
+        match (number, header.operation) {
+            (_, operation) if header.kind != STREAM => {
+                if operation != RESET {
+                    self.answers.push_back(reset(&header));
+                }
+            }
+            (Some(number), RESET) => self.disconnect(number),
+            (Some(number), _) => {
+                if let Some(connection) = self.connections.get_mut(&number) {
+                    connection.take(&header, memory, &chain.readable)?;
+                    self.queue(number);
+                }
+            }
+            (None, RESET) => {}
+            (None, REQUEST) if self.request(&header).is_ok() => {}
+            (None, _) => self.answers.push_back(reset(&header)),
+        }
+        Ok(())
+    }
+
+    /// Gives packets to the guest.
+    fn receive(&mut self, queue: &mut Virtqueue) -> Result {
+        for _ in 0..SHARE {
+            let chain = match self.room.take() {
+                Some(chain) => chain,
+                None if self.answers.is_empty() && self.turns.is_empty() => return Ok(Work::Done),
+                None => match queue.pop()? {
+                    Some(chain) => chain,
+                    None => return Ok(Work::Done),
+                },
+            };
+            let Some(header) = self.packet(queue.memory(), &chain)? else {
+                self.room = Some(chain);
+                return Ok(Work::Done);
+            };
+            let header = Header { destination: self.cid, ..header };
+            chain.writable.write(queue.memory(), 0, &header.to_bytes())?;
+            queue.push(&chain, SIZE as u32 + header.length)?;
+        }
+        Ok(Work::More)
+    }
+
+    /// The next packet for the guest, its data already in the buffer.
+    fn packet(
+        &mut self,
+        memory: &DeviceMemory,
+        chain: &Chain,
+    ) -> std::result::Result<Option<Header>, Broken> {
+        if let Some(answer) = self.answers.pop_front() {
+            return Ok(Some(answer));
+        }
+        while let Some(number) = self.turns.pop_front() {
+            let Some(connection) = self.connections.get_mut(&number) else { continue };
+            connection.queued = false;
+            let header = connection.packet(memory, &chain.writable)?;
+            if connection.is_reset() && header.is_some() {
+                self.disconnect(number);
+            } else {
+                self.queue(number);
+            }
+            if header.is_some() {
+                return Ok(header);
+            }
+        }
+        Ok(None)
+    }
+
+    fn work(&mut self, queues: &mut Queues) -> Result {
+        let mut more = self.poll();
+        if let Some(Some(queue)) = queues.get_mut(TRANSMIT) {
+            more |= self.transmit(queue)? == Work::More;
+        }
+        let full = self.answers.len() >= ANSWERS;
+        if let Some(Some(queue)) = queues.get_mut(RECEIVE) {
+            more |= self.receive(queue)? == Work::More;
+        }
+        // The guest's packets had to wait for their answers.
+        more |= full && self.answers.len() < ANSWERS;
+        Ok(if more { Work::More } else { Work::Done })
+    }
+}
+
+/// Connects to a socket, without waiting for who listens there.
+fn dial(path: &Path) -> io::Result<UnixStream> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket: OwnedFd = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    use std::os::fd::AsRawFd;
+    connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+    Ok(socket.into())
+}
+
+/// The answer to a packet of no connection.
+fn reset(header: &Header) -> Header {
+    Header {
+        source: HOST,
+        source_port: header.destination_port,
+        destination_port: header.source_port,
+        kind: header.kind,
+        operation: RESET,
+        ..Header::default()
+    }
+}
+
+impl Backend for Vsock {
+    fn identity(&self) -> Identity {
+        Identity {
+            name: "vsock".into(),
+            kind: VIRTIO_ID_VSOCK,
+            features: 0,
+            // The third is for events that this device has not.
+            queues: &[QUEUE_SIZE; 3],
+            config: self.cid.to_le_bytes().to_vec(),
+        }
+    }
+
+    fn start(&mut self, _features: u64, _status: Arc<Status>) {}
+
+    fn kicked(&mut self, queues: &mut Queues, _index: usize) -> Result {
+        self.work(queues)
+    }
+
+    fn sources(&self) -> Vec<BorrowedFd<'_>> {
+        vec![self.epoll.0.as_fd()]
+    }
+
+    fn ready(&mut self, queues: &mut Queues, _source: usize) -> Result {
+        self.work(queues)
+    }
+
+    fn stop(&mut self) {
+        self.strangers.clear();
+        self.connections.clear();
+        self.by_ports.clear();
+        self.turns.clear();
+        self.answers.clear();
+        self.room = None;
+    }
+}
+
+impl Drop for Vsock {
+    fn drop(&mut self) {
+        // Nobody listens there any more.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader, Read, Write};
+
+    use super::super::driver::*;
+    use super::connection::ROOM;
+    use super::*;
+
+    const CID: u64 = 52;
+    /// Where packets to the guest go, by the head of their buffer.
+    const ROOMS: u64 = BUFFERS + (4 << 20);
+    const ROOM_SIZE: u64 = 0x11000;
+
+    /// A guest with a device.
+    struct Guest {
+        driver: Driver,
+        path: PathBuf,
+        _directory: tempfile::TempDir,
+    }
+
+    impl Guest {
+        /// A device, and buffers for what comes.
+        fn new(rooms: u64) -> Guest {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join("vsock");
+            let device = Vsock::listen(CID, &path).unwrap();
+            let mut driver = Driver::started(device, 64);
+            for room in 0..rooms {
+                driver.add(RECEIVE, &[write(ROOMS + room * ROOM_SIZE, ROOM_SIZE as u32)]);
+            }
+            driver.kick(RECEIVE);
+            Guest { driver, path, _directory: directory }
+        }
+
+        fn listen(&self, port: u32) -> UnixListener {
+            let mut path = self.path.clone().into_os_string();
+            path.push(format!("_{port}"));
+            UnixListener::bind(path).unwrap()
+        }
+
+        fn header(&self, operation: u16, guest: u32, host: u32) -> Header {
+            Header {
+                source: CID,
+                destination: HOST,
+                source_port: guest,
+                destination_port: host,
+                kind: STREAM,
+                operation,
+                room: 0x10000,
+                ..Header::default()
+            }
+        }
+
+        fn send(&mut self, header: Header, data: &[u8]) {
+            let header = Header { length: data.len() as u32, ..header };
+            self.driver.put(BUFFERS, &header.to_bytes());
+            self.driver.put(BUFFERS + 0x1000, data);
+            let data = read(BUFFERS + 0x1000, data.len() as u32);
+            self.driver.transfer(TRANSMIT, &[read(BUFFERS, SIZE as u32), data]);
+        }
+
+        fn say(&mut self, operation: u16, guest: u32, host: u32) {
+            self.send(self.header(operation, guest, host), &[]);
+        }
+
+        /// The next packet, and its data; its buffer is given again.
+        fn next(&mut self) -> (Header, Vec<u8>) {
+            let (head, length) = self.driver.wait(|driver| driver.used(RECEIVE));
+            let room = ROOMS + u64::from(head) * ROOM_SIZE;
+            let mut packet = self.driver.get(room, length as usize);
+            let data = packet.split_off(SIZE);
+            self.driver.offer(RECEIVE, head);
+            self.driver.kick(RECEIVE);
+            let header = Header::from_bytes(packet[..].try_into().unwrap());
+            assert_eq!(header.length as usize, data.len());
+            assert_eq!((header.source, header.destination), (HOST, CID));
+            (header, data)
+        }
+
+        fn expect(&mut self, operation: u16, guest: u32, host: u32) -> Header {
+            let (header, _) = self.next();
+            let seen = (header.operation, header.destination_port, header.source_port);
+            assert_eq!(seen, (operation, guest, host), "{header:?}");
+            header
+        }
+
+        /// Nothing comes.
+        fn nothing(&mut self) {
+            // An order is carried out after all that was there before.
+            self.say(RESET, 1, 1);
+            assert_eq!(self.driver.used(RECEIVE), None);
+        }
+
+        /// A connection that the guest has asked for.
+        fn connected(&mut self, guest: u32, host: u32) -> UnixStream {
+            let listener = self.listen(host);
+            self.say(REQUEST, guest, host);
+            let header = self.expect(RESPONSE, guest, host);
+            assert_eq!((header.kind, header.room), (STREAM, ROOM));
+            listener.accept().unwrap().0
+        }
+    }
+
+    #[test]
+    fn the_guest_connects_to_a_socket_and_both_talk() {
+        let mut guest = Guest::new(8);
+        assert_eq!(u64::from_le_bytes(guest.driver.config(0)), CID);
+        let mut host = guest.connected(1000, 80);
+        guest.send(guest.header(DATA, 1000, 80), b"GET /\n");
+        let mut seen = [0; 6];
+        host.read_exact(&mut seen).unwrap();
+        assert_eq!(&seen, b"GET /\n");
+        host.write_all(b"200 OK").unwrap();
+        let (header, data) = guest.next();
+        assert_eq!((header.operation, &data[..]), (DATA, &b"200 OK"[..]));
+        assert_eq!(header.taken, 6);
+
+        // The host has said all; the guest has not.
+        host.shutdown(std::net::Shutdown::Write).unwrap();
+        assert_eq!(guest.expect(SHUTDOWN, 1000, 80).flags, NO_SEND);
+        guest.send(guest.header(DATA, 1000, 80), b"thanks");
+        host.read_exact(&mut seen).unwrap();
+        assert_eq!(&seen, b"thanks");
+        let flags = NO_SEND | NO_RECEIVE;
+        guest.send(Header { flags, ..guest.header(SHUTDOWN, 1000, 80) }, &[]);
+        guest.expect(RESET, 1000, 80);
+        assert_eq!(host.read(&mut seen).unwrap(), 0);
+        guest.nothing();
+    }
+
+    #[test]
+    fn a_program_of_the_host_connects_to_the_guest() {
+        let mut guest = Guest::new(8);
+        for turn in 0..3 {
+            let mut host = UnixStream::connect(&guest.path).unwrap();
+            // In pieces, and with more than the line behind.
+            host.write_all(b"CONN").unwrap();
+            std::thread::yield_now();
+            host.write_all(b"ECT 22\nhello").unwrap();
+            let port = FIRST_PORT + turn;
+            guest.expect(REQUEST, 22, port);
+            guest.nothing();
+            guest.say(RESPONSE, 22, port);
+            let mut host = BufReader::new(host);
+            let mut line = String::new();
+            host.read_line(&mut line).unwrap();
+            assert_eq!(line, format!("OK {port}\n"));
+            let (header, data) = guest.next();
+            assert_eq!((header.operation, &data[..]), (DATA, &b"hello"[..]));
+            guest.say(RESET, 22, port);
+            assert_eq!(host.read(&mut [0]).unwrap(), 0);
+        }
+    }
+
+    #[test]
+    fn a_program_that_does_not_say_what_it_wants_is_hung_up_on() {
+        let mut guest = Guest::new(8);
+        for line in ["HELLO\n", "CONNECT\n", "CONNECT x\n", "CONNECT 4294967296\n", "CONNECT -1\n"]
+        {
+            let mut host = UnixStream::connect(&guest.path).unwrap();
+            host.write_all(line.as_bytes()).unwrap();
+            assert!(!matches!(host.read(&mut [0]), Ok(1)), "{line}");
+        }
+        let mut host = UnixStream::connect(&guest.path).unwrap();
+        host.write_all(&[b'C'; 40]).unwrap();
+        assert!(!matches!(host.read(&mut [0]), Ok(1)));
+        // One that goes away, and one that only waits.
+        let mut gone = UnixStream::connect(&guest.path).unwrap();
+        gone.write_all(b"CONNECT 2").unwrap();
+        drop(gone);
+        let _waits = UnixStream::connect(&guest.path).unwrap();
+        guest.nothing();
+    }
+
+    #[test]
+    fn what_nobody_listens_to_is_reset() {
+        let mut guest = Guest::new(8);
+        guest.say(REQUEST, 1000, 80);
+        guest.expect(RESET, 1000, 80);
+        for operation in [RESPONSE, SHUTDOWN, DATA, CREDIT_UPDATE, CREDIT_REQUEST, 0, 99] {
+            guest.say(operation, 1000, 80);
+            guest.expect(RESET, 1000, 80);
+        }
+        guest.say(RESET, 1000, 80);
+        // A sequence of packets is no stream.
+        let _listener = guest.listen(81);
+        guest.send(Header { kind: 2, ..guest.header(REQUEST, 1000, 81) }, &[]);
+        assert_eq!(guest.expect(RESET, 1000, 81).kind, 2);
+        // What is for or from others is not answered.
+        guest.send(Header { source: CID + 1, ..guest.header(REQUEST, 1000, 81) }, &[]);
+        guest.send(Header { destination: 1, ..guest.header(REQUEST, 1000, 81) }, &[]);
+        guest.send(Header { destination: CID, ..guest.header(REQUEST, 1000, 81) }, &[]);
+        guest.nothing();
+    }
+
+    #[test]
+    fn a_request_on_a_connection_ends_it() {
+        let mut guest = Guest::new(8);
+        let mut host = guest.connected(1000, 80);
+        guest.say(REQUEST, 1000, 80);
+        guest.expect(RESET, 1000, 80);
+        assert_eq!(host.read(&mut [0]).unwrap(), 0);
+    }
+
+    #[test]
+    fn the_guest_gets_no_more_than_it_has_room_for() {
+        let mut guest = Guest::new(8);
+        let mut host = guest.connected(1000, 80);
+        let stream = (0..150_000).map(|at| (at / 3) as u8).collect::<Vec<_>>();
+        let (mut seen, data) = (Vec::new(), stream.clone());
+        let writer = std::thread::spawn(move || host.write_all(&data).map(|()| host));
+        while seen.len() < stream.len() {
+            let (header, data) = guest.next();
+            assert_eq!(header.operation, DATA);
+            seen.extend(data);
+            // 64 KiB of room, of which each time all but 1000 is taken.
+            let taken = seen.len().saturating_sub(1000) as u32;
+            assert!(seen.len() - taken as usize <= 0x10000);
+            guest.send(Header { taken, ..guest.header(CREDIT_UPDATE, 1000, 80) }, &[]);
+        }
+        assert!(seen == stream);
+        let mut host = writer.join().unwrap().unwrap();
+        // No room at all, also by a guest that has taken more than it got.
+        for taken in [seen.len() as u32 - 0x10000, seen.len() as u32 + 1] {
+            guest.send(Header { taken, ..guest.header(CREDIT_UPDATE, 1000, 80) }, &[]);
+            host.write_all(b"x").unwrap();
+            guest.nothing();
+        }
+    }
+
+    #[test]
+    fn a_guest_that_sends_more_than_there_is_room_for_is_cut_off() {
+        let mut guest = Guest::new(8);
+        let mut host = guest.connected(1000, 80);
+        let data = vec![7; 0x10000];
+        let mut sent = 0;
+        // Until the socket is full, the room is told anew.
+        let header = loop {
+            guest.send(guest.header(DATA, 1000, 80), &data);
+            sent += data.len();
+            assert!(sent < 8 << 20);
+            guest.say(RESET, 1, 1);
+            match guest.driver.used(RECEIVE) {
+                None => continue,
+                Some((head, _)) => {
+                    let bytes = guest.driver.get(ROOMS + u64::from(head) * ROOM_SIZE, SIZE);
+                    guest.driver.offer(RECEIVE, head);
+                    let header = Header::from_bytes(bytes[..].try_into().unwrap());
+                    if header.operation == RESET {
+                        break header;
+                    }
+                    assert_eq!(header.operation, CREDIT_UPDATE);
+                }
+            }
+        };
+        assert!(sent as u64 > u64::from(header.taken) + u64::from(ROOM));
+        assert!(sent as u64 <= u64::from(header.taken) + u64::from(ROOM) + 0x10000);
+        // What was taken is there.
+        let mut seen = Vec::new();
+        host.read_to_end(&mut seen).unwrap();
+        assert_eq!(seen.len(), header.taken as usize);
+    }
+
+    #[test]
+    fn a_slow_reader_gets_all_and_the_guest_learns_of_room() {
+        let mut guest = Guest::new(8);
+        let mut host = guest.connected(1000, 80);
+        let (mut sent, mut taken, total) = (0u32, 0u32, 3u32 << 20);
+        let reader = std::thread::spawn(move || {
+            let mut seen = Vec::new();
+            host.read_to_end(&mut seen).map(|_| seen)
+        });
+        while sent < total {
+            if sent - taken + 0x8000 > ROOM {
+                taken = guest.expect(CREDIT_UPDATE, 1000, 80).taken;
+                continue;
+            }
+            let data = (sent..sent + 0x8000).map(|at| (at / 5) as u8).collect::<Vec<_>>();
+            guest.send(guest.header(DATA, 1000, 80), &data);
+            sent += 0x8000;
+        }
+        guest.send(Header { flags: NO_SEND, ..guest.header(SHUTDOWN, 1000, 80) }, &[]);
+        let seen = reader.join().unwrap().unwrap();
+        assert!(seen == (0..total).map(|at| (at / 5) as u8).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_credit_request_is_answered() {
+        let mut guest = Guest::new(8);
+        let _host = guest.connected(1000, 80);
+        guest.say(CREDIT_REQUEST, 1000, 80);
+        assert_eq!(guest.expect(CREDIT_UPDATE, 1000, 80).room, ROOM);
+    }
+
+    #[test]
+    fn a_guest_that_does_not_listen_gets_its_answers_later() {
+        let mut guest = Guest::new(1);
+        // One buffer is given; the answers to all others have to wait, and at
+        // some point so do the packets.
+        let data = guest.header(DATA, 1, 2).to_bytes();
+        guest.driver.put(BUFFERS, &data);
+        let mut sent = 0;
+        for _ in 0..64 {
+            guest.driver.add(TRANSMIT, &[read(BUFFERS, SIZE as u32)]);
+            sent += 1;
+        }
+        guest.driver.kick(TRANSMIT);
+        let mut returned = 0;
+        for answer in 0..300 {
+            while guest.driver.used(TRANSMIT).is_some() {
+                returned += 1;
+                if sent < 300 {
+                    guest.driver.add(TRANSMIT, &[read(BUFFERS, SIZE as u32)]);
+                    sent += 1;
+                }
+            }
+            guest.driver.kick(TRANSMIT);
+            assert!(returned <= answer + ANSWERS + 64 + 1);
+            guest.expect(RESET, 1, 2);
+        }
+        guest.driver.wait(|driver| {
+            returned += usize::from(driver.used(TRANSMIT).is_some());
+            (returned == 300).then_some(())
+        });
+    }
+
+    #[test]
+    fn connections_and_strangers_are_limited() {
+        let mut guest = Guest::new(32);
+        let waiting = (0..MOST - 1).map(|_| UnixStream::connect(&guest.path).unwrap());
+        let waiting = waiting.collect::<Vec<_>>();
+        let listener = guest.listen(80);
+        guest.say(REQUEST, 1, 80);
+        guest.expect(RESPONSE, 1, 80);
+        guest.say(REQUEST, 2, 80);
+        guest.expect(RESET, 2, 80);
+        let mut one_too_many = UnixStream::connect(&guest.path).unwrap();
+        assert_eq!(one_too_many.read(&mut [0]).unwrap(), 0);
+        drop(waiting);
+        guest.driver.wait(|_| UnixStream::connect(&guest.path).ok());
+        drop(listener);
+    }
+
+    #[test]
+    fn a_reset_hangs_up_and_the_device_goes_on() {
+        let mut guest = Guest::new(8);
+        let mut host = guest.connected(1000, 80);
+        let features = guest.driver.features();
+        assert!(guest.driver.negotiate(features));
+        assert_eq!(host.read(&mut [0]).unwrap(), 0);
+        // Who connects while the guest starts, waits.
+        let mut host = UnixStream::connect(&guest.path).unwrap();
+        host.write_all(b"CONNECT 7\n").unwrap();
+        guest.driver.start(features, 64);
+        guest.driver.add(RECEIVE, &[write(ROOMS, ROOM_SIZE as u32)]);
+        guest.driver.kick(RECEIVE);
+        let (header, _) = guest.next();
+        assert_eq!((header.operation, header.destination_port), (REQUEST, 7));
+    }
+
+    #[test]
+    fn packets_that_do_not_fit_their_buffers_break_the_device() {
+        let mut guest = Guest::new(8);
+        let features = guest.driver.features();
+        for (length, size) in [(1, SIZE as u32), (u32::MAX, 1000), (0, 43), (0, 0)] {
+            let header = Header { length, ..guest.header(DATA, 1, 2) };
+            guest.driver.put(BUFFERS, &header.to_bytes());
+            guest.driver.add(TRANSMIT, &[read(BUFFERS, size)]);
+            guest.driver.kick(TRANSMIT);
+            guest.driver.wait_broken();
+            guest.driver.start(features, 64);
+        }
+        // So does a buffer without room for a header.
+        guest.driver.add(RECEIVE, &[write(ROOMS, 43)]);
+        guest.driver.put(BUFFERS, &guest.header(DATA, 1, 2).to_bytes());
+        guest.driver.add(TRANSMIT, &[read(BUFFERS, SIZE as u32)]);
+        guest.driver.kick(TRANSMIT);
+        guest.driver.wait_broken();
+    }
+
+    #[test]
+    fn the_socket_is_there_as_long_as_the_device() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("vsock");
+        for cid in [0, 1, 2, u64::from(u32::MAX), u64::MAX] {
+            assert!(Vsock::listen(cid, &path).is_err());
+        }
+        let device = Vsock::listen(3, &path).unwrap();
+        let error = Vsock::listen(3, &path).err().unwrap();
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+        drop(device);
+        assert!(!path.exists());
+    }
+}
