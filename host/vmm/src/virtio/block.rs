@@ -90,6 +90,14 @@ impl Block {
     /// disk, too.
     pub fn open(name: &str, path: &Path, read_only: bool, serial: &str) -> io::Result<Block> {
         let file = OpenOptions::new().read(true).write(!read_only).open(path)?;
+        Block::new(name, file, read_only, serial)
+    }
+
+    /// A disk of an open file.
+    ///
+    /// # Errors
+    /// As of [`Self::open`].
+    pub fn new(name: &str, file: File, read_only: bool, serial: &str) -> io::Result<Block> {
         let lock = match read_only {
             true => FlockArg::LockSharedNonblock,
             false => FlockArg::LockExclusiveNonblock,

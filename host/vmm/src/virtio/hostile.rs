@@ -6,6 +6,7 @@
 use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -18,7 +19,7 @@ use super::console::Console;
 use super::driver::*;
 use super::entropy::Entropy;
 use super::net::{Net, Passt};
-use super::vsock::Vsock;
+use super::vsock::{Door, Vsock};
 use crate::machine::MmioDevice;
 
 const SIZE: u16 = 16;
@@ -260,7 +261,7 @@ proptest! {
         let path = directory.path().join("vsock");
         // The headers that the driver makes are, with luck, for this one.
         let _listener = UnixListener::bind(directory.path().join("vsock_0")).unwrap();
-        let waits = Vsock::listen(3, &path).unwrap();
+        let waits = Vsock::new(3, Arc::new(Door::open(&path).unwrap())).unwrap();
         let mut host = UnixStream::connect(&path).unwrap();
         host.write_all(b"CONNECT 9\n").unwrap();
         play(waits, &actions, |driver| {

@@ -38,10 +38,11 @@ mod driver;
 #[cfg(test)]
 mod hostile;
 
+pub use backend::Backend;
 pub use block::Block;
 pub use console::Console;
 pub use entropy::Entropy;
 pub use memory::DeviceMemory;
 pub use mmio::{QUEUE_NOTIFY, Transport, WINDOW};
 pub use net::{Net, Passt, Tap};
-pub use vsock::Vsock;
+pub use vsock::{Door, Vsock};

@@ -69,7 +69,7 @@ pub trait Link: Send {
     ///
     /// # Errors
     /// `WouldBlock` if there is none.
-    fn receive(&mut self, room: &mut Vectors<'_>) -> io::Result<Frame<'_>>;
+    fn receive(&mut self, room: &mut Vectors<'_>) -> io::Result<Frame>;
 
     /// Sends a frame: header and data.
     ///
@@ -89,11 +89,11 @@ fn lost() -> io::Error {
 }
 
 /// A frame that was received.
-pub enum Frame<'a> {
+pub enum Frame {
     /// It is in the room that there was for it: the bytes of header and data.
     InPlace(u64),
     /// It is here, without a header.
-    Elsewhere(&'a [u8]),
+    Elsewhere(Vec<u8>),
 }
 
 /// A network device.
@@ -149,7 +149,7 @@ impl Net {
                     }
                     let header = [0; HEADER as usize];
                     put(&self.room, &memory, 0, &header)?;
-                    put(&self.room, &memory, HEADER, frame)?;
+                    put(&self.room, &memory, HEADER, &frame)?;
                     length
                 }
                 Err(_) => return Ok(Work::Done),
@@ -332,7 +332,7 @@ mod tests {
             Ok(5000)
         }
 
-        fn receive(&mut self, room: &mut Vectors<'_>) -> io::Result<Frame<'_>> {
+        fn receive(&mut self, room: &mut Vectors<'_>) -> io::Result<Frame> {
             room.read(&self.0).map(|length| Frame::InPlace(length as u64))
         }
 

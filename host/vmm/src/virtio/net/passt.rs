@@ -11,6 +11,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::sys::socket::{MsgFlags, send};
 
@@ -22,9 +23,17 @@ use crate::virtio::vectors::Vectors;
 /// Bytes of a frame's length.
 const LENGTH: usize = 4;
 
-/// A connection to a passt.
+/// A connection to a passt. Its clones are the same connection: one device
+/// after the other may use it.
+#[derive(Clone)]
 pub struct Passt {
-    socket: UnixStream,
+    socket: Arc<UnixStream>,
+    stream: Arc<Mutex<Stream>>,
+}
+
+/// Where the connection is between two frames.
+#[derive(Default)]
+struct Stream {
     /// What was received and not taken.
     received: Vec<u8>,
     /// How much of `received` is frames that were taken.
@@ -64,10 +73,16 @@ impl Passt {
     /// Takes a connection to a passt.
     pub fn connected(socket: UnixStream) -> io::Result<Passt> {
         socket.set_nonblocking(true)?;
-        let (received, unsent) = (Vec::new(), Vec::new());
-        Ok(Passt { socket, received, taken: 0, unsent })
+        Ok(Passt { socket: Arc::new(socket), stream: Arc::default() })
     }
 
+    fn stream(&self) -> MutexGuard<'_, Stream> {
+        // Each change leaves it in step.
+        self.stream.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Stream {
     /// The length of the first frame that is there as a whole.
     fn whole(&self) -> io::Result<Option<usize>> {
         let rest = &self.received[self.taken..];
@@ -77,6 +92,34 @@ impl Passt {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "a frame of no network"));
         }
         Ok((data.len() >= length as usize).then_some(length as usize))
+    }
+
+    /// Reads until there is a whole frame. Its length.
+    fn fill(&mut self, mut socket: &UnixStream) -> io::Result<usize> {
+        loop {
+            if let Some(length) = self.whole()? {
+                return Ok(length);
+            }
+            self.received.drain(..self.taken);
+            self.taken = 0;
+            // Room for one frame more than there is a part of.
+            let have = self.received.len();
+            self.received.resize(have + LENGTH + FRAME as usize, 0);
+            let read = socket.read(&mut self.received[have..]);
+            self.received.truncate(have + *read.as_ref().unwrap_or(&0));
+            if read? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+    }
+
+    /// Sends what has been kept.
+    fn flush(&mut self, socket: &UnixStream) -> io::Result<()> {
+        while !self.unsent.is_empty() {
+            let sent = send(socket.as_raw_fd(), &self.unsent, MsgFlags::MSG_NOSIGNAL)?;
+            self.unsent.drain(..sent);
+        }
+        Ok(())
     }
 }
 
@@ -94,51 +137,36 @@ impl Link for Passt {
     }
 
     fn next(&mut self) -> io::Result<u64> {
-        loop {
-            if let Some(length) = self.whole()? {
-                return Ok(HEADER + length as u64);
-            }
-            self.received.drain(..self.taken);
-            self.taken = 0;
-            // Room for one frame more than there is a part of.
-            let have = self.received.len();
-            self.received.resize(have + LENGTH + FRAME as usize, 0);
-            let read = self.socket.read(&mut self.received[have..]);
-            self.received.truncate(have + *read.as_ref().unwrap_or(&0));
-            if read? == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-        }
+        let length = self.stream().fill(&self.socket)?;
+        Ok(HEADER + length as u64)
     }
 
-    fn receive(&mut self, _room: &mut Vectors<'_>) -> io::Result<Frame<'_>> {
-        let length = self.whole()?.ok_or(io::ErrorKind::WouldBlock)?;
-        let start = self.taken + LENGTH;
-        self.taken = start + length;
-        Ok(Frame::Elsewhere(&self.received[start..start + length]))
+    fn receive(&mut self, _room: &mut Vectors<'_>) -> io::Result<Frame> {
+        let mut stream = self.stream();
+        let length = stream.whole()?.ok_or(io::ErrorKind::WouldBlock)?;
+        let start = stream.taken + LENGTH;
+        stream.taken = start + length;
+        Ok(Frame::Elsewhere(stream.received[start..start + length].to_vec()))
     }
 
     fn send(&mut self, memory: &DeviceMemory, frame: &Buffer) -> io::Result<()> {
-        self.flush()?;
+        let mut stream = self.stream();
+        stream.flush(&self.socket)?;
         let mut bytes = vec![0; LENGTH + (frame.len() - HEADER) as usize];
         let (length, data) = bytes.split_at_mut(LENGTH);
         length.copy_from_slice(&(data.len() as u32).to_be_bytes());
         frame.read(memory, HEADER, data).map_err(|_| lost())?;
         // What does not fit into the socket now is sent before the next frame:
         // the stream would be out of step without it.
-        self.unsent = bytes;
-        match self.flush() {
+        stream.unsent = bytes;
+        match stream.flush(&self.socket) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
             result => result,
         }
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        while !self.unsent.is_empty() {
-            let sent = send(self.socket.as_raw_fd(), &self.unsent, MsgFlags::MSG_NOSIGNAL)?;
-            self.unsent.drain(..sent);
-        }
-        Ok(())
+        self.stream().flush(&self.socket)
     }
 }
 
@@ -223,6 +251,27 @@ mod tests {
             assert_eq!(driver.get(at, 12), [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0]);
             assert!(driver.get(at + 12, expected.len()) == expected);
         }
+    }
+
+    #[test]
+    fn a_machine_that_starts_anew_goes_on_with_the_stream() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let passt = Passt::connected(ours).unwrap();
+        let net = |passt: &Passt| Net::new("net0", [2; 6], Box::new(passt.clone()));
+        let mut first = Driver::started(net(&passt), 64);
+        first.add(RECEIVE, &[write(BUFFERS, 0x10000)]);
+        first.kick(RECEIVE);
+        // One frame and a half.
+        let stream = with_length(&[1; 60]).repeat(2);
+        theirs.write_all(&stream[..90]).unwrap();
+        first.wait(|driver| driver.used(RECEIVE));
+        drop(first);
+        let mut second = Driver::started(net(&passt), 64);
+        second.add(RECEIVE, &[write(BUFFERS, 0x10000)]);
+        second.kick(RECEIVE);
+        theirs.write_all(&stream[90..]).unwrap();
+        assert_eq!(second.wait(|driver| driver.used(RECEIVE)).1, 72);
+        assert_eq!(second.get(BUFFERS + 12, 60), [1; 60]);
     }
 
     #[test]

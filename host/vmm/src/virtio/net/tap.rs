@@ -6,6 +6,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::sync::Arc;
 
 use virtio_bindings::virtio_net::*;
 use vmm_sys_util::ioctl::{ioctl_with_ref, ioctl_with_val};
@@ -20,8 +21,11 @@ const ORDINARY_FRAME: u64 = 1518;
 
 /// A tap device. It knows the header that is before each frame, and does what
 /// it says.
+///
+/// Clones are the same device: one after the other may use it.
+#[derive(Clone)]
 pub struct Tap {
-    file: File,
+    file: Arc<File>,
     largest: u64,
 }
 
@@ -56,7 +60,7 @@ impl Tap {
         let size = HEADER as libc::c_int;
         // SAFETY: the call reads a number.
         check(unsafe { ioctl_with_ref(&file, libc::TUNSETVNETHDRSZ as _, &size) })?;
-        Ok(Tap { file, largest: HEADER + FRAME })
+        Ok(Tap { file: Arc::new(file), largest: HEADER + FRAME })
     }
 }
 
@@ -89,20 +93,20 @@ impl Link for Tap {
         let segments = libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
         self.largest = HEADER + if offloads & segments == 0 { ORDINARY_FRAME } else { FRAME };
         // SAFETY: the call takes a number.
-        check(unsafe { ioctl_with_val(&self.file, libc::TUNSETOFFLOAD as _, offloads.into()) })
+        check(unsafe { ioctl_with_val(&*self.file, libc::TUNSETOFFLOAD as _, offloads.into()) })
     }
 
     fn next(&mut self) -> io::Result<u64> {
         Ok(self.largest)
     }
 
-    fn receive(&mut self, room: &mut Vectors<'_>) -> io::Result<Frame<'_>> {
-        room.read(&self.file).map(|length| Frame::InPlace(length as u64))
+    fn receive(&mut self, room: &mut Vectors<'_>) -> io::Result<Frame> {
+        room.read(&*self.file).map(|length| Frame::InPlace(length as u64))
     }
 
     fn send(&mut self, memory: &DeviceMemory, frame: &Buffer) -> io::Result<()> {
         let mut vectors = Vectors::default();
         frame.add_to(&mut vectors, memory, 0, frame.len()).map_err(|_| lost())?;
-        vectors.write(&self.file).map(drop)
+        vectors.write(&*self.file).map(drop)
     }
 }

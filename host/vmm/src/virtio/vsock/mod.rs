@@ -53,11 +53,37 @@ const FIRST_PORT: u32 = 1 << 30;
 /// The listening socket, among what [`Vsock::epoll`] waits for.
 const LISTENER: u64 = 0;
 
+/// The socket at which programs of the host's find a guest. Its file is there
+/// as long as it.
+pub struct Door {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl Door {
+    /// Listens at `path`.
+    ///
+    /// # Errors
+    /// `AddrInUse` if there is a file.
+    pub fn open(path: &Path) -> io::Result<Door> {
+        let listener = UnixListener::bind(path)?;
+        let door = Door { listener, path: path.to_owned() };
+        door.listener.set_nonblocking(true)?;
+        Ok(door)
+    }
+}
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        // Nobody listens there any more.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
 /// A socket device.
 pub struct Vsock {
     cid: u64,
-    path: PathBuf,
-    listener: UnixListener,
+    door: Arc<Door>,
     epoll: Epoll,
     /// The number of the next peer.
     next: u64,
@@ -75,25 +101,21 @@ pub struct Vsock {
 }
 
 impl Vsock {
-    /// A device with the guest's address, 3 or more, that listens at `path`.
+    /// A device with the guest's address, 3 or more.
     ///
     /// # Errors
-    /// `AddrInUse` if there is a file; `InvalidInput` for an address that is
-    /// not a guest's.
-    pub fn listen(cid: u64, path: &Path) -> io::Result<Vsock> {
+    /// `InvalidInput` for an address that is not a guest's.
+    pub fn new(cid: u64, door: Arc<Door>) -> io::Result<Vsock> {
         if !(3..u64::from(u32::MAX)).contains(&cid) {
             let error = "the CID of a guest is 3 or more, and less than 2^32 - 1";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, error));
         }
-        let listener = UnixListener::bind(path)?;
-        listener.set_nonblocking(true)?;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
-        epoll.add(&listener, EpollEvent::new(flags, LISTENER))?;
+        epoll.add(&door.listener, EpollEvent::new(flags, LISTENER))?;
         Ok(Vsock {
             cid,
-            path: path.to_owned(),
-            listener,
+            door,
             epoll,
             next: LISTENER + 1,
             next_port: FIRST_PORT,
@@ -137,7 +159,7 @@ impl Vsock {
         // Not only at an event: one that came before the device was started
         // has been lost.
         while accepted < SHARE
-            && let Ok((stream, _)) = self.listener.accept()
+            && let Ok((stream, _)) = self.door.listener.accept()
         {
             accepted += 1;
             // One too many is hung up.
@@ -206,7 +228,7 @@ impl Vsock {
     /// The guest asks for a connection to a socket.
     fn request(&mut self, header: &Header) -> io::Result<()> {
         let ports = Ports { host: header.destination_port, guest: header.source_port };
-        let mut path = self.path.clone().into_os_string();
+        let mut path = self.door.path.clone().into_os_string();
         path.push(format!("_{}", ports.host));
         let stream = dial(Path::new(&path))?;
         let number = self.watch(&stream)?;
@@ -379,13 +401,6 @@ impl Backend for Vsock {
     }
 }
 
-impl Drop for Vsock {
-    fn drop(&mut self) {
-        // Nobody listens there any more.
-        let _ = std::fs::remove_file(&self.path);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::{BufRead, BufReader, Read, Write};
@@ -411,7 +426,8 @@ mod tests {
         fn new(rooms: u64) -> Guest {
             let directory = tempfile::tempdir().unwrap();
             let path = directory.path().join("vsock");
-            let device = Vsock::listen(CID, &path).unwrap();
+            let door = Arc::new(Door::open(&path).unwrap());
+            let device = Vsock::new(CID, door).unwrap();
             let mut driver = Driver::started(device, 64);
             for room in 0..rooms {
                 driver.add(RECEIVE, &[write(ROOMS + room * ROOM_SIZE, ROOM_SIZE as u32)]);
@@ -767,15 +783,17 @@ mod tests {
     }
 
     #[test]
-    fn the_socket_is_there_as_long_as_the_device() {
+    fn the_door_is_there_as_long_as_the_device() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("vsock");
+        let door = Arc::new(Door::open(&path).unwrap());
         for cid in [0, 1, 2, u64::from(u32::MAX), u64::MAX] {
-            assert!(Vsock::listen(cid, &path).is_err());
+            assert!(Vsock::new(cid, door.clone()).is_err());
         }
-        let device = Vsock::listen(3, &path).unwrap();
-        let error = Vsock::listen(3, &path).err().unwrap();
-        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+        let device = Vsock::new(3, door.clone()).unwrap();
+        assert_eq!(Door::open(&path).err().unwrap().kind(), io::ErrorKind::AddrInUse);
+        drop(door);
+        assert!(path.exists());
         drop(device);
         assert!(!path.exists());
     }
