@@ -16,8 +16,9 @@ mod host;
 mod info;
 mod log;
 mod machine;
+mod run;
 mod stat;
-// Until a machine has them.
+// Until the machine has all of its devices.
 #[allow(dead_code, unused_imports)]
 mod virtio;
 
@@ -37,6 +38,13 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Connect to a guest's console
+    ///
+    /// At a terminal, Ctrl-] q leaves it; the guest goes on.
+    Console {
+        /// The guest's name
+        name: run::Name,
+    },
     /// Lend a page to a guest, try to get at it, and get it back, step by step
     ///
     /// Each of the nine steps prints a line with what is expected, what was
@@ -52,10 +60,26 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// End a guest at once
+    ///
+    /// Returns when it is gone, and its memory is home.
+    Kill {
+        /// The guest's name
+        name: run::Name,
+    },
+    /// List the guests that run
+    Ls(run::ListArguments),
     /// Show what Escrow has logged: its boot, and what it has met since
     ///
     /// Escrow keeps the last 32 KiB. Needs root.
     Log(log::Arguments),
+    /// Start a Linux kernel as a guest, with its console here
+    ///
+    /// The guest is a machine like QEMU's `virt`: a GICv3, a PL011, a PL031. Its
+    /// RAM is lent to it: the host cannot access what the guest has touched. At a
+    /// terminal, Ctrl-] q ends the guest; all other keys are the guest's.
+    #[command(after_help = run::EXIT_STATUS)]
+    Run(run::Arguments),
     /// Show who has which pages: what `info` shows, what the shim has counted,
     /// and each memory and VM
     ///
@@ -75,15 +99,19 @@ struct DemoArguments {
 }
 
 fn main() -> ExitCode {
+    let passed = |passed| if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     let result = match Cli::parse().command {
-        Command::Demo(arguments) => demo(arguments),
-        Command::Info { json } => info::print(json).map(|()| true),
-        Command::Log(arguments) => log::log(arguments).map(|()| true),
-        Command::Stat(arguments) => stat::stat(arguments).map(|()| true),
+        Command::Demo(arguments) => demo(arguments).map(passed),
+        Command::Info { json } => info::print(json).map(|()| ExitCode::SUCCESS),
+        Command::Log(arguments) => log::log(arguments).map(|()| ExitCode::SUCCESS),
+        Command::Console { name } => run::console(&name).map(|()| ExitCode::SUCCESS),
+        Command::Kill { name } => run::kill(&name).map(|()| ExitCode::SUCCESS),
+        Command::Ls(arguments) => run::list(arguments).map(|()| ExitCode::SUCCESS),
+        Command::Run(arguments) => run::run(arguments).map(ExitCode::from),
+        Command::Stat(arguments) => stat::stat(arguments).map(|()| ExitCode::SUCCESS),
     };
     match result {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
+        Ok(status) => status,
         // Whoever reads has seen enough.
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {

@@ -11,7 +11,7 @@ use super::stage::{
     random, write_program,
 };
 use crate::guest::{Command, Failure, Interpreter, Surroundings, Width, program};
-use crate::gunyah::{Access, Binding, MmioAccess, PAGE_SIZE, Protection};
+use crate::gunyah::{Access, Binding, Folios, MmioAccess, PAGE_SIZE, Protection};
 use crate::host::{Facts, Kcore, Touch, Touched, physical_address, touch};
 
 /// Step 7: the guest zeroes the page and unlocks it, and the host has it back.
@@ -63,7 +63,7 @@ pub fn lend_again(checks: &mut Checks, prepared: &Prepared<'_>, first: &mut Gues
     page.write(0, message);
 
     // The second VM has a memory of its own for its program, and the page.
-    let own = baseline.device.create_memory(MEMORY_SIZE)?;
+    let own = baseline.device.create_memory(MEMORY_SIZE, Folios::Small)?;
     drop(write_program(&own)?);
     let vm = baseline.device.create_vm()?;
     let place = Binding {

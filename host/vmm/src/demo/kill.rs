@@ -16,7 +16,7 @@ use procfs::process::Process;
 use super::checks::{Checks, contents};
 use super::stage::{Baseline, Guest, MEMORY_BASE, MEMORY_SIZE, create_vm, random, write_program};
 use crate::guest::{Command, Interpreter};
-use crate::gunyah::{Exit, GuestMemory, PAGE_SIZE, Protection};
+use crate::gunyah::{Exit, Folios, GuestMemory, PAGE_SIZE, Protection};
 use crate::host::{Child, Facts, Kcore, Taint, Touch, Touched, physical_address, touch};
 
 /// Pages, from the start of the memory, that the guest fills with a secret.
@@ -32,7 +32,7 @@ const CLEAN_UP: Duration = Duration::from_secs(10);
 /// This process keeps the guest memory, so that it can look at the pages
 /// afterwards; the VM is the killed process's alone.
 pub fn in_a_run(checks: &mut Checks, baseline: &Baseline) -> Result<()> {
-    let memory = baseline.device.create_memory(MEMORY_SIZE)?;
+    let memory = baseline.device.create_memory(MEMORY_SIZE, Folios::Small)?;
     drop(write_program(&memory)?);
     let secret = random()? | 0x0101_0101_0101_0101;
     let physical = touch_secret_pages(&memory)?;

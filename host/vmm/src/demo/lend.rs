@@ -15,13 +15,13 @@ use super::stage::{
 };
 use crate::guest::cpu::{self, ioctl_with_vectors};
 use crate::guest::{Command, Interpreter, SCRATCH, Surroundings, WINDOW, Width, program};
-use crate::gunyah::{MmioAccess, PAGE_SIZE, Protection};
+use crate::gunyah::{Folios, MmioAccess, PAGE_SIZE, Protection};
 use crate::host::{Facts, Kcore, Pin, Refusal, physical_address};
 
 /// Step 1: the host creates a guest memory, maps it, and writes a program and
 /// a message.
 pub fn prepare<'a>(checks: &mut Checks, baseline: &'a Baseline) -> Result<Prepared<'a>> {
-    let memory = baseline.device.create_memory(MEMORY_SIZE)?;
+    let memory = baseline.device.create_memory(MEMORY_SIZE, Folios::Small)?;
     let page = memory.map(PAGE_OFFSET, 2 * PAGE_SIZE, Protection::ReadWrite)?;
     checks.equal("a fresh page reads", "zeros", contents(&page.read(0, PAGE_SIZE as usize), &[]));
 

@@ -53,6 +53,18 @@ impl GuestMemory {
             .map_err(|errno| Error { call: "fallocate(PUNCH_HOLE) of guest memory", errno })
     }
 
+    /// Has the host make the pages of a range, those that are not there yet, so
+    /// that a want of memory is an error here and not a signal later.
+    pub fn populate(&self, offset: u64, size: u64) -> Result<()> {
+        fallocate(&self.0, FallocateFlags::empty(), offset as libc::off_t, size as libc::off_t)
+            .map_err(|errno| Error { call: "fallocate of guest memory", errno })
+    }
+
+    /// Another descriptor of the file.
+    pub fn file(&self) -> std::io::Result<File> {
+        self.0.try_clone()
+    }
+
     /// The lines of the file's `/proc/self/fdinfo`.
     pub fn fdinfo(&self) -> std::io::Result<String> {
         std::fs::read_to_string(format!("/proc/self/fdinfo/{}", self.0.as_raw_fd()))

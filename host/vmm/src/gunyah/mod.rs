@@ -13,7 +13,7 @@ use escrow_vmcore::uapi;
 use nix::errno::Errno;
 
 pub use memory::{GuestMemory, Mapping, Protection};
-pub use vcpu::{Exit, MmioAccess, Vcpu};
+pub use vcpu::{Exit, MmioAccess, Stopper, Vcpu};
 pub use vm::{Access, Binding, Vm};
 
 /// Bytes in a page of the host's and of guests.
@@ -67,11 +67,25 @@ impl Device {
     }
 
     /// Creates a guest memory of `size` bytes, a multiple of [`PAGE_SIZE`].
-    pub fn create_memory(&self, size: u64) -> Result<GuestMemory> {
-        let argument = uapi::CreateMem { flags: uapi::MEM_CLOEXEC, size, reserved: [0; 6] };
+    pub fn create_memory(&self, size: u64, folios: Folios) -> Result<GuestMemory> {
+        let flags = uapi::MEM_CLOEXEC
+            | match folios {
+                Folios::Small => 0,
+                Folios::Large => uapi::MEM_ALLOW_HUGEPAGE,
+            };
+        let argument = uapi::CreateMem { flags, size, reserved: [0; 6] };
         let fd = call_with_ref("CREATE_GUEST_MEM", &self.0, uapi::CREATE_GUEST_MEM, &argument)?;
         Ok(GuestMemory::new(new_descriptor(fd).into()))
     }
+}
+
+/// What a guest memory is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Folios {
+    /// Pages.
+    Small,
+    /// 2 MiB each, where the host has them; pages elsewhere.
+    Large,
 }
 
 /// Takes the descriptor that an ioctl has just made.

@@ -2,7 +2,8 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::ptr::NonNull;
-use std::sync::atomic::AtomicU8;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use escrow_vmcore::uapi::{self, VcpuRun};
 use nix::errno::Errno;
@@ -16,8 +17,50 @@ const RUN: &str = "VCPU_RUN";
 /// A virtual CPU and the page that it shares with this process.
 pub struct Vcpu {
     fd: OwnedFd,
+    run: Arc<RunPage>,
+}
+
+/// A mapping of the page that a vCPU shares with this process.
+struct RunPage {
     run: NonNull<VcpuRun>,
     mapped: usize,
+}
+
+// SAFETY: all but one byte of the page is used by `Vcpu`'s methods alone, which
+// borrow the vCPU; that byte is only accessed atomically.
+unsafe impl Send for RunPage {}
+// SAFETY: as above.
+unsafe impl Sync for RunPage {}
+
+impl RunPage {
+    /// [`VcpuRun::immediate_exit`].
+    fn immediate_exit(&self) -> &AtomicU8 {
+        // SAFETY: the page is mapped as long as `self` is borrowed; a byte is
+        // aligned, and no access to this one is other than atomic, except the
+        // copy in `Vcpu::exit`, which ignores it.
+        unsafe { AtomicU8::from_ptr(&raw mut (*self.run.as_ptr()).immediate_exit) }
+    }
+}
+
+impl Drop for RunPage {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours; references into it have ended with the
+        // borrows of `self`.
+        let result = unsafe { munmap(self.run.cast(), self.mapped) };
+        debug_assert!(result.is_ok(), "munmap: {result:?}");
+    }
+}
+
+/// Keeps a vCPU from running, from any thread.
+#[derive(Clone)]
+pub struct Stopper(Arc<RunPage>);
+
+impl Stopper {
+    /// The vCPU's runs from now on end at once with [`Exit::Interrupted`]. A
+    /// present one goes on until a signal arrives at its thread.
+    pub fn stop(&self) {
+        self.0.immediate_exit().store(1, Ordering::SeqCst);
+    }
 }
 
 /// An access to a guest address with nothing behind it.
@@ -77,7 +120,8 @@ impl Vcpu {
         // no memory that Rust knows of.
         let run = unsafe { mmap(None, length, protection, MapFlags::MAP_SHARED, &fd, 0) }
             .map_err(|errno| Error { call, errno })?;
-        Ok(Vcpu { fd, run: run.cast(), mapped: length.get() })
+        let run = Arc::new(RunPage { run: run.cast(), mapped: length.get() });
+        Ok(Vcpu { fd, run })
     }
 
     /// Runs the vCPU until it needs this program.
@@ -99,7 +143,7 @@ impl Vcpu {
         // SAFETY: the page is mapped as long as `self` is, and the kernel
         // writes it only during the call. Every bit pattern is a valid
         // `VcpuRun`.
-        let run = unsafe { self.run.as_ptr().read_volatile() };
+        let run = unsafe { self.run.run.as_ptr().read_volatile() };
         let unknown = Err(Error { call: RUN, errno: Errno::EPROTO });
         match run.exit_reason {
             uapi::EXIT_MMIO => {
@@ -137,7 +181,7 @@ impl Vcpu {
         // SAFETY: the page is mapped, and the kernel does not look at it
         // between runs. The place is inside `VcpuRun`.
         unsafe {
-            (&raw mut (*self.run.as_ptr()).exit.mmio.data).write_volatile(value.to_le_bytes())
+            (&raw mut (*self.run.run.as_ptr()).exit.mmio.data).write_volatile(value.to_le_bytes())
         }
     }
 
@@ -145,7 +189,7 @@ impl Vcpu {
     pub fn refuse_access(&mut self) {
         // SAFETY: as in `complete_read`.
         unsafe {
-            (&raw mut (*self.run.as_ptr()).exit.mmio.resume_action)
+            (&raw mut (*self.run.run.as_ptr()).exit.mmio.resume_action)
                 .write_volatile(uapi::RESUME_FAULT);
         }
     }
@@ -153,10 +197,12 @@ impl Vcpu {
     /// The flag that makes the next (or the present) run end at once if it is
     /// not 0. A signal handler may set it.
     pub fn immediate_exit(&self) -> &AtomicU8 {
-        // SAFETY: the page is mapped as long as `self` is borrowed; a byte is
-        // aligned, and no access to this one is other than atomic, except the
-        // copy in `exit`, which ignores it.
-        unsafe { AtomicU8::from_ptr(&raw mut (*self.run.as_ptr()).immediate_exit) }
+        self.run.immediate_exit()
+    }
+
+    /// What keeps it from running, for other threads.
+    pub fn stopper(&self) -> Stopper {
+        Stopper(Arc::clone(&self.run))
     }
 
     /// As [`Self::run`], but the system call is made by `enter`, which gets
@@ -176,14 +222,5 @@ impl Vcpu {
 impl AsFd for Vcpu {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
-    }
-}
-
-impl Drop for Vcpu {
-    fn drop(&mut self) {
-        // SAFETY: the mapping is ours; references from `immediate_exit` have
-        // ended with the borrow of `self`.
-        let result = unsafe { munmap(self.run.cast(), self.mapped) };
-        debug_assert!(result.is_ok(), "munmap: {result:?}");
     }
 }

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use escrow_vmcore::uapi;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
-use super::{GuestMemory, Result, Vcpu, call_with_ref, call_with_value, new_descriptor};
+use super::{Error, GuestMemory, Result, Vcpu, call_with_ref, call_with_value, new_descriptor};
 
 /// A virtual machine.
 pub struct Vm(OwnedFd);
@@ -30,6 +32,15 @@ pub struct Binding {
     pub size: u64,
 }
 
+impl Access {
+    fn flags(self) -> u32 {
+        match self {
+            Access::ReadWrite => uapi::MAP_READ | uapi::MAP_WRITE,
+            Access::All => uapi::MAP_READ | uapi::MAP_WRITE | uapi::MAP_EXEC,
+        }
+    }
+}
+
 impl Vm {
     pub(super) fn new(fd: OwnedFd) -> Vm {
         Vm(fd)
@@ -37,11 +48,12 @@ impl Vm {
 
     /// Binds memory to be lent when the guest first touches it.
     pub fn lend(&self, memory: &GuestMemory, binding: Binding, access: Access) -> Result<()> {
-        let access = match access {
-            Access::ReadWrite => uapi::MAP_READ | uapi::MAP_WRITE,
-            Access::All => uapi::MAP_READ | uapi::MAP_WRITE | uapi::MAP_EXEC,
-        };
-        self.map("VM_MAP_MEM", memory, binding, uapi::MAP_FORCE_LEND | access)
+        self.map("VM_MAP_MEM", memory, binding, uapi::MAP_FORCE_LEND | access.flags())
+    }
+
+    /// Binds memory to be shared with the guest, from its first touch on.
+    pub fn share(&self, memory: &GuestMemory, binding: Binding, access: Access) -> Result<()> {
+        self.map("VM_MAP_MEM", memory, binding, uapi::MAP_FORCE_SHARE | access.flags())
     }
 
     /// Takes a range, or a part of one, out of the guest.
@@ -63,14 +75,62 @@ impl Vm {
     /// Adds a vCPU; `id` is also what its `MPIDR_EL1` shows.
     pub fn add_vcpu(&self, id: u32) -> Result<Vcpu> {
         let argument = uapi::VcpuArg { id };
-        let description = uapi::FunctionDesc {
-            kind: uapi::FUNCTION_VCPU,
-            arg_size: size_of_val(&argument) as u32,
-            arg: &raw const argument as u64,
-        };
-        let fd =
-            call_with_ref("VM_ADD_FUNCTION(VCPU)", &self.0, uapi::VM_ADD_FUNCTION, &description)?;
+        let fd = self.add("VM_ADD_FUNCTION(VCPU)", uapi::FUNCTION_VCPU, &argument)?;
         Vcpu::new(new_descriptor(fd))
+    }
+
+    /// Has each signal of `eventfd` interrupt the guest, by the interrupt that
+    /// `label` means in its device tree.
+    pub fn add_irqfd(&self, eventfd: BorrowedFd, label: u32, level: bool) -> Result<()> {
+        let argument = uapi::IrqfdArg {
+            fd: eventfd.as_raw_fd() as u32,
+            label,
+            flags: if level { uapi::IRQFD_LEVEL } else { 0 },
+            ..Default::default()
+        };
+        self.add("VM_ADD_FUNCTION(IRQFD)", uapi::FUNCTION_IRQFD, &argument).map(drop)
+    }
+
+    /// Has each 4-byte write of `value` to a guest address signal `eventfd`.
+    pub fn add_ioeventfd(&self, eventfd: BorrowedFd, address: u64, value: u32) -> Result<()> {
+        let argument = uapi::IoeventfdArg {
+            datamatch: value.into(),
+            addr: address,
+            len: size_of_val(&value) as u32,
+            fd: eventfd.as_raw_fd(),
+            flags: uapi::IOEVENTFD_DATAMATCH,
+            ..Default::default()
+        };
+        self.add("VM_ADD_FUNCTION(IOEVENTFD)", uapi::FUNCTION_IOEVENTFD, &argument).map(drop)
+    }
+
+    /// Adds a serial line at a guest address, with an SPI. The descriptor, which
+    /// does not block, is its other end.
+    pub fn add_console(&self, address: u64, interrupt: u32) -> Result<File> {
+        let argument = uapi::ConsoleArg { addr: address, interrupt, flags: 0 };
+        let call = "VM_ADD_FUNCTION(CONSOLE)";
+        let fd = new_descriptor(self.add(call, uapi::FUNCTION_CONSOLE, &argument)?);
+        let fail = |errno| Error { call, errno };
+        let flags = OFlag::from_bits_retain(fcntl(&fd, FcntlArg::F_GETFL).map_err(fail)?);
+        fcntl(&fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)).map_err(fail)?;
+        Ok(fd.into())
+    }
+
+    /// Adds a function whose argument is a structure without pointers.
+    fn add<T>(&self, call: &'static str, kind: u32, argument: &T) -> Result<i32> {
+        let description = uapi::FunctionDesc {
+            kind,
+            arg_size: size_of_val(argument) as u32,
+            arg: std::ptr::from_ref(argument) as u64,
+        };
+        call_with_ref(call, &self.0, uapi::VM_ADD_FUNCTION, &description)
+    }
+
+    /// Says where the device tree is. The guest gets its memory when it starts,
+    /// and its address in X0.
+    pub fn set_device_tree(&self, address: u64, size: u64) -> Result<()> {
+        let argument = uapi::DtbConfig { guest_phys_addr: address, size };
+        call_with_ref("VM_SET_DTB_CONFIG", &self.0, uapi::VM_SET_DTB_CONFIG, &argument).map(drop)
     }
 
     /// Sets the guest address that the first vCPU starts at.

@@ -1,9 +1,229 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The machine of a guest that is an operating system.
+//! The machine of a guest that is an operating system: RAM with a kernel in it,
+//! a device tree, vCPUs, and devices.
 
-// Until a machine has devices.
-#[allow(dead_code)]
+mod bus;
+mod clock;
 mod device;
+mod device_tree;
+mod devices;
+mod files;
+mod kernel;
+pub mod layout;
+mod ram;
+mod vcpus;
 
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result, bail};
+
+use bus::Bus;
+use clock::Clock;
 pub use device::{InterruptLine, MmioDevice};
+use device_tree::Description;
+use devices::attach;
+pub use files::Files;
+use layout::{MIB, RAM};
+use ram::Mapped;
+pub use ram::{Ram, Sharing};
+pub use vcpus::{Ending, Vcpus};
+
+use crate::gunyah::{Device, Folios, Vm};
+use crate::virtio::DeviceMemory;
+
+/// What a machine is to be.
+#[derive(Clone, Debug)]
+pub struct Specification {
+    /// The kernel's file.
+    pub kernel: PathBuf,
+    /// The initramfs's file.
+    pub initrd: Option<PathBuf>,
+    /// The kernel's command line.
+    pub cmdline: String,
+    /// Number of vCPUs.
+    pub cpus: u32,
+    /// Bytes of RAM, a multiple of 2 MiB.
+    pub ram: u64,
+    /// How the guest has its RAM.
+    pub sharing: Sharing,
+    /// What RAM is made of.
+    pub folios: Folios,
+    /// All RAM is there before the guest starts.
+    pub populate: bool,
+    /// Its disks. Only a guest whose RAM is shared has any.
+    pub disks: Vec<Disk>,
+}
+
+/// A disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Disk {
+    /// The file, or the block device of the host.
+    pub path: PathBuf,
+    /// The guest may not write to it.
+    pub read_only: bool,
+}
+
+/// A step of loading, for who watches.
+#[derive(Clone, Copy, Debug)]
+pub struct Step {
+    /// What is loaded.
+    pub what: &'static str,
+    /// Bytes so far.
+    pub bytes: u64,
+}
+
+/// A machine that is about to start.
+pub struct Machine {
+    vm: Vm,
+    ram: Ram,
+    bus: Bus,
+    cpus: u32,
+}
+
+impl Machine {
+    /// Builds it, and loads its kernel.
+    pub fn build(
+        device: &Device,
+        specification: &Specification,
+        files: &Files,
+        progress: &mut dyn FnMut(Step),
+    ) -> Result<Machine> {
+        let ram = Ram::new(device, specification.ram, specification.folios)
+            .context("creating the guest's RAM")?;
+        if specification.populate {
+            progress(Step { what: "RAM", bytes: 0 });
+            ram.populate().context("making the guest's RAM")?;
+        }
+        let devices = devices::make(specification, files)?;
+        let tree_size = load(&ram, specification, files, devices.len(), progress)?;
+
+        let vm = device.create_vm().context("creating the VM")?;
+        ram.bind(&vm, specification.sharing).context("giving the VM its RAM")?;
+        vm.set_device_tree(RAM, tree_size)?;
+
+        let mut bus = Bus::default();
+        bus.add(layout::CLOCK, Box::new(Clock::default()));
+        if !devices.is_empty() {
+            let memory = DeviceMemory::new(Arc::new(ram.map_all()?), None);
+            for (n, device) in devices.into_iter().enumerate() {
+                attach(&vm, &mut bus, &memory, n, device)?;
+            }
+        }
+        Ok(Machine { vm, ram, bus, cpus: specification.cpus })
+    }
+}
+
+/// Loads kernel, initramfs and device tree. The size of the tree's pages.
+fn load(
+    ram: &Ram,
+    machine: &Specification,
+    files: &Files,
+    virtio: usize,
+    progress: &mut dyn FnMut(Step),
+) -> Result<u64> {
+    let name = machine.kernel.display();
+    let mut kernel = files.kernel().with_context(|| format!("the kernel {name}"))?;
+    let initrd_name = machine.initrd.as_deref().unwrap_or(Path::new("")).display();
+    let initrd = files.initrd().with_context(|| format!("the initramfs {initrd_name}"))?;
+    let header = kernel.header();
+    // What a kernel before 3.17 needs behind its image it does not say.
+    let kernel_size = if header.image_size == 0 { 16 * MIB } else { header.image_size };
+    let initrd_size = initrd.as_ref().map(|(_, size)| *size);
+    let placed = layout::place(machine.ram, header.text_offset, kernel_size, initrd_size).map_err(
+        |layout::TooLarge { needed }| {
+            anyhow::anyhow!(
+                "{} MiB of RAM are too few: this kernel{} needs at least {} (--memory {0}M)",
+                machine.ram / MIB,
+                if initrd.is_some() { " with this initramfs" } else { "" },
+                needed.div_ceil(MIB),
+            )
+        },
+    )?;
+    let mapped = ram.map()?;
+    let room = placed.initrd.map_or(RAM + machine.ram, |initrd| initrd.start) - placed.kernel;
+    mapped
+        .load(placed.kernel, room, &mut kernel, &mut |bytes| {
+            progress(Step { what: "kernel", bytes });
+        })
+        .with_context(|| format!("loading the kernel {name}"))?;
+    if let (Some((mut file, size)), Some(window)) = (initrd, placed.initrd) {
+        let loaded = mapped
+            .load(window.start, window.size, &mut file, &mut |bytes| {
+                progress(Step { what: "initramfs", bytes });
+            })
+            .with_context(|| format!("loading the initramfs {initrd_name}"))?;
+        if loaded != size {
+            bail!("loading the initramfs {initrd_name}: it has changed meanwhile");
+        }
+    }
+    load_tree(&mapped, machine, virtio, placed)
+}
+
+fn load_tree(
+    mapped: &Mapped,
+    machine: &Specification,
+    virtio: usize,
+    placed: layout::Placement,
+) -> Result<u64> {
+    let mut seeds = [0; 40];
+    getrandom::fill(&mut seeds).context("random numbers for the guest")?;
+    let (place, generator) = seeds.split_at(8);
+    let tree = device_tree::build(&Description {
+        cpus: machine.cpus,
+        ram: machine.ram,
+        cmdline: &machine.cmdline,
+        initrd: placed.initrd,
+        place_seed: u64::from_le_bytes(place.try_into()?),
+        generator_seed: generator.try_into()?,
+        virtio,
+    })
+    .context("making the device tree")?;
+    let room = placed.tree;
+    mapped.load(room.start, room.size, &mut &tree[..], &mut |_| {})?;
+    Ok((tree.len() as u64).next_multiple_of(crate::gunyah::PAGE_SIZE))
+}
+
+impl Machine {
+    /// The other end of its serial line.
+    pub fn console(&self) -> Result<File> {
+        let interrupt = layout::SERIAL_INTERRUPT.intid();
+        let fd = self.vm.add_console(layout::SERIAL.start, interrupt);
+        fd.context("creating the guest's console")
+    }
+}
+
+/// A machine that runs.
+pub struct Running {
+    // In this order: the vCPUs' threads end before the VM does, and its memory
+    // goes last.
+    vcpus: Vcpus,
+    _vm: Vm,
+    _ram: Ram,
+}
+
+impl Machine {
+    /// Starts it.
+    pub fn start(self) -> Result<Running> {
+        let Machine { vm, ram, bus, cpus } = self;
+        let vcpus =
+            (0..cpus).map(|id| vm.add_vcpu(id).with_context(|| format!("creating vCPU {id}")));
+        let vcpus: Vec<_> = vcpus.collect::<Result<_>>()?;
+        vm.start().context("starting the VM")?;
+        Ok(Running { vcpus: Vcpus::run(vcpus, bus)?, _vm: vm, _ram: ram })
+    }
+}
+
+impl Running {
+    /// Its vCPUs.
+    pub fn vcpus(&self) -> &Vcpus {
+        &self.vcpus
+    }
+
+    /// Stops it, if it has not ended by itself, and takes everything home.
+    pub fn finish(self) -> Ending {
+        self.vcpus.finish()
+    }
+}

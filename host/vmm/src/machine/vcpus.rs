@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! A machine that runs: a thread for each vCPU, and how it ends.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::thread::JoinHandleExt as _;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, Once, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use escrow_vmcore::uapi;
+use nix::errno::Errno;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::pthread::pthread_kill;
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+
+use super::bus::Bus;
+use crate::gunyah::{Exit, MmioAccess, Stopper, Vcpu};
+
+/// How a machine ended.
+#[derive(Debug)]
+pub enum Ending {
+    /// The guest powered off.
+    PowerOff,
+    /// The guest asked for a reset.
+    Reset,
+    /// Escrow gave up on the guest.
+    Crashed,
+    /// It was stopped from outside.
+    Stopped,
+    /// A vCPU could not be run.
+    Failed(anyhow::Error),
+}
+
+/// What the vCPUs' threads have done.
+#[derive(Debug, Default)]
+pub struct Counts {
+    /// Accesses to emulated devices.
+    pub mmio: AtomicU64,
+    /// Pages that could not be brought in at once.
+    pub faults: AtomicU64,
+}
+
+/// What all threads of a machine share.
+struct Common {
+    bus: Bus,
+    stopping: AtomicBool,
+    ending: Mutex<Option<Ending>>,
+    /// Readable when there is an ending.
+    ended: EventFd,
+    counts: Counts,
+}
+
+/// The vCPUs of a machine.
+pub struct Vcpus {
+    common: Arc<Common>,
+    threads: Vec<(JoinHandle<()>, Stopper)>,
+}
+
+/// The signal that gets a thread out of a run.
+const KICK: Signal = Signal::SIGUSR1;
+/// How long a page may be in use by somebody in the host.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+impl Vcpus {
+    /// Runs each of `vcpus` in a thread of its own.
+    pub fn run(vcpus: Vec<Vcpu>, bus: Bus) -> Result<Vcpus> {
+        install_kick();
+        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+        let common = Arc::new(Common {
+            bus,
+            stopping: AtomicBool::new(false),
+            ending: Mutex::new(None),
+            ended: EventFd::from_value_and_flags(0, flags).context("eventfd")?,
+            counts: Counts::default(),
+        });
+        let mut all = Vcpus { common: Arc::clone(&common), threads: Vec::new() };
+        for (id, vcpu) in vcpus.into_iter().enumerate() {
+            let (common, stopper) = (Arc::clone(&common), vcpu.stopper());
+            let thread = thread::Builder::new()
+                .name(format!("vcpu-{id}"))
+                .spawn(move || common.run(vcpu))
+                .with_context(|| format!("starting a thread for vCPU {id}"))?;
+            all.threads.push((thread, stopper));
+        }
+        Ok(all)
+    }
+
+    /// A descriptor that is readable once the machine has ended.
+    pub fn ended(&self) -> BorrowedFd<'_> {
+        self.common.ended.as_fd()
+    }
+
+    /// What they have done so far.
+    pub fn counts(&self) -> &Counts {
+        &self.common.counts
+    }
+
+    /// Stops all vCPUs, and tells how the machine has ended: [`Ending::Stopped`]
+    /// if it had not.
+    pub fn finish(mut self) -> Ending {
+        self.stop();
+        let mut ending = self.common.ending.lock().unwrap_or_else(PoisonError::into_inner);
+        ending.take().unwrap_or(Ending::Stopped)
+    }
+
+    fn stop(&mut self) {
+        self.common.stopping.store(true, Ordering::SeqCst);
+        for (thread, stopper) in &self.threads {
+            stopper.stop();
+            // The thread has not been joined. If it has ended, this does nothing.
+            let _ = pthread_kill(thread.as_pthread_t(), KICK);
+        }
+        for (thread, _) in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Vcpus {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl Common {
+    /// Runs a vCPU until the machine ends.
+    fn run(&self, mut vcpu: Vcpu) {
+        let ending = self.run_to_the_end(&mut vcpu).unwrap_or_else(Ending::Failed);
+        let mut first = self.ending.lock().unwrap_or_else(PoisonError::into_inner);
+        // The others end because of the first.
+        if first.is_none() && !matches!(ending, Ending::Stopped) {
+            *first = Some(ending);
+            // An eventfd fails to count at u64::MAX only.
+            let _ = self.ended.write(1);
+        }
+    }
+
+    fn run_to_the_end(&self, vcpu: &mut Vcpu) -> Result<Ending> {
+        let mut waiting: Option<(u64, Instant)> = None;
+        while !self.stopping.load(Ordering::SeqCst) {
+            match vcpu.run()? {
+                // Some signal, or a stop.
+                Exit::Interrupted => {}
+                Exit::Mmio(access) => {
+                    self.counts.mmio.fetch_add(1, Ordering::Relaxed);
+                    let value = self.bus.access(access);
+                    if let MmioAccess::Read { .. } = access {
+                        vcpu.complete_read(value);
+                    }
+                }
+                Exit::PageFault { address, errno: Errno::EAGAIN } => {
+                    self.counts.faults.fetch_add(1, Ordering::Relaxed);
+                    let since = match waiting {
+                        Some((page, since)) if page == address => since,
+                        _ => Instant::now(),
+                    };
+                    waiting = Some((address, since));
+                    if since.elapsed() > PATIENCE {
+                        anyhow::bail!(
+                            "the page at {address:#x} cannot be lent: somebody in the host uses it"
+                        );
+                    }
+                    thread::sleep(Duration::from_millis(1));
+                }
+                // Running again lets the guest take the abort.
+                Exit::PageFault { errno: Errno::EHWPOISON, .. } => {}
+                Exit::PageFault { address, errno } => {
+                    return Err(errno)
+                        .with_context(|| format!("bringing in the guest's page at {address:#x}"));
+                }
+                Exit::Ended { status: uapi::STATUS_EXITED, kind: uapi::EXIT_TYPE_RESET } => {
+                    return Ok(Ending::Reset);
+                }
+                Exit::Ended { status: uapi::STATUS_EXITED, .. } => return Ok(Ending::PowerOff),
+                Exit::Ended { .. } => return Ok(Ending::Crashed),
+            }
+        }
+        Ok(Ending::Stopped)
+    }
+}
+
+/// Has [`KICK`] end system calls, and do nothing else.
+fn install_kick() {
+    extern "C" fn ignore(_signal: libc::c_int) {}
+    static INSTALLED: Once = Once::new();
+    INSTALLED.call_once(|| {
+        // No SA_RESTART: a run is to end.
+        let action = SigAction::new(SigHandler::Handler(ignore), SaFlags::empty(), SigSet::empty());
+        // SAFETY: the handler does nothing.
+        let installed = unsafe { sigaction(KICK, &action) };
+        debug_assert!(installed.is_ok());
+    });
+}

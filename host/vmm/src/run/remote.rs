@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! `escrow ls`, `console` and `kill`: what one program asks another that runs a
+//! guest.
+
+use std::fmt::Write as _;
+use std::fs::File;
+use std::io::{self, BufRead as _, BufReader, Read, Write as _};
+use std::os::fd::AsFd as _;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::keys::{Command, Keys};
+use super::protocol::{self, LINE_MAX, Reply, Request, Status};
+use super::registry::{self, Name};
+use super::size::Size;
+use super::terminal::{self, Raw};
+
+/// How long a guest's program may take to answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// What the keys are, as [`Command::Help`] tells.
+const KEYS: &[u8] =
+    b"\r\n[escrow: Ctrl-] q leaves the console, Ctrl-] Ctrl-] sends one Ctrl-]]\r\n";
+
+/// How to list.
+#[derive(clap::Args, Clone, Copy, Debug)]
+pub struct ListArguments {
+    /// Print JSON: a list of the guests with all that is known of them
+    #[arg(long)]
+    json: bool,
+}
+
+/// Asks a guest's program. Its answer, and the connection.
+fn ask(name: &Name, request: Request) -> Result<(Reply, BufReader<UnixStream>)> {
+    let mut stream = registry::connect(name)?;
+    let failed = || format!("asking guest {}", name.as_str());
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(&protocol::line(&request)).with_context(failed)?;
+    let mut reader = BufReader::new(stream);
+    let mut line = Vec::new();
+    reader.by_ref().take(LINE_MAX as u64).read_until(b'\n', &mut line).with_context(failed)?;
+    if line.pop() != Some(b'\n') {
+        bail!("guest {} has just ended", name.as_str());
+    }
+    let reply = protocol::parse(&line).map_err(anyhow::Error::msg).with_context(failed)?;
+    reader.get_ref().set_read_timeout(None)?;
+    Ok((reply, reader))
+}
+
+/// Asks for something to be done. The connection, when it is.
+fn order(name: &Name, request: Request) -> Result<BufReader<UnixStream>> {
+    match ask(name, request)? {
+        (Reply::Done, reader) => Ok(reader),
+        (Reply::Refused(why), _) => bail!("guest {}: {why}", name.as_str()),
+        (Reply::Status(_), _) => bail!("guest {}: an answer to another question", name.as_str()),
+    }
+}
+
+/// Lists the guests that run.
+pub fn list(arguments: ListArguments) -> Result<()> {
+    let mut guests = Vec::new();
+    for name in registry::names() {
+        // One that does not answer has ended, or is another version's.
+        if let Ok((Reply::Status(status), _)) = ask(&name, Request::Status) {
+            guests.push(status);
+        }
+    }
+    let text = match arguments.json {
+        true => serde_json::to_string_pretty(&guests)? + "\n",
+        false => table(&guests),
+    };
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    Ok(out.flush()?)
+}
+
+fn table(guests: &[Status]) -> String {
+    let width = guests.iter().map(|guest| guest.name.len()).max().unwrap_or(0).max(4);
+    let mut text = String::new();
+    // Writing to a String cannot fail.
+    let _ = writeln!(
+        text,
+        "{:<width$} {:>8} {:>4} {:>7} {:<6} {:>5} {:>9}  KERNEL",
+        "NAME", "PID", "CPUS", "MEMORY", "RAM", "BOOTS", "UPTIME"
+    );
+    for guest in guests {
+        let Status { name, pid, cpus, boots, kernel, .. } = guest;
+        let memory = Size(guest.memory).to_string();
+        let ram = if guest.shared { "shared" } else { "lent" };
+        let uptime = uptime(guest.uptime);
+        let _ = writeln!(
+            text,
+            "{name:<width$} {pid:>8} {cpus:>4} {memory:>7} {ram:<6} {boots:>5} {uptime:>9}  {kernel}"
+        );
+    }
+    text
+}
+
+/// Seconds as days, hours, minutes and seconds.
+fn uptime(seconds: u64) -> String {
+    let (minutes, second) = (seconds / 60, seconds % 60);
+    let (hours, minute) = (minutes / 60, minutes % 60);
+    match (hours / 24, hours % 24) {
+        (0, 0) => format!("{minute}:{second:02}"),
+        (0, hour) => format!("{hour}:{minute:02}:{second:02}"),
+        (days, hour) => format!("{days}d{hour:02}:{minute:02}"),
+    }
+}
+
+/// Ends a guest, and waits until it is gone.
+pub fn kill(name: &Name) -> Result<()> {
+    let mut connection = order(name, Request::Kill)?;
+    match io::copy(&mut connection, &mut io::sink()) {
+        // A program that is killed itself says no more.
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(()),
+        Err(error) => Err(error).context("waiting for the guest's end"),
+    }
+}
+
+/// Connects standard input and output to a guest's console, until the guest
+/// ends or the user leaves.
+pub fn console(name: &Name) -> Result<()> {
+    let mut connection = order(name, Request::Console)?;
+    let mut out = io::stdout().lock();
+    // What came together with the answer.
+    out.write_all(connection.buffer())?;
+    out.flush()?;
+    let consumed = connection.buffer().len();
+    connection.consume(consumed);
+    let mut stream = connection.into_inner();
+
+    let mut keys = terminal::is_ours().then(Keys::default);
+    let raw = keys.is_some().then(Raw::new).transpose().context("making the terminal raw")?;
+    let mut input = Some(File::from(io::stdin().as_fd().try_clone_to_owned()?));
+    let mut bytes = [0; 4096];
+    loop {
+        let mut fds = vec![PollFd::new(stream.as_fd(), PollFlags::POLLIN)];
+        fds.extend(input.as_ref().map(|input| PollFd::new(input.as_fd(), PollFlags::POLLIN)));
+        match poll(&mut fds, PollTimeout::NONE) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno).context("poll"),
+        }
+        let ready: Vec<_> = fds.iter().map(|fd| fd.any().unwrap_or(false)).collect();
+        if ready.first() == Some(&true) {
+            let count = stream.read(&mut bytes).unwrap_or(0);
+            if count == 0 {
+                break;
+            }
+            out.write_all(&bytes[..count])?;
+            out.flush()?;
+        }
+        let Some(source) = input.as_mut().filter(|_| ready.get(1) == Some(&true)) else {
+            continue;
+        };
+        let count = source.read(&mut bytes)?;
+        if count == 0 {
+            // The guest's output goes on.
+            input = None;
+            continue;
+        }
+        let (typed, command) = match &mut keys {
+            Some(keys) => keys.typed(&bytes[..count]),
+            None => (bytes[..count].to_vec(), None),
+        };
+        if stream.write_all(&typed).is_err() {
+            break;
+        }
+        match command {
+            Some(Command::Quit) => break,
+            Some(Command::Help) => {
+                out.write_all(KEYS)?;
+                out.flush()?;
+            }
+            None => {}
+        }
+    }
+    drop(raw);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_is_as_short_as_it_can_be() {
+        let times = [5, 65, 3_600, 90_061].map(uptime);
+        assert_eq!(times, ["0:05", "1:05", "1:00:00", "1d01:01"]);
+    }
+
+    #[test]
+    fn the_list_is_a_table() {
+        let guest = Status {
+            name: "web-server".into(),
+            pid: 417,
+            cpus: 2,
+            memory: 1 << 30,
+            shared: true,
+            kernel: "/boot/vmlinuz".into(),
+            boots: 3,
+            uptime: 61,
+            mmio: 9,
+        };
+        let expected = "\
+NAME            PID CPUS  MEMORY RAM    BOOTS    UPTIME  KERNEL
+web-server      417    2      1G shared     3      1:01  /boot/vmlinuz
+";
+        assert_eq!(table(&[guest]), expected);
+        assert_eq!(table(&[]).lines().count(), 1);
+    }
+}
