@@ -16,6 +16,7 @@ mod host;
 mod info;
 mod log;
 mod machine;
+mod manual;
 mod run;
 mod stat;
 // Until the machine has all of its devices.
@@ -23,9 +24,10 @@ mod stat;
 mod virtio;
 
 use std::io;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 /// Runs guests on memory that this host lends them, and shows what becomes of
 /// it.
@@ -73,6 +75,11 @@ enum Command {
     ///
     /// Escrow keeps the last 32 KiB. Needs root.
     Log(log::Arguments),
+    /// Write the manual pages into a folder
+    Man {
+        /// The folder
+        folder: PathBuf,
+    },
     /// Start a Linux kernel as a guest, with its console here
     ///
     /// The guest is a machine like QEMU's `virt`: a GICv3, a PL011, a PL031. Its
@@ -107,6 +114,9 @@ fn main() -> ExitCode {
         Command::Console { name } => run::console(&name).map(|()| ExitCode::SUCCESS),
         Command::Kill { name } => run::kill(&name).map(|()| ExitCode::SUCCESS),
         Command::Ls(arguments) => run::list(arguments).map(|()| ExitCode::SUCCESS),
+        Command::Man { folder } => {
+            manual::write(Cli::command(), &folder).map(|()| ExitCode::SUCCESS)
+        }
         Command::Run(arguments) => run::run(arguments).map(ExitCode::from),
         Command::Stat(arguments) => stat::stat(arguments).map(|()| ExitCode::SUCCESS),
     };

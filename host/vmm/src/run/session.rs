@@ -5,7 +5,7 @@
 //! and hears signals.
 
 use std::fs::File;
-use std::io::{self, Read as _};
+use std::io::{self, IsTerminal as _, Read as _};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
@@ -71,26 +71,37 @@ enum Source {
 }
 
 impl Session {
-    /// A session that listens on `listener`. The signals that end it are blocked
-    /// from here on, in this thread and in those that it starts.
+    /// A session that listens on `listener`, with this program's standard input
+    /// and output. The signals that end it are blocked from here on, in this
+    /// thread and in those that it starts.
     pub fn new(listener: UnixListener) -> Result<Session> {
+        let duplicate = |fd: BorrowedFd| fd.try_clone_to_owned().map(File::from);
+        // A terminal that is another job's is not to be read.
+        let ours = terminal::is_ours();
+        let is_terminal = io::stdin().is_terminal();
+        let input = (ours || !is_terminal).then(|| duplicate(io::stdin().as_fd())).transpose()?;
+        let output = duplicate(io::stdout().as_fd())?;
+        Session::over(listener, input, output, ours.then(Keys::default))
+    }
+
+    fn over(
+        listener: UnixListener,
+        input: Option<File>,
+        output: File,
+        keys: Option<Keys>,
+    ) -> Result<Session> {
         let mut set: SigSet = ENDING.into_iter().collect();
         set.add(Signal::SIGCONT);
         set.thread_block()?;
         let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
         let signals = SignalFd::with_flags(&set, flags).context("signalfd")?;
-        let duplicate = |fd: BorrowedFd| fd.try_clone_to_owned().map(File::from);
-        // A terminal that is another job's is not to be read.
-        let ours = terminal::is_ours();
-        let is_terminal = io::IsTerminal::is_terminal(&io::stdin());
-        let input = (ours || !is_terminal).then(|| duplicate(io::stdin().as_fd())).transpose()?;
         Ok(Session {
             listener,
             signals,
             clients: Vec::new(),
             input,
-            keys: ours.then(Keys::default),
-            output: Some(duplicate(io::stdout().as_fd())?),
+            keys,
+            output: Some(output),
             terminal: None,
             to_output: Buffer::default(),
             to_guest: Buffer::default(),
@@ -350,5 +361,183 @@ impl Session {
             Err(_) => client.close(),
         }
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead as _, BufReader, Write as _};
+    use std::net::Shutdown;
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixStream;
+    use std::path::PathBuf;
+    use std::thread;
+
+    use nix::sys::eventfd::{EfdFlags, EventFd};
+    use nix::sys::pthread::{pthread_kill, pthread_self};
+
+    use super::*;
+    use crate::run::protocol;
+
+    /// A session in a thread, and the other ends of all that it has.
+    struct Bench {
+        guest: UnixStream,
+        typing: UnixStream,
+        screen: UnixStream,
+        ended: EventFd,
+        socket: PathBuf,
+        thread: thread::JoinHandle<Option<Killer>>,
+        itself: u64,
+        _folder: tempfile::TempDir,
+    }
+
+    fn file(stream: UnixStream) -> File {
+        OwnedFd::from(stream).into()
+    }
+
+    fn bench(keys: bool) -> Bench {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("x.sock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let (guest, console) = UnixStream::pair().unwrap();
+        let (typing, input) = UnixStream::pair().unwrap();
+        let (screen, output) = UnixStream::pair().unwrap();
+        console.set_nonblocking(true).unwrap();
+        let ended = EventFd::from_flags(EfdFlags::empty()).unwrap();
+        let theirs = ended.as_fd().try_clone_to_owned().unwrap();
+        let (tell, itself) = std::sync::mpsc::channel();
+        let thread = thread::spawn(move || {
+            let keys = keys.then(Keys::default);
+            let mut session =
+                Session::over(listener, Some(file(input)), file(output), keys).unwrap();
+            tell.send(pthread_self() as u64).unwrap();
+            let console = file(console);
+            let status = || Status { name: "x".into(), ..Status::default() };
+            let killer = session.serve(&console, theirs.as_fd(), status).unwrap();
+            session.drain(&console).unwrap();
+            assert_eq!(session.panicked(), killer.is_none());
+            killer
+        });
+        let itself = itself.recv().unwrap();
+        Bench { guest, typing, screen, ended, socket, thread, itself, _folder: folder }
+    }
+
+    fn expect(stream: &mut UnixStream, expected: &[u8]) {
+        let mut bytes = vec![0; expected.len()];
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        stream.read_exact(&mut bytes).unwrap();
+        assert_eq!(bytes.escape_ascii().to_string(), expected.escape_ascii().to_string());
+    }
+
+    impl Bench {
+        fn ask(&self, request: Request) -> UnixStream {
+            let mut stream = UnixStream::connect(&self.socket).unwrap();
+            stream.write_all(&protocol::line(&request)).unwrap();
+            stream
+        }
+
+        fn end(mut self) -> Option<Killer> {
+            self.guest.write_all(b"Kernel panic - not syncing").unwrap();
+            self.ended.write(1).unwrap();
+            self.guest.shutdown(Shutdown::Write).unwrap();
+            self.thread.join().unwrap()
+        }
+    }
+
+    #[test]
+    fn a_console_goes_both_ways() {
+        let mut bench = bench(false);
+        bench.guest.write_all(b"login: ").unwrap();
+        expect(&mut bench.screen, b"login: ");
+        bench.typing.write_all(b"root\x1dq").unwrap();
+        expect(&mut bench.guest, b"root\x1dq");
+        // The end of what is typed is not the guest's end.
+        bench.typing.shutdown(Shutdown::Both).unwrap();
+        bench.guest.write_all(b"$ ").unwrap();
+        expect(&mut bench.screen, b"$ ");
+        assert_eq!(bench.end(), None);
+    }
+
+    #[test]
+    fn last_words_are_not_lost() {
+        let bench = bench(false);
+        let mut screen = bench.screen.try_clone().unwrap();
+        let (mut guest, ended) = (bench.guest.try_clone().unwrap(), bench.ended.as_fd());
+        let ended = File::from(ended.try_clone_to_owned().unwrap());
+        guest.write_all(&[b'x'; 20_000]).unwrap();
+        (&ended).write_all(&1_u64.to_ne_bytes()).unwrap();
+        drop(screen.set_read_timeout(Some(Duration::from_secs(20))));
+        let end = thread::spawn(move || bench.end());
+        let mut all = Vec::new();
+        screen.read_to_end(&mut all).unwrap();
+        assert_eq!(end.join().unwrap(), None);
+        assert_eq!(all.len(), 20_000 + b"Kernel panic - not syncing".len());
+    }
+
+    #[test]
+    fn a_second_console_has_what_came_before_and_types_too() {
+        let mut bench = bench(false);
+        bench.guest.write_all(b"before ").unwrap();
+        expect(&mut bench.screen, b"before ");
+        let mut second = bench.ask(Request::Console);
+        expect(&mut second, b"\"done\"\nbefore ");
+        bench.guest.write_all(b"after").unwrap();
+        expect(&mut second, b"after");
+        expect(&mut bench.screen, b"after");
+        second.write_all(b"ls\n").unwrap();
+        expect(&mut bench.guest, b"ls\n");
+        drop(second);
+        assert_eq!(bench.end(), None);
+    }
+
+    #[test]
+    fn a_reader_that_goes_away_does_not_end_the_guest() {
+        let mut bench = bench(false);
+        bench.screen.shutdown(Shutdown::Both).unwrap();
+        for _ in 0..9 {
+            bench.guest.write_all(&[b'x'; 1000]).unwrap();
+        }
+        let mut second = bench.ask(Request::Status);
+        let mut line = String::new();
+        BufReader::new(&mut second).read_line(&mut line).unwrap();
+        assert!(line.starts_with("{\"status\":{\"name\":\"x\""), "{line}");
+        assert_eq!(bench.end(), None);
+    }
+
+    #[test]
+    fn a_kill_is_answered_and_the_connection_stays_to_the_end() {
+        let bench = bench(false);
+        let mut connection = bench.ask(Request::Kill);
+        expect(&mut connection, b"\"done\"\n");
+        drop(bench.guest);
+        assert_eq!(bench.thread.join().unwrap(), Some(Killer::Command));
+        assert_eq!(connection.read(&mut [0]).unwrap(), 0);
+    }
+
+    #[test]
+    fn the_escape_key_and_signals_end_the_guest() {
+        let mut keys = bench(true);
+        keys.typing.write_all(b"a\x1dq").unwrap();
+        drop(keys.guest);
+        assert_eq!(keys.thread.join().unwrap(), Some(Killer::Command));
+
+        let signals = bench(true);
+        pthread_kill(signals.itself as _, Signal::SIGTERM).unwrap();
+        drop(signals.guest);
+        let killer = signals.thread.join().unwrap();
+        assert_eq!(killer, Some(Killer::Signal(Signal::SIGTERM)));
+    }
+
+    #[test]
+    fn too_many_connections_wait() {
+        let mut bench = bench(false);
+        let idle: Vec<_> =
+            (0..CLIENTS_MAX + 4).map(|_| UnixStream::connect(&bench.socket).unwrap()).collect();
+        bench.guest.write_all(b"alive").unwrap();
+        expect(&mut bench.screen, b"alive");
+        drop(idle);
+        let mut connection = bench.ask(Request::Console);
+        expect(&mut connection, b"\"done\"\nalive");
+        assert_eq!(bench.end(), None);
     }
 }
