@@ -10,19 +10,19 @@ use anyhow::{Context as _, Result, bail};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::bus::Bus;
-use super::files::Files;
+use super::parts::Parts;
 use super::{InterruptLine, Sharing, Specification, layout};
 use crate::gunyah::Vm;
-use crate::virtio::{Backend, Block, DeviceMemory, Entropy, QUEUE_NOTIFY, Transport};
+use crate::virtio::{Backend, Block, DeviceMemory, Entropy, Net, QUEUE_NOTIFY, Transport, Vsock};
 
 /// A machine's devices. A guest that has its RAM to itself has none: they could
 /// not reach their queues.
-pub fn make(machine: &Specification, files: &Files) -> Result<Vec<Box<dyn Backend>>> {
+pub fn make(machine: &Specification, parts: &Parts) -> Result<Vec<Box<dyn Backend>>> {
     if machine.sharing == Sharing::Lent {
         return Ok(Vec::new());
     }
     let mut devices: Vec<Box<dyn Backend>> = vec![Box::new(Entropy)];
-    for (n, (disk, file)) in machine.disks.iter().zip(&files.disks).enumerate() {
+    for (n, (disk, file)) in machine.disks.iter().zip(&parts.disks).enumerate() {
         let name = format!("disk-{n}");
         let file = file.try_clone()?;
         let block =
@@ -32,6 +32,13 @@ pub fn make(machine: &Specification, files: &Files) -> Result<Vec<Box<dyn Backen
             });
         let block = block.with_context(|| format!("the disk {}", disk.path.display()))?;
         devices.push(Box::new(block));
+    }
+    for (n, (mac, link)) in parts.nets.iter().enumerate() {
+        devices.push(Box::new(Net::new(&format!("net-{n}"), mac.0, link.link())));
+    }
+    if let (Some(cid), Some(door)) = (machine.vsock, &parts.door) {
+        let vsock = Vsock::new(cid, Arc::clone(door)).context("the socket device (vsock)")?;
+        devices.push(Box::new(vsock));
     }
     if devices.len() > layout::VIRTIO_DEVICES {
         bail!("a guest has {} devices at the most", layout::VIRTIO_DEVICES);

@@ -8,9 +8,9 @@ mod clock;
 mod device;
 mod device_tree;
 mod devices;
-mod files;
 mod kernel;
 pub mod layout;
+mod parts;
 mod ram;
 mod vcpus;
 
@@ -25,8 +25,8 @@ use clock::Clock;
 pub use device::{InterruptLine, MmioDevice};
 use device_tree::Description;
 use devices::attach;
-pub use files::Files;
 use layout::{MIB, RAM};
+pub use parts::Parts;
 use ram::Mapped;
 pub use ram::{Ram, Sharing};
 pub use vcpus::{Ending, Vcpus};
@@ -55,6 +55,32 @@ pub struct Specification {
     pub populate: bool,
     /// Its disks. Only a guest whose RAM is shared has any.
     pub disks: Vec<Disk>,
+    /// Its network devices, as its disks.
+    pub nets: Vec<Net>,
+    /// Its address for sockets between it and the host, as its disks.
+    pub vsock: Option<u64>,
+}
+
+/// A network device's address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mac(pub [u8; 6]);
+
+/// A network device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Net {
+    /// What it is connected to.
+    pub link: NetLink,
+    /// Its address; a random one if there is none.
+    pub mac: Option<Mac>,
+}
+
+/// What a network device is connected to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NetLink {
+    /// A tap device of the host's, by its name.
+    Tap(String),
+    /// The host's network, by sockets of this user (passt).
+    User,
 }
 
 /// A disk.
@@ -88,7 +114,7 @@ impl Machine {
     pub fn build(
         device: &Device,
         specification: &Specification,
-        files: &Files,
+        parts: &Parts,
         progress: &mut dyn FnMut(Step),
     ) -> Result<Machine> {
         let ram = Ram::new(device, specification.ram, specification.folios)
@@ -97,8 +123,8 @@ impl Machine {
             progress(Step { what: "RAM", bytes: 0 });
             ram.populate().context("making the guest's RAM")?;
         }
-        let devices = devices::make(specification, files)?;
-        let tree_size = load(&ram, specification, files, devices.len(), progress)?;
+        let devices = devices::make(specification, parts)?;
+        let tree_size = load(&ram, specification, parts, devices.len(), progress)?;
 
         let vm = device.create_vm().context("creating the VM")?;
         ram.bind(&vm, specification.sharing).context("giving the VM its RAM")?;
@@ -120,14 +146,14 @@ impl Machine {
 fn load(
     ram: &Ram,
     machine: &Specification,
-    files: &Files,
+    parts: &Parts,
     virtio: usize,
     progress: &mut dyn FnMut(Step),
 ) -> Result<u64> {
     let name = machine.kernel.display();
-    let mut kernel = files.kernel().with_context(|| format!("the kernel {name}"))?;
+    let mut kernel = parts.kernel().with_context(|| format!("the kernel {name}"))?;
     let initrd_name = machine.initrd.as_deref().unwrap_or(Path::new("")).display();
-    let initrd = files.initrd().with_context(|| format!("the initramfs {initrd_name}"))?;
+    let initrd = parts.initrd().with_context(|| format!("the initramfs {initrd_name}"))?;
     let header = kernel.header();
     // What a kernel before 3.17 needs behind its image it does not say.
     let kernel_size = if header.image_size == 0 { 16 * MIB } else { header.image_size };

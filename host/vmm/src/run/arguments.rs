@@ -4,16 +4,16 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
 use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
 use serde::Deserialize;
 
+use super::devices::{Disk, Net};
 use super::registry::Name;
 use super::size::Size;
 use crate::gunyah::Folios;
-use crate::machine::{self, Sharing, Specification, layout};
+use crate::machine::{Sharing, Specification, layout};
 
 /// What a guest has unless it is told otherwise.
 const MEMORY: Size = Size(512 * layout::MIB);
@@ -34,34 +34,6 @@ pub enum HugePages {
     Preallocate,
     /// 4 KiB pages
     Never,
-}
-
-/// A disk, as it is written: `FILE` or `FILE,ro`.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
-struct Disk(machine::Disk);
-
-impl FromStr for Disk {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Disk, String> {
-        let (path, read_only) = match text.strip_suffix(",ro") {
-            Some(path) => (path, true),
-            None => (text, false),
-        };
-        if path.is_empty() {
-            return Err("a disk is FILE or FILE,ro".to_owned());
-        }
-        Ok(Disk(machine::Disk { path: path.into(), read_only }))
-    }
-}
-
-impl TryFrom<String> for Disk {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Disk, String> {
-        text.parse()
-    }
 }
 
 /// The options. A file has the same ones, by the same names.
@@ -98,6 +70,21 @@ pub struct Arguments {
     /// The guest finds it as /dev/vda and so on. Needs --share.
     #[arg(long, value_name = "FILE[,ro]")]
     disk: Vec<Disk>,
+    /// A network device, connected to a tap device of the host's or to the host's network
+    ///
+    /// `tap=NAME` needs a tap device that this user may use. `user` needs the
+    /// program passt and nothing else. `,mac=52:54:00:12:34:56` sets the address;
+    /// otherwise it is random. May be repeated. Needs --share.
+    #[arg(long, value_name = "tap=NAME|user")]
+    net: Vec<Net>,
+    /// The guest's address for sockets between it and the host (vsock), 3 or more
+    ///
+    /// Programs of the host connect to the socket NAME.vsock beside the guest's
+    /// control socket, write `CONNECT PORT` and a newline, and read `OK`. What
+    /// the guest connects to, port P of the host, is the socket NAME.vsock_P
+    /// there. Needs --share.
+    #[arg(long, value_name = "CID", value_parser = clap::value_parser!(u64).range(3..u64::from(u32::MAX)))]
+    vsock: Option<u64>,
     /// What the guest's RAM is made of [default: auto]
     #[arg(long, value_name = "WHEN", num_args = 0..=1, require_equals = true, default_missing_value = "preallocate")]
     hugepages: Option<HugePages>,
@@ -153,6 +140,8 @@ impl Arguments {
             memory: self.memory.or(file.memory),
             share: self.share || file.share,
             disk: if self.disk.is_empty() { file.disk } else { self.disk },
+            net: if self.net.is_empty() { file.net } else { self.net },
+            vsock: self.vsock.or(file.vsock),
             hugepages: self.hugepages.or(file.hugepages),
             name: self.name.or(file.name),
             reboot: self.reboot || file.reboot,
@@ -191,9 +180,16 @@ impl Arguments {
             },
             populate: hugepages == HugePages::Preallocate,
             disks: self.disk.into_iter().map(|disk| disk.0).collect(),
+            nets: self.net.into_iter().map(|net| net.0).collect(),
+            vsock: self.vsock,
         };
-        if !machine.disks.is_empty() && machine.sharing == Sharing::Lent {
-            bail!("a disk needs --share: devices reach only RAM that the host can access");
+        let has_devices =
+            !machine.disks.is_empty() || !machine.nets.is_empty() || machine.vsock.is_some();
+        if has_devices && machine.sharing == Sharing::Lent {
+            bail!(
+                "--disk, --net and --vsock need --share: devices reach only RAM that the host \
+                 can access"
+            );
         }
         Ok(Plan { machine, name, reboot: self.reboot })
     }
@@ -233,6 +229,7 @@ mod tests {
     use clap::Parser as _;
 
     use super::*;
+    use crate::machine;
 
     #[derive(clap::Parser)]
     struct Cli {
@@ -267,6 +264,9 @@ mod tests {
             (&["-k", "x", "-n", "a/b"], "letters"),
             (&["-k", "x", "--disk", ",ro"], "FILE,ro"),
             (&["-k", "x", "--disk", "y"], "--share"),
+            (&["-k", "x", "--net", "user"], "--share"),
+            (&["-k", "x", "--net", "bridge=b"], "tap=NAME"),
+            (&["-k", "x", "--share", "--vsock", "2"], "2 is not in"),
             (&["-k", "x", "--config", "/nowhere"], "/nowhere"),
         ] {
             let error = format!("{:#}", plan(words).unwrap_err());
@@ -290,7 +290,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("web.toml");
         let text = "kernel = 'vmlinuz'\ninitrd = '/boot/initrd'\ncpus = 2\nmemory = '1G'\n\
-                    share = true\ndisk = ['a.img,ro', '/b']\nhugepages = 'never'\nname = 'web'\nreboot = true\n\
+                    share = true\ndisk = ['a.img,ro', '/b']\nnet = ['user']\nvsock = 3\nhugepages = 'never'\nname = 'web'\nreboot = true\n\
                     cmdline = 'quiet panic=5'\n";
         fs::write(&file, text).unwrap();
         let config = file.to_str().unwrap();
@@ -301,6 +301,7 @@ mod tests {
         assert_eq!(plan.machine.cmdline, "quiet panic=5");
         assert_eq!(plan.machine.sharing, Sharing::Shared);
         assert_eq!(plan.machine.folios, Folios::Small);
+        assert_eq!((plan.machine.nets.len(), plan.machine.vsock), (1, Some(3)));
         let disk = |path: PathBuf, read_only| machine::Disk { path, read_only };
         let disks = [disk(folder.path().join("a.img"), true), disk("/b".into(), false)];
         assert_eq!(plan.machine.disks, disks);

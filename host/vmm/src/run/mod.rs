@@ -6,6 +6,7 @@
 mod arguments;
 mod buffer;
 mod client;
+mod devices;
 mod keys;
 mod oops;
 mod preflight;
@@ -38,19 +39,19 @@ pub use status::HELP as EXIT_STATUS;
 use status::Killer;
 
 use crate::gunyah::Device;
-use crate::machine::{Ending, Files, Machine, Sharing};
+use crate::machine::{Ending, Machine, Parts, Sharing};
 
 /// Runs a guest. The exit status.
 pub fn run(arguments: Arguments) -> Result<u8> {
     let plan = arguments.plan()?;
     let device = preflight::open()?;
     preflight::check_memory(plan.machine.ram)?;
-    let files = Files::open(&plan.machine)?;
     let (entry, listener) = Entry::take(plan.name.as_ref())?;
+    let parts = Parts::open(&plan.machine, &entry.path("vsock"))?;
     let mut session = Session::new(listener)?;
     // No other thread is there yet.
     sandbox::drop_privileges()?;
-    let host = Host { device, files, entry };
+    let host = Host { device, parts, entry };
     let mut boots = 0;
     loop {
         boots += 1;
@@ -71,7 +72,7 @@ pub fn run(arguments: Arguments) -> Result<u8> {
 /// What a guest is made of at the host's.
 struct Host {
     device: Device,
-    files: Files,
+    parts: Parts,
     entry: Entry,
 }
 
@@ -83,13 +84,13 @@ fn boot(
     boots: u64,
 ) -> Result<(Ending, Option<Killer>)> {
     let mut progress = Progress::new();
-    let Host { device, files, entry } = host;
-    let machine = Machine::build(device, &plan.machine, files, &mut |step| progress.show(step))?;
+    let Host { device, parts, entry } = host;
+    let machine = Machine::build(device, &plan.machine, parts, &mut |step| progress.show(step))?;
     progress.clear();
     let console: File = machine.console()?;
     session.enter_terminal()?;
     if boots == 1 {
-        sandbox::filter_system_calls()?;
+        sandbox::filter_system_calls(plan.machine.vsock.is_some())?;
     }
     let running = machine.start()?;
     let started = Instant::now();

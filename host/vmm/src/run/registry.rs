@@ -143,6 +143,11 @@ impl Entry {
         Ok((self, listener))
     }
 
+    /// The place of another file of this guest's, beside its socket.
+    pub fn path(&self, extension: &str) -> PathBuf {
+        self.socket.with_file_name(format!("{}.{extension}", self.name.0))
+    }
+
     /// The name.
     pub fn name(&self) -> &Name {
         &self.name

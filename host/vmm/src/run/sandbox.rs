@@ -153,10 +153,11 @@ fn limit_capabilities(mask: u32) -> Result<(), Errno> {
 }
 
 /// Allows all threads, and those to come, only the system calls of a program
-/// that runs a guest. Any other one ends it.
-pub fn filter_system_calls() -> Result<()> {
+/// that runs a guest. Any other one ends it. `connects` says that a device
+/// connects the guest to Unix sockets.
+pub fn filter_system_calls(connects: bool) -> Result<()> {
     install_report();
-    let filters = filters().context("making the filter of system calls")?;
+    let filters = filters(connects).context("making the filter of system calls")?;
     for filter in &filters {
         seccompiler::apply_filter_all_threads(filter)
             .context("applying the filter of system calls (seccomp)")?;
@@ -165,7 +166,7 @@ pub fn filter_system_calls() -> Result<()> {
 }
 
 /// Two filters: of what each says to a call, the stricter counts.
-fn filters() -> Result<[BpfProgram; 2]> {
+fn filters(connects: bool) -> Result<[BpfProgram; 2]> {
     let arch = TargetArch::try_from(std::env::consts::ARCH)?;
     // The flags of clone3 are in memory, where no filter sees them; the C
     // library makes do with clone.
@@ -175,11 +176,12 @@ fn filters() -> Result<[BpfProgram; 2]> {
         SeccompAction::Errno(libc::ENOSYS as u32),
         arch,
     )?;
-    let allowed = SeccompFilter::new(rules()?, SeccompAction::Trap, SeccompAction::Allow, arch)?;
+    let allowed =
+        SeccompFilter::new(rules(connects)?, SeccompAction::Trap, SeccompAction::Allow, arch)?;
     Ok([no_clone3.try_into()?, allowed.try_into()?])
 }
 
-fn rules() -> Result<BTreeMap<i64, Vec<SeccompRule>>> {
+fn rules(connects: bool) -> Result<BTreeMap<i64, Vec<SeccompRule>>> {
     let when = |argument, op, value| -> Result<SeccompRule> {
         let condition = SeccompCondition::new(argument, SeccompCmpArgLen::Qword, op, value)?;
         Ok(SeccompRule::new(vec![condition])?)
@@ -203,6 +205,10 @@ fn rules() -> Result<BTreeMap<i64, Vec<SeccompRule>>> {
         ioctls.push(equals(1, request)?);
     }
     rules.insert(libc::SYS_ioctl, ioctls);
+    if connects {
+        rules.insert(libc::SYS_socket, vec![equals(0, libc::AF_UNIX as u64)?]);
+        rules.insert(libc::SYS_connect, Vec::new());
+    }
     Ok(rules)
 }
 
@@ -246,7 +252,7 @@ mod tests {
 
     /// The exit status of a child that does `job` behind the filter.
     fn behind_filter(job: impl FnOnce() -> u8) -> i32 {
-        let status = in_child(|| match filter_system_calls() {
+        let status = in_child(|| match filter_system_calls(false) {
             Ok(()) => job(),
             Err(_) => 99,
         });

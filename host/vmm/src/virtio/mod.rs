@@ -44,5 +44,5 @@ pub use console::Console;
 pub use entropy::Entropy;
 pub use memory::DeviceMemory;
 pub use mmio::{QUEUE_NOTIFY, Transport, WINDOW};
-pub use net::{Net, Passt, Tap};
+pub use net::{Link, Net, Passt, Tap};
 pub use vsock::{Door, Vsock};
