@@ -57,6 +57,7 @@ bool escrow_folio_is_marked(struct folio *folio);
 void escrow_folio_get(struct folio *folio);
 void escrow_folio_put(struct folio *folio);
 void escrow_seen_through(u64 index, u64 detail);
+void escrow_tree_refused(u64 vm, const char *why, size_t length);
 void escrow_relax(void);
 int escrow_top_up(struct escrow_borrower *borrower, u64 pages);
 void escrow_event_signal(struct eventfd_ctx *event);

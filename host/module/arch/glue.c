@@ -82,6 +82,12 @@ void escrow_seen_through(u64 index, u64 detail)
 	pr_warn_once("refused by EL2, entry %llu, detail %llu\n", index, detail);
 }
 
+/* A program's own fault, so the log tells of some. */
+void escrow_tree_refused(u64 vm, const char *why, size_t length)
+{
+	pr_warn_ratelimited("VM %#llx: its device tree is refused: %.*s\n", vm, (int)length, why);
+}
+
 void escrow_relax(void)
 {
 	cpu_relax();

@@ -60,6 +60,11 @@ struct escrow_metadata {
 };
 
 struct escrow_vcpu_core {
+	u64 opaque[3];
+};
+
+/* The line from an IRQFD's eventfd to the guest. */
+struct escrow_line {
 	u64 opaque[2];
 };
 
@@ -95,6 +100,7 @@ struct escrow_lifecycle {
 /* Rust's alone. */
 struct escrow_vm_core;
 struct escrow_ioeventfds;
+struct escrow_console_core;
 
 /* A function's argument, with zeros behind its end. */
 union escrow_fn_arg {
@@ -102,15 +108,19 @@ union escrow_fn_arg {
 	struct gunyah_fn_vcpu_arg vcpu;
 	struct gunyah_fn_irqfd_arg irqfd;
 	struct gunyah_fn_ioeventfd_arg ioeventfd;
+	struct escrow_fn_console_arg console;
 };
 
 /* A checked function. */
 struct escrow_function {
 	u32 type;
-	u32 id; /* a vCPU's number, an IRQFD's label */
+	u32 id; /* a vCPU's number, an IRQFD's label, a console's INTID or 0 */
 	s32 fd; /* of what is to be added */
+	s32 resample_fd; /* of an IRQFD, if it resamples */
+	u64 address; /* of a console */
 	bool level;
-	u8 reserved[3];
+	bool resamples;
+	u8 reserved[6];
 };
 
 /* An entry of a list that goes to EL2. */
@@ -188,21 +198,33 @@ enum escrow_step_kind {
 	ESCROW_STEP_EXIT = 5,
 	ESCROW_STEP_WRITE = 6,
 	ESCROW_STEP_WAKE = 7,
+	ESCROW_STEP_SPI_DONE = 8,
+	ESCROW_STEP_READ = 9,
 };
 
 struct escrow_step {
 	u32 kind;
-	u32 down; /* of WRITE: the size */
-	u64 at;
+	u32 down; /* of WRITE, READ: the size */
+	u64 at; /* of WAKE, SPI_DONE: vCPUs, a bit each */
 	u64 access; /* of WRITE: the value */
 	struct escrow_exit exit;
+};
+
+/* What follows from a change of a console. */
+enum escrow_console_event {
+	ESCROW_CONSOLE_LINE = 1, /* the interrupt's level has changed */
+	ESCROW_CONSOLE_HIGH = 2, /* to high */
+	ESCROW_CONSOLE_READABLE = 4, /* wake who reads */
+	ESCROW_CONSOLE_READABLE_SOON = 8, /* the same, soon */
+	ESCROW_CONSOLE_WRITABLE = 16, /* wake who writes */
 };
 
 /* What Rust relies on; src/layout.rs asserts the same of its side. */
 static_assert(sizeof(struct escrow_folio_state) == 40);
 static_assert(sizeof(struct escrow_counts) == 56);
 static_assert(sizeof(struct escrow_metadata) == 8);
-static_assert(sizeof(struct escrow_vcpu_core) == 16);
+static_assert(sizeof(struct escrow_vcpu_core) == 24);
+static_assert(sizeof(struct escrow_line) == 16);
 static_assert(sizeof(struct escrow_losses) == 144);
 static_assert(sizeof(struct escrow_entry) == 32);
 static_assert(sizeof(struct escrow_lifecycle) == 4);
@@ -235,11 +257,14 @@ static_assert(offsetof(struct escrow_binding, size) == 16);
 static_assert(offsetof(struct escrow_binding, offset) == 24);
 static_assert(offsetof(struct escrow_binding, how) == 32);
 static_assert(offsetof(struct escrow_binding, rights) == 36);
-static_assert(sizeof(struct escrow_function) == 16);
+static_assert(sizeof(struct escrow_function) == 32);
 static_assert(offsetof(struct escrow_function, id) == 4);
 static_assert(offsetof(struct escrow_function, fd) == 8);
-static_assert(offsetof(struct escrow_function, level) == 12);
-static_assert(offsetof(struct escrow_function, reserved) == 13);
+static_assert(offsetof(struct escrow_function, resample_fd) == 12);
+static_assert(offsetof(struct escrow_function, address) == 16);
+static_assert(offsetof(struct escrow_function, level) == 24);
+static_assert(offsetof(struct escrow_function, resamples) == 25);
+static_assert(offsetof(struct escrow_function, reserved) == 26);
 static_assert(sizeof(struct escrow_vm_info) == 32);
 static_assert(offsetof(struct escrow_vm_info, started) == 0);
 static_assert(offsetof(struct escrow_vm_info, mapped) == 8);
@@ -378,9 +403,36 @@ int escrow_rs_ioeventfd_remove(struct escrow_ioeventfds *events,
 bool escrow_rs_ioeventfd_write(const struct escrow_ioeventfds *events, u64 address, u32 size,
 			       u64 data);
 
-/* Doorbells: calls to EL2. */
-int escrow_rs_bell_send(u64 bell, u64 flags);
-int escrow_rs_bell_set_mask(u64 bell, u64 enabled, u64 acknowledged);
+/* An IRQFD's line: under irqfd->lock. @wake: vCPUs to run, a bit each. */
+void escrow_rs_line_init(struct escrow_line *line, bool level, bool resamples);
+int escrow_rs_line_signal(struct escrow_line *line, u64 vm, u32 *wake);
+/* 1: it is connected, 0: its label stands for nothing */
+int escrow_rs_line_connect(struct escrow_line *line, const struct escrow_vm_core *core, u32 label,
+			   u32 *wake);
+/* 1: signal the eventfd of the way back */
+int escrow_rs_line_done(struct escrow_line *line, u64 vm, u32 intid, u32 *wake);
+int escrow_rs_line_disconnect(struct escrow_line *line, u64 vm, u32 *wake);
+int escrow_rs_spi_level(u64 vm, u32 intid, bool high, u32 *wake);
+/* An INTID, 0: there is none */
+int escrow_rs_spi_done(u64 vm);
+
+/* Consoles: under console->lock. What returns u32 returns enum escrow_console_event. */
+struct escrow_console_core *escrow_rs_console_new(void);
+void escrow_rs_console_free(struct escrow_console_core *console); /* may be NULL */
+u32 escrow_rs_console_guest_reads(struct escrow_console_core *console, u32 offset, u32 size,
+				  u64 *value);
+u32 escrow_rs_console_guest_writes(struct escrow_console_core *console, u32 offset, u64 value);
+u32 escrow_rs_console_send(struct escrow_console_core *console, const u8 *text, size_t size,
+			   size_t *sent);
+u32 escrow_rs_console_send_break(struct escrow_console_core *console, bool *sent);
+size_t escrow_rs_console_peek(struct escrow_console_core *console, u8 *text, size_t size,
+			      u64 *position);
+void escrow_rs_console_take(struct escrow_console_core *console, u64 position);
+/* What it is, not what has changed. */
+u32 escrow_rs_console_state(const struct escrow_console_core *console);
+/* Waiting for the program, lost, waiting for the guest. */
+void escrow_rs_console_counts(const struct escrow_console_core *console, u64 out[3]);
+
 /* 0: no tree begins like this */
 u32 escrow_rs_tree_size(const u8 head[8]);
 
@@ -413,9 +465,10 @@ bool escrow_rs_vm_is_started(const struct escrow_vm_core *core);
 int escrow_rs_vm_check_start(const struct escrow_vm_core *core,
 			     struct escrow_binding *binding, u64 *guest, u64 *size, bool *unmapped);
 bool escrow_rs_vm_dtb(const struct escrow_vm_core *core, u64 *guest, u64 *size);
-int escrow_rs_vm_configure_bells(struct escrow_vm_core *core, const u8 *tree, size_t size);
-/* 0: there is none */
-u64 escrow_rs_vm_bell(const struct escrow_vm_core *core, u32 label);
+int escrow_rs_vm_configure(struct escrow_vm_core *core, struct escrow_borrower *donor, u32 highest,
+			   const u8 *tree, size_t size);
+/* 1, or 0: it has no interrupt controller */
+int escrow_rs_vm_has_spi(const struct escrow_vm_core *core, u32 intid);
 int escrow_rs_vm_set_registers(const struct escrow_vm_core *core);
 int escrow_rs_vm_start(struct escrow_vm_core *core, struct escrow_borrower *donor);
 void escrow_rs_vm_down(const struct escrow_vm_core *core, u32 kind);
@@ -434,6 +487,7 @@ int escrow_rs_vcpu_ended(struct escrow_vcpu_core *vcpu, const u64 results[5],
 /* Whether the next run brings an answer of the program's along. */
 bool escrow_rs_vcpu_has_answer(const struct escrow_vcpu_core *vcpu);
 void escrow_rs_vcpu_write_done(struct escrow_vcpu_core *vcpu);
+void escrow_rs_vcpu_read_done(struct escrow_vcpu_core *vcpu, u64 value);
 void escrow_rs_vcpu_page_brought(struct escrow_vcpu_core *vcpu, u64 guest, int result,
 				 struct escrow_step *step);
 u64 escrow_rs_nanoseconds_until(u64 now, u64 deadline, u32 frequency);

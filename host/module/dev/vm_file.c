@@ -102,7 +102,7 @@ static int escrow_vm_try_start(struct escrow_vm *vm, struct escrow_attempt *atte
 		 * run, so all that can fail comes before. The start needs no
 		 * memory, and a VM with a vCPU.
 		 */
-		err = escrow_doorbells_configure(vm, &binding);
+		err = escrow_tree_configure(vm, &binding);
 		if (!err)
 			err = escrow_vm_start_functions(vm);
 		if (!err)

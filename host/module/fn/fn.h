@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* Floor 4: what a VM can have beside memory: vCPUs, IRQFDs, IOEVENTFDs, doorbells. */
+/* Floor 4: what a VM can have beside memory: vCPUs, IRQFDs, IOEVENTFDs, consoles. */
 #ifndef ESCROW_FN_H
 #define ESCROW_FN_H
 
@@ -35,13 +35,21 @@ extern const struct escrow_fn_ops escrow_vcpu_ops;
 /* irqfd.c */
 extern const struct escrow_fn_ops escrow_irqfd_ops;
 
+void escrow_irqfds_done(struct escrow_vm *vm);
+
 /* ioeventfd.c */
 extern const struct escrow_fn_ops escrow_ioeventfd_ops;
 
-bool escrow_ioeventfd_write(struct escrow_vm *vm, u64 address, u32 size, u64 data);
+bool escrow_ioeventfd_write(const struct escrow_vm *vm, u64 address, u32 size, u64 data);
 
-/* doorbell.c */
-int escrow_doorbells_configure(struct escrow_vm *vm, const struct escrow_binding *binding);
-void escrow_doorbell_ring(struct escrow_vm *vm, u64 bell, u32 label);
+/* console.c */
+extern const struct escrow_fn_ops escrow_console_ops;
+
+bool escrow_console_guest_reads(const struct escrow_vm *vm, u64 address, u32 size, u64 *value);
+bool escrow_console_guest_writes(const struct escrow_vm *vm, u64 address, u64 value);
+u32 escrow_consoles_highest(const struct escrow_vm *vm);
+
+/* tree.c */
+int escrow_tree_configure(struct escrow_vm *vm, const struct escrow_binding *binding);
 
 #endif

@@ -24,6 +24,7 @@ const struct escrow_fn_ops *const escrow_functions[] = {
 	&escrow_vcpu_ops,
 	&escrow_irqfd_ops,
 	&escrow_ioeventfd_ops,
+	&escrow_console_ops,
 	NULL,
 };
 

@@ -56,17 +56,13 @@ static int escrow_ioeventfd_remove(struct escrow_vm *vm, const struct escrow_fun
 }
 
 /*
- * A guest's write. true: it matched an IOEVENTFD and is done. The lock keeps the event
- * from being released meanwhile; once a removal has returned, its event is not signalled.
+ * A guest's write. true: it matched an IOEVENTFD and is done. With vm->lock, which
+ * keeps the event from being released meanwhile; once a removal has returned, its
+ * event is not signalled.
  */
-bool escrow_ioeventfd_write(struct escrow_vm *vm, u64 address, u32 size, u64 data)
+bool escrow_ioeventfd_write(const struct escrow_vm *vm, u64 address, u32 size, u64 data)
 {
-	bool done;
-
-	down_read(&vm->lock);
-	done = vm->ioeventfds && escrow_rs_ioeventfd_write(vm->ioeventfds, address, size, data);
-	up_read(&vm->lock);
-	return done;
+	return vm->ioeventfds && escrow_rs_ioeventfd_write(vm->ioeventfds, address, size, data);
 }
 
 static void escrow_ioeventfds_end(struct escrow_vm *vm)

@@ -1,16 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Floor 4: Eventfds that ring a doorbell of the guest's.
+ * Floor 4: Eventfds that interrupt the guest: by an SPI, or by a doorbell where it has no
+ * interrupt controller.
  *
- * An eventfd calls us about a signal with the spinlock of its wait queue held, so
- * that callback can neither sleep nor take vm->lock. irqfd->lock orders it and the
- * code that connects the doorbell.
+ * An eventfd calls us about a signal with the spinlock of its wait queue held and
+ * interrupts off, so that callback can neither sleep nor take vm->lock. It may make the
+ * calls to EL2 that a line needs, which are short, and wake vCPUs. irqfd->lock orders it
+ * and the code that connects the line.
  */
 
 #include <linux/err.h>
 #include <linux/eventfd.h>
 #include <linux/file.h>
 #include <linux/list.h>
+#include <linux/minmax.h>
 #include <linux/poll.h>
 #include <linux/slab.h>
 #include <linux/spinlock.h>
@@ -25,29 +28,40 @@ struct escrow_irqfd {
 	struct list_head link; /* in vm->irqfds */
 	struct escrow_vm *vm; /* outlives it */
 	u32 label;
-	bool level;
 	struct eventfd_ctx *event;
+	struct eventfd_ctx *resample; /* NULL: none */
 	wait_queue_entry_t wait;
 	poll_table poll;
 	spinlock_t lock; /* of the following; taken with interrupts off */
-	u64 bell; /* 0 while there is none */
-	bool is_rung; /* meanwhile */
+	struct escrow_line line;
 };
+
+/* What follows from a call about the line. */
+static void escrow_irqfd_told(const struct escrow_irqfd *irqfd, int err, u32 wake)
+{
+	struct escrow_vm *vm = irqfd->vm;
+
+	/* Eventfds may be signalled after the VM's end. */
+	if (err < 0 && err != -ENODEV)
+		pr_warn_ratelimited("VM %#llx: the interrupt of label %u is not set: %d\n",
+				    vm->borrower.handle, irqfd->label, err);
+	escrow_vm_wake_some(vm, wake);
+}
 
 static int escrow_irqfd_signalled(wait_queue_entry_t *wait, unsigned int mode, int sync,
 				  void *key)
 {
 	struct escrow_irqfd *irqfd = container_of(wait, struct escrow_irqfd, wait);
 	unsigned long flags;
+	u32 wake = 0;
+	int err;
 
 	/* EPOLLHUP, when the last descriptor is closed, changes nothing. */
 	if (!(key_to_poll(key) & EPOLLIN))
 		return 0;
 	spin_lock_irqsave(&irqfd->lock, flags);
-	if (irqfd->bell)
-		escrow_doorbell_ring(irqfd->vm, irqfd->bell, irqfd->label);
-	else
-		irqfd->is_rung = true;
+	err = escrow_rs_line_signal(&irqfd->line, irqfd->vm->borrower.handle, &wake);
+	escrow_irqfd_told(irqfd, err, wake);
 	spin_unlock_irqrestore(&irqfd->lock, flags);
 	return 0;
 }
@@ -59,49 +73,77 @@ static void escrow_irqfd_queue(struct file *file, wait_queue_head_t *head, poll_
 	add_wait_queue_priority(head, &irqfd->wait);
 }
 
-/* Its doorbell may be there by now. With vm->lock for writing. */
+/*
+ * What its label stands for may be there by now. 1: it is, 0: it is not. With vm->lock for
+ * writing.
+ */
 static int escrow_irqfd_connect(struct escrow_irqfd *irqfd)
 {
 	struct escrow_vm *vm = irqfd->vm;
-	u64 bell = escrow_rs_vm_bell(vm->core, irqfd->label);
-	int err = 0;
+	u32 wake = 0;
+	int ret;
 
-	/*
-	 * A level-triggered interrupt ends when it is not asserted any more. An eventfd
-	 * does not tell when: so EL2 clears the flag when the doorbell rings.
-	 */
-	if (bell && irqfd->level)
-		err = escrow_rs_bell_set_mask(bell, 1, 1);
-	if (err)
-		return err;
 	spin_lock_irq(&irqfd->lock);
-	irqfd->bell = bell;
-	if (bell && irqfd->is_rung) {
-		irqfd->is_rung = false;
-		escrow_doorbell_ring(vm, bell, irqfd->label);
-	}
+	ret = escrow_rs_line_connect(&irqfd->line, vm->core, irqfd->label, &wake);
+	escrow_vm_wake_some(vm, wake);
 	spin_unlock_irq(&irqfd->lock);
-	return 0;
+	return ret;
 }
 
 /*
- * The doorbells are there. An error leaves some connected, which the next try
+ * The device tree is known. An error leaves some connected, which the next try
  * connects again. With vm->lock for writing.
  */
 static int escrow_irqfds_connect(struct escrow_vm *vm)
 {
 	struct escrow_irqfd *irqfd;
-	int err;
+	int ret;
 
 	list_for_each_entry(irqfd, &vm->irqfds, link) {
-		err = escrow_irqfd_connect(irqfd);
-		if (err)
-			return err;
-		if (!irqfd->bell)
-			pr_info_ratelimited("VM %#llx: its device tree has no doorbell %u\n",
+		ret = escrow_irqfd_connect(irqfd);
+		if (ret < 0)
+			return ret;
+		if (!ret)
+			pr_info_ratelimited("VM %#llx: its device tree has no interrupt for label %u\n",
 					    vm->borrower.handle, irqfd->label);
 	}
 	return 0;
+}
+
+/* The guest is done with an SPI, which may be the IRQFD's. With vm->lock. */
+static void escrow_irqfd_done(struct escrow_irqfd *irqfd, u32 intid)
+{
+	u32 wake = 0;
+	int ret;
+
+	spin_lock_irq(&irqfd->lock);
+	ret = escrow_rs_line_done(&irqfd->line, irqfd->vm->borrower.handle, intid, &wake);
+	escrow_irqfd_told(irqfd, ret, wake);
+	spin_unlock_irq(&irqfd->lock);
+	/* Without the lock: it may be an eventfd of an IRQFD, this one's too. */
+	if (ret > 0)
+		eventfd_signal(irqfd->resample);
+}
+
+/*
+ * The guest is done with level-sensitive SPIs: their levels are low at EL2, until somebody
+ * says again that they are high.
+ */
+void escrow_irqfds_done(struct escrow_vm *vm)
+{
+	struct escrow_irqfd *irqfd;
+	int intid;
+
+	down_read(&vm->lock);
+	while ((intid = escrow_rs_spi_done(vm->borrower.handle)) > 0) {
+		list_for_each_entry(irqfd, &vm->irqfds, link)
+			escrow_irqfd_done(irqfd, intid);
+		cond_resched();
+	}
+	up_read(&vm->lock);
+	if (intid < 0 && intid != -ENODEV)
+		pr_warn_ratelimited("VM %#llx: EL2 does not say which interrupts are done: %d\n",
+				    vm->borrower.handle, intid);
 }
 
 static struct escrow_irqfd *escrow_irqfd_find(struct escrow_vm *vm, u32 label)
@@ -131,7 +173,7 @@ static int escrow_irqfd_add(struct escrow_vm *vm, const struct escrow_function *
 		return -ENOMEM;
 	irqfd->vm = vm;
 	irqfd->label = function->id;
-	irqfd->level = function->level;
+	escrow_rs_line_init(&irqfd->line, function->level, function->resamples);
 	spin_lock_init(&irqfd->lock);
 	init_waitqueue_func_entry(&irqfd->wait, escrow_irqfd_signalled);
 	init_poll_funcptr(&irqfd->poll, escrow_irqfd_queue);
@@ -146,9 +188,16 @@ static int escrow_irqfd_add(struct escrow_vm *vm, const struct escrow_function *
 		err = PTR_ERR(irqfd->event);
 		goto err_file;
 	}
+	if (function->resamples) {
+		irqfd->resample = eventfd_ctx_fdget(function->resample_fd);
+		if (IS_ERR(irqfd->resample)) {
+			err = PTR_ERR(irqfd->resample);
+			goto err_event;
+		}
+	}
 	err = escrow_vm_lock(vm);
 	if (err)
-		goto err_event;
+		goto err_resample;
 	if (escrow_irqfd_find(vm, irqfd->label)) {
 		err = -EEXIST;
 	} else if (vm->irqfd_count >= ESCROW_IRQFDS_MAX) {
@@ -156,11 +205,11 @@ static int escrow_irqfd_add(struct escrow_vm *vm, const struct escrow_function *
 				    vm->borrower.handle, vm->irqfd_count);
 		err = -ENOSPC;
 	} else {
-		err = escrow_irqfd_connect(irqfd);
+		err = min(escrow_irqfd_connect(irqfd), 0);
 	}
 	if (err) {
 		up_write(&vm->lock);
-		goto err_event;
+		goto err_resample;
 	}
 	list_add_tail(&irqfd->link, &vm->irqfds);
 	vm->irqfd_count++;
@@ -171,6 +220,9 @@ static int escrow_irqfd_add(struct escrow_vm *vm, const struct escrow_function *
 	fput(file);
 	return 0;
 
+err_resample:
+	if (irqfd->resample)
+		eventfd_ctx_put(irqfd->resample);
 err_event:
 	eventfd_ctx_put(irqfd->event);
 err_file:
@@ -183,15 +235,19 @@ err_free:
 static void escrow_irqfd_free(struct escrow_irqfd *irqfd)
 {
 	u64 count;
+	u32 wake = 0;
+	int err;
 
 	list_del(&irqfd->link);
 	irqfd->vm->irqfd_count--;
 	/* Once it is out of the queue, no callback is running or will run. */
 	eventfd_ctx_remove_wait_queue(irqfd->event, &irqfd->wait, &count);
-	/* The next one may be of the other kind. The VM may be dead. */
-	if (irqfd->bell && irqfd->level)
-		escrow_rs_bell_set_mask(irqfd->bell, U64_MAX, 0);
+	/* The VM may be dead. */
+	err = escrow_rs_line_disconnect(&irqfd->line, irqfd->vm->borrower.handle, &wake);
+	escrow_irqfd_told(irqfd, err, wake);
 	eventfd_ctx_put(irqfd->event);
+	if (irqfd->resample)
+		eventfd_ctx_put(irqfd->resample);
 	kfree(irqfd);
 }
 

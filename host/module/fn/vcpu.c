@@ -168,6 +168,34 @@ static bool escrow_vcpu_tell_loss(struct escrow_vcpu *vcpu)
 	return true;
 }
 
+/*
+ * What the guest does where it has no memory: it may be for an IOEVENTFD or a console.
+ * Otherwise, it is for the program.
+ */
+static void escrow_vcpu_emulate(struct escrow_vcpu *vcpu, struct escrow_step *step)
+{
+	struct escrow_vm *vm = vcpu->vm;
+	u64 value;
+	bool done;
+
+	escrow_down_read(&vm->lock);
+	if (step->kind == ESCROW_STEP_WRITE)
+		done = escrow_ioeventfd_write(vm, step->at, step->down, step->access) ||
+		       escrow_console_guest_writes(vm, step->at, step->access);
+	else
+		done = escrow_console_guest_reads(vm, step->at, step->down, &value);
+	up_read(&vm->lock);
+	if (!done) {
+		step->kind = ESCROW_STEP_EXIT;
+		return;
+	}
+	if (step->kind == ESCROW_STEP_WRITE)
+		escrow_rs_vcpu_write_done(&vcpu->core);
+	else
+		escrow_rs_vcpu_read_done(&vcpu->core, value);
+	step->kind = ESCROW_STEP_AGAIN;
+}
+
 static long escrow_vcpu_run(struct escrow_vcpu *vcpu)
 {
 	u64 answer[GUNYAH_EXIT_WORDS], registers[8], results[5];
@@ -214,14 +242,8 @@ static long escrow_vcpu_run(struct escrow_vcpu *vcpu)
 			else
 				step.kind = ESCROW_STEP_AGAIN;
 		}
-		if (step.kind == ESCROW_STEP_WRITE) {
-			if (escrow_ioeventfd_write(vcpu->vm, step.at, step.down, step.access)) {
-				escrow_rs_vcpu_write_done(&vcpu->core);
-				step.kind = ESCROW_STEP_AGAIN;
-			} else {
-				step.kind = ESCROW_STEP_EXIT;
-			}
-		}
+		if (step.kind == ESCROW_STEP_WRITE || step.kind == ESCROW_STEP_READ)
+			escrow_vcpu_emulate(vcpu, &step);
 		switch (step.kind) {
 		case ESCROW_STEP_SLEEP:
 			escrow_vcpu_sleep(vcpu, step.at == U64_MAX ? U64_MAX :
@@ -232,7 +254,11 @@ static long escrow_vcpu_run(struct escrow_vcpu *vcpu)
 			escrow_vcpu_sleep(vcpu, U64_MAX);
 			break;
 		case ESCROW_STEP_WAKE:
-			escrow_vm_wake(vcpu->vm, step.at);
+			escrow_vm_wake_some(vcpu->vm, step.at);
+			break;
+		case ESCROW_STEP_SPI_DONE:
+			escrow_vm_wake_some(vcpu->vm, step.at);
+			escrow_irqfds_done(vcpu->vm);
 			break;
 		case ESCROW_STEP_DOWN:
 			escrow_vcpu_down(vcpu, step.down);

@@ -20,13 +20,19 @@ pub type Events = Ioeventfds<EventRef>;
 pub struct CFunction {
     /// The interface's `type`.
     pub(crate) kind: u32,
-    /// A vCPU's number, an IRQFD's label.
+    /// A vCPU's number, an IRQFD's label, the INTID of a console's interrupt or 0.
     pub(crate) id: u32,
-    /// The eventfd, but for a vCPU and in what is to be removed.
+    /// The eventfd of an IRQFD or IOEVENTFD that is to be added.
     pub(crate) fd: i32,
-    /// An IRQFD's.
+    /// An IRQFD's eventfd for the way back, if it has one.
+    pub(crate) resample_fd: i32,
+    /// A console's guest address.
+    pub(crate) address: u64,
+    /// An IRQFD is level-triggered.
     pub(crate) level: bool,
-    pub(crate) reserved: [u8; 3],
+    /// An IRQFD has an eventfd for the way back.
+    pub(crate) resamples: bool,
+    pub(crate) reserved: [u8; 6],
 }
 
 /// Checks a function that is to be added.
@@ -39,9 +45,18 @@ pub extern "C" fn escrow_rs_function_to_add(
     let nothing = CFunction { kind: desc.kind, ..CFunction::default() };
     let checked = function::to_add(desc, words).map(|function| match function {
         Function::Vcpu { id } => CFunction { id, ..nothing },
-        Function::Irqfd { fd, label, level, .. } => CFunction { id: label, fd, level, ..nothing },
+        Function::Irqfd { fd, label, level, resample } => CFunction {
+            id: label,
+            fd,
+            level,
+            resample_fd: resample.unwrap_or(-1),
+            resamples: resample.is_some(),
+            ..nothing
+        },
         Function::Ioeventfd { fd, .. } => CFunction { fd, ..nothing },
-        Function::Console { .. } => nothing,
+        Function::Console { address, interrupt } => {
+            CFunction { id: interrupt.unwrap_or(0), address, ..nothing }
+        }
     });
     store(checked, to)
 }
@@ -56,7 +71,8 @@ pub extern "C" fn escrow_rs_function_to_remove(
     let nothing = CFunction { kind: desc.kind, ..CFunction::default() };
     let checked = function::to_remove(desc, words).map(|key| match key {
         Key::Vcpu(id) | Key::Irqfd(id) => CFunction { id, ..nothing },
-        Key::Ioeventfd(_) | Key::Console(_) => nothing,
+        Key::Ioeventfd(_) => nothing,
+        Key::Console(address) => CFunction { address, ..nothing },
     });
     store(checked, to)
 }

@@ -20,6 +20,7 @@ unsafe extern "C" {
     static escrow_may_be_poisoned: AtomicBool;
     fn escrow_folio_is_marked(folio: NonNull<c_void>) -> bool;
     fn escrow_seen_through(index: u64, detail: u64);
+    fn escrow_tree_refused(vm: u64, why: *const u8, length: usize);
     fn escrow_top_up(borrower: NonNull<c_void>, pages: u64) -> i32;
     fn escrow_folio_get(folio: NonNull<c_void>);
     fn escrow_folio_put(folio: NonNull<c_void>);
@@ -89,6 +90,12 @@ impl References for FolioPtr {
 pub(crate) fn seen_through(index: u64, detail: u64) {
     // SAFETY: it writes to the log, and may be called anywhere.
     unsafe { escrow_seen_through(index, detail) }
+}
+
+/// The device tree of a VM is refused, for that reason.
+pub(crate) fn tree_refused(vm: u64, why: &str) {
+    // SAFETY: it writes so many bytes of the text to the log, and may be called anywhere.
+    unsafe { escrow_tree_refused(vm, why.as_ptr(), why.len()) }
 }
 
 /// C's `struct escrow_borrower`: who gives EL2 pages for a VM.

@@ -11,10 +11,12 @@ use escrow_memfd::{Counts, Folio, How, Retry};
 use escrow_vmcore::exit::Vcpu;
 use escrow_vmcore::function::Words;
 use escrow_vmcore::lifecycle::{Event, Lifecycle, State};
+use escrow_vmcore::line::Line;
 use escrow_vmcore::losses::Losses;
 use escrow_vmcore::metadata::Metadata;
 use escrow_vmcore::uapi::VcpuRun;
 
+use crate::console;
 use crate::folio::{ALREADY_THERE, COUNTS, CRefusal, CReport, OUT_OF_TURN, REFUSED};
 use crate::function::CFunction;
 use crate::hypervisor::CVmInfo;
@@ -44,7 +46,8 @@ layout! {
     Folio = escrow_folio_state, 40 {}
     Counts = escrow_counts, 56 {}
     Metadata = escrow_metadata, 8 {}
-    Vcpu = escrow_vcpu_core, 16 {}
+    Vcpu = escrow_vcpu_core, 24 {}
+    Line = escrow_line, 16 {}
     Losses = escrow_losses, 144 {}
     MemEntry = escrow_entry, 32 {}
     Lifecycle = escrow_lifecycle, 4 {}
@@ -57,7 +60,9 @@ layout! {
         guest 0, size 8, offset 16, how 24, rights 28, unbind 32, reserved 33
     }
     CBinding = escrow_binding, 40 { mem 0, guest 8, size 16, offset 24, how 32, rights 36 }
-    CFunction = escrow_function, 16 { id 4, fd 8, level 12, reserved 13 }
+    CFunction = escrow_function, 32 {
+        id 4, fd 8, resample_fd 12, address 16, level 24, resamples 25, reserved 26
+    }
     CVmInfo = escrow_vm_info, 32 { started 0, mapped 8, metadata 16, free 24 }
     CExit = escrow_exit, 32 { reason 0, reserved 4, words 8 }
     CStep = escrow_step, 56 { kind 0, down 4, at 8, access 16, exit 24 }
@@ -83,6 +88,13 @@ numbers! {
     ESCROW_STEP_EXIT = 5, StepKind::Exit;
     ESCROW_STEP_WRITE = 6, StepKind::Write;
     ESCROW_STEP_WAKE = 7, StepKind::Wake;
+    ESCROW_STEP_SPI_DONE = 8, StepKind::SpiDone;
+    ESCROW_STEP_READ = 9, StepKind::Read;
+    ESCROW_CONSOLE_LINE = 1, console::LINE;
+    ESCROW_CONSOLE_HIGH = 2, console::HIGH;
+    ESCROW_CONSOLE_READABLE = 4, console::READABLE;
+    ESCROW_CONSOLE_READABLE_SOON = 8, console::READABLE_SOON;
+    ESCROW_CONSOLE_WRITABLE = 16, console::WRITABLE;
     ESCROW_VM_LIVE = 0, State::Live;
     ESCROW_VM_DOWN = 1, State::Down;
     ESCROW_VM_CLOSED = 2, State::Closed;

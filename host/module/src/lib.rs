@@ -17,10 +17,11 @@
 extern crate alloc;
 
 mod allocator;
-mod doorbell;
+mod console;
 mod folio;
 mod function;
 mod hypervisor;
+mod interrupts;
 mod kernel;
 mod layout;
 mod panic;

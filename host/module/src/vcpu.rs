@@ -30,14 +30,14 @@ impl From<Exit> for CExit {
 pub struct CStep {
     /// An `ESCROW_STEP_*`.
     pub(crate) kind: u32,
-    /// `DOWN`: the exit type. `WRITE`: the size.
+    /// `DOWN`: the exit type. `WRITE`, `READ`: the size.
     pub(crate) down: u32,
-    /// `BRING`, `WRITE`: the guest address. `SLEEP`: the deadline.
-    /// `WAKE`: the vCPU's number.
+    /// `BRING`, `WRITE`, `READ`: the guest address. `SLEEP`: the deadline.
+    /// `WAKE`, `SPI_DONE`: vCPUs, a bit each.
     pub(crate) at: u64,
     /// `BRING`: the access. `WRITE`: the value.
     pub(crate) access: u64,
-    /// `EXIT`, `WRITE`: for the program.
+    /// `EXIT`, `WRITE`, `READ`: for the program.
     pub(crate) exit: CExit,
 }
 
@@ -57,10 +57,14 @@ pub enum StepKind {
     Down = 4,
     /// Tell the program.
     Exit = 5,
-    /// A write that an IOEVENTFD may be for.
+    /// A write that an IOEVENTFD or a console may be for.
     Write = 6,
-    /// Wake another vCPU.
+    /// Wake other vCPUs.
     Wake = 7,
+    /// The guest is done with SPIs.
+    SpiDone = 8,
+    /// A read that a console may be for.
+    Read = 9,
 }
 
 impl From<Step> for CStep {
@@ -85,7 +89,19 @@ impl From<Step> for CStep {
                 access: data,
                 exit: exit.into(),
             },
-            Step::Wake { id } => CStep { kind: StepKind::Wake as u32, at: id.into(), ..nothing },
+            Step::Wake { vcpus } => {
+                CStep { kind: StepKind::Wake as u32, at: vcpus.into(), ..nothing }
+            }
+            Step::SpiDone { wake } => {
+                CStep { kind: StepKind::SpiDone as u32, at: wake.into(), ..nothing }
+            }
+            Step::Read { address, size, exit } => CStep {
+                kind: StepKind::Read as u32,
+                down: size,
+                at: address,
+                exit: exit.into(),
+                ..nothing
+            },
             Step::Exit(exit) => CStep { kind: StepKind::Exit as u32, exit: exit.into(), ..nothing },
         }
     }
@@ -145,6 +161,12 @@ pub extern "C" fn escrow_rs_vcpu_has_answer(vcpu: &Vcpu) -> bool {
 #[unsafe(no_mangle)]
 pub extern "C" fn escrow_rs_vcpu_write_done(vcpu: &mut Vcpu) {
     vcpu.write_done();
+}
+
+/// The value of a `READ` step, without the program.
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_vcpu_read_done(vcpu: &mut Vcpu, value: u64) {
+    vcpu.read_done(value);
 }
 
 /// How bringing in a page went: 0 or a negative errno.

@@ -273,7 +273,8 @@ pub extern "C" fn escrow_rs_vm_binding(vm: &Core, index: usize, to: &mut CBindin
     store(vm.bindings.get(index).map(CBinding::of).ok_or(Errno::NotFound), to)
 }
 
-/// Adds a vCPU, and creates Escrow's half of it.
+/// Adds a vCPU, and creates Escrow's half of it. EINVAL: the guest's interrupt controller has no
+/// room for it.
 #[unsafe(no_mangle)]
 pub extern "C" fn escrow_rs_vm_add_vcpu(
     vm: &mut Core,
@@ -283,6 +284,9 @@ pub extern "C" fn escrow_rs_vm_add_vcpu(
 ) -> i32 {
     let mut donor = donor;
     let handle = vm.handle();
+    if !vm.interrupts.has_room_for(id) {
+        return Errno::Invalid.to_return();
+    }
     let added = vm
         .vcpus
         .add(id, || hypercall::vcpu_create(&mut Hvc, &mut donor, handle, id).map_err(Errno::from));

@@ -80,6 +80,7 @@ struct escrow_vm *escrow_vm_new(const struct escrow_fn_ops *const *functions)
 	mutex_init(&vm->metadata_lock);
 	INIT_LIST_HEAD(&vm->metadata_folios);
 	INIT_LIST_HEAD(&vm->irqfds);
+	INIT_LIST_HEAD(&vm->consoles);
 	vm->functions = functions;
 	vm->borrower.top_up = escrow_vm_lacks;
 	vm->notifier.ops = &escrow_vm_mm_ops;

@@ -15,12 +15,14 @@
  *			when it has left the invalidate_lock, and takes nothing
  *			further
  *   vm->metadata_lock	top-ups of one VM
- *   irqfd->lock	the doorbell that an eventfd rings; taken with interrupts
- *			off, and inside of the lock of the eventfd's queue
+ *   irqfd->lock	the line of an eventfd; taken with interrupts off, and
+ *			inside of the lock of the eventfd's queue
+ *   console->lock	a PL011, its line, and what waits on both sides
  *   vm->vcpus_lock	which vCPUs can be woken; taken with interrupts off
  *   list->lock		of escrow_memories and escrow_vms
  *
- * and, outside of all of these, mmap_lock (page faults) and vcpu->run_lock.
+ * and, outside of all of these, mmap_lock (page faults), vcpu->run_lock and
+ * console->read_lock.
  * mem->refusal_lock is a spinlock inside of everything.
  */
 #ifndef ESCROW_VM_H
@@ -82,6 +84,8 @@ struct escrow_vm {
 	struct escrow_ioeventfds *ioeventfds; /* NULL until there is one */
 	struct list_head irqfds;
 	unsigned int irqfd_count;
+	struct list_head consoles;
+	unsigned int console_count;
 
 	struct mutex metadata_lock; /* top-ups, and what follows */
 	struct escrow_payer payer;
@@ -155,6 +159,7 @@ bool escrow_registry_is_shut(void);
 
 /* wake.c */
 void escrow_vm_wake(struct escrow_vm *vm, u32 id);
+void escrow_vm_wake_some(struct escrow_vm *vm, u32 vcpus);
 void escrow_vm_wake_all(struct escrow_vm *vm);
 void escrow_vm_lose(struct escrow_vm *vm, u64 guest);
 bool escrow_vm_tell_loss(struct escrow_vm *vm, struct escrow_exit *exit);

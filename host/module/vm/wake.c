@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* Floor 3: wakes and interrupts the threads that run a VM's vCPUs. */
 
+#include <linux/bitops.h>
 #include <linux/sched.h>
 #include <linux/spinlock.h>
 #include <linux/wait.h>
@@ -44,6 +45,15 @@ void escrow_vm_wake(struct escrow_vm *vm, u32 id)
 			kick_process(waiter->runner);
 	}
 	spin_unlock_irqrestore(&vm->vcpus_lock, flags);
+}
+
+/* The same for several, a bit each: those that EL2 has named. */
+void escrow_vm_wake_some(struct escrow_vm *vm, u32 vcpus)
+{
+	while (vcpus) {
+		escrow_vm_wake(vm, __ffs(vcpus));
+		vcpus &= vcpus - 1;
+	}
 }
 
 /* Something has changed that all vCPUs look at. */

@@ -24,6 +24,8 @@ enum Pending {
     PageFault = 3,
     /// An abort, by the shim's own decision.
     Abort = 4,
+    /// The value of a read, by the shim.
+    Value = 5,
 }
 
 /// The shim's view of a vCPU. Its state is Escrow's alone.
@@ -34,9 +36,11 @@ pub struct Vcpu {
     pending: Pending,
     /// Size of a pending read in bytes.
     size: u32,
+    /// The value of a read that the shim has answered.
+    value: u64,
 }
 
-const _: () = assert!(size_of::<Vcpu>() == 16);
+const _: () = assert!(size_of::<Vcpu>() == 24);
 
 /// What to do after a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,10 +55,15 @@ pub enum Step {
     },
     /// The vCPU is off: sleep until a sibling's [`Step::Wake`] names it.
     Off,
-    /// Wake the sibling with this number, then run on.
+    /// Wake siblings, then run on.
     Wake {
-        /// Less than [`VCPUS_MAX`].
-        id: u32,
+        /// A bit each, by their numbers.
+        vcpus: u32,
+    },
+    /// The guest is done with SPIs: ask EL2 with which, wake siblings, then run on.
+    SpiDone {
+        /// A bit each, by their numbers.
+        wake: u32,
     },
     /// Bring in the page at a guest address, and tell
     /// [`Vcpu::page_brought`] how that went.
@@ -78,6 +87,16 @@ pub enum Step {
         size: u32,
         /// The value.
         data: u64,
+        /// For the program.
+        exit: Exit,
+    },
+    /// The guest reads where no memory is. If somebody else has the value, tell
+    /// [`Vcpu::read_done`]; otherwise tell the program.
+    Read {
+        /// Guest address.
+        address: u64,
+        /// Bytes: 1, 2, 4 or 8.
+        size: u32,
         /// For the program.
         exit: Exit,
     },
@@ -116,7 +135,7 @@ impl Exit {
 impl Vcpu {
     /// A vCPU that has not run yet.
     pub const fn new(handle: u64) -> Self {
-        Vcpu { handle, pending: Pending::Nothing, size: 0 }
+        Vcpu { handle, pending: Pending::Nothing, size: 0, value: 0 }
     }
 
     /// The registers of the next [`call::VCPU_RUN`]. `answer` is what the
@@ -128,6 +147,7 @@ impl Vcpu {
         let [data, action] = match self.pending {
             Pending::Nothing => [0, 0],
             Pending::Abort => [0, run::ACTION_FAULT],
+            Pending::Value => [self.value, run::ACTION_EMULATE],
             Pending::PageFault => match (answer[1] >> 32) as u8 {
                 uapi::RESUME_HANDLED | uapi::RESUME_RETRY => [0, run::ACTION_RETRY],
                 uapi::RESUME_FAULT => [0, run::ACTION_FAULT],
@@ -167,9 +187,11 @@ impl Vcpu {
             run::EXPECTS_WAKEUP => Step::Sleep { deadline: data2 },
             run::POWERED_OFF => Step::Off,
             run::SWITCHED_ON => match u32::try_from(data0) {
-                Ok(id @ 0..VCPUS_MAX) => Step::Wake { id },
+                Ok(id @ 0..VCPUS_MAX) => Step::Wake { vcpus: 1 << id },
                 _ => return Err(Errno::Io),
             },
+            run::WAKE => Step::Wake { vcpus: vcpus(data0)? },
+            run::SPI_DONE => Step::SpiDone { wake: vcpus(data0)? },
             run::MMIO_READ | run::MMIO_WRITE => {
                 let size = match data1 {
                     1 | 2 | 4 | 8 => data1 as u32,
@@ -185,7 +207,7 @@ impl Vcpu {
                     }
                     None => {
                         self.pending = Pending::Read;
-                        Step::Exit(exit)
+                        Step::Read { address: data0, size, exit }
                     }
                 }
             }
@@ -217,6 +239,12 @@ impl Vcpu {
         self.pending = Pending::Nothing;
     }
 
+    /// The read of a [`Step::Read`] is done: the program does not hear of it.
+    pub fn read_done(&mut self, value: u64) {
+        self.value = truncate(value, self.size);
+        self.pending = Pending::Value;
+    }
+
     /// How bringing in the page of a [`Step::Bring`] went.
     pub fn page_brought(&mut self, guest: u64, result: Result<(), Errno>) -> Step {
         match result {
@@ -244,6 +272,15 @@ pub fn nanoseconds_until(now: u64, deadline: u64, frequency: u32) -> u64 {
     // In two parts, as `ticks * SECOND` does not fit.
     let rest = (ticks % frequency) * SECOND / frequency;
     (ticks / frequency).saturating_mul(SECOND).saturating_add(rest)
+}
+
+/// vCPUs, a bit each.
+///
+/// # Errors
+/// `Io` for more than there can be.
+pub fn vcpus(mask: u64) -> Result<u32, Errno> {
+    const { assert!(VCPUS_MAX == u32::BITS) };
+    u32::try_from(mask).map_err(|_| Errno::Io)
 }
 
 fn truncate(value: u64, size: u32) -> u64 {
@@ -274,7 +311,7 @@ mod tests {
 
     fn exit_of(step: Result<Step, Errno>) -> Exit {
         match step {
-            Ok(Step::Exit(exit) | Step::Write { exit, .. }) => exit,
+            Ok(Step::Exit(exit) | Step::Write { exit, .. } | Step::Read { exit, .. }) => exit,
             other => panic!("{other:?}"),
         }
     }
@@ -416,9 +453,39 @@ mod tests {
         assert_eq!(vcpu.ended([0, run::POWERED_OFF, 0, 0, 0]), Ok(Step::Off));
         for id in [0, 31] {
             let step = vcpu.ended([0, run::SWITCHED_ON, id, 0, 0]);
-            assert_eq!(step, Ok(Step::Wake { id: id as u32 }));
+            assert_eq!(step, Ok(Step::Wake { vcpus: 1 << id }));
             assert_eq!(vcpu.resume([u64::MAX; 3]).unwrap()[2..4], [0, 0]);
         }
+    }
+
+    #[test]
+    fn who_was_interrupted_is_woken() {
+        let mut vcpu = vcpu();
+        for vcpus in [1, 0x8000_0002] {
+            let step = vcpu.ended([0, run::WAKE, vcpus, 0, 0]);
+            assert_eq!(step, Ok(Step::Wake { vcpus: vcpus as u32 }));
+            let step = vcpu.ended([0, run::SPI_DONE, vcpus, 0, 0]);
+            assert_eq!(step, Ok(Step::SpiDone { wake: vcpus as u32 }));
+            assert_eq!(vcpu.resume([u64::MAX; 3]).unwrap()[2..4], [0, 0]);
+        }
+    }
+
+    #[test]
+    fn a_read_that_somebody_else_answered_is_not_the_programs() {
+        let mut vcpu = vcpu();
+        let step = vcpu.ended([0, run::MMIO_READ, 0x900_0018, 2, 0]).unwrap();
+        let Step::Read { address: 0x900_0018, size: 2, .. } = step else {
+            panic!("{step:?}");
+        };
+        vcpu.read_done(0x1_0090);
+        assert!(!vcpu.has_answer());
+        // What a program may have left in the page is not read, however often it is tried.
+        for _ in 0..2 {
+            assert_eq!(vcpu.resume([u64::MAX; 3]).unwrap()[2..4], [0x90, run::ACTION_EMULATE]);
+            assert_eq!(vcpu.ended([Error::Busy.to_register(), 0, 0, 0, 0]), Ok(Step::Again));
+        }
+        vcpu.ended([0, run::READY, 0, 0, 0]).unwrap();
+        assert_eq!(vcpu.resume([u64::MAX; 3]).unwrap()[2..4], [0, 0]);
     }
 
     #[test]
@@ -429,6 +496,8 @@ mod tests {
             [0, run::MMIO_READ, 0, 3, 0],
             [0, run::SWITCHED_ON, 32, 0, 0],
             [0, run::SWITCHED_ON, u64::MAX, 0, 0],
+            [0, run::WAKE, 1 << 32, 0, 0],
+            [0, run::SPI_DONE, u64::MAX, 0, 0],
             [0, run::MMIO_WRITE, 0, 16, 0],
             [0x4444, 0, 0, 0, 0],
         ] {

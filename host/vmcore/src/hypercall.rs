@@ -256,6 +256,35 @@ pub fn bell_set_mask(
     call(hv, call::BELL_SET_MASK, [bell, enabled, acknowledged, 0]).map(drop)
 }
 
+/// Gives a VM, which has not been started, an interrupt controller: guest addresses of its
+/// distributor and redistributors, and how many SPIs it has.
+pub fn vm_vgic(
+    hv: &mut impl Hypervisor,
+    donor: &mut impl Donor,
+    vm: u64,
+    distributor: u64,
+    redistributors: u64,
+    spis: u32,
+) -> Result<(), CallError> {
+    let args = [vm, distributor, redistributors, spis.into()];
+    call_with_donor(hv, donor, call::VM_VGIC, args).map(drop)
+}
+
+/// Sets the input of an SPI, a `call::INPUT_*`. → the vCPUs to run, a bit each
+pub fn spi_input(
+    hv: &mut impl Hypervisor,
+    vm: u64,
+    intid: u32,
+    input: u64,
+) -> Result<u64, Refused> {
+    call(hv, call::SPI_INPUT, [vm, intid.into(), input]).map(|[vcpus, ..]| vcpus)
+}
+
+/// Takes one SPI that the guest is done with; 0 if there is none.
+pub fn spi_done(hv: &mut impl Hypervisor, vm: u64) -> Result<u64, Refused> {
+    call(hv, call::SPI_DONE, [vm]).map(|[intid, ..]| intid)
+}
+
 /// Gives the pages in `list` to the VM.
 pub fn mem_lend(
     hv: &mut impl Hypervisor,
@@ -435,6 +464,23 @@ mod tests {
         let mut purse = Purse { left: 0, given: vec![] };
         mem_lend(&mut hv, &mut purse, VM, LIST).unwrap();
         assert_eq!(hv.asked, [[u64::from(call::MEM_LEND), VM, 0x4000, 2, 0, 0, 0, 0]]);
+    }
+
+    #[test]
+    fn a_controller_s_pages_are_donated() {
+        let mut hv =
+            Script::new(&[[NO_MEMORY, 0, 2, 0, 0], [0; 5], [0, 5, 0, 0, 0], [0, 40, 0, 0, 0]]);
+        let mut purse = Purse { left: 2, given: vec![] };
+        vm_vgic(&mut hv, &mut purse, VM, 0x800_0000, 0x80a_0000, 988).unwrap();
+        assert_eq!(purse.given, [2]);
+        let vgic = [u64::from(call::VM_VGIC), VM, 0x800_0000, 0x80a_0000, 988, 0, 0, 0];
+        assert_eq!(spi_input(&mut hv, VM, 40, call::INPUT_EDGE), Ok(5));
+        assert_eq!(spi_done(&mut hv, VM), Ok(40));
+        let input = [u64::from(call::SPI_INPUT), VM, 40, 3, 0, 0, 0, 0];
+        assert_eq!(
+            hv.asked,
+            [vgic, vgic, input, [u64::from(call::SPI_DONE), VM, 0, 0, 0, 0, 0, 0]]
+        );
     }
 
     #[test]

@@ -13,13 +13,16 @@ extern crate alloc;
 
 pub mod args;
 pub mod binding;
+pub mod console;
 pub mod doorbell;
 mod errno;
 pub mod exit;
 pub mod function;
 pub mod hypercall;
+pub mod interrupts;
 pub mod ioeventfd;
 pub mod lifecycle;
+pub mod line;
 pub mod losses;
 pub mod metadata;
 pub mod pl011;

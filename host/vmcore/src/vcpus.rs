@@ -69,6 +69,12 @@ impl Vcpus {
         self.slots.iter().filter(|slot| matches!(slot, Slot::Present { .. })).count() as u32
     }
 
+    /// One more than the highest number that Escrow has a vCPU with.
+    pub fn end(&self) -> u32 {
+        let last = self.slots.iter().rposition(|slot| *slot != Slot::Free);
+        last.map_or(0, |last| last as u32 + 1)
+    }
+
     /// The handle of the one that starts first: the one with the lowest
     /// number.
     pub fn boot(&self) -> Option<u64> {
@@ -86,11 +92,11 @@ mod tests {
     #[test]
     fn numbers_come_and_go() {
         let mut vcpus = Vcpus::default();
-        assert_eq!(vcpus.boot(), None);
+        assert_eq!((vcpus.boot(), vcpus.end()), (None, 0));
         assert_eq!(vcpus.add(3, || Ok(33)), Ok(33));
         assert_eq!(vcpus.add(3, || Ok(34)), Err(Errno::Exists));
         assert_eq!(vcpus.add(1, || Err(Errno::NoMemory)), Err(Errno::NoMemory));
-        assert_eq!((vcpus.count(), vcpus.boot()), (1, Some(33)));
+        assert_eq!((vcpus.count(), vcpus.boot(), vcpus.end()), (1, Some(33), 4));
         assert_eq!(vcpus.add(1, || Ok(11)), Ok(11));
         assert_eq!((vcpus.count(), vcpus.boot()), (2, Some(11)));
         assert_eq!(vcpus.remove(1), Ok(()));
@@ -99,5 +105,6 @@ mod tests {
         assert_eq!(vcpus.add(1, || panic!("made twice")), Ok(11));
         assert_eq!(vcpus.add(32, || Ok(1)), Err(Errno::Invalid));
         assert_eq!(vcpus.remove(32), Err(Errno::NotFound));
+        assert_eq!((vcpus.remove(3), vcpus.end()), (Ok(()), 4), "Escrow has it still");
     }
 }

@@ -8,8 +8,8 @@ use escrow_abi::{PAGE_SIZE, Rights};
 
 use crate::Errno;
 use crate::binding::{Binding, Bindings};
-use crate::doorbell::Doorbells;
 use crate::exit::Exit;
+use crate::interrupts::Interrupts;
 use crate::uapi;
 use crate::vcpus::Vcpus;
 
@@ -31,8 +31,8 @@ pub struct Vm<M> {
     pub bindings: Bindings<M>,
     /// Its vCPUs.
     pub vcpus: Vcpus,
-    /// Its doorbells.
-    pub doorbells: Doorbells,
+    /// Its interrupt controller, and what its tree's labels stand for.
+    pub interrupts: Interrupts,
     dtb: Option<uapi::DtbConfig>,
     x: [Option<u64>; X_REGISTERS],
     pc: Option<u64>,
@@ -74,7 +74,7 @@ impl<M: Clone + PartialEq> Vm<M> {
             handle,
             bindings: Bindings::default(),
             vcpus: Vcpus::default(),
-            doorbells: Doorbells::default(),
+            interrupts: Interrupts::default(),
             dtb: None,
             x: [None; X_REGISTERS],
             pc: None,

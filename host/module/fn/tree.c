@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Floor 4: what a VM's device tree configures: its interrupt controller and its doorbells.
+ * They are made when it starts, before the tree is lent.
+ */
+
+#include <linux/slab.h>
+
+#include "fn/fn.h"
+
+/*
+ * Makes what the device tree configures, which is behind the binding @binding. A tree
+ * that is not to be read, because the guest has it since a start that failed, has been
+ * read then. With vm->lock for writing.
+ */
+int escrow_tree_configure(struct escrow_vm *vm, const struct escrow_binding *binding)
+{
+	u32 size, highest = escrow_consoles_highest(vm);
+	u64 guest, room, offset;
+	u8 head[8], *tree;
+	int err;
+
+	if (!escrow_rs_vm_dtb(vm->core, &guest, &room))
+		return 0;
+	offset = binding->offset + (guest - binding->guest);
+	if (room < sizeof(head) || escrow_mem_read(binding->mem, offset, head, sizeof(head)))
+		return 0;
+	size = escrow_rs_tree_size(head);
+	/* No tree configures nothing, also where one that failed to start had something. */
+	if (size < sizeof(head) || size > room)
+		return escrow_rs_vm_configure(vm->core, &vm->borrower, highest, head, 0);
+	tree = kvmalloc(size, GFP_KERNEL_ACCOUNT);
+	if (!tree)
+		return -ENOMEM;
+	/* A program may write to the tree meanwhile, so only this copy is used. */
+	if (escrow_mem_read(binding->mem, offset, tree, size))
+		err = 0;
+	else
+		err = escrow_rs_vm_configure(vm->core, &vm->borrower, highest, tree, size);
+	kvfree(tree);
+	return err;
+}
