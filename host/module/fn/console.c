@@ -121,9 +121,12 @@ static bool escrow_console_is(struct escrow_console *console, u32 event)
 	return has_ended || state & event;
 }
 
-static bool escrow_console_may_wait(const struct kiocb *iocb)
+/* Waits for @event, or the end, if the call may. */
+static int escrow_console_wait(struct escrow_console *console, const struct kiocb *iocb, u32 event)
 {
-	return !(iocb->ki_filp->f_flags & O_NONBLOCK) && !(iocb->ki_flags & IOCB_NOWAIT);
+	if (iocb->ki_filp->f_flags & O_NONBLOCK || iocb->ki_flags & IOCB_NOWAIT)
+		return -EAGAIN;
+	return wait_event_interruptible(console->queue, escrow_console_is(console, event));
 }
 
 /* Copies what there is. With console->read_lock. */
@@ -168,10 +171,7 @@ static ssize_t escrow_console_read(struct kiocb *iocb, struct iov_iter *to)
 		mutex_unlock(&console->read_lock);
 		if (done || has_ended || !iov_iter_count(to))
 			return done;
-		if (!escrow_console_may_wait(iocb))
-			return -EAGAIN;
-		err = wait_event_interruptible(console->queue,
-					       escrow_console_is(console, ESCROW_CONSOLE_READABLE));
+		err = escrow_console_wait(console, iocb, ESCROW_CONSOLE_READABLE);
 		if (err)
 			return err;
 	}
@@ -206,15 +206,12 @@ static ssize_t escrow_console_write(struct kiocb *iocb, struct iov_iter *from)
 		while (at < count) {
 			ssize_t ret = escrow_console_send(console, text + at, count - at);
 
-			if (!ret && !escrow_console_may_wait(iocb))
-				ret = -EAGAIN;
-			else if (!ret)
-				ret = wait_event_interruptible(console->queue,
-							       escrow_console_is(console,
-										 ESCROW_CONSOLE_WRITABLE));
-			else if (ret > 0)
+			if (ret > 0)
 				at += ret;
+			else if (!ret)
+				ret = escrow_console_wait(console, iocb, ESCROW_CONSOLE_WRITABLE);
 			if (ret < 0) {
+				iov_iter_revert(from, count - at);
 				done += at;
 				return done ?: ret;
 			}
