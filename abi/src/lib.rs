@@ -24,6 +24,7 @@ mod handle;
 mod memory;
 pub mod psci;
 pub mod run;
+pub mod trng;
 
 pub use error::Error;
 pub use handle::{Handle, HandleKind};

@@ -49,7 +49,7 @@ fn pages_on_an_old_cpu() {
 
 #[test]
 fn guest() {
-    run(Run::of("guest"), 51);
+    run(Run::of("guest"), 60);
 }
 
 #[test]

@@ -118,15 +118,20 @@ struct Firmware {
     present: bool,
 }
 
+/// Whether the firmware has SMCCC 1.1 or later.
+pub(crate) fn has_smccc_1_1() -> bool {
+    // SMCCC_VERSION itself may be unknown: PSCI knows (DEN0028, "Discovery").
+    let ask = |function: u32, argument: u32| {
+        // SAFETY: these say what there is and change nothing.
+        unsafe { smc([function.into(), argument.into(), 0, 0, 0, 0, 0, 0])[0] as i32 }
+    };
+    let known = ask(escrow_abi::psci::FEATURES, call::SMCCC_VERSION) >= 0;
+    known && ask(call::SMCCC_VERSION, 0) >= 0x1_0001
+}
+
 impl Firmware {
     fn find() -> Firmware {
-        // SMCCC_VERSION itself may be unknown: PSCI knows (DEN0028, "Discovery").
-        let ask = |function: u32, argument: u32| {
-            // SAFETY: these say what there is and change nothing.
-            unsafe { smc([function.into(), argument.into(), 0, 0, 0, 0, 0, 0])[0] as i32 }
-        };
-        let known = ask(escrow_abi::psci::FEATURES, call::SMCCC_VERSION) >= 0;
-        Firmware { present: known && ask(call::SMCCC_VERSION, 0) >= 0x1_0001 }
+        Firmware { present: has_smccc_1_1() }
     }
 
     fn knows(&self, function: u32) -> Workaround {

@@ -12,6 +12,7 @@
 //! | `switch`, `switch.S`, `fp`, `debug` | the switch between the host and a guest |
 //! | `walks` | table walks for EL1, blocked while the CPU's registers belong to two VMs |
 //! | `errata` | what the CPU's errata and predictors ask for |
+//! | `random` | random numbers for guests |
 //! | `window`, `access.S` | EL2's own map, and how it reaches the memory of VMs |
 //! | `apart` | guests' data in EL2's own memory, kept apart to be wiped |
 //! | `machine` | page tables, TLBs and caches for `escrow-core` |
@@ -38,6 +39,7 @@ mod host;
 mod init;
 mod machine;
 mod percpu;
+mod random;
 mod smc;
 mod switch;
 mod sysreg;

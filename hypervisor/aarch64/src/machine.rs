@@ -23,6 +23,7 @@ use escrow_core::vcpu::{GuestIds, Vcpu, VcpuCell};
 
 use crate::features::Promise;
 use crate::host::Firmware;
+use crate::random::Source;
 use crate::sysreg::{ISR_EL1, VTCR_EL2, VTTBR_EL2};
 use crate::trace::{self, Event};
 use crate::walks::Walks;
@@ -71,6 +72,8 @@ pub struct Hardware {
     pub(crate) windows: Windows,
     /// What guests read of the CPU.
     pub(crate) guest_ids: GuestIds,
+    /// Where their random numbers come from.
+    random: Source,
 }
 
 /// Issues a TLB maintenance instruction, and says so.
@@ -127,6 +130,7 @@ impl Hardware {
                 &promise.guest,
                 features.stage2.pa_bits.min(GUEST_ADDRESS_BITS),
             ),
+            random: Source::find(promise),
         }
     }
 
@@ -423,5 +427,13 @@ impl Machine for Hardware {
 
     fn hardening(&self) -> u64 {
         self.hardening.load(Ordering::Relaxed).into()
+    }
+
+    fn has_random(&self) -> bool {
+        self.random != Source::None
+    }
+
+    fn random(&self, words: &mut [u64]) -> bool {
+        self.random.fill(words)
     }
 }

@@ -159,6 +159,13 @@ pub trait Machine: Sync {
     /// [`Hardening`](escrow_abi::errata::Hardening).
     fn hardening(&self) -> u64;
 
+    /// Whether there is a source of random numbers, of the CPUs or of the firmware.
+    fn has_random(&self) -> bool;
+
+    /// Fills words with random numbers, for a guest: `false` if it could not fill them all, for
+    /// the source has run dry or is broken. It takes a bounded time.
+    fn random(&self, words: &mut [u64]) -> bool;
+
     /// Takes a note for a trace, in test builds; in others nobody even writes it.
     #[inline(always)]
     fn note<'a>(&self, _note: impl FnOnce() -> Note<'a>) {}

@@ -132,6 +132,7 @@ agent_\name:
         routine brk, "brk #1"
         routine current_el, "mrs x0, CurrentEL"
         routine id, "mrs x0, midr_el1", "mrs x1, mpidr_el1", "mrs x2, id_aa64pfr0_el1", "mrs x3, id_aa64pfr1_el1", "mrs x4, id_aa64dfr0_el1", "mrs x5, id_aa64mmfr0_el1", "mrs x6, id_aa64isar1_el1", "mrs x7, s3_0_c0_c4_4"
+        routine mrs_isar0, "mrs x0, id_aa64isar0_el1"
         routine mrs_el2, "mrs x0, vttbr_el2"
         routine mrs_implementation_defined, "mrs x0, s3_0_c15_c2_0"
         routine mrs_unallocated, "mrs x0, s3_3_c13_c7_7"

@@ -80,7 +80,7 @@ pub mod routine {
         str_xzr = agent_str_xzr, ldp = agent_ldp, stp = agent_stp, ldr_post = agent_ldr_post,
         ldr_q = agent_ldr_q, hvc = agent_hvc, hvc1 = agent_hvc1, smc = agent_smc,
         wfi = agent_wfi, wfe = agent_wfe, jump = agent_jump, svc = agent_svc, brk = agent_brk,
-        current_el = agent_current_el, id = agent_id, mrs_el2 = agent_mrs_el2,
+        current_el = agent_current_el, id = agent_id, mrs_isar0 = agent_mrs_isar0, mrs_el2 = agent_mrs_el2,
         mrs_implementation_defined = agent_mrs_implementation_defined,
         mrs_unallocated = agent_mrs_unallocated, msr_unallocated = agent_msr_unallocated,
         mrs_pmcr = agent_mrs_pmcr, mrs_zcr = agent_mrs_zcr, mrs_oslsr = agent_mrs_oslsr,

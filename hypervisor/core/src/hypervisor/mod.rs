@@ -30,7 +30,7 @@ use escrow_abi::{Error, FrameState, Rights};
 use crate::addr::{BLOCK_SIZE, PAGE_SIZE, PhysAddr, PhysRange};
 use crate::gate::Gate;
 use crate::ledger::{FRAMES_PER_BLOCK, GuestId, Ledger, RamError, RamMap, Record, Reserve, VmId};
-use crate::log::LogRing;
+use crate::log::{Line, LogRing};
 use crate::machine::{Machine, Note};
 use crate::stage2::{
     Attributes, Geometry, GuestMap, HostMap, HostMapError, MmioMap, Stage2Context, Stage2Features,
@@ -249,6 +249,16 @@ impl<M: Machine> Hypervisor<M> {
     /// The host's map, to look at.
     pub fn host_map(&self) -> &HostMap {
         &self.host
+    }
+
+    /// Where guests' addresses end.
+    pub(crate) fn guest_address_end(&self) -> u64 {
+        self.guest_geometry.end()
+    }
+
+    /// Adds a line to the log.
+    pub(crate) fn log(&self, line: &Line) {
+        self.log.push(line);
     }
 
     /// Notes that one more CPU runs under Escrow.

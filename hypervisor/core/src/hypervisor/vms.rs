@@ -169,6 +169,7 @@ impl<M: Machine> Hypervisor<M> {
     /// The end of a VM that no CPU is inside of, and none can enter.
     pub(super) fn bury(&self, id: GuestId, slot: &Slot, vm: &mut Vm) {
         slot.close();
+        self.sum_up_unknown(id, slot);
         // What TLBs hold of it goes once, for all its pages and for the next VM
         // with its VMID.
         if let Some(map) = vm.map.take() {
@@ -207,6 +208,7 @@ impl<M: Machine> Hypervisor<M> {
         let Some(page) = vm.pool.pop(&self.machine) else {
             return Err(Refusal { detail: 1, ..Error::NoMemory.into() });
         };
+        slot.set_on(index as u8, vcpu.is_on());
         slot.set_vcpu(index as u8, page.place_vcpu(&self.machine, vcpu));
         let vcpu = Handle { kind: HandleKind::Vcpu, index: index as u8, ..handle };
         Ok(vcpu.to_register())

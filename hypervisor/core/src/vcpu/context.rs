@@ -201,9 +201,20 @@ impl Vcpu {
         (index as u64 & 0xf) | (index as u64 >> 4) << 8
     }
 
+    /// This vCPU's index.
+    #[inline(always)]
+    pub const fn index(&self) -> u8 {
+        (self.vmpidr & 0xf | self.vmpidr >> 4 & 0xf0) as u8
+    }
+
     /// This vCPU's affinity.
     pub const fn affinity(&self) -> u64 {
         self.vmpidr & 0xff_00ff_ffff
+    }
+
+    /// Whether it is switched on.
+    pub fn is_on(&self) -> bool {
+        self.power == Power::On
     }
 
     /// Back to reset, but for what the VM was set up with.

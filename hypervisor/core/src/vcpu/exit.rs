@@ -51,6 +51,8 @@ pub enum Outcome {
     Resume,
     /// The guest goes on at its exception vector.
     Inject(Exception),
+    /// The same, for it has no such register or instruction.
+    Unknown(SystemAccess),
     /// The host has to know.
     Exit(Answer),
     /// The guest asks for something that is not the vCPU's alone.
@@ -161,7 +163,9 @@ impl Vcpu {
                 self.skip_instruction();
                 Outcome::Resume
             }
-            None => Outcome::Inject(Exception::UNDEFINED),
+            // The machine half may give it the keys: see `Trapped::uses`.
+            None if access.is_key() => Outcome::Inject(Exception::UNDEFINED),
+            None => Outcome::Unknown(access),
         }
     }
 

@@ -19,6 +19,8 @@ pub mod syndrome;
 #[cfg(test)]
 mod tests;
 mod trapped;
+mod trng;
+mod unknown;
 
 pub use context::{
     El1Registers, FpRegisters, GeneralRegisters, PSTATE_RESET, Power, SCTLR_EL1_RESET,
@@ -32,3 +34,4 @@ pub use policy::{Next, Waited};
 pub use resume::Pending;
 pub(crate) use resume::is_big_endian;
 pub use smccc::Service;
+pub use trng::TrngCall;

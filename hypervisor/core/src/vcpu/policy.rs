@@ -16,7 +16,7 @@ use crate::hardening::{guest_call, guest_features};
 use crate::hypervisor::guest_calls::GuestCall;
 use crate::hypervisor::{Hypervisor, Scratch, Touched};
 use crate::machine::{Machine, Note};
-use crate::vm::{MAX_VCPUS, Run};
+use crate::vm::{MAX_VCPUS, Run, Slot};
 
 /// What the machine half does next with a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,6 +111,10 @@ impl<M: Machine> Hypervisor<M> {
             Outcome::Exit(answer) => return Next::Exit(answer),
             Outcome::Resume => Next::Enter,
             Outcome::Inject(exception) => Next::Inject(exception),
+            Outcome::Unknown(access) => {
+                self.note_unknown(run, access);
+                Next::Inject(Exception::UNDEFINED)
+            }
             Outcome::Wait(waiting) => return waits(run, waiting).into(),
             Outcome::Service(service) => self.serve(scratch, run, service),
             // `settle` has no aborts left.
@@ -161,12 +165,30 @@ impl<M: Machine> Hypervisor<M> {
                 run.slot().set_down(reason);
                 return Next::Exit(answer(run::SYSTEM_DOWN, [reason, 0, 0]));
             }
+            Service::Random(call) => self.random(run, call),
+            Service::CpuOff => {
+                run.power = Power::Off;
+                run.slot().set_on(run.index(), false);
+                return Next::Exit(answer(run::POWERED_OFF, [0; 3]));
+            }
             Service::CpuOn { target, entry, context } => {
-                if target == run.affinity() {
-                    run.regs.x[0] = psci::ALREADY_ON;
+                // In the order of Trusted Firmware-A: who, where, and whether it is on.
+                let refusal = match is_any_on(run.slot(), target, 0) {
+                    None => Some(psci::INVALID_PARAMETERS),
+                    Some(_) if !self.is_entry(entry) => Some(psci::INVALID_ADDRESS),
+                    Some(true) => Some(psci::ALREADY_ON),
+                    Some(false) => None,
+                };
+                if let Some(refusal) = refusal {
+                    run.regs.x[0] = refusal;
                     return Next::Enter;
                 }
-                let index = self.with_sibling(run, target, |sibling| sibling.on(entry, context));
+                let slot = run.slot();
+                let index = self.with_sibling(run, target, |sibling| {
+                    let answer = sibling.on(entry, context);
+                    slot.set_on(sibling.index(), true);
+                    answer
+                });
                 // Only EL2 knows, and only this CPU can tell: whoever looks after the
                 // other vCPU may be asleep. What it sees when it looks is what `on` has
                 // written under the lock of that vCPU, which is free again by now.
@@ -174,25 +196,26 @@ impl<M: Machine> Hypervisor<M> {
                     return Next::Exit(answer(run::SWITCHED_ON, [index.into(), 0, 0]));
                 }
             }
-            Service::AffinityInfo { target } => {
-                if target == run.affinity() {
-                    run.regs.x[0] = AFFINITY_ON;
-                    return Next::Enter;
-                }
-                self.with_sibling(run, target, |sibling| match sibling.power {
-                    Power::On => AFFINITY_ON,
-                    Power::Off => AFFINITY_OFF,
-                });
+            Service::AffinityInfo { target, level } => {
+                run.regs.x[0] = match is_any_on(run.slot(), target, level) {
+                    None => psci::INVALID_PARAMETERS,
+                    Some(true) => AFFINITY_ON,
+                    Some(false) => AFFINITY_OFF,
+                };
             }
         }
         Next::Enter
     }
 
+    /// Whether a vCPU may begin there: an instruction's place among the guest's addresses.
+    fn is_entry(&self, at: u64) -> bool {
+        at.is_multiple_of(4) && at < self.guest_address_end()
+    }
+
     /// Has `ask` answer a call about another vCPU of the VM, and returns that one's
     /// index. `None` if there is no such vCPU, which is the answer then, or if it is in
-    /// use just now: then the guest makes its call again.
-    ///
-    /// Waiting here would hold this CPU for as long as the other guest likes.
+    /// use just now: then the guest makes its call again. It is off, so it is in use for as long
+    /// as its last run takes to end, or its host to be told that it is off.
     fn with_sibling(
         &self,
         run: &mut Run<'_>,
@@ -213,6 +236,17 @@ impl<M: Machine> Hypervisor<M> {
         run.regs.x[0] = ask(&mut sibling);
         Some(index)
     }
+}
+
+/// Whether any of the vCPUs is on whose affinity from a level on is that of `target`; `None` if
+/// there are none.
+fn is_any_on(slot: &Slot, target: u64, level: u32) -> Option<bool> {
+    // Aff3 is not beside the others.
+    let shift = if level == 3 { 32 } else { 8 * level };
+    let siblings = (0..MAX_VCPUS as u8)
+        .filter(|&index| Vcpu::affinity_of(index) >> shift == target >> shift)
+        .filter(|&index| slot.vcpu(index).is_some());
+    siblings.fold(None, |any, index| Some(any == Some(true) || slot.is_on(index)))
 }
 
 /// `x0`–`x7`.

@@ -8,8 +8,9 @@ use escrow_abi::psci::{
 };
 use escrow_abi::{call, run};
 
-use super::context::{Power, Vcpu};
+use super::context::Vcpu;
 use super::exit::{Answer, Outcome, answer};
+use super::trng::TrngCall;
 use crate::hardening::{WORKAROUND_1, WORKAROUND_3};
 use crate::psci::PsciCall;
 
@@ -19,6 +20,12 @@ const SMCCC_VERSION_1_2: u64 = 0x1_0002;
 const PSCI_VERSION_1_1: u64 = 0x1_0001;
 /// PSCI MIGRATE_INFO_TYPE: no trusted OS that would have to move.
 const NO_MIGRATION: u64 = 2;
+/// Bits of CPU_SUSPEND's power state that are reserved, in the format that PSCI_FEATURES says
+/// (0: the original one): all but the state's number and type and the power level (DEN0022,
+/// "CPU_SUSPEND", "power_state").
+const POWER_STATE_RESERVED: u32 = !(0x3 << 24 | 1 << 16 | 0xffff);
+/// The highest affinity level.
+const AFFINITY_LEVEL_MAX: u32 = 3;
 
 /// The workarounds that a guest may ask for.
 const WORKAROUNDS: [u32; 2] = [WORKAROUND_1, WORKAROUND_3];
@@ -31,6 +38,8 @@ pub enum Service {
     Memory,
     /// A call about a doorbell, likewise.
     Doorbell,
+    /// A call for random numbers.
+    Random(TrngCall),
     /// PSCI CPU_SUSPEND, with what it comes to unless an interrupt is pending.
     Suspend(Answer),
     /// SMCCC_ARCH_FEATURES about a workaround of the CPUs' speculation, if `asked`, or its call.
@@ -43,6 +52,8 @@ pub enum Service {
     /// Switches the VM off, or asks for a reset: the reason for
     /// [`run::SYSTEM_DOWN`].
     Down(u64),
+    /// PSCI CPU_OFF.
+    CpuOff,
     /// PSCI CPU_ON: the vCPU with this affinity goes to `entry`.
     CpuOn {
         /// Affinity, as in `MPIDR_EL1` with the other bits clear.
@@ -52,10 +63,12 @@ pub enum Service {
         /// Its `x0`.
         context: u64,
     },
-    /// PSCI AFFINITY_INFO of one vCPU.
+    /// PSCI AFFINITY_INFO.
     AffinityInfo {
         /// Affinity, as above.
         target: u64,
+        /// Lowest affinity level that counts, 0 to 3.
+        level: u32,
     },
 }
 
@@ -70,6 +83,9 @@ impl Vcpu {
         }
         if let Some(call) = PsciCall::decode(&[args[0], args[1], args[2], args[3]]) {
             return self.psci(call);
+        }
+        if let Some(call) = TrngCall::decode(args[0], args[1]) {
+            return Outcome::Service(Service::Random(call));
         }
         match args[0] as u32 {
             call::SMCCC_VERSION => self.returns(SMCCC_VERSION_1_2),
@@ -122,8 +138,13 @@ impl Vcpu {
                 };
                 self.returns(if there { SUCCESS } else { NOT_SUPPORTED })
             }
+            PsciCall::CpuSuspend { state, .. } if state & POWER_STATE_RESERVED != 0 => {
+                self.returns(INVALID_PARAMETERS)
+            }
             PsciCall::CpuSuspend { .. } => {
-                // A standby state that any wake-up ends.
+                // Each state is a standby state that any wake-up ends. A power-down state may be
+                // as well: the call returns where a wake-up comes before power goes (DEN0022,
+                // "CPU_SUSPEND"), and here it always does.
                 self.regs.x[0] = SUCCESS;
                 if self.timer.is_pending() {
                     return Outcome::Resume;
@@ -134,14 +155,13 @@ impl Vcpu {
             PsciCall::CpuOff => {
                 // Should it fail, DENIED is what the guest finds.
                 self.regs.x[0] = DENIED;
-                self.power = Power::Off;
-                Outcome::Exit(answer(run::POWERED_OFF, [0; 3]))
+                Outcome::Service(Service::CpuOff)
             }
             PsciCall::CpuOn { target, entry, context } => {
                 Outcome::Service(Service::CpuOn { target, entry, context })
             }
-            PsciCall::AffinityInfo { target, level: 0 } => {
-                Outcome::Service(Service::AffinityInfo { target })
+            PsciCall::AffinityInfo { target, level } if level <= AFFINITY_LEVEL_MAX => {
+                Outcome::Service(Service::AffinityInfo { target, level })
             }
             PsciCall::AffinityInfo { .. } => self.returns(INVALID_PARAMETERS),
             PsciCall::MigrateInfoType => self.returns(NO_MIGRATION),

@@ -143,10 +143,7 @@ impl Trapped {
         match self.instruction() {
             Instruction::Vectors => Some(Lazy::Vectors),
             Instruction::Keys => Some(Lazy::Keys),
-            // The keys themselves, `APIAKeyLo_EL1` to `APGAKeyHi_EL1`.
-            Instruction::System(access) if matches!(access.encoding(), (3, 0, 2, 1..=3, _)) => {
-                Some(Lazy::Keys)
-            }
+            Instruction::System(access) if access.is_key() => Some(Lazy::Keys),
             _ => None,
         }
     }
@@ -241,6 +238,13 @@ impl SystemAccess {
             field(esr, 1, 4),
             field(esr, 17, 3),
         )
+    }
+
+    /// Whether it is one of the keys of pointer authentication, `APIAKeyLo_EL1` to
+    /// `APGAKeyHi_EL1`.
+    #[inline]
+    pub const fn is_key(self) -> bool {
+        matches!(self.encoding(), (3, 0, 2, 1..=3, _))
     }
 
     /// Whether it reads.

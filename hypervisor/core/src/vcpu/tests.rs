@@ -286,13 +286,17 @@ fn id_registers_read_into_the_register_named() {
 
 #[test]
 fn unknown_registers_and_instructions_are_undefined() {
-    // MRS X0, PMCR_EL0; SVE; AArch32 CP15; a class that does not exist yet.
-    let pmcr = Ec::SYSTEM.bits() | 3 << 20 | 3 << 14 | 9 << 10 | 12 << 1 | 1;
-    for esr in [pmcr, 0x19 << 26, 0x03 << 26, 0x3f << 26] {
+    // SVE; AArch32 CP15; a class that does not exist yet.
+    for esr in [0x19 << 26, 0x03 << 26, 0x3f << 26] {
         let mut vcpu = vcpu();
         assert_eq!(decode(&mut vcpu, esr | IL), Outcome::Inject(Exception::UNDEFINED));
         assert_eq!(vcpu.regs.pc, PC);
     }
+    // MRS X0, PMCR_EL0.
+    let pmcr = Ec::SYSTEM.bits() | 3 << 20 | 3 << 14 | 9 << 10 | 12 << 1 | 1;
+    let mut vcpu = vcpu();
+    assert!(matches!(decode(&mut vcpu, pmcr | IL), Outcome::Unknown(_)));
+    assert_eq!(vcpu.regs.pc, PC);
 }
 
 #[test]
@@ -319,7 +323,7 @@ fn smccc_and_identification() {
     assert_eq!(vcpu.regs.pc, PC);
     hvc(&mut vcpu, &[call::VENDOR_HYP_UID.into()]);
     assert_eq!(vcpu.regs.x[..4], call::UID.map(u64::from));
-    for unknown in [0u64, 0x8000_7fff, 0xC600_8065, 0xC600_8100, 0x8400_0050] {
+    for unknown in [0u64, 0x8000_7fff, 0xC600_8065, 0xC600_8100, 0x8400_0054] {
         hvc(&mut vcpu, &[unknown]);
         assert_eq!(vcpu.regs.x[0], psci::NOT_SUPPORTED, "{unknown:#x}");
     }
@@ -362,9 +366,84 @@ fn psci_of_a_guest() {
     }
     let on = Service::CpuOn { target: 1, entry: 0x4000, context: 9 };
     assert_eq!(call(&[psci::CPU_ON_64.into(), 1, 0x4000, 9]).0, Outcome::Service(on));
-    let outcome = call(&[psci::CPU_OFF.into()]).0;
-    assert_eq!(exits(outcome).0, run::POWERED_OFF);
-    assert_eq!(vcpu.power, Power::Off);
+    assert_eq!(call(&[psci::CPU_OFF.into()]).0, Outcome::Service(Service::CpuOff));
+    let affinity = |level| [psci::AFFINITY_INFO_64.into(), 0x10_0000_0102, level];
+    for level in 0..=3 {
+        let asked = Service::AffinityInfo { target: 0x10_0000_0102, level: level as u32 };
+        assert_eq!(call(&affinity(level)).0, Outcome::Service(asked));
+    }
+    for level in [4, 0xffff_ffff] {
+        assert_eq!(call(&affinity(level)), (Outcome::Resume, psci::INVALID_PARAMETERS));
+    }
+    // The 32-bit convention has 32 bits of each argument, and of the level there are never more.
+    let asked = Service::AffinityInfo { target: 0x102, level: 1 };
+    let narrow = [psci::AFFINITY_INFO_32.into(), 7 << 32 | 0x102, 7 << 32 | 1];
+    assert_eq!(call(&narrow).0, Outcome::Service(asked));
+}
+
+/// What a PSCI 1.1 need not have, and what it may not say that it has (DEN0022).
+#[test]
+fn psci_that_is_not_there() {
+    let mut vcpu = vcpu();
+    // CPU_FREEZE, CPU_DEFAULT_SUSPEND, NODE_HW_STATE, PSCI_SET_SUSPEND_MODE, PSCI_STAT_RESIDENCY
+    // and _COUNT, MEM_PROTECT and _CHECK_RANGE, MIGRATE, MIGRATE_INFO_UP_CPU, SYSTEM_OFF2.
+    for number in [0xb, 0xc, 0xd, 0xf, 0x10, 0x11, 0x13, 0x14, 0x5, 0x7, 0x15, 0x16, 0x1f] {
+        for function in [0x8400_0000 | number, 0xC400_0000 | number] {
+            for args in [[function, 0], [psci::FEATURES.into(), function]] {
+                assert_eq!(hvc(&mut vcpu, &args), Outcome::Resume);
+                assert_eq!(vcpu.regs.x[0], psci::NOT_SUPPORTED, "{args:#x?}");
+            }
+        }
+    }
+    // Those without arguments have no 64-bit form.
+    for function in [psci::VERSION, psci::CPU_OFF, psci::SYSTEM_OFF, psci::SYSTEM_RESET] {
+        hvc(&mut vcpu, &[psci::FEATURES.into(), u64::from(function) | 1 << 30]);
+        assert_eq!(vcpu.regs.x[0], psci::NOT_SUPPORTED, "{function:#x}");
+    }
+    // The original format of power states, and no OS-initiated mode.
+    for function in [psci::CPU_SUSPEND_32, psci::CPU_SUSPEND_64] {
+        hvc(&mut vcpu, &[psci::FEATURES.into(), function.into()]);
+        assert_eq!(vcpu.regs.x[0], 0);
+    }
+    // Vendors' resets, and architectural ones that are reserved.
+    for kind in [1, 0x7fff_ffff, 0x8000_0000, 0xffff_ffff] {
+        for function in [psci::SYSTEM_RESET2_32, psci::SYSTEM_RESET2_64] {
+            assert_eq!(hvc(&mut vcpu, &[function.into(), kind, 0]), Outcome::Resume);
+            assert_eq!(vcpu.regs.x[0], psci::INVALID_PARAMETERS, "{kind:#x}");
+        }
+    }
+}
+
+#[test]
+fn suspends_wait_and_reserved_states_are_refused() {
+    let waits = Service::Suspend([run::EXPECTS_WAKEUP, 0, 0, u64::MAX]);
+    for function in [psci::CPU_SUSPEND_32, psci::CPU_SUSPEND_64] {
+        // Standby and power-down, of a core and of more; the state's number.
+        for state in [0, 0xffff, 1 << 16, 1 << 16 | 1 << 24, 3 << 24, 7 << 32] {
+            let mut vcpu = vcpu();
+            let outcome = hvc(&mut vcpu, &[function.into(), state, 0x4000, 9]);
+            assert_eq!((outcome, vcpu.regs.x[0]), (Outcome::Service(waits), psci::SUCCESS));
+        }
+        for bit in (17..24).chain(26..32) {
+            let mut vcpu = vcpu();
+            let outcome = hvc(&mut vcpu, &[function.into(), 1 << bit, 0, 0]);
+            assert_eq!((outcome, vcpu.regs.x[0]), (Outcome::Resume, psci::INVALID_PARAMETERS));
+        }
+    }
+}
+
+#[test]
+fn what_smccc_says_of_the_architecture_s_calls() {
+    let mut vcpu = vcpu();
+    // SMCCC_ARCH_SOC_ID, WORKAROUND_2 and _4, FEATURE_AVAILABILITY, random numbers, a vendor's.
+    for function in [0x8000_0002, 0x8000_7fff, 0x8000_0004, 0x8000_0003, 0x8400_0050, 0xC600_0000] {
+        for args in [[call::SMCCC_ARCH_FEATURES.into(), function], [function, 0]] {
+            if args[0] != 0x8400_0050 {
+                assert_eq!(hvc(&mut vcpu, &args), Outcome::Resume);
+                assert_eq!(vcpu.regs.x[0], psci::NOT_SUPPORTED, "{args:#x?}");
+            }
+        }
+    }
 }
 
 #[test]
@@ -379,5 +458,13 @@ fn the_guests_own_call_carries_its_arguments() {
 fn affinities_are_told_apart() {
     let all: std::collections::BTreeSet<_> = (0..32).map(Vcpu::affinity_of).collect();
     assert_eq!(all.len(), 32);
+    for index in 0..32 {
+        let vcpu = Vcpu::new(index);
+        assert_eq!((vcpu.index(), vcpu.affinity()), (index, Vcpu::affinity_of(index)));
+        // MPIDR_EL1: RES1, one of several (U 0), not multithreaded (MT 0); 16 a cluster, so that
+        // ICC_SGI1R_EL1's target list reaches each (IHI 0069, Aff0).
+        let (place, cluster) = (u64::from(index) % 16, u64::from(index) / 16);
+        assert_eq!(vcpu.vmpidr, 1 << 31 | cluster << 8 | place);
+    }
     assert_eq!(Vcpu::new(17).affinity(), 0x101);
 }

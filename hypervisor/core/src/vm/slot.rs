@@ -61,6 +61,10 @@ pub struct Slot {
     vcpus: [VcpuPageCell; MAX_VCPUS],
     vttbr: AtomicU64,
     doorbells: Doorbells,
+    /// Which vCPUs are on, as their siblings find it without their locks: a bit each, by index.
+    on: AtomicU32,
+    /// How often its guest used a system register that it does not have.
+    unknown: AtomicU32,
     counts: &'static Counts,
     vm: TicketMutex<Vm>,
 }
@@ -77,6 +81,8 @@ impl Slot {
             vcpus: array::from_fn(|_| VcpuPageCell::new()),
             vttbr: AtomicU64::new(0),
             doorbells: Doorbells::new(),
+            on: AtomicU32::new(0),
+            unknown: AtomicU32::new(0),
             counts,
             vm: TicketMutex::new(Vm::new(counts)),
         }
@@ -105,6 +111,8 @@ impl Slot {
         self.living_generation.store(generation, Ordering::Relaxed);
         self.vttbr.store(context.vttbr, Ordering::Relaxed);
         self.down.store(0, Ordering::Relaxed);
+        self.on.store(0, Ordering::Relaxed);
+        self.unknown.store(0, Ordering::Relaxed);
         self.doorbells.open(generation);
     }
 
@@ -186,6 +194,34 @@ impl Slot {
         if let Some(slot) = nospec::get(&self.vcpus, index as usize) {
             slot.set(page);
         }
+    }
+
+    /// Whether a vCPU is on.
+    pub fn is_on(&self, index: u8) -> bool {
+        // Acquire: who finds it off sees what it did.
+        self.on.load(Ordering::Acquire) & 1 << (index & 31) != 0
+    }
+
+    /// Notes that a vCPU is switched on or off. Needs the vCPU's lock, or the VM's before the
+    /// start.
+    pub fn set_on(&self, index: u8, on: bool) {
+        let bit = 1 << (index & 31);
+        if on {
+            self.on.fetch_or(bit, Ordering::Relaxed);
+        } else {
+            self.on.fetch_and(!bit, Ordering::Release);
+        }
+    }
+
+    /// Counts a use of a system register that the guest does not have. Whether it is the first.
+    pub fn count_unknown(&self) -> bool {
+        let more = |count: u32| count.checked_add(1);
+        self.unknown.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more) == Ok(0)
+    }
+
+    /// How many there were.
+    pub fn unknown(&self) -> u32 {
+        self.unknown.load(Ordering::Relaxed)
     }
 
     /// The VM's doorbells.

@@ -141,6 +141,18 @@ fn vcpus_switch_each_other_on() {
         }
         hvc(escrow, &mut run, &[psci::CPU_ON_64.into(), 0, MEMORY, 0]);
         assert_eq!(run.regs.x[0], psci::ALREADY_ON, "itself");
+        // Nobody can begin there. A wrong CPU counts first, and that it is on last.
+        for nowhere in [MEMORY + 1, MEMORY + 2, 1 << 39, u64::MAX - 3] {
+            for (target, answer) in [
+                (0, psci::INVALID_ADDRESS),
+                (1, psci::INVALID_ADDRESS),
+                (2, psci::INVALID_PARAMETERS),
+            ] {
+                let on = [psci::CPU_ON_64.into(), target, nowhere, 0];
+                assert_eq!(hvc(escrow, &mut run, &on), Next::Enter);
+                assert_eq!(run.regs.x[0], answer, "{target}, {nowhere:#x}");
+            }
+        }
     });
     host.run(second, |escrow, mut run| {
         assert_eq!(escrow.guest_entry(&run), Next::Enter);
@@ -182,6 +194,84 @@ fn a_vcpu_that_comes_after_the_start_waits_to_be_switched_on() {
     let [zero, ..] = host.call(call::VCPU_CREATE, &[vm, 0]).unwrap();
     host.run(zero, |escrow, run| {
         assert_eq!(leaves(escrow.guest_entry(&run))[0], run::POWERED_OFF);
+    });
+}
+
+/// Levels above 0 are about all vCPUs of a cluster, which has 16.
+#[test]
+fn affinity_levels() {
+    let mut host = Host::new();
+    let (vm, _) = host.create(8);
+    let [first, in_cluster, beyond] = [0, 15, 16].map(|n| {
+        let [vcpu, ..] = host.call(call::VCPU_CREATE, &[vm, n]).unwrap();
+        vcpu
+    });
+    host.call(call::VM_START, &[vm]).unwrap();
+    let affinities = |host: &mut Host, vcpu| {
+        let asked: [(u64, u64); 13] = [
+            (0, 0),
+            (15, 0),
+            (0x100, 0),
+            (1, 0),
+            (0, 1),
+            (7, 1),
+            (0x1ff, 1),
+            (0x200, 1),
+            (0xffff, 2),
+            (0x1_0000, 2),
+            (0xff_ffff, 3),
+            (0x1_0000_0000, 3),
+            (0x8000_0000, 3),
+        ];
+        asked.map(|(target, level)| {
+            let [answer, ..] =
+                host.guest_asks(vcpu, &[psci::AFFINITY_INFO_64.into(), target, level]);
+            answer
+        })
+    };
+    const NOBODY: u64 = psci::INVALID_PARAMETERS;
+    let expected = [ON, OFF, OFF, NOBODY, ON, ON, OFF, NOBODY, ON, NOBODY, ON, NOBODY, ON];
+    assert_eq!(affinities(&mut host, first), expected);
+    // The other cluster's vCPU is on, and the first one off.
+    host.run(first, |escrow, mut run| {
+        let on = [psci::CPU_ON_64.into(), 0x100, MEMORY, 0];
+        assert_eq!(leaves(hvc(escrow, &mut run, &on)), [run::SWITCHED_ON, 16, 0, 0]);
+        assert_eq!(leaves(hvc(escrow, &mut run, &[psci::CPU_OFF.into()]))[0], run::POWERED_OFF);
+    });
+    let expected = [OFF, OFF, ON, NOBODY, OFF, OFF, ON, NOBODY, ON, NOBODY, ON, NOBODY, ON];
+    assert_eq!(affinities(&mut host, beyond), expected);
+    // The next VM in the slot begins with its first vCPU on, and no other.
+    host.end(in_cluster);
+    let (vm, _) = host.create(8);
+    let [vcpu, _] = [0, 16].map(|n| host.call(call::VCPU_CREATE, &[vm, n]).unwrap()[0]);
+    host.call(call::VM_START, &[vm]).unwrap();
+    let expected = [ON, NOBODY, OFF, NOBODY, ON, ON, OFF, NOBODY, ON, NOBODY, ON, NOBODY, ON];
+    assert_eq!(affinities(&mut host, vcpu), expected);
+}
+
+/// That a sibling is inside its run holds nobody up who asks whether it is on.
+#[test]
+fn a_vcpu_that_is_inside_is_on() {
+    let mut host = Host::new();
+    let (_, [first, second]) = started(&mut host);
+    let on = [psci::CPU_ON_64.into(), 1, MEMORY, 0];
+    host.run(first, |escrow, mut run| {
+        assert_eq!(leaves(hvc(escrow, &mut run, &on))[0], run::SWITCHED_ON);
+        let mut args = [call::VCPU_RUN as u64, second, 0, 0, 0, 0, 0, 0];
+        let mut sibling = escrow.host_runs(&mut args).expect("a run");
+        for (ask, answer) in [
+            (&on[..], psci::ALREADY_ON),
+            (&[psci::AFFINITY_INFO_64.into(), 1, 0], ON),
+            (&[psci::AFFINITY_INFO_64.into(), 0, 1], ON),
+        ] {
+            run.regs.pc = MEMORY + 4;
+            assert_eq!(hvc(escrow, &mut run, ask), Next::Enter);
+            assert_eq!((run.regs.pc, run.regs.x[0]), (MEMORY + 4, answer));
+        }
+        // As soon as it has switched itself off, it is off.
+        leaves(hvc(escrow, &mut sibling, &[psci::CPU_OFF.into()]));
+        hvc(escrow, &mut run, &[psci::AFFINITY_INFO_64.into(), 1, 0]);
+        assert_eq!((run.regs.pc, run.regs.x[0]), (MEMORY + 4, OFF));
     });
 }
 

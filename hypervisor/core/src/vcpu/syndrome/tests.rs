@@ -221,6 +221,7 @@ fn every_exit_ends_in_what_its_class_says() {
             assert!(behind || vcpu.regs.pc == 0x1000, "{esr:#x}");
             let fits = match outcome {
                 Outcome::Inject(Exception::UNDEFINED) => abort.is_none() && !behind,
+                Outcome::Unknown(_) => bits(esr, 31, 26) == 0x18 && !behind,
                 Outcome::Inject(_) => abort.map(Abort::fault) == Some(Fault::External),
                 Outcome::Exit(_) => abort.map(Abort::fault) == Some(Fault::Other) && !behind,
                 Outcome::Abort(stage2) => abort.is_some() && Some(stage2.at) == ipa,

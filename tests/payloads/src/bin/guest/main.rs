@@ -6,6 +6,7 @@
 #![no_main]
 
 mod doorbells;
+mod harm;
 mod life;
 mod memory;
 mod mmio;
@@ -24,4 +25,5 @@ payload!(
     registers::TESTS,
     traps::TESTS,
     time::TESTS,
+    harm::TESTS,
 );

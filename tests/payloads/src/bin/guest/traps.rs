@@ -3,15 +3,17 @@
 //! Instructions of a guest that EL2 answers: calls, system registers, waits.
 
 use aarch64_cpu::registers::{MIDR_EL1, Readable as _};
+use arrayvec::ArrayVec;
 use escrow_abi::errata::{Hardening, OPEN};
-use escrow_abi::{call, psci};
+use escrow_abi::{call, psci, trng};
 use escrow_payloads::guest::{Agent, Exit, Routine, routine};
-use escrow_payloads::{Host, Outcome, Test, check, check_eq, hvc, tests};
+use escrow_payloads::{Host, Outcome, Test, check, check_eq, fail, hvc, tests};
 
 pub const TESTS: &[Test] = tests![
     calls_by_hvc_and_smc,
     workarounds_are_told_as_they_are,
     firmware_answers,
+    random_numbers,
     unknown_registers_are_undefined,
     hidden_features_do_not_show,
     its_own_exceptions_are_its_own,
@@ -113,10 +115,56 @@ fn firmware_answers(host: &mut Host) -> Outcome {
         // Its one vCPU is on; there is no other.
         check_eq!(ask(&[psci::AFFINITY_INFO_64 as u64, 0, 0])?, 0);
         check_eq!(ask(&[psci::AFFINITY_INFO_64 as u64, 1, 0])?, psci::INVALID_PARAMETERS);
+        // Its cluster is, the next one is not.
+        check_eq!(ask(&[psci::AFFINITY_INFO_64 as u64, 5, 1])?, 0);
+        check_eq!(ask(&[psci::AFFINITY_INFO_32 as u64, 0x100, 1])?, psci::INVALID_PARAMETERS);
+        check_eq!(ask(&[psci::AFFINITY_INFO_64 as u64, 0, 4])?, psci::INVALID_PARAMETERS);
         check_eq!(ask(&[psci::CPU_ON_64 as u64, 0, 0, 0])?, psci::ALREADY_ON);
+        check_eq!(ask(&[psci::CPU_ON_64 as u64, 0, 2, 0])?, psci::INVALID_ADDRESS);
+        check_eq!(ask(&[psci::CPU_ON_64 as u64, 0, 1 << 48, 0])?, psci::INVALID_ADDRESS);
+        check_eq!(ask(&[psci::CPU_SUSPEND_64 as u64, 1 << 31, 0, 0])?, psci::INVALID_PARAMETERS);
+        check_eq!(ask(&[psci::SYSTEM_RESET2_64 as u64, 1 << 31, 0])?, psci::INVALID_PARAMETERS);
+        // MEM_PROTECT.
+        check_eq!(ask(&[0x8400_0013, 1])?, psci::NOT_SUPPORTED);
         check_eq!(ask(&[psci::CPU_ON_64 as u64, 1, 0, 0])?, psci::INVALID_PARAMETERS);
         check_eq!(ask(&[psci::CPU_ON_64 as u64, u64::MAX, 0, 0])?, psci::INVALID_PARAMETERS);
         check_eq!(ask(&[psci::SYSTEM_SUSPEND_64 as u64, 0, 0])?, psci::NOT_SUPPORTED);
+    }
+    host.end(agent.vm)
+}
+
+/// Random numbers are the CPU's or the firmware's, or there are none to ask for.
+fn random_numbers(host: &mut Host) -> Outcome {
+    let agent = Agent::start(host)?;
+    let cpu_has_them = agent.call(routine::mrs_isar0(), &[])?.x[0] >> 60 != 0;
+    for conduit in both() {
+        let ask = |arguments: &[u64]| agent.call(conduit, arguments).map(|results| results.x);
+        let version = ask(&[trng::VERSION as u64])?[0];
+        if version == psci::NOT_SUPPORTED {
+            check!(!cpu_has_them, "the CPU has random numbers");
+            for function in [trng::FEATURES, trng::GET_UUID, trng::RND_32, trng::RND_64] {
+                let x = ask(&[function as u64, 64, 2, 3])?;
+                check_eq!(x[..4], [psci::NOT_SUPPORTED, 64, 2, 3], "{function:#x}");
+            }
+            continue;
+        }
+        check_eq!(version, 0x1_0000);
+        check_eq!(ask(&[trng::FEATURES as u64, trng::RND_64 as u64])?[0], psci::SUCCESS);
+        check_eq!(ask(&[trng::GET_UUID as u64])?[..4], trng::UUID.map(u64::from));
+        for (function, bits) in [(trng::RND_64, 193), (trng::RND_64, 0), (trng::RND_32, 97)] {
+            check_eq!(ask(&[function as u64, bits])?[0], psci::INVALID_PARAMETERS);
+        }
+        let mut seen: ArrayVec<u64, 24> = ArrayVec::new();
+        for _ in 0..8 {
+            let [x0, words @ .., _, _, _, _] = ask(&[trng::RND_64 as u64, 192])?;
+            check_eq!(x0, psci::SUCCESS);
+            for word in words {
+                check!(word != 0 && !seen.contains(&word), "{word:#x}, {seen:x?}");
+                seen.push(word);
+            }
+        }
+        let x = ask(&[trng::RND_32 as u64, 33, 7, 7])?;
+        check!(x[0] == 0 && x[1] == 0 && x[2] < 2 && x[3] >> 32 == 0, "{x:x?}");
     }
     host.end(agent.vm)
 }
@@ -141,10 +189,42 @@ fn unknown_registers_are_undefined(host: &mut Host) -> Outcome {
         check_eq!(results.x[0], 0x5a5a, "{routine:?}");
         check_eq!(exception.spsr & 0xf, 5, "{routine:?}");
     }
+    // The log tells of the first alone.
+    let log = tail_of_log()?;
+    let lines = log.split(|&byte| byte == b'\n');
+    let told = lines.filter(|line| contains(line, b"which it does not have"));
+    check!(told.clone().any(|line| contains(line, b"S3_0_C15_C2_0")), "the first is not logged");
+    check!(!told.clone().any(|line| contains(line, b"S3_3_C13_C7_7")), "the next is logged");
     // An OS lock that is open is all that a guest finds of the debug registers.
     let results = agent.call(routine::mrs_oslsr(), &[])?;
     check_eq!((results.x[0] & 2, results.exception), (0, None));
     host.end(agent.vm)
+}
+
+/// The end of the log.
+fn tail_of_log() -> Outcome<ArrayVec<u8, { 2 * TAIL }>> {
+    let read = |from| match hvc::call(call::LOG_READ, &[from]) {
+        Ok([next, words @ ..]) => Ok((next, words)),
+        Err(refusal) => fail!("no log: {refusal:?}"),
+    };
+    // A position beyond the end is answered with the end.
+    let (end, _) = read(u64::MAX)?;
+    let mut at = end.saturating_sub(TAIL as u64);
+    let mut text = ArrayVec::new();
+    while at < end {
+        let (next, words) = read(at)?;
+        let bytes = words.into_iter().flat_map(u64::to_le_bytes).take_while(|&byte| byte != 0);
+        text.extend(bytes.take((next - at) as usize));
+        at = next;
+    }
+    Ok(text)
+}
+
+/// Bytes of it.
+const TAIL: usize = 600;
+
+fn contains(line: &[u8], text: &[u8]) -> bool {
+    line.windows(text.len()).any(|window| window == text)
 }
 
 fn hidden_features_do_not_show(host: &mut Host) -> Outcome {

@@ -2,7 +2,7 @@
 
 //! Guests: their calls, and their other exits.
 
-use escrow_abi::{Error, call};
+use escrow_abi::{Error, Handle, HandleKind, call};
 
 use super::host::{Host, Refused};
 use super::machine::Fake;
@@ -39,7 +39,31 @@ pub enum Called {
     Exited([u64; 4]),
 }
 
+/// A started VM with a vCPU.
+pub fn guest(host: &mut Host) -> u64 {
+    let (vm, _) = host.create(4);
+    let [vcpu, ..] = host.call(call::VCPU_CREATE, &[vm, 0]).unwrap();
+    host.call(call::VM_START, &[vm]).unwrap();
+    vcpu
+}
+
 impl Host {
+    /// A call of a guest that is no call about memory; X0 to X3 of the answer.
+    pub fn guest_asks(&mut self, vcpu: u64, args: &[u64]) -> [u64; 4] {
+        let mut run = run_of(&self.escrow, vcpu);
+        run.regs.x[..args.len()].copy_from_slice(args);
+        let next = self.escrow.guest_exit(&mut self.scratch, &mut run, HVC, &self.ids);
+        assert_eq!(next, Next::Enter);
+        core::array::from_fn(|n| run.regs.x[n])
+    }
+
+    /// Ends the VM of a vCPU.
+    pub fn end(&mut self, vcpu: u64) {
+        let vcpu = Handle::from_register(vcpu).unwrap();
+        let vm = Handle { kind: HandleKind::Vm, index: 0, ..vcpu };
+        self.call(call::VM_DESTROY, &[vm.to_register()]).unwrap();
+    }
+
     /// A call of a guest, made by a vCPU that is run for it.
     pub fn guest_call(
         &mut self,

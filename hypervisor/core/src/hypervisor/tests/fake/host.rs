@@ -251,6 +251,20 @@ impl Host {
         let [vm, ..] = self.call(call::VM_CREATE, &[list, count]).unwrap();
         (vm, entries.iter().map(|e| (e.frame, 0)).collect())
     }
+
+    /// All of the log.
+    pub fn log(&self) -> String {
+        let mut text = Vec::new();
+        loop {
+            let [next, words @ ..] = self.escrow.log.read(text.len() as u64);
+            if next == text.len() as u64 {
+                return String::from_utf8(text).unwrap();
+            }
+            let bytes = words.iter().flat_map(|word| word.to_le_bytes());
+            text.extend(bytes.take(next as usize - text.len()));
+        }
+    }
+
     pub fn reaches(&self, at: u64) -> bool {
         self.escrow.host_map().reaches(&self.escrow.machine, PhysAddr(at))
     }

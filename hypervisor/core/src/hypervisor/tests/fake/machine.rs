@@ -76,6 +76,11 @@ pub struct Fake {
     /// What its CPUs have, and how they are hardened.
     pub errata: AtomicU32,
     pub hardening: AtomicU64,
+    /// Words of random numbers that are left, if there is a source: with [`u32::MAX`] they are
+    /// all ones, otherwise no two halves of them are alike.
+    entropy: Mutex<Option<u32>>,
+    /// Words that were drawn.
+    drawn: AtomicU64,
 }
 
 /// When EL2 finds that an interrupt is pending.
@@ -109,7 +114,16 @@ impl Default for Fake {
             fails_at: AtomicU64::new(u64::MAX),
             errata: AtomicU32::new(0),
             hardening: AtomicU64::new(Hardening::NotNeeded.bit()),
+            entropy: Mutex::default(),
+            drawn: AtomicU64::new(0),
         }
+    }
+}
+
+impl Fake {
+    /// Gives it a source with so many words, or takes it away.
+    pub fn has_entropy(&self, words: Option<u32>) {
+        *self.entropy.lock().unwrap() = words;
     }
 }
 
@@ -219,6 +233,26 @@ impl Machine for Fake {
 
     fn hardening(&self) -> u64 {
         self.hardening.load(Ordering::Relaxed)
+    }
+
+    fn has_random(&self) -> bool {
+        self.entropy.lock().unwrap().is_some()
+    }
+
+    fn random(&self, words: &mut [u64]) -> bool {
+        let mut entropy = self.entropy.lock().unwrap();
+        let left = entropy.as_mut().expect("a source of random numbers");
+        for word in words {
+            let Some(fewer) = left.checked_sub(1) else { return false };
+            if *left == u32::MAX {
+                *word = u64::MAX;
+                continue;
+            }
+            *left = fewer;
+            let drawn = self.drawn.fetch_add(2, Ordering::Relaxed);
+            *word = ((drawn + 1) << 32) | (drawn + 2);
+        }
+        true
     }
 
     fn read_device(&self, at: PhysAddr, size: u64) -> u64 {

@@ -9,7 +9,7 @@ mod machine;
 mod memory;
 mod tables;
 
-pub use guests::{Called, HVC, exit_of};
+pub use guests::{Called, HVC, exit_of, guest};
 pub use host::*;
 pub use machine::{Fake, Interrupts};
 pub use memory::Memory;
