@@ -6,7 +6,8 @@ use std::os::fd::AsRawFd as _;
 
 use anyhow::{Context as _, Result};
 use escrow_vmcore::uapi::{
-    FUNCTION_IOEVENTFD, FUNCTION_IRQFD, FUNCTION_VCPU, IoeventfdArg, IrqfdArg, VcpuArg,
+    FUNCTION_CONSOLE, FUNCTION_IOEVENTFD, FUNCTION_IRQFD, FUNCTION_VCPU, IRQFD_RESAMPLE,
+    IoeventfdArg, IrqfdArg, VcpuArg,
 };
 use nix::errno::Errno;
 use nix::sys::eventfd::EventFd;
@@ -53,7 +54,15 @@ pub fn are_checked() -> Result<()> {
     refused(with_fd(u32::MAX), Errno::EBADF).context("no descriptor")?;
     refused(with_fd(file as u32), Errno::EINVAL).context("no eventfd")?;
 
-    for kind in [FUNCTION_VCPU, FUNCTION_IRQFD, FUNCTION_IOEVENTFD] {
+    let with_resample = |resample_fd| {
+        let flags = IRQFD_RESAMPLE;
+        vm.add_function(FUNCTION_IRQFD, &IrqfdArg { flags, resample_fd, ..good })
+    };
+    refused(with_resample(1 << 20), Errno::EBADF).context("no file for the way back")?;
+    refused(with_resample(u32::MAX), Errno::EBADF).context("no descriptor for the way back")?;
+    refused(with_resample(file as u32), Errno::EINVAL).context("no eventfd for the way back")?;
+
+    for kind in [FUNCTION_VCPU, FUNCTION_IRQFD, FUNCTION_IOEVENTFD, FUNCTION_CONSOLE] {
         for size in [0, 3, 5, 15, 17, 31, 33, 256] {
             let wrong = [0u8; 256];
             let mut desc = function(kind, &wrong);

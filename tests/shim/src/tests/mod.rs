@@ -4,6 +4,7 @@
 
 mod accounting;
 mod arguments;
+mod console;
 mod dmabuf;
 mod ends;
 mod functions;
@@ -101,6 +102,12 @@ tests! {
     irqfd::trees_that_are_none,
     irqfd::comes_and_goes_under_signals,
     irqfd::closed_in_any_order,
+    console::both_ways,
+    console::full_rings,
+    console::wakes_who_waits,
+    console::ends,
+    console::are_checked,
+    console::comes_and_goes_under_a_guest,
     vcpus::switch_each_other_on,
     vcpus::that_are_off_are_woken_when_asked,
     vcpus::more_than_there_are_cpus,
