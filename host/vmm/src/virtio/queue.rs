@@ -136,3 +136,149 @@ impl Virtqueue {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use virtio_bindings::virtio_ring::{
+        VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
+    };
+
+    use super::super::driver::*;
+    use super::super::entropy::Entropy;
+
+    const SIZE: u16 = 8;
+    const NEXT: u16 = VRING_DESC_F_NEXT as u16;
+    const WRITE: u16 = VRING_DESC_F_WRITE as u16;
+    const INDIRECT: u16 = VRING_DESC_F_INDIRECT as u16;
+    const TABLE: u64 = BUFFERS + 0x8000;
+
+    /// Puts descriptors into the queue's table and one that others may refer
+    /// to, offers the first, and says whether the device gives it back.
+    fn accepted(direct: &[Desc], indirect: &[Desc]) -> bool {
+        let mut driver = Driver::started(Entropy, SIZE);
+        let tables = [(driver.table(0), direct), (TABLE, indirect)];
+        for (table, chain) in tables {
+            for (index, desc) in (0..).zip(chain) {
+                driver.descriptor(table, index, *desc);
+            }
+        }
+        driver.offer(0, 0);
+        driver.kick(0);
+        driver.wait(|driver| {
+            if driver.used(0).is_some() {
+                return Some(true);
+            }
+            (driver.status() & 64 != 0).then_some(false)
+        })
+    }
+
+    fn desc(flags: u16, next: u16) -> Desc {
+        Desc { address: BUFFERS, length: 16, flags, next }
+    }
+
+    fn table(length: u32, flags: u16) -> Desc {
+        Desc { address: TABLE, length, flags: INDIRECT | flags, next: 0 }
+    }
+
+    #[test]
+    fn a_chain_ends_in_its_table() {
+        assert!(accepted(&[desc(NEXT | WRITE, 1), desc(WRITE, 0)], &[]));
+        for (what, chain) in [
+            ("itself", vec![desc(NEXT | WRITE, 0)]),
+            ("a loop", vec![desc(NEXT | WRITE, 1), desc(NEXT | WRITE, 0)]),
+            ("outside the table", vec![desc(NEXT | WRITE, SIZE)]),
+            ("far outside", vec![desc(NEXT | WRITE, u16::MAX)]),
+            ("readable last", vec![desc(NEXT | WRITE, 1), desc(0, 0)]),
+        ] {
+            assert!(!accepted(&chain, &[]), "{what}");
+        }
+    }
+
+    #[test]
+    fn a_chain_in_another_table_ends_there() {
+        let one = [desc(WRITE, 0)];
+        let two = [desc(NEXT | WRITE, 1), desc(WRITE, 0)];
+        assert!(accepted(&[table(16, 0)], &one));
+        assert!(accepted(&[table(32, 0)], &two));
+        // Some descriptors here, the rest there.
+        assert!(accepted(&[desc(NEXT | WRITE, 1), table(32, 0)], &two));
+        for (what, first, chain) in [
+            ("outside its table", table(16, 0), &two[..]),
+            ("a loop", table(32, 0), &[desc(NEXT | WRITE, 1), desc(NEXT | WRITE, 0)]),
+            ("an empty table", table(0, 0), &one),
+            ("half a descriptor", table(24, 0), &one),
+            ("a table in a table", table(32, 0), &[table(16, 0)]),
+            ("a table as large as can be", table(u32::MAX, 0), &one),
+            ("a table outside memory", Desc { address: RAM - 16, ..table(16, 0) }, &one),
+            ("a table at the end", Desc { address: u64::MAX - 15, ..table(16, 0) }, &one),
+        ] {
+            assert!(!accepted(&[first], chain), "{what}");
+        }
+    }
+
+    #[test]
+    fn a_chain_is_no_longer_than_the_queue_may_be() {
+        // Entropy's queue has 64 descriptors.
+        let chain = |length: u16| {
+            let last = length - 1;
+            (0..length)
+                .map(|at| if at < last { desc(NEXT | WRITE, at + 1) } else { desc(WRITE, 0) })
+                .collect::<Vec<_>>()
+        };
+        assert!(accepted(&[table(64 * 16, 0)], &chain(64)));
+        assert!(!accepted(&[table(65 * 16, 0)], &chain(65)));
+    }
+
+    #[test]
+    fn a_buffer_is_in_memory_with_all_its_bytes() {
+        let end = RAM + RAM_SIZE;
+        for (address, length) in
+            [(RAM, u32::MAX), (end - 15, 16), (RAM - 1, 16), (u64::MAX - 7, 16), (0, 1)]
+        {
+            let mut driver = Driver::started(Entropy, SIZE);
+            driver.add(0, &[write(address, length)]);
+            driver.kick(0);
+            driver.wait_broken();
+        }
+        let mut driver = Driver::started(Entropy, SIZE);
+        assert_eq!(driver.transfer(0, &[write(end - 16, 16)]), 16);
+    }
+
+    #[test]
+    fn more_available_than_there_are_is_broken() {
+        let mut driver = Driver::started(Entropy, SIZE);
+        driver.set_available(0, SIZE + 1);
+        driver.kick(0);
+        driver.wait_broken();
+        // And so is an index that goes back.
+        let mut driver = Driver::started(Entropy, SIZE);
+        driver.transfer(0, &[write(BUFFERS, 16)]);
+        driver.set_available(0, 0);
+        driver.kick(0);
+        driver.wait_broken();
+    }
+
+    #[test]
+    fn a_head_outside_the_table_is_broken() {
+        for head in [SIZE, u16::MAX] {
+            let mut driver = Driver::started(Entropy, SIZE);
+            driver.offer(0, head);
+            driver.kick(0);
+            driver.wait_broken();
+            assert_eq!(driver.used(0), None);
+        }
+    }
+
+    #[test]
+    fn indices_wrap() {
+        let mut driver = Driver::started(Entropy, 2);
+        for _ in 0..(1 << 16) + 10 {
+            driver.add(0, &[write(BUFFERS, 1)]);
+            driver.kick(0);
+            while driver.used(0).is_none() {
+                std::thread::yield_now();
+            }
+        }
+        assert_eq!(driver.transfer(0, &[write(BUFFERS, 1)]), 1);
+    }
+}
