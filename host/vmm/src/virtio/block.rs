@@ -579,6 +579,21 @@ mod tests {
     }
 
     #[test]
+    fn of_a_request_with_a_part_outside_memory_nothing_is_done() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(9 << 20).unwrap();
+        let mut driver = Driver::started(disk(&file, false), 64);
+        driver.put(DATA, &[0xee; 512]);
+        // The first part alone is more than one step.
+        let data = [read(DATA, 5 << 20), read(RAM + RAM_SIZE - 511, 512)];
+        let header = header(&driver, VIRTIO_BLK_T_OUT, 0);
+        driver.add(0, &[header, data[0], data[1], write(STATUS, 1)]);
+        driver.kick(0);
+        driver.wait_broken();
+        assert!(contents(&file).iter().all(|&byte| byte == 0));
+    }
+
+    #[test]
     fn requests_without_header_or_status_stop_the_device_until_a_reset() {
         let (file, expected) = image();
         let mut driver = Driver::new(disk(&file, false));

@@ -439,8 +439,9 @@ mod tests {
         assert_eq!(driver.register(VIRTIO_MMIO_QUEUE_READY), 0);
         driver.add(0, &[write(BUFFERS, 16)]);
         driver.kick(0);
-        // The next order is carried out after the kick was seen, or before:
-        // neither touches the queue.
+        // Time for a worker that still had it.
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        assert_eq!(driver.used(0), None);
         driver.set(VIRTIO_MMIO_QUEUE_READY, 1);
         assert_eq!(driver.register(VIRTIO_MMIO_QUEUE_READY), 0);
         driver.set(VIRTIO_MMIO_STATUS, 0);
