@@ -95,9 +95,17 @@ const FREELY: &[libc::c_long] = &[
     libc::SYS_getrandom,
 ];
 
-/// ioctls of terminals and of all descriptors.
-const IOCTLS: [u64; 6] =
-    [libc::TCGETS, libc::TCSETS, libc::TCSETSW, libc::TCSETSF, libc::TIOCGWINSZ, libc::FIONBIO];
+/// ioctls of terminals and of all descriptors, and the one that a driver's start
+/// makes on a tap device.
+const IOCTLS: [u64; 7] = [
+    libc::TCGETS,
+    libc::TCSETS,
+    libc::TCSETSW,
+    libc::TCSETSF,
+    libc::TIOCGWINSZ,
+    libc::FIONBIO,
+    libc::TUNSETOFFLOAD,
+];
 /// The name of an anonymous mapping: the C library names its stacks.
 const PR_SET_VMA: u64 = 0x5356_4d41;
 

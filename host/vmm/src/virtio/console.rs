@@ -112,6 +112,7 @@ mod tests {
 
     fn device() -> (Driver, UnixStream) {
         let (ours, theirs) = UnixStream::pair().unwrap();
+        theirs.set_read_timeout(Some(PATIENCE)).unwrap();
         (Driver::started(Console::new(ours).unwrap(), 16), theirs)
     }
 

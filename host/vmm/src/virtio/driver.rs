@@ -26,7 +26,7 @@ pub const BUFFERS: u64 = RAM + (1 << 20);
 /// Bytes of memory for one queue's rings.
 const RINGS: u64 = 0x10000;
 /// How long a test waits for what must happen.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Both that a driver needs.
 pub const PLAIN: u64 = 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_F_ACCESS_PLATFORM;

@@ -349,6 +349,7 @@ mod tests {
     fn net() -> (Net, UnixDatagram) {
         let (ours, theirs) = UnixDatagram::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
+        theirs.set_read_timeout(Some(PATIENCE)).unwrap();
         (Net::new("net0", MAC, Box::new(Wire(ours))), theirs)
     }
 

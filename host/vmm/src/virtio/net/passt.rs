@@ -185,6 +185,7 @@ mod tests {
     /// A device, and the end of its passt.
     fn device() -> (Driver, UnixStream) {
         let (ours, theirs) = UnixStream::pair().unwrap();
+        theirs.set_read_timeout(Some(PATIENCE)).unwrap();
         let net = Net::new("net0", [2; 6], Box::new(Passt::connected(ours).unwrap()));
         (Driver::started(net, 64), theirs)
     }

@@ -501,7 +501,9 @@ mod tests {
             self.say(REQUEST, guest, host);
             let header = self.expect(RESPONSE, guest, host);
             assert_eq!((header.kind, header.room), (STREAM, ROOM));
-            listener.accept().unwrap().0
+            let stream = listener.accept().unwrap().0;
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            stream
         }
     }
 
