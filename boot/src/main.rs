@@ -19,6 +19,7 @@
 
 mod console;
 mod early;
+mod gic;
 mod host;
 mod image;
 mod memory;
@@ -112,7 +113,11 @@ extern "C" fn boot_main(early: &mut Early, entered: u64) -> ! {
     let el2 =
         memory::prepare_changes(&mut early.stage1, &mut arena, &board.ram, sizes.metadata_tables)
             .unwrap_or_else(|error| fatal!("{error}"));
-    let Some(slots) = smp::Slots::new(&stacks, &board.cpus, &early.stage1.cpu_start()) else {
+    // SAFETY: the tree says that these are the redistributors' registers.
+    let redistributors =
+        unsafe { gic::Redistributors::map(&board.gic, &board.cpus, &mut early.stage1) };
+    let start = early.stage1.cpu_start();
+    let Some(slots) = smp::Slots::new(&stacks, &board.cpus, &start, &redistributors) else {
         fatal!("the device tree does not describe the CPU that boots")
     };
     let promise = slots.ask(&identity);
@@ -278,8 +283,10 @@ fn fixed_size(board: &Board<'_>, sizes: &Sizes) -> u64 {
 /// Tables of EL2's own map.
 fn el2_tables(board: &Board<'_>, sizes: &Sizes) -> usize {
     // Escrow's pieces, with a hole for each stack's guard; what boot needs of the host's:
-    // kernel, where it goes, tree.
-    tables_for(MAX_PIECES + STACKS * board.cpus.len() + 3, sizes.gibs + board.ram.as_slice().len())
+    // kernel, where it goes, tree; the redistributors, at least 8 to 2 MiB.
+    let redistributors = board.gic.redistributors.len() + board.cpus.len().div_ceil(8);
+    let pieces = MAX_PIECES + STACKS * board.cpus.len() + 3 + redistributors;
+    tables_for(pieces, sizes.gibs + board.ram.as_slice().len())
 }
 
 /// Bytes of the ledger's directory.

@@ -26,6 +26,7 @@ use escrow_platform::board::{Cpu, MPIDR_AFFINITY};
 use escrow_platform::range::Range;
 use spin::mutex::TicketMutex;
 
+use crate::gic::Redistributors;
 use crate::host::clean;
 use crate::memory::Stacks;
 use crate::mmu::CpuStart;
@@ -74,6 +75,8 @@ pub struct CpuSlot {
     index: u32,
     mpidr: u64,
     data: NonNull<PerCpu>,
+    /// Where its redistributor is mapped, or 0.
+    redistributor: u64,
     state: AtomicU8,
     /// What it said at boot of its features.
     identity: TicketMutex<Option<Identity>>,
@@ -116,8 +119,14 @@ pub fn allocations(cpus: usize) -> impl Iterator<Item = usize> {
 
 impl Slots {
     /// Makes a slot for each CPU; the calling one is on. `None` if it is not
-    /// among them.
-    pub fn new(stacks: &Stacks, cpus: &[Cpu], start: &CpuStart) -> Option<Slots> {
+    /// among them. A CPU without a redistributor in the tree runs no guest with a GIC well: the
+    /// timers of these interrupt nobody there, should the host have disabled their interrupt.
+    pub fn new(
+        stacks: &Stacks,
+        cpus: &[Cpu],
+        start: &CpuStart,
+        redistributors: &Redistributors,
+    ) -> Option<Slots> {
         cpus.iter().find(|cpu| cpu.mpidr == this_cpu())?;
         let mut slots = Vec::with_capacity(cpus.len());
         for (index, cpu) in cpus.iter().enumerate() {
@@ -132,6 +141,7 @@ impl Slots {
                 index: index as u32,
                 mpidr: cpu.mpidr,
                 data,
+                redistributor: redistributors.of(cpu.mpidr).unwrap_or(0),
                 state: AtomicU8::new(if cpu.mpidr == this_cpu() { ON } else { OFF }),
                 identity: TicketMutex::new(None),
                 entry: AtomicU64::new(0),
@@ -234,7 +244,7 @@ impl Cpus {
         // SAFETY: `data` was set aside for this CPU, which does not run the
         // host yet, so nothing else has a reference to it.
         unsafe {
-            PerCpu::place(slot.data, slot.index, mpidr, features);
+            PerCpu::place(slot.data, slot.index, mpidr, features, slot.redistributor);
             match init_cpu(slot.data, self.hypervisor, identity) {
                 Ok(()) => enter_host(entry, [context, 0, 0, 0]),
                 Err(error) => {

@@ -67,6 +67,11 @@ fn guest_on_newer_cpus() {
 }
 
 #[test]
+fn gic() {
+    run(Run { smp: 4, ..Run::of("gic") }, 2);
+}
+
+#[test]
 fn observers() {
     for cpu in ["max", "cortex-a72"] {
         run(Run { cpu, smp: 1, icount: true, ..Run::of("observers") }, 5);

@@ -7,11 +7,13 @@
 //! makes it take.
 
 use core::arch::asm;
+use core::ptr;
 
-use escrow_core::hypervisor::Hypervisor;
+use escrow_core::hypervisor::{Hypervisor, Scratch};
 use escrow_core::vcpu::syndrome::{Abort, Lazy, Syndrome};
 use escrow_core::vcpu::{
-    Answer, Exception, FaultAddress, GeneralRegisters, GuestExit, Next, READY, Waited,
+    Answer, Exception, FaultAddress, GeneralRegisters, GuestExit, GuestIds, Next, READY, Vcpu,
+    Waited,
 };
 use escrow_core::vm::Run;
 
@@ -20,6 +22,7 @@ use crate::machine::Hardware;
 use crate::percpu::PerCpu;
 use crate::switch;
 use crate::sysreg::*;
+use crate::vgic::{Gic, GuestInterface};
 use crate::window::walk_stage1;
 
 unsafe extern "C" {
@@ -62,14 +65,64 @@ pub(crate) unsafe fn run(
         put(x, &answer);
         return;
     }
+    // SAFETY: as granted.
+    unsafe {
+        // Each is compiled for itself.
+        if run.has_gic {
+            run_with_gic(cpu, hypervisor, run, x);
+        } else {
+            run_guest(cpu, hypervisor, run, x, &mut NoGic);
+        }
+    }
+}
+
+/// A run of a vCPU with a GIC.
+///
+/// # Safety
+///
+/// As for [`run`].
+#[inline(never)]
+unsafe fn run_with_gic(
+    cpu: *mut PerCpu,
+    hypervisor: &Hypervisor<Hardware>,
+    run: &mut Run<'_>,
+    x: &mut [u64; 8],
+) {
+    // SAFETY: parts of this CPU's data that nothing else refers to.
+    let (gic, last_vcpu) = unsafe { (&mut (*cpu).gic, (*cpu).last_vcpu) };
+    let ran_last = last_vcpu == ptr::from_ref::<Vcpu>(run);
+    let interface = GuestInterface::new(*gic);
+    let mut with_gic = WithGic { gic, ran_last, interface, all: false };
+    // SAFETY: as granted.
+    unsafe { run_guest(cpu, hypervisor, run, x, &mut with_gic) };
+}
+
+/// [`run`], with or without a GIC.
+///
+/// # Safety
+///
+/// As for [`run`].
+#[inline(always)]
+unsafe fn run_guest(
+    cpu: *mut PerCpu,
+    hypervisor: &Hypervisor<Hardware>,
+    run: &mut Run<'_>,
+    x: &mut [u64; 8],
+    gic: &mut impl Interrupts,
+) {
     // SAFETY: as granted, and the host's state is in the CPU.
-    let timer_mask = unsafe { switch::enter(cpu, hypervisor.context_of(run), run) };
+    let held_back = unsafe { switch::enter(cpu, hypervisor.context_of(run), run) };
+    let timer_mask = gic.load(run, held_back);
     if run.has_interrupt() {
         set_interrupt(true);
     }
     let mut aside = Aside::Nothing;
+    let begins = gic.begins(hypervisor, run);
+    if let Next::Exit(answer) = begins {
+        put(x, &answer);
+    }
 
-    loop {
+    while !matches!(begins, Next::Exit(_)) {
         // SAFETY: the guest's state is in the CPU and the guest vectors are in
         // force; the guest's stage 2 keeps it to its own memory.
         let kind = unsafe { enter_guest(&mut run.regs) };
@@ -80,34 +133,37 @@ pub(crate) unsafe fn run(
         let scratch = unsafe { &mut (*cpu).guest_scratch };
         let next = match kind {
             EXIT_SYNCHRONOUS => match Syndrome::of(ESR_EL2::read()) {
-                Syndrome::Wait(wait) => match hypervisor.guest_waits(run, wait) {
-                    Waited::Enter { interrupt } => {
-                        set_interrupt(interrupt);
-                        continue;
+                Syndrome::Wait(wait) => {
+                    let waited = hypervisor.guest_waits(run, wait);
+                    match gic.waits(hypervisor, run, waited) {
+                        Waited::Enter { interrupt } => {
+                            gic.set_interrupt(interrupt);
+                            continue;
+                        }
+                        Waited::Exit(answer) => {
+                            put(x, &answer);
+                            break;
+                        }
                     }
-                    Waited::Exit(answer) => {
-                        put(x, &answer);
-                        break;
-                    }
-                },
+                }
                 Syndrome::Abort(abort) => {
                     run.el1.sctlr = SCTLR_EL1::read();
                     let exit = GuestExit::Abort(abort, address_of(abort));
-                    hypervisor.guest_exit(scratch, run, exit, ids)
+                    gic.exits(hypervisor, scratch, run, exit, ids)
                 }
                 Syndrome::Trapped(trapped) => {
-                    hypervisor.guest_exit(scratch, run, GuestExit::Trapped(trapped), ids)
+                    gic.exits(hypervisor, scratch, run, GuestExit::Trapped(trapped), ids)
                 }
             },
-            EXIT_INTERRUPT => hypervisor.guest_exit(scratch, run, GuestExit::Interrupt, ids),
+            EXIT_INTERRUPT => gic.exits(hypervisor, scratch, run, GuestExit::Interrupt, ids),
             _ => {
                 crate::host::report_of_guest("SError during a guest's run");
-                hypervisor.guest_exit(scratch, run, GuestExit::SError, ids)
+                gic.exits(hypervisor, scratch, run, GuestExit::SError, ids)
             }
         };
         match next {
             Next::Enter => {}
-            Next::EnterWith { interrupt } => set_interrupt(interrupt),
+            Next::EnterWith { interrupt } => gic.set_interrupt(interrupt),
             Next::Inject(exception) => {
                 // SAFETY: as granted, and the registers in the CPU are the
                 // guest's.
@@ -118,6 +174,7 @@ pub(crate) unsafe fn run(
                     switch::inject(run, exception);
                 }
                 if run.slot().is_stopped() {
+                    gic.stops(hypervisor, run);
                     put(x, &READY);
                     break;
                 }
@@ -136,8 +193,161 @@ pub(crate) unsafe fn run(
             fp::restore_host(features, host, &(*cpu).host_vectors, &mut run.fp, aside);
         }
     }
+    gic.store(run);
     // SAFETY: as granted, and the guest's state is in the CPU.
     unsafe { switch::exit(cpu, run) };
+}
+
+/// The part that a GIC has in a run, or that it has not.
+trait Interrupts {
+    /// The guest's state is about to be in use: the timer's is, and `held_back` is what
+    /// [`switch::save_timer`] is to take off again. Returns what it is to take off.
+    fn load(&mut self, run: &mut Run<'_>, held_back: u64) -> u64;
+
+    /// What the run begins with.
+    fn begins(&mut self, hypervisor: &Hypervisor<Hardware>, run: &mut Run<'_>) -> Next;
+
+    /// Handles an exit.
+    fn exits(
+        &mut self,
+        hypervisor: &Hypervisor<Hardware>,
+        scratch: &mut Scratch,
+        run: &mut Run<'_>,
+        exit: GuestExit,
+        ids: &GuestIds,
+    ) -> Next;
+
+    /// What becomes of a guest that waits, which was decided without regard to a GIC.
+    fn waits(
+        &mut self,
+        hypervisor: &Hypervisor<Hardware>,
+        run: &mut Run<'_>,
+        waited: Waited,
+    ) -> Waited;
+
+    /// The guest has a virtual interrupt that does not come from a GIC, or has none.
+    fn set_interrupt(&mut self, pending: bool);
+
+    /// The run ends without a decision of the hypervisor's.
+    fn stops(&mut self, hypervisor: &Hypervisor<Hardware>, run: &mut Run<'_>);
+
+    /// The guest's state is about to leave the CPU.
+    fn store(&mut self, run: &mut Run<'_>);
+}
+
+/// A vCPU without a GIC: all physical interrupts are the host's.
+struct NoGic;
+
+impl Interrupts for NoGic {
+    #[inline(always)]
+    fn load(&mut self, _run: &mut Run<'_>, held_back: u64) -> u64 {
+        held_back
+    }
+
+    #[inline(always)]
+    fn begins(&mut self, _hypervisor: &Hypervisor<Hardware>, _run: &mut Run<'_>) -> Next {
+        Next::Enter
+    }
+
+    #[inline(always)]
+    fn exits(
+        &mut self,
+        hypervisor: &Hypervisor<Hardware>,
+        scratch: &mut Scratch,
+        run: &mut Run<'_>,
+        exit: GuestExit,
+        ids: &GuestIds,
+    ) -> Next {
+        hypervisor.guest_exit(scratch, run, exit, ids)
+    }
+
+    #[inline(always)]
+    fn waits(
+        &mut self,
+        _hypervisor: &Hypervisor<Hardware>,
+        _run: &mut Run<'_>,
+        waited: Waited,
+    ) -> Waited {
+        waited
+    }
+
+    #[inline(always)]
+    fn set_interrupt(&mut self, pending: bool) {
+        set_interrupt(pending);
+    }
+
+    #[inline(always)]
+    fn stops(&mut self, _hypervisor: &Hypervisor<Hardware>, _run: &mut Run<'_>) {}
+
+    #[inline(always)]
+    fn store(&mut self, _run: &mut Run<'_>) {}
+}
+
+/// A vCPU with a GIC that runs on a CPU.
+struct WithGic<'a> {
+    gic: &'a mut Gic,
+    /// The CPU's last run was this vCPU's.
+    ran_last: bool,
+    interface: GuestInterface,
+    all: bool,
+}
+
+impl Interrupts for WithGic<'_> {
+    #[inline(always)]
+    fn load(&mut self, run: &mut Run<'_>, held_back: u64) -> u64 {
+        if held_back != 0 {
+            // Its interrupt goes to the guest.
+            CNTV_CTL_EL0::write(run.timer.ctl);
+        }
+        (self.interface, self.all) = GuestInterface::load(self.gic, run, self.ran_last);
+        0
+    }
+
+    #[inline(always)]
+    fn begins(&mut self, hypervisor: &Hypervisor<Hardware>, run: &mut Run<'_>) -> Next {
+        hypervisor.gic_begins(run, &mut self.interface, self.all)
+    }
+
+    #[inline(always)]
+    fn exits(
+        &mut self,
+        hypervisor: &Hypervisor<Hardware>,
+        scratch: &mut Scratch,
+        run: &mut Run<'_>,
+        exit: GuestExit,
+        ids: &GuestIds,
+    ) -> Next {
+        hypervisor.gic_exit(scratch, run, &mut self.interface, exit, ids)
+    }
+
+    #[inline(always)]
+    fn waits(
+        &mut self,
+        hypervisor: &Hypervisor<Hardware>,
+        run: &mut Run<'_>,
+        waited: Waited,
+    ) -> Waited {
+        match waited {
+            Waited::Exit(answer) => match hypervisor.gic_ends(run, &mut self.interface, answer) {
+                Next::Exit(answer) => Waited::Exit(answer),
+                _ => Waited::Enter { interrupt: false },
+            },
+            enter => enter,
+        }
+    }
+
+    #[inline(always)]
+    fn set_interrupt(&mut self, _pending: bool) {}
+
+    #[inline(always)]
+    fn stops(&mut self, hypervisor: &Hypervisor<Hardware>, run: &mut Run<'_>) {
+        hypervisor.gic_ends(run, &mut self.interface, READY);
+    }
+
+    #[inline(always)]
+    fn store(&mut self, run: &mut Run<'_>) {
+        self.interface.store(run);
+    }
 }
 
 /// What a run ended with, in the host's registers.

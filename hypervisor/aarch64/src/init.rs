@@ -15,6 +15,7 @@ use crate::features::{Cpu, MissingFeature};
 use crate::machine::{Hardware, installed};
 use crate::percpu::PerCpu;
 use crate::sysreg::*;
+use crate::vgic::Gic;
 
 unsafe extern "C" {
     static escrow_host_vectors: [u8; 0];
@@ -63,6 +64,8 @@ pub unsafe fn init_cpu(
     data.host_controls = Controls::host(identity, promise);
     data.guest_controls = Controls::guest(identity, promise);
     controls::init_constant(identity, &data.host_controls)?;
+    // After ICC_SRE_EL2.SRE, which `init_constant` sets, is in force.
+    data.gic = Gic::new(data.mpidr(), data.redistributor());
     data.hypervisor = installed().map(|installed| installed.hypervisor);
     data.observers = Observers::of(&identity.ids);
     let optional = Optional::all(identity, data.errata, &data.observers);

@@ -10,6 +10,7 @@
 //! | `vectors.S`, `host` | exceptions of the host |
 //! | `guest` | entering a guest, and its exits |
 //! | `switch`, `switch.S`, `fp`, `debug` | the switch between the host and a guest |
+//! | `vgic` | a vCPU's virtual CPU interface, and EL2's use of the physical one |
 //! | `walks` | table walks for EL1, blocked while the CPU's registers belong to two VMs |
 //! | `errata` | what the CPU's errata and predictors ask for |
 //! | `random` | random numbers for guests |
@@ -44,6 +45,7 @@ mod smc;
 mod switch;
 mod sysreg;
 pub mod trace;
+mod vgic;
 mod walks;
 mod window;
 

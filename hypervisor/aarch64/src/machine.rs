@@ -16,10 +16,11 @@ use escrow_core::hypervisor::{GUEST_ADDRESS_BITS, Hypervisor};
 #[cfg(feature = "trace")]
 use escrow_core::machine::Note;
 use escrow_core::machine::{Machine, MemoryError, Table};
+use escrow_core::stage2::{BankPage, FreePage, Stage2Context, Stage2Features, TablePage, VcpuPage};
 #[cfg(feature = "trace")]
 use escrow_core::stage2::{Descriptor, DescriptorCell};
-use escrow_core::stage2::{FreePage, Stage2Context, Stage2Features, TablePage, VcpuPage};
-use escrow_core::vcpu::{GuestIds, Vcpu, VcpuCell};
+use escrow_core::vcpu::{GuestIds, Vcpu, VcpuCell, VcpuContents};
+use escrow_core::vgic;
 
 use crate::features::Promise;
 use crate::host::Firmware;
@@ -255,6 +256,14 @@ pub(crate) fn finish_walks() {
     barrier::dsb(barrier::NSH);
 }
 
+/// What is in a vCPU's page.
+#[inline(always)]
+fn contents_of<'a>(page: VcpuPage) -> &'a VcpuContents {
+    // SAFETY: a `VcpuPage` is made by `place_vcpu` alone, and core looks at it as long
+    // as the VM lives; the locks and atomics in the contents order what follows.
+    unsafe { &*(page.address().0 as *const VcpuContents) }
+}
+
 /// Points `VTTBR_EL2` and `VTCR_EL2` at a VM.
 fn set_context(context: &Stage2Context) {
     VTCR_EL2::write(context.vtcr);
@@ -276,16 +285,36 @@ impl Machine for Hardware {
     }
 
     fn place_vcpu(&self, page: &FreePage, vcpu: Vcpu) {
-        // SAFETY: a `FreePage` is Escrow's and not in use, and there is one of each; a cell
-        // fits (it is asserted where `VcpuCell` is defined).
-        unsafe { ptr::write(page.address().0 as *mut VcpuCell, VcpuCell::new(vcpu)) };
+        // SAFETY: a `FreePage` is Escrow's and not in use, and there is one of each; the contents
+        // fit (it is asserted where `VcpuContents` is defined).
+        unsafe { ptr::write(page.address().0 as *mut VcpuContents, VcpuContents::new(vcpu)) };
     }
 
-    #[inline]
+    #[inline(always)]
     fn vcpu(&self, page: VcpuPage) -> &VcpuCell {
-        // SAFETY: a `VcpuPage` is made by `place_vcpu` alone, and core looks at it as long
-        // as the VM lives; the lock in the cell orders what follows.
-        unsafe { &*(page.address().0 as *const VcpuCell) }
+        &contents_of(page).cell
+    }
+
+    #[inline(always)]
+    fn vcpu_interrupts(&self, page: VcpuPage) -> &vgic::Cpu {
+        &contents_of(page).interrupts
+    }
+
+    fn place_bank(&self, page: &FreePage, bank: vgic::Bank) {
+        // SAFETY: a `FreePage` is Escrow's and not in use, and there is one of each; a bank
+        // fits (it is asserted where `Bank` is defined).
+        unsafe { ptr::write(page.address().0 as *mut vgic::Bank, bank) };
+    }
+
+    #[inline(always)]
+    fn bank(&self, page: BankPage) -> &vgic::Bank {
+        // SAFETY: a `BankPage` is made by `place_bank` alone, and core looks at it as long
+        // as the VM lives; the lock in the bank orders what follows.
+        unsafe { &*(page.address().0 as *const vgic::Bank) }
+    }
+
+    fn interrupt_cpu(&self, affinity: u32) {
+        crate::vgic::interrupt(affinity);
     }
 
     #[inline(always)]

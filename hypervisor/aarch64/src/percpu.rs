@@ -18,6 +18,7 @@ use crate::features::Features;
 use crate::fp::HostVectors;
 use crate::machine::Hardware;
 use crate::sysreg::TPIDR_EL2;
+use crate::vgic::Gic;
 use crate::window::Window;
 
 /// Bytes of stack for reporting a fault at EL2, whose own stack may be what
@@ -83,6 +84,10 @@ pub struct PerCpu {
     /// come to be at the same place, but none of that VM's has run here before:
     /// its VMID is new.
     pub(crate) last_vcpu: *const Vcpu,
+    /// Where EL2 has mapped its redistributor; 0 if it has not.
+    redistributor: u64,
+    /// What EL2 uses of its GIC.
+    pub(crate) gic: Gic,
     /// What was installed: here, for calls to find it soon.
     pub(crate) hypervisor: Option<&'static Hypervisor<Hardware>>,
     pub(crate) scratch: Scratch,
@@ -146,13 +151,20 @@ impl PerCpu {
 
     /// Sets up the data of a CPU that is about to run the host, also when it does so again.
     ///
-    /// `index` counts CPUs from 0; `mpidr` is the CPU's affinity as its `MPIDR_EL1` reads.
+    /// `index` counts CPUs from 0; `mpidr` is the CPU's affinity as its `MPIDR_EL1` reads;
+    /// `redistributor` is where its redistributor is mapped at EL2 as a device, 0 if it is not.
     ///
     /// # Safety
     ///
     /// `place` was [set aside](Self::set_aside) for the CPU, which does not run the host, and
-    /// nothing refers to it.
-    pub unsafe fn place(place: NonNull<PerCpu>, index: u32, mpidr: u64, features: Features) {
+    /// nothing refers to it. A redistributor that is not 0 is the CPU's own.
+    pub unsafe fn place(
+        place: NonNull<PerCpu>,
+        index: u32,
+        mpidr: u64,
+        features: Features,
+        redistributor: u64,
+    ) {
         let place = place.as_ptr();
         macro_rules! init {
             ($($field:ident: $value:expr,)*) => {
@@ -177,6 +189,8 @@ impl PerCpu {
             guest_vectors_at: 0,
             host: HostRegisters::default(),
             last_vcpu: ptr::null(),
+            redistributor: redistributor,
+            gic: Gic::default(),
             hypervisor: None,
             scratch: Scratch::new(),
             faults: AtomicU32::new(0),
@@ -191,6 +205,11 @@ impl PerCpu {
     /// The CPU's affinity, as its `MPIDR_EL1` reads.
     pub fn mpidr(&self) -> u64 {
         self.mpidr
+    }
+
+    /// Where its redistributor is mapped at EL2, or 0.
+    pub(crate) fn redistributor(&self) -> u64 {
+        self.redistributor
     }
 
     /// Top of the CPU's EL2 stack.

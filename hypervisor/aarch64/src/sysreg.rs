@@ -115,6 +115,43 @@ registers! {
     BRBCR_EL2 = "s2_4_c9_c0_0";
 }
 
+// The virtual CPU interface, and EL2's use of the physical one.
+registers! {
+    ICH_VTR_EL2 = "s3_4_c12_c11_1";
+    ICH_MISR_EL2 = "s3_4_c12_c11_2";
+    ICH_VMCR_EL2 = "s3_4_c12_c11_7";
+    ICH_AP0R0_EL2 = "s3_4_c12_c8_0";
+    ICH_AP0R1_EL2 = "s3_4_c12_c8_1";
+    ICH_AP0R2_EL2 = "s3_4_c12_c8_2";
+    ICH_AP0R3_EL2 = "s3_4_c12_c8_3";
+    ICH_AP1R0_EL2 = "s3_4_c12_c9_0";
+    ICH_AP1R1_EL2 = "s3_4_c12_c9_1";
+    ICH_AP1R2_EL2 = "s3_4_c12_c9_2";
+    ICH_AP1R3_EL2 = "s3_4_c12_c9_3";
+    ICH_LR0_EL2 = "s3_4_c12_c12_0";
+    ICH_LR1_EL2 = "s3_4_c12_c12_1";
+    ICH_LR2_EL2 = "s3_4_c12_c12_2";
+    ICH_LR3_EL2 = "s3_4_c12_c12_3";
+    ICH_LR4_EL2 = "s3_4_c12_c12_4";
+    ICH_LR5_EL2 = "s3_4_c12_c12_5";
+    ICH_LR6_EL2 = "s3_4_c12_c12_6";
+    ICH_LR7_EL2 = "s3_4_c12_c12_7";
+    ICH_LR8_EL2 = "s3_4_c12_c13_0";
+    ICH_LR9_EL2 = "s3_4_c12_c13_1";
+    ICH_LR10_EL2 = "s3_4_c12_c13_2";
+    ICH_LR11_EL2 = "s3_4_c12_c13_3";
+    ICH_LR12_EL2 = "s3_4_c12_c13_4";
+    ICH_LR13_EL2 = "s3_4_c12_c13_5";
+    ICH_LR14_EL2 = "s3_4_c12_c13_6";
+    ICH_LR15_EL2 = "s3_4_c12_c13_7";
+    ICC_HPPIR1_EL1 = "s3_0_c12_c12_2";
+    ICC_IAR1_EL1 = "s3_0_c12_c12_0";
+    ICC_EOIR1_EL1 = "s3_0_c12_c12_1";
+    ICC_DIR_EL1 = "s3_0_c12_c11_1";
+    ICC_CTLR_EL1 = "s3_0_c12_c12_4";
+    ICC_SGI1R_EL1 = "s3_0_c12_c11_5";
+}
+
 // Exceptions taken to EL2, and EL2's own.
 registers! {
     ESR_EL2 = "esr_el2";

@@ -7,8 +7,11 @@ use escrow_abi::Error;
 use crate::addr::{Ipa, PhysAddr};
 use crate::errata::Errata;
 use crate::ledger::{Record, VmId};
-use crate::stage2::{Descriptor, DescriptorCell, FreePage, Stage2Context, TablePage, VcpuPage};
+use crate::stage2::{
+    BankPage, Descriptor, DescriptorCell, FreePage, Stage2Context, TablePage, VcpuPage,
+};
 use crate::vcpu::{Vcpu, VcpuCell};
+use crate::vgic;
 
 /// A translation table: one page of descriptors.
 pub type Table = [DescriptorCell; 512];
@@ -61,7 +64,7 @@ impl From<MemoryError> for Error {
 /// Implemented by `escrow-aarch64` for the hardware and by the tests for fake
 /// memory. The ledger decides which address is handed in: memory is only zeroed while no
 /// VM has a claim to its contents. Tables and vCPUs are looked up by what says that they
-/// are there ([`TablePage`], [`VcpuPage`]).
+/// are there ([`TablePage`], [`VcpuPage`], [`BankPage`]).
 ///
 /// What EL2 does to memory that a VM names may fail, for the memory itself may:
 /// firmware's description of RAM may be wrong, and memory may break. Such a
@@ -78,11 +81,25 @@ pub trait Machine: Sync {
         slot.store(to);
     }
 
-    /// Puts a vCPU into a page ([`FreePage::place_vcpu`]).
+    /// Puts a vCPU into a page, with interrupts of its own as a new one has them
+    /// ([`FreePage::place_vcpu`]).
     fn place_vcpu(&self, page: &FreePage, vcpu: Vcpu);
 
     /// The vCPU that was placed in a page.
     fn vcpu(&self, page: VcpuPage) -> &VcpuCell;
+
+    /// The interrupts of the vCPU that was placed in a page.
+    fn vcpu_interrupts(&self, page: VcpuPage) -> &vgic::Cpu;
+
+    /// Puts a bank of SPIs into a page ([`FreePage::place_bank`]).
+    fn place_bank(&self, page: &FreePage, bank: vgic::Bank);
+
+    /// The bank that was placed in a page.
+    fn bank(&self, page: BankPage) -> &vgic::Bank;
+
+    /// Interrupts a CPU that is in a guest, so that it leaves it. `affinity` is that of
+    /// the CPU, as [`vgic::Vgic::enter`] was told it.
+    fn interrupt_cpu(&self, affinity: u32);
 
     /// Reads a list entry ([`MemEntry`](escrow_abi::MemEntry)), as four words,
     /// out of a VM's memory, which that VM may be writing to at this very
@@ -96,8 +113,8 @@ pub trait Machine: Sync {
     /// is not all, the next could not be read.
     fn read_entries(&self, at: PhysAddr, entries: &mut [[u64; 4]]) -> usize;
 
-    /// A page comes to the hypervisor, for tables or a vCPU: from here on
-    /// [`Self::table`], [`Self::place_vcpu`] and [`Self::vcpu`] may be asked for it.
+    /// A page comes to the hypervisor, for a table, a vCPU or a bank of SPIs: from here on
+    /// [`Self::table`] and the like may be asked for it.
     fn map_metadata(&self, page: PhysAddr);
 
     /// Metadata pages leave the hypervisor: none of them is asked for any more.

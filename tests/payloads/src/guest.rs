@@ -121,6 +121,10 @@ pub enum Exit {
     TakeBack(u64, u64),
     /// It did what cannot be emulated: syndrome, address.
     Fault(u64, u64),
+    /// vCPUs are to be run, a bit each.
+    Wake(u64),
+    /// It is done with an SPI, and vCPUs are to be run.
+    SpiDone(u64),
     /// No state that the interface has.
     Unknown([u64; 4]),
 }
@@ -139,6 +143,8 @@ impl Exit {
             run::SWITCHED_ON => Exit::SwitchedOn(a),
             run::FAULT => Exit::Fault(a, b),
             run::TAKE_BACK => Exit::TakeBack(a, b),
+            run::WAKE => Exit::Wake(a),
+            run::SPI_DONE => Exit::SpiDone(a),
             _ => Exit::Unknown(answer),
         }
     }

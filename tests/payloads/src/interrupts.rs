@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Two interrupts for each CPU: its physical timer, and its performance monitors.
-//! The payload keeps interrupts masked, and so takes none but in [`taking`]; they end
+//! Three interrupts for each CPU: its physical timer, its performance monitors, and SGI 0, which
+//! EL2 sends.
+//! The payload keeps interrupts masked, and so takes none but in [`taking`] and [`drain`]; they end
 //! runs of guests.
 
 use core::arch::asm;
@@ -55,7 +56,8 @@ pub(crate) fn set_up(board: &Board) {
     for cpu in 0..board.cpus.len() {
         // CPU 0 is awake already, and others may be: not an error.
         let _ = gic.redistributor_mark_core_awake(cpu);
-        for interrupt in [PHYSICAL_TIMER, MONITORS].map(IntId::ppi) {
+        let ours = [IntId::ppi(PHYSICAL_TIMER), IntId::ppi(MONITORS), IntId::sgi(0)];
+        for interrupt in ours {
             let set_up = gic
                 .set_interrupt_priority(interrupt, Some(cpu), 0x80)
                 .and_then(|()| gic.enable_interrupt(interrupt, Some(cpu), true));
@@ -147,6 +149,21 @@ pub fn longest_wait<R>(f: impl FnOnce() -> R) -> (R, u64) {
     end_wait();
     stop_timer();
     (result, WAIT[1].load(Ordering::Relaxed))
+}
+
+/// Takes what interrupts are pending, but for the timer's, which stays until [`stop_timer`].
+/// Returns how many.
+pub fn drain() -> u32 {
+    let group = InterruptGroup::Group1;
+    let mut count = 0;
+    while let Some(interrupt) = GicCpuInterface::get_and_acknowledge_interrupt(group) {
+        GicCpuInterface::end_interrupt(interrupt, group);
+        if interrupt == IntId::ppi(PHYSICAL_TIMER) {
+            break;
+        }
+        count += 1;
+    }
+    count
 }
 
 /// Takes an interrupt, if it is still there.

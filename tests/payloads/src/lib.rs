@@ -25,6 +25,7 @@ pub mod console;
 pub mod cpus;
 pub mod exception;
 pub mod expect;
+pub mod gic_guest;
 pub mod guest;
 pub mod host;
 pub mod hvc;

@@ -51,6 +51,14 @@ pub enum Argument {
     Selector,
     /// What goes with a selector.
     Detail,
+    /// A guest's address of frames of a GIC.
+    Frames,
+    /// How many SPIs there are to be.
+    Spis,
+    /// The INTID of an SPI.
+    Spi,
+    /// An `INPUT_*`.
+    Input,
     /// Any value is right.
     Any,
 }
@@ -87,8 +95,8 @@ const fn shape(function: u32, arguments: &'static [Argument]) -> Shape {
 
 use Argument::{
     Any, Count, Detail, Doorbell, EntryFrame, EntryGuest, EntryReferences, EntryUsers, Flags,
-    Guest, Index, Key, Label, List, Object, OfGuest, Physical, Register, Rights, Selector, Size,
-    Vcpu, Vm,
+    Frames, Guest, Index, Input, Key, Label, List, Object, OfGuest, Physical, Register, Rights,
+    Selector, Size, Spi, Spis, Vcpu, Vm,
 };
 
 /// All calls of the host's but [`call::HYP_IDENTIFY`].
@@ -100,6 +108,7 @@ pub const CALLS: &[Shape] = &[
     shape(call::VM_START, &[Vm]),
     shape(call::VM_DESTROY, &[Vm]),
     shape(call::VM_INFO, &[Vm]),
+    shape(call::VM_VGIC, &[Vm, Frames, Frames, Spis]),
     shape(call::VCPU_CREATE, &[Vm, Index]),
     shape(call::VCPU_SET_REGISTER, &[Vcpu, Register, Any]),
     shape(call::MEM_SHARE, &[Vm, List, Count]),
@@ -117,6 +126,8 @@ pub const CALLS: &[Shape] = &[
     shape(call::BELL_RECEIVE, &[Doorbell, Flags]),
     shape(call::BELL_RESET, &[Doorbell]),
     shape(call::BELL_SET_MASK, &[Doorbell, Any, Any]),
+    shape(call::SPI_INPUT, &[Vm, Spi, Input]),
+    shape(call::SPI_DONE, &[Vm]),
     shape(call::LEDGER_INFO, &[Selector, Detail]),
     shape(call::FRAME_INFO, &[Physical]),
     shape(call::LOG_READ, &[Any]),

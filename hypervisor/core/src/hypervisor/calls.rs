@@ -209,6 +209,9 @@ impl<M: Machine> Hypervisor<M> {
             VM_START(vm) => self.vm_start(vm),
             VM_DESTROY(vm) => self.vm_destroy(vm),
             VM_INFO(vm) => self.vm_info(vm),
+            VM_VGIC(vm, distributor, redistributors, spis) => {
+                self.vm_vgic(vm, distributor, redistributors, spis)
+            },
             VCPU_CREATE(vm, index) => self.vcpu_create(vm, index),
             VCPU_SET_REGISTER(vcpu, which, value) => self.vcpu_set_register(vcpu, which, value),
             MEM_LEND(vm, at, count; progress) => {
@@ -247,6 +250,8 @@ impl<M: Machine> Hypervisor<M> {
             BELL_SET_MASK(bell, enable, ack) => {
                 self.bell(bell, Action::SetMask { enable, ack }).map(drop)
             },
+            SPI_INPUT(vm, intid, input) => self.spi_input(vm, intid, input),
+            SPI_DONE(vm) => self.spi_done(vm),
             LEDGER_INFO(selector, detail) => self.ledger_info(selector, detail),
             LOG_READ(from) => Ok::<_, Refusal>(self.log.read(from)),
             FRAME_INFO(at) => self.frame_info(at),

@@ -9,6 +9,7 @@ mod capabilities;
 mod doorbells;
 mod extents;
 pub(crate) mod guest_calls;
+mod interrupts;
 mod lend_one;
 mod list;
 mod memory;

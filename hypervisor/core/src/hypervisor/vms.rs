@@ -57,7 +57,7 @@ impl<M: Machine> Hypervisor<M> {
     }
 
     /// Locks the VM that a handle names, if its handles are valid.
-    fn lock_named(
+    pub(super) fn lock_named(
         &self,
         handle: u64,
         kind: HandleKind,
@@ -201,15 +201,20 @@ impl<M: Machine> Hypervisor<M> {
         if vm.life == Life::Ending || slot.vcpu(index as u8).is_some() {
             return Err(Error::Denied.into());
         }
-        let vcpu = match vm.life {
+        let mut vcpu = match vm.life {
             Life::Created => Vcpu::new(index as u8),
             _ => Vcpu::late(index as u8),
         };
+        vcpu.has_gic = slot.controller().exists();
         let Some(page) = vm.pool.pop(&self.machine) else {
             return Err(Refusal { detail: 1, ..Error::NoMemory.into() });
         };
         slot.set_on(index as u8, vcpu.is_on());
+        let has_gic = vcpu.has_gic;
         slot.set_vcpu(index as u8, page.place_vcpu(&self.machine, vcpu));
+        if has_gic {
+            self.admit(slot, index as u8);
+        }
         let vcpu = Handle { kind: HandleKind::Vcpu, index: index as u8, ..handle };
         Ok(vcpu.to_register())
     }

@@ -1,25 +1,29 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What is in a page of the hypervisor's: nothing yet, a translation table, or a vCPU.
+//! What is in a page of the hypervisor's: nothing yet, a translation table, a vCPU, or a part
+//! of a guest's interrupt controller.
 //!
-//! [`Machine::table`] and [`Machine::vcpu`] make a reference out of an address. They take
+//! [`Machine::table`], [`Machine::vcpu`] and [`Machine::bank`] make a reference out of an address. They take
 //! values of these types, not addresses, and nothing outside of this module's parent can
 //! make one out of an address. A [`TablePage`] comes from memory that was set aside at boot,
 //! from a page that a VM's [`PagePool`](super::PagePool) has adopted, or from a descriptor
-//! that [`Descriptor::table`] wrote. A [`VcpuPage`] is where a vCPU was placed.
+//! that [`Descriptor::table`] wrote. A [`VcpuPage`] is where a vCPU was placed, and a
+//! [`BankPage`] where a bank of SPIs was.
 //!
 //! How long a page stays what it is, they do not say. A guest's pages are found through its
 //! map and its slot, which let go of them when the VM dies; the host's tables stay for ever.
 
+use core::marker::PhantomData;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::Descriptor;
 use crate::addr::{PAGE_SIZE, PhysAddr};
 use crate::machine::Machine;
 use crate::vcpu::Vcpu;
+use crate::vgic;
 
 /// A zeroed page that nothing is in. There is one of it: it becomes a table, or is where a
-/// vCPU is placed, or goes back into its pool.
+/// vCPU or a bank of SPIs is placed, or goes back into its pool.
 #[derive(Debug, PartialEq, Eq)]
 pub struct FreePage(PhysAddr);
 
@@ -48,6 +52,12 @@ impl FreePage {
     pub fn place_vcpu<M: Machine>(self, machine: &M, vcpu: Vcpu) -> VcpuPage {
         machine.place_vcpu(&self, vcpu);
         VcpuPage(self.0)
+    }
+
+    /// Places a bank of SPIs in it.
+    pub fn place_bank<M: Machine>(self, machine: &M, bank: vgic::Bank) -> BankPage {
+        machine.place_bank(&self, bank);
+        BankPage(self.0)
     }
 }
 
@@ -145,19 +155,59 @@ impl VcpuPage {
     }
 }
 
-/// A place for a vCPU's page, which others may look for meanwhile.
-#[derive(Debug)]
-pub(crate) struct VcpuPageCell(crate::sync::AtomicU64);
+/// A page that a bank of SPIs was placed in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BankPage(PhysAddr);
 
-impl VcpuPageCell {
-    /// No page.
-    pub fn new() -> VcpuPageCell {
-        VcpuPageCell(crate::sync::AtomicU64::new(0))
+impl BankPage {
+    /// Where it is.
+    #[inline(always)]
+    pub const fn address(self) -> PhysAddr {
+        self.0
+    }
+}
+
+/// A page that something was placed in.
+pub(crate) trait Placed: Copy {
+    fn of(page: PhysAddr) -> Self;
+    fn page(self) -> PhysAddr;
+}
+
+impl Placed for VcpuPage {
+    #[inline(always)]
+    fn of(page: PhysAddr) -> Self {
+        VcpuPage(page)
     }
 
-    /// Publishes the page; a reader that finds it finds the complete vCPU (release store).
-    pub fn set(&self, page: VcpuPage) {
-        self.0.store(page.0.0, Ordering::Release);
+    fn page(self) -> PhysAddr {
+        self.0
+    }
+}
+
+impl Placed for BankPage {
+    #[inline(always)]
+    fn of(page: PhysAddr) -> Self {
+        BankPage(page)
+    }
+
+    fn page(self) -> PhysAddr {
+        self.0
+    }
+}
+
+/// A place for the page of something, which others may look for meanwhile.
+#[derive(Debug)]
+pub(crate) struct PageCell<P>(crate::sync::AtomicU64, PhantomData<P>);
+
+impl<P: Placed> PageCell<P> {
+    /// No page.
+    pub fn new() -> PageCell<P> {
+        PageCell(crate::sync::AtomicU64::new(0), PhantomData)
+    }
+
+    /// Publishes the page; a reader that finds it finds all that is in it (release store).
+    pub fn set(&self, page: P) {
+        self.0.store(page.page().0, Ordering::Release);
     }
 
     /// Forgets the page.
@@ -167,8 +217,8 @@ impl VcpuPageCell {
 
     /// The page, if there is one.
     #[inline(always)]
-    pub fn get(&self) -> Option<VcpuPage> {
+    pub fn get(&self) -> Option<P> {
         let page = self.0.load(Ordering::Acquire);
-        (page != 0).then_some(VcpuPage(PhysAddr(page)))
+        (page != 0).then_some(P::of(PhysAddr(page)))
     }
 }

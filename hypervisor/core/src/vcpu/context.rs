@@ -9,6 +9,7 @@ use spin::mutex::{SpinMutex, SpinMutexGuard};
 
 use super::exception::{Exception, ExceptionEntry, PstateFeatures, after_instruction};
 use super::resume::Pending;
+use crate::vgic;
 
 /// A vCPU in the page that was donated for it. Whoever runs the vCPU holds the
 /// lock for as long as the guest is inside, and nobody waits for it meanwhile: it is
@@ -113,6 +114,17 @@ impl TimerRegisters {
     }
 }
 
+/// The virtual CPU interface of a vCPU with a GIC, but for the list registers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs)] // The names are the architecture's.
+pub struct GicRegisters {
+    /// `ICH_HCR_EL2`, without EOIcount.
+    pub hcr: u64,
+    pub vmcr: u64,
+    pub ap0r: [u32; 4],
+    pub ap1r: [u32; 4],
+}
+
 /// The SIMD and floating-point registers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[repr(C, align(16))]
@@ -153,6 +165,15 @@ pub struct Vcpu {
     pub fp: FpRegisters,
     /// The guest has used pointer authentication: its keys are switched.
     pub pauth: bool,
+    /// Its VM has a GIC ([`VM_VGIC`](escrow_abi::call::VM_VGIC)).
+    pub has_gic: bool,
+    /// The GIC was told that the timer's interrupt is asserted, and not that it is not any more.
+    pub(super) timer_asserted: bool,
+    /// The affinity of the CPU whose virtual CPU interface has what this vCPU left there, unless
+    /// another vCPU ran on it since. `None` if none has.
+    pub interface_on: Option<u32>,
+    /// The virtual CPU interface.
+    pub gic: GicRegisters,
     /// Whether it is switched on.
     pub(super) power: Power,
     /// Its host was asked to lose sight of pages, and the guest's call goes on.
@@ -170,7 +191,22 @@ pub enum Power {
     Off,
 }
 
-const _: () = assert!(size_of::<VcpuCell>() <= escrow_abi::PAGE_SIZE as usize);
+/// What is in a vCPU's page.
+pub struct VcpuContents {
+    /// The vCPU.
+    pub cell: VcpuCell,
+    /// Its interrupts, which others make pending while it runs.
+    pub interrupts: vgic::Cpu,
+}
+
+impl VcpuContents {
+    /// A vCPU whose GIC, should it get one, is as reset leaves it.
+    pub fn new(vcpu: Vcpu) -> VcpuContents {
+        VcpuContents { cell: VcpuCell::new(vcpu), interrupts: vgic::Cpu::new() }
+    }
+}
+
+const _: () = assert!(size_of::<VcpuContents>() <= escrow_abi::PAGE_SIZE as usize);
 
 impl Vcpu {
     /// A vCPU as it comes out of reset. The first of a VM, with index 0, is
@@ -184,6 +220,10 @@ impl Vcpu {
             timer: TimerRegisters::default(),
             fp: FpRegisters::default(),
             pauth: false,
+            has_gic: false,
+            timer_asserted: false,
+            interface_on: None,
+            gic: GicRegisters::default(),
             asked_back: false,
             power: if index == 0 { Power::On } else { Power::Off },
             pending: Pending::None,
@@ -225,6 +265,9 @@ impl Vcpu {
         self.timer = TimerRegisters { offset, ..Default::default() };
         self.fp = FpRegisters::default();
         self.pauth = false;
+        self.gic = GicRegisters::default();
+        self.interface_on = None;
+        self.timer_asserted = false;
         self.pending = Pending::None;
     }
 

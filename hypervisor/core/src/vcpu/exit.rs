@@ -75,7 +75,8 @@ pub struct Stage2Abort {
 /// What an instruction comes to that waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Waiting {
-    /// What the host has to know; `None` if the interrupt of the guest's timer is pending.
+    /// What the host has to know; `None` if the interrupt of the guest's timer is pending,
+    /// and there is no GIC to ask whether that counts.
     pub until: Option<Answer>,
     /// Whether a pending interrupt ends it.
     pub interruptible: bool,
@@ -90,9 +91,36 @@ pub(super) const fn answer(state: u64, data: [u64; 3]) -> Answer {
 pub const READY: Answer = answer(run::READY, [0; 3]);
 
 impl Stage2Abort {
+    /// An abort, if it is one at a known address.
+    #[inline(always)]
+    pub(super) fn of(abort: Abort, address: &FaultAddress) -> Option<Stage2Abort> {
+        match abort.fault() {
+            Fault::Translation | Fault::Permission => {
+                address.ipa.map(|at| Stage2Abort { at, abort, far: address.far })
+            }
+            Fault::External | Fault::Other => None,
+        }
+    }
+
     /// Whether stage 2 has no entry, not one that allows less.
     pub(super) fn is_translation(&self) -> bool {
         self.abort.fault() == Fault::Translation
+    }
+
+    /// The load or store that it is of, if it can be emulated.
+    #[inline(always)]
+    pub(super) fn access(&self) -> Option<DataAccess> {
+        self.abort.access()
+    }
+
+    /// Whether it is of a cache maintenance instruction, and not of a walk.
+    pub(super) fn is_cache_maintenance(&self) -> bool {
+        self.abort.is_cache_maintenance() && !self.abort.is_walk()
+    }
+
+    /// The external abort that a guest takes instead.
+    pub(super) fn external(&self, pstate: u64) -> Exception {
+        Exception::external_abort(self.abort, self.far, pstate)
     }
 }
 
@@ -136,10 +164,10 @@ impl Vcpu {
             // the guest waits: the host may run that.
             return Waiting { until: Some(READY), interruptible: false };
         }
-        if self.timer.is_pending() {
+        if self.timer.is_pending() && !self.has_gic {
             return Waiting { until: None, interruptible: true };
         }
-        let mut deadline = self.timer.deadline();
+        let mut deadline = self.timer.next_deadline();
         match wait.limit() {
             Limit::None => {}
             Limit::Unknown => return Waiting { until: Some(READY), interruptible: true },
@@ -155,7 +183,7 @@ impl Vcpu {
     /// A trapped system register or instruction.
     #[inline(never)]
     fn system(&mut self, access: SystemAccess, ids: &GuestIds) -> Outcome {
-        match trapped::emulate(access, ids) {
+        match trapped::emulate(access, ids, self.has_gic) {
             Some(value) => {
                 if access.is_read() {
                     self.regs.write(access.register(), value);
@@ -225,8 +253,7 @@ impl Vcpu {
 
     /// The guest touched memory that is its own and that it cannot have.
     pub(super) fn unreachable(&mut self, stage2: &Stage2Abort) -> Outcome {
-        let Stage2Abort { abort, far, .. } = *stage2;
-        Outcome::Inject(Exception::external_abort(abort, far, self.regs.pstate))
+        Outcome::Inject(stage2.external(self.regs.pstate))
     }
 
     fn fault(&mut self, abort: Abort, far: u64, at: Ipa) -> Outcome {

@@ -12,6 +12,7 @@ mod context;
 mod exception;
 mod exit;
 mod ids;
+mod interrupts;
 mod policy;
 mod resume;
 mod smccc;
@@ -23,13 +24,15 @@ mod trng;
 mod unknown;
 
 pub use context::{
-    El1Registers, FpRegisters, GeneralRegisters, PSTATE_RESET, Power, SCTLR_EL1_RESET,
-    TimerRegisters, Vcpu, VcpuCell, VcpuGuard,
+    El1Registers, FpRegisters, GeneralRegisters, GicRegisters, PSTATE_RESET, Power,
+    SCTLR_EL1_RESET, TimerRegisters, Vcpu, VcpuCell, VcpuContents, VcpuGuard,
 };
 pub(crate) use exception::is_aarch32;
 pub use exception::{Exception, ExceptionEntry, PstateFeatures, after_instruction};
 pub use exit::{Answer, FaultAddress, GuestExit, Outcome, READY, Stage2Abort, Waiting};
 pub use ids::GuestIds;
+pub(crate) use interrupts::virtual_timer;
+pub use interrupts::{GicWait, GuestCpu, MAINTENANCE, VIRTUAL_TIMER};
 pub use policy::{Next, Waited};
 pub use resume::Pending;
 pub(crate) use resume::is_big_endian;

@@ -184,16 +184,20 @@ impl<M: Machine> Hypervisor<M> {
                     return Next::Enter;
                 }
                 let slot = run.slot();
+                let mut woken = 0;
                 let index = self.with_sibling(run, target, |sibling| {
                     let answer = sibling.on(entry, context);
                     slot.set_on(sibling.index(), true);
+                    if answer == psci::SUCCESS && sibling.has_gic {
+                        woken = self.gic_switched_on(slot, sibling.index());
+                    }
                     answer
                 });
                 // Only EL2 knows, and only this CPU can tell: whoever looks after the
                 // other vCPU may be asleep. What it sees when it looks is what `on` has
                 // written under the lock of that vCPU, which is free again by now.
                 if let (Some(index), psci::SUCCESS) = (index, run.regs.x[0]) {
-                    return Next::Exit(answer(run::SWITCHED_ON, [index.into(), 0, 0]));
+                    return Next::Exit(answer(run::SWITCHED_ON, [index.into(), woken.into(), 0]));
                 }
             }
             Service::AffinityInfo { target, level } => {

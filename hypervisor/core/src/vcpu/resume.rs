@@ -6,6 +6,7 @@ use escrow_abi::{Error, run};
 
 use super::context::{SCTLR_EE, Vcpu};
 use super::exception::{Exception, is_aarch32};
+use super::interrupts::GicWait;
 use super::syndrome::{Abort, DataAccess};
 
 /// An exit that the host has yet to answer.
@@ -30,6 +31,8 @@ pub enum Pending {
         /// Whether `ACTION_EMULATE` counts as `ACTION_RETRY`.
         emulate_retries: bool,
     },
+    /// An access to the guest's GIC that waits for other vCPUs. The host has nothing to answer.
+    Gic(GicWait),
 }
 
 impl Vcpu {
@@ -70,6 +73,9 @@ impl Vcpu {
             return Err(Error::InvalidArgument);
         }
         match (pending, action) {
+            // It goes on when the run does.
+            (Pending::Gic(_), 0) => return Ok(()),
+            (Pending::Gic(_), _) => return Err(Error::InvalidArgument),
             (Pending::Mmio { .. }, run::ACTION_EMULATE) => self.skip_instruction(),
             (Pending::Abort { emulate_retries: true, .. }, run::ACTION_EMULATE)
             | (_, run::ACTION_RETRY) => {}

@@ -146,10 +146,10 @@ impl Vcpu {
                 // as well: the call returns where a wake-up comes before power goes (DEN0022,
                 // "CPU_SUSPEND"), and here it always does.
                 self.regs.x[0] = SUCCESS;
-                if self.timer.is_pending() {
+                if self.timer.is_pending() && !self.has_gic {
                     return Outcome::Resume;
                 }
-                let deadline = self.timer.deadline().unwrap_or(u64::MAX);
+                let deadline = self.timer.next_deadline().unwrap_or(u64::MAX);
                 Outcome::Service(Service::Suspend(answer(run::EXPECTS_WAKEUP, [0, 0, deadline])))
             }
             PsciCall::CpuOff => {

@@ -7,6 +7,7 @@
 use super::ids::GuestIds;
 use super::syndrome::SystemAccess;
 use crate::controls::Ids;
+use crate::controls::fields::PFR0_GIC;
 
 impl SystemAccess {
     /// What a read of the host's finds; a write is done when it answers at all.
@@ -28,9 +29,11 @@ impl SystemAccess {
 
 /// What a read finds; a write is done when it answers at all. `None`: the
 /// guest has no such register.
-pub(super) fn emulate(access: SystemAccess, ids: &GuestIds) -> Option<u64> {
+pub(super) fn emulate(access: SystemAccess, ids: &GuestIds, has_gic: bool) -> Option<u64> {
     let read = access.is_read();
     match access.encoding() {
+        // ID_AA64PFR0_EL1 of a VM with a GIC: system registers of a GICv3.
+        (3, 0, 0, 4, 0) if read && has_gic => Some(ids.read(4, 0) | 1 << PFR0_GIC.shift),
         // REVIDR_EL1, AIDR_EL1: nothing to say.
         (3, 0, 0, 0, 6) | (3, 1, 0, 0, 7) if read => Some(0),
         // The ID registers.
@@ -78,10 +81,17 @@ mod tests {
     #[test]
     fn id_registers_read_and_cannot_be_written() {
         let ids = ids();
-        assert_eq!(emulate(access(3, 0, 0, 4, 0, true), &ids), Some(ids.read(4, 0)));
+        assert_eq!(emulate(access(3, 0, 0, 4, 0, true), &ids, false), Some(ids.read(4, 0)));
         assert_ne!(ids.read(4, 0), 0);
-        assert_eq!(emulate(access(3, 0, 0, 2, 0, true), &ids), Some(0));
-        assert_eq!(emulate(access(3, 0, 0, 4, 0, false), &ids), None);
+        assert_eq!(emulate(access(3, 0, 0, 2, 0, true), &ids, false), Some(0));
+        assert_eq!(emulate(access(3, 0, 0, 4, 0, false), &ids, false), None);
+        // With a GIC, one field says so; no other register changes.
+        assert_eq!(
+            emulate(access(3, 0, 0, 4, 0, true), &ids, true),
+            Some(ids.read(4, 0) | 1 << 24)
+        );
+        assert_eq!(emulate(access(3, 0, 0, 4, 1, true), &ids, true), Some(ids.read(4, 1)));
+        assert_eq!(emulate(access(3, 0, 0, 4, 0, false), &ids, true), None);
     }
 
     #[test]
@@ -111,10 +121,10 @@ mod tests {
             [(0, 0, 2, 2), (0, 0, 0, 4), (0, 1, 0, 4), (0, 1, 3, 4), (3, 0, 1, 0)]
         {
             for read in [false, true] {
-                assert_eq!(emulate(access(2, op1, crn, crm, op2, read), &ids()), Some(0));
+                assert_eq!(emulate(access(2, op1, crn, crm, op2, read), &ids(), false), Some(0));
             }
         }
-        assert_eq!(emulate(access(2, 0, 1, 1, 4, true), &ids()), Some(8));
+        assert_eq!(emulate(access(2, 0, 1, 1, 4, true), &ids(), false), Some(8));
     }
 
     #[test]
@@ -132,8 +142,8 @@ mod tests {
             (2, 1, 0, 0, 1),   // trace
             (3, 0, 11, 0, 0),  // implementation defined
         ] {
-            assert_eq!(emulate(access(op0, op1, crn, crm, op2, true), &ids()), None);
-            assert_eq!(emulate(access(op0, op1, crn, crm, op2, false), &ids()), None);
+            assert_eq!(emulate(access(op0, op1, crn, crm, op2, true), &ids(), false), None);
+            assert_eq!(emulate(access(op0, op1, crn, crm, op2, false), &ids(), false), None);
         }
     }
 }

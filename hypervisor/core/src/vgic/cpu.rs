@@ -269,22 +269,46 @@ impl CpuState {
         } else if !self.lines.edge.get(intid) {
             return false;
         }
+        self.forget_idle(n, intid);
+        true
+    }
+
+    /// One of its own is deactivated: its list register is free. What others wanted done to it has come
+    /// before that, and is moot.
+    #[inline(always)]
+    fn forget_idle(&mut self, n: usize, intid: Intid) {
+        let bit = 1u16 << (n % LIST_REGISTERS);
         // The CPU's is empty as it is.
-        self.lr[n] = 0;
+        self.lr[n % LIST_REGISTERS] = 0;
         self.used &= !bit;
+        for posted in [&mut self.clear_pending, &mut self.clear_active, &mut self.set_active] {
+            *posted &= !bit;
+        }
         self.held.set(intid, false);
         self.unacknowledged.set(intid, false);
-        true
     }
 
     /// An interrupt of its own whose input is high from now on, straight into a list register of
     /// the CPU, which is about to go on in the guest. `false` if that is not all there is to do.
     #[inline(always)]
     pub fn insert(&mut self, intid: Intid, interface: &mut impl Interface) -> bool {
+        if self.used != 0
+            && let Some(n) = self.resident(intid)
+        {
+            let lr = ListRegister(interface.list_register(n));
+            if !lr.is_linked() || !lr.is_idle() {
+                // Its level is looked at when it is deactivated.
+                self.lines.input.set(intid, true);
+                return true;
+            }
+            // The guest has deactivated it, and with it the physical one, which is why that could
+            // come again.
+            self.forget_idle(n, intid);
+        }
         self.lines.input.set(intid, true);
         let line = self.lines.line(intid);
-        if !line.enabled || self.used != 0 && self.resident(intid).is_some() {
-            // Its level is looked at when it is enabled, or deactivated.
+        if !line.enabled {
+            // Its level is looked at when it is enabled.
             return true;
         }
         let count = interface.list_registers().min(LIST_REGISTERS);

@@ -84,8 +84,10 @@ pub struct Layout {
     pub redistributors: Ipa,
 }
 
-const DISTRIBUTOR_SIZE: u64 = 0x1_0000;
-const REDISTRIBUTOR_SIZE: u64 = 0x2_0000;
+/// Bytes of GICD.
+pub const DISTRIBUTOR_SIZE: u64 = 0x1_0000;
+/// Bytes of one GICR.
+pub const REDISTRIBUTOR_SIZE: u64 = 0x2_0000;
 const SGI_BASE: u32 = 0x1_0000;
 
 impl Layout {

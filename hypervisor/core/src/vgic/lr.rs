@@ -174,6 +174,11 @@ pub(super) mod hcr {
     }
 }
 
+/// Whether a guest with this `ICH_VMCR_EL2` is in EOImode 1.
+pub const fn splits_eoi(vmcr: u64) -> bool {
+    Vmcr(vmcr).splits_eoi()
+}
+
 /// `ICH_VMCR_EL2`: what the guest has set up in its CPU interface.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Vmcr(pub u64);

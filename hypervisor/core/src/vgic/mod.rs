@@ -2,7 +2,8 @@
 
 //! The interrupt controller of a guest: a GICv3, without an ITS (IHI 0069).
 //!
-//! It is state in memory and functions on that state. Nothing calls it yet.
+//! It is state in memory and functions on that state. The runs and exits of vCPUs call it
+//! (`vcpu/interrupts.rs`), and the host's calls about SPIs (`hypervisor/interrupts.rs`).
 //!
 //! Its inputs are accesses to its frames
 //! ([`Vgic::access`]), writes to the registers that send SGIs ([`Vgic::send`]) and to `ICC_DIR_EL1`
@@ -120,8 +121,8 @@ mod tests;
 pub use bank::{BANKS, Bank};
 pub use bits::{Intid, Spi};
 pub use cpu::Cpu;
-pub use frames::{Access, Frame, Layout};
-pub use lr::{Interface, LIST_REGISTERS};
+pub use frames::{Access, DISTRIBUTOR_SIZE, Frame, Layout, REDISTRIBUTOR_SIZE};
+pub use lr::{Interface, LIST_REGISTERS, splits_eoi};
 pub use sgi::SgiRegister;
 
 use bank::{BankState, ROUTE_ANY};

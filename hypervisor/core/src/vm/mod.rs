@@ -10,6 +10,7 @@
 //! | ending | only to ask again for its end | runs end, none begin |
 //! | dead | none | its pages go home; with the last one the slot is free |
 
+mod controller;
 mod ranges;
 mod run;
 mod slot;
@@ -20,6 +21,7 @@ use escrow_abi::{FrameState, Handle, HandleKind};
 
 use crate::capability::Capabilities;
 use crate::stage2::{GuestMap, PagePool};
+pub use controller::{Controller, GuestPages};
 pub use ranges::{MAX_MEMORY_RANGES, MemoryRanges};
 pub use run::Run;
 pub use slot::{Entered, Slot, Slots};

@@ -43,8 +43,9 @@ impl<'a> Run<'a> {
         self.entered.slot().doorbells().is_ringing_for_sleeper() && self.takes_interrupts()
     }
 
+    /// A guest with a GIC has no other interrupts.
     fn takes_interrupts(&self) -> bool {
-        self.vcpu.affinity() == Vcpu::affinity_of(0)
+        !self.vcpu.has_gic && self.vcpu.affinity() == Vcpu::affinity_of(0)
     }
 }
 

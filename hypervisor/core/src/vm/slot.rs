@@ -9,10 +9,11 @@ use core::array;
 
 use escrow_nospec as nospec;
 
+use super::controller::Controller;
 use super::{Counts, MAX_VCPUS, Vm};
 use crate::doorbell::Doorbells;
 use crate::ledger::GuestId;
-use crate::stage2::{Stage2Context, VcpuPage, VcpuPageCell};
+use crate::stage2::{PageCell, Stage2Context, VcpuPage};
 use crate::sync::{AtomicU32, AtomicU64, Ordering, TicketMutex, TicketMutexGuard};
 
 /// All slots.
@@ -58,13 +59,14 @@ pub struct Slot {
     /// Why the guest is down, plus one; 0 while it is up.
     down: AtomicU64,
     /// The vCPUs' pages.
-    vcpus: [VcpuPageCell; MAX_VCPUS],
+    vcpus: [PageCell<VcpuPage>; MAX_VCPUS],
     vttbr: AtomicU64,
     doorbells: Doorbells,
     /// Which vCPUs are on, as their siblings find it without their locks: a bit each, by index.
     on: AtomicU32,
     /// How often its guest used a system register that it does not have.
     unknown: AtomicU32,
+    controller: Controller,
     counts: &'static Counts,
     vm: TicketMutex<Vm>,
 }
@@ -78,11 +80,12 @@ impl Slot {
             living_generation: AtomicU64::new(0),
             running_generation: AtomicU64::new(0),
             down: AtomicU64::new(0),
-            vcpus: array::from_fn(|_| VcpuPageCell::new()),
+            vcpus: array::from_fn(|_| PageCell::new()),
             vttbr: AtomicU64::new(0),
             doorbells: Doorbells::new(),
             on: AtomicU32::new(0),
             unknown: AtomicU32::new(0),
+            controller: Controller::new(),
             counts,
             vm: TicketMutex::new(Vm::new(counts)),
         }
@@ -116,10 +119,11 @@ impl Slot {
         self.doorbells.open(generation);
     }
 
-    /// Notes that the VM is dead, and lets go of its vCPUs' pages. Needs the VM's lock; no
-    /// run is under way.
+    /// Notes that the VM is dead, and lets go of the pages of its vCPUs and its interrupt
+    /// controller. Needs the VM's lock; no run is under way.
     pub fn close(&self) {
         self.living_generation.store(0, Ordering::Relaxed);
+        self.controller.close();
         for page in &self.vcpus {
             page.clear();
         }
@@ -228,6 +232,12 @@ impl Slot {
     #[inline(always)]
     pub fn doorbells(&self) -> &Doorbells {
         &self.doorbells
+    }
+
+    /// The VM's interrupt controller, as far as it is not in pages of its own.
+    #[inline(always)]
+    pub fn controller(&self) -> &Controller {
+        &self.controller
     }
 
     /// `VTTBR_EL2` of the VM.

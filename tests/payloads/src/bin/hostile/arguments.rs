@@ -54,6 +54,10 @@ impl Subject<'_> {
                 Argument::Count | Argument::Key => 1,
                 Argument::Physical => self.page,
                 Argument::Guest | Argument::Size => 0x1000,
+                Argument::Frames => 0x800_0000,
+                Argument::Spis => 32,
+                Argument::Spi => 40,
+                Argument::Input => call::INPUT_HIGH,
                 Argument::Object => self.other,
                 Argument::Rights => call::RIGHT_SHARE,
                 Argument::OfGuest => 0,
@@ -187,6 +191,17 @@ impl Subject<'_> {
                 let states = escrow_abi::FrameState::ALL.len() as u64;
                 all(&[states, 1 << 32, 1 << 63, minus_one], Error::InvalidArgument);
             }
+            Argument::Frames => {
+                all(&[1, 0x1000, 0x800_8000, minus_one], Error::Misaligned);
+                all(&[1 << 39, 1 << 63, !0xffff], Error::AddressOverflow);
+            }
+            Argument::Spis => {
+                all(&[0, 31, 33, 987, 989, 992, 1024, 1 << 32 | 32, minus_one], Error::InvalidSize);
+            }
+            Argument::Spi => {
+                all(&[0, 27, 31, 1020, 1 << 32 | 40, minus_one], Error::InvalidArgument);
+            }
+            Argument::Input => all(&[4, 1 << 32, 1 << 63, minus_one], Error::InvalidArgument),
             Argument::Any => {}
         }
         wrongs

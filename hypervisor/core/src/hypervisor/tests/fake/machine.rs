@@ -14,8 +14,11 @@ use super::super::trace::Trace;
 use crate::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE, PhysAddr};
 use crate::errata::Errata;
 use crate::machine::{Machine, MemoryError, Note, Table};
-use crate::stage2::{Descriptor, DescriptorCell, FreePage, Stage2Context, TablePage, VcpuPage};
-use crate::vcpu::{Vcpu, VcpuCell};
+use crate::stage2::{
+    BankPage, Descriptor, DescriptorCell, FreePage, Stage2Context, TablePage, VcpuPage,
+};
+use crate::vcpu::{Vcpu, VcpuCell, VcpuContents};
+use crate::vgic;
 
 const GIB: u64 = 1 << 30;
 /// Fake memory ends here.
@@ -24,11 +27,18 @@ const END: u64 = 1 << 40;
 /// A page of fake memory.
 struct Page {
     words: Table,
-    vcpu: OnceLock<Box<VcpuCell>>,
+    placed: Mutex<Option<Placed>>,
     /// Somebody may have written to it since it was zeroed.
     written: AtomicBool,
     /// What it is to EL2: 0, or one of the following.
     metadata: AtomicU8,
+}
+
+/// What was placed in a page last. It stays, for whoever asks when it should not.
+#[derive(Clone, Copy)]
+enum Placed {
+    Vcpu(&'static VcpuContents),
+    Bank(&'static vgic::Bank),
 }
 
 const IS_METADATA: u8 = 1;
@@ -71,6 +81,8 @@ pub struct Fake {
     pub tables_found: AtomicU64,
     /// When interrupts are pending.
     pub interrupts: Mutex<Interrupts>,
+    /// CPUs that were interrupted.
+    pub interrupted: Mutex<Vec<u32>>,
     /// What happens to tables, if somebody wants to know.
     trace: Option<Trace>,
     /// What its CPUs have, and how they are hardened.
@@ -110,6 +122,7 @@ impl Default for Fake {
             touched_at_once: AtomicU64::new(0),
             tables_found: AtomicU64::new(0),
             interrupts: Mutex::default(),
+            interrupted: Mutex::default(),
             trace: None,
             fails_at: AtomicU64::new(u64::MAX),
             errata: AtomicU32::new(0),
@@ -124,6 +137,19 @@ impl Fake {
     /// Gives it a source with so many words, or takes it away.
     pub fn has_entropy(&self, words: Option<u32>) {
         *self.entropy.lock().unwrap() = words;
+    }
+
+    fn placed(&self, page: PhysAddr) -> Placed {
+        let page = self.page(page.0);
+        assert_eq!(page.metadata.load(Ordering::Relaxed), IS_METADATA);
+        page.placed.lock().unwrap().expect("something was placed there")
+    }
+
+    fn vcpu_contents(&self, page: VcpuPage) -> &'static VcpuContents {
+        match self.placed(page.address()) {
+            Placed::Vcpu(contents) => contents,
+            Placed::Bank(_) => panic!("{page:?} is a bank's"),
+        }
     }
 }
 
@@ -152,19 +178,33 @@ impl Machine for Fake {
     fn place_vcpu(&self, page: &FreePage, vcpu: Vcpu) {
         let at = page.address();
         self.word(at).store(0x7563_7076, Ordering::Relaxed);
-        let mut vcpu = Some(vcpu);
-        let new = || Box::new(VcpuCell::new(vcpu.take().expect("called once")));
-        let cell = self.page(at.0).vcpu.get_or_init(new);
-        // An earlier VM's vCPU was here.
-        if let Some(vcpu) = vcpu {
-            *cell.lock() = vcpu;
-        }
+        let contents: &VcpuContents = Box::leak(Box::new(VcpuContents::new(vcpu)));
+        *self.page(at.0).placed.lock().unwrap() = Some(Placed::Vcpu(contents));
     }
 
     fn vcpu(&self, page: VcpuPage) -> &VcpuCell {
-        let page = self.page(page.address().0);
-        assert_eq!(page.metadata.load(Ordering::Relaxed), IS_METADATA);
-        page.vcpu.get().expect("no vCPU was placed there")
+        &self.vcpu_contents(page).cell
+    }
+
+    fn vcpu_interrupts(&self, page: VcpuPage) -> &vgic::Cpu {
+        &self.vcpu_contents(page).interrupts
+    }
+
+    fn place_bank(&self, page: &FreePage, bank: vgic::Bank) {
+        let at = page.address();
+        self.word(at).store(0x6b6e_6162, Ordering::Relaxed);
+        *self.page(at.0).placed.lock().unwrap() = Some(Placed::Bank(Box::leak(Box::new(bank))));
+    }
+
+    fn bank(&self, page: BankPage) -> &vgic::Bank {
+        match self.placed(page.address()) {
+            Placed::Bank(bank) => bank,
+            Placed::Vcpu(_) => panic!("{page:?} is a vCPU's"),
+        }
+    }
+
+    fn interrupt_cpu(&self, affinity: u32) {
+        self.interrupted.lock().unwrap().push(affinity);
     }
 
     fn read_entry(&self, at: PhysAddr) -> Result<[u64; 4], MemoryError> {
@@ -337,7 +377,7 @@ impl Fake {
         let block = gib.0[(at % GIB / BLOCK_SIZE) as usize].get_or_init(|| {
             let page = || Page {
                 words: [const { DescriptorCell::new(0) }; 512],
-                vcpu: OnceLock::new(),
+                placed: Mutex::default(),
                 written: AtomicBool::new(false),
                 metadata: AtomicU8::new(0),
             };
