@@ -12,8 +12,7 @@ pub const READY: u64 = 0;
 /// value (`CNTVCT_EL0` of the host) at which its timer fires, all ones if none is armed.
 pub const EXPECTS_WAKEUP: u64 = 1;
 /// The vCPU is switched off (PSCI CPU_OFF, or never switched on). A sibling's
-/// run that ends in [`SWITCHED_ON`] says when to call again. data 0: vCPUs to run, as for [`WAKE`]:
-/// interrupts that any vCPU may take go to others now.
+/// run that ends in [`SWITCHED_ON`] says when to call again.
 pub const POWERED_OFF: u64 = 2;
 /// The guest reads MMIO. data 0: guest address; data 1: size in bytes (1, 2,
 /// 4 or 8). Resume data 0: the value read; resume data 1: an `ACTION_*`.
@@ -40,13 +39,14 @@ pub const FAULT: u64 = 0x101;
 /// which from EL2 when its vCPU runs again.
 pub const TAKE_BACK: u64 = 0x102;
 
-/// The guest has switched a vCPU on (PSCI CPU_ON). data 0: its index; data 1: vCPUs to run as
-/// well, as for [`WAKE`]. That vCPU's run, if it has ended in [`POWERED_OFF`], is to begin again; the one
+/// The guest has switched a vCPU on (PSCI CPU_ON). data 0: its index. That
+/// vCPU's run, if it has ended in [`POWERED_OFF`], is to begin again; the one
 /// that ended with this goes on like after [`READY`].
 pub const SWITCHED_ON: u64 = 0x103;
 
 /// The guest has interrupted vCPUs that wait ([`EXPECTS_WAKEUP`]): by an SGI, or by changing
-/// where an interrupt goes. data 0: which ones, a bit each by index. Their runs are to begin again,
+/// where an interrupt goes. It may have switched one of them on as well, as [`SWITCHED_ON`] says of
+/// one alone, or itself off. data 0: which ones, a bit each by index. Their runs are to begin again,
 /// as for [`SPI_INPUT`](crate::call::SPI_INPUT); the one that ended with this goes on like after
 /// [`READY`].
 pub const WAKE: u64 = 0x104;

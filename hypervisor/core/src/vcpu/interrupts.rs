@@ -186,7 +186,7 @@ impl<M: Machine> Hypervisor<M> {
 
     /// A run is about to end with an answer for the host, and the vCPU is still inside: it
     /// leaves. Unless it is to wait, and has an interrupt.
-    pub fn gic_ends(&self, run: &mut Run<'_>, cpu: &mut impl GuestCpu, mut ends: Answer) -> Next {
+    pub fn gic_ends(&self, run: &mut Run<'_>, cpu: &mut impl GuestCpu, ends: Answer) -> Next {
         let me = run.index();
         let slot = run.slot();
         let vgic = self.vgic(slot);
@@ -203,7 +203,8 @@ impl<M: Machine> Hypervisor<M> {
                 let mut effects = Effects::default();
                 vgic.set_power(me, false, &mut effects);
                 self.interrupt_inside(&vgic, &effects, None);
-                ends[1] = effects.asleep.into();
+                // That it is off, its next run says.
+                return Next::Exit(for_host(&effects).unwrap_or(ends));
             }
             _ => {}
         }

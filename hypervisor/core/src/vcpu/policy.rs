@@ -197,7 +197,10 @@ impl<M: Machine> Hypervisor<M> {
                 // other vCPU may be asleep. What it sees when it looks is what `on` has
                 // written under the lock of that vCPU, which is free again by now.
                 if let (Some(index), psci::SUCCESS) = (index, run.regs.x[0]) {
-                    return Next::Exit(answer(run::SWITCHED_ON, [index.into(), woken.into(), 0]));
+                    return Next::Exit(match woken {
+                        0 => answer(run::SWITCHED_ON, [index.into(), 0, 0]),
+                        others => answer(run::WAKE, [(others | 1 << index).into(), 0, 0]),
+                    });
                 }
             }
             Service::AffinityInfo { target, level } => {
