@@ -2,13 +2,17 @@
 
 //! The console device (virtio 1.2 §5.3), with one port: Linux's `hvc0`.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::socket::{MsgFlags, recv};
 use virtio_bindings::virtio_ids::VIRTIO_ID_CONSOLE;
 
 use super::backend::{Backend, Identity, Queues, Result, Work};
+use super::door::Door;
 use super::queue::Virtqueue;
 use super::status::Status;
 use super::vectors::Vectors;
@@ -19,54 +23,74 @@ const QUEUE_SIZE: u16 = 64;
 /// Buffers that are moved before the worker looks for orders.
 const SHARE: usize = 64;
 
-/// A console.
+/// A console, for one program of the host's at a time.
 ///
-/// What the guest writes and the other end does not take is lost, as on a
-/// serial line: Linux waits, without doing anything else on that CPU, until
-/// the device has taken what it writes.
+/// What the guest writes while there is none, and what it does not take, is
+/// lost, as on a serial line: Linux waits, without doing anything else on that
+/// CPU, until the device has taken what it writes.
 pub struct Console {
-    stream: UnixStream,
+    door: Arc<Door>,
+    terminal: Option<UnixStream>,
+    /// For the door, and whoever has come in.
+    epoll: Epoll,
 }
 
 impl Console {
-    /// A console whose other end is the other end of `stream`.
-    pub fn new(stream: UnixStream) -> std::io::Result<Console> {
-        stream.set_nonblocking(true)?;
-        Ok(Console { stream })
+    /// A console that programs find at `door`.
+    pub fn new(door: Arc<Door>) -> std::io::Result<Console> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
+        epoll.add(&*door, EpollEvent::new(flags, 0))?;
+        Ok(Console { door, terminal: None, epoll })
     }
 
-    fn receive(&self, queue: &mut Virtqueue) -> Result {
+    /// Whether there is something to read. Lets the next one in after the last
+    /// has gone.
+    fn has_input(&mut self) -> bool {
+        loop {
+            let Some(terminal) = &self.terminal else {
+                let Ok(next) = self.door.accept() else { return false };
+                let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
+                if self.epoll.add(&next, EpollEvent::new(flags, 0)).is_ok() {
+                    self.terminal = Some(next);
+                }
+                continue;
+            };
+            match recv(terminal.as_raw_fd(), &mut [0], MsgFlags::MSG_PEEK) {
+                Ok(1..) => return true,
+                Err(Errno::EAGAIN) => return false,
+                Err(Errno::EINTR) => {}
+                Ok(0) | Err(_) => self.terminal = None,
+            }
+        }
+    }
+
+    fn receive(&mut self, queue: &mut Virtqueue) -> Result {
         for _ in 0..SHARE {
-            // Looks first whether there is something: a buffer that was taken
-            // cannot be put back.
-            if self.nothing_to_read() {
+            // A buffer that was taken cannot be put back.
+            if !self.has_input() {
                 return Ok(Work::Done);
             }
+            let Some(terminal) = &self.terminal else { return Ok(Work::Done) };
             let Some(chain) = queue.pop()? else { return Ok(Work::Done) };
             let memory = queue.memory().clone();
             let mut vectors = Vectors::default();
             chain.writable.add_to(&mut vectors, &memory, 0, u64::MAX)?;
-            let read = vectors.read(&self.stream).unwrap_or(0);
+            let read = vectors.read(terminal).unwrap_or(0);
             queue.push(&chain, read as u32)?;
         }
         Ok(Work::More)
     }
 
-    /// Whether a read would give nothing: now, or ever.
-    fn nothing_to_read(&self) -> bool {
-        use nix::sys::socket::{MsgFlags, recv};
-        use std::os::fd::AsRawFd;
-        let peek = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
-        !matches!(recv(self.stream.as_raw_fd(), &mut [0], peek), Ok(1))
-    }
-
     fn transmit(&self, queue: &mut Virtqueue) -> Result {
         for _ in 0..SHARE {
             let Some(chain) = queue.pop()? else { return Ok(Work::Done) };
-            let memory = queue.memory().clone();
-            let mut vectors = Vectors::default();
-            chain.readable.add_to(&mut vectors, &memory, 0, u64::MAX)?;
-            while vectors.len() > 0 && vectors.write(&self.stream).is_ok() {}
+            if let Some(terminal) = &self.terminal {
+                let memory = queue.memory().clone();
+                let mut vectors = Vectors::default();
+                chain.readable.add_to(&mut vectors, &memory, 0, u64::MAX)?;
+                while vectors.len() > 0 && vectors.write(terminal).is_ok() {}
+            }
             queue.push(&chain, 0)?;
         }
         Ok(Work::More)
@@ -95,11 +119,18 @@ impl Backend for Console {
     }
 
     fn sources(&self) -> Vec<BorrowedFd<'_>> {
-        vec![self.stream.as_fd()]
+        vec![self.epoll.0.as_fd()]
     }
 
     fn ready(&mut self, queues: &mut Queues, _source: usize) -> Result {
-        self.kicked(queues, RECEIVE)
+        // Which one it was is found by looking at both.
+        let mut events = [EpollEvent::empty(); 4];
+        let count = self.epoll.wait(&mut events, EpollTimeout::ZERO).unwrap_or(0);
+        let more = if count == events.len() { Work::More } else { Work::Done };
+        // Lets the first one in, also while the guest has no room for input.
+        self.has_input();
+        let received = self.kicked(queues, RECEIVE)?;
+        Ok(if received == Work::Done { more } else { received })
     }
 }
 
@@ -110,15 +141,47 @@ mod tests {
     use super::super::driver::*;
     use super::*;
 
-    fn device() -> (Driver, UnixStream) {
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        theirs.set_read_timeout(Some(PATIENCE)).unwrap();
-        (Driver::started(Console::new(ours).unwrap(), 16), theirs)
+    struct Machine {
+        driver: Driver,
+        path: std::path::PathBuf,
+        _directory: tempfile::TempDir,
+    }
+
+    fn machine() -> Machine {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("hvc0");
+        let console = Console::new(Arc::new(Door::open(&path).unwrap())).unwrap();
+        Machine { driver: Driver::started(console, 16), path, _directory: directory }
+    }
+
+    /// A machine, and a terminal that has been let in.
+    fn device() -> (Machine, UnixStream) {
+        let mut machine = machine();
+        let terminal = machine.attach();
+        (machine, terminal)
+    }
+
+    impl Machine {
+        fn attach(&mut self) -> UnixStream {
+            let mut terminal = UnixStream::connect(&self.path).unwrap();
+            terminal.set_read_timeout(Some(PATIENCE)).unwrap();
+            // In: what the guest writes comes out.
+            self.driver.put(BUFFERS, b"#");
+            terminal.set_nonblocking(true).unwrap();
+            while terminal.read(&mut [0]).is_err() {
+                self.driver.transfer(TRANSMIT, &[read(BUFFERS, 1)]);
+            }
+            // One was written more than came out, perhaps.
+            while terminal.read(&mut [0]).is_ok() {}
+            terminal.set_nonblocking(false).unwrap();
+            terminal
+        }
     }
 
     #[test]
     fn what_the_guest_writes_comes_out_and_what_is_typed_goes_in() {
-        let (mut driver, mut terminal) = device();
+        let (mut machine, mut terminal) = device();
+        let driver = &mut machine.driver;
         driver.put(BUFFERS, b"hello, world\n");
         driver.transfer(TRANSMIT, &[read(BUFFERS, 6), read(BUFFERS + 6, 7)]);
         let mut seen = [0; 13];
@@ -143,7 +206,8 @@ mod tests {
 
     #[test]
     fn a_terminal_that_does_not_read_does_not_stop_the_guest() {
-        let (mut driver, mut terminal) = device();
+        let (mut machine, mut terminal) = device();
+        let driver = &mut machine.driver;
         for _ in 0..40 {
             driver.transfer(TRANSMIT, &[read(BUFFERS, 1 << 16)]);
         }
@@ -159,5 +223,31 @@ mod tests {
         driver.kick(RECEIVE);
         driver.transfer(TRANSMIT, &[read(BUFFERS, 1)]);
         assert_eq!(driver.used(RECEIVE), None);
+    }
+
+    #[test]
+    fn terminals_come_and_go_one_at_a_time() {
+        let (mut machine, mut first) = device();
+        let mut second = UnixStream::connect(&machine.path).unwrap();
+        second.write_all(b"2").unwrap();
+        first.write_all(b"1").unwrap();
+        for at in 0..2 {
+            machine.driver.add(RECEIVE, &[write(BUFFERS + 0x100 + at, 1)]);
+        }
+        machine.driver.kick(RECEIVE);
+        machine.driver.wait(|driver| driver.used(RECEIVE));
+        assert_eq!(machine.driver.get(BUFFERS + 0x100, 2), *b"1\0");
+        // The second one's turn comes when the first has gone.
+        drop(first);
+        machine.driver.wait(|driver| driver.used(RECEIVE));
+        assert_eq!(machine.driver.get(BUFFERS + 0x100, 2), *b"12");
+        // A reset of the guest's leaves it where it is.
+        let features = machine.driver.features();
+        machine.driver.start(features, 16);
+        machine.driver.put(BUFFERS, b"anew");
+        machine.driver.transfer(TRANSMIT, &[read(BUFFERS, 4)]);
+        let mut seen = [0; 4];
+        second.read_exact(&mut seen).unwrap();
+        assert_eq!(&seen, b"anew");
     }
 }

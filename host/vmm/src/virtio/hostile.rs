@@ -16,10 +16,11 @@ use virtio_bindings::virtio_ring::VRING_DESC_F_INDIRECT;
 use super::backend::Backend;
 use super::block::Block;
 use super::console::Console;
+use super::door::Door;
 use super::driver::*;
 use super::entropy::Entropy;
 use super::net::{Net, Passt};
-use super::vsock::{Door, Vsock};
+use super::vsock::Vsock;
 use crate::machine::MmioDevice;
 
 const SIZE: u16 = 16;
@@ -244,9 +245,12 @@ proptest! {
 
     #[test]
     fn a_console_survives_its_driver(actions in vec(action(2), 1..80)) {
-        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("hvc0");
+        let console = Console::new(Arc::new(Door::open(&path).unwrap())).unwrap();
+        let mut theirs = UnixStream::connect(&path).unwrap();
         theirs.write_all(&[b'x'; 200]).unwrap();
-        play(Console::new(ours).unwrap(), &actions, |driver| {
+        play(console, &actions, |driver| {
             driver.transfer(1, &[read(BUFFERS, 1)]);
             theirs.write_all(b"y").unwrap();
             driver.add(0, &[write(BUFFERS, 256)]);

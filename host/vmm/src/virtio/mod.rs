@@ -12,6 +12,7 @@
 //! | `chain` | a buffer that the driver has put into a queue |
 //! | `vectors` | I/O between files and guest memory |
 //! | `memory` | which memory devices reach, and by which addresses |
+//! | `door` | a socket at which programs find a device |
 //! | `block`, `console`, `entropy`, `net`, `vsock` | the devices |
 //!
 //! All that is read from queues and registers is the guest's, and may be wrong
@@ -23,6 +24,7 @@ mod backend;
 mod block;
 mod chain;
 mod console;
+mod door;
 mod entropy;
 mod memory;
 mod mmio;
@@ -41,8 +43,9 @@ mod hostile;
 pub use backend::Backend;
 pub use block::Block;
 pub use console::Console;
+pub use door::Door;
 pub use entropy::Entropy;
 pub use memory::DeviceMemory;
 pub use mmio::{QUEUE_NOTIFY, Transport, WINDOW};
 pub use net::{Link, Net, Passt, Tap};
-pub use vsock::{Door, Vsock};
+pub use vsock::Vsock;

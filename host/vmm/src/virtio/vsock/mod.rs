@@ -21,8 +21,8 @@ mod header;
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::Arc;
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -33,6 +33,7 @@ use self::connection::{Connection, Greeting, Ports, greeting};
 use self::header::*;
 use super::backend::{Backend, Identity, Queues, Result, Work};
 use super::chain::Chain;
+use super::door::Door;
 use super::memory::DeviceMemory;
 use super::queue::{Broken, Virtqueue};
 use super::status::Status;
@@ -52,33 +53,6 @@ const SHARE: usize = 64;
 const FIRST_PORT: u32 = 1 << 30;
 /// The listening socket, among what [`Vsock::epoll`] waits for.
 const LISTENER: u64 = 0;
-
-/// The socket at which programs of the host's find a guest. Its file is there
-/// as long as it.
-pub struct Door {
-    listener: UnixListener,
-    path: PathBuf,
-}
-
-impl Door {
-    /// Listens at `path`.
-    ///
-    /// # Errors
-    /// `AddrInUse` if there is a file.
-    pub fn open(path: &Path) -> io::Result<Door> {
-        let listener = UnixListener::bind(path)?;
-        let door = Door { listener, path: path.to_owned() };
-        door.listener.set_nonblocking(true)?;
-        Ok(door)
-    }
-}
-
-impl Drop for Door {
-    fn drop(&mut self) {
-        // Nobody listens there any more.
-        let _ = std::fs::remove_file(&self.path);
-    }
-}
 
 /// A socket device.
 pub struct Vsock {
@@ -112,7 +86,7 @@ impl Vsock {
         }
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
-        epoll.add(&door.listener, EpollEvent::new(flags, LISTENER))?;
+        epoll.add(&*door, EpollEvent::new(flags, LISTENER))?;
         Ok(Vsock {
             cid,
             door,
@@ -159,13 +133,11 @@ impl Vsock {
         // Not only at an event: one that came before the device was started
         // has been lost.
         while accepted < SHARE
-            && let Ok((stream, _)) = self.door.listener.accept()
+            && let Ok(stream) = self.door.accept()
         {
             accepted += 1;
             // One too many is hung up.
-            if stream.set_nonblocking(true).is_ok()
-                && let Ok(number) = self.watch(&stream)
-            {
+            if let Ok(number) = self.watch(&stream) {
                 self.strangers.insert(number, stream);
             }
         }
@@ -228,7 +200,7 @@ impl Vsock {
     /// The guest asks for a connection to a socket.
     fn request(&mut self, header: &Header) -> io::Result<()> {
         let ports = Ports { host: header.destination_port, guest: header.source_port };
-        let mut path = self.door.path.clone().into_os_string();
+        let mut path = self.door.path().to_owned().into_os_string();
         path.push(format!("_{}", ports.host));
         let stream = dial(Path::new(&path))?;
         let number = self.watch(&stream)?;
@@ -404,6 +376,8 @@ impl Backend for Vsock {
 #[cfg(test)]
 mod tests {
     use std::io::{BufRead, BufReader, Read, Write};
+    use std::os::unix::net::UnixListener;
+    use std::path::PathBuf;
 
     use super::super::driver::*;
     use super::connection::ROOM;

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The socket at which programs of the host's find a device.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+/// A socket that listens. Its file is there as long as it.
+pub struct Door {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl Door {
+    /// Listens at `path`.
+    ///
+    /// # Errors
+    /// `AddrInUse` if there is a file.
+    pub fn open(path: &Path) -> io::Result<Door> {
+        let listener = UnixListener::bind(path)?;
+        let door = Door { listener, path: path.to_owned() };
+        door.listener.set_nonblocking(true)?;
+        Ok(door)
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Lets one in who waits; neither it nor this call blocks.
+    pub fn accept(&self) -> io::Result<UnixStream> {
+        let (stream, _) = self.listener.accept()?;
+        stream.set_nonblocking(true)?;
+        Ok(stream)
+    }
+}
+
+impl AsFd for Door {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
+    }
+}
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        // Nobody listens there any more.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
