@@ -62,7 +62,9 @@ pub enum Kernel {
 }
 
 impl Kernel {
-    fn image(self) -> &'static Path {
+    /// Its file.
+    #[must_use]
+    pub fn image(self) -> &'static Path {
         match self {
             Kernel::Older => &artefacts().host_kernel,
             Kernel::Newer => &artefacts().newer_kernel,

@@ -243,6 +243,12 @@ impl BuildPaths {
         self.root.join("bench")
     }
 
+    /// The host's initramfs with a kernel for guests, and the initramfs of a guest.
+    #[must_use]
+    pub fn initramfs_with_guest(&self) -> PathBuf {
+        self.root.join("host/initramfs-with-guest.cpio.gz")
+    }
+
     /// The serial log of the last batch run.
     #[must_use]
     pub fn batch_log(&self) -> PathBuf {

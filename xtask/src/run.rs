@@ -51,6 +51,9 @@ pub struct Args {
     /// The host's initramfs, in place of the built one
     #[arg(long, value_name = "FILE")]
     initrd: Option<PathBuf>,
+    /// Start a Debian guest in the host, at whose shell you are then; the host's follows
+    #[arg(long, conflicts_with_all = ["batch", "no_escrow", "initrd"])]
+    guest: bool,
     /// More words for the host kernel's command line
     #[arg(long, value_name = "WORDS", allow_hyphen_values = true)]
     append: Option<String>,
@@ -108,7 +111,15 @@ fn machine(args: &Args, workspace: &Workspace, setup: &Setup) -> Result<Machine>
     let artefacts = workspace.artefacts(setup)?;
     let usual = if args.newer_kernel { &artefacts.newer_kernel } else { &artefacts.host_kernel };
     let kernel = args.kernel.as_ref().unwrap_or(usual);
-    let initrd = args.initrd.as_ref().unwrap_or(&artefacts.initramfs);
+    let with_guest = workspace.paths().initramfs_with_guest();
+    let initrd = match &args.initrd {
+        Some(initrd) => initrd,
+        None if args.no_escrow => &artefacts.initramfs,
+        None => {
+            build::initramfs_with_guest(workspace, setup, kernel)?;
+            &with_guest
+        }
+    };
     for file in [kernel, initrd] {
         if !file.is_file() {
             bail!("there is no file {}", file.display());
@@ -116,6 +127,7 @@ fn machine(args: &Args, workspace: &Workspace, setup: &Setup) -> Result<Machine>
     }
     let mode = match (args.batch, args.no_escrow) {
         (true, _) => "demo-batch",
+        _ if args.guest => "guest",
         (false, false) => "demo-shell",
         // Without Escrow there is nothing for the demo to show.
         (false, true) => "shell",

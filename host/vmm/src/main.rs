@@ -49,11 +49,18 @@ enum Command {
     },
     /// Lend a page to a guest, try to get at it, and get it back, step by step
     ///
-    /// Each of the nine steps prints a line with what is expected, what was
-    /// seen, and whether that is the same. The last line is `demo: N passed, M
-    /// failed`. The exit status is 0 only if all steps passed. Needs root: two
-    /// steps look at physical memory.
+    /// Each of the ten steps prints a line; the last line is `demo: N passed, M
+    /// failed`. Elsewhere than at a terminal, and for a step that fails, the line
+    /// says what was expected and what was seen. The exit status is 0 only if all
+    /// steps passed. Needs root: two steps look at physical memory.
     Demo(DemoArguments),
+    /// What the guest of the demo's last step does, as its first process.
+    #[cfg(target_arch = "aarch64")]
+    #[command(hide = true)]
+    GuestInit {
+        /// What it says.
+        token: String,
+    },
     /// Show what Escrow says of itself: version, CPUs, VMs, pages by state
     ///
     /// Needs root.
@@ -95,8 +102,11 @@ enum Command {
 }
 
 /// How the demo reports.
-#[derive(clap::Args, Clone, Copy)]
+#[derive(clap::Args, Clone)]
 struct DemoArguments {
+    /// The kernel that the last step boots [default: this host's, /boot/vmlinuz-RELEASE]
+    #[arg(long, value_name = "FILE")]
+    kernel: Option<PathBuf>,
     /// Print JSON: a list of the steps with all their checks
     #[arg(long, conflicts_with = "verbose")]
     json: bool,
@@ -109,6 +119,8 @@ fn main() -> ExitCode {
     let passed = |passed| if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     let result = match Cli::parse().command {
         Command::Demo(arguments) => demo(arguments).map(passed),
+        #[cfg(target_arch = "aarch64")]
+        Command::GuestInit { token } => guest::init(&token).map(|()| ExitCode::SUCCESS),
         Command::Info { json } => info::print(json).map(|()| ExitCode::SUCCESS),
         Command::Log(arguments) => log::log(arguments).map(|()| ExitCode::SUCCESS),
         Command::Console { name } => run::console(&name).map(|()| ExitCode::SUCCESS),
@@ -144,9 +156,10 @@ fn demo(arguments: DemoArguments) -> anyhow::Result<bool> {
     let format = match arguments {
         DemoArguments { json: true, .. } => demo::Format::Json,
         DemoArguments { verbose: true, .. } => demo::Format::Verbose,
+        _ if io::IsTerminal::is_terminal(&io::stdout()) => demo::Format::Short,
         _ => demo::Format::Lines,
     };
-    demo::run(format)
+    demo::run(format, arguments.kernel.as_deref())
 }
 
 /// The demo's guest is arm64 code.

@@ -25,7 +25,9 @@ pub fn write(program: Command, folder: &Path) -> Result<()> {
 fn pages(mut program: Command) -> Result<Vec<(String, Vec<u8>)>> {
     // It gives each subcommand its full name.
     program.build();
-    let commands = program.get_subcommands().filter(|command| command.get_name() != "help");
+    let commands = program
+        .get_subcommands()
+        .filter(|command| command.get_name() != "help" && !command.is_hide_set());
     std::iter::once(&program)
         .chain(commands)
         .map(|command| {

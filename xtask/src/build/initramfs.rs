@@ -44,6 +44,30 @@ pub fn build(workspace: &Workspace, setup: &Setup) -> Result<()> {
     Ok(())
 }
 
+/// The host's initramfs, and after it what guests are started from: `kernel`,
+/// and an initramfs with busybox.
+pub fn with_guest(workspace: &Workspace, setup: &Setup, kernel: &Path) -> Result<()> {
+    let paths = workspace.paths();
+    let mut guest = Archive::new();
+    for folder in FOLDERS {
+        guest.directory(folder)?;
+    }
+    guest.character_device("dev/console", 5, 1)?;
+    guest.file("bin/busybox", 0o755, &read(setup.busybox()?)?)?;
+    guest.symlink("bin/sh", "busybox")?;
+    let init = workspace.root().join("host/initramfs/guest-init");
+    guest.file("init", 0o755, &read(&init)?)?;
+
+    let mut archive = Archive::new();
+    archive.directory("boot")?;
+    archive.file("boot/vmlinuz", 0o644, &read(kernel)?)?;
+    archive.file("boot/guest-initrd", 0o644, &guest.finish()?)?;
+    let mut bytes = read(&paths.initramfs())?;
+    bytes.extend(archive.finish()?);
+    write_if_changed(&paths.initramfs_with_guest(), &bytes)?;
+    Ok(())
+}
+
 /// A file without what only a debugger reads.
 pub fn stripped(path: &Path, how: &str) -> Result<Vec<u8>> {
     let bare = path.with_extension("stripped");

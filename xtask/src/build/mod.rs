@@ -17,7 +17,7 @@ use clap::ValueEnum;
 use xtask::artefacts::{Artefacts, BuildPaths};
 
 pub use cargo::{command as cargo_command, plain as plain_cargo};
-pub use initramfs::stripped;
+pub use initramfs::{stripped, with_guest as initramfs_with_guest};
 pub use module::{FLAGS as MODULE_FLAGS, check as check_modules, make, rust_half};
 pub use package::{build_rust, check_package, package};
 

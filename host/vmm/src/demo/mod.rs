@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The life of a lent page, in nine steps.
+//! The life of a lent page, in nine steps; in the tenth, a Linux kernel runs on lent memory.
 //!
 //! Each step takes what it needs from the steps before; one that cannot be
 //! tried, because what it needs is not there, has failed.
 
 #[cfg(target_arch = "aarch64")]
 mod attack;
+#[cfg(target_arch = "aarch64")]
+mod boot;
 mod checks;
 #[cfg(target_arch = "aarch64")]
 mod home;
@@ -20,9 +22,9 @@ mod stage;
 
 pub use report::Format;
 
-/// Runs the demo and prints a report. Whether all steps passed.
+/// Runs the demo and prints a report; `kernel` is the last step's. Whether all steps passed.
 #[cfg(target_arch = "aarch64")]
-pub fn run(format: Format) -> anyhow::Result<bool> {
+pub fn run(format: Format, kernel: Option<&std::path::Path>) -> anyhow::Result<bool> {
     use stage::{Baseline, after};
 
     let mut report = report::Report::new(format);
@@ -59,5 +61,14 @@ pub fn run(format: Format) -> anyhow::Result<bool> {
     report.step("a VM's process is killed in the middle of a run", |checks| {
         kill::in_a_run(checks, after(1, baseline.as_ref().ok())?)
     });
+    let title = "a Linux kernel boots on lent memory, and powers off";
+    match boot::kernel(kernel) {
+        Some(kernel) => {
+            report.step(title, |checks| {
+                boot::and_power_off(checks, after(1, baseline.as_ref().ok())?, kernel)
+            });
+        }
+        None => report.leave_out(title, "this host has no kernel in /boot; give one with --kernel"),
+    }
     report.finish()
 }

@@ -10,7 +10,10 @@ use super::checks::{Check, Checks};
 /// How the demo reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
-    /// A line for each step.
+    /// A short line for each step, and what was expected and seen where it has
+    /// failed.
+    Short,
+    /// A line for each step, with what was expected and seen.
     Lines,
     /// The same, and before it a line for each check.
     Verbose,
@@ -63,11 +66,20 @@ impl Report {
                 self.say(&check_line(&step, check));
             }
         }
-        if self.format != Format::Json {
-            self.say(&line(&step));
+        match self.format {
+            Format::Json => {}
+            Format::Short if ok => self.say(&short(&step)),
+            Format::Short | Format::Lines | Format::Verbose => self.say(&line(&step)),
         }
         self.steps.push(step);
         result.ok()
+    }
+
+    /// Says that the next step is not tried, which is neither a pass nor a failure.
+    pub fn leave_out(&mut self, title: &str, why: &str) {
+        if self.format != Format::Json {
+            self.say(&format!("{}. {title} / not tried: {why}", self.steps.len() + 1));
+        }
     }
 
     /// Prints the end of the report. Whether all steps passed.
@@ -106,6 +118,11 @@ impl Report {
 
 fn verdict(ok: bool) -> &'static str {
     if ok { "ok" } else { "FAILED" }
+}
+
+/// The line of a step that passed, for who only wants to know that.
+fn short(step: &Step) -> String {
+    format!("{:>2}. {:<62} {}", step.number, step.title, verdict(step.ok))
 }
 
 /// The line of a step. What was seen stands in the order of what was expected,
@@ -166,6 +183,7 @@ mod tests {
         report.step("empty", |_| Ok(()));
         let ok: Vec<bool> = report.steps.iter().map(|step| step.ok).collect();
         assert_eq!(ok, [true, false, false, false]);
+        assert_eq!(short(&report.steps[0]), format!(" 1. good{:59}ok", ""));
         assert_eq!(line(&report.steps[0]), "1. good / expected: answer: 42 / seen: 42 / ok");
         assert_eq!(
             line(&report.steps[1]),

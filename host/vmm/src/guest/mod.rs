@@ -9,11 +9,15 @@
 
 #[cfg(target_arch = "aarch64")]
 pub mod cpu;
+#[cfg(target_arch = "aarch64")]
+mod init;
 mod interpreter;
 #[cfg(target_arch = "aarch64")]
 mod program;
 mod protocol;
 
+#[cfg(target_arch = "aarch64")]
+pub use init::init;
 pub use interpreter::{Failure, Interpreter, Surroundings};
 #[cfg(target_arch = "aarch64")]
 pub use program::program;

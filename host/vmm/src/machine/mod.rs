@@ -226,8 +226,8 @@ pub struct Running {
     // In this order: the vCPUs' threads end before the VM does, and its memory
     // goes last.
     vcpus: Vcpus,
-    _vm: Vm,
-    _ram: Ram,
+    vm: Vm,
+    ram: Ram,
 }
 
 impl Machine {
@@ -238,7 +238,7 @@ impl Machine {
             (0..cpus).map(|id| vm.add_vcpu(id).with_context(|| format!("creating vCPU {id}")));
         let vcpus: Vec<_> = vcpus.collect::<Result<_>>()?;
         vm.start().context("starting the VM")?;
-        Ok(Running { vcpus: Vcpus::run(vcpus, bus)?, _vm: vm, _ram: ram })
+        Ok(Running { vcpus: Vcpus::run(vcpus, bus)?, vm, ram })
     }
 }
 
@@ -248,8 +248,17 @@ impl Running {
         &self.vcpus
     }
 
-    /// Stops it, if it has not ended by itself, and takes everything home.
-    pub fn finish(self) -> Ending {
-        self.vcpus.finish()
+    /// Its RAM.
+    pub fn ram(&self) -> &Ram {
+        &self.ram
+    }
+
+    /// Stops it, if it has not ended by itself, and takes everything home: how
+    /// it ended, and what was its RAM.
+    pub fn finish(self) -> (Ending, Ram) {
+        let Running { vcpus, vm, ram } = self;
+        let ending = vcpus.finish();
+        drop(vm);
+        (ending, ram)
     }
 }

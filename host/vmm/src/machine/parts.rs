@@ -106,6 +106,12 @@ impl Parts {
         })
     }
 
+    /// A kernel and an initramfs that are open, and nothing else.
+    #[cfg(target_arch = "aarch64")]
+    pub fn of(kernel: File, initrd: File) -> Parts {
+        Parts { kernel, initrd: Some(initrd), disks: Vec::new(), nets: Vec::new(), door: None }
+    }
+
     /// The kernel.
     pub(super) fn kernel(&self) -> Result<Kernel<'_>, kernel::Error> {
         if self.kernel.metadata()?.is_dir() {

@@ -34,6 +34,11 @@ impl Ram {
         Ok(Ram { memory, size })
     }
 
+    /// The memory that it is.
+    pub fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
     /// Makes all its pages now.
     pub fn populate(&self) -> Result<()> {
         Ok(self.memory.populate(0, self.size)?)

@@ -106,7 +106,8 @@ fn boot(
         mmio: running.vcpus().counts().mmio.load(Ordering::Relaxed),
     };
     let killer = session.serve(&console, running.vcpus().ended(), status)?;
-    let ending = running.finish();
+    let (ending, ram) = running.finish();
+    drop(ram);
     session.drain(&console).context("the end of the console")?;
     Ok((ending, killer))
 }
