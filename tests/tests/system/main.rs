@@ -6,6 +6,7 @@ mod attack;
 mod demo;
 mod dump;
 mod faults;
+mod guest;
 mod liar;
 mod machine;
 mod module;

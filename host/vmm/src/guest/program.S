@@ -8,114 +8,117 @@
 // x0-x8: a command's arguments, answer and scratch
 // x19:   the window
 // x20-x24: the exception handler's
+//
+// Labels are local to the assembler (.L): another one, `send`, say, would take the
+// place of the C library's function for all of the program's Rust.
 
 	.section .rodata.guest_program, "a"
 	.balign	2048
 	.globl	escrow_guest_program
 escrow_guest_program:
 	mov	x19, #{WINDOW}
-	adr	x0, vectors
+	adr	x0, .Lvectors
 	msr	vbar_el1, x0
 	// FP and SIMD for EL1 and EL0, no traps.
 	mov	x0, #3 << 20
 	msr	cpacr_el1, x0
 	isb
 
-next:
+.Lnext:
 	ldr	x8, [x19, #{OPERATION}]
 	cmp	x8, #{OP_COUNT}
-	b.hs	unknown
+	b.hs	.Lunknown
 	ldr	x0, [x19, #{ARGUMENTS}]
 	ldr	x1, [x19, #{ARGUMENTS} + 8]
 	ldr	x2, [x19, #{ARGUMENTS} + 16]
-	adr	x7, table
+	adr	x7, .Ltable
 	add	x7, x7, x8, lsl #2
 	br	x7
 
-answer_zero:
+.Lanswer_zero:
 	mov	x0, #0
-answer:
+.Lanswer:
 	str	x0, [x19, #{ANSWER}]
-	b	next
+	b	.Lnext
 
-unknown:
+.Lunknown:
 	mov	x0, #-1
-	b	answer
+	b	.Lanswer
 
 // In the order of protocol::op.
-table:
-	b	answer_zero		// NOP
-	b	load8
-	b	load16
-	b	load32
-	b	load64
-	b	load_signed8
-	b	load_signed16
-	b	load_signed32
-	b	load64
-	b	store8
-	b	store16
-	b	store32
-	b	store64
-	b	fill
-	b	differences
-	b	send
-	b	receive
-	b	hypercall
-	b	set_vectors
-	b	check_vectors
-	b	read_hidden
-	b	sleep
-	b	spin
-	b	power_off
-	.if	. - table - 4 * {OP_COUNT}
+.Ltable:
+	b	.Lanswer_zero		// NOP
+	b	.Lload8
+	b	.Lload16
+	b	.Lload32
+	b	.Lload64
+	b	.Lload_signed8
+	b	.Lload_signed16
+	b	.Lload_signed32
+	b	.Lload64
+	b	.Lstore8
+	b	.Lstore16
+	b	.Lstore32
+	b	.Lstore64
+	b	.Lfill
+	b	.Ldifferences
+	b	.Lsend
+	b	.Lreceive
+	b	.Lhypercall
+	b	.Lset_vectors
+	b	.Lcheck_vectors
+	b	.Lread_hidden
+	b	.Lsleep
+	b	.Lspin
+	b	.Lpower_off
+	.if	. - .Ltable - 4 * {OP_COUNT}
 	.error	"the table does not have one entry for each operation"
 	.endif
 
-load8:
+.Lload8:
 	ldrb	w0, [x0]
-	b	answer
-load16:
+	b	.Lanswer
+.Lload16:
 	ldrh	w0, [x0]
-	b	answer
-load32:
+	b	.Lanswer
+.Lload32:
 	ldr	w0, [x0]
-	b	answer
-load64:
+	b	.Lanswer
+.Lload64:
 	ldr	x0, [x0]
-	b	answer
-load_signed8:
+	b	.Lanswer
+.Lload_signed8:
 	ldrsb	x0, [x0]
-	b	answer
-load_signed16:
+	b	.Lanswer
+.Lload_signed16:
 	ldrsh	x0, [x0]
-	b	answer
-load_signed32:
+	b	.Lanswer
+.Lload_signed32:
 	ldrsw	x0, [x0]
-	b	answer
-store8:
+	b	.Lanswer
+.Lstore8:
 	strb	w1, [x0]
-	b	answer_zero
-store16:
+	b	.Lanswer_zero
+.Lstore16:
 	strh	w1, [x0]
-	b	answer_zero
-store32:
+	b	.Lanswer_zero
+.Lstore32:
 	str	w1, [x0]
-	b	answer_zero
-store64:
+	b	.Lanswer_zero
+.Lstore64:
 	str	x1, [x0]
-	b	answer_zero
+	b	.Lanswer_zero
 
 // x0: address, x1: bytes, x2: value
-fill:
-	cbz	x1, answer_zero
+.Lfill:
+	cbz	x1, .Lanswer_zero
 	str	x2, [x0]
 	add	x0, x0, #8
 	sub	x1, x1, #8
-	b	fill
+	b	.Lfill
 
 // x0: address, x1: bytes, x2: value
-differences:
+.Ldifferences:
 	mov	x4, #0
 1:	cbz	x1, 2f
 	ldr	x3, [x0]
@@ -125,36 +128,36 @@ differences:
 	cinc	x4, x4, ne
 	b	1b
 2:	mov	x0, x4
-	b	answer
+	b	.Lanswer
 
 // x0: address, x1: bytes
-send:
-	cbz	x1, answer_zero
+.Lsend:
+	cbz	x1, .Lanswer_zero
 	ldr	x2, [x0]
 	add	x0, x0, #8
 	str	x2, [x19, #{DATA}]
 	sub	x1, x1, #8
-	b	send
+	b	.Lsend
 
 // x0: address, x1: bytes
-receive:
-	cbz	x1, answer_zero
+.Lreceive:
+	cbz	x1, .Lanswer_zero
 	ldr	x2, [x19, #{DATA}]
 	str	x2, [x0]
 	add	x0, x0, #8
 	sub	x1, x1, #8
-	b	receive
+	b	.Lreceive
 
 // x0-x2 are there already. Escrow wants zeros in the arguments that a call does
 // not have.
-hypercall:
+.Lhypercall:
 	ldr	x3, [x19, #{ARGUMENTS} + 24]
 	ldr	x4, [x19, #{ARGUMENTS} + 32]
 	mov	x5, xzr
 	mov	x6, xzr
 	mov	x7, xzr
 	hvc	#0
-	b	answer
+	b	.Lanswer
 
 // x0: seed. Register i: lower half seed + i, upper half its complement.
 .macro for_each_vector operation:req
@@ -177,21 +180,21 @@ hypercall:
 	ccmp	x2, x4, #0, eq
 	cinc	x5, x5, ne
 .endm
-set_vectors:
+.Lset_vectors:
 	for_each_vector set_vector
-	b	answer_zero
-check_vectors:
+	b	.Lanswer_zero
+.Lcheck_vectors:
 	mov	x5, #0
 	for_each_vector check_vector
 	mov	x0, x5
-	b	answer
+	b	.Lanswer
 
-read_hidden:
+.Lread_hidden:
 	mrs	x0, pmcr_el0
-	b	answer
+	b	.Lanswer
 
 // x0: ticks
-sleep:
+.Lsleep:
 	mrs	x1, cntvct_el0
 	add	x2, x1, x0
 	msr	cntv_cval_el0, x2
@@ -206,22 +209,22 @@ sleep:
 	msr	cntv_ctl_el0, xzr
 	isb
 	sub	x0, x3, x1
-	b	answer
+	b	.Lanswer
 
-spin:
+.Lspin:
 	str	xzr, [x19, #{ANSWER}]
 1:	b	1b
 
-power_off:
+.Lpower_off:
 	mov	w0, #{SYSTEM_OFF} & 0xffff
 	movk	w0, #{SYSTEM_OFF} >> 16, lsl #16
 	hvc	#0
 	// It does not return. If it does, say so.
-	b	answer
+	b	.Lanswer
 
 // Every exception is reported, and the instruction that caused it skipped.
 // x20: the vector's number
-report:
+.Lreport:
 	mrs	x21, far_el1
 	mrs	x22, esr_el1
 	mrs	x23, elr_el1
@@ -237,11 +240,11 @@ report:
 	eret
 
 	.balign	2048
-vectors:
+.Lvectors:
 	.irp	number, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
 	.balign	128
 	mov	x20, #\number
-	b	report
+	b	.Lreport
 	.endr
 
 	.globl	escrow_guest_program_end
