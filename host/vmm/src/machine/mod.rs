@@ -124,11 +124,13 @@ impl Machine {
             ram.populate().context("making the guest's RAM")?;
         }
         let devices = devices::make(specification, parts)?;
-        let tree_size = load(&ram, specification, parts, devices.len(), progress)?;
+        let Loaded { kernel, tree_size } =
+            load(&ram, specification, parts, devices.len(), progress)?;
 
         let vm = device.create_vm().context("creating the VM")?;
         ram.bind(&vm, specification.sharing).context("giving the VM its RAM")?;
         vm.set_device_tree(RAM, tree_size)?;
+        vm.set_boot_pc(kernel)?;
 
         let mut bus = Bus::default();
         bus.add(layout::CLOCK, Box::new(Clock::default()));
@@ -142,14 +144,22 @@ impl Machine {
     }
 }
 
-/// Loads kernel, initramfs and device tree. The size of the tree's pages.
+/// What has been loaded.
+struct Loaded {
+    /// The kernel's first instruction.
+    kernel: u64,
+    /// Bytes of the device tree's pages.
+    tree_size: u64,
+}
+
+/// Loads kernel, initramfs and device tree.
 fn load(
     ram: &Ram,
     machine: &Specification,
     parts: &Parts,
     virtio: usize,
     progress: &mut dyn FnMut(Step),
-) -> Result<u64> {
+) -> Result<Loaded> {
     let name = machine.kernel.display();
     let mut kernel = parts.kernel().with_context(|| format!("the kernel {name}"))?;
     let initrd_name = machine.initrd.as_deref().unwrap_or(Path::new("")).display();
@@ -185,7 +195,8 @@ fn load(
             bail!("loading the initramfs {initrd_name}: it has changed meanwhile");
         }
     }
-    load_tree(&mapped, machine, virtio, placed)
+    let tree_size = load_tree(&mapped, machine, virtio, placed)?;
+    Ok(Loaded { kernel: placed.kernel, tree_size })
 }
 
 fn load_tree(
