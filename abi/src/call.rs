@@ -189,6 +189,18 @@ pub const SPIS_MIN: u64 = 32;
 /// The most: INTIDs 32 to 1019.
 pub const SPIS_MAX: u64 = 988;
 
+/// Has a VM's vCPUs told their stolen time. Before the start, once. VM handle, guest address of a
+/// page
+///
+/// One metadata page, and those for tables that lead to it, are used. The guest can read it and not
+/// write it; the host can do neither. A vCPU's time is at 64 bytes times its index, and Arm's calls for
+/// paravirtualized time ([`pv_time`](crate::pv_time)) name it. The address is for
+/// this alone: no memory is to be declared there.
+///
+/// [`Error::GuestMapped`](crate::Error::GuestMapped) if something is there;
+/// [`Error::Denied`](crate::Error::Denied) if the VM was started, or has such a page.
+pub const VM_PV_TIME: u32 = vendor(0x107);
+
 /// Key of [`VM_CONFIGURE`]: declare a range as memory.
 pub const CONFIGURE_MEMORY_ADD: u64 = 1;
 /// Key of [`VM_CONFIGURE`]: withdraw a range, or a part of one.

@@ -23,6 +23,7 @@ mod error;
 mod handle;
 mod memory;
 pub mod psci;
+pub mod pv_time;
 pub mod run;
 pub mod trng;
 

@@ -162,6 +162,9 @@ unsafe extern "C" fn escrow_host_run(frame: &mut HostFrame, cpu: *mut PerCpu) {
     if let Some(mut run) = hypervisor.host_runs(x) {
         // SAFETY: the CPU's own data, and the host's state is in the CPU.
         unsafe { crate::guest::run(cpu, hypervisor, &mut run, x) };
+        if run.stolen.is_some() {
+            hypervisor.end_timed(&mut run, &[x[1], x[2], x[3], x[4]]);
+        }
     }
 }
 

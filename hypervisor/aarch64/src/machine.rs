@@ -5,7 +5,7 @@
 
 use core::arch::asm;
 use core::ptr;
-use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use aarch64_cpu::asm::barrier;
 use escrow_abi::PAGE_SIZE;
@@ -16,7 +16,9 @@ use escrow_core::hypervisor::{GUEST_ADDRESS_BITS, Hypervisor};
 #[cfg(feature = "trace")]
 use escrow_core::machine::Note;
 use escrow_core::machine::{Machine, MemoryError, Table};
-use escrow_core::stage2::{BankPage, FreePage, Stage2Context, Stage2Features, TablePage, VcpuPage};
+use escrow_core::stage2::{
+    BankPage, FreePage, Stage2Context, Stage2Features, TablePage, TimePage, VcpuPage,
+};
 #[cfg(feature = "trace")]
 use escrow_core::stage2::{Descriptor, DescriptorCell};
 use escrow_core::vcpu::{GuestIds, Vcpu, VcpuCell, VcpuContents};
@@ -25,7 +27,7 @@ use escrow_core::vgic;
 use crate::features::Promise;
 use crate::host::Firmware;
 use crate::random::Source;
-use crate::sysreg::{ISR_EL1, VTCR_EL2, VTTBR_EL2};
+use crate::sysreg::{CNTFRQ_EL0, CNTPCT_EL0, ISR_EL1, VTCR_EL2, VTTBR_EL2};
 use crate::trace::{self, Event};
 use crate::walks::Walks;
 use crate::window::{El2Tables, Windows, Zeroing};
@@ -456,6 +458,22 @@ impl Machine for Hardware {
 
     fn hardening(&self) -> u64 {
         self.hardening.load(Ordering::Relaxed).into()
+    }
+
+    fn store_time(&self, page: TimePage, offset: u64, value: u64) {
+        let at = page.address().0 + (offset & (PAGE_SIZE - 8));
+        // SAFETY: a `TimePage` is metadata that core holds for it as long as the VM lives, mapped
+        // at EL2 under its own address; the place is inside and aligned. Guests read it meanwhile,
+        // which is what atomics are for.
+        unsafe { &*(at as *const AtomicU64) }.store(value.to_le(), Ordering::Relaxed);
+    }
+
+    fn now(&self) -> u64 {
+        CNTPCT_EL0::read()
+    }
+
+    fn ticks_per_second(&self) -> u64 {
+        CNTFRQ_EL0::read()
     }
 
     fn has_random(&self) -> bool {

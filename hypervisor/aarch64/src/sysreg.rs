@@ -189,6 +189,7 @@ registers! {
     CNTV_CTL_EL0 = "cntv_ctl_el0";
     CNTV_CVAL_EL0 = "cntv_cval_el0";
     CNTPCT_EL0 = "cntpct_el0";
+    CNTFRQ_EL0 = "cntfrq_el0";
     PMCR_EL0 = "pmcr_el0";
     LORC_EL1 = "s3_0_c10_c4_3";
     PMSCR_EL1 = "s3_0_c9_c9_0";

@@ -8,7 +8,7 @@ use crate::addr::{Ipa, PhysAddr};
 use crate::errata::Errata;
 use crate::ledger::{Record, VmId};
 use crate::stage2::{
-    BankPage, Descriptor, DescriptorCell, FreePage, Stage2Context, TablePage, VcpuPage,
+    BankPage, Descriptor, DescriptorCell, FreePage, Stage2Context, TablePage, TimePage, VcpuPage,
 };
 use crate::vcpu::{Vcpu, VcpuCell};
 use crate::vgic;
@@ -182,6 +182,16 @@ pub trait Machine: Sync {
     /// Fills words with random numbers, for a guest: `false` if it could not fill them all, for
     /// the source has run dry or is broken. It takes a bounded time.
     fn random(&self, words: &mut [u64]) -> bool;
+
+    /// Stores a number into a page that a guest reads ([`TimePage`]), at an offset that is a
+    /// multiple of 8, little-endian. The guest sees it as a whole.
+    fn store_time(&self, page: TimePage, offset: u64, value: u64);
+
+    /// The physical counter.
+    fn now(&self) -> u64;
+
+    /// What it counts in a second.
+    fn ticks_per_second(&self) -> u64;
 
     /// Takes a note for a trace, in test builds; in others nobody even writes it.
     #[inline(always)]

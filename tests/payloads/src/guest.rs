@@ -222,7 +222,7 @@ impl Agent {
     /// # Errors
     /// Escrow refuses, or the agent does not come up.
     pub fn start_with(lists: &Lists, pages: u64) -> Outcome<Agent> {
-        let agent = Self::create_with(lists, pages)?;
+        let agent = Self::create_with(lists, pages, |_| Ok(()))?;
         call(call::VM_START, &[agent.vm]).map_err(refused("VM_START"))?;
         check_eq!(agent.run([0; 3])?, Exit::DOORBELL, "the agent comes up");
         Ok(agent)
@@ -233,12 +233,28 @@ impl Agent {
     /// # Errors
     /// Escrow refuses.
     pub fn create(host: &mut Host) -> Outcome<Agent> {
-        let pages = host.arena.pages(Self::PAGES);
-        Self::create_with(&host.lists, pages)
+        Self::create_prepared(host, |_| Ok(()))
     }
 
-    fn create_with(lists: &Lists, pages: u64) -> Outcome<Agent> {
+    /// The same; `prepare` is done to the VM before it has memory or a vCPU.
+    ///
+    /// # Errors
+    /// Escrow refuses.
+    pub fn create_prepared(
+        host: &mut Host,
+        prepare: impl FnOnce(u64) -> Outcome,
+    ) -> Outcome<Agent> {
+        let pages = host.arena.pages(Self::PAGES);
+        Self::create_with(&host.lists, pages, prepare)
+    }
+
+    fn create_with(
+        lists: &Lists,
+        pages: u64,
+        prepare: impl FnOnce(u64) -> Outcome,
+    ) -> Outcome<Agent> {
         let vm = lists.vm_of(pages, METADATA)?;
+        prepare(vm)?;
         let [code, mailbox] = [METADATA, METADATA + 1].map(|n| pages + n * PAGE_SIZE);
         Self::install(code)?;
         lists

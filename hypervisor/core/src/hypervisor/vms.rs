@@ -4,20 +4,20 @@
 
 use core::sync::atomic::Ordering;
 
-use escrow_abi::{CREATE_BLOCKS_MAX, Error, FrameState, Handle, HandleKind, call, run};
+use escrow_abi::{CREATE_BLOCKS_MAX, Error, FrameState, Handle, HandleKind, Rights, call, run};
 
 use super::extents::{Scratch, for_each_block};
 use super::list::{Form, List, Reader};
 use super::portions::{Part, Progress};
 use super::{Hypervisor, Refusal, check_range};
-use crate::addr::PAGE_SIZE;
+use crate::addr::{Ipa, PAGE_SIZE};
 use crate::capability::Capabilities;
-use crate::ledger::GuestId;
+use crate::ledger::{GuestId, Record, VmId};
 use crate::machine::{Machine, Note};
-use crate::stage2::{GuestMap, PagePool, Stage2Context};
+use crate::stage2::{GuestMap, PagePool, Span, Stage2Context, TableCount, VcpuPage};
 use crate::sync::TicketMutexGuard;
 use crate::vcpu::{Vcpu, VcpuCell};
-use crate::vm::{Life, MAX_VCPUS, Run, Slot, Vm, vm_handle};
+use crate::vm::{Entered, First, Life, MAX_VCPUS, Run, Slot, Vm, vm_handle};
 
 const _: () = assert!(size_of::<VcpuCell>() as u64 <= PAGE_SIZE, "a vCPU fits a page");
 
@@ -157,6 +157,42 @@ impl<M: Machine> Hypervisor<M> {
         Ok(())
     }
 
+    pub(super) fn vm_pv_time(&self, vm: u64, at: u64) -> Result<(), Refusal> {
+        let (_, id, slot, mut vm) = self.lock_named(vm, HandleKind::Vm)?;
+        check_range(at, PAGE_SIZE, self.guest_geometry.end())?;
+        let is_new = slot.time_page().is_none();
+        let Vm { life: Life::Created, map: Some(map), pool, .. } = &mut *vm else {
+            return Err(Error::Denied.into());
+        };
+        if !is_new {
+            return Err(Error::Denied.into());
+        }
+        let span = Span { at: Ipa(at), pages: 1, is_block: false };
+        let mut tables = TableCount::new();
+        let room = map.prepare_map(&self.machine, span, &mut tables);
+        let room = room.map_err(|_| Error::GuestMapped)?;
+        let missing = (tables.tables() + 1).saturating_sub(pool.len());
+        let no_memory = Refusal { detail: missing, ..Error::NoMemory.into() };
+        if missing != 0 {
+            return Err(no_memory);
+        }
+        let page = pool.pop(&self.machine).ok_or(no_memory)?;
+        // To a trace it is as if it were lent: the guest alone reaches it.
+        let record = Record::borrowed(FrameState::Lent, VmId::Host, id, Ipa(at));
+        self.machine.note(|| Note::Record { at: page.address(), size: PAGE_SIZE, record });
+        let attributes = self.guest_attributes[Rights::READ.bits() as usize];
+        map.map(&self.machine, pool, span, room, page.address(), attributes);
+        self.machine.publish();
+        slot.tell_time(page.into_time_page(), at);
+        for index in 0..MAX_VCPUS as u8 {
+            if let Some(vcpu) = slot.vcpu(index) {
+                // As in `vcpu_set_register`: nobody else holds it.
+                self.machine.vcpu(vcpu).lock().stolen = slot.time_of(index);
+            }
+        }
+        Ok(())
+    }
+
     pub(super) fn vm_destroy(&self, vm: u64) -> Result<(), Refusal> {
         let (_, id, slot, mut vm) = self.lock_named(vm, HandleKind::Vm)?;
         if !slot.end(&mut vm) {
@@ -206,6 +242,7 @@ impl<M: Machine> Hypervisor<M> {
             _ => Vcpu::late(index as u8),
         };
         vcpu.has_gic = slot.controller().exists();
+        vcpu.stolen = slot.time_of(index as u8);
         let Some(page) = vm.pool.pop(&self.machine) else {
             return Err(Refusal { detail: 1, ..Error::NoMemory.into() });
         };
@@ -279,12 +316,28 @@ impl<M: Machine> Hypervisor<M> {
             return Err(if ended { Error::HandleRevoked } else { Error::Denied }.into());
         };
         let page = slot.vcpu(handle.index).ok_or(Error::HandleRevoked)?;
-        if let Some(reason) = slot.down() {
-            return Err(NoRun::Down(reason));
+        let resume = [resume0, resume1, resume2];
+        match slot.first() {
+            None => self.lock_vcpu(page, entered, resume),
+            Some(First::Down(reason)) => Err(NoRun::Down(reason)),
+            Some(First::Timed) => {
+                let mut run = self.lock_vcpu(page, entered, resume)?;
+                self.begin_timed(&mut run);
+                Ok(run)
+            }
         }
+    }
+
+    #[inline(always)]
+    fn lock_vcpu<'a>(
+        &'a self,
+        page: VcpuPage,
+        entered: Entered<'a>,
+        resume: [u64; 3],
+    ) -> Result<Run<'a>, NoRun> {
         let cell = self.machine.vcpu(page).try_lock().ok_or(Error::Busy)?;
         let mut run = Run::new(cell, entered);
-        run.resume([resume0, resume1, resume2])?;
+        run.resume(resume)?;
         Ok(run)
     }
 

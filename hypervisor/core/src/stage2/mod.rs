@@ -16,7 +16,7 @@ pub use guest::{BlockRoom, GuestMap, Leaf, Room, Span, TableCount, Unmapped};
 pub(crate) use host::{HostBlock, HostGib};
 pub use host::{HostMap, HostMapError, MmioMap};
 pub(crate) use page::PageCell;
-pub use page::{BankPage, FreePage, TablePage, VcpuPage};
+pub use page::{BankPage, FreePage, TablePage, TimePage, VcpuPage};
 pub use pool::PagePool;
 
 /// What the CPUs' stage 2 can do, the least of all CPUs.

@@ -43,6 +43,11 @@ impl FreePage {
         TablePage(self.0)
     }
 
+    /// Makes it the one that a guest reads its stolen time in.
+    pub const fn into_time_page(self) -> TimePage {
+        TimePage(self.0)
+    }
+
     /// The same, as a place for its pool's link.
     pub(super) const fn as_table(&self) -> TablePage {
         TablePage(self.0)
@@ -58,6 +63,18 @@ impl FreePage {
     pub fn place_bank<M: Machine>(self, machine: &M, bank: vgic::Bank) -> BankPage {
         machine.place_bank(&self, bank);
         BankPage(self.0)
+    }
+}
+
+/// A page that a guest reads its vCPUs' stolen time in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TimePage(PhysAddr);
+
+impl TimePage {
+    /// Where it is.
+    #[inline(always)]
+    pub const fn address(self) -> PhysAddr {
+        self.0
     }
 }
 
@@ -177,6 +194,17 @@ impl Placed for VcpuPage {
     #[inline(always)]
     fn of(page: PhysAddr) -> Self {
         VcpuPage(page)
+    }
+
+    fn page(self) -> PhysAddr {
+        self.0
+    }
+}
+
+impl Placed for TimePage {
+    #[inline(always)]
+    fn of(page: PhysAddr) -> Self {
+        TimePage(page)
     }
 
     fn page(self) -> PhysAddr {

@@ -9,6 +9,7 @@ use spin::mutex::{SpinMutex, SpinMutexGuard};
 
 use super::exception::{Exception, ExceptionEntry, PstateFeatures, after_instruction};
 use super::resume::Pending;
+use super::stolen::StolenTime;
 use crate::vgic;
 
 /// A vCPU in the page that was donated for it. Whoever runs the vCPU holds the
@@ -180,6 +181,8 @@ pub struct Vcpu {
     pub(crate) asked_back: bool,
     /// What the host has yet to answer.
     pub(super) pending: Pending,
+    /// Its stolen time, if it is told.
+    pub stolen: Option<StolenTime>,
 }
 
 /// Whether a vCPU is switched on, as PSCI means it.
@@ -227,6 +230,7 @@ impl Vcpu {
             asked_back: false,
             power: if index == 0 { Power::On } else { Power::Off },
             pending: Pending::None,
+            stolen: None,
         }
     }
 

@@ -16,6 +16,7 @@ mod interrupts;
 mod policy;
 mod resume;
 mod smccc;
+mod stolen;
 pub mod syndrome;
 #[cfg(test)]
 mod tests;
@@ -37,4 +38,5 @@ pub use policy::{Next, Waited};
 pub use resume::Pending;
 pub(crate) use resume::is_big_endian;
 pub use smccc::Service;
+pub use stolen::StolenTime;
 pub use trng::TrngCall;

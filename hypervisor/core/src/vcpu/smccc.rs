@@ -6,7 +6,7 @@
 use escrow_abi::psci::{
     self, DENIED, INTERNAL_FAILURE, INVALID_PARAMETERS, NOT_SUPPORTED, SUCCESS,
 };
-use escrow_abi::{call, run};
+use escrow_abi::{call, pv_time, run};
 
 use super::context::Vcpu;
 use super::exit::{Answer, Outcome, answer};
@@ -94,12 +94,24 @@ impl Vcpu {
                 if WORKAROUNDS.contains(&function) {
                     return Outcome::Service(Service::Workaround { function, asked: true });
                 }
-                let known =
-                    matches!(args[1] as u32, call::SMCCC_VERSION | call::SMCCC_ARCH_FEATURES);
+                let known = match function {
+                    call::SMCCC_VERSION | call::SMCCC_ARCH_FEATURES => true,
+                    // DEN0057, "PV_TIME_FEATURES": not of that range, and found by it.
+                    pv_time::FEATURES => self.stolen.is_some(),
+                    _ => false,
+                };
                 self.returns(if known { SUCCESS } else { NOT_SUPPORTED })
             }
             function if WORKAROUNDS.contains(&function) => {
                 Outcome::Service(Service::Workaround { function, asked: false })
+            }
+            pv_time::FEATURES => {
+                let known = matches!(args[1] as u32, pv_time::FEATURES | pv_time::ST);
+                self.returns(if known && self.stolen.is_some() { SUCCESS } else { NOT_SUPPORTED })
+            }
+            pv_time::ST => {
+                let at = self.stolen_time_at();
+                self.returns(at.unwrap_or(NOT_SUPPORTED))
             }
             call::VENDOR_HYP_UID => {
                 for (register, word) in self.regs.x.iter_mut().zip(call::UID) {

@@ -24,7 +24,7 @@ use crate::stage2::{GuestMap, PagePool};
 pub use controller::{Controller, GuestPages};
 pub use ranges::{MAX_MEMORY_RANGES, MemoryRanges};
 pub use run::Run;
-pub use slot::{Entered, Slot, Slots};
+pub use slot::{Entered, First, Slot, Slots};
 
 /// vCPUs of a VM.
 pub const MAX_VCPUS: usize = 32;

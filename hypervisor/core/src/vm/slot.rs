@@ -13,8 +13,9 @@ use super::controller::Controller;
 use super::{Counts, MAX_VCPUS, Vm};
 use crate::doorbell::Doorbells;
 use crate::ledger::GuestId;
-use crate::stage2::{PageCell, Stage2Context, VcpuPage};
+use crate::stage2::{PageCell, Stage2Context, TimePage, VcpuPage};
 use crate::sync::{AtomicU32, AtomicU64, Ordering, TicketMutex, TicketMutexGuard};
+use crate::vcpu::StolenTime;
 
 /// All slots.
 pub struct Slots(&'static [Slot]);
@@ -56,8 +57,9 @@ pub struct Slot {
     living_generation: AtomicU64,
     /// The generation that may run now; 0 while none may.
     running_generation: AtomicU64,
-    /// Why the guest is down, plus one; 0 while it is up.
-    down: AtomicU64,
+    /// What a run looks at before it begins; 0 for most: why the guest is down, plus one, and
+    /// [`TIMED`].
+    first: AtomicU64,
     /// The vCPUs' pages.
     vcpus: [PageCell<VcpuPage>; MAX_VCPUS],
     vttbr: AtomicU64,
@@ -67,8 +69,23 @@ pub struct Slot {
     /// How often its guest used a system register that it does not have.
     unknown: AtomicU32,
     controller: Controller,
+    /// Where its vCPUs' stolen time is, for EL2 and for the guest.
+    time_page: PageCell<TimePage>,
+    time_at: AtomicU64,
     counts: &'static Counts,
     vm: TicketMutex<Vm>,
+}
+
+/// Its vCPUs are told their stolen time.
+const TIMED: u64 = 1 << 63;
+
+/// What a run has to look at before it begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum First {
+    /// The guest is down, for this reason.
+    Down(u64),
+    /// Its vCPUs are told their stolen time.
+    Timed,
 }
 
 impl Slot {
@@ -79,13 +96,15 @@ impl Slot {
             id,
             living_generation: AtomicU64::new(0),
             running_generation: AtomicU64::new(0),
-            down: AtomicU64::new(0),
+            first: AtomicU64::new(0),
             vcpus: array::from_fn(|_| PageCell::new()),
             vttbr: AtomicU64::new(0),
             doorbells: Doorbells::new(),
             on: AtomicU32::new(0),
             unknown: AtomicU32::new(0),
             controller: Controller::new(),
+            time_page: PageCell::new(),
+            time_at: AtomicU64::new(0),
             counts,
             vm: TicketMutex::new(Vm::new(counts)),
         }
@@ -113,7 +132,7 @@ impl Slot {
     pub fn open(&self, context: &Stage2Context, generation: u64) {
         self.living_generation.store(generation, Ordering::Relaxed);
         self.vttbr.store(context.vttbr, Ordering::Relaxed);
-        self.down.store(0, Ordering::Relaxed);
+        self.first.store(0, Ordering::Relaxed);
         self.on.store(0, Ordering::Relaxed);
         self.unknown.store(0, Ordering::Relaxed);
         self.doorbells.open(generation);
@@ -124,6 +143,7 @@ impl Slot {
     pub fn close(&self) {
         self.living_generation.store(0, Ordering::Relaxed);
         self.controller.close();
+        self.time_page.clear();
         for page in &self.vcpus {
             page.clear();
         }
@@ -245,14 +265,40 @@ impl Slot {
         self.vttbr.load(Ordering::Relaxed)
     }
 
-    /// Why the guest is down: 0 switched off, 1 reset asked for.
-    pub fn down(&self) -> Option<u64> {
-        self.down.load(Ordering::Relaxed).checked_sub(1)
+    /// What a run has to look at before it begins, if anything.
+    #[inline(always)]
+    pub fn first(&self) -> Option<First> {
+        match self.first.load(Ordering::Relaxed) {
+            0 => None,
+            first => Some(match (first & !TIMED).checked_sub(1) {
+                Some(reason) => First::Down(reason),
+                None => First::Timed,
+            }),
+        }
     }
 
-    /// Notes that the guest is down.
+    /// Notes that the guest is down: 0 switched off, 1 reset asked for.
     pub fn set_down(&self, reason: u64) {
-        self.down.store(reason + 1, Ordering::Relaxed);
+        self.first.store(reason + 1, Ordering::Relaxed);
+    }
+
+    /// Its vCPUs are told their stolen time, in a page that the guest has at this address.
+    /// Needs the VM's lock; it is not started.
+    pub fn tell_time(&self, page: TimePage, at: u64) {
+        self.time_page.set(page);
+        self.time_at.store(at, Ordering::Relaxed);
+        self.first.fetch_or(TIMED, Ordering::Relaxed);
+    }
+
+    /// The stolen time of a vCPU that is about to exist. Needs the VM's lock.
+    pub fn time_of(&self, index: u8) -> Option<StolenTime> {
+        let at = self.time_at.load(Ordering::Relaxed);
+        self.time_page().map(|_| StolenTime::new(at, index))
+    }
+
+    /// The page of its vCPUs' stolen time, as long as the VM lives.
+    pub fn time_page(&self) -> Option<TimePage> {
+        self.time_page.get()
     }
 }
 

@@ -5,6 +5,7 @@
 
 use std::cell::RefCell;
 
+use escrow_abi::call;
 use escrow_trace::Counts;
 use proptest::test_runner::{Config, FileFailurePersistence, TestCaseError, TestRunner};
 
@@ -22,6 +23,20 @@ fn the_tables_of_a_new_machine_are_in_its_trace() {
     let host = Host::traced(RAM);
     let counts = host.escrow.machine.trace().check().counts;
     assert!(counts.writes > 1024 && counts.breaks == 0, "{counts:?}");
+}
+
+/// A page of the hypervisor's that a guest reads.
+#[test]
+fn the_stolen_time_of_a_guest() {
+    let mut host = Host::traced(RAM);
+    let (vm, pages) = host.create(8);
+    host.call(call::VM_PV_TIME, &[vm, 0x0b00_0000]).unwrap();
+    let [vcpu, ..] = host.call(call::VCPU_CREATE, &[vm, 0]).unwrap();
+    host.call(call::VM_START, &[vm]).unwrap();
+    host.run(vcpu, |_, run| assert!(run.stolen.is_some()));
+    host.end(vcpu);
+    host.reclaim(&pages).unwrap();
+    host.escrow.machine.trace().check();
 }
 
 /// Plays histories, each on a new machine. What there was to check.

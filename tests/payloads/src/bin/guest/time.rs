@@ -4,10 +4,11 @@
 
 use core::arch::asm;
 
-use aarch64_cpu::registers::{CNTFRQ_EL0, CNTVCT_EL0, Readable as _};
-use escrow_payloads::guest::{Agent, Exit, routine, run_once};
+use aarch64_cpu::registers::{CNTFRQ_EL0, CNTPCT_EL0, CNTVCT_EL0, Readable as _};
+use escrow_abi::{PAGE_SIZE, call, pv_time, run};
+use escrow_payloads::guest::{Agent, Exit, FREE, routine, run_once};
 use escrow_payloads::host::refused;
-use escrow_payloads::{Host, Outcome, Test, check, check_eq, cpus, interrupts, tests};
+use escrow_payloads::{Host, Outcome, Test, check, check_eq, cpus, hvc, interrupts, tests};
 
 pub const TESTS: &[Test] = tests![
     an_interrupt_ends_an_endless_loop,
@@ -15,6 +16,7 @@ pub const TESTS: &[Test] = tests![
     the_counter_runs,
     a_timer_tells_when_to_wake,
     the_host_s_timer_is_its_own,
+    stolen_time_is_told,
 ];
 
 fn an_interrupt_ends_an_endless_loop(host: &mut Host) -> Outcome {
@@ -95,5 +97,53 @@ fn the_host_s_timer_is_its_own(host: &mut Host) -> Outcome {
         );
     }
     check_eq!((cval, ctl & 3), (set, 3));
+    host.end(agent.vm)
+}
+
+/// Time that the host does not give a guest which could run; not what it waits, and not what it runs.
+fn stolen_time_is_told(host: &mut Host) -> Outcome {
+    const PAGE: u64 = FREE + 5 * PAGE_SIZE;
+    const TIME: u64 = PAGE + pv_time::TIME;
+    /// What the host takes, in microseconds.
+    const TAKEN: u64 = 20_000;
+    let prepare = |vm| {
+        hvc::call(call::VM_PV_TIME, &[vm, PAGE]).map_err(refused("VM_PV_TIME"))?;
+        Ok(())
+    };
+    let agent = Agent::create_prepared(host, prepare)?;
+    hvc::call(call::VM_START, &[agent.vm]).map_err(refused("VM_START"))?;
+    check_eq!(agent.run([0; 3])?, Exit::DOORBELL);
+    check_eq!(agent.hvc(&[pv_time::FEATURES as u64, pv_time::ST as u64])?, 0);
+    check_eq!(agent.hvc(&[pv_time::ST as u64])?, PAGE);
+    // Revision and attributes.
+    check_eq!(agent.load(PAGE)?, 0);
+    let take = || {
+        let end = CNTPCT_EL0.get() + TAKEN * CNTFRQ_EL0.get() / 1_000_000;
+        while CNTPCT_EL0.get() < end {
+            core::hint::spin_loop();
+        }
+    };
+    // At its doorbell it waits for its host, and in WFI for an interrupt.
+    let before = agent.load(TIME)?;
+    take();
+    check_eq!(agent.begin(routine::wfi(), &[])?, Exit::Wakeup(u64::MAX));
+    take();
+    agent.finish([0; 3])?;
+    let waited = agent.load(TIME)? - before;
+    check!(waited < TAKEN * 1000, "{waited} ns");
+    // WFE ends its run as an interrupt of the host's does: it could go on.
+    let before = agent.load(TIME)?;
+    agent.command(routine::wfe(), &[]);
+    check_eq!(run_once(agent.vcpu, [0; 3]).map_err(refused("VCPU_RUN"))?, Exit::Ready);
+    take();
+    agent.finish([0; 3])?;
+    let stolen = agent.load(TIME)? - before;
+    check!(stolen >= TAKEN * 1000, "{stolen} ns");
+    check!(stolen < 100 * TAKEN * 1000, "{stolen} ns");
+    // It cannot write there: its host is told, as of any address that is no memory.
+    let exit = agent.begin(routine::str_x(), &[0, TIME, 7])?;
+    check_eq!(exit, Exit::MmioWrite(TIME, 8, 7));
+    agent.finish([0, run::ACTION_FAULT, 0])?;
+    check!(agent.load(TIME)? >= stolen);
     host.end(agent.vm)
 }

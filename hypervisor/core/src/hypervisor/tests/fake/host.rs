@@ -284,6 +284,24 @@ impl Host {
         leaf.entry.is_valid().then_some(leaf.entry.address().0 + offset)
     }
 
+    /// What a guest may do at an address of its own.
+    pub fn guest_rights(&self, vm: u64, at: u64) -> Rights {
+        let slot = escrow_abi::Handle::from_register(vm).unwrap().slot;
+        let vm = self.escrow.slots.get(GuestId::new(slot).unwrap()).unwrap().lock();
+        vm.map.as_ref().unwrap().lookup(&self.escrow.machine, Ipa(at)).entry.rights().unwrap()
+    }
+
+    /// What a guest reads.
+    pub fn guest_word(&self, vm: u64, at: u64) -> u64 {
+        let frame = self.guest_frame(vm, at & !(PAGE_SIZE - 1)).expect("it is mapped");
+        self.word_of(frame + at % PAGE_SIZE)
+    }
+
+    /// What is in memory.
+    pub fn word_of(&self, at: u64) -> u64 {
+        self.escrow.machine.word(PhysAddr(at)).load(Ordering::Relaxed)
+    }
+
     /// All that the ledger counts, and which pages of each block the host
     /// reaches: one answer for a block that is one record, 512 for others.
     pub fn snapshot(&self) -> (Vec<u64>, Vec<Vec<bool>>) {

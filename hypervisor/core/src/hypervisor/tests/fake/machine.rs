@@ -15,7 +15,7 @@ use crate::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE, PhysAddr};
 use crate::errata::Errata;
 use crate::machine::{Machine, MemoryError, Note, Table};
 use crate::stage2::{
-    BankPage, Descriptor, DescriptorCell, FreePage, Stage2Context, TablePage, VcpuPage,
+    BankPage, Descriptor, DescriptorCell, FreePage, Stage2Context, TablePage, TimePage, VcpuPage,
 };
 use crate::vcpu::{Vcpu, VcpuCell, VcpuContents};
 use crate::vgic;
@@ -93,6 +93,8 @@ pub struct Fake {
     entropy: Mutex<Option<u32>>,
     /// Words that were drawn.
     drawn: AtomicU64,
+    /// The counter.
+    time: AtomicU64,
 }
 
 /// When EL2 finds that an interrupt is pending.
@@ -129,11 +131,17 @@ impl Default for Fake {
             hardening: AtomicU64::new(Hardening::NotNeeded.bit()),
             entropy: Mutex::default(),
             drawn: AtomicU64::new(0),
+            time: AtomicU64::new(0),
         }
     }
 }
 
 impl Fake {
+    /// Sets its counter.
+    pub fn set_time(&self, now: u64) {
+        self.time.store(now, Ordering::Relaxed);
+    }
+
     /// Gives it a source with so many words, or takes it away.
     pub fn has_entropy(&self, words: Option<u32>) {
         *self.entropy.lock().unwrap() = words;
@@ -273,6 +281,20 @@ impl Machine for Fake {
 
     fn hardening(&self) -> u64 {
         self.hardening.load(Ordering::Relaxed)
+    }
+
+    fn store_time(&self, page: TimePage, offset: u64, value: u64) {
+        let at = page.address();
+        assert_eq!(self.page(at.0).metadata.load(Ordering::Relaxed), IS_METADATA);
+        self.word(at.add(offset)).store(value, Ordering::Relaxed);
+    }
+
+    fn now(&self) -> u64 {
+        self.time.load(Ordering::Relaxed)
+    }
+
+    fn ticks_per_second(&self) -> u64 {
+        62_500_000
     }
 
     fn has_random(&self) -> bool {
