@@ -38,6 +38,12 @@ struct El2 {
     donor: BorrowerPtr,
 }
 
+impl El2 {
+    fn stolen_time(&mut self, at: u64) -> Result<(), Errno> {
+        hypercall::vm_pv_time(&mut Hvc, &mut self.donor, self.vm, at).map_err(Errno::from)
+    }
+}
+
 impl Maker for El2 {
     fn gic(&mut self, gic: &Gic, spis: u32) -> Result<(), Errno> {
         let (distributor, redistributors) = (gic.distributor, gic.redistributors);
@@ -67,8 +73,11 @@ pub extern "C" fn escrow_rs_vm_configure(
     let tree = unsafe { slice::from_raw_parts(tree, size) };
     let mut el2 = El2 { vm: vm.handle(), donor };
     let vcpus = vm.vcpus.end();
-    let configured = tree::config(tree)
-        .and_then(|config| vm.interrupts.configure(config, vcpus, highest, &mut el2));
+    let configured = tree::config(tree).and_then(|config| {
+        let stolen_time = config.stolen_time;
+        vm.interrupts.configure(config, vcpus, highest, &mut el2)?;
+        vm.stolen_time.configure(stolen_time, |at| el2.stolen_time(at))
+    });
     status(configured.map_err(|refusal| {
         if let Some(why) = refusal.why {
             tree_refused(vm.handle(), why);

@@ -270,6 +270,17 @@ pub fn vm_vgic(
     call_with_donor(hv, donor, call::VM_VGIC, args).map(drop)
 }
 
+/// Has a VM's vCPUs, which has not been started, told their stolen time, in a page at a guest
+/// address.
+pub fn vm_pv_time(
+    hv: &mut impl Hypervisor,
+    donor: &mut impl Donor,
+    vm: u64,
+    at: u64,
+) -> Result<(), CallError> {
+    call_with_donor(hv, donor, call::VM_PV_TIME, [vm, at]).map(drop)
+}
+
 /// Sets the input of an SPI, a `call::INPUT_*`. → the vCPUs to run, a bit each
 pub fn spi_input(
     hv: &mut impl Hypervisor,
@@ -481,6 +492,16 @@ mod tests {
             hv.asked,
             [vgic, vgic, input, [u64::from(call::SPI_DONE), VM, 0, 0, 0, 0, 0, 0]]
         );
+    }
+
+    #[test]
+    fn the_page_of_stolen_time_is_donated() {
+        let mut hv = Script::new(&[[NO_MEMORY, 0, 3, 0, 0], [0; 5]]);
+        let mut purse = Purse { left: 3, given: vec![] };
+        vm_pv_time(&mut hv, &mut purse, VM, 0xb00_0000).unwrap();
+        assert_eq!(purse.given, [3]);
+        let call = [u64::from(call::VM_PV_TIME), VM, 0xb00_0000, 0, 0, 0, 0, 0];
+        assert_eq!(hv.asked, [call, call]);
     }
 
     #[test]

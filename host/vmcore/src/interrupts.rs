@@ -161,7 +161,7 @@ mod tests {
     }
 
     fn config(gic: Option<Gic>, bells: &[Bell]) -> Config {
-        Config { gic, bells: bells.to_vec() }
+        Config { gic, bells: bells.to_vec(), ..Config::default() }
     }
 
     #[test]

@@ -27,6 +27,7 @@ pub mod losses;
 pub mod metadata;
 pub mod pl011;
 pub mod ring;
+pub mod stolen;
 pub mod tree;
 pub mod uapi;
 pub mod vcpus;

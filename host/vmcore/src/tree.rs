@@ -25,6 +25,17 @@
 //! The GICv3 is a child of the root, or of a child of the root whose addresses are the root's (a bus
 //! with an empty `ranges`).
 //!
+//! So is the page that the guest finds its stolen time in, if it is to be told ([`VM_PV_TIME`]):
+//!
+//! ```dts
+//! stolen-time@b000000 {
+//!     compatible = "escrow,stolen-time";
+//!     reg = <0 0x0b000000 0 0x1000>;
+//! };
+//! ```
+//!
+//! [`VM_PV_TIME`]: escrow_abi::call::VM_PV_TIME
+//!
 //! All else in there is of no concern to the shim. A tree may be anything:
 //! whoever can start a VM has written it.
 
@@ -33,6 +44,7 @@ use core::ops::Range;
 
 use dtoolkit::fdt::{Fdt, FdtNode};
 use dtoolkit::{Node, Property};
+use escrow_abi::PAGE_SIZE;
 use escrow_abi::call::{DOORBELLS_MAX, SPIS_MAX};
 
 use crate::Errno;
@@ -79,6 +91,8 @@ pub struct Gic {
 pub struct Config {
     /// Its GICv3.
     pub gic: Option<Gic>,
+    /// Guest address of the page of its stolen time.
+    pub stolen_time: Option<u64>,
     /// Its doorbells, each label once, sorted.
     pub bells: Vec<Bell>,
 }
@@ -114,16 +128,20 @@ pub fn size(head: &[u8; HEAD]) -> Option<u32> {
 /// What a tree configures. What is no tree configures nothing.
 ///
 /// # Errors
-/// `Invalid`, and why, for a GICv3 that cannot be; `NoSpace` for more doorbells than
+/// `Invalid`, and why, for a GICv3 or a page that cannot be; `NoSpace` for more doorbells than
 /// [`DOORBELLS_MAX`], or than SPIs if there is a GICv3; `NoMemory`.
 pub fn config(tree: &[u8]) -> Result<Config, Refusal> {
     // It looks at all of the tree, so that walking it cannot go wrong.
     let Ok(tree) = Fdt::new(tree) else { return Ok(Config::default()) };
-    let (gic, cells) = match find_gic(&tree) {
+    let (gic, cells) = match find(&tree, b"arm,gic-v3") {
         Some((node, bus)) => (Some(gic(&node, &bus)?), cells(&node, "#interrupt-cells")),
         None => (None, None),
     };
-    let mut config = Config { gic, bells: Vec::new() };
+    let stolen_time = match find(&tree, b"escrow,stolen-time") {
+        Some((node, bus)) => Some(stolen_time(&node, &bus)?),
+        None => None,
+    };
+    let mut config = Config { gic, stolen_time, bells: Vec::new() };
     let Some(devices) = tree.find_node("/gunyah-vm-config/vdevices") else { return Ok(config) };
     let most = if gic.is_some() { SPIS.len() } else { DOORBELLS_MAX };
     for device in devices.children() {
@@ -150,11 +168,11 @@ pub fn config(tree: &[u8]) -> Result<Config, Refusal> {
     Ok(config)
 }
 
-/// The node of the tree's GICv3, and the bus that its addresses are of.
-fn find_gic<'a>(tree: &Fdt<'a>) -> Option<(FdtNode<'a>, FdtNode<'a>)> {
+/// The first node of the tree that is compatible with this, and the bus that its addresses are of.
+fn find<'a>(tree: &Fdt<'a>, compatible: &[u8]) -> Option<(FdtNode<'a>, FdtNode<'a>)> {
     let root = tree.root();
     let on = |bus: FdtNode<'a>| {
-        let node = bus.children().find(is_gic)?;
+        let node = bus.children().find(|node| is(node, compatible))?;
         Some((node, bus))
     };
     // A bus that translates addresses has something in its `ranges`, or none.
@@ -163,11 +181,11 @@ fn find_gic<'a>(tree: &Fdt<'a>) -> Option<(FdtNode<'a>, FdtNode<'a>)> {
     on(root).or_else(|| root.children().filter(same).find_map(on))
 }
 
-fn is_gic(node: &FdtNode) -> bool {
+fn is(node: &FdtNode, compatible: &[u8]) -> bool {
     let enabled = |status: &[u8]| status == b"okay\0" || status == b"ok\0";
-    node.property("compatible").is_some_and(|names| {
-        names.value().split(|&byte| byte == 0).any(|name| name == b"arm,gic-v3")
-    }) && node.property("status").is_none_or(|status| enabled(status.value()))
+    node.property("compatible")
+        .is_some_and(|names| names.value().split(|&byte| byte == 0).any(|name| name == compatible))
+        && node.property("status").is_none_or(|status| enabled(status.value()))
 }
 
 /// Where the GICv3 of a node is.
@@ -205,6 +223,17 @@ fn gic(node: &FdtNode, bus: &FdtNode) -> Result<Gic, Refusal> {
     }
     let room = u32::try_from(size / REDISTRIBUTOR_SIZE).unwrap_or(u32::MAX);
     Ok(Gic { distributor, redistributors, room })
+}
+
+/// Where the page of a node is.
+fn stolen_time(node: &FdtNode, bus: &FdtNode) -> Result<u64, Refusal> {
+    const NO_REG: Refusal = Refusal::wrong("its stolen time has no reg of a page");
+    let reg = node.property("reg").ok_or(NO_REG)?;
+    let mut rest = reg.value();
+    let at = number(&mut rest, cells(bus, "#address-cells").unwrap_or(2)).ok_or(NO_REG)?;
+    let size = number(&mut rest, cells(bus, "#size-cells").unwrap_or(1)).ok_or(NO_REG)?;
+    // EL2 says the rest of what is wrong with an address.
+    if size == PAGE_SIZE && at % PAGE_SIZE == 0 { Ok(at) } else { Err(NO_REG) }
 }
 
 /// The size of a frame, and what it is aligned to.
@@ -433,6 +462,39 @@ mod tests {
             (Some(&[]), b"arm,gic-v3x\0", None),
         ] {
             assert_eq!(on_a_bus(ranges, compatible, status), None);
+        }
+    }
+
+    /// A tree whose stolen time has this `reg`, on a bus of 2 and 2 cells.
+    fn stolen_time_at(reg: Option<&[u32]>) -> Result<Option<u64>, Refusal> {
+        let mut to = FdtWriter::new().unwrap();
+        let root = to.begin_node("").unwrap();
+        to.property_u32("#address-cells", 2).unwrap();
+        to.property_u32("#size-cells", 2).unwrap();
+        let node = to.begin_node("stolen-time@b000000").unwrap();
+        to.property_string("compatible", "escrow,stolen-time").unwrap();
+        if let Some(reg) = reg {
+            to.property_array_u32("reg", reg).unwrap();
+        }
+        to.end_node(node).unwrap();
+        to.end_node(root).unwrap();
+        config(&to.finish().unwrap()).map(|config| config.stolen_time)
+    }
+
+    #[test]
+    fn the_page_of_stolen_time_is_named_or_there_is_none() {
+        assert_eq!(stolen_time_at(Some(&[1, 0xb00_0000, 0, 0x1000])), Ok(Some(0x1_0b00_0000)));
+        assert_eq!(config(&tree_with(Some(&GIC), &[])).unwrap().stolen_time, None);
+        for wrong in [
+            None,
+            Some(&[0, 0xb00_0000][..]),
+            Some(&[0, 0xb00_0800, 0, 0x1000]),
+            Some(&[0, 0xb00_0000, 0, 0x2000]),
+            Some(&[0, 0xb00_0000, 0, 0]),
+        ] {
+            let refusal = stolen_time_at(wrong).unwrap_err();
+            assert_eq!(refusal.errno, Errno::Invalid, "{wrong:x?}");
+            assert!(refusal.why.is_some());
         }
     }
 

@@ -10,6 +10,7 @@ use crate::Errno;
 use crate::binding::{Binding, Bindings};
 use crate::exit::Exit;
 use crate::interrupts::Interrupts;
+use crate::stolen::StolenTime;
 use crate::uapi;
 use crate::vcpus::Vcpus;
 
@@ -33,6 +34,8 @@ pub struct Vm<M> {
     pub vcpus: Vcpus,
     /// Its interrupt controller, and what its tree's labels stand for.
     pub interrupts: Interrupts,
+    /// Where its guest finds its stolen time.
+    pub stolen_time: StolenTime,
     dtb: Option<uapi::DtbConfig>,
     x: [Option<u64>; X_REGISTERS],
     pc: Option<u64>,
@@ -75,6 +78,7 @@ impl<M: Clone + PartialEq> Vm<M> {
             bindings: Bindings::default(),
             vcpus: Vcpus::default(),
             interrupts: Interrupts::default(),
+            stolen_time: StolenTime::default(),
             dtb: None,
             x: [None; X_REGISTERS],
             pc: None,
