@@ -110,6 +110,7 @@ registers! {
     CNTHCTL_EL2 = "cnthctl_el2";
     CNTVOFF_EL2 = "cntvoff_el2";
     CNTHP_CTL_EL2 = "cnthp_ctl_el2";
+    CNTHP_CVAL_EL2 = "cnthp_cval_el2";
     TRFCR_EL2 = "s3_4_c1_c2_1";
     PMSCR_EL2 = "s3_4_c9_c9_0";
     BRBCR_EL2 = "s2_4_c9_c0_0";

@@ -13,7 +13,7 @@
 use core::ptr;
 
 use aarch64_cpu::asm::barrier;
-use escrow_core::vcpu::{GuestCpu, MAINTENANCE, VIRTUAL_TIMER, Vcpu};
+use escrow_core::vcpu::{ALARM, GuestCpu, MAINTENANCE, VIRTUAL_TIMER, Vcpu};
 use escrow_core::vgic::Interface;
 
 use crate::sysreg::*;
@@ -64,7 +64,7 @@ impl Gic {
 
     #[cold]
     fn enable(&mut self) {
-        let bits = 1u32 << MAINTENANCE | 1 << VIRTUAL_TIMER;
+        let bits = 1u32 << MAINTENANCE | 1 << VIRTUAL_TIMER | 1 << ALARM;
         let frame = self.private_frame as usize;
         // SAFETY: boot has found the frame of this CPU's redistributor and mapped it at EL2 as a
         // device. These registers are about private interrupts of this CPU alone.
@@ -105,6 +105,8 @@ pub(crate) struct GuestInterface {
     /// What `ICH_HCR_EL2` was set to.
     hcr: u64,
     holds_timer: bool,
+    /// EL2's physical timer is on.
+    has_alarm: bool,
 }
 
 /// Names one of the list registers, for a macro that uses it.
@@ -136,7 +138,7 @@ macro_rules! list_register {
 impl GuestInterface {
     /// That of a CPU, without a vCPU.
     pub fn new(gic: Gic) -> GuestInterface {
-        GuestInterface { gic, hcr: 0, holds_timer: false }
+        GuestInterface { gic, hcr: 0, holds_timer: false, has_alarm: false }
     }
 
     /// Puts a vCPU's registers into the CPU, unless they are there. Returns whether
@@ -147,7 +149,7 @@ impl GuestInterface {
         let all = !ran_last || vcpu.interface_on != Some(gic.affinity);
         let hcr = vcpu.gic.hcr | EN;
         ICH_HCR_EL2::write(hcr);
-        let interface = GuestInterface { gic: *gic, hcr, holds_timer: false };
+        let interface = GuestInterface { gic: *gic, hcr, holds_timer: false, has_alarm: false };
         if all {
             vcpu.interface_on = Some(gic.affinity);
             interface.load_all(vcpu);
@@ -180,6 +182,10 @@ impl GuestInterface {
     pub fn store(&mut self, vcpu: &mut Vcpu) {
         if self.holds_timer {
             self.release_timer();
+        }
+        if self.has_alarm {
+            // The host has nothing for its interrupt.
+            self.set_alarm(None);
         }
         let registers = &mut vcpu.gic;
         registers.hcr = self.hcr;
@@ -297,5 +303,15 @@ impl GuestCpu for GuestInterface {
         ICC_CTLR_EL1::write(control);
         barrier::isb(barrier::SY);
         self.holds_timer = false;
+    }
+
+    #[inline(never)]
+    fn set_alarm(&mut self, at: Option<u64>) {
+        // Enabled, or not. What is written is in force by the return to the guest.
+        if let Some(at) = at {
+            CNTHP_CVAL_EL2::write(at);
+        }
+        CNTHP_CTL_EL2::write(at.is_some().into());
+        self.has_alarm = at.is_some();
     }
 }

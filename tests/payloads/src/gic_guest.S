@@ -184,6 +184,10 @@ registers_read:
         reads   s3_0_c12_c12_5          // 11 ICC_SRE_EL1
         reads   isr_el1                 // 12
         reads   mpidr_el1               // 13
+        reads   cntp_ctl_el0            // 14
+        reads   cntp_cval_el0           // 15
+        reads   cntp_tval_el0           // 16
+        reads   cntpct_el0              // 17
 
 .macro  writes register
         msr     \register, x1
@@ -202,6 +206,9 @@ registers_written:
         writes  cntv_tval_el0           // 9
         writes  s3_0_c12_c11_7          // 10 ICC_SGI0R_EL1
         writes  s3_0_c12_c11_6          // 11 ICC_ASGI1R_EL1
+        writes  cntp_ctl_el0            // 12
+        writes  cntp_cval_el0           // 13
+        writes  cntp_tval_el0           // 14
 
 interrupted:
         stp     x0, x1, [sp, #-160]!

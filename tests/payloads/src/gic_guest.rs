@@ -66,6 +66,10 @@ pub enum Read {
     Sre,
     Isr,
     Mpidr,
+    CntpCtl,
+    CntpCval,
+    CntpTval,
+    Cntpct,
 }
 
 /// A register that a guest writes.
@@ -85,6 +89,9 @@ pub enum Write {
     CntvTval,
     Sgi0r,
     Asgi1r,
+    CntpCtl,
+    CntpCval,
+    CntpTval,
 }
 
 /// A step of a script: what to do, two arguments, and what the result is before.

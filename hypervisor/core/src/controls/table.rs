@@ -123,7 +123,7 @@ features! {
     "AArch32 at EL0" [PFR0_EL0 2] Open Hidden; "a guest's EL0 in AArch32 has registers X0 to X30 and V0 to V31 only"
     "AArch32 at EL1" [PFR0_EL1 2] Open Hidden; "HCR_EL2.RW: EL1 is AArch64's"
     "virtual timer" [] Open Switched holds &["cntv_ctl_el0", "cntv_cval_el0", "cntkctl_el1"]; ""
-    "physical timer" [] Open Trapped { enable(Reg::Cnthctl, 1 << 1) }; "EL1PCEN; it is the host's"
+    "physical timer" [] Open Trapped { enable(Reg::Cnthctl, 1 << 1) }; "EL1PCEN; it is the host's, and EL2 emulates one for guests with a GIC"
     "implementation-defined registers" [] Emulated Trapped { trap(Reg::Hcr, hcr::TIDCP) };
         "they may weaken EL2 or another VM; the host reads 0 and writes nothing, as some kernels look at them"
     "auxiliary control register" [] Open Emulated { trap(Reg::Hcr, hcr::TACR) };

@@ -8,6 +8,7 @@
 use spin::mutex::{SpinMutex, SpinMutexGuard};
 
 use super::exception::{Exception, ExceptionEntry, PstateFeatures, after_instruction};
+use super::physical_timer::PhysicalTimer;
 use super::resume::Pending;
 use super::stolen::StolenTime;
 use crate::vgic;
@@ -183,6 +184,8 @@ pub struct Vcpu {
     pub(super) pending: Pending,
     /// Its stolen time, if it is told.
     pub stolen: Option<StolenTime>,
+    /// The physical timer, of a vCPU with a GIC.
+    pub(super) physical_timer: PhysicalTimer,
 }
 
 /// Whether a vCPU is switched on, as PSCI means it.
@@ -231,6 +234,7 @@ impl Vcpu {
             power: if index == 0 { Power::On } else { Power::Off },
             pending: Pending::None,
             stolen: None,
+            physical_timer: PhysicalTimer::default(),
         }
     }
 
@@ -267,6 +271,7 @@ impl Vcpu {
         self.regs = GeneralRegisters { pstate: PSTATE_RESET, ..Default::default() };
         self.el1 = El1Registers { sctlr: SCTLR_EL1_RESET, ..Default::default() };
         self.timer = TimerRegisters { offset, ..Default::default() };
+        self.physical_timer = self.physical_timer.reset();
         self.fp = FpRegisters::default();
         self.pauth = false;
         self.gic = GicRegisters::default();

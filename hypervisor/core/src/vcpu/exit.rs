@@ -7,6 +7,7 @@ use escrow_abi::run;
 use super::context::Vcpu;
 use super::exception::Exception;
 use super::ids::GuestIds;
+use super::physical_timer::earlier;
 use super::resume::Pending;
 use super::smccc::Service;
 use super::syndrome::{
@@ -167,7 +168,7 @@ impl Vcpu {
         if self.timer.is_pending() && !self.has_gic {
             return Waiting { until: None, interruptible: true };
         }
-        let mut deadline = self.timer.next_deadline();
+        let mut deadline = earlier(self.timer.next_deadline(), self.physical_timer.deadline());
         match wait.limit() {
             Limit::None => {}
             Limit::Unknown => return Waiting { until: Some(READY), interruptible: true },

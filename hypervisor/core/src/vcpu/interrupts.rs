@@ -30,6 +30,8 @@
 //! asserted when the next run begins, on whatever CPU, it interrupts that one at once, and is held
 //! again.
 //!
+//! The physical timer is emulated ([`physical_timer`](super::physical_timer)).
+//!
 //! The host can make the physical interrupt pending without the timer. So it counts only if the
 //! guest's own timer is asserted.
 
@@ -39,6 +41,7 @@ use super::context::{Power, TimerRegisters, Vcpu};
 use super::exception::Exception;
 use super::exit::{Answer, GuestExit, READY, Stage2Abort, answer};
 use super::ids::GuestIds;
+use super::physical_timer::ALARM;
 use super::policy::Next;
 use super::resume::Pending;
 use super::syndrome::{DataAccess, Instruction, SystemAccess};
@@ -65,6 +68,9 @@ pub trait GuestCpu: Interface {
     fn holds_timer(&self) -> bool;
     /// Deactivates that interrupt, if the guest has not.
     fn release_timer(&mut self);
+    /// Has [`ALARM`] come at this value of the physical counter, or not at all. Without effect once the
+    /// run has ended.
+    fn set_alarm(&mut self, at: Option<u64>);
 }
 
 /// What an access of a guest waits for.
@@ -163,7 +169,10 @@ impl<M: Machine> Hypervisor<M> {
     /// vCPU has left then.
     #[inline(always)]
     pub fn gic_begins(&self, run: &mut Run<'_>, cpu: &mut impl GuestCpu, all: bool) -> Next {
-        if run.timer_asserted || matches!(run.pending, Pending::Gic(_)) {
+        if run.timer_asserted
+            || run.physical_timer.is_in_use()
+            || matches!(run.pending, Pending::Gic(_))
+        {
             return self.gic_begins_anew(run, cpu, all);
         }
         self.gic_enter(run, cpu, all, Effects::default())
@@ -177,6 +186,9 @@ impl<M: Machine> Hypervisor<M> {
         if !run.timer_asserted {
             let vgic = self.vgic(run.slot());
             vgic.set_private(run.index(), virtual_timer(), false, &mut effects);
+        }
+        if run.physical_timer.is_in_use() {
+            self.follow_physical_timer(run, cpu, &mut effects);
         }
         match run.pending {
             Pending::Gic(wait) => self.gic_wait(run, cpu, all, wait, effects),
@@ -195,6 +207,9 @@ impl<M: Machine> Hypervisor<M> {
             run::EXPECTS_WAKEUP => {
                 let mut effects = Effects::default();
                 self.gic_follow_timer(run, cpu, &mut effects);
+                if run.physical_timer.is_in_use() {
+                    self.follow_physical_timer(run, cpu, &mut effects);
+                }
                 if !vgic.sleep(me, cpu) {
                     return self.gic_enter(run, cpu, false, effects);
                 }
@@ -257,6 +272,7 @@ impl<M: Machine> Hypervisor<M> {
                 }
                 Next::Enter
             }
+            ALARM if self.is_due(run) => self.physical_timer_fires(run, cpu),
             // Without it, the host may have made the interrupt pending.
             MAINTENANCE if cpu.has_maintenance() => {
                 vgic.exit(me, cpu);
@@ -267,6 +283,20 @@ impl<M: Machine> Hypervisor<M> {
                 Next::Exit(READY)
             }
         }
+    }
+
+    /// A vCPU that is inside leaves, has something done, and enters again.
+    #[inline(always)]
+    pub(super) fn gic_comes_back<C: GuestCpu>(
+        &self,
+        run: &mut Run<'_>,
+        cpu: &mut C,
+        what: impl FnOnce(&mut Run<'_>, &mut C, &mut Effects),
+    ) -> Next {
+        let mut effects = Effects::default();
+        self.vgic(run.slot()).exit(run.index(), cpu);
+        what(run, cpu, &mut effects);
+        self.gic_enter(run, cpu, false, effects)
     }
 
     /// Handles an exit other than by an instruction that waits. See [`Vcpu::decode`] for what of the
@@ -408,7 +438,9 @@ impl<M: Machine> Hypervisor<M> {
         cpu: &mut impl GuestCpu,
         access: SystemAccess,
     ) -> Option<Next> {
-        let (3, 0, 12, crm, op2) = access.encoding() else { return None };
+        let (3, 0, 12, crm, op2) = access.encoding() else {
+            return self.physical_timer(run, cpu, access);
+        };
         let register = match (crm, op2, access.is_read()) {
             (11, 5, false) => SgiRegister::Group1,
             (11, 6, false) => SgiRegister::OtherGroup1,

@@ -13,6 +13,7 @@ mod exception;
 mod exit;
 mod ids;
 mod interrupts;
+mod physical_timer;
 mod policy;
 mod resume;
 mod smccc;
@@ -34,6 +35,7 @@ pub use exit::{Answer, FaultAddress, GuestExit, Outcome, READY, Stage2Abort, Wai
 pub use ids::GuestIds;
 pub(crate) use interrupts::virtual_timer;
 pub use interrupts::{GicWait, GuestCpu, MAINTENANCE, VIRTUAL_TIMER};
+pub use physical_timer::{ALARM, PHYSICAL_TIMER, PhysicalTimer};
 pub use policy::{Next, Waited};
 pub use resume::Pending;
 pub(crate) use resume::is_big_endian;
