@@ -19,8 +19,6 @@ mod machine;
 mod manual;
 mod run;
 mod stat;
-// Until the machine has all of its devices.
-#[allow(dead_code, unused_imports)]
 mod virtio;
 
 use std::io;
@@ -43,10 +41,7 @@ enum Command {
     /// Connect to a guest's console
     ///
     /// At a terminal, Ctrl-] q leaves it; the guest goes on.
-    Console {
-        /// The guest's name
-        name: run::Name,
-    },
+    Console(run::ConsoleArguments),
     /// Lend a page to a guest, try to get at it, and get it back, step by step
     ///
     /// Each of the ten steps prints a line; the last line is `demo: N passed, M
@@ -94,6 +89,12 @@ enum Command {
     /// terminal, Ctrl-] q ends the guest; all other keys are the guest's.
     #[command(after_help = run::EXIT_STATUS)]
     Run(run::Arguments),
+    /// Ask a guest to power off, by its power button
+    ///
+    /// The guest needs a driver for the button (gpio-keys) and a program that
+    /// listens to it (systemd-logind does). Returns when the guest is gone, and
+    /// its memory is home.
+    Stop(run::StopArguments),
     /// Show who has which pages: what `info` shows, what the shim has counted,
     /// and each memory and VM
     ///
@@ -123,8 +124,9 @@ fn main() -> ExitCode {
         Command::GuestInit { token } => guest::init(&token).map(|()| ExitCode::SUCCESS),
         Command::Info { json } => info::print(json).map(|()| ExitCode::SUCCESS),
         Command::Log(arguments) => log::log(arguments).map(|()| ExitCode::SUCCESS),
-        Command::Console { name } => run::console(&name).map(|()| ExitCode::SUCCESS),
+        Command::Console(arguments) => run::console(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Kill { name } => run::kill(&name).map(|()| ExitCode::SUCCESS),
+        Command::Stop(arguments) => run::stop(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Ls(arguments) => run::list(arguments).map(|()| ExitCode::SUCCESS),
         Command::Man { folder } => {
             manual::write(Cli::command(), &folder).map(|()| ExitCode::SUCCESS)

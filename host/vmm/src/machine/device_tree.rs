@@ -7,11 +7,16 @@
 use vm_fdt::{Error, FdtWriter};
 
 use super::layout::{self, Window};
+use super::power_button;
 
 /// Phandle of the interrupt controller.
 const CONTROLLER: u32 = 1;
 /// Phandle of the clock of the Arm peripherals.
 const PERIPHERAL_CLOCK: u32 = 2;
+/// Phandle of the controller of the power button.
+const GPIO: u32 = 3;
+/// The key's code (Linux, input-event-codes.h, KEY_POWER).
+const KEY_POWER: u32 = 116;
 /// First cell of `interrupts`: a shared peripheral interrupt (Linux,
 /// bindings/interrupt-controller/arm,gic-v3.yaml).
 const SPI: u32 = 0;
@@ -188,7 +193,25 @@ fn peripherals(tree: &mut FdtWriter) -> Result<(), Error> {
     tree.end_node(serial)?;
     // The clock has no alarm, and so no interrupt.
     let clock = primecell(tree, "pl031", layout::CLOCK, &["apb_pclk"])?;
-    tree.end_node(clock)
+    tree.end_node(clock)?;
+    let gpio = primecell(tree, "pl061", layout::GPIO, &["apb_pclk"])?;
+    tree.property_array_u32("interrupts", &layout::GPIO_INTERRUPT.cells())?;
+    tree.property_null("gpio-controller")?;
+    tree.property_u32("#gpio-cells", 2)?;
+    tree.property_null("interrupt-controller")?;
+    tree.property_u32("#interrupt-cells", 2)?;
+    tree.property_phandle(GPIO)?;
+    tree.end_node(gpio)?;
+
+    let keys = tree.begin_node("gpio-keys")?;
+    tree.property_string("compatible", "gpio-keys")?;
+    let button = tree.begin_node("poweroff")?;
+    tree.property_string("label", "power button")?;
+    tree.property_u32("linux,code", KEY_POWER)?;
+    // Active high.
+    tree.property_array_u32("gpios", &[GPIO, power_button::LINE, 0])?;
+    tree.end_node(button)?;
+    tree.end_node(keys)
 }
 
 fn virtio(tree: &mut FdtWriter, n: usize) -> Result<(), Error> {
@@ -205,7 +228,8 @@ fn virtio(tree: &mut FdtWriter, n: usize) -> Result<(), Error> {
 fn labels(tree: &mut FdtWriter, virtio: usize) -> Result<(), Error> {
     let config = tree.begin_node("gunyah-vm-config")?;
     let devices = tree.begin_node("vdevices")?;
-    for interrupt in (0..virtio).map(layout::virtio_interrupt) {
+    let virtio = (0..virtio).map(layout::virtio_interrupt);
+    for interrupt in std::iter::once(layout::GPIO_INTERRUPT).chain(virtio) {
         let node = tree.begin_node(&format!("bell-{:x}", interrupt.label()))?;
         tree.property_string("vdevice-type", "doorbell")?;
         tree.property_u32("label", interrupt.label())?;
@@ -271,8 +295,15 @@ mod tests {
     }
 
     #[test]
-    fn the_shim_finds_the_labels() {
+    fn the_shim_finds_the_controller_and_the_labels() {
         let tree = example();
+        let config = escrow_vmcore::tree::config(&tree).unwrap();
+        let gic = config.gic.unwrap();
+        assert_eq!((gic.distributor, gic.redistributors, gic.room), (0x800_0000, 0x80a_0000, 3));
+        let bells = config.bells.iter().map(|bell| (bell.label, bell.interrupt));
+        let edge = |intid| Some(escrow_vmcore::tree::Interrupt { intid, level: false });
+        let expected = [(7, edge(39)), (16, edge(48)), (17, edge(49))];
+        assert_eq!(bells.collect::<Vec<_>>(), expected);
         let bell = "/gunyah-vm-config/vdevices/bell-11";
         assert_eq!(cells(&get(&tree, bell, "interrupts")), [0, 17, 1]);
     }

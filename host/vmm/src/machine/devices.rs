@@ -10,10 +10,13 @@ use anyhow::{Context as _, Result, bail};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::bus::Bus;
+use super::device_tree::Interrupt;
 use super::parts::Parts;
 use super::{InterruptLine, Sharing, Specification, layout};
 use crate::gunyah::Vm;
-use crate::virtio::{Backend, Block, DeviceMemory, Entropy, Net, QUEUE_NOTIFY, Transport, Vsock};
+use crate::virtio::{
+    Backend, Block, Console, DeviceMemory, Entropy, Net, QUEUE_NOTIFY, Transport, Vsock,
+};
 
 /// A machine's devices. A guest that has its RAM to itself has none: they could
 /// not reach their queues.
@@ -22,6 +25,10 @@ pub fn make(machine: &Specification, parts: &Parts) -> Result<Vec<Box<dyn Backen
         return Ok(Vec::new());
     }
     let mut devices: Vec<Box<dyn Backend>> = vec![Box::new(Entropy)];
+    if let Some(door) = &parts.console {
+        let console = Console::new(Arc::clone(door)).context("the virtio console")?;
+        devices.push(Box::new(console));
+    }
     for (n, (disk, file)) in machine.disks.iter().zip(&parts.disks).enumerate() {
         let name = format!("disk-{n}");
         let file = file.try_clone()?;
@@ -36,7 +43,7 @@ pub fn make(machine: &Specification, parts: &Parts) -> Result<Vec<Box<dyn Backen
     for (n, (mac, link)) in parts.nets.iter().enumerate() {
         devices.push(Box::new(Net::new(&format!("net-{n}"), mac.0, link.link())));
     }
-    if let (Some(cid), Some(door)) = (machine.vsock, &parts.door) {
+    if let (Some(cid), Some(door)) = (machine.vsock, &parts.vsock) {
         let vsock = Vsock::new(cid, Arc::clone(door)).context("the socket device (vsock)")?;
         devices.push(Box::new(vsock));
     }
@@ -67,10 +74,11 @@ pub fn attach(
 }
 
 /// An SPI, through an eventfd.
-struct Line(EventFd);
+pub struct Line(EventFd);
 
 impl Line {
-    fn new(vm: &Vm, interrupt: super::device_tree::Interrupt) -> Result<Line> {
+    /// The line of a device's interrupt.
+    pub fn new(vm: &Vm, interrupt: Interrupt) -> Result<Line> {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let eventfd = EventFd::from_value_and_flags(0, flags)?;
         vm.add_irqfd(eventfd.as_fd(), interrupt.label(), !interrupt.edge)?;

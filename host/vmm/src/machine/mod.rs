@@ -11,6 +11,7 @@ mod devices;
 mod kernel;
 pub mod layout;
 mod parts;
+mod power_button;
 mod ram;
 mod vcpus;
 
@@ -24,9 +25,10 @@ use bus::Bus;
 use clock::Clock;
 pub use device::{InterruptLine, MmioDevice};
 use device_tree::Description;
-use devices::attach;
+use devices::{Line, attach};
 use layout::{MIB, RAM};
 pub use parts::Parts;
+pub use power_button::PowerButton;
 use ram::Mapped;
 pub use ram::{Ram, Sharing};
 pub use vcpus::{Ending, Vcpus};
@@ -106,6 +108,7 @@ pub struct Machine {
     vm: Vm,
     ram: Ram,
     bus: Bus,
+    button: PowerButton,
     cpus: u32,
 }
 
@@ -134,13 +137,16 @@ impl Machine {
 
         let mut bus = Bus::default();
         bus.add(layout::CLOCK, Box::new(Clock::default()));
+        let line = Line::new(&vm, layout::GPIO_INTERRUPT).context("the power button")?;
+        let (gpio, button) = power_button::new(Box::new(line));
+        bus.add(layout::GPIO, Box::new(gpio));
         if !devices.is_empty() {
             let memory = DeviceMemory::new(Arc::new(ram.map_all()?), None);
             for (n, device) in devices.into_iter().enumerate() {
                 attach(&vm, &mut bus, &memory, n, device)?;
             }
         }
-        Ok(Machine { vm, ram, bus, cpus: specification.cpus })
+        Ok(Machine { vm, ram, bus, button, cpus: specification.cpus })
     }
 }
 
@@ -239,17 +245,18 @@ pub struct Running {
     vcpus: Vcpus,
     vm: Vm,
     ram: Ram,
+    button: PowerButton,
 }
 
 impl Machine {
     /// Starts it.
     pub fn start(self) -> Result<Running> {
-        let Machine { vm, ram, bus, cpus } = self;
+        let Machine { vm, ram, bus, button, cpus } = self;
         let vcpus =
             (0..cpus).map(|id| vm.add_vcpu(id).with_context(|| format!("creating vCPU {id}")));
         let vcpus: Vec<_> = vcpus.collect::<Result<_>>()?;
         vm.start().context("starting the VM")?;
-        Ok(Running { vcpus: Vcpus::run(vcpus, bus)?, vm, ram })
+        Ok(Running { vcpus: Vcpus::run(vcpus, bus)?, vm, ram, button })
     }
 }
 
@@ -257,6 +264,11 @@ impl Running {
     /// Its vCPUs.
     pub fn vcpus(&self) -> &Vcpus {
         &self.vcpus
+    }
+
+    /// Its power button.
+    pub fn button(&self) -> &PowerButton {
+        &self.button
     }
 
     /// Its RAM.
@@ -267,7 +279,7 @@ impl Running {
     /// Stops it, if it has not ended by itself, and takes everything home: how
     /// it ended, and what was its RAM.
     pub fn finish(self) -> (Ending, Ram) {
-        let Running { vcpus, vm, ram } = self;
+        let Running { vcpus, vm, ram, button: _ } = self;
         let ending = vcpus.finish();
         drop(vm);
         (ending, ram)

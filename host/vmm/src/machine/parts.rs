@@ -6,13 +6,13 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufReader, Seek as _, SeekFrom};
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
 
 use super::kernel::{self, Kernel};
-use super::{Mac, Net, NetLink, Specification};
+use super::{Mac, Net, NetLink, Sharing, Specification};
 use crate::virtio::{Door, Link, Passt, Tap};
 
 /// Open files and sockets.
@@ -23,8 +23,10 @@ pub struct Parts {
     pub(super) disks: Vec<File>,
     /// In the order of [`Specification::nets`].
     pub(super) nets: Vec<(Mac, OpenLink)>,
-    /// Of [`Specification::vsock`].
-    pub(super) door: Option<Arc<Door>>,
+    /// Where programs find the vsock device, if there is one.
+    pub(super) vsock: Option<Arc<Door>>,
+    /// Where programs find the virtio console, if there is one.
+    pub(super) console: Option<Arc<Door>>,
 }
 
 /// An open network link.
@@ -75,9 +77,9 @@ impl OpenLink {
 }
 
 impl Parts {
-    /// Opens what `machine` names. `door` is where the socket for its vsock
-    /// device is to be.
-    pub fn open(machine: &Specification, door: &Path) -> Result<Parts> {
+    /// Opens what `machine` names. `place` says where the socket of a device is
+    /// to be, by the device's kind.
+    pub fn open(machine: &Specification, place: &dyn Fn(&str) -> PathBuf) -> Result<Parts> {
         let kernel = File::open(&machine.kernel);
         let kernel = kernel.with_context(|| format!("the kernel {}", machine.kernel.display()))?;
         let initrd = machine.initrd.as_ref().map(|path| {
@@ -91,25 +93,29 @@ impl Parts {
             let mac = mac.map_or_else(random_mac, Ok)?;
             Ok((mac, OpenLink::open(link)?))
         });
-        let door = machine.vsock.map(|_| {
+        let door = |kind: &str| {
+            let path = place(kind);
             // One that a killed program left: the guest's name is ours.
-            let _ = std::fs::remove_file(door);
-            let opened = Door::open(door).map(Arc::new);
-            opened.with_context(|| format!("the socket {}", door.display()))
-        });
+            let _ = std::fs::remove_file(&path);
+            let opened = Door::open(&path).map(Arc::new);
+            opened.with_context(|| format!("the socket {}", path.display()))
+        };
+        let shared = machine.sharing == Sharing::Shared;
         Ok(Parts {
             kernel,
             initrd: initrd.transpose()?,
             disks: disks.collect::<Result<_>>()?,
             nets: nets.collect::<Result<_>>()?,
-            door: door.transpose()?,
+            vsock: machine.vsock.map(|_| door("vsock")).transpose()?,
+            console: shared.then(|| door("hvc0")).transpose()?,
         })
     }
 
     /// A kernel and an initramfs that are open, and nothing else.
     #[cfg(target_arch = "aarch64")]
     pub fn of(kernel: File, initrd: File) -> Parts {
-        Parts { kernel, initrd: Some(initrd), disks: Vec::new(), nets: Vec::new(), door: None }
+        let (disks, nets) = (Vec::new(), Vec::new());
+        Parts { kernel, initrd: Some(initrd), disks, nets, vsock: None, console: None }
     }
 
     /// The kernel.

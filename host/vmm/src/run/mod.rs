@@ -21,6 +21,7 @@ mod status;
 mod terminal;
 
 use std::fs::File;
+use std::io;
 use std::process;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -33,13 +34,13 @@ use progress::Progress;
 use protocol::Status;
 use registry::Entry;
 pub use registry::Name;
-pub use remote::{ListArguments, console, kill, list};
-use session::Session;
+pub use remote::{ConsoleArguments, ListArguments, StopArguments, console, kill, list, stop};
+use session::{Guest, Session};
 pub use status::HELP as EXIT_STATUS;
 use status::Killer;
 
 use crate::gunyah::Device;
-use crate::machine::{Ending, Machine, Parts, Sharing};
+use crate::machine::{Ending, Machine, Parts, Running, Sharing};
 
 /// Runs a guest. The exit status.
 pub fn run(arguments: Arguments) -> Result<u8> {
@@ -47,7 +48,7 @@ pub fn run(arguments: Arguments) -> Result<u8> {
     let device = preflight::open()?;
     preflight::check_memory(plan.machine.ram)?;
     let (entry, listener) = Entry::take(plan.name.as_ref())?;
-    let parts = Parts::open(&plan.machine, &entry.path("vsock"))?;
+    let parts = Parts::open(&plan.machine, &|kind| entry.path(kind))?;
     let mut session = Session::new(listener)?;
     // No other thread is there yet.
     sandbox::drop_privileges()?;
@@ -76,6 +77,36 @@ struct Host {
     entry: Entry,
 }
 
+/// A guest that runs.
+struct Booted<'a> {
+    plan: &'a Plan,
+    entry: &'a Entry,
+    boots: u64,
+    running: Running,
+    started: Instant,
+}
+
+impl Guest for Booted<'_> {
+    fn status(&self) -> Status {
+        let Plan { machine, .. } = self.plan;
+        Status {
+            name: self.entry.name().as_str().to_owned(),
+            pid: process::id(),
+            cpus: machine.cpus,
+            memory: machine.ram,
+            shared: machine.sharing == Sharing::Shared,
+            kernel: machine.kernel.display().to_string(),
+            boots: self.boots,
+            uptime: self.started.elapsed().as_secs(),
+            mmio: self.running.vcpus().counts().mmio.load(Ordering::Relaxed),
+        }
+    }
+
+    fn stop(&self) -> io::Result<()> {
+        self.running.button().press()
+    }
+}
+
 /// Starts a guest, and sees it to its end.
 fn boot(
     plan: &Plan,
@@ -93,20 +124,9 @@ fn boot(
         sandbox::filter_system_calls(plan.machine.vsock.is_some())?;
     }
     let running = machine.start()?;
-    let started = Instant::now();
-    let status = || Status {
-        name: entry.name().as_str().to_owned(),
-        pid: process::id(),
-        cpus: plan.machine.cpus,
-        memory: plan.machine.ram,
-        shared: plan.machine.sharing == Sharing::Shared,
-        kernel: plan.machine.kernel.display().to_string(),
-        boots,
-        uptime: started.elapsed().as_secs(),
-        mmio: running.vcpus().counts().mmio.load(Ordering::Relaxed),
-    };
-    let killer = session.serve(&console, running.vcpus().ended(), status)?;
-    let (ending, ram) = running.finish();
+    let guest = Booted { plan, entry, boots, running, started: Instant::now() };
+    let killer = session.serve(&console, guest.running.vcpus().ended(), &guest)?;
+    let (ending, ram) = guest.running.finish();
     drop(ram);
     session.drain(&console).context("the end of the console")?;
     Ok((ending, killer))

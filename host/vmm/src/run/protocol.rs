@@ -17,6 +17,8 @@ pub enum Request {
     Status,
     /// Connects to the console.
     Console,
+    /// Presses the power button. The connection closes when the guest is gone.
+    Stop,
     /// Ends the guest at once. The connection closes when it is gone.
     Kill,
 }

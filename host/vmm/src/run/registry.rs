@@ -123,7 +123,7 @@ impl Entry {
             // Its last owner may have removed it between the two calls.
             let now = fs::metadata(&lock).map(|metadata| metadata.ino());
             if now.ok() == Some(locked.metadata()?.ino()) {
-                let socket = folder.join(format!("{}.sock", name.0));
+                let socket = folder.join(format!("{}.{CONTROL}", name.0));
                 return Ok(Some(Entry { name: name.clone(), socket, lock, _locked: locked }));
             }
         }
@@ -176,14 +176,17 @@ fn make_folder(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Connects to a guest.
-pub fn connect(name: &Name) -> Result<UnixStream> {
-    connect_in(&folders(), name)
+/// The socket of a guest's that it is controlled by.
+pub const CONTROL: &str = "sock";
+
+/// Connects to a socket of a guest's.
+pub fn connect(name: &Name, socket: &str) -> Result<UnixStream> {
+    connect_in(&folders(), name, socket)
 }
 
-fn connect_in(folders: &[PathBuf], name: &Name) -> Result<UnixStream> {
+fn connect_in(folders: &[PathBuf], name: &Name, socket: &str) -> Result<UnixStream> {
     for folder in folders {
-        match UnixStream::connect(folder.join(format!("{}.sock", name.0))) {
+        match UnixStream::connect(folder.join(format!("{}.{socket}", name.0))) {
             Ok(stream) => return Ok(stream),
             Err(error)
                 if matches!(
@@ -193,7 +196,10 @@ fn connect_in(folders: &[PathBuf], name: &Name) -> Result<UnixStream> {
             Err(error) => return Err(error).context(format!("reaching guest {}", name.0)),
         }
     }
-    bail!("there is no guest {} (see `escrow ls`)", name.0)
+    match socket {
+        CONTROL => bail!("there is no guest {} (see `escrow ls`)", name.0),
+        _ => bail!("there is no guest {} with a {socket} (see `escrow ls`)", name.0),
+    }
 }
 
 /// The names of all guests that this user can reach, sorted. Some may be gone.
@@ -251,9 +257,9 @@ mod tests {
         assert_eq!((second.name().as_str(), third.name().as_str()), ("guest-1", "guest-2"));
         let all = [folder.path().to_owned()];
         assert_eq!(names_in(&all), ["guest-1", "guest-2", "web"].map(name));
-        connect_in(&all, &name("web")).unwrap();
+        connect_in(&all, &name("web"), CONTROL).unwrap();
         drop(first);
-        assert!(connect_in(&all, &name("web")).is_err());
+        assert!(connect_in(&all, &name("web"), CONTROL).is_err());
         take(Some(&name("web"))).unwrap();
         drop((second, third));
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
@@ -270,9 +276,9 @@ mod tests {
         drop((entry, listener));
         drop(UnixListener::bind(&socket).unwrap());
         File::create(&lock).unwrap();
-        assert!(connect_in(&all, &name("web")).is_err());
+        assert!(connect_in(&all, &name("web"), CONTROL).is_err());
         let (_entry, _listener) = Entry::take_in(folder.path(), Some(&name("web"))).unwrap();
-        connect_in(&all, &name("web")).unwrap();
+        connect_in(&all, &name("web"), CONTROL).unwrap();
     }
 
     #[test]

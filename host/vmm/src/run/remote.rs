@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! `escrow ls`, `console` and `kill`: what one program asks another that runs a
+//! `escrow ls`, `console`, `stop` and `kill`: what one program asks another that runs a
 //! guest.
 
 use std::fmt::Write as _;
@@ -34,9 +34,21 @@ pub struct ListArguments {
     json: bool,
 }
 
+/// Which console.
+#[derive(clap::Args, Clone, Debug)]
+pub struct ConsoleArguments {
+    /// The guest's name
+    name: Name,
+    /// The guest's virtio console (hvc0) instead of its serial line (ttyAMA0)
+    ///
+    /// A guest whose RAM is shared has one.
+    #[arg(long)]
+    hvc: bool,
+}
+
 /// Asks a guest's program. Its answer, and the connection.
 fn ask(name: &Name, request: Request) -> Result<(Reply, BufReader<UnixStream>)> {
-    let mut stream = registry::connect(name)?;
+    let mut stream = registry::connect(name, registry::CONTROL)?;
     let failed = || format!("asking guest {}", name.as_str());
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.write_all(&protocol::line(&request)).with_context(failed)?;
@@ -111,28 +123,72 @@ fn uptime(seconds: u64) -> String {
     }
 }
 
+/// How to stop.
+#[derive(clap::Args, Clone, Debug)]
+pub struct StopArguments {
+    /// The guest's name
+    name: Name,
+    /// How long the guest may take, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    timeout: u64,
+    /// End the guest at once if it takes longer
+    #[arg(long)]
+    kill: bool,
+}
+
+/// Presses a guest's power button, and waits until the guest is gone.
+pub fn stop(arguments: &StopArguments) -> Result<()> {
+    let StopArguments { name, timeout, .. } = arguments;
+    let mut connection = order(name, Request::Stop)?;
+    // 0 would be for ever.
+    let patience = Duration::from_secs(*timeout).max(Duration::from_millis(1));
+    connection.get_ref().set_read_timeout(Some(patience))?;
+    if wait_for_end(&mut connection)? {
+        return Ok(());
+    }
+    if arguments.kill {
+        return kill(name);
+    }
+    bail!(
+        "guest {} has not powered off within {timeout} s: perhaps nothing in it listens to the \
+         power button (escrow kill ends it at once)",
+        name.as_str()
+    )
+}
+
 /// Ends a guest, and waits until it is gone.
 pub fn kill(name: &Name) -> Result<()> {
     let mut connection = order(name, Request::Kill)?;
-    match io::copy(&mut connection, &mut io::sink()) {
-        // A program that is killed itself says no more.
-        Ok(_) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(()),
-        Err(error) => Err(error).context("waiting for the guest's end"),
+    wait_for_end(&mut connection).map(drop)
+}
+
+/// Waits until a guest's program closes a connection. Whether it has, within the
+/// connection's limit of time.
+fn wait_for_end(connection: &mut BufReader<UnixStream>) -> Result<bool> {
+    match io::copy(connection, &mut io::sink()) {
+        Ok(_) => Ok(true),
+        Err(error) => match error.kind() {
+            // A program that is killed itself says no more.
+            io::ErrorKind::ConnectionReset => Ok(true),
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Ok(false),
+            _ => Err(error).context("waiting for the guest's end"),
+        },
     }
 }
 
 /// Connects standard input and output to a guest's console, until the guest
 /// ends or the user leaves.
-pub fn console(name: &Name) -> Result<()> {
-    let mut connection = order(name, Request::Console)?;
+pub fn console(arguments: &ConsoleArguments) -> Result<()> {
     let mut out = io::stdout().lock();
-    // What came together with the answer.
-    out.write_all(connection.buffer())?;
-    out.flush()?;
-    let consumed = connection.buffer().len();
-    connection.consume(consumed);
-    let mut stream = connection.into_inner();
+    let mut stream = if arguments.hvc {
+        registry::connect(&arguments.name, "hvc0")?
+    } else {
+        let connection = order(&arguments.name, Request::Console)?;
+        // What came together with the answer.
+        out.write_all(connection.buffer())?;
+        out.flush()?;
+        connection.into_inner()
+    };
 
     let mut keys = terminal::is_ours().then(Keys::default);
     let raw = keys.is_some().then(Raw::new).transpose().context("making the terminal raw")?;

@@ -58,6 +58,14 @@ pub struct Session {
     panics: oops::Listener,
 }
 
+/// What a session asks of its guest.
+pub trait Guest {
+    /// How it is.
+    fn status(&self) -> Status;
+    /// Asks it to power off.
+    fn stop(&self) -> io::Result<()>;
+}
+
 /// What there is to wait for.
 #[derive(Clone, Copy)]
 enum Source {
@@ -139,7 +147,7 @@ impl Session {
         &mut self,
         console: &File,
         ended: BorrowedFd,
-        status: impl Fn() -> Status,
+        guest: &dyn Guest,
     ) -> Result<Option<Killer>> {
         loop {
             for (source, ready) in self.wait(console, Some(ended), PollTimeout::NONE)? {
@@ -159,7 +167,7 @@ impl Session {
                     }
                     Source::Output => self.write_output(),
                     Source::Client(at) => {
-                        if let Some(killer) = self.client(at, ready, &status) {
+                        if let Some(killer) = self.client(at, ready, guest) {
                             return Ok(Some(killer));
                         }
                     }
@@ -335,12 +343,7 @@ impl Session {
         }
     }
 
-    fn client(
-        &mut self,
-        at: usize,
-        ready: PollFlags,
-        status: &impl Fn() -> Status,
-    ) -> Option<Killer> {
+    fn client(&mut self, at: usize, ready: PollFlags, guest: &dyn Guest) -> Option<Killer> {
         let client = self.clients.get_mut(at)?;
         if ready.contains(PollFlags::POLLOUT) && client.write().is_err() {
             client.close();
@@ -350,7 +353,13 @@ impl Session {
             return None;
         }
         match client.read() {
-            Ok(Some(Wish::Request(Request::Status))) => client.answer(&Reply::Status(status())),
+            Ok(Some(Wish::Request(Request::Status))) => {
+                client.answer(&Reply::Status(guest.status()))
+            }
+            Ok(Some(Wish::Request(Request::Stop))) => match guest.stop() {
+                Ok(()) => client.keep(),
+                Err(error) => client.answer(&Reply::Refused(error.to_string())),
+            },
             Ok(Some(Wish::Request(Request::Console))) => client.connect(self.lately.contents()),
             Ok(Some(Wish::Request(Request::Kill))) => {
                 client.keep();
@@ -371,6 +380,7 @@ mod tests {
     use std::os::fd::OwnedFd;
     use std::os::unix::net::UnixStream;
     use std::path::PathBuf;
+    use std::sync::mpsc::{Receiver, Sender, channel};
     use std::thread;
 
     use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -388,7 +398,21 @@ mod tests {
         socket: PathBuf,
         thread: thread::JoinHandle<Option<Killer>>,
         itself: u64,
+        stops: Receiver<()>,
         _folder: tempfile::TempDir,
+    }
+
+    /// A guest that tells when it is asked to stop.
+    struct Stoppable(Sender<()>);
+
+    impl Guest for Stoppable {
+        fn status(&self) -> Status {
+            Status { name: "x".into(), ..Status::default() }
+        }
+
+        fn stop(&self) -> io::Result<()> {
+            self.0.send(()).map_err(io::Error::other)
+        }
     }
 
     fn file(stream: UnixStream) -> File {
@@ -405,21 +429,21 @@ mod tests {
         console.set_nonblocking(true).unwrap();
         let ended = EventFd::from_flags(EfdFlags::empty()).unwrap();
         let theirs = ended.as_fd().try_clone_to_owned().unwrap();
-        let (tell, itself) = std::sync::mpsc::channel();
+        let (tell, itself) = channel();
+        let (stop, stops) = channel();
         let thread = thread::spawn(move || {
             let keys = keys.then(Keys::default);
             let mut session =
                 Session::over(listener, Some(file(input)), file(output), keys).unwrap();
             tell.send(pthread_self() as u64).unwrap();
             let console = file(console);
-            let status = || Status { name: "x".into(), ..Status::default() };
-            let killer = session.serve(&console, theirs.as_fd(), status).unwrap();
+            let killer = session.serve(&console, theirs.as_fd(), &Stoppable(stop)).unwrap();
             session.drain(&console).unwrap();
             assert_eq!(session.panicked(), killer.is_none());
             killer
         });
         let itself = itself.recv().unwrap();
-        Bench { guest, typing, screen, ended, socket, thread, itself, _folder: folder }
+        Bench { guest, typing, screen, ended, socket, thread, itself, stops, _folder: folder }
     }
 
     fn expect(stream: &mut UnixStream, expected: &[u8]) {
@@ -511,6 +535,18 @@ mod tests {
         expect(&mut connection, b"\"done\"\n");
         drop(bench.guest);
         assert_eq!(bench.thread.join().unwrap(), Some(Killer::Command));
+        assert_eq!(connection.read(&mut [0]).unwrap(), 0);
+    }
+
+    #[test]
+    fn a_stop_asks_the_guest_and_waits_for_it() {
+        let mut bench = bench(false);
+        let mut connection = bench.ask(Request::Stop);
+        expect(&mut connection, b"\"done\"\n");
+        bench.stops.try_recv().unwrap();
+        bench.guest.write_all(b"not yet").unwrap();
+        expect(&mut bench.screen, b"not yet");
+        assert_eq!(bench.end(), None);
         assert_eq!(connection.read(&mut [0]).unwrap(), 0);
     }
 

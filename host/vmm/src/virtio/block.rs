@@ -6,10 +6,10 @@
 //! The host's page cache is the disk's volatile cache: a write is durable when
 //! a flush after it has ended.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
+#[cfg(test)]
 use std::os::fd::AsFd;
-use std::path::Path;
 use std::sync::Arc;
 
 use nix::errno::Errno;
@@ -82,21 +82,24 @@ impl From<Broken> for Refusal {
 type Outcome<T> = std::result::Result<T, Refusal>;
 
 impl Block {
-    /// Opens a disk. `name` is for messages; the guest sees the first 20 bytes
-    /// of `serial`.
+    /// Opens a disk.
+    #[cfg(test)]
+    pub fn open(
+        name: &str,
+        path: &std::path::Path,
+        read_only: bool,
+        serial: &str,
+    ) -> io::Result<Block> {
+        let file = std::fs::OpenOptions::new().read(true).write(!read_only).open(path)?;
+        Block::new(name, file, read_only, serial)
+    }
+
+    /// A disk of an open file. `name` is for messages; the guest sees the first
+    /// 20 bytes of `serial`.
     ///
     /// # Errors
     /// `WouldBlock` if another program has the file locked: it has it open as a
     /// disk, too.
-    pub fn open(name: &str, path: &Path, read_only: bool, serial: &str) -> io::Result<Block> {
-        let file = OpenOptions::new().read(true).write(!read_only).open(path)?;
-        Block::new(name, file, read_only, serial)
-    }
-
-    /// A disk of an open file.
-    ///
-    /// # Errors
-    /// As of [`Self::open`].
     pub fn new(name: &str, file: File, read_only: bool, serial: &str) -> io::Result<Block> {
         let lock = match read_only {
             true => FlockArg::LockSharedNonblock,

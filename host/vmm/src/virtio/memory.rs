@@ -7,7 +7,7 @@ use std::sync::Arc;
 use vm_memory::guest_memory::GuestMemorySliceIterator;
 use vm_memory::{
     Address, GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap,
-    Permissions, VolatileSlice,
+    Permissions,
 };
 
 /// The guest's RAM, as this program has it mapped.
@@ -68,7 +68,7 @@ impl GuestMemory for DeviceMemory {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vm_memory::Bytes;
+    use vm_memory::{Bytes, VolatileSlice};
 
     const BASE: u64 = 0x4000_0000;
     const ALIAS: u64 = 1 << 47;
