@@ -4,6 +4,7 @@
 
 mod attack;
 mod demo;
+mod devices;
 mod dump;
 mod faults;
 mod guest;
