@@ -48,11 +48,11 @@ grep -q virtio /sys/class/misc/hw_random/rng_current || fail "no entropy"
 # The disks: written in pieces of several sizes by several writers, discarded,
 # zeroed, and read after the driver was taken away and brought back.
 [ "$(cat /sys/block/vda/serial) $(cat /sys/block/vdb/serial)" = "disk-0 disk-1" ] || fail "serials"
-[ "$(cat /sys/block/vda/size) $(cat /sys/block/vdb/ro)" = "65536 1" ] || fail "size"
+[ "$(cat /sys/block/vda/size) $(cat /sys/block/vdb/ro)" = "49152 1" ] || fail "size"
 dd if=/dev/urandom of=/tmp/random bs=1M count=4 2>/dev/null
 for writer in "4096 0" "65536 1" "1048576 2" "12288 3"; do
     set -- $writer
-    (for turn in 1 2 3; do
+    (for turn in 1 2; do
         dd if=/tmp/random of=/tmp/part$2 bs=$1 2>/dev/null
         dd if=/tmp/part$2 of=/dev/vda bs=$1 seek=$(($2 * 4194304 / $1)) conv=notrunc,fsync 2>/dev/null
     done) &
@@ -79,7 +79,8 @@ ifconfig eth0 192.168.7.2 netmask 255.255.255.0 up || fail "no network"
 ping -c 3 -W 5 192.168.7.1 >/dev/null || fail "no answer"
 ping -c 2 -W 5 -s 9000 192.168.7.1 >/dev/null || fail "no answer to fragments"
 cat /tmp/random /tmp/random | nc -w 5 192.168.7.1 5001 || fail "cannot send"
-nc -w 5 192.168.7.1 5002 > /tmp/down </dev/null || fail "cannot receive"
+# The end of its input, if it had one, would be the other's end.
+nc -w 5 192.168.7.1 5002 > /tmp/down || fail "cannot receive"
 echo "guest net: $(sum /tmp/down)"
 grep -E 'virtio[0-9]|eth0' /proc/interrupts
 dmesg | grep -E 'BUG:|WARNING:|Oops|stall|Internal error|virtio.*(error|broken|fail)' | sed 's/^/guest complains: /'
@@ -93,24 +94,24 @@ sum() { sha256sum $1 | cut -c1-64; }
 insmod /tun.ko.xz
 tunctl -t tap0
 ifconfig tap0 192.168.7.1 netmask 255.255.255.0 up
-dd if=/dev/urandom of=/tmp/disk bs=1M count=32 2>/dev/null
+dd if=/dev/urandom of=/tmp/disk bs=1M count=24 2>/dev/null
 dd if=/dev/urandom of=/tmp/read-only bs=1M count=3 2>/dev/null
 before=$(sum /tmp/read-only)
 dd if=/dev/urandom of=/tmp/for-guest bs=1M count=8 2>/dev/null
-nc -l -p 5001 > /tmp/from-guest </dev/null &
-receiver=$!
+tail -f /dev/null | nc -l -p 5001 > /tmp/from-guest &
 nc -l -p 5002 < /tmp/for-guest >/dev/null &
-status=0
-escrow run --kernel /vmlinuz --initrd /guest-initrd --memory 256M --cpus 2 --share \
-    --disk /tmp/disk --disk /tmp/read-only,ro --net tap=tap0 --vsock 5 \
-    --cmdline quiet </dev/null > /tmp/out 2>&1 || status=$?
-tr -d '\r' < /tmp/out
-[ $status = 0 ]
+{
+    status=0
+    escrow run --kernel /vmlinuz --initrd /guest-initrd --memory 256M --cpus 2 --share \
+        --disk /tmp/disk --disk /tmp/read-only,ro --net tap=tap0 --vsock 5 \
+        --cmdline quiet </dev/null 2>&1 || status=$?
+    echo "status $status"
+} | tr -d '\r' | tee /tmp/out
+grep 'status 0' /tmp/out
 if grep -E 'guest (failed|complains)|stopped until' /tmp/out; then exit 1; fi
-tr -d '\r' < /tmp/out | grep "guest disks: $(sum /tmp/disk) $before"
+grep "guest disks: $(sum /tmp/disk) $before" /tmp/out
 [ $(sum /tmp/read-only) = $before ]
-tr -d '\r' < /tmp/out | grep "guest net: $(sum /tmp/for-guest)"
-wait $receiver || true
+grep "guest net: $(sum /tmp/for-guest)" /tmp/out
 [ $(stat -c %s /tmp/from-guest) = 8388608 ]
 [ "$(head -c 4194304 /tmp/from-guest | sha256sum)" = "$(tail -c 4194304 /tmp/from-guest | sha256sum)" ]
 escrow stat | grep -E '^(lent|shared) +0 '
@@ -144,21 +145,13 @@ fn initrd(kernel: Kernel) -> Vec<u8> {
     archive.finish().expect("an archive")
 }
 
-fn devices_of(name: &str, host: Kernel, guest: Kernel) {
+#[test]
+fn a_guest_uses_them_with_linux_s_drivers() {
+    let (host, guest) = (Kernel::Older, Kernel::Newer);
     let kernel = fs::read(guest.image()).expect("a kernel for guests");
     let tun = module(host, "drivers/net/tun");
     let files = [("vmlinuz", &kernel[..]), ("guest-initrd", &initrd(guest)), ("tun.ko.xz", &tun)];
-    let mut linux = Linux::with_files(name, "max", 2, 1536, SCRIPT, &files).of(host);
+    let mut linux = Linux::with_files("devices", "max", 2, 1536, SCRIPT, &files).of(host);
     linux.limit = Duration::from_secs(300);
     linux.passes();
-}
-
-#[test]
-fn a_newer_guest_uses_them_on_an_older_host() {
-    devices_of("devices-newer", Kernel::Older, Kernel::Newer);
-}
-
-#[test]
-fn an_older_guest_uses_them_on_a_newer_host() {
-    devices_of("devices-older", Kernel::Newer, Kernel::Older);
 }
