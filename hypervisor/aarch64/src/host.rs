@@ -163,7 +163,7 @@ unsafe extern "C" fn escrow_host_run(frame: &mut HostFrame, cpu: *mut PerCpu) {
         // SAFETY: the CPU's own data, and the host's state is in the CPU.
         unsafe { crate::guest::run(cpu, hypervisor, &mut run, x) };
         if run.stolen.is_some() {
-            hypervisor.end_timed(&mut run, &[x[1], x[2], x[3], x[4]]);
+            hypervisor.end_timed(&mut run, x[1], x[4]);
         }
     }
 }

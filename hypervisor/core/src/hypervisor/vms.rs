@@ -322,7 +322,7 @@ impl<M: Machine> Hypervisor<M> {
             Some(First::Down(reason)) => Err(NoRun::Down(reason)),
             Some(First::Timed) => {
                 let mut run = self.lock_vcpu(page, entered, resume)?;
-                self.begin_timed(&mut run);
+                self.begin_timed(slot, &mut run);
                 Ok(run)
             }
         }

@@ -7,7 +7,6 @@ use escrow_abi::run;
 use super::context::Vcpu;
 use super::exception::Exception;
 use super::ids::GuestIds;
-use super::physical_timer::earlier;
 use super::resume::Pending;
 use super::smccc::Service;
 use super::syndrome::{
@@ -165,10 +164,13 @@ impl Vcpu {
             // the guest waits: the host may run that.
             return Waiting { until: Some(READY), interruptible: false };
         }
-        if self.timer.is_pending() && !self.has_gic {
+        let mut deadline = if self.has_gic {
+            self.deadline_with_gic()
+        } else if self.timer.is_pending() {
             return Waiting { until: None, interruptible: true };
-        }
-        let mut deadline = earlier(self.timer.next_deadline(), self.physical_timer.deadline());
+        } else {
+            self.timer.deadline()
+        };
         match wait.limit() {
             Limit::None => {}
             Limit::Unknown => return Waiting { until: Some(READY), interruptible: true },

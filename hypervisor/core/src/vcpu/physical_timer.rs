@@ -12,6 +12,7 @@
 //! Its interrupt is level-sensitive. EL2 compares the timer with the counter whenever that may
 //! have changed something: at accesses, at the begin of a run, before the guest waits, at the alarm.
 
+use super::context::Vcpu;
 use super::interrupts::GuestCpu;
 use super::policy::Next;
 use super::syndrome::SystemAccess;
@@ -106,7 +107,7 @@ impl PhysicalTimer {
 }
 
 /// The earlier of two deadlines.
-pub(super) fn earlier(a: Option<u64>, b: Option<u64>) -> Option<u64> {
+fn earlier(a: Option<u64>, b: Option<u64>) -> Option<u64> {
     match (a, b) {
         (Some(a), Some(b)) => Some(a.min(b)),
         (one, None) | (None, one) => one,
@@ -125,6 +126,19 @@ impl Register {
             (3, 3, 14, 2, 1) => Some(Register::Ctl),
             (3, 3, 14, 2, 2) => Some(Register::Cval),
             _ => None,
+        }
+    }
+}
+
+impl Vcpu {
+    /// When the first of the timers will assert its interrupt that does not yet.
+    #[inline(always)]
+    pub(super) fn deadline_with_gic(&self) -> Option<u64> {
+        let virtual_timer = self.timer.next_deadline();
+        if self.physical_timer.is_in_use() {
+            earlier(virtual_timer, self.physical_timer.deadline())
+        } else {
+            virtual_timer
         }
     }
 }

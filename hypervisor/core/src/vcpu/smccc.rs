@@ -10,7 +10,6 @@ use escrow_abi::{call, pv_time, run};
 
 use super::context::Vcpu;
 use super::exit::{Answer, Outcome, answer};
-use super::physical_timer::earlier;
 use super::trng::TrngCall;
 use crate::hardening::{WORKAROUND_1, WORKAROUND_3};
 use crate::psci::PsciCall;
@@ -162,8 +161,7 @@ impl Vcpu {
                 if self.timer.is_pending() && !self.has_gic {
                     return Outcome::Resume;
                 }
-                let timers = (self.timer.next_deadline(), self.physical_timer.deadline());
-                let deadline = earlier(timers.0, timers.1).unwrap_or(u64::MAX);
+                let deadline = self.deadline_with_gic().unwrap_or(u64::MAX);
                 Outcome::Service(Service::Suspend(answer(run::EXPECTS_WAKEUP, [0, 0, deadline])))
             }
             PsciCall::CpuOff => {

@@ -19,10 +19,9 @@ use escrow_abi::pv_time::{STRUCTURE_SIZE, TIME};
 use escrow_abi::run;
 
 use super::context::Vcpu;
-use super::exit::Answer;
 use crate::hypervisor::Hypervisor;
 use crate::machine::Machine;
-use crate::vm::Run;
+use crate::vm::Slot;
 
 const NANOSECONDS: u64 = 1_000_000_000;
 
@@ -52,8 +51,7 @@ impl StolenTime {
     }
 
     /// A run has ended, with this for the host.
-    fn end(&mut self, now: u64, answer: &Answer) {
-        let [state, _, _, deadline] = *answer;
+    fn end(&mut self, now: u64, state: u64, deadline: u64) {
         self.since = match state {
             run::READY | run::SWITCHED_ON | run::WAKE | run::SPI_DONE => now,
             run::EXPECTS_WAKEUP => deadline,
@@ -75,21 +73,22 @@ fn nanoseconds(ticks: u64, per_second: u64) -> u64 {
 
 impl<M: Machine> Hypervisor<M> {
     /// A run begins of a vCPU that is told its stolen time.
+    // Here and below not as a `Run`, which would have to be in memory for it.
     #[cold]
-    pub(crate) fn begin_timed(&self, run: &mut Run<'_>) {
-        let (index, page) = (run.index(), run.slot().time_page());
-        let (Some(page), Some(stolen)) = (page, &mut run.stolen) else { return };
+    pub(crate) fn begin_timed(&self, slot: &Slot, vcpu: &mut Vcpu) {
+        let (index, page) = (vcpu.index(), slot.time_page());
+        let (Some(page), Some(stolen)) = (page, &mut vcpu.stolen) else { return };
         stolen.begin(self.machine.now());
         let time = nanoseconds(stolen.total, self.machine.ticks_per_second());
         self.machine.store_time(page, u64::from(index) * STRUCTURE_SIZE + TIME, time);
     }
 
-    /// Such a run has ended, with this for the host.
+    /// Such a run has ended, with this state for the host, and this deadline if the guest waits.
     #[cold]
-    pub fn end_timed(&self, run: &mut Run<'_>, answer: &Answer) {
+    pub fn end_timed(&self, vcpu: &mut Vcpu, state: u64, deadline: u64) {
         let now = self.machine.now();
-        if let Some(stolen) = &mut run.stolen {
-            stolen.end(now, answer);
+        if let Some(stolen) = &mut vcpu.stolen {
+            stolen.end(now, state, deadline);
         }
     }
 }
@@ -107,6 +106,7 @@ mod tests {
 
     use super::*;
     use crate::hypervisor::tests::fake::Host;
+    use crate::vcpu::Answer;
 
     const PAGE: u64 = 0x0b00_0000;
     const NOT_SUPPORTED: u64 = psci::NOT_SUPPORTED;
@@ -127,7 +127,7 @@ mod tests {
         let time = host.run(vcpu, |escrow, mut run| {
             let at = run.stolen_time_at().unwrap();
             escrow.machine.set_time(to);
-            escrow.end_timed(&mut run, &answer);
+            escrow.end_timed(&mut run, answer[0], answer[3]);
             at + TIME
         });
         host.guest_word(vm, time)
