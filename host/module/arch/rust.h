@@ -435,6 +435,7 @@ void escrow_rs_console_counts(const struct escrow_console_core *console, u64 out
 
 /* 0: no tree begins like this */
 u32 escrow_rs_tree_size(const u8 head[8]);
+int escrow_rs_tree_trim(u8 *tree, size_t size);
 
 /* At any time. false: that must not happen now, and has not. */
 bool escrow_rs_vm_advance(struct escrow_lifecycle *life, u32 event);

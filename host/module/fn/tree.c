@@ -18,7 +18,7 @@ int escrow_tree_configure(struct escrow_vm *vm, const struct escrow_binding *bin
 	u32 size, highest = escrow_consoles_highest(vm);
 	u64 guest, room, offset;
 	u8 head[8], *tree;
-	int err;
+	int err, trimmed;
 
 	if (!escrow_rs_vm_dtb(vm->core, &guest, &room))
 		return 0;
@@ -33,10 +33,13 @@ int escrow_tree_configure(struct escrow_vm *vm, const struct escrow_binding *bin
 	if (!tree)
 		return -ENOMEM;
 	/* A program may write to the tree meanwhile, so only this copy is used. */
-	if (escrow_mem_read(binding->mem, offset, tree, size))
-		err = 0;
-	else
-		err = escrow_rs_vm_configure(vm->core, &vm->borrower, highest, tree, size);
+	err = 0;
+	if (!escrow_mem_read(binding->mem, offset, tree, size)) {
+		trimmed = escrow_rs_tree_trim(tree, size);
+		err = trimmed < 0 ? trimmed :
+				    escrow_rs_vm_configure(vm->core, &vm->borrower, highest, tree,
+							   trimmed);
+	}
 	kvfree(tree);
 	return err;
 }

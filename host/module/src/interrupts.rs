@@ -32,6 +32,16 @@ pub extern "C" fn escrow_rs_tree_size(head: &[u8; tree::HEAD]) -> u32 {
     tree::size(head).unwrap_or(0)
 }
 
+/// Has a tree of `size` bytes end with its strings. → its size then, at most 2 MiB, or an
+/// error
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_tree_trim(tree: &mut u8, size: usize) -> i32 {
+    // SAFETY: by the contract of this crate there are so many bytes, and nobody
+    // else has them.
+    let tree = unsafe { slice::from_raw_parts_mut(tree, size) };
+    tree::trim(tree).map_or_else(Errno::to_return, |size| i32::try_from(size).unwrap_or(i32::MAX))
+}
+
 /// Tells EL2 of a VM's interrupts.
 struct El2 {
     vm: u64,

@@ -14,6 +14,8 @@ pub enum Errno {
     NotFound = 2,
     /// EIO: the hypervisor said something that makes no sense.
     Io = 5,
+    /// E2BIG
+    TooLarge = 7,
     /// EAGAIN: somebody uses it at the moment.
     Again = 11,
     /// ENOMEM
@@ -57,10 +59,11 @@ impl Errno {
         Err(known.copied().unwrap_or(Errno::Io))
     }
 
-    const ALL: [Errno; 14] = [
+    const ALL: [Errno; 15] = [
         Errno::NotPermitted,
         Errno::NotFound,
         Errno::Io,
+        Errno::TooLarge,
         Errno::Again,
         Errno::NoMemory,
         Errno::Access,

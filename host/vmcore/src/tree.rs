@@ -52,6 +52,9 @@ use crate::Errno;
 /// What a tree begins with: a magic number and its size in bytes.
 pub const HEAD: usize = 8;
 const MAGIC: u32 = 0xd00d_feed;
+/// Of a tree up to the end of its strings, in bytes. Linux for arm64 boots with none of more
+/// (`MAX_FDT_SIZE`).
+pub const MAX: usize = 2 << 20;
 
 /// The INTIDs of SPIs.
 pub const SPIS: Range<u32> = 32..1020;
@@ -123,6 +126,40 @@ impl From<Errno> for Refusal {
 pub fn size(head: &[u8; HEAD]) -> Option<u32> {
     let [a, b, c, d, size @ ..] = *head;
     (u32::from_be_bytes([a, b, c, d]) == MAGIC).then_some(u32::from_be_bytes(size))
+}
+
+/// Leaves away what follows a tree's strings, as a program that pads its tree to huge pages
+/// has it. → the size that the tree has, and says that it has, then
+///
+/// All of a tree is looked at several times, and a kernel without preemption does nothing else
+/// meanwhile. So there is a limit, which the padding does not count for.
+///
+/// # Errors
+/// `TooLarge` for more than [`MAX`].
+pub fn trim(tree: &mut [u8]) -> Result<usize, Errno> {
+    // `off_dt_strings` and `size_dt_strings`. The strings come last: `Fdt` takes no other.
+    let (Some(at), Some(size)) = (header(tree, 12), header(tree, 32)) else {
+        return Ok(tree.len());
+    };
+    let end = at.saturating_add(size);
+    // Such a header is no tree's.
+    if end > tree.len() {
+        return Ok(tree.len());
+    }
+    if end > MAX {
+        return Err(Errno::TooLarge);
+    }
+    // Of what is no tree there is so much as well.
+    if let (Some(total), Ok(end)) = (tree.get_mut(4..8), u32::try_from(end)) {
+        total.copy_from_slice(&end.to_be_bytes());
+    }
+    Ok(end)
+}
+
+/// A field of a tree's header.
+fn header(tree: &[u8], at: usize) -> Option<usize> {
+    let bytes = tree.get(at..)?.first_chunk()?;
+    usize::try_from(u32::from_be_bytes(*bytes)).ok()
 }
 
 /// What a tree configures. What is no tree configures nothing.
@@ -600,6 +637,48 @@ mod tests {
         assert_eq!(found, Ok(Config::default()));
     }
 
+    #[test]
+    fn padding_is_left_away() {
+        let tree = bells(None, [5, 9]);
+        let mut padded = tree.clone();
+        padded.resize(MAX + 4096, 0);
+        let size = padded.len() as u32;
+        padded[4..8].copy_from_slice(&size.to_be_bytes());
+        let both = config(&tree);
+        assert_eq!(both.as_ref().map(|config| config.bells.len()), Ok(2));
+        assert_eq!(config(&padded), both);
+        assert_eq!(trim(&mut padded), Ok(tree.len()));
+        assert_eq!(padded[..tree.len()], tree);
+        assert_eq!(config(&padded[..tree.len()]), both);
+        assert_eq!(trim(&mut []), Ok(0));
+        assert_eq!(trim(&mut [0; 8]), Ok(8));
+    }
+
+    /// Nodes that lie behind what the header says of them would be looked at.
+    #[test]
+    fn trees_have_a_limit() {
+        let tree = bells(None, [5]);
+        let begin = header(&tree, 8).unwrap();
+        let mut large = Vec::from(&tree[..begin]);
+        large.extend([0, 0, 0, 1, 0, 0, 0, 0]);
+        // FDT_NOP
+        large.extend([0, 0, 0, 4].repeat(MAX / 4));
+        large.extend([0, 0, 0, 2, 0, 0, 0, 9]);
+        let size = large.len();
+        for (at, value) in [(4, size), (12, size), (32, 0), (36, size - begin)] {
+            large[at..at + 4].copy_from_slice(&(value as u32).to_be_bytes());
+        }
+        assert!(Fdt::new(&large).is_ok(), "{:?}", Fdt::new(&large));
+        assert_eq!(trim(&mut large), Err(Errno::TooLarge));
+        // The strings, it says, are before all these.
+        for (at, value) in [(12, begin), (36, 0)] {
+            large[at..at + 4].copy_from_slice(&(value as u32).to_be_bytes());
+        }
+        assert!(Fdt::new(&large).is_ok());
+        assert_eq!(trim(&mut large), Ok(begin));
+        assert!(Fdt::new(&large[..begin]).is_err());
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(4096))]
 
@@ -641,6 +720,9 @@ mod tests {
                     prop_assert!(gic.room > 0);
                 }
             }
+            let size = trim(&mut tree).unwrap();
+            prop_assert!(size <= tree.len());
+            let _ = config(&tree[..size]);
         }
     }
 }
