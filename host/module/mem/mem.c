@@ -178,7 +178,12 @@ int escrow_mem_create(const struct gunyah_create_guest_mem_args *args, int (*top
 	INIT_LIST_HEAD(&mem->holders);
 	init_waitqueue_head(&mem->let_go);
 	mem->top_up = top_up;
-	mem->huge = flags & ESCROW_MEM_HUGE;
+	/*
+	 * A kernel without huge pages (PREEMPT_RT) splits no folio and says that it has
+	 * (split_folio() in huge_mm.h): MADV_COLD or MADV_PAGEOUT of a part of a large one
+	 * would never end.
+	 */
+	mem->huge = IS_ENABLED(CONFIG_TRANSPARENT_HUGEPAGE) && (flags & ESCROW_MEM_HUGE);
 	mem->lend_first = flags & ESCROW_MEM_LEND_FIRST;
 	err = escrow_payer_init(&mem->payer, ESCROW_KIND_MEMORY);
 	if (!err) {

@@ -3,18 +3,19 @@
 //! The shim's ioctls, as they are: arguments go through unchecked, so that
 //! tests can be wrong on purpose.
 
-use std::fs::OpenOptions;
+use std::fs::{self, OpenOptions};
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::ptr::NonNull;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use escrow_vmcore::uapi;
 use nix::errno::Errno;
 use nix::kmod::{DeleteModuleFlags, delete_module};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
 use crate::facts::fdinfo;
+use crate::runner::Lacking;
 
 /// Bytes in a page.
 pub const PAGE: u64 = 4096;
@@ -43,6 +44,11 @@ pub fn ask(fd: impl AsFd, request: u32, number: u64) -> Result<i32, Errno> {
     // SAFETY: numbers that are no addresses of this process's are refused or
     // not read.
     unsafe { ioctl(fd, request, number) }
+}
+
+/// Whether the kernel has large folios that programs can map (not on PREEMPT_RT).
+pub fn has_huge_pages() -> Result<bool> {
+    Ok(fs::exists("/sys/kernel/mm/transparent_hugepage")?)
 }
 
 /// Asks the kernel to unload the shim.
@@ -80,7 +86,16 @@ impl Device {
     }
 
     /// Creates a memory of so many pages that may come in blocks of 512.
-    pub fn huge_memory(&self, pages: u64) -> Result<Memory, Errno> {
+    ///
+    /// # Errors
+    /// [`Lacking`] where there are no blocks.
+    pub fn huge_memory(&self, pages: u64) -> Result<Memory> {
+        ensure!(has_huge_pages()?, Lacking("huge pages".to_owned()));
+        Ok(self.huge_memory_if_any(pages)?)
+    }
+
+    /// The same, and where there are no blocks, it comes in pages.
+    pub fn huge_memory_if_any(&self, pages: u64) -> Result<Memory, Errno> {
         self.create_mem(&uapi::CreateMem {
             flags: uapi::MEM_CLOEXEC | uapi::MEM_ALLOW_HUGEPAGE,
             size: pages * PAGE,

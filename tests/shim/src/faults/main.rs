@@ -27,7 +27,8 @@ use std::process::ExitCode;
 
 use anyhow::{Result, ensure};
 use escrow_shim_tests::facts::KernelMemory;
-use escrow_shim_tests::runner::{self, Test};
+use escrow_shim_tests::gunyah::has_huge_pages;
+use escrow_shim_tests::runner::{self, Lacking, Test};
 use escrow_shim_tests::say;
 
 /// Memory (KiB) that the kernel may keep to itself in the end: what it caches
@@ -40,6 +41,8 @@ const LEFT_OUT: &[&str] = &["poison.c"];
 
 /// All places that may fail have failed: so many are there.
 fn all_sites() -> Result<()> {
+    // Else no large folio is split.
+    ensure!(has_huge_pages()?, Lacking("huge pages".to_owned()));
     let sites = plan::sites()?;
     let never: Vec<_> = sites.iter().filter(|s| s.failed == 0).map(|s| s.name.as_str()).collect();
     ensure!(never.is_empty(), "never failed: {}", never.join(", "));

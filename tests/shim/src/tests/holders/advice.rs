@@ -5,12 +5,14 @@
 
 use anyhow::{Context as _, Result};
 use escrow_abi::call::MODIFY_UNLOCK;
+use escrow_vmcore::uapi::fdinfo;
 use nix::errno::Errno;
 
+use super::huge::FOLIO;
 use super::{AT, GUESTS, HELD, HOSTS, OFFSET, at_home, lend, on_a_lent_page};
 use crate::access::{frame, read, write};
 use crate::guest::Order;
-use crate::gunyah::{Exit, Mapping, PAGE};
+use crate::gunyah::{Device, Exit, Mapping, PAGE, has_huge_pages};
 use crate::tests::{refused, same};
 
 /// From Linux 5.14 to 6.1; not all in libc yet.
@@ -79,7 +81,7 @@ pub fn every_advice() -> Result<()> {
     let guest = at_home()?;
     let place = frame(&guest.mapping, OFFSET)?;
     // A kernel without huge pages (PREEMPT_RT) knows no advice about them.
-    let has_huge_pages = std::fs::exists("/sys/kernel/mm/transparent_hugepage")?;
+    let has_huge_pages = has_huge_pages()?;
     for &(name, advise, advice, at_home, on_lent) in ALL {
         let (at_home, on_lent) = match advice {
             libc::MADV_HUGEPAGE | libc::MADV_NOHUGEPAGE if !has_huge_pages => {
@@ -101,6 +103,23 @@ pub fn every_advice() -> Result<()> {
         story().with_context(|| format!("MADV_{name}"))?;
     }
     Ok(())
+}
+
+/// Linux splits large folios that it reclaims a part of. It cannot split these, and a kernel
+/// without huge pages cannot split any: the advice ends all the same, and the contents stay.
+pub fn of_a_part_of_a_block() -> Result<()> {
+    let memory = Device::open()?.huge_memory_if_any(FOLIO)?;
+    let mapping = memory.map(0, FOLIO)?;
+    for page in 0..FOLIO {
+        write(&mapping, page * PAGE, page)?;
+    }
+    for advice in [libc::MADV_COLD, libc::MADV_PAGEOUT] {
+        madvise_range(&mapping, 50, 100, advice)?;
+    }
+    for page in 0..FOLIO {
+        same(read(&mapping, page * PAGE)?, page)?;
+    }
+    same(memory.count(fdinfo::PRESENT)?, FOLIO)
 }
 
 /// mlock and its kin: the mapping is exempt, so no batch of the kernel's keeps

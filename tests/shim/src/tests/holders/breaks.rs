@@ -123,6 +123,22 @@ pub fn a_page_of_a_shared_folio() -> Result<()> {
     same(huge.memory.count(fdinfo::POISONED)?, 1)
 }
 
+/// A guest that has nothing of a folio is unbound from it, whatever broke there.
+pub fn a_page_of_another_s_folio() -> Result<()> {
+    let device = Device::open()?;
+    let huge = Huge::new(&device)?;
+    let other = device.vm()?;
+    other.bind(RAM, crate::gunyah::RWX, &huge.memory, 0, 2 * FOLIO)?;
+    let place = frame(&huge.mapping, BROKEN * PAGE)?.context("the page is nowhere")?;
+    huge.load(0)?;
+    break_frame(place)?;
+    is_told(&huge.guest, address(BROKEN))?;
+    other.unbind(RAM, &huge.memory, 0, 2 * FOLIO).context("the other's binding")?;
+    same(huge.load(FOLIO - 1)?, HOSTS + FOLIO - 1).context("the rest of it")?;
+    drop(other);
+    same(huge.load(FOLIO - 1)?, HOSTS + FOLIO - 1).context("when the other has ended")
+}
+
 /// What is whole of a lent folio comes home as the guest gives it up, or with its end.
 pub fn the_rest_of_a_lent_folio() -> Result<()> {
     for is_killed in [false, true] {

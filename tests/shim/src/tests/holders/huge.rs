@@ -8,7 +8,7 @@ use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
 use escrow_abi::call::MODIFY_UNLOCK;
-use escrow_vmcore::uapi::{self, RESUME_FAULT, fdinfo};
+use escrow_vmcore::uapi::{RESUME_FAULT, fdinfo};
 use nix::errno::Errno;
 
 use super::advice::{MADV_COLLAPSE, madvise_range};
@@ -55,11 +55,7 @@ impl Huge {
 
     /// The same, not bound.
     pub fn beside(device: &Device, guest: Guest) -> Result<Huge> {
-        let memory = device.create_mem(&uapi::CreateMem {
-            flags: uapi::MEM_CLOEXEC | uapi::MEM_ALLOW_HUGEPAGE,
-            size: 2 * FOLIO * PAGE,
-            reserved: [0; 6],
-        })?;
+        let memory = device.huge_memory(2 * FOLIO)?;
         let mapping = memory.map(0, 2 * FOLIO)?;
         let huge = Huge { guest, memory, mapping };
         for first in [0, FOLIO] {
