@@ -9,6 +9,8 @@
  *		 (0: any). 0 0 0 0 0 0 ends it.
  *   fault_state what was passed since then, how many failed, and how many
  *		 blocks of memory the module has
+ *   fault_break FUNCTION BREAK: when FUNCTION is called next, the first page of its list
+ *		 breaks before: BREAK, of that page, says so to EL2. 0 0 ends it
  *   fault_surplus how many references too many a folio is frozen with: the mistake
  *		 of a host that has lost count
  *   fault_linger for how long (ms) a call stays in the kernel after it has published
@@ -17,10 +19,12 @@
  */
 
 #include <linux/delay.h>
+#include <linux/io.h>
 #include <linux/kernel.h>
 #include <linux/moduleparam.h>
 #include <linux/sched.h>
 #include <linux/spinlock.h>
+#include <linux/string.h>
 
 #include "arch/arch.h"
 #include "arch/inject.h"
@@ -95,14 +99,46 @@ static bool escrow_hvc_fails(struct escrow_inject_site *site, const u64 args[8],
 	return true;
 }
 
+static u32 breaks_at, break_function;
+
+/* Once for each time that it was asked for. */
+static bool escrow_inject_breaks(const u64 args[8])
+{
+	unsigned long flags;
+	bool is_due;
+
+	raw_spin_lock_irqsave(&lock, flags);
+	is_due = breaks_at && args[0] == breaks_at;
+	if (is_due)
+		breaks_at = 0;
+	raw_spin_unlock_irqrestore(&lock, flags);
+	return is_due;
+}
+
+/* EL2 reads the list where it is. What a lend says beside the frame is no part of this call. */
+static void escrow_inject_break(struct escrow_entry *entry, u64 results[5])
+{
+	u64 call[8] = { break_function, virt_to_phys(entry), 1 };
+	struct escrow_entry whole = *entry;
+
+	memset(&entry->opaque[1], 0, sizeof(*entry) - sizeof(entry->opaque[0]));
+	escrow_real_hvc(call, results);
+	*entry = whole;
+	if (results[0])
+		pr_err("no page breaks: %#llx\n", results[0]);
+}
+
 void escrow_hvc(const u64 args[8], u64 results[5])
 {
 	static struct escrow_inject_site site __section("escrow_faults") __aligned(8) = {
 		.file = __FILE_NAME__, .what = "hvc", .line = __LINE__, .kind = ESCROW_INJECT_HVC,
 	};
 
-	if (!escrow_hvc_fails(&site, args, results))
-		escrow_real_hvc(args, results);
+	if (escrow_hvc_fails(&site, args, results))
+		return;
+	if (escrow_inject_breaks(args))
+		escrow_inject_break(phys_to_virt(args[1]), results);
+	escrow_real_hvc(args, results);
 }
 
 void escrow_hvc_enter_guest(const u64 args[8], u64 results[5])
@@ -117,8 +153,13 @@ void escrow_hvc_enter_guest(const u64 args[8], u64 results[5])
 
 static uint surplus;
 
+/* Fails as if somebody had a reference for a moment. */
 bool escrow_folio_freeze(struct folio *folio, u32 at, u32 *count)
 {
+	if (ESCROW_FAILS(ESCROW_INJECT_REFERENCE, "escrow_folio_freeze")) {
+		*count = at + 1;
+		return false;
+	}
 	return escrow_real_folio_freeze(folio, at + READ_ONCE(surplus), count);
 }
 
@@ -168,6 +209,20 @@ static int escrow_inject_arm(const char *text, const struct kernel_param *param)
 	return 0;
 }
 
+static int escrow_inject_set_break(const char *text, const struct kernel_param *param)
+{
+	unsigned long flags;
+	u32 at, function;
+
+	if (sscanf(text, "%u %u", &at, &function) != 2)
+		return -EINVAL;
+	raw_spin_lock_irqsave(&lock, flags);
+	break_function = function;
+	breaks_at = at;
+	raw_spin_unlock_irqrestore(&lock, flags);
+	return 0;
+}
+
 static int escrow_inject_state(char *text, const struct kernel_param *param)
 {
 	unsigned long flags;
@@ -196,10 +251,12 @@ static int escrow_inject_sites(char *text, const struct kernel_param *param)
 }
 
 static const struct kernel_param_ops escrow_inject_arm_ops = { .set = escrow_inject_arm };
+static const struct kernel_param_ops escrow_inject_break_ops = { .set = escrow_inject_set_break };
 static const struct kernel_param_ops escrow_inject_state_ops = { .get = escrow_inject_state };
 static const struct kernel_param_ops escrow_inject_sites_ops = { .get = escrow_inject_sites };
 
 module_param_named(fault_surplus, surplus, uint, 0600);
 module_param_cb(fault_arm, &escrow_inject_arm_ops, NULL, 0200);
+module_param_cb(fault_break, &escrow_inject_break_ops, NULL, 0200);
 module_param_cb(fault_state, &escrow_inject_state_ops, NULL, 0400);
 module_param_cb(fault_sites, &escrow_inject_sites_ops, NULL, 0400);

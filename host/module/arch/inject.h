@@ -2,8 +2,8 @@
 /*
  * Floor 0: failures on purpose. In a build for tests (make ESCROW_FAULTS=1) this file
  * is included before every other one, and each operation that may fail asks here first
- * whether it is to fail: allocations, new files, locks that signals interrupt, calls to
- * EL2. The module's own files do not mention it, and other builds contain none of it.
+ * whether it is to fail: allocations, new files, locks that signals interrupt, freezes of
+ * folios, calls to EL2. The module's own files do not mention it, and other builds contain none of it.
  */
 #ifndef ESCROW_INJECT_H
 #define ESCROW_INJECT_H
@@ -24,6 +24,7 @@ enum escrow_inject_kind {
 	ESCROW_INJECT_ALLOC = 1,
 	ESCROW_INJECT_HVC = 2,
 	ESCROW_INJECT_LOCK = 4,
+	ESCROW_INJECT_REFERENCE = 8,
 };
 
 /* A place in the source that may fail. */

@@ -106,6 +106,18 @@ static int escrow_mem_flush(struct escrow_mem *mem, const struct escrow_filter *
 	return err;
 }
 
+/* Whether a large folio broke, and it is not another VM than is meant that has the rest of it. */
+static bool escrow_mem_is_rest_meant(const struct escrow_folio *ef,
+				     const struct escrow_filter *filter)
+{
+	u64 vm, guest;
+
+	if (!escrow_rs_folio_is_broken(&ef->state) || !folio_test_large(ef->folio))
+		return false;
+	return !filter->vm || !escrow_rs_folio_has_rest(&ef->state, &vm, &guest) ||
+	       vm == filter->vm;
+}
+
 /*
  * Takes back those of a range, and of the folios that reach out of it, that
  * are meant. Without @quarantine, stops at the first folio that EL2 keeps;
@@ -129,7 +141,7 @@ int __escrow_mem_reclaim(struct escrow_mem *mem, pgoff_t first, pgoff_t last,
 		int has = escrow_mem_is_meant(ef, filter, &borrower);
 
 		cond_resched();
-		if (escrow_rs_folio_is_broken(&ef->state) && folio_test_large(ef->folio)) {
+		if (escrow_mem_is_rest_meant(ef, filter)) {
 			one = escrow_mem_flush(mem, filter, quarantine);
 			err = err ?: one;
 			/* While its VM lives, that has the rest. */

@@ -21,7 +21,7 @@ static DEFINE_MUTEX(zombies_lock);
 static LIST_HEAD(zombies);
 static DECLARE_DELAYED_WORK(zombies_work, escrow_zombies_work);
 
-/* Takes back what the VM has of all its memories. */
+/* Takes back what the VM has of all its memories. → the first error */
 static int escrow_vm_reclaim(struct escrow_vm *vm, int how, bool quarantine)
 {
 	const struct escrow_filter filter = {
@@ -46,6 +46,20 @@ static int escrow_vm_reclaim(struct escrow_vm *vm, int how, bool quarantine)
 	return err;
 }
 
+/* While the VM lives, shared pages come home with their contents. */
+static void escrow_vm_unshare(struct escrow_vm *vm)
+{
+	int err;
+
+	/* To unmap a part of a block, EL2 needs one more table. */
+	do {
+		err = escrow_vm_reclaim(vm, ESCROW_SHARED, false);
+	} while (err == -ENOMEM && !escrow_vm_top_up(vm, 1));
+	/* What EL2 keeps all the same is not in the way of the rest. */
+	if (err)
+		escrow_vm_reclaim(vm, ESCROW_SHARED, true);
+}
+
 static int escrow_vm_destroy(struct escrow_vm *vm)
 {
 	unsigned int waited, pause = 1;
@@ -53,8 +67,7 @@ static int escrow_vm_destroy(struct escrow_vm *vm)
 
 	if (escrow_vm_state(vm) >= ESCROW_VM_DESTROYED)
 		return 0;
-	/* While the VM lives, shared pages come home with their contents. */
-	escrow_vm_reclaim(vm, ESCROW_SHARED, false);
+	escrow_vm_unshare(vm);
 	for (waited = 0; ; waited += pause, pause *= 2) {
 		err = escrow_rs_vm_destroy(vm->borrower.handle);
 		if (err != -EBUSY || waited >= DESTROY_PATIENCE)
@@ -77,7 +90,9 @@ static bool escrow_vm_end(struct escrow_vm *vm)
 	enum escrow_vm_event event = ESCROW_EVENT_HOME;
 
 	if (!vm->borrower.handle) {
-		/* Its creation failed before EL2 got anything. */
+		/* Its creation failed. EL2 has nothing of it, but for pages that broke meanwhile. */
+		if (!escrow_vm_reclaim_metadata(vm))
+			return false;
 		event = ESCROW_EVENT_UNBORN;
 	} else if (escrow_vm_state(vm) != ESCROW_VM_HOME) {
 		if (escrow_vm_destroy(vm))

@@ -10,12 +10,15 @@
 
 #include "vm/vm.h"
 
+/* New pages that somebody may look at in vain before a donation fails. */
+#define ESCROW_LOOKERS 16
+
 /* Hands @count pages to EL2 in one call. With the metadata_lock. */
 static int escrow_vm_send_metadata(struct escrow_vm *vm, u32 count)
 {
 	struct escrow_batch *batch = vm->batch;
 	struct escrow_folio *ef;
-	u32 done = 0, given = 0, i;
+	u32 done = 0, given = 0, lookers = 0, i;
 	int err = 0;
 
 	escrow_batch_reset(batch);
@@ -32,6 +35,15 @@ static int escrow_vm_send_metadata(struct escrow_vm *vm, u32 count)
 						 vm->borrower.handle, 0, &report, &refusal);
 		if (err) {
 			escrow_folio_free(ef, &vm->payer, &vm->metadata_counts);
+			/*
+			 * Who walks all pages may have a reference to any, also to one that is
+			 * ours alone. This one is freed with that reference, so the next is
+			 * another.
+			 */
+			if (err == -EAGAIN && lookers++ < ESCROW_LOOKERS) {
+				err = 0;
+				continue;
+			}
 			break;
 		}
 		escrow_batch_add(batch, ef, 0, 0, &report);

@@ -5,7 +5,7 @@
 use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
-use escrow_abi::Error;
+use escrow_abi::{Error, call};
 use escrow_shim_tests::runner::same;
 use nix::errno::Errno;
 
@@ -18,6 +18,8 @@ pub enum Kind {
     Alloc,
     /// A lock, because of a signal.
     Lock,
+    /// A freeze, because somebody has a reference at that moment.
+    Reference,
     /// A call: Escrow is not asked, and answers this.
     Call(Error),
 }
@@ -28,6 +30,7 @@ impl Kind {
         match self {
             Kind::Alloc => vec![Errno::ENOMEM, Errno::EMFILE, Errno::ENFILE],
             Kind::Lock => vec![Errno::EINTR],
+            Kind::Reference => vec![Errno::EAGAIN],
             Kind::Call(error) => {
                 let errno = escrow_vmcore::Errno::from(error);
                 // Where the program has asked for its pages back, what it
@@ -72,6 +75,7 @@ impl Plan {
             Kind::Alloc => (1, 0),
             Kind::Call(error) => (2, error.to_register()),
             Kind::Lock => (4, 0),
+            Kind::Reference => (8, 0),
         };
         let tgid = if self.anybodys { 0 } else { std::process::id() };
         let Plan { nth, times, function, .. } = self;
@@ -82,6 +86,13 @@ impl Plan {
     pub fn disarm() -> Result<()> {
         write("0 0 0 0 0 0")
     }
+}
+
+/// Before the next call of that function, the first page of its list breaks.
+pub fn break_at(function: u32) -> Result<()> {
+    let path = format!("{PARAMETERS}/fault_break");
+    let text = format!("{function} {}", call::MEM_POISON);
+    fs::write(&path, text).with_context(|| format!("cannot write {path}"))
 }
 
 /// From now on the module freezes folios with so many references more than it

@@ -20,7 +20,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, fork};
 
-use crate::plan::Plan;
+use crate::plan::{self, Kind, Plan, State};
 use crate::refusals;
 use crate::walk::{balance, settles};
 
@@ -31,6 +31,10 @@ tests! {
     refusals::of_the_vm_that_is_busy,
     refusals::of_a_vm_without_memory,
     refusals::of_shared_pages,
+    refusals::of_one_of_the_shared_pages,
+    refusals::of_shared_pages_for_want_of_a_table,
+    refusals::of_pages_that_break_on_their_way,
+    refusals::of_pages_that_others_look_at,
     refusals::of_the_vm_with_shared_pages,
     refusals::of_a_killed_process,
 }
@@ -106,6 +110,79 @@ pub fn of_shared_pages() -> Result<()> {
     drop(guest);
     settles(balance, &before)?;
     Plan::disarm()
+}
+
+/// What the host has written into shared pages is there when their VM has ended.
+fn shares_keep_contents(plan: &Plan) -> Result<()> {
+    let before = balance()?;
+    let Guest { memory, mapping, vm, vcpu } = guest_with_pages(MAP_FORCE_SHARE)?;
+    for page in AT..AT + PAGES {
+        access::write(&mapping, page * PAGE, page)?;
+    }
+    plan.arm()?;
+    drop((vm, vcpu));
+    let failed = State::read()?.failed;
+    Plan::disarm()?;
+    same(failed, plan.times.into()).context("calls that Escrow has refused")?;
+    settles(|| Ok((memory.count(fdinfo::SHARED)?, memory.count(fdinfo::QUARANTINED)?)), &(0, 0))?;
+    for page in AT..AT + PAGES {
+        same(access::read(&mapping, page * PAGE)?, page)?;
+    }
+    drop((memory, mapping));
+    settles(balance, &before)
+}
+
+fn some(function: u32, error: Error, times: u32) -> Plan {
+    Plan { times, ..Plan::each(function, error) }
+}
+
+/// Escrow refuses the list, the list when it is sent again, and, page by page, the first, which
+/// has the guest's program. All others come home as they are.
+pub fn of_one_of_the_shared_pages() -> Result<()> {
+    shares_keep_contents(&some(call::MEM_UNSHARE, Error::Busy, 3))
+}
+
+/// What is lacking is donated, and the list is sent again.
+pub fn of_shared_pages_for_want_of_a_table() -> Result<()> {
+    shares_keep_contents(&some(call::MEM_UNSHARE, Error::NoMemory, 1))
+}
+
+/// A page breaks on its way to a VM that does not come to be: Escrow keeps the page, and the
+/// module keeps nothing.
+pub fn of_pages_that_break_on_their_way() -> Result<()> {
+    let before = balance()?;
+    let device = Device::open()?;
+    plan::break_at(call::VM_CREATE)?;
+    ensure!(device.vm().is_err(), "a VM of broken memory");
+    settles(balance, &before)?;
+    same(shim("zombies")?, 0)?;
+    drop(device.vm().context("the next")?);
+    settles(balance, &before)
+}
+
+/// Nobody else has pages that are to be metadata, but somebody may walk over all that there are.
+/// Other pages are taken then, so many times.
+pub fn of_pages_that_others_look_at() -> Result<()> {
+    /// Of a page: `escrow_memfd`'s `Folio::TRIES`.
+    const TRIES: u32 = 5;
+    /// Pages that are taken in vain: `ESCROW_LOOKERS`.
+    const PAGES: u32 = 16;
+    let before = balance()?;
+    let device = Device::open()?;
+    let look = |times| Plan { times, ..Plan::nth(Kind::Reference, 1) }.arm();
+    for times in [TRIES, PAGES * TRIES] {
+        look(times)?;
+        let vm = device.vm();
+        let failed = State::read()?.failed;
+        Plan::disarm()?;
+        drop(vm.with_context(|| format!("{times} looks"))?);
+        same(failed, times.into())?;
+    }
+    look(u32::MAX)?;
+    let vm = device.vm().map(drop);
+    Plan::disarm()?;
+    same(vm, Err(Errno::EAGAIN)).context("at all of them")?;
+    settles(balance, &before)
 }
 
 /// And of shared pages whose VM does not end.
