@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* Floor 5: /dev/gunyah */
 
+#include <linux/crash_dump.h>
 #include <linux/miscdevice.h>
 #include <linux/module.h>
 #include <linux/of.h>
@@ -77,12 +78,25 @@ static bool __init escrow_is_below(void)
 	return true;
 }
 
+/* Of a kernel that crashed, or was left by a kexec without this module's notifier. */
+static void __init escrow_tell_of_others(void)
+{
+	u64 vms = 0;
+
+	escrow_rs_info_vms(&vms);
+	/* dump.c tells of them. */
+	if (vms && !is_kdump_kernel())
+		pr_warn("%llu VMs of a kernel before this one have memory that faults here: reset the machine\n",
+			vms);
+}
+
 static int __init escrow_init(void)
 {
 	int err;
 
 	if (!escrow_is_below())
 		return -ENODEV;
+	escrow_tell_of_others();
 	escrow_ram_init();
 	err = escrow_holders_init();
 	if (err)

@@ -7,6 +7,7 @@
 
 #include <linux/notifier.h>
 #include <linux/reboot.h>
+#include <linux/string.h>
 #include <linux/suspend.h>
 
 #include "dev/dev.h"
@@ -52,15 +53,33 @@ static struct notifier_block escrow_pm = {
 	.notifier_call = escrow_pm_notify,
 };
 
+/* What kernel_kexec() calls its restart; the kernel does not export kexec_in_progress. */
+static bool escrow_is_kexec(unsigned long event, const char *command)
+{
+	return event == SYS_RESTART && command && !strcmp(command, "kexec reboot");
+}
+
 /*
  * For restart, power-off, halt and kexec, while programs still run. The next
  * kernel does not know what is lent, and would take it for its own. A crash
  * (panic, emergency restart) does not come by here: a reset is Escrow's to
  * clean up after, and a crash kernel stays in memory that was reserved for it.
+ * What was lent before a crash nobody can end any more, and a kexec out of the
+ * crash kernel is not allowed: it is made a reset.
  */
 static int escrow_reboot_notify(struct notifier_block *block, unsigned long event, void *data)
 {
+	u64 vms = 0;
+
 	escrow_registry_shut_down();
+	if (!escrow_is_kexec(event, data))
+		return NOTIFY_DONE;
+	escrow_rs_info_vms(&vms);
+	if (vms) {
+		pr_emerg("%llu VMs have memory that the next kernel would use: a reset in the place of kexec\n",
+			 vms);
+		emergency_restart();
+	}
 	return NOTIFY_DONE;
 }
 

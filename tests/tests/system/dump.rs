@@ -13,14 +13,17 @@ use xtask::initramfs::Archive;
 /// As in `power.rs`.
 const CPU: &str = "cortex-a76";
 /// Memory of the host, and of that what is reserved for the dump kernel.
-const MEMORY_MIB: u64 = 1280;
-const RESERVED_MIB: u64 = 320;
+const MEMORY_MIB: u64 = 1376;
+const RESERVED_MIB: u64 = 416;
+/// What is lent is this at least, and no page of it was zero for its guest.
+const LENT: u64 = 90_000;
 
-/// Debian's `kexec` and all libraries that come with it, each by the name that programs ask for.
-fn kexec() -> Vec<(String, Vec<u8>)> {
+/// A program of Debian's and all libraries that come with it, each by the name that programs ask
+/// for.
+fn debian(program: &str) -> Vec<(String, Vec<u8>)> {
     let tools = &artefacts().crash_tools;
     let read = |path: &std::path::Path| fs::read(path).expect("a file of Debian's");
-    let mut files = vec![("bin/kexec".to_owned(), read(&tools.join("kexec")))];
+    let mut files = vec![(format!("bin/{program}"), read(&tools.join(program)))];
     for entry in fs::read_dir(tools.join("libraries")).expect("Debian's libraries").flatten() {
         let file = entry.file_name().to_string_lossy().into_owned();
         let is_link = entry.file_type().is_ok_and(|kind| kind.is_symlink());
@@ -33,21 +36,29 @@ fn kexec() -> Vec<(String, Vec<u8>)> {
     files
 }
 
-/// The dump kernel's initramfs: the host's own, and a script.
+/// The dump kernel's initramfs: the host's own, a script, and what it runs.
 fn dump_initrd(script: &str) -> Vec<u8> {
     let mut archive = Archive::new();
     let text = format!(
         "#!/bin/sh\ndmesg -n 1\n(\n{script}\n)\nstatus=$?\ndmesg | grep -E \
-         'BUG:|WARNING:|Oops|Unable to handle|Internal error' | sed 's/^/trouble: /'\nexit $status\n"
+         'BUG:|WARNING:|Oops|Unable to handle|Internal error' | sed 's/^/trouble: /'\n\
+         [ $status = 0 ] || exit $status\n{KEXEC}\n"
     );
     archive.file("test.sh", 0o755, text.as_bytes()).expect("a file in an archive");
     let shim_tests = fs::read(&artefacts().shim_tests).expect("the tests of the shim");
     archive.file("bin/shim-tests", 0o755, &shim_tests).expect("a file in an archive");
+    archive.file("bin/vmcoreinfo-48", 0o755, VMCOREINFO_48).expect("a file in an archive");
+    for (path, file) in debian("makedumpfile") {
+        archive.file(&path, 0o755, &file).expect("a file in an archive");
+    }
     let mut initrd = fs::read(&artefacts().initramfs).expect("the initramfs");
     initrd.resize(initrd.len().next_multiple_of(4), 0);
     initrd.extend(archive.finish().expect("an archive"));
     initrd
 }
+
+/// As the package for DKMS has it.
+const VMCOREINFO_48: &[u8] = include_bytes!("../../../host/module/install/vmcoreinfo-48");
 
 /// What the dump kernel does; the copy is what a kernel that `makedumpfile` does not know is
 /// saved by.
@@ -57,6 +68,27 @@ const DUMP: &str = "echo the dump kernel
     dd if=/proc/vmcore of=/dev/null bs=1M 2>/dev/null || exit 1
     dmesg | grep 'escrow: this kernel is here for a dump' || exit 1
     echo all is dumped";
+/// And a program that leaves out what is not needed, and reads what it has written. The kernel's
+/// last words are in there.
+const MAKEDUMPFILE: &str = "
+    vmcoreinfo-48 /proc/vmcore >/tmp/info || exit 1
+    makedumpfile --message-level 31 -i /tmp/info -l -d 31 /proc/vmcore /tmp/dump >/tmp/said 2>&1 || {
+        tail -n 20 /tmp/said
+        exit 1
+    }
+    grep -E 'Pages filled with zero|Remaining pages' /tmp/said
+    makedumpfile -i /tmp/info --dump-dmesg /tmp/dump /tmp/log >/tmp/said 2>&1 || exit 1
+    grep 'Starting crashdump kernel' /tmp/log || exit 1
+    rm /tmp/dump
+    echo makedumpfile too";
+
+/// And then it is left for another kernel, which would be at home in lent pages: nothing but a
+/// header, as it is not to get its turn.
+const KEXEC: &str = r"head -c 4096 /dev/zero >/tmp/image
+    printf '\000\020\000\000\000\000\000\000' | dd of=/tmp/image bs=1 seek=16 conv=notrunc 2>/dev/null
+    shim-tests --kexec /tmp/image /test.sh || exit 1
+    shim-tests --reboot-kexec
+    echo still here";
 
 /// Each block of memory is told to go offline, and says no at once: all of it is of boot. Some
 /// have nothing in them that would keep Linux from waiting for them to be free, and get as far as
@@ -77,8 +109,11 @@ fn a_crash_is_dumped_on(kernel: Kernel) {
     };
     let image = fs::read(image).expect("the kernel");
     let shim_tests = fs::read(&artefacts().shim_tests).expect("the tests of the shim");
-    let initrd = dump_initrd(DUMP);
-    let kexec = kexec();
+    let initrd = dump_initrd(&match kernel {
+        Kernel::Older => format!("{DUMP}\n{MAKEDUMPFILE}"),
+        Kernel::Newer => DUMP.to_owned(),
+    });
+    let kexec = debian("kexec");
     let mut files: Vec<_> =
         kexec.iter().map(|(path, file)| (path.as_str(), file.as_slice())).collect();
     files.push(("next-image", &image));
@@ -111,7 +146,16 @@ fn a_crash_is_dumped_on(kernel: Kernel) {
     serial.wait_for("the dump kernel");
     serial.wait_for("the dump is whole");
     serial.wait_for("all is dumped");
-    serial.wait_for("init: /test.sh exited with status 0");
+    if kernel == Kernel::Older {
+        let zero = serial.wait_for("Pages filled with zero");
+        let pages = zero.rsplit("0x").next().and_then(|it| u64::from_str_radix(it.trim(), 16).ok());
+        if pages.is_none_or(|pages| pages < LENT) {
+            serial.fail(&format!("lent pages are in the dump: {zero}"));
+        }
+        serial.wait_for("makedumpfile too");
+    }
+    serial.wait_for("loaded at");
+    serial.wait_for("a reset in the place of kexec");
     serial.wait_for_end();
     if let Some(line) = serial.lines().iter().find(|line| line.contains("trouble: ")) {
         serial.fail(line);

@@ -24,13 +24,14 @@ const RUST_SCRIPT: &str = "rust.sh";
 /// What goes into the package as it is, besides what Kbuild reads: the shim's
 /// license, how its Rust half is built, a udev rule and the group that it names, and what has the
 /// shim in every initramfs.
-const AS_IT_IS: [&str; 7] = [
+const AS_IT_IS: [&str; 8] = [
     "COPYING",
     PRELINK,
     RUST_SCRIPT,
     "escrow_rust.ld",
     "install/60-escrow.rules",
     "install/initramfs-hook",
+    "install/vmcoreinfo-48",
     "install/escrow.conf",
 ];
 /// In the package: the source of the Rust half.
