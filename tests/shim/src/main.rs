@@ -11,11 +11,12 @@
 //! 1 passed, 0 failed
 //! ```
 //!
-//! `--hold`, `--kexec` and `--reboot-kexec` are for the system tests of sleep and of the machine's
+//! `--hold`, `--crowd`, `--storm`, `--kexec` and `--reboot-kexec` are for the system tests of sleep and of the machine's
 //! end, `--scene` and `--vmcore` for that of a crash dump.
 
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
+mod crowd;
 mod dump;
 mod hold;
 mod kexec;
@@ -34,6 +35,8 @@ fn main() -> ExitCode {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let result = match words[..] {
         ["--hold", pages] => pages.parse().map_err(anyhow::Error::from).and_then(hold::hold),
+        ["--crowd", vms] => vms.parse().map_err(anyhow::Error::from).and_then(crowd::crowd),
+        ["--storm"] => crowd::storm(),
         ["--kexec", image, initrd] => kexec::load(image, initrd),
         ["--reboot-kexec"] => kexec::reboot(),
         ["--scene"] => dump::scene(),

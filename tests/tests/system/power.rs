@@ -114,19 +114,52 @@ fn sleep_is_refused_on_the_newer_kernel() {
     sleep_is_refused_on(Kernel::Newer);
 }
 
-/// A program that has all its files open sees its guest end; then the machine
-/// does.
+/// How often the module goes while programs try to use it.
+const UNLOADS: u32 = 20;
+/// VMs of the crowd, beside that of the program that holds pages.
+const CROWD: u32 = 31;
+
+/// Programs create and close VMs while the module goes and comes back; then many VMs have pages
+/// as the machine is ended, two programs create and close others, and somebody tries to remove the
+/// module. A program that has all its files open sees its guest end; then the machine does.
 fn ends_tear_guests_down_on(kernel: Kernel, command: &str) {
     let script = format!(
         "insmod /lib/modules/$(uname -r)/liar.ko linger_ms=5000
+        storm() {{ shim-tests --storm >/tmp/storm$1 2>&1 & }}
+        storm 1; first=$!
+        storm 2; second=$!
+        times=0
+        while [ $times -lt {UNLOADS} ]; do
+            rmmod escrow 2>/dev/null || continue
+            insmod /lib/modules/$(uname -r)/escrow.ko || exit 1
+            times=$((times + 1))
+        done
+        kill $first $second
+        wait
+        cat /tmp/storm*
+        echo came and went
         {}
+        shim-tests --crowd {CROWD} >/tmp/crowd 2>&1 &
+        until grep 'a crowd' /tmp/crowd; do sleep 0.1; done
+        storm 1; storm 2
+        dmesg | grep -E 'BUG|WARNING|Oops|Internal error' | sed 's/^/FAILED: /'
+        while :; do rmmod escrow 2>/dev/null; done &
         {command} &
-        cat <&3",
+        cat <&3
+        cat /tmp/crowd /tmp/storm1 /tmp/storm2
+        dmesg | grep -E 'BUG|WARNING|Oops|Internal error' | sed 's/^/FAILED: /'
+        echo all is told",
         holding()
     );
     let linux = linux(&format!("end-{}", command.replace(' ', "")), kernel, 1024, &script, &[]);
     let mut serial = linux.boot();
+    serial.wait_for("came and went");
     serial.wait_for("all is home");
+    serial.wait_for("the crowd is gone");
+    for _ in 0..2 {
+        serial.wait_for("a storm of ");
+    }
+    serial.wait_for("all is told");
     serial.wait_for_end();
     if let Some(line) = serial.lines().iter().find(|line| line.contains("FAILED")) {
         serial.fail(line);
