@@ -4,26 +4,33 @@
 
 use std::fs::File;
 use std::io::{self, IsTerminal as _, Write};
-use std::path::PathBuf;
-use std::process::ExitCode;
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
-use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
+use rustix::fs::{FileType, fstat};
+use rustix::termios::{OptionalActions, isatty, tcgetattr, tcsetattr};
 use xtask::console::{Event, Session};
 use xtask::layout::MIB;
 use xtask::qemu::{Console, Machine};
 
 use crate::build::{self, What, Workspace};
 use crate::say;
-use crate::setup::Setup;
+use crate::setup::{Kernel, Setup};
+use crate::shell::run_quietly;
 
 /// What every host gets: the UART for its console, and the end of the run
 /// when it panics.
 pub const BOOTARGS: &str = "console=ttyAMA0 quiet panic=-1";
 /// What Linux prints last before it asks PSCI for power-off.
 const POWER_DOWN: &str = "reboot: Power down";
+/// As many as Escrow manages.
+const CPUS_MAX: i64 = 64;
+/// The limit of a run that waits for gdb: none that anybody meets.
+const A_YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
 /// How the line begins and ends that Escrow says before it halts for good.
 const FATAL: (&str, &str) = ("escrow: fatal: ", "; halted");
 
@@ -31,10 +38,10 @@ const FATAL: (&str, &str) = ("escrow: fatal: ", "; halted");
 pub struct Args {
     /// Without a terminal: run the demo, power off; exit status 0 only if
     /// every step held
-    #[arg(long)]
+    #[arg(long, conflicts_with = "no_escrow")]
     batch: bool,
     /// Number of CPUs
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=CPUS_MAX))]
     smp: u32,
     /// RAM, in MiB or with a unit: 512M, 2G
     #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = parse_mib)]
@@ -70,7 +77,7 @@ pub struct Args {
     #[arg(long)]
     no_escrow: bool,
     /// For --batch: how long the run may take, in seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 180)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 180, requires = "batch")]
     time_limit: u64,
     /// More arguments for QEMU
     #[arg(last = true, value_name = "QEMU ARGUMENTS")]
@@ -91,9 +98,11 @@ enum LogLevel {
 pub fn run(args: &Args) -> Result<ExitCode> {
     let workspace = Workspace::find()?;
     let setup = Setup::ensure(Default::default())?;
-    setup.qemu()?;
-    let parts: &[_] = if args.no_escrow { &[What::Host] } else { &[What::Hypervisor, What::Host] };
-    build::build(&workspace, &setup, parts)?;
+    check(args, setup.qemu()?)?;
+    if !args.no_escrow {
+        build::build(&workspace, &setup, &[What::Hypervisor])?;
+    }
+    build::host_for(&workspace, &setup, args.kernels(&setup)?)?;
     let machine = machine(args, &workspace, &setup)?;
     if args.dry_run {
         writeln!(io::stdout(), "{}", machine.shell_line())?;
@@ -102,9 +111,59 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if args.batch {
         let log = workspace.paths().batch_log();
         let log = File::create(&log).with_context(|| format!("cannot create {}", log.display()))?;
-        return batch(&machine, log, Duration::from_secs(args.time_limit));
+        let limit = args.gdb.map_or(Duration::from_secs(args.time_limit), |_| A_YEAR);
+        args.tell_of_gdb(&workspace);
+        return batch(&machine, log, limit);
     }
-    interactive(args, &machine, &workspace)
+    args.tell_of_gdb(&workspace);
+    interactive(&machine)
+}
+
+impl Args {
+    /// The kernels that the host's initramfs is to have modules for.
+    fn kernels<'a>(&self, setup: &'a Setup) -> Result<Vec<&'a Kernel>> {
+        Ok(match (&self.kernel, self.newer_kernel) {
+            // It may be either.
+            (Some(_), _) => setup.host_kernels()?.into(),
+            (None, true) => vec![setup.newer_kernel()?],
+            (None, false) => vec![setup.host_kernel()?],
+        })
+    }
+
+    fn tell_of_gdb(&self, workspace: &Workspace) {
+        if let Some(port) = self.gdb {
+            say!(
+                "waiting for gdb: gdb-multiarch -ex 'target remote :{port}' {}",
+                workspace.paths().elf().display()
+            );
+        }
+    }
+}
+
+/// What can be known to be wrong before anything is built.
+fn check(args: &Args, qemu: &Path) -> Result<()> {
+    for file in [&args.kernel, &args.initrd].into_iter().flatten() {
+        if !file.is_file() {
+            bail!("there is no file {}", file.display());
+        }
+    }
+    let mut help = Command::new(qemu);
+    let types = run_quietly(help.args(["-machine", "virt", "-cpu", "help"]))?;
+    // Behind a comma are properties of it.
+    let name = args.cpu.split(',').next().unwrap_or_default();
+    if !String::from_utf8_lossy(&types.stdout).split_whitespace().any(|word| word == name) {
+        bail!("QEMU has no CPU {name}: qemu-system-aarch64 -machine virt -cpu help names all");
+    }
+    if !args.batch && !args.dry_run && !can_be_typed_at(io::stdin().as_fd())? {
+        bail!("nobody can type at the host's shell, as there is no terminal: use --batch");
+    }
+    Ok(())
+}
+
+/// A terminal, or what a program at the other end writes to.
+fn can_be_typed_at(input: BorrowedFd<'_>) -> Result<bool> {
+    let kind = FileType::from_raw_mode(fstat(input)?.st_mode);
+    Ok(isatty(input) || matches!(kind, FileType::Fifo | FileType::Socket))
 }
 
 fn machine(args: &Args, workspace: &Workspace, setup: &Setup) -> Result<Machine> {
@@ -120,11 +179,6 @@ fn machine(args: &Args, workspace: &Workspace, setup: &Setup) -> Result<Machine>
             &with_guest
         }
     };
-    for file in [kernel, initrd] {
-        if !file.is_file() {
-            bail!("there is no file {}", file.display());
-        }
-    }
     let mode = match (args.batch, args.no_escrow) {
         (true, _) => "demo-batch",
         _ if args.guest => "guest",
@@ -165,13 +219,7 @@ fn machine(args: &Args, workspace: &Workspace, setup: &Setup) -> Result<Machine>
     Ok(machine)
 }
 
-fn interactive(args: &Args, machine: &Machine, workspace: &Workspace) -> Result<ExitCode> {
-    if let Some(port) = args.gdb {
-        say!(
-            "waiting for gdb: gdb-multiarch -ex 'target remote :{port}' {}",
-            workspace.paths().elf().display()
-        );
-    }
+fn interactive(machine: &Machine) -> Result<ExitCode> {
     say!("starting QEMU; Ctrl-A X ends it, Ctrl-A C is its monitor");
     let stdin = io::stdin();
     // QEMU makes the terminal raw, and gives it back only if it ends in peace.
@@ -334,6 +382,15 @@ mod tests {
     fn a_halt_is_the_end() {
         assert!(verdict(&["escrow: fatal: 66 CPUs, at most 64; halted\r"]).halted);
         assert!(!verdict(&["sh: escrow: fatal: x; halted", "escrow: fatal: x"]).halted);
+    }
+
+    #[test]
+    fn nobody_types_into_a_file() {
+        let (reader, _writer) = io::pipe().unwrap();
+        assert!(can_be_typed_at(reader.as_fd()).unwrap());
+        for file in ["/dev/null", "/proc/self/exe"] {
+            assert!(!can_be_typed_at(File::open(file).unwrap().as_fd()).unwrap(), "{file}");
+        }
     }
 
     #[test]

@@ -170,7 +170,7 @@ impl Level {
                 let parts = match self {
                     Self::Trace => &[What::Traced, What::Payloads][..],
                     Self::Oracle => &[What::Oracle, What::Payloads],
-                    Self::System => &[What::Hypervisor, What::Host],
+                    Self::System => &[What::Hypervisor, What::Host, What::Tests],
                     _ => &[What::Hypervisor, What::Payloads, What::Host],
                 };
                 build::build(workspace, setup, parts)?;

@@ -10,14 +10,14 @@ use anyhow::{Context, Result};
 use xtask::initramfs::Archive;
 
 use super::Workspace;
-use crate::setup::Setup;
+use crate::setup::{Kernel, Setup};
 use crate::shell::{run_quietly, write_if_changed};
 
 /// Folders of the archive; a parent stands before its children.
 const FOLDERS: &[&str] =
     &["bin", "dev", "etc", "lib", "lib/modules", "proc", "root", "run", "sys", "tmp"];
 
-pub fn build(workspace: &Workspace, setup: &Setup) -> Result<()> {
+pub fn build(workspace: &Workspace, setup: &Setup, kernels: &[&Kernel]) -> Result<()> {
     let paths = workspace.paths();
     let sources = workspace.root().join("host/initramfs");
     let mut archive = Archive::new();
@@ -30,7 +30,7 @@ pub fn build(workspace: &Workspace, setup: &Setup) -> Result<()> {
     archive.symlink("bin/sh", "busybox")?;
     archive.file("bin/escrow", 0o755, &stripped(&paths.vmm(), "--strip-all")?)?;
     // One archive for every kernel that boots with it.
-    for kernel in setup.host_kernels()? {
+    for kernel in kernels {
         let folder = format!("lib/modules/{}", kernel.headers.release);
         archive.directory(&folder)?;
         let module = paths.modules().join(&kernel.headers.release).join("escrow.ko");

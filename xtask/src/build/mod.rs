@@ -23,7 +23,7 @@ pub use package::{build_rust, check_package, package};
 
 use cargo::Kind;
 
-use crate::setup::{SOFTFLOAT, STATIC_LINUX, Setup};
+use crate::setup::{Kernel, SOFTFLOAT, STATIC_LINUX, Setup};
 use crate::shell::{run_quietly, write_if_changed};
 
 /// What can be built on its own.
@@ -39,8 +39,10 @@ pub enum What {
     Oracle,
     /// The bare-metal test programs: target/payloads/*.img
     Payloads,
-    /// What the host runs: the escrow program, the modules, the initramfs
+    /// What the host runs: the escrow program, the shim, the initramfs
     Host,
+    /// What tests run on the host: their programs and modules
+    Tests,
     /// The shim for DKMS, for other kernels: target/dkms/escrow-VERSION
     Dkms,
 }
@@ -126,10 +128,12 @@ pub fn build(workspace: &Workspace, setup: &Setup, parts: &[What]) -> Result<()>
         payloads(workspace, setup).context("the payloads do not build")?;
     }
     if wanted(What::Host) {
+        host_for(workspace, setup, setup.host_kernels()?.into())?;
+    }
+    if wanted(What::Tests) {
         setup.cross_compiler()?;
         let paths = &workspace.paths;
         for (package, name, place) in [
-            ("escrow-vmm", "escrow", paths.vmm()),
             ("escrow-shim-tests", "shim-tests", paths.shim_tests()),
             ("escrow-shim-tests", "shim-faults", paths.shim_faults()),
             ("escrow-shim-tests", "shim-soak", paths.shim_soak()),
@@ -139,13 +143,21 @@ pub fn build(workspace: &Workspace, setup: &Setup, parts: &[What]) -> Result<()>
             let built = program(workspace, setup, package, name, &place);
             built.with_context(|| format!("the program {name} does not build"))?;
         }
-        module::build(workspace, setup).context("the modules do not build")?;
-        initramfs::build(workspace, setup).context("the initramfs cannot be made")?;
+        module::build_all(workspace, setup).context("the modules of tests do not build")?;
     }
     if wanted(What::Dkms) {
         package(workspace, setup).context("the package for DKMS cannot be made")?;
     }
     Ok(())
+}
+
+/// Builds what the host runs, if it boots one of these kernels.
+pub fn host_for(workspace: &Workspace, setup: &Setup, kernels: Vec<&Kernel>) -> Result<()> {
+    setup.cross_compiler()?;
+    program(workspace, setup, "escrow-vmm", "escrow", &workspace.paths.vmm())
+        .context("the program escrow does not build")?;
+    module::build(workspace, setup, &kernels).context("the module does not build")?;
+    initramfs::build(workspace, setup, &kernels).context("the initramfs cannot be made")
 }
 
 fn hypervisor(

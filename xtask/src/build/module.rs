@@ -57,6 +57,7 @@ pub(super) struct Module {
     uses_shim: bool,
 }
 
+/// The shim, and those of tests, which may use it.
 const MODULES: &[Module] = &[
     SHIM,
     Module { faults: true, ..SHIM },
@@ -131,18 +132,15 @@ pub fn rust_half(workspace: &Workspace, setup: &Setup) -> Result<PathBuf> {
     Ok(work.join(RUST_OBJECT))
 }
 
+/// Builds the shim for these kernels.
+pub fn build(workspace: &Workspace, setup: &Setup, kernels: &[&Kernel]) -> Result<()> {
+    build_some(workspace, setup, &[SHIM], kernels)
+}
+
 /// Builds every module for every kernel that hosts run.
-pub fn build(workspace: &Workspace, setup: &Setup) -> Result<()> {
-    setup.cross_compiler()?;
-    setup.kernel_tools()?;
+pub fn build_all(workspace: &Workspace, setup: &Setup) -> Result<()> {
     let kernels = setup.host_kernels()?;
-    for module in MODULES {
-        let library = module.library(workspace, setup)?;
-        for kernel in kernels {
-            let what = || format!("{} for {}", module.name, kernel.headers.release);
-            build_for(workspace, kernel, module, library.as_deref()).with_context(what)?;
-        }
-    }
+    build_some(workspace, setup, MODULES, &kernels)?;
     // Modules for kernels that are gone would go into the initramfs of tests.
     for folder in [workspace.paths().modules(), workspace.paths().fault_modules()] {
         for entry in fs::read_dir(folder)? {
@@ -150,6 +148,24 @@ pub fn build(workspace: &Workspace, setup: &Setup) -> Result<()> {
             if !kernels.iter().any(|kernel| entry.file_name() == *kernel.headers.release) {
                 fs::remove_dir_all(entry.path())?;
             }
+        }
+    }
+    Ok(())
+}
+
+fn build_some(
+    workspace: &Workspace,
+    setup: &Setup,
+    modules: &[Module],
+    kernels: &[&Kernel],
+) -> Result<()> {
+    setup.cross_compiler()?;
+    setup.kernel_tools()?;
+    for module in modules {
+        let library = module.library(workspace, setup)?;
+        for kernel in kernels {
+            let what = || format!("{} for {}", module.name, kernel.headers.release);
+            build_for(workspace, kernel, module, library.as_deref()).with_context(what)?;
         }
     }
     Ok(())
