@@ -5,7 +5,7 @@
 
 use std::io;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Error, Result, bail, ensure};
 use escrow_vmcore::uapi::fdinfo;
@@ -57,11 +57,15 @@ pub fn storm() -> Result<()> {
                 continue;
             }
         };
+        let begin = Instant::now();
         match live(&device) {
             Ok(()) => lives += 1,
             Err(error) if errno(&error) == Some(Errno::ENODEV) => break,
             Err(error) => bail!("after {lives} lives: {error:#}"),
         }
+        // As long again, nobody holds the module.
+        drop(device);
+        thread::sleep(begin.elapsed());
     }
     say!("a storm of {lives} lives; {missed} times there was no device");
     Ok(())

@@ -115,7 +115,7 @@ fn sleep_is_refused_on_the_newer_kernel() {
 }
 
 /// How often the module goes while programs try to use it.
-const UNLOADS: u32 = 20;
+const UNLOADS: u32 = 5;
 /// VMs of the crowd, beside that of the program that holds pages.
 const CROWD: u32 = 31;
 

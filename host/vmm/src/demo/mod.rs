@@ -23,16 +23,18 @@ mod stage;
 pub use report::Format;
 
 /// Runs the demo and prints a report; `kernel` is the last step's. Whether all steps passed.
+///
+/// # Errors
+/// Where it cannot begin: without Escrow, its module or the rights to it.
 #[cfg(target_arch = "aarch64")]
 pub fn run(format: Format, kernel: Option<&std::path::Path>) -> anyhow::Result<bool> {
     use stage::{Baseline, after};
 
+    let baseline = Baseline::take()?;
     let mut report = report::Report::new(format);
-    let baseline = Baseline::take();
 
-    let mut prepared = report.step("the host fills a guest memory", |checks| {
-        lend::prepare(checks, baseline.as_ref().map_err(|error| anyhow::anyhow!("{error:#}"))?)
-    });
+    let mut prepared =
+        report.step("the host fills a guest memory", |checks| lend::prepare(checks, &baseline));
     let pinned = report.step("a pipe pins the page that the guest starts on", |checks| {
         lend::start_pinned(checks, after(1, prepared.as_mut())?)
     });
@@ -59,14 +61,12 @@ pub fn run(format: Format, kernel: Option<&std::path::Path>) -> anyhow::Result<b
     drop(guest);
     drop(prepared);
     report.step("a VM's process is killed in the middle of a run", |checks| {
-        kill::in_a_run(checks, after(1, baseline.as_ref().ok())?)
+        kill::in_a_run(checks, &baseline)
     });
     let title = "a Linux kernel boots on lent memory, and powers off";
     match boot::kernel(kernel) {
         Some(kernel) => {
-            report.step(title, |checks| {
-                boot::and_power_off(checks, after(1, baseline.as_ref().ok())?, kernel)
-            });
+            report.step(title, |checks| boot::and_power_off(checks, &baseline, kernel));
         }
         None => report.leave_out(title, "this host has no kernel in /boot; give one with --kernel"),
     }
