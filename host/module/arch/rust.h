@@ -358,6 +358,7 @@ int escrow_rs_mem_lend(struct escrow_borrower *donor, u64 vm, u32 how, u64 list,
 		       u32 *done);
 int escrow_rs_mem_reclaim(u32 how, u64 list, u32 count, u32 *done);
 bool escrow_rs_is_home(u64 frame, u32 pages);
+bool escrow_rs_is_broken(u64 frame);
 /* Also how many pages from there on that holds for. */
 bool escrow_rs_host_reaches(u64 frame, u64 *pages);
 int escrow_rs_mem_poison(u64 list, u32 count);

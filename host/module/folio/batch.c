@@ -120,6 +120,9 @@ static int escrow_batch_reclaim_one(struct escrow_batch *batch, const struct esc
 
 	escrow_rs_list_entry(&batch->list[0], frame, folio_order(ef->folio), 0, 0, &none);
 	err = escrow_rs_mem_reclaim(batch->how, batch->address, 1, &done);
+	/* A page that broke on its way to EL2, in a call that failed, is nothing to take back. */
+	if (err && pages == 1 && escrow_rs_is_broken(frame))
+		return -EHWPOISON;
 	if (!err || err == -EHWPOISON || err == -ENOMEM || pages == 1 || pages > batch->capacity)
 		return err;
 	for (i = 0; i < pages; i++)

@@ -112,6 +112,12 @@ pub extern "C" fn escrow_rs_is_home(frame: u64, pages: u32) -> bool {
     hypercall::is_home(&mut Hvc, frame, pages.into())
 }
 
+/// Whether a frame of the host's is broken, and out of use.
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_is_broken(frame: u64) -> bool {
+    hypercall::is_broken(&mut Hvc, frame)
+}
+
 /// Whether the host reaches a frame, and for how many pages from it on that holds.
 #[unsafe(no_mangle)]
 pub extern "C" fn escrow_rs_host_reaches(frame: u64, pages: &mut u64) -> bool {

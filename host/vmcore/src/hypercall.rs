@@ -356,6 +356,12 @@ pub fn mem_reclaim(hv: &mut impl Hypervisor, list: List) -> Result<AllHome, Refu
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AllHome(pub bool);
 
+/// Whether a frame of the host's is broken, and out of use.
+pub fn is_broken(hv: &mut impl Hypervisor, frame: u64) -> bool {
+    let state = call(hv, call::FRAME_INFO, [frame]).map(|[state, ..]| state);
+    state.is_ok_and(|state| state == FrameState::Poisoned as u64)
+}
+
 /// Whether the host has all pages from a frame on.
 pub fn is_home(hv: &mut impl Hypervisor, frame: u64, pages: u64) -> bool {
     let mut done = 0;
@@ -604,6 +610,10 @@ mod tests {
         let asked: Vec<_> = hv.asked.iter().map(|asked| asked[1]).collect();
         assert_eq!(asked, [0x5000, 0x7000]);
         assert!(is_home(&mut Script::new(&[[0, owned, 512, 0, 0]]), 0x5000, 3));
+        assert!(is_broken(&mut Script::new(&[[0, broken, 1, 0, 0]]), 0x7000));
+        assert!(!is_broken(&mut Script::new(&[[0, owned, 512, 0, 0]]), 0x7000));
+        let others = Error::NotOwner.to_register();
+        assert!(!is_broken(&mut Script::new(&[[others, broken, 1, 0, 0]]), 0x7000));
     }
 
     #[test]
