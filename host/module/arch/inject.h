@@ -3,7 +3,8 @@
  * Floor 0: failures on purpose. In a build for tests (make ESCROW_FAULTS=1) this file
  * is included before every other one, and each operation that may fail asks here first
  * whether it is to fail: allocations, new files, locks that signals interrupt, freezes of
- * folios, calls to EL2. The module's own files do not mention it, and other builds contain none of it.
+ * folios, calls to EL2. The module's own files do not mention it, and other builds contain
+ * none of it.
  */
 #ifndef ESCROW_INJECT_H
 #define ESCROW_INJECT_H

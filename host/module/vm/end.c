@@ -90,7 +90,7 @@ static bool escrow_vm_end(struct escrow_vm *vm)
 	enum escrow_vm_event event = ESCROW_EVENT_HOME;
 
 	if (!vm->borrower.handle) {
-		/* Its creation failed. EL2 has nothing of it, but for pages that broke meanwhile. */
+		/* Its creation failed. EL2 has none of its pages but broken ones. */
 		if (!escrow_vm_reclaim_metadata(vm))
 			return false;
 		event = ESCROW_EVENT_UNBORN;
