@@ -23,6 +23,7 @@ use super::{refused, same};
 use crate::access::write;
 use crate::guest::{Guest, Order, RAM};
 use crate::gunyah::{Device, PAGE, RWX};
+use escrow_shim_tests::runner::Lacking;
 use escrow_shim_tests::say;
 
 const NOBODY: u32 = 65534;
@@ -184,6 +185,8 @@ pub fn of_memories() -> Result<()> {
 pub fn of_users_of_a_user() -> Result<()> {
     const OWNER: u32 = 1000;
     const PAGES: u64 = 64;
+    let has_namespaces = fs::exists("/proc/self/ns/user")?;
+    ensure!(has_namespaces, Lacking("namespaces of users".to_owned()));
     let device = Device::open()?;
     let parameter = Parameter::set("vms_per_user", 2)?;
     let (mut from_child, mut to_parent) = std::io::pipe()?;
