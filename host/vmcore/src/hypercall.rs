@@ -334,6 +334,8 @@ pub fn mem_unshare(hv: &mut impl Hypervisor, list: List) -> Result<AllHome, Refu
     let args = [list.address, list.count.into()];
     let refused = match call(hv, call::MEM_UNSHARE, args) {
         Ok([_, broken, ..]) => return Ok(AllHome(broken == 0)),
+        // They are shared, and come home when the VM has a table more.
+        Err(refused) if refused.error == Some(Error::NoMemory) => return Err(refused),
         Err(refused) => refused,
     };
     call_from(hv, call::MEM_RECLAIM, args, refused.progress())
@@ -565,6 +567,10 @@ mod tests {
         let mut hv = Script::new(&[[dead, 1, 0, 2 << 32 | 1, 0], [dead, 1, 0, 0, 0]]);
         let refused = mem_unshare(&mut hv, LIST).unwrap_err();
         assert_eq!((refused.done, refused.broken), (1, 2));
+        // A living VM lacks a table: nothing is reclaimed in its place.
+        let mut hv = Script::new(&[[NO_MEMORY, 0, 1, 1, 0]]);
+        let refused = mem_unshare(&mut hv, LIST).unwrap_err();
+        assert_eq!((refused.done, Errno::from(refused)), (1, Errno::NoMemory));
     }
 
     #[test]
