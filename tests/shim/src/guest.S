@@ -72,6 +72,18 @@ next:
 	b.eq	pending
 	cmp	x1, #0x18
 	b.eq	translate
+	cmp	x1, #0x19
+	b.eq	gic_on
+	cmp	x1, #0x1a
+	b.eq	acknowledge
+	cmp	x1, #0x1b
+	b.eq	end
+	cmp	x1, #0x1c
+	b.eq	sgi
+	cmp	x1, #0x1d
+	b.eq	timer
+	cmp	x1, #0x1e
+	b.eq	timer_off
 	b	off
 load:				// of x2
 	ldr	x0, [x2]
@@ -154,6 +166,48 @@ translate:			// by the level 1 table at x2: 39 bits, normal memory
 	bic	x0, x0, #2		// unaligned accesses are no faults
 	msr	sctlr_el1, x0
 	isb
+	b	answer
+gic_on:				// the CPU interface, for group 1
+	mov	x0, #0xf0
+	msr	S3_0_C4_C6_0, x0	// ICC_PMR_EL1
+	mov	x0, #1
+	msr	S3_0_C12_C12_7, x0	// ICC_IGRPEN1_EL1
+	isb
+	mov	x0, #0
+	b	answer
+acknowledge:			// an interrupt: its INTID
+	mrs	x0, S3_0_C12_C12_0	// ICC_IAR1_EL1
+	dsb	sy
+	b	answer
+end:				// of the interrupt x2
+	msr	S3_0_C12_C12_1, x2	// ICC_EOIR1_EL1
+	isb
+	mov	x0, #0
+	b	answer
+sgi:				// as x2 says
+	msr	S3_0_C12_C11_5, x2	// ICC_SGI1R_EL1
+	isb
+	mov	x0, #0
+	b	answer
+timer:				// expires in x2 ticks; how many have passed when it has
+	mrs	x21, cntvct_el0
+	msr	cntv_tval_el0, x2
+	mov	x0, #1
+	msr	cntv_ctl_el0, x0
+	isb
+	mov	x26, #0
+	msr	daifclr, #2
+1:	wfi
+	isb
+	cbz	x26, 1b
+	msr	daifset, #2
+	mrs	x0, cntvct_el0
+	sub	x0, x0, x21
+	b	answer
+timer_off:
+	msr	cntv_ctl_el0, xzr
+	isb
+	mov	x0, #0
 	b	answer
 unlock:				// x3 bytes at x2, flags x4
 	bl	modify

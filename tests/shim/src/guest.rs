@@ -75,6 +75,19 @@ pub enum Order {
     /// Translate by the table of [`identity`] at that address, so that memory bears
     /// unaligned accesses.
     Translate(u64),
+    /// Enable the GIC's CPU interface, for interrupts of group 1.
+    GicOn,
+    /// Acknowledge an interrupt; the answer is its INTID, 1023 if there is none.
+    Acknowledge,
+    /// End the interrupt with that INTID.
+    End(u64),
+    /// Write to ICC_SGI1R_EL1.
+    Sgi(u64),
+    /// Let the virtual timer expire in so many ticks, and wait for its interrupt; the answer is how
+    /// many ticks that took.
+    Timer(u64),
+    /// Switch it off, and with it its interrupt, which is a level.
+    TimerOff,
 }
 
 /// A level 1 table: the first 4 GiB where they are, as normal memory.
@@ -104,6 +117,12 @@ impl Order {
             Order::WaitMasked => [0x16, 0, 0, 0],
             Order::Pending => [0x17, 0, 0, 0],
             Order::Translate(table) => [0x18, table, 0, 0],
+            Order::GicOn => [0x19, 0, 0, 0],
+            Order::Acknowledge => [0x1a, 0, 0, 0],
+            Order::End(intid) => [0x1b, intid, 0, 0],
+            Order::Sgi(to) => [0x1c, to, 0, 0],
+            Order::Timer(ticks) => [0x1d, ticks, 0, 0],
+            Order::TimerOff => [0x1e, 0, 0, 0],
         }
     }
 
@@ -173,10 +192,7 @@ impl Guest {
 
     /// Gives an order and returns the guest's answer.
     pub fn ask(&self, order: Order) -> Result<u64> {
-        match self.order(order)? {
-            Exit::Write(ANSWER, word) => Ok(word),
-            exit => bail!("{order:x?} ended in {exit:x?}"),
-        }
+        ask(&self.vcpu, order)
     }
 
     /// Gives an order that ends in a data abort, and lets the guest go on to
@@ -192,6 +208,14 @@ impl Guest {
         let exit = self.run()?;
         ensure!(matches!(exit, Exit::Write(ANSWER, _)), "no answer but {exit:x?}");
         Ok(())
+    }
+}
+
+/// [`Guest::ask`] for any vCPU.
+pub fn ask(vcpu: &Vcpu, order: Order) -> Result<u64> {
+    match order_after(vcpu, run(vcpu)?, order)? {
+        Exit::Write(ANSWER, word) => Ok(word),
+        exit => bail!("{order:x?} ended in {exit:x?}"),
     }
 }
 

@@ -29,7 +29,8 @@ const ID: u64 = UART + 0xfe0;
 
 const AT: ConsoleArg = ConsoleArg { addr: UART, interrupt: 0, flags: 0 };
 
-fn add(vm: &Vm, arg: &ConsoleArg) -> Result<OwnedFd, Errno> {
+/// Adds a console.
+pub fn add(vm: &Vm, arg: &ConsoleArg) -> Result<OwnedFd, Errno> {
     vm.add(&crate::gunyah::function(FUNCTION_CONSOLE, arg))
 }
 

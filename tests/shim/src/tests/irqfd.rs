@@ -46,7 +46,7 @@ fn add(vm: &Vm, arg: &IrqfdArg) -> Result<()> {
 }
 
 /// Puts a tree behind the program, and the host's hands off it.
-fn put(guest: &Guest, tree: &[u8]) -> Result<()> {
+pub fn put(guest: &Guest, tree: &[u8]) -> Result<()> {
     access::write_all(&guest.mapping, PAGE, tree)?;
     guest.mapping.forget(1, tree.len().div_ceil(PAGE as usize) as u64)?;
     Ok(())
@@ -142,7 +142,8 @@ pub fn wakes_who_sleeps() -> Result<()> {
     })
 }
 
-fn is_asleep(thread: i32) -> Result<bool> {
+/// Whether a thread of this process sleeps.
+pub fn is_asleep(thread: i32) -> Result<bool> {
     let stat = fs::read_to_string(format!("/proc/self/task/{thread}/stat"))?;
     // The name may have anything in it, but ends with the last parenthesis.
     let state = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().next());

@@ -8,6 +8,7 @@ mod console;
 mod dmabuf;
 mod ends;
 mod functions;
+mod gic;
 pub mod holders;
 mod huge;
 mod ioeventfd;
@@ -108,6 +109,18 @@ tests! {
     console::ends,
     console::are_checked,
     console::comes_and_goes_under_a_guest,
+    gic::edges,
+    gic::levels,
+    gic::a_way_back,
+    gic::the_guest_says_who_is_interrupted,
+    gic::sgis_wake_who_sleeps,
+    gic::a_timer_interrupts_who_sleeps,
+    gic::a_console_interrupts,
+    gic::what_came_before_is_not_lost,
+    gic::a_vm_without_one_polls,
+    gic::trees_are_checked,
+    gic::as_many_spis_as_are_named,
+    gic::signals_outlive_the_vm,
     vcpus::switch_each_other_on,
     vcpus::that_are_off_are_woken_when_asked,
     vcpus::more_than_there_are_cpus,
