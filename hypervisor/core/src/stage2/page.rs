@@ -229,6 +229,7 @@ pub(crate) struct PageCell<P>(crate::sync::AtomicU64, PhantomData<P>);
 
 impl<P: Placed> PageCell<P> {
     /// No page.
+    #[inline(always)]
     pub fn new() -> PageCell<P> {
         PageCell(crate::sync::AtomicU64::new(0), PhantomData)
     }

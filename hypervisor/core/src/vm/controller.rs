@@ -24,6 +24,7 @@ pub struct Controller {
 }
 
 impl Controller {
+    #[inline(always)]
     pub(super) fn new() -> Controller {
         Controller {
             intids: AtomicU32::new(0),

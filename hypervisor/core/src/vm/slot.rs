@@ -89,7 +89,9 @@ pub enum First {
 }
 
 impl Slot {
-    /// The free slot of a guest's number, whose VM is counted there.
+    /// The free slot of a guest's number, whose VM is counted there. Inlined, so that it is made where
+    /// it is to be, not copied there.
+    #[inline(always)]
     pub fn new(id: GuestId, counts: &'static Counts) -> Slot {
         Slot {
             runs: AtomicU32::new(0),
