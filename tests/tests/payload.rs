@@ -68,7 +68,7 @@ fn guest_on_newer_cpus() {
 
 #[test]
 fn gic() {
-    run(Run { smp: 4, ..Run::of("gic") }, 2);
+    run(Run { smp: 4, ..Run::of("gic") }, 21);
 }
 
 #[test]

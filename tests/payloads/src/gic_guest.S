@@ -87,6 +87,9 @@ steps:
         step b add_word                 // 19
         step str x1, [x27, #8]          // 20
         ret
+        step mrs x2, cntv_ctl_el0       // 21: until the timer's condition is met
+        tbz     x2, #2, . - 4
+        ret
 
 end_script:
         ldr     x30, [sp], #16

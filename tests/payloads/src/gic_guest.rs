@@ -3,11 +3,13 @@
 //! Guests with a GIC, which do what a script says (`gic_guest.S`).
 
 use core::arch::global_asm;
+use core::sync::atomic::{AtomicBool, Ordering};
 
+use aarch64_cpu::registers::{CNTFRQ_EL0, CNTVCT_EL0, Readable as _};
 use arrayvec::ArrayVec;
 use escrow_abi::{MemEntry, ORDER_PAGE, PAGE_SIZE, Rights, call, psci};
 
-use crate::cpus::MAX_CPUS;
+use crate::cpus::{self, MAX_CPUS};
 use crate::guest::{Exit, run_once};
 use crate::host::{Host, Lists, peek, poke, refused};
 use crate::hvc::call;
@@ -146,6 +148,9 @@ impl Step {
         Step([14, count, 0, 0])
     }
 
+    /// Until the timer's condition is met, whether or not it interrupts.
+    pub const UNTIL_TIMER: Step = Step([21, 0, 0, 0]);
+
     /// In a handler: leaves out so many steps if the interrupt is another one.
     pub const fn if_intid(intid: u64, steps: u64) -> Step {
         Step([15, intid, steps, 0])
@@ -278,6 +283,42 @@ impl GicGuest {
         Ok(asleep)
     }
 
+    /// Runs all vCPUs, each on a CPU of its own, until the scripts of all are at their ends. One that waits
+    /// runs again when it is to be woken, or when its timer fires.
+    ///
+    /// # Errors
+    /// Escrow refuses, or one ends with something else.
+    pub fn run_all(&self) -> Outcome {
+        cpus::need(self.vcpus.len())?;
+        let woken: [AtomicBool; MAX_CPUS] = [const { AtomicBool::new(false) }; MAX_CPUS];
+        let wake = |mask: u64| {
+            for (n, woken) in woken.iter().enumerate().filter(|(n, _)| mask & 1 << n != 0) {
+                check!(n < self.vcpus.len(), "vCPU {n} is to be woken");
+                woken.store(true, Ordering::SeqCst);
+            }
+            Ok(())
+        };
+        cpus::try_on_all(|n| {
+            let Some(vcpu) = self.vcpus.get(n) else { return Ok(()) };
+            loop {
+                // Before the run: whoever wakes it after that is heard.
+                woken[n].store(false, Ordering::SeqCst);
+                match vcpu.run()? {
+                    Exit::Wakeup(deadline) => cpus::wait_until(
+                        || woken[n].load(Ordering::SeqCst) || counter() >= deadline,
+                        "a vCPU is not woken",
+                    )?,
+                    Exit::Wake(mask) | Exit::SpiDone(mask) => wake(mask)?,
+                    exit => {
+                        check_eq!(exit, Exit::MmioWrite(DOORBELL, 8, mailbox_at(vcpu.index)));
+                        check_eq!(vcpu.exception(), None);
+                        return Ok(());
+                    }
+                }
+            }
+        })
+    }
+
     /// Takes an SPI that is done; 0 if there is none.
     ///
     /// # Errors
@@ -307,6 +348,16 @@ impl GicGuest {
         }
         Ok(())
     }
+}
+
+/// How far the counter gets in some milliseconds.
+pub fn milliseconds(n: u64) -> u64 {
+    n * CNTFRQ_EL0.get() / 1000
+}
+
+/// The host's counter, which the guest's timer is compared with.
+pub fn counter() -> u64 {
+    CNTVCT_EL0.get()
 }
 
 /// Copies the guest's code into a page.

@@ -257,7 +257,8 @@ impl<P: Pages> Vgic<P> {
         if state.lines.is_moot(ppi, change) {
             return;
         }
-        state.event(ppi, change);
+        // A list register that is not inside is looked at: what was pending by its level may not be.
+        state.change_private(ppi, vcpu, change);
         drop(state);
         self.notify(vcpu, effects);
     }

@@ -5,8 +5,11 @@
 #![no_std]
 #![no_main]
 
+mod physical_timer;
+mod sgis;
+mod spis;
 mod timer;
 
 use escrow_payloads::payload;
 
-payload!("gic", timer::TESTS);
+payload!("gic", timer::TESTS, physical_timer::TESTS, spis::TESTS, sgis::TESTS);

@@ -3,155 +3,213 @@
 //! The virtual timer: it interrupts a guest that runs, that waits, and that did not run when it
 //! fired.
 
-use aarch64_cpu::registers::{CNTFRQ_EL0, CNTPCT_EL0, Readable as _};
-use escrow_abi::call;
-use escrow_payloads::gic_guest::{GicGuest, Read, Step, Taken, Write};
+use escrow_payloads::gic_guest::{
+    GicGuest, GicVcpu, Read, Step, Taken, Write, counter, milliseconds,
+};
 use escrow_payloads::guest::Exit;
 use escrow_payloads::{Host, Outcome, Test, check, check_eq, cpus, fail, tests};
 
 pub const TESTS: &[Test] = tests![
     it_interrupts_a_guest_that_runs,
-    an_edge_interrupts_a_guest,
-    the_physical_timer_is_there_as_well,
+    it_interrupts_a_guest_that_waits,
+    it_interrupts_a_guest_that_did_not_run,
+    one_that_is_disabled_wakes_nobody,
+    one_that_is_set_anew_is_not_pending,
+    it_is_deactivated_by_itself_in_eoi_mode_1,
 ];
 
-const TIMER: u64 = 27;
-const PHYSICAL: u64 = 30;
+const TIMER: u32 = 27;
+const TAKEN: Taken = Taken { intid: TIMER, priority: 0x80 };
 /// A tick or so.
 const SOON: u64 = 1000;
+/// Long enough for the guest to wait for it.
+const LATER: u64 = 50;
 
-/// Enables the timer's interrupt, with a priority.
-fn enable(guest: &GicGuest) -> [Step; 2] {
-    let private = guest.vcpus[0].private();
-    [Step::store_b(private + 0x400 + TIMER, 0x80), Step::store(private + 0x100, 1 << TIMER)]
+fn start(host: &mut Host, eoi_mode: u64) -> Outcome<(GicGuest, GicVcpu)> {
+    let guest = GicGuest::start(host, 1, 32)?;
+    guest.set_up(eoi_mode)?;
+    let vcpu = guest.vcpus[0];
+    let private = vcpu.private();
+    vcpu.script(
+        &[
+            Step::store_b(private + 0x400 + u64::from(TIMER), 0x80),
+            Step::store(private + 0x100, 1 << TIMER),
+        ],
+        &[],
+    )?;
+    Ok((guest, vcpu))
+}
+
+fn set(ticks: u64) -> [Step; 2] {
+    [Step::write(Write::CntvTval, ticks), Step::write(Write::CntvCtl, 1)]
+}
+
+const OFF: Step = Step::write(Write::CntvCtl, 0);
+
+/// Goes on with a guest that waits, when its timer has fired.
+fn wait(vcpu: &GicVcpu) -> Outcome {
+    match vcpu.run()? {
+        Exit::Wakeup(deadline) => {
+            check!(deadline != u64::MAX, "the timer wakes it");
+            cpus::wait_until(|| counter() >= deadline, "time does not pass")
+        }
+        exit => fail!("{exit:?}"),
+    }
 }
 
 fn it_interrupts_a_guest_that_runs(host: &mut Host) -> Outcome {
-    let guest = GicGuest::start(host, 1, 32)?;
-    guest.set_up(0)?;
-    let vcpu = guest.vcpus[0];
-    let [priority, enable] = enable(&guest);
+    let (guest, vcpu) = start(host, 0)?;
+    let [tval, ctl] = set(SOON);
     vcpu.script(
         &[
-            priority,
-            enable,
             Step::read(Read::Pfr0),
             Step::read(Read::Sre),
-            Step::write(Write::CntvTval, SOON),
-            Step::write(Write::CntvCtl, 1),
+            tval,
+            ctl,
             Step::UNMASK,
             Step::until_interrupts(1),
-            Step::write(Write::CntvTval, SOON),
-            Step::write(Write::CntvCtl, 1),
+            tval,
+            ctl,
             Step::until_interrupts(2),
             Step::loops(1000),
             Step::MASK,
         ],
-        &[Step::write(Write::CntvCtl, 0), Step::END],
+        &[OFF, Step::END],
     )?;
-    check_eq!(vcpu.result(2) >> 24 & 0xf, 1, "ID_AA64PFR0_EL1.GIC");
-    check_eq!(vcpu.result(3), 7, "ICC_SRE_EL1");
-    let timer = Taken { intid: TIMER as u32, priority: 0x80 };
-    check_eq!(vcpu.taken().as_slice(), [timer; 2]);
+    check_eq!(vcpu.result(0) >> 24 & 0xf, 1, "ID_AA64PFR0_EL1.GIC");
+    check_eq!(vcpu.result(1), 7, "ICC_SRE_EL1");
+    check_eq!(vcpu.taken().as_slice(), [TAKEN; 2]);
     host.end(guest.vm)
 }
 
-fn an_edge_interrupts_a_guest(host: &mut Host) -> Outcome {
-    let guest = GicGuest::start(host, 1, 32)?;
-    guest.set_up(0)?;
-    let vcpu = guest.vcpus[0];
-    vcpu.write_script(
-        &[
-            Step::store(escrow_payloads::gic_guest::GICD + 0x84, u64::from(u32::MAX)),
-            Step::store(escrow_payloads::gic_guest::GICD + 0x104, 1 << 8),
-            Step::device(1),
+fn it_interrupts_a_guest_that_waits(host: &mut Host) -> Outcome {
+    let (guest, vcpu) = start(host, 0)?;
+    for round in 1..4 {
+        let [tval, ctl] = set(milliseconds(LATER));
+        let script = [tval, ctl, Step::WFI, Step::UNMASK, Step::until_interrupts(1), Step::MASK];
+        vcpu.write_script(&script, &[OFF, Step::END]);
+        wait(&vcpu)?;
+        vcpu.ends()?;
+        check_eq!(vcpu.taken().as_slice(), [TAKEN], "round {round}");
+    }
+    // Pending already: it does not wait.
+    let [tval, ctl] = set(1);
+    let script = [tval, ctl, Step::UNTIL_TIMER, Step::WFI, Step::UNMASK, Step::until_interrupts(1)];
+    vcpu.script(&script, &[OFF, Step::END])?;
+    check_eq!(vcpu.taken().as_slice(), [TAKEN]);
+    host.end(guest.vm)
+}
+
+fn it_interrupts_a_guest_that_did_not_run(host: &mut Host) -> Outcome {
+    let (guest, vcpu) = start(host, 0)?;
+    for _ in 0..3 {
+        let [tval, ctl] = set(milliseconds(LATER));
+        let script =
+            [tval, ctl, Step::device(7), Step::UNMASK, Step::until_interrupts(1), Step::MASK];
+        vcpu.write_script(&script, &[OFF, Step::END]);
+        vcpu.device(7)?;
+        let end = counter() + milliseconds(2 * LATER);
+        cpus::wait_until(|| counter() >= end, "time does not pass")?;
+        vcpu.ends()?;
+        check_eq!(vcpu.taken().as_slice(), [TAKEN]);
+        // An exit while it is pending, and one while it is active: it comes once nevertheless.
+        let [tval, ctl] = set(SOON);
+        let script = [
+            tval,
+            ctl,
+            Step::UNTIL_TIMER,
+            Step::device(8),
             Step::UNMASK,
             Step::until_interrupts(1),
             Step::loops(1000),
             Step::MASK,
-        ],
-        &[Step::END],
-    );
-    vcpu.device(1)?;
-    check_eq!(guest.input(40, call::INPUT_EDGE)?, 0);
-    vcpu.ends()?;
-    check_eq!(vcpu.taken().as_slice(), [Taken { intid: 40, priority: 0 }]);
-    check!(guest.done()? == 0);
+        ];
+        vcpu.write_script(&script, &[Step::device(9), OFF, Step::device(10), Step::END]);
+        for exit in 8..=10 {
+            vcpu.device(exit)?;
+        }
+        vcpu.ends()?;
+        check_eq!(vcpu.taken().as_slice(), [TAKEN]);
+    }
     host.end(guest.vm)
 }
 
-/// The physical timer, which EL2 emulates: while the guest runs, masked, and while it waits.
-fn the_physical_timer_is_there_as_well(host: &mut Host) -> Outcome {
-    let guest = GicGuest::start(host, 1, 32)?;
-    guest.set_up(0)?;
-    let vcpu = guest.vcpus[0];
+fn one_that_is_disabled_wakes_nobody(host: &mut Host) -> Outcome {
+    let (guest, vcpu) = start(host, 0)?;
+    let [tval, ctl] = set(SOON);
     let private = vcpu.private();
-    let switch_off = [Step::write(Write::CntpCtl, 0), Step::END];
-    let timer = Taken { intid: PHYSICAL as u32, priority: 0x90 };
-    vcpu.script(
-        &[
-            Step::store_b(private + 0x400 + PHYSICAL, 0x90),
-            Step::store(private + 0x100, 1 << PHYSICAL),
-            Step::write(Write::CntpTval, SOON),
-            Step::write(Write::CntpCtl, 1),
-            Step::UNMASK,
-            Step::until_interrupts(1),
-            Step::write(Write::CntpTval, SOON),
-            Step::write(Write::CntpCtl, 1),
-            Step::until_interrupts(2),
-            // Its time is past.
-            Step::write(Write::CntpCtl, 1),
-            Step::until_interrupts(3),
-            Step::loops(1000),
-            Step::MASK,
-        ],
-        &switch_off,
-    )?;
-    check_eq!(vcpu.taken().as_slice(), [timer; 3]);
-    let far = 1 << 60;
-    vcpu.script(
-        &[
-            Step::write(Write::CntpCval, 5),
-            Step::write(Write::CntpCtl, u64::MAX),
-            Step::read(Read::CntpCtl),
-            Step::read(Read::CntpCval),
-            Step::UNMASK,
-            Step::loops(1000),
-            Step::write(Write::CntpCval, far),
-            Step::write(Write::CntpCtl, 1),
-            Step::read(Read::CntpCtl),
-            Step::read(Read::Cntpct),
-            Step::read(Read::Cntvct),
-            Step::write(Write::CntpTval, 0xffff_0000),
-            Step::read(Read::CntpTval),
-            Step::write(Write::CntpCtl, 0),
-            Step::MASK,
-        ],
-        &switch_off,
-    )?;
-    // The handler switches it off at the interrupt of a time that is long past.
-    check_eq!(vcpu.taken().as_slice(), [timer]);
-    check_eq!([vcpu.result(2), vcpu.result(3)], [7, 5], "enabled, masked, met");
-    check_eq!(vcpu.result(8), 1, "enabled");
-    check!(vcpu.result(9) <= vcpu.result(10), "one counter");
-    check_eq!(vcpu.result(12) >> 31, 1, "its time is past");
-    // In 50 ms, for which its host waits.
-    vcpu.write_script(
-        &[
-            Step::write(Write::CntpTval, CNTFRQ_EL0.get() / 20),
-            Step::write(Write::CntpCtl, 1),
-            Step::UNMASK,
-            Step::WFI,
-            Step::until_interrupts(1),
-            Step::MASK,
-        ],
-        &switch_off,
-    );
-    let exit = vcpu.run()?;
-    let Exit::Wakeup(deadline) = exit else { fail!("{exit:x?}") };
-    check!(deadline < CNTPCT_EL0.get() + CNTFRQ_EL0.get(), "{deadline:#x}");
-    cpus::wait_until(|| CNTPCT_EL0.get() >= deadline, "the deadline")?;
+    let script = [
+        Step::store(private + 0x180, 1 << TIMER),
+        tval,
+        ctl,
+        Step::UNMASK,
+        Step::UNTIL_TIMER,
+        Step::WFI,
+        Step::load(private + 0x200),
+        // It comes when it is enabled.
+        Step::store(private + 0x100, 1 << TIMER),
+        Step::until_interrupts(1),
+        Step::MASK,
+    ];
+    vcpu.write_script(&script, &[OFF, Step::END]);
+    check_eq!(vcpu.run()?, Exit::Wakeup(u64::MAX));
+    check_eq!(vcpu.count(), 0);
     vcpu.ends()?;
-    check_eq!(vcpu.taken().as_slice(), [timer]);
+    check_eq!(vcpu.result(6), 1 << TIMER, "ISPENDR0 shows its level");
+    check_eq!(vcpu.taken().as_slice(), [TAKEN]);
+    host.end(guest.vm)
+}
+
+fn one_that_is_set_anew_is_not_pending(host: &mut Host) -> Outcome {
+    let (guest, vcpu) = start(host, 0)?;
+    let [tval, ctl] = set(SOON);
+    let private = vcpu.private();
+    let script = [
+        tval,
+        ctl,
+        Step::UNTIL_TIMER,
+        Step::load(private + 0x200),
+        Step::write(Write::CntvTval, milliseconds(LATER)),
+        Step::load(private + 0x200),
+        Step::WFI,
+        Step::UNMASK,
+        Step::until_interrupts(1),
+        Step::MASK,
+    ];
+    vcpu.write_script(&script, &[OFF, Step::END]);
+    wait(&vcpu)?;
+    check_eq!(vcpu.result(3), 1 << TIMER);
+    check_eq!(vcpu.result(5), 0);
+    vcpu.ends()?;
+    check_eq!(vcpu.taken().as_slice(), [TAKEN]);
+    host.end(guest.vm)
+}
+
+fn it_is_deactivated_by_itself_in_eoi_mode_1(host: &mut Host) -> Outcome {
+    let (guest, vcpu) = start(host, 1)?;
+    let [tval, ctl] = set(SOON);
+    let private = vcpu.private();
+    let script = [
+        tval,
+        ctl,
+        Step::UNMASK,
+        Step::until_interrupts(1),
+        // Active still: it does not come again.
+        tval,
+        ctl,
+        Step::UNTIL_TIMER,
+        Step::load(private + 0x300),
+        Step::load(private + 0x200),
+        Step::write(Write::Dir, TIMER as u64),
+        Step::until_interrupts(2),
+        OFF,
+        Step::write(Write::Dir, TIMER as u64),
+        Step::load(private + 0x300),
+        Step::MASK,
+    ];
+    vcpu.script(&script, &[OFF, Step::END])?;
+    check_eq!([vcpu.result(7), vcpu.result(8)], [1 << TIMER; 2], "active and pending");
+    check_eq!(vcpu.result(13), 0);
+    check_eq!(vcpu.taken().as_slice(), [TAKEN; 2]);
     host.end(guest.vm)
 }
