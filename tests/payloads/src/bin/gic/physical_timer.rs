@@ -10,8 +10,6 @@ use escrow_payloads::{Host, Outcome, Test, check, check_eq, cpus, fail, tests};
 pub const TESTS: &[Test] = tests![the_physical_timer_is_there_as_well];
 
 const PHYSICAL: u64 = 30;
-/// A tick or so.
-const SOON: u64 = 1000;
 
 /// While the guest runs, masked, and while it waits.
 fn the_physical_timer_is_there_as_well(host: &mut Host) -> Outcome {
@@ -19,17 +17,19 @@ fn the_physical_timer_is_there_as_well(host: &mut Host) -> Outcome {
     guest.set_up(0)?;
     let vcpu = guest.vcpus[0];
     let private = vcpu.private();
+    // Long enough for the guest to be in its loop by then.
+    let soon = CNTFRQ_EL0.get() / 100;
     let switch_off = [Step::write(Write::CntpCtl, 0), Step::END];
     let timer = Taken { intid: PHYSICAL as u32, priority: 0x90 };
     vcpu.script(
         &[
             Step::store_b(private + 0x400 + PHYSICAL, 0x90),
             Step::store(private + 0x100, 1 << PHYSICAL),
-            Step::write(Write::CntpTval, SOON),
+            Step::write(Write::CntpTval, soon),
             Step::write(Write::CntpCtl, 1),
             Step::UNMASK,
             Step::until_interrupts(1),
-            Step::write(Write::CntpTval, SOON),
+            Step::write(Write::CntpTval, soon),
             Step::write(Write::CntpCtl, 1),
             Step::until_interrupts(2),
             // Its time is past.
