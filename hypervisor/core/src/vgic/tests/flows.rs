@@ -164,6 +164,25 @@ fn a_timer_s_short_way_is_the_long_one() {
     }
 }
 
+/// The guest deactivates a linked timer without an exit, and so it may fire again without one.
+#[test]
+fn a_timer_comes_again_without_an_exit() {
+    let mut world = ready(1, 4);
+    let timer = Intid::new(TIMER).unwrap();
+    world.vgic.link(0, timer, TIMER as u16);
+    world.write_priority(0, 0, TIMER, 0x40);
+    for round in 0..3 {
+        assert!(world.vgic.interrupt(0, timer, &mut world.sims[0]));
+        world.spec.pes[0].private[27].line = true;
+        world.settle();
+        assert_eq!(world.acknowledge(0, 1), TIMER, "round {round}");
+        world.spec.pes[0].private[27].line = false;
+        world.end(0);
+        assert_eq!(world.sims[0].deactivated.len(), round + 1);
+        world.settle();
+    }
+}
+
 #[test]
 fn a_linked_timer_that_is_masked_in_time_does_not_come() {
     let mut world = ready(1, 4);
