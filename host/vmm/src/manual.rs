@@ -33,7 +33,8 @@ fn pages(mut program: Command) -> Result<Vec<(String, Vec<u8>)>> {
         .map(|command| {
             let name = command.get_display_name().unwrap_or(command.get_name()).to_owned();
             let mut page = Vec::new();
-            Man::new(command.clone()).title(&name).date(NO_DATE).render(&mut page)?;
+            let man = Man::new(command.clone()).title(&name).date(NO_DATE);
+            man.source(concat!("escrow ", env!("CARGO_PKG_VERSION"))).render(&mut page)?;
             Ok((format!("{name}.1"), page))
         })
         .collect()

@@ -38,6 +38,13 @@ for word in $(cat /proc/cmdline); do
     do=reboot) reboot -f ;;
     do=panic) echo c > /proc/sysrq-trigger ;;
     do=wait) read forever ;;
+    do=button)
+        insmod /lib/evdev.ko.xz
+        insmod /lib/gpio_keys.ko.xz
+        until [ -e /dev/input/event0 ]; do sleep 0.1; done
+        echo "guest: listens to the button"
+        echo "guest: pressed, $(head -c 24 /dev/input/event0 | tail -c 8 | hexdump -e '4/2 "%d "')"
+        ;;
     esac
 done
 poweroff -f
@@ -74,7 +81,7 @@ home() {
 
 fn initrd() -> Vec<u8> {
     let mut archive = Archive::new();
-    for folder in ["bin", "dev", "proc", "sys"] {
+    for folder in ["bin", "dev", "lib", "proc", "sys"] {
         archive.directory(folder).expect("an archive");
     }
     archive.character_device("dev/console", 5, 1).expect("an archive");
@@ -82,6 +89,13 @@ fn initrd() -> Vec<u8> {
     archive.file("bin/busybox", 0o755, &busybox).expect("an archive");
     archive.symlink("bin/sh", "busybox").expect("an archive");
     archive.file("init", 0o755, INIT.as_bytes()).expect("an archive");
+    // What listens to the power button. Debian's cloud kernel has not got it.
+    for (folder, module) in [("input", "evdev"), ("input/keyboard", "gpio_keys")] {
+        let file = format!("kernel/drivers/{folder}/{module}.ko.xz");
+        let module_file = artefacts().host_modules.join(file);
+        let contents = fs::read(module_file).expect("a module of the kernel");
+        archive.file(&format!("lib/{module}.ko.xz"), 0o644, &contents).expect("an archive");
+    }
     archive.finish().expect("an archive")
 }
 
@@ -164,9 +178,21 @@ grep 'guest: ' /tmp/console
 status=0; wait $one || status=$?
 [ $status = 0 ]
 
-escrow run $K --initrd /guest-initrd --cmdline 'quiet do=wait' </dev/null >/tmp/three 2>&1 &
+# The power button; nobody listens to it.
+escrow run $K --initrd /guest-initrd --name five --cmdline 'quiet do=button' </dev/null >/tmp/five 2>&1 &
+five=$!
+up /tmp/five 2
+escrow stop five
+status=0; wait $five || status=$?
+[ $status = 0 ]
+cat /tmp/five
+grep 'guest: pressed, 1 116' /tmp/five
+
+escrow run $K --initrd /guest-initrd --name three --cmdline 'quiet do=wait' </dev/null >/tmp/three 2>&1 &
 three=$!
 up /tmp/three 1
+if escrow stop --timeout 1 three 2>/tmp/deaf; then exit 1; fi
+grep 'within 1 s' /tmp/deaf
 kill -TERM $three
 status=0; wait $three || status=$?
 [ $status = 143 ]
