@@ -122,6 +122,10 @@ unsafe fn run_guest(
         put(x, &answer);
     }
 
+    #[expect(
+        clippy::while_immutable_condition,
+        reason = "a run that does not begin; all others break"
+    )]
     while !matches!(begins, Next::Exit(_)) {
         // SAFETY: the guest's state is in the CPU and the guest vectors are in
         // force; the guest's stage 2 keeps it to its own memory.
