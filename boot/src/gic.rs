@@ -50,12 +50,13 @@ impl Redistributors {
                 };
                 let affinity = typer >> 32;
                 let owner = cpus.iter().find(|cpu| packed(cpu.mpidr) == affinity);
-                // SAFETY: as above.
-                if let Some(cpu) = owner
-                    && unsafe { map_page(at + SGI_BASE, stage1) }.is_ok()
-                {
-                    // As many as CPUs at the most.
-                    let _ = found.try_push((cpu.mpidr, at));
+                if let Some(cpu) = owner {
+                    // SAFETY: as the caller says.
+                    match unsafe { map_page(at + SGI_BASE, stage1) } {
+                        // As many as CPUs at the most.
+                        Ok(()) => drop(found.try_push((cpu.mpidr, at))),
+                        Err(error) => log::warn!("redistributor at {at:#x}: {error}"),
+                    }
                 }
                 if typer & TYPER_LAST != 0 {
                     break;
