@@ -44,7 +44,9 @@ fn all_sites() -> Result<()> {
     // Else no large folio is split.
     ensure!(has_huge_pages()?, Lacking("huge pages".to_owned()));
     let sites = plan::sites()?;
-    let never: Vec<_> = sites.iter().filter(|s| s.failed == 0).map(|s| s.name.as_str()).collect();
+    let is_left_out = |name: &str| LEFT_OUT.iter().any(|file| name.starts_with(file));
+    let never = sites.iter().filter(|site| site.failed == 0).map(|site| site.name.as_str());
+    let never: Vec<_> = never.filter(|name| !is_left_out(name)).collect();
     ensure!(never.is_empty(), "never failed: {}", never.join(", "));
     if let Ok(number) = env::var("FAULT_SITES") {
         let seen: Vec<_> = sites.iter().map(|site| site.name.as_str()).collect();
