@@ -165,8 +165,9 @@ static ssize_t escrow_console_read(struct kiocb *iocb, struct iov_iter *to)
 	for (;;) {
 		/* After the end, nothing comes. */
 		escrow_console_state(console, &has_ended);
-		if (mutex_lock_interruptible(&console->read_lock))
-			return -ERESTARTSYS;
+		/* Another reader has it while it copies, and no longer. */
+		if (mutex_lock_killable(&console->read_lock))
+			return -EINTR;
 		done = escrow_console_copy(console, to);
 		mutex_unlock(&console->read_lock);
 		if (done || has_ended || !iov_iter_count(to))

@@ -9,10 +9,10 @@ use escrow_abi::call::{BELL_RECEIVE, MODIFY_SANITIZE, MODIFY_UNLOCK};
 use escrow_shim_tests::access;
 use escrow_shim_tests::facts::Facts;
 use escrow_shim_tests::guest::{Guest, Order, RAM};
-use escrow_shim_tests::gunyah::{PAGE, RWX, vcpu_function};
+use escrow_shim_tests::gunyah::{PAGE, RWX, function, vcpu_function};
 use escrow_shim_tests::holder::{Holder, Manner};
 use escrow_shim_tests::runner::{Test, same};
-use escrow_shim_tests::tree::with_doorbells;
+use escrow_shim_tests::tree::{GICD, with_doorbells, with_gic};
 use escrow_vmcore::uapi::{self, MAP_FORCE_SHARE, fdinfo};
 use nix::errno::Errno;
 use nix::sys::eventfd::EventFd;
@@ -39,6 +39,8 @@ pub const ALL: &[Test] = &[
     ("scenes::split_a_huge_page", || walk_through(split_a_huge_page)),
     ("scenes::ioeventfd", || walk_through(ioeventfd)),
     ("scenes::irqfd", || walk_through(irqfd)),
+    ("scenes::irqfd_with_a_gic", || walk_through(irqfd_with_a_gic)),
+    ("scenes::console", || walk_through(console)),
     ("scenes::fetch_what_is_unlocked", || walk_through(fetch)),
     ("scenes::punch_what_is_unlocked", || walk_through(|run| clear(run, 0, Clear::Punch))),
     ("scenes::punch_what_is_shared", || {
@@ -252,6 +254,55 @@ fn irqfd(run: &Run) -> Result<()> {
         same(guest.ask(Order::CallForX1(BELL_RECEIVE, label, 1))?, flags)?;
     }
     Ok(())
+}
+
+/// Of each kind, before and after the start, and with a way back.
+fn irqfd_with_a_gic(run: &Run) -> Result<()> {
+    let guest = Guest::new(&run.device, 32, 0)?;
+    // SPIs of both of EL2's pages.
+    let tree = with_gic(GICD, 1, [(0, 8, 1), (1, 9, 4), (2, 900, 4)])?;
+    access::write_all(&guest.mapping, AT * PAGE, &tree)?;
+    guest.mapping.forget(AT, 1)?;
+    guest.vm.set_dtb(RAM + AT * PAGE, PAGE)?;
+    let (event, back) = (EventFd::new().context("eventfd")?, EventFd::new().context("eventfd")?);
+    let arg = |label, flags| uapi::IrqfdArg {
+        fd: event.as_raw_fd() as u32,
+        label,
+        flags,
+        resample_fd: back.as_raw_fd() as u32,
+    };
+    let add = |label, flags| guest.vm.add_function(uapi::FUNCTION_IRQFD, &arg(label, flags));
+    run.begin()?;
+    run.attempt("IRQFD", || add(0, 0))?;
+    run.attempt("VM_START", || guest.vm.start())?;
+    run.attempt("IRQFD", || add(1, uapi::IRQFD_RESAMPLE))?;
+    run.attempt("IRQFD", || add(2, 0))?;
+    run.attempt("the end of one", || guest.vm.remove_function(uapi::FUNCTION_IRQFD, &arg(1, 0)))?;
+    run.end()?;
+    event.write(1)?;
+    guest.ask(Order::Load(RAM)).map(drop)
+}
+
+/// Before and after the start.
+fn console(run: &Run) -> Result<()> {
+    let guest = Guest::new(&run.device, 32, 0)?;
+    let arg = |addr| uapi::ConsoleArg { addr, interrupt: 33, flags: 0 };
+    let add = |addr| {
+        let arg = arg(addr);
+        guest.vm.add(&function(uapi::FUNCTION_CONSOLE, &arg))
+    };
+    run.begin()?;
+    let first = run.attempt("a console", || add(0x900_0000))?;
+    run.attempt("VM_START", || guest.vm.start())?;
+    let second = run.attempt("a console", || add(0x900_1000))?;
+    run.attempt("the end of one", || {
+        guest.vm.remove_function(uapi::FUNCTION_CONSOLE, &arg(0x900_1000))
+    })?;
+    run.end()?;
+    guest.ask(Order::Write(0x900_0000, 65, 4))?;
+    let mut text = [0; 8];
+    same((nix::unistd::read(&first, &mut text)?, text[0]), (1, 65))?;
+    same(nix::unistd::read(&second, &mut text)?, 0)
 }
 
 fn fetch(run: &Run) -> Result<()> {
