@@ -141,12 +141,15 @@ fn ends_tear_guests_down_on(kernel: Kernel, command: &str) {
         echo came and went
         {}
         shim-tests --crowd {CROWD} >/tmp/crowd 2>&1 &
+        crowd=$!
         until grep 'a crowd' /tmp/crowd; do sleep 0.1; done
-        storm 1; storm 2
+        storm 1; first=$!
+        storm 2; second=$!
         dmesg | grep -E 'BUG|WARNING|Oops|Internal error' | sed 's/^/FAILED: /'
         while :; do rmmod escrow 2>/dev/null; done &
         {command} &
         cat <&3
+        wait $crowd $first $second
         cat /tmp/crowd /tmp/storm1 /tmp/storm2
         dmesg | grep -E 'BUG|WARNING|Oops|Internal error' | sed 's/^/FAILED: /'
         echo all is told",
