@@ -48,7 +48,7 @@ const _: () = {
 };
 
 /// Runs a vCPU until its host has to know something, and puts that into the host's `x0`
-/// to `x4`.
+/// to `x4`. The run is passed on, not referred to, which would have it in memory.
 ///
 /// # Safety
 ///
@@ -58,43 +58,51 @@ const _: () = {
 pub(crate) unsafe fn run(
     cpu: *mut PerCpu,
     hypervisor: &Hypervisor<Hardware>,
-    run: &mut Run<'_>,
+    mut run: Run<'_>,
     x: &mut [u64; 8],
 ) {
-    if let Next::Exit(answer) = hypervisor.guest_entry(run) {
+    if let Next::Exit(answer) = hypervisor.guest_entry(&run) {
         put(x, &answer);
         return;
     }
     // SAFETY: as granted.
     unsafe {
         // Each is compiled for itself.
-        if run.has_gic {
-            run_with_gic(cpu, hypervisor, run, x);
+        if run.does_more {
+            run_with_more(cpu, hypervisor, run, x);
         } else {
-            run_guest(cpu, hypervisor, run, x, &mut NoGic);
+            run_guest(cpu, hypervisor, &mut run, x, &mut NoGic);
         }
     }
 }
 
-/// A run of a vCPU with a GIC.
+/// A run of a vCPU that has a GIC, or that is told its stolen time.
 ///
 /// # Safety
 ///
 /// As for [`run`].
 #[inline(never)]
-unsafe fn run_with_gic(
+unsafe fn run_with_more(
     cpu: *mut PerCpu,
     hypervisor: &Hypervisor<Hardware>,
-    run: &mut Run<'_>,
+    mut run: Run<'_>,
     x: &mut [u64; 8],
 ) {
-    // SAFETY: parts of this CPU's data that nothing else refers to.
-    let (gic, last_vcpu) = unsafe { (&mut (*cpu).gic, (*cpu).last_vcpu) };
-    let ran_last = last_vcpu == ptr::from_ref::<Vcpu>(run);
-    let interface = GuestInterface::new(*gic);
-    let mut with_gic = WithGic { gic, ran_last, interface, all: false };
-    // SAFETY: as granted.
-    unsafe { run_guest(cpu, hypervisor, run, x, &mut with_gic) };
+    if run.has_gic {
+        // SAFETY: parts of this CPU's data that nothing else refers to.
+        let (gic, last_vcpu) = unsafe { (&mut (*cpu).gic, (*cpu).last_vcpu) };
+        let ran_last = last_vcpu == ptr::from_ref::<Vcpu>(&run);
+        let interface = GuestInterface::new(*gic);
+        let mut with_gic = WithGic { gic, ran_last, interface, all: false };
+        // SAFETY: as granted.
+        unsafe { run_guest(cpu, hypervisor, &mut run, x, &mut with_gic) };
+    } else {
+        // SAFETY: as granted.
+        unsafe { run_guest(cpu, hypervisor, &mut run, x, &mut NoGic) };
+    }
+    if run.stolen.is_some() {
+        hypervisor.end_timed(&mut run, x[1], x[4]);
+    }
 }
 
 /// [`run`], with or without a GIC.
@@ -103,12 +111,12 @@ unsafe fn run_with_gic(
 ///
 /// As for [`run`].
 #[inline(always)]
-unsafe fn run_guest(
+unsafe fn run_guest<I: Interrupts>(
     cpu: *mut PerCpu,
     hypervisor: &Hypervisor<Hardware>,
     run: &mut Run<'_>,
     x: &mut [u64; 8],
-    gic: &mut impl Interrupts,
+    gic: &mut I,
 ) {
     // SAFETY: as granted, and the host's state is in the CPU.
     let held_back = unsafe { switch::enter(cpu, hypervisor.context_of(run), run) };
@@ -138,7 +146,7 @@ unsafe fn run_guest(
         let next = match kind {
             EXIT_SYNCHRONOUS => match Syndrome::of(ESR_EL2::read()) {
                 Syndrome::Wait(wait) => {
-                    let waited = hypervisor.guest_waits(run, wait);
+                    let waited = hypervisor.guest_waits(run, wait, I::HAS_GIC);
                     match gic.waits(hypervisor, run, waited) {
                         Waited::Enter { interrupt } => {
                             gic.set_interrupt(interrupt);
@@ -204,6 +212,9 @@ unsafe fn run_guest(
 
 /// The part that a GIC has in a run, or that it has not.
 trait Interrupts {
+    /// Whether the vCPU has a GIC.
+    const HAS_GIC: bool;
+
     /// The guest's state is about to be in use: the timer's is, and `held_back` is what
     /// [`switch::save_timer`] is to take off again. Returns what it is to take off.
     fn load(&mut self, run: &mut Run<'_>, held_back: u64) -> u64;
@@ -243,6 +254,8 @@ trait Interrupts {
 struct NoGic;
 
 impl Interrupts for NoGic {
+    const HAS_GIC: bool = false;
+
     #[inline(always)]
     fn load(&mut self, _run: &mut Run<'_>, held_back: u64) -> u64 {
         held_back
@@ -297,6 +310,8 @@ struct WithGic<'a> {
 }
 
 impl Interrupts for WithGic<'_> {
+    const HAS_GIC: bool = true;
+
     #[inline(always)]
     fn load(&mut self, run: &mut Run<'_>, held_back: u64) -> u64 {
         if held_back != 0 {

@@ -159,12 +159,9 @@ unsafe extern "C" fn escrow_host_run(frame: &mut HostFrame, cpu: *mut PerCpu) {
         return;
     };
     let x = frame.x.first_chunk_mut::<8>().expect("19 is more than 8");
-    if let Some(mut run) = hypervisor.host_runs(x) {
+    if let Some(run) = hypervisor.host_runs(x) {
         // SAFETY: the CPU's own data, and the host's state is in the CPU.
-        unsafe { crate::guest::run(cpu, hypervisor, &mut run, x) };
-        if run.stolen.is_some() {
-            hypervisor.end_timed(&mut run, x[1], x[4]);
-        }
+        unsafe { crate::guest::run(cpu, hypervisor, run, x) };
     }
 }
 

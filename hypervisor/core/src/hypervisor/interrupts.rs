@@ -53,6 +53,7 @@ impl<M: Machine> Hypervisor<M> {
         }
         let layout = Layout { distributor: Ipa(distributor), redistributors: Ipa(redistributors) };
         slot.controller().open(&layout, intids, pages);
+        slot.set_more();
         for index in 0..MAX_VCPUS as u8 {
             if let Some(page) = slot.vcpu(index) {
                 // Nobody else holds it: the VM's lock is held and it never ran.

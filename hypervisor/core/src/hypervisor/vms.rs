@@ -320,9 +320,12 @@ impl<M: Machine> Hypervisor<M> {
         match slot.first() {
             None => self.lock_vcpu(page, entered, resume),
             Some(First::Down(reason)) => Err(NoRun::Down(reason)),
-            Some(First::Timed) => {
+            Some(First::More) => {
                 let mut run = self.lock_vcpu(page, entered, resume)?;
-                self.begin_timed(slot, &mut run);
+                run.does_more = true;
+                if run.stolen.is_some() {
+                    self.begin_timed(slot, &mut run);
+                }
                 Ok(run)
             }
         }

@@ -130,7 +130,7 @@ impl Vcpu {
     #[inline(always)]
     pub fn decode(&mut self, exit: GuestExit, ids: &GuestIds) -> Outcome {
         match exit {
-            GuestExit::Wait(wait) => Outcome::Wait(self.wait(wait)),
+            GuestExit::Wait(wait) => Outcome::Wait(self.wait(wait, self.has_gic)),
             GuestExit::Abort(abort, address) => self.abort(abort, &address),
             GuestExit::Trapped(trapped) => self.trapped(trapped, ids),
             GuestExit::Interrupt | GuestExit::SError => Outcome::Exit(READY),
@@ -155,31 +155,32 @@ impl Vcpu {
         }
     }
 
-    /// WFI and WFE, with and without a deadline of their own.
+    /// WFI and WFE, with and without a deadline of their own. `has_gic` is the vCPU's.
     #[inline(always)]
-    pub(super) fn wait(&mut self, wait: Wait) -> Waiting {
+    pub(super) fn wait(&mut self, wait: Wait, has_gic: bool) -> Waiting {
         self.skip_instruction();
         if wait.is_for_event() {
             // Events are not modelled, and it may be for another vCPU that
             // the guest waits: the host may run that.
             return Waiting { until: Some(READY), interruptible: false };
         }
-        let mut deadline = if self.has_gic {
+        let timer = if has_gic {
             self.deadline_with_gic()
         } else if self.timer.is_pending() {
             return Waiting { until: None, interruptible: true };
         } else {
             self.timer.deadline()
         };
+        let mut deadline = timer.unwrap_or(u64::MAX);
         match wait.limit() {
             Limit::None => {}
             Limit::Unknown => return Waiting { until: Some(READY), interruptible: true },
             Limit::Register(register) => {
                 let limit = self.regs.read(register).wrapping_add(self.timer.offset);
-                deadline = Some(deadline.map_or(limit, |timer| timer.min(limit)));
+                deadline = deadline.min(limit);
             }
         }
-        let until = answer(run::EXPECTS_WAKEUP, [0, 0, deadline.unwrap_or(u64::MAX)]);
+        let until = answer(run::EXPECTS_WAKEUP, [0, 0, deadline]);
         Waiting { until: Some(until), interruptible: true }
     }
 

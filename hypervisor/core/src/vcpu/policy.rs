@@ -69,12 +69,13 @@ impl<M: Machine> Hypervisor<M> {
         }
     }
 
-    /// Handles an exit by an instruction that waits: what ends most runs.
+    /// Handles an exit by an instruction that waits: what ends most runs. `has_gic` is the vCPU's:
+    /// the caller is compiled for one or the other.
     #[inline(always)]
-    pub fn guest_waits(&self, run: &mut Run<'_>, wait: Wait) -> Waited {
+    pub fn guest_waits(&self, run: &mut Run<'_>, wait: Wait, has_gic: bool) -> Waited {
         // A timer that is read before the doorbells may fire meanwhile: its deadline
         // has passed then, and the host does not wait for it.
-        let waiting = run.wait(wait);
+        let waiting = run.wait(wait, has_gic);
         waits(run, waiting)
     }
 
@@ -264,9 +265,9 @@ fn call_of(run: &Run<'_>) -> [u64; 8] {
 /// What becomes of a guest that waits.
 #[inline(always)]
 fn waits(run: &Run<'_>, waiting: Waiting) -> Waited {
-    let interrupted = waiting.interruptible && run.has_interrupt_to_wait_for();
+    let is_interrupted = || waiting.interruptible && run.has_interrupt_to_wait_for();
     match waiting.until {
-        Some(answer) if !interrupted => Waited::Exit(answer),
+        Some(answer) if !is_interrupted() => Waited::Exit(answer),
         _ => waits_no_more(run),
     }
 }

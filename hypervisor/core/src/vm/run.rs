@@ -13,11 +13,14 @@ pub struct Run<'a> {
     // Fields drop in this order: the vCPU is given back before its VM may die.
     vcpu: VcpuGuard<'a>,
     entered: Entered<'a>,
+    /// The vCPU has a GIC, or is told its stolen time. The runs of all others are compiled without
+    /// what only these do.
+    pub does_more: bool,
 }
 
 impl<'a> Run<'a> {
     pub(crate) fn new(vcpu: VcpuGuard<'a>, entered: Entered<'a>) -> Run<'a> {
-        Run { vcpu, entered }
+        Run { vcpu, entered, does_more: false }
     }
 
     /// The VM.

@@ -58,7 +58,7 @@ pub struct Slot {
     /// The generation that may run now; 0 while none may.
     running_generation: AtomicU64,
     /// What a run looks at before it begins; 0 for most: why the guest is down, plus one, and
-    /// [`TIMED`].
+    /// [`MORE`].
     first: AtomicU64,
     /// The vCPUs' pages.
     vcpus: [PageCell<VcpuPage>; MAX_VCPUS],
@@ -76,16 +76,16 @@ pub struct Slot {
     vm: TicketMutex<Vm>,
 }
 
-/// Its vCPUs are told their stolen time.
-const TIMED: u64 = 1 << 63;
+/// Its vCPUs have a GIC, or are told their stolen time.
+const MORE: u64 = 1 << 63;
 
 /// What a run has to look at before it begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum First {
     /// The guest is down, for this reason.
     Down(u64),
-    /// Its vCPUs are told their stolen time.
-    Timed,
+    /// Its vCPUs have a GIC, or are told their stolen time.
+    More,
 }
 
 impl Slot {
@@ -272,9 +272,9 @@ impl Slot {
     pub fn first(&self) -> Option<First> {
         match self.first.load(Ordering::Relaxed) {
             0 => None,
-            first => Some(match (first & !TIMED).checked_sub(1) {
+            first => Some(match (first & !MORE).checked_sub(1) {
                 Some(reason) => First::Down(reason),
-                None => First::Timed,
+                None => First::More,
             }),
         }
     }
@@ -289,7 +289,13 @@ impl Slot {
     pub fn tell_time(&self, page: TimePage, at: u64) {
         self.time_page.set(page);
         self.time_at.store(at, Ordering::Relaxed);
-        self.first.fetch_or(TIMED, Ordering::Relaxed);
+        self.set_more();
+    }
+
+    /// Notes that runs of its vCPUs do [more](super::Run::does_more) than those of most. Needs the VM's
+    /// lock; it is not started.
+    pub fn set_more(&self) {
+        self.first.fetch_or(MORE, Ordering::Relaxed);
     }
 
     /// The stolen time of a vCPU that is about to exist. Needs the VM's lock.

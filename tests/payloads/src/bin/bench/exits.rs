@@ -4,13 +4,15 @@
 //! back into the guest.
 
 use escrow_abi::{MemEntry, ORDER_PAGE, PAGE_SIZE, Rights, call, run};
+use escrow_payloads::gic_guest::{GICD, GICR};
 use escrow_payloads::host::refused;
 use escrow_payloads::samples::Samples;
 use escrow_payloads::{Host, Outcome, Test, check, check_eq, hvc, mmu, println, tests};
 
 use crate::sample;
 
-pub const TESTS: &[Test] = tests![guests_are_counted, guest_exits, guest_exits_with_vectors];
+pub const TESTS: &[Test] =
+    tests![guests_are_counted, guest_exits, guest_exits_with_gic, guest_exits_with_vectors];
 
 /// Where guests have their code.
 const CODE: u64 = 0x4000_0000;
@@ -42,6 +44,13 @@ impl Guest {
         Self::start_with(host, guest, &[])
     }
 
+    /// The same with a GIC.
+    fn start_with_gic(host: &mut Host, guest: *const u8) -> Outcome<Guest> {
+        let vm = host.vm(METADATA)?;
+        hvc::call(call::VM_VGIC, &[vm, GICD, GICR, call::SPIS_MIN]).map_err(refused("VM_VGIC"))?;
+        Self::start_in(host, vm, guest, &[])
+    }
+
     /// The same with registers of its own.
     pub fn start_with(
         host: &mut Host,
@@ -49,6 +58,16 @@ impl Guest {
         registers: &[(u64, u64)],
     ) -> Outcome<Guest> {
         let vm = host.vm(METADATA)?;
+        Self::start_in(host, vm, guest, registers)
+    }
+
+    /// Starts it in a VM that is created.
+    fn start_in(
+        host: &mut Host,
+        vm: u64,
+        guest: *const u8,
+        registers: &[(u64, u64)],
+    ) -> Outcome<Guest> {
         let code = host.page();
         let source = &raw const guests_begin;
         let size = &raw const guests_end as usize - source as usize;
@@ -81,7 +100,20 @@ fn exits(
     own: u64,
     sample: fn(&mut [u64; 8]) -> u64,
 ) -> Outcome<Samples> {
-    let Guest { vm, vcpu } = Guest::start(host, guest)?;
+    let guest = Guest::start(host, guest)?;
+    exits_of(host, name, &guest, state, own, sample)
+}
+
+/// The same of a guest that is started, and that ends with it.
+fn exits_of(
+    host: &mut Host,
+    name: &'static str,
+    guest: &Guest,
+    state: u64,
+    own: u64,
+    sample: fn(&mut [u64; 8]) -> u64,
+) -> Outcome<Samples> {
+    let Guest { vm, vcpu } = *guest;
     let mut samples = Samples::new(name);
     // The first ones come from further away.
     for round in 0..SAMPLES + 10 {
@@ -117,6 +149,15 @@ fn guest_exits(host: &mut Host) -> Outcome {
     println!("{}", exits(host, "guest_exit", wait, run::EXPECTS_WAKEUP, 1, sample::hvc)?);
     println!("{}", exits(host, "guest_exit_mmio_read", read, run::MMIO_READ, 1, sample::hvc)?);
     println!("{}", exits(host, "guest_exit_mmio_write", write, run::MMIO_WRITE, 1, sample::hvc)?);
+    Ok(())
+}
+
+/// `guest_exit` of a guest with a GIC: on top come what its interrupts want done at each entry and
+/// exit, and whether one ends the wait.
+fn guest_exits_with_gic(host: &mut Host) -> Outcome {
+    let guest = Guest::start_with_gic(host, &raw const guest_wait)?;
+    let (state, sample) = (run::EXPECTS_WAKEUP, sample::hvc);
+    println!("{}", exits_of(host, "guest_exit_gic", &guest, state, 1, sample)?);
     Ok(())
 }
 
