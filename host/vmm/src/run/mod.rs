@@ -8,6 +8,7 @@ mod buffer;
 mod client;
 mod devices;
 mod keys;
+mod landlock;
 mod oops;
 mod preflight;
 mod progress;
@@ -51,7 +52,7 @@ pub fn run(arguments: Arguments) -> Result<u8> {
     let parts = Parts::open(&plan.machine, &|kind| entry.path(kind))?;
     let mut session = Session::new(listener)?;
     // No other thread is there yet.
-    sandbox::drop_privileges()?;
+    sandbox::drop_privileges(entry.folder())?;
     let host = Host { device, parts, entry };
     let mut boots = 0;
     loop {

@@ -9,14 +9,18 @@
 use std::env;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
+use std::os::unix::fs::{
+    DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _,
+};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use anyhow::{Context as _, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
-use nix::unistd::geteuid;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, getsockopt, socket, sockopt};
+use nix::unistd::{Uid, geteuid};
 
 /// The folder of root's guests.
 const SYSTEM: &str = "/run/escrow";
@@ -24,6 +28,8 @@ const SYSTEM: &str = "/run/escrow";
 const USERS: &str = "/run/user";
 /// The longest name, in bytes: a socket's path has 107.
 const NAME_MAX: usize = 40;
+/// Guests of one folder that are looked at: a user may have fewer VMs.
+const GUESTS_MAX: usize = 64;
 
 /// The name of a guest.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -63,19 +69,89 @@ fn own_folder() -> Result<PathBuf> {
     Ok(Path::new(&folder).join("escrow"))
 }
 
-/// The folders whose guests this user can reach: root reaches those of all.
-fn folders() -> Vec<PathBuf> {
-    let mut folders: Vec<_> = own_folder().into_iter().collect();
+/// A folder of guests. Root looks into those of other users, who may have put anything there.
+#[derive(Debug)]
+pub struct Place {
+    folder: PathBuf,
+    owner: Uid,
+}
+
+/// The folders whose guests this user can reach, its own first: root reaches those of all.
+pub fn places() -> Vec<Place> {
+    let own = own_folder().map(|folder| Place { folder, owner: geteuid() });
+    let mut places: Vec<_> = own.into_iter().collect();
     if geteuid().is_root() {
         let users = fs::read_dir(USERS).into_iter().flatten().flatten();
-        folders.extend(users.map(|user| user.path().join("escrow")));
+        places.extend(users.filter_map(|user| Place::of_user(&user.path())));
     }
-    folders
+    places
+}
+
+/// The path of a file that is open.
+fn path_of(file: &impl AsFd) -> PathBuf {
+    format!("/proc/self/fd/{}", file.as_fd().as_raw_fd()).into()
+}
+
+impl Place {
+    /// That of the user whose run-time folder this is.
+    fn of_user(runtime: &Path) -> Option<Place> {
+        let owner = runtime.file_name()?.to_str()?.parse().ok()?;
+        Some(Place { folder: runtime.join("escrow"), owner: Uid::from_raw(owner) })
+    }
+
+    /// Whether it is this user's own.
+    fn is_own(&self) -> bool {
+        self.owner == geteuid()
+    }
+
+    /// Opens a file, no link, which must be its owner's. It is only a place for paths then.
+    fn look_at(&self, path: &Path) -> io::Result<File> {
+        let mut options = OpenOptions::new();
+        let file = options.read(true).custom_flags(libc::O_PATH | libc::O_NOFOLLOW).open(path)?;
+        match file.metadata()?.uid() == self.owner.as_raw() {
+            true => Ok(file),
+            false => Err(io::Error::new(io::ErrorKind::PermissionDenied, "it is another user's")),
+        }
+    }
+
+    /// The names of the guests in it, sorted. Some may be gone.
+    pub fn names(&self) -> Vec<Name> {
+        let folder = self.look_at(&self.folder);
+        let entries = folder.and_then(|folder| fs::read_dir(path_of(&folder)));
+        let names = entries.into_iter().flatten().flatten().filter_map(|entry| {
+            let file = entry.file_name();
+            file.to_str()?.strip_suffix(".sock")?.parse().ok()
+        });
+        let mut names: Vec<_> = names.take(GUESTS_MAX).collect();
+        names.sort();
+        names
+    }
+
+    /// Connects to a socket of a guest's, without waiting for it.
+    pub fn connect(&self, name: &Name, kind: &str) -> io::Result<UnixStream> {
+        let folder = self.look_at(&self.folder)?;
+        let file = self.look_at(&path_of(&folder).join(format!("{}.{kind}", name.0)))?;
+        let refused = |why| Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+        if !file.metadata()?.file_type().is_socket() {
+            return refused("it is no socket");
+        }
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let ours: OwnedFd = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+        nix::sys::socket::connect(ours.as_raw_fd(), &UnixAddr::new(&path_of(&file))?)?;
+        // Who listens need not be who has made the file.
+        if getsockopt(&ours, sockopt::PeerCredentials)?.uid() != self.owner.as_raw() {
+            return refused("another user listens there");
+        }
+        let stream = UnixStream::from(ours);
+        stream.set_nonblocking(false)?;
+        Ok(stream)
+    }
 }
 
 /// A name that is this program's until it goes.
 pub struct Entry {
     name: Name,
+    folder: PathBuf,
     socket: PathBuf,
     lock: PathBuf,
     /// Locked. It is unlocked when it is closed.
@@ -124,7 +200,8 @@ impl Entry {
             let now = fs::metadata(&lock).map(|metadata| metadata.ino());
             if now.ok() == Some(locked.metadata()?.ino()) {
                 let socket = folder.join(format!("{}.{CONTROL}", name.0));
-                return Ok(Some(Entry { name: name.clone(), socket, lock, _locked: locked }));
+                let (name, folder) = (name.clone(), folder.to_owned());
+                return Ok(Some(Entry { name, folder, socket, lock, _locked: locked }));
             }
         }
     }
@@ -146,6 +223,11 @@ impl Entry {
     /// The place of another file of this guest's, beside its socket.
     pub fn path(&self, extension: &str) -> PathBuf {
         self.socket.with_file_name(format!("{}.{extension}", self.name.0))
+    }
+
+    /// The folder of all files of this guest's.
+    pub fn folder(&self) -> &Path {
+        &self.folder
     }
 
     /// The name.
@@ -179,44 +261,41 @@ fn make_folder(folder: &Path) -> Result<()> {
 /// The socket of a guest's that it is controlled by.
 pub const CONTROL: &str = "sock";
 
-/// Connects to a socket of a guest's.
+/// Connects to a socket of a guest's: one of this user's, or else of the only user who has one.
 pub fn connect(name: &Name, socket: &str) -> Result<UnixStream> {
-    connect_in(&folders(), name, socket)
+    connect_in(&places(), name, socket)
 }
 
-fn connect_in(folders: &[PathBuf], name: &Name, socket: &str) -> Result<UnixStream> {
-    for folder in folders {
-        match UnixStream::connect(folder.join(format!("{}.{socket}", name.0))) {
-            Ok(stream) => return Ok(stream),
+fn connect_in(places: &[Place], name: &Name, socket: &str) -> Result<UnixStream> {
+    let mut others = Vec::new();
+    for place in places {
+        match place.connect(name, socket) {
+            Ok(stream) if place.is_own() => return Ok(stream),
+            Ok(stream) => others.push((stream, place.owner)),
             Err(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
-                ) => {}
-            Err(error) => return Err(error).context(format!("reaching guest {}", name.0)),
+                if place.is_own()
+                    && !matches!(
+                        error.kind(),
+                        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+                    ) =>
+            {
+                return Err(error).context(format!("reaching guest {}", name.0));
+            }
+            // What another user has there instead is no guest.
+            Err(_) => {}
         }
     }
-    match socket {
-        CONTROL => bail!("there is no guest {} (see `escrow ls`)", name.0),
-        _ => bail!("there is no guest {} with a {socket} (see `escrow ls`)", name.0),
+    match (others.pop(), others.last()) {
+        (Some((stream, owner)), None) => {
+            eprintln!("escrow: guest {} is user {owner}'s", name.0);
+            Ok(stream)
+        }
+        (Some((_, one)), Some((_, other))) => {
+            bail!("the users {other} and {one} both have a guest {}", name.0)
+        }
+        (None, _) if socket == CONTROL => bail!("there is no guest {} (see `escrow ls`)", name.0),
+        (None, _) => bail!("there is no guest {} with a {socket} (see `escrow ls`)", name.0),
     }
-}
-
-/// The names of all guests that this user can reach, sorted. Some may be gone.
-pub fn names() -> Vec<Name> {
-    names_in(&folders())
-}
-
-fn names_in(folders: &[PathBuf]) -> Vec<Name> {
-    let mut names = Vec::new();
-    for entry in folders.iter().filter_map(|folder| fs::read_dir(folder).ok()).flatten().flatten() {
-        let file = entry.file_name();
-        let name = file.to_str().and_then(|file| file.strip_suffix(".sock"));
-        names.extend(name.and_then(|name| name.parse().ok()));
-    }
-    names.sort();
-    names.dedup();
-    names
 }
 
 #[cfg(test)]
@@ -233,6 +312,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700)).unwrap();
         folder
+    }
+
+    fn place(folder: &Path) -> Place {
+        Place { folder: folder.to_owned(), owner: geteuid() }
     }
 
     #[test]
@@ -255,8 +338,8 @@ mod tests {
         let (second, _also) = take(None).unwrap();
         let (third, _too) = take(None).unwrap();
         assert_eq!((second.name().as_str(), third.name().as_str()), ("guest-1", "guest-2"));
-        let all = [folder.path().to_owned()];
-        assert_eq!(names_in(&all), ["guest-1", "guest-2", "web"].map(name));
+        let all = [place(folder.path())];
+        assert_eq!(all[0].names(), ["guest-1", "guest-2", "web"].map(name));
         connect_in(&all, &name("web"), CONTROL).unwrap();
         drop(first);
         assert!(connect_in(&all, &name("web"), CONTROL).is_err());
@@ -268,7 +351,7 @@ mod tests {
     #[test]
     fn what_a_killed_program_left_is_no_guest() {
         let folder = folder();
-        let all = [folder.path().to_owned()];
+        let all = [place(folder.path())];
         let (entry, listener) = Entry::take_in(folder.path(), Some(&name("web"))).unwrap();
         let socket = entry.socket.clone();
         let lock = entry.lock.clone();
@@ -286,5 +369,67 @@ mod tests {
         let folder = folder();
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
         assert!(Entry::take_in(folder.path(), None).is_err());
+    }
+
+    #[test]
+    fn what_another_user_puts_there_is_no_guest() {
+        let (folder, elsewhere) = (folder(), folder());
+        let target = elsewhere.path().join("target");
+        let listener = UnixListener::bind(&target).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let nobody_came = || listener.accept().unwrap_err().kind() == io::ErrorKind::WouldBlock;
+        let refused = |place: &Place, name: &Name| place.connect(name, CONTROL).unwrap_err();
+
+        // A way to a socket of root's.
+        let (web, here) = (name("web"), place(folder.path()));
+        let socket = folder.path().join("web.sock");
+        std::os::unix::fs::symlink(&target, &socket).unwrap();
+        refused(&here, &web);
+        let link = elsewhere.path().join("escrow");
+        std::os::unix::fs::symlink(folder.path(), &link).unwrap();
+        assert!(place(&link).names().is_empty());
+        fs::remove_file(&socket).unwrap();
+        File::create(&socket).unwrap();
+        refused(&here, &web);
+        assert!(nobody_came());
+
+        // The folder is a third one's.
+        fs::remove_file(&socket).unwrap();
+        let _listener = UnixListener::bind(&socket).unwrap();
+        assert!(here.connect(&web, CONTROL).is_ok());
+        let others = Place { folder: here.folder.clone(), owner: Uid::from_raw(4242) };
+        refused(&others, &web);
+        assert!(others.names().is_empty());
+        // It is not in the way of those that are there.
+        connect_in(&[others, here], &web, CONTROL).unwrap();
+    }
+
+    #[test]
+    fn who_does_not_accept_is_not_waited_for() {
+        let folder = folder();
+        let socket = folder.path().join("web.sock");
+        let listener = nix::sys::socket::socket(
+            AddressFamily::Unix,
+            SockType::Stream,
+            SockFlag::empty(),
+            None,
+        )
+        .unwrap();
+        let address = UnixAddr::new(&socket).unwrap();
+        nix::sys::socket::bind(listener.as_raw_fd(), &address).unwrap();
+        nix::sys::socket::listen(&listener, nix::sys::socket::Backlog::new(0).unwrap()).unwrap();
+        let here = place(folder.path());
+        let connect = || here.connect(&name("web"), CONTROL);
+        let waiting: Vec<_> = (0..2).map(|_| connect()).collect();
+        assert!(waiting[0].is_ok());
+        assert_eq!(connect().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn a_user_s_folder_has_the_user_s_number() {
+        let place = Place::of_user(Path::new("/run/user/1000")).unwrap();
+        assert_eq!(place.folder, Path::new("/run/user/1000/escrow"));
+        assert_eq!(place.owner.as_raw(), 1000);
+        assert!(Place::of_user(Path::new("/run/user/x")).is_none());
     }
 }

@@ -5,12 +5,12 @@
 
 use std::fmt::Write as _;
 use std::fs::File;
-use std::io::{self, BufRead as _, BufReader, Read, Write as _};
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -48,19 +48,65 @@ pub struct ConsoleArguments {
 
 /// Asks a guest's program. Its answer, and the connection.
 fn ask(name: &Name, request: Request) -> Result<(Reply, BufReader<UnixStream>)> {
-    let mut stream = registry::connect(name, registry::CONTROL)?;
-    let failed = || format!("asking guest {}", name.as_str());
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.write_all(&protocol::line(&request)).with_context(failed)?;
+    let stream = registry::connect(name, registry::CONTROL)?;
+    ask_over(stream, request, Instant::now() + PATIENCE)
+        .with_context(|| format!("asking guest {}", name.as_str()))
+}
+
+/// Asks over a connection; the answer must be there by `until`.
+fn ask_over(
+    mut stream: UnixStream,
+    request: Request,
+    until: Instant,
+) -> Result<(Reply, BufReader<UnixStream>)> {
+    stream.write_all(&protocol::line(&request))?;
     let mut reader = BufReader::new(stream);
-    let mut line = Vec::new();
-    reader.by_ref().take(LINE_MAX as u64).read_until(b'\n', &mut line).with_context(failed)?;
-    if line.pop() != Some(b'\n') {
-        bail!("guest {} has just ended", name.as_str());
-    }
-    let reply = protocol::parse(&line).map_err(anyhow::Error::msg).with_context(failed)?;
+    let line = read_line(&mut reader, until)?;
+    let reply = protocol::parse(&line).map_err(|error| anyhow!(plain(&error)))?;
     reader.get_ref().set_read_timeout(None)?;
+    // The program may be another user's, and its words not for this terminal.
+    let reply = match reply {
+        Reply::Status(status) => Reply::Status(Status {
+            name: plain(&status.name),
+            kernel: plain(&status.kernel),
+            ..status
+        }),
+        Reply::Refused(why) => Reply::Refused(plain(&why)),
+        Reply::Done => Reply::Done,
+    };
     Ok((reply, reader))
+}
+
+/// Reads a line, without its end, that comes as a whole until a time.
+fn read_line(reader: &mut BufReader<UnixStream>, until: Instant) -> Result<Vec<u8>> {
+    let mut line = Vec::new();
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() || line.len() > LINE_MAX {
+            bail!("it does not answer");
+        }
+        reader.get_ref().set_read_timeout(Some(left))?;
+        let bytes = match reader.fill_buf() {
+            Ok([]) => bail!("it has just ended"),
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => bail!("it does not answer"),
+            Err(error) => return Err(error.into()),
+        };
+        let end = bytes.iter().position(|&byte| byte == b'\n');
+        let count = end.map_or(bytes.len(), |end| end + 1);
+        line.extend(&bytes[..count]);
+        reader.consume(count);
+        if end.is_some() {
+            line.pop();
+            return Ok(line);
+        }
+    }
+}
+
+/// Text without what a terminal would take for an order.
+fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
 /// Asks for something to be done. The connection, when it is.
@@ -75,12 +121,18 @@ fn order(name: &Name, request: Request) -> Result<BufReader<UnixStream>> {
 /// Lists the guests that run.
 pub fn list(arguments: ListArguments) -> Result<()> {
     let mut guests = Vec::new();
-    for name in registry::names() {
-        // One that does not answer has ended, or is another version's.
-        if let Ok((Reply::Status(status), _)) = ask(&name, Request::Status) {
-            guests.push(status);
+    for place in registry::places() {
+        // For all of a user's: those that do not answer are not to hold up the others.
+        let until = Instant::now() + PATIENCE;
+        for name in place.names() {
+            let Ok(stream) = place.connect(&name, registry::CONTROL) else { continue };
+            // One that does not answer has ended, or is another version's.
+            if let Ok((Reply::Status(status), _)) = ask_over(stream, Request::Status, until) {
+                guests.push(Status { name: name.as_str().to_owned(), ..status });
+            }
         }
     }
+    guests.sort_by(|a, b| a.name.cmp(&b.name));
     let text = match arguments.json {
         true => serde_json::to_string_pretty(&guests)? + "\n",
         false => table(&guests),
@@ -268,5 +320,47 @@ web-server      417    2      1G shared     3      1:01  /boot/vmlinuz
 ";
         assert_eq!(table(&[guest]), expected);
         assert_eq!(table(&[]).lines().count(), 1);
+    }
+
+    /// What is made of an answer that `answers` writes.
+    fn asked(answers: impl FnOnce(UnixStream) + Send + 'static) -> Result<Reply> {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let thread = std::thread::spawn(move || answers(theirs));
+        let until = Instant::now() + Duration::from_millis(300);
+        let result = ask_over(ours, Request::Status, until).map(|(reply, _)| reply);
+        thread.join().unwrap();
+        result
+    }
+
+    #[test]
+    fn an_answer_drop_by_drop_is_not_waited_for() {
+        let start = Instant::now();
+        let result = asked(|mut stream| {
+            let drops = (0..100).map_while(|_| {
+                std::thread::sleep(Duration::from_millis(50));
+                stream.write_all(b" ").ok()
+            });
+            drops.for_each(drop);
+        });
+        assert!(result.unwrap_err().to_string().contains("does not answer"));
+        assert!(start.elapsed() < Duration::from_secs(3));
+        let endless = asked(|mut stream| while stream.write_all(&[b' '; 1000]).is_ok() {});
+        assert!(endless.is_err());
+    }
+
+    #[test]
+    fn answers_give_the_terminal_no_orders() {
+        let say = |reply: Reply| {
+            asked(move |mut stream| stream.write_all(&protocol::line(&reply)).unwrap())
+        };
+        let evil = String::from("a\u{1b}[2J\u{9b}m\nb");
+        let good = "a\u{fffd}[2J\u{fffd}m\u{fffd}b";
+        let status = Status { name: evil.clone(), kernel: evil.clone(), ..Status::default() };
+        let Ok(Reply::Status(shown)) = say(Reply::Status(status)) else { panic!("no status") };
+        assert_eq!((shown.name.as_str(), shown.kernel.as_str()), (good, good));
+        assert_eq!(say(Reply::Refused(evil)).unwrap(), Reply::Refused(good.into()));
+        let wrong = asked(|mut stream| stream.write_all(b"{\"\x7f\xc2\x9b\":1}\n").unwrap());
+        let told = format!("{:#}", wrong.unwrap_err());
+        assert!(told.contains("not understood") && !told.contains(char::is_control), "{told:?}");
     }
 }

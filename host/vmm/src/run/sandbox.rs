@@ -6,6 +6,7 @@
 //! no file, start no program and reach no other process.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use nix::errno::Errno;
@@ -16,7 +17,7 @@ use seccompiler::{
     SeccompRule, TargetArch,
 };
 
-use super::terminal;
+use super::{landlock, terminal};
 
 /// CAP_IPC_LOCK (Linux, include/uapi/linux/capability.h): a guest's RAM counts
 /// as locked memory while it comes and goes.
@@ -44,7 +45,6 @@ const FREELY: &[libc::c_long] = &[
     libc::SYS_flock,
     libc::SYS_fstat,
     libc::SYS_statx,
-    libc::SYS_fcntl,
     libc::SYS_dup,
     libc::SYS_close,
     libc::SYS_ppoll,
@@ -62,7 +62,7 @@ const FREELY: &[libc::c_long] = &[
     libc::SYS_sendmsg,
     libc::SYS_shutdown,
     libc::SYS_getsockopt,
-    // The control socket's file goes at the end.
+    // The sockets' files go at the end. Which files can be removed, Landlock says.
     libc::SYS_unlinkat,
     // Memory.
     libc::SYS_brk,
@@ -106,13 +106,25 @@ const IOCTLS: [u64; 7] = [
     libc::FIONBIO,
     libc::TUNSETOFFLOAD,
 ];
+/// What `fcntl` is asked for. Others reach other processes: F_SETOWN and F_SETSIG have the kernel
+/// send any signal to anybody, which it allows user 0 without a capability.
+const FCNTLS: [libc::c_int; 6] = [
+    libc::F_DUPFD,
+    libc::F_DUPFD_CLOEXEC,
+    libc::F_GETFD,
+    libc::F_SETFD,
+    libc::F_GETFL,
+    libc::F_SETFL,
+];
 /// The name of an anonymous mapping: the C library names its stacks.
 const PR_SET_VMA: u64 = 0x5356_4d41;
 
 /// Gives up all capabilities but the one to lock memory, for this thread and
-/// those that it starts, and the ways to get them back.
-pub fn drop_privileges() -> Result<()> {
+/// those that it starts, and the ways to get them back; and what of files and sockets is
+/// outside `folder`, where the guest's sockets are.
+pub fn drop_privileges(folder: &Path) -> Result<()> {
     prctl::set_no_new_privs().context("giving up new privileges (PR_SET_NO_NEW_PRIVS)")?;
+    landlock::restrict(folder).context("giving up files (Landlock)")?;
     for capability in (0..=LAST).filter(|&capability| capability != IPC_LOCK) {
         // SAFETY: the call takes no pointer.
         let result =
@@ -213,6 +225,8 @@ fn rules(connects: bool) -> Result<BTreeMap<i64, Vec<SeccompRule>>> {
         ioctls.push(equals(1, request)?);
     }
     rules.insert(libc::SYS_ioctl, ioctls);
+    let fcntls = FCNTLS.map(|command| equals(1, command as u64));
+    rules.insert(libc::SYS_fcntl, fcntls.into_iter().collect::<Result<_>>()?);
     if connects {
         rules.insert(libc::SYS_socket, vec![equals(0, libc::AF_UNIX as u64)?]);
         rules.insert(libc::SYS_connect, Vec::new());
@@ -288,12 +302,20 @@ mod tests {
         assert_eq!(behind_filter(|| unsafe { libc::fork() } as u8 | 2), 1);
         let other = nix::unistd::Pid::from_raw(1);
         assert_eq!(behind_filter(|| nix::sys::signal::kill(other, None).is_ok() as u8 | 2), 1);
+        // A signal that the kernel would send in our place.
+        const F_SETSIG: libc::c_int = 10;
+        for command in [libc::F_SETOWN, F_SETSIG] {
+            // SAFETY: the call takes no pointer.
+            let set = || unsafe { libc::fcntl(0, command, libc::SIGKILL) as u8 | 2 };
+            assert_eq!(behind_filter(set), 1);
+        }
     }
 
     #[test]
     fn capabilities_are_gone() {
+        let folder = tempfile::tempdir().unwrap();
         let status = in_child(|| {
-            if drop_privileges().is_err() {
+            if drop_privileges(folder.path()).is_err() {
                 return 99;
             }
             let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();

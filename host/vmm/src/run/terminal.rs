@@ -92,8 +92,9 @@ fn install() {
             restore();
             hook(info);
         }));
-        // SA_RESETHAND: the second time, the default action ends the program.
-        let flags = SaFlags::SA_RESETHAND | SaFlags::SA_NODEFER;
+        // SA_RESETHAND: the second time, the default action ends the program. SA_ONSTACK: Rust's
+        // threads have a stack for the signal of one that is too small.
+        let flags = SaFlags::SA_RESETHAND | SaFlags::SA_NODEFER | SaFlags::SA_ONSTACK;
         let action = SigAction::new(SigHandler::Handler(die), flags, SigSet::empty());
         for signal in FATAL {
             // SAFETY: the handler is async-signal-safe.
