@@ -98,6 +98,39 @@ fn a_guest_unlocks_by_its_own_call() {
 }
 
 #[test]
+fn runs_that_do_more_than_others() {
+    // None, each, both; before the vCPU is there and after.
+    for asks in 0..4 {
+        for before in [false, true] {
+            let mut host = Host::new();
+            let (vm, _) = host.create(40);
+            let calls = [
+                (call::VM_VGIC, [vm, 0x0800_0000, 0x080a_0000, call::SPIS_MIN]),
+                (call::VM_PV_TIME, [vm, 0x0b00_0000, 0, 0]),
+            ];
+            let mut vcpu = None;
+            for create in [!before, before] {
+                if create {
+                    vcpu = Some(host.call(call::VCPU_CREATE, &[vm, 0]).unwrap()[0]);
+                } else {
+                    for (_, (function, arguments)) in
+                        calls.iter().enumerate().filter(|(n, _)| asks >> n & 1 != 0)
+                    {
+                        host.call(*function, arguments).unwrap();
+                    }
+                }
+            }
+            host.call(call::VM_START, &[vm]).unwrap();
+            let does = host.run(vcpu.unwrap(), |_, run| {
+                assert_eq!(run.does_more, run.has_gic || run.stolen.is_some());
+                run.does_more
+            });
+            assert_eq!(does, asks != 0, "{asks}");
+        }
+    }
+}
+
+#[test]
 fn a_guest_that_is_down_stays_down() {
     for (function, reason) in [(psci::SYSTEM_OFF, 0), (psci::SYSTEM_RESET, 1)] {
         let mut host = Host::new();
