@@ -20,6 +20,8 @@ use crate::sysreg::*;
 
 /// `ICH_HCR_EL2.En`.
 const EN: u64 = 1 << 0;
+/// INTIDs below this are SGIs.
+const SGIS: u64 = 16;
 /// `ICC_CTLR_EL1.EOImode`.
 const EOI_MODE: u64 = 1 << 1;
 
@@ -89,12 +91,17 @@ const IPRIORITYR0: usize = 0x400;
 /// Interrupts the CPU of an affinity by SGI 0. What was written before is seen by it.
 #[cold]
 pub(crate) fn interrupt(affinity: u32) {
+    send(0, affinity);
+}
+
+/// Sends an SGI of the host's group to the CPU of an affinity.
+fn send(sgi: u64, affinity: u32) {
     let byte = |n: u32| u64::from(affinity >> (8 * n) & 0xff);
     let [aff0, aff1, aff2, aff3] = [byte(0), byte(1), byte(2), byte(3)];
     // An SGI is no memory access: the barrier orders it behind those (IHI 0069, "ICC_SGI1R_EL1").
     barrier::dsb(barrier::ISHST);
     ICC_SGI1R_EL1::write(
-        aff3 << 48 | aff0 >> 4 << 44 | aff2 << 32 | aff1 << 16 | 1 << (aff0 & 0xf),
+        aff3 << 48 | aff0 >> 4 << 44 | aff2 << 32 | sgi << 24 | aff1 << 16 | 1 << (aff0 & 0xf),
     );
     barrier::isb(barrier::SY);
 }
@@ -136,6 +143,18 @@ macro_rules! list_register {
 }
 
 impl GuestInterface {
+    /// An interrupt of the host's was acknowledged, in EOImode 1. It is deactivated, so that it can come
+    /// again. What is level-sensitive comes at once, and SGIs are sent again. Another edge is lost: the host
+    /// has changed its GIC while it runs a guest.
+    #[cold]
+    fn give_back(&self, intid: u64) {
+        // Without effect if it is none, or an LPI (IHI 0069, "ICC_DIR_EL1").
+        ICC_DIR_EL1::write(intid);
+        if intid < SGIS {
+            send(intid, self.gic.affinity);
+        }
+    }
+
     /// That of a CPU, without a vCPU.
     pub fn new(gic: Gic) -> GuestInterface {
         GuestInterface { gic, hcr: 0, holds_timer: false, has_alarm: false }
@@ -276,16 +295,23 @@ impl GuestCpu for GuestInterface {
         ICC_HPPIR1_EL1::read() as u32
     }
 
-    /// It is the most urgent one ([`Gic::prepare`]), so it is the one that is acknowledged. If the
-    /// host has made it another, that is the host's loss: it may miss an interrupt of its own.
+    /// It is the most urgent one ([`Gic::prepare`]), and asserted, so it is the one that is
+    /// acknowledged, unless the host changes its priority or its enable just now.
     #[inline(always)]
-    fn hold_timer(&mut self) {
+    fn hold_timer(&mut self) -> bool {
         let control = ICC_CTLR_EL1::read();
         ICC_CTLR_EL1::write(control | EOI_MODE);
         barrier::isb(barrier::SY);
-        ICC_EOIR1_EL1::write(ICC_IAR1_EL1::read());
+        let intid = ICC_IAR1_EL1::read();
+        ICC_EOIR1_EL1::write(intid);
+        let held = intid == VIRTUAL_TIMER.into();
+        if held {
+            self.holds_timer = true;
+        } else {
+            self.give_back(intid);
+        }
         ICC_CTLR_EL1::write(control);
-        self.holds_timer = true;
+        held
     }
 
     #[inline(always)]

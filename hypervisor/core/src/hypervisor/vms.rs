@@ -248,10 +248,15 @@ impl<M: Machine> Hypervisor<M> {
         };
         slot.set_on(index as u8, vcpu.is_on());
         let has_gic = vcpu.has_gic;
-        slot.set_vcpu(index as u8, page.place_vcpu(&self.machine, vcpu));
+        let page = page.place_vcpu(&self.machine, vcpu);
+        // Siblings find it from here on. Until the GIC has it as well, none switches it on, and
+        // it does not run.
+        let cell = self.machine.vcpu(page).lock();
+        slot.set_vcpu(index as u8, page);
         if has_gic {
             self.admit(slot, index as u8);
         }
+        drop(cell);
         let vcpu = Handle { kind: HandleKind::Vcpu, index: index as u8, ..handle };
         Ok(vcpu.to_register())
     }

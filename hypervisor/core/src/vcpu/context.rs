@@ -276,7 +276,7 @@ impl Vcpu {
         self.pauth = false;
         self.gic = GicRegisters::default();
         self.interface_on = None;
-        self.timer_asserted = false;
+        // `timer_asserted` stays: what the GIC was told is true until it is told otherwise.
         self.pending = Pending::None;
     }
 

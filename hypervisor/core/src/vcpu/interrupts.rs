@@ -61,9 +61,10 @@ pub trait GuestCpu: Interface {
     fn affinity(&self) -> u32;
     /// The INTID of the physical interrupt that is pending, if one is (`ICC_HPPIR1_EL1`).
     fn pending(&self) -> u32;
-    /// Acknowledges the virtual timer's physical interrupt, and drops its priority: it is active from
-    /// here on, and interrupts nobody.
-    fn hold_timer(&mut self);
+    /// Acknowledges the virtual timer's physical interrupt, which is pending and whose timer asserts
+    /// it, and drops its priority: it is active from here on, and interrupts nobody. `false` if it
+    /// was not the one that is acknowledged.
+    fn hold_timer(&mut self) -> bool;
     /// Whether that was done, and [`Self::release_timer`] not.
     fn holds_timer(&self) -> bool;
     /// Deactivates that interrupt, if the guest has not.
@@ -255,16 +256,13 @@ impl<M: Machine> Hypervisor<M> {
         let slot = run.slot();
         let vgic = self.vgic(slot);
         match cpu.pending() {
-            VIRTUAL_TIMER => {
-                cpu.hold_timer();
-                if !run.timer.is_pending() {
-                    // The guest's timer is not asserted any more, or never was.
-                    cpu.release_timer();
-                } else {
-                    run.timer_asserted = true;
-                    if !vgic.interrupt(me, virtual_timer(), cpu) {
-                        return self.gic_enter(run, cpu, false, Effects::default());
-                    }
+            // If its timer does not assert it any more, it may be gone by now, and what is
+            // acknowledged would be an interrupt of the host's. If it does, it stays: the guest does
+            // not run.
+            VIRTUAL_TIMER if run.timer.is_pending() && cpu.hold_timer() => {
+                run.timer_asserted = true;
+                if !vgic.interrupt(me, virtual_timer(), cpu) {
+                    return self.gic_enter(run, cpu, false, Effects::default());
                 }
                 if slot.is_stopped() {
                     vgic.exit(me, cpu);
@@ -410,14 +408,19 @@ impl<M: Machine> Hypervisor<M> {
         let vgic = self.vgic(slot);
         run.pending = Pending::Gic(wait);
         self.interrupt_inside(&vgic, &effects, Some(me));
-        if let Some(answer) = for_host(&effects) {
-            return Next::Exit(answer);
-        }
-        while vgic.poll(me, wait.waits) != 0 {
+        let mut ends = for_host(&effects);
+        while ends.is_none() && vgic.poll(me, wait.waits) != 0 {
             if self.machine.interrupt_pending() || slot.is_stopped() {
-                return Next::Exit(READY);
+                ends = Some(READY);
             }
             core::hint::spin_loop();
+        }
+        if let Some(answer) = ends {
+            if all {
+                // The list registers are still those of the vCPU that ran here before.
+                run.interface_on = None;
+            }
+            return Next::Exit(answer);
         }
         run.pending = Pending::None;
         let (value, read) = match wait.read {
@@ -523,3 +526,6 @@ impl Vcpu {
         abort.external(self.regs.pstate)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -202,9 +202,11 @@ impl<M: Machine> Hypervisor<M> {
         cpu.set_alarm(run.physical_timer.alarm(now));
     }
 
-    /// Whether the alarm, which has come, is that of the guest's timer.
+    /// Whether the alarm, which has come, is that of the guest's timer. Once the GIC was told, it is
+    /// off: then the host has made its interrupt pending.
     pub(super) fn is_due(&self, run: &Run<'_>) -> bool {
-        run.physical_timer.asserts(self.machine.now())
+        let timer = &run.physical_timer;
+        !timer.asserted && timer.asserts(self.machine.now())
     }
 }
 

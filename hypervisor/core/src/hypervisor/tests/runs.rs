@@ -326,6 +326,22 @@ fn a_call_about_a_vcpu_in_use_is_made_again() {
     });
 }
 
+/// One that is made while its siblings run is not switched on, and does not run, before it has
+/// joined the VM's GIC: that would reset what it has there.
+#[test]
+fn a_vcpu_is_locked_until_the_gic_has_it() {
+    let mut host = Host::new();
+    let (vm, _) = host.create(40);
+    host.call(call::VM_VGIC, &[vm, 0x0800_0000, 0x080a_0000, 32]).unwrap();
+    host.call(call::VCPU_CREATE, &[vm, 0]).unwrap();
+    host.call(call::VM_START, &[vm]).unwrap();
+    *host.escrow.machine.locked.lock().unwrap() = Some(Vec::new());
+    let [vcpu, ..] = host.call(call::VCPU_CREATE, &[vm, 1]).unwrap();
+    let locked = host.escrow.machine.locked.lock().unwrap().take().unwrap();
+    assert!(!locked.is_empty() && locked.iter().all(|&locked| locked), "{locked:?}");
+    host.run(vcpu, |_, run| assert!(!run.is_on()));
+}
+
 #[test]
 fn a_vm_that_ends_is_left_at_its_next_exit() {
     let mut host = Host::new();

@@ -83,6 +83,8 @@ pub struct Fake {
     pub interrupts: Mutex<Interrupts>,
     /// CPUs that were interrupted.
     pub interrupted: Mutex<Vec<u32>>,
+    /// Whether vCPUs were locked when somebody looked at their interrupts, if it is wanted.
+    pub locked: Mutex<Option<Vec<bool>>>,
     /// What happens to tables, if somebody wants to know.
     trace: Option<Trace>,
     /// What its CPUs have, and how they are hardened.
@@ -125,6 +127,7 @@ impl Default for Fake {
             tables_found: AtomicU64::new(0),
             interrupts: Mutex::default(),
             interrupted: Mutex::default(),
+            locked: Mutex::default(),
             trace: None,
             fails_at: AtomicU64::new(u64::MAX),
             errata: AtomicU32::new(0),
@@ -195,7 +198,11 @@ impl Machine for Fake {
     }
 
     fn vcpu_interrupts(&self, page: VcpuPage) -> &vgic::Cpu {
-        &self.vcpu_contents(page).interrupts
+        let contents = self.vcpu_contents(page);
+        if let Some(locked) = &mut *self.locked.lock().unwrap() {
+            locked.push(contents.cell.is_locked());
+        }
+        &contents.interrupts
     }
 
     fn place_bank(&self, page: &FreePage, bank: vgic::Bank) {
