@@ -466,8 +466,10 @@ impl<P: Pages> Vgic<P> {
     fn revisit(&self, effects: &mut Effects) {
         for n in 0..BANKS {
             let Some(bank) = self.0.bank(n) else { continue };
-            let mut bank = bank.state.lock();
             for word in 0..16 {
+                // A hold for each word: others wait for 32 SPIs at the most. Each SPI is settled by itself,
+                // and what has changed about the vCPU was stored before.
+                let mut bank = bank.state.lock();
                 let lines = &bank.lines;
                 let pending = lines.latch.word(word) | lines.input.word(word) | bank.homed(word);
                 for bit in ones(lines.enabled.word(word) & pending) {
