@@ -153,7 +153,9 @@ grep 'ELF' /tmp/out
 guest 1 --kernel /nowhere </dev/null
 grep 'nowhere' /tmp/out
 guest 1 --kernel /vmlinuz --memory 32M </dev/null
-grep 'at least' /tmp/out
+grep 'at least \([0-9]*\) MiB (--memory \1M)' /tmp/out
+guest 2 --kernel /vmlinuz --memory 16M </dev/null
+grep 'a guest has 32M' /tmp/out
 guest 1 --kernel /vmlinuz --memory 64G </dev/null
 grep 'the host has' /tmp/out
 home

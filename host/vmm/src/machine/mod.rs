@@ -177,10 +177,11 @@ fn load(
     let placed = layout::place(machine.ram, header.text_offset, kernel_size, initrd_size).map_err(
         |layout::TooLarge { needed }| {
             anyhow::anyhow!(
-                "{} MiB of RAM are too few: this kernel{} needs at least {} (--memory {0}M)",
+                "{} MiB of RAM are too few: this kernel{} needs at least {needed} MiB \
+                 (--memory {needed}M)",
                 machine.ram / MIB,
                 if initrd.is_some() { " with this initramfs" } else { "" },
-                needed.div_ceil(MIB),
+                needed = needed.div_ceil(MIB),
             )
         },
     )?;

@@ -3,6 +3,7 @@
 //! What `escrow run` is told, on its command line and in a file.
 
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
@@ -17,6 +18,8 @@ use crate::machine::{Sharing, Specification, layout};
 
 /// What a guest has unless it is told otherwise.
 const MEMORY: Size = Size(512 * layout::MIB);
+/// CIDs of guests: 0 to 2 and 2^32 - 1 have meanings of their own (virtio 1.2, 5.10.4).
+const VSOCK_CIDS: Range<u64> = 3..u32::MAX as u64;
 /// The longest command line: Linux has room for 2,048 bytes with its end
 /// (arch/arm64/include/uapi/asm/setup.h, COMMAND_LINE_SIZE).
 const CMDLINE_MAX: usize = 2047;
@@ -83,7 +86,7 @@ pub struct Arguments {
     /// control socket, write `CONNECT PORT` and a newline, and read `OK`. What
     /// the guest connects to, port P of the host, is the socket NAME.vsock_P
     /// there. Needs --share.
-    #[arg(long, value_name = "CID", value_parser = clap::value_parser!(u64).range(3..u64::from(u32::MAX)))]
+    #[arg(long, value_name = "CID", value_parser = clap::value_parser!(u64).range(VSOCK_CIDS))]
     vsock: Option<u64>,
     /// What the guest's RAM is made of [default: auto]
     #[arg(long, value_name = "WHEN", num_args = 0..=1, require_equals = true, default_missing_value = "preallocate")]
@@ -165,7 +168,17 @@ impl Arguments {
                 Size(layout::RAM_MAX)
             );
         }
-        let name = self.name.map(|name| name.parse().map_err(anyhow::Error::msg)).transpose()?;
+        if let Some(cid) = self.vsock.filter(|cid| !VSOCK_CIDS.contains(cid)) {
+            bail!(
+                "--vsock {cid}: the CID of a guest is {} to {}",
+                VSOCK_CIDS.start,
+                VSOCK_CIDS.end - 1
+            );
+        }
+        let name = self.name.map(|name| {
+            name.parse::<Name>().map_err(|why| anyhow::anyhow!("--name {name:?}: {why}"))
+        });
+        let name = name.transpose()?;
         let hugepages = self.hugepages.unwrap_or(HugePages::Auto);
         let machine = Specification {
             kernel,
@@ -323,6 +336,8 @@ mod tests {
         }
         let many = parse("kernel = 'x'\ncpus = 99", Path::new("")).unwrap();
         assert!(many.checked().unwrap_err().to_string().contains("99 CPUs"));
+        let host = parse("kernel = 'x'\nshare = true\nvsock = 2", Path::new("")).unwrap();
+        assert!(host.checked().unwrap_err().to_string().contains("--vsock 2"));
     }
 
     #[test]

@@ -45,7 +45,13 @@ use crate::machine::{Ending, Machine, Parts, Running, Sharing};
 
 /// Runs a guest. The exit status.
 pub fn run(arguments: Arguments) -> Result<u8> {
-    let plan = arguments.plan()?;
+    let plan = match arguments.plan() {
+        Ok(plan) => plan,
+        Err(error) => {
+            eprintln!("escrow: {error:#}");
+            return Ok(status::WRONG_OPTIONS);
+        }
+    };
     let device = preflight::open()?;
     preflight::check_memory(plan.machine.ram)?;
     let (entry, listener) = Entry::take(plan.name.as_ref())?;

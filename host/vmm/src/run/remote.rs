@@ -322,11 +322,24 @@ web-server      417    2      1G shared     3      1:01  /boot/vmlinuz
         assert_eq!(table(&[]).lines().count(), 1);
     }
 
+    /// For answers that come; also on a machine with much other work.
+    const LONG: Duration = Duration::from_secs(60);
+    /// For answers that do not.
+    const SHORT: Duration = Duration::from_millis(300);
+
     /// What is made of an answer that `answers` writes.
-    fn asked(answers: impl FnOnce(UnixStream) + Send + 'static) -> Result<Reply> {
+    fn asked(
+        patience: Duration,
+        answers: impl FnOnce(UnixStream) + Send + 'static,
+    ) -> Result<Reply> {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let thread = std::thread::spawn(move || answers(theirs));
-        let until = Instant::now() + Duration::from_millis(300);
+        let thread = std::thread::spawn(move || {
+            // An end that closes before it was asked cannot be asked.
+            let mut question = BufReader::new(theirs.try_clone().unwrap());
+            question.read_until(b'\n', &mut Vec::new()).unwrap();
+            answers(theirs)
+        });
+        let until = Instant::now() + patience;
         let result = ask_over(ours, Request::Status, until).map(|(reply, _)| reply);
         thread.join().unwrap();
         result
@@ -335,7 +348,7 @@ web-server      417    2      1G shared     3      1:01  /boot/vmlinuz
     #[test]
     fn an_answer_drop_by_drop_is_not_waited_for() {
         let start = Instant::now();
-        let result = asked(|mut stream| {
+        let result = asked(SHORT, |mut stream| {
             let drops = (0..100).map_while(|_| {
                 std::thread::sleep(Duration::from_millis(50));
                 stream.write_all(b" ").ok()
@@ -344,14 +357,14 @@ web-server      417    2      1G shared     3      1:01  /boot/vmlinuz
         });
         assert!(result.unwrap_err().to_string().contains("does not answer"));
         assert!(start.elapsed() < Duration::from_secs(3));
-        let endless = asked(|mut stream| while stream.write_all(&[b' '; 1000]).is_ok() {});
+        let endless = asked(LONG, |mut stream| while stream.write_all(&[b' '; 1000]).is_ok() {});
         assert!(endless.is_err());
     }
 
     #[test]
     fn answers_give_the_terminal_no_orders() {
         let say = |reply: Reply| {
-            asked(move |mut stream| stream.write_all(&protocol::line(&reply)).unwrap())
+            asked(LONG, move |mut stream| stream.write_all(&protocol::line(&reply)).unwrap())
         };
         let evil = String::from("a\u{1b}[2J\u{9b}m\nb");
         let good = "a\u{fffd}[2J\u{fffd}m\u{fffd}b";
@@ -359,7 +372,7 @@ web-server      417    2      1G shared     3      1:01  /boot/vmlinuz
         let Ok(Reply::Status(shown)) = say(Reply::Status(status)) else { panic!("no status") };
         assert_eq!((shown.name.as_str(), shown.kernel.as_str()), (good, good));
         assert_eq!(say(Reply::Refused(evil)).unwrap(), Reply::Refused(good.into()));
-        let wrong = asked(|mut stream| stream.write_all(b"{\"\x7f\xc2\x9b\":1}\n").unwrap());
+        let wrong = asked(LONG, |mut stream| stream.write_all(b"{\"\x7f\xc2\x9b\":1}\n").unwrap());
         let told = format!("{:#}", wrong.unwrap_err());
         assert!(told.contains("not understood") && !told.contains(char::is_control), "{told:?}");
     }

@@ -15,12 +15,16 @@ pub enum Killer {
     Signal(Signal),
 }
 
+/// The exit status for options that cannot be followed, which is also that of the command line's
+/// parser.
+pub const WRONG_OPTIONS: u8 = 2;
+
 /// The exit statuses, for the help text. 1 and 2 are every program's.
 pub const HELP: &str = "\
 Exit status:
   0      the guest powered off
   1      the guest could not be started, or not be run any further
-  2      the command line is wrong
+  2      the command line, or the file of --config, is wrong
   3      the guest asked for a reset, and there was no --reboot
   4      the guest's kernel panicked
   5      Escrow ended the guest, because it did what no guest may do

@@ -9,6 +9,10 @@ pub const HEAD: usize = 0x300;
 pub const UNKNOWN: &str =
     "not an arm64 Linux kernel; these can be started: Image, Image.gz, vmlinuz (EFI zboot)";
 
+/// A file that ends within what would be the header.
+pub const SHORT: &str =
+    "not an arm64 Linux kernel: its header alone has 64 bytes. Is the file cut off?";
+
 /// Where in a file which bytes are, and what it is then.
 const SORTS: &[(usize, &[u8], &str)] = &[
     (

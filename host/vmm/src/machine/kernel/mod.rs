@@ -99,7 +99,7 @@ impl<'a> Kernel<'a> {
         let mut head = Vec::with_capacity(foreign::HEAD);
         source.by_ref().take(foreign::HEAD as u64).read_to_end(&mut head)?;
         let Some(first) = head.first_chunk::<HEADER_SIZE>() else {
-            return Err(foreign::name(&head).map_or(Error::Truncated, Error::Foreign));
+            return Err(Error::Foreign(foreign::name(&head).unwrap_or(foreign::SHORT)));
         };
         let Some(header) = Header::parse(first) else {
             let what = foreign::name(&head).unwrap_or(foreign::UNKNOWN);
@@ -187,7 +187,8 @@ mod tests {
         assert!(message(&gzip(b"070701000")).contains("initramfs"));
         assert!(message(&zboot("xzkern", &gzip(&plain))).contains("xzkern"));
         assert!(message(&zboot("zstd", &gzip(&plain))).contains("cannot read it"));
-        assert!(message(&plain[..40]).contains("ends before"));
+        assert!(message(&plain[..40]).contains("cut off"));
+        assert!(message(b"hello\n").contains("not an arm64 Linux kernel"));
         assert!(message(&gzip(&plain)[..60]).contains("ends before"));
     }
 
