@@ -3,7 +3,7 @@
 //! What the payload `bench` measures in the host's place, and the boot that
 //! leads to it.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use xtask::artefacts::Artefacts;
 use xtask::qemu::Machine;
 
@@ -19,7 +19,19 @@ pub fn measure(artefacts: &Artefacts) -> Result<Vec<Row>> {
     machine.load_host(&program, None, "")?;
     let mut measured = payload::run(&machine, ESCROW)?;
     measured.rows.push(boot(artefacts, ESCROW, measured.entered)?);
+    measured.rows.extend(between_cpus(artefacts)?);
     Ok(measured.rows)
+}
+
+/// What takes two CPUs.
+fn between_cpus(artefacts: &Artefacts) -> Result<Vec<Row>> {
+    let mut machine = Machine::new(&artefacts.qemu, &artefacts.image);
+    machine.smp = 2;
+    machine.icount = true;
+    machine.load_host(&artefacts.payloads.join("bench.img"), None, "only=sgi_running")?;
+    let rows = payload::run(&machine, ESCROW)?.rows;
+    ensure!(!rows.is_empty(), "nothing was measured on two CPUs");
+    Ok(rows)
 }
 
 /// The row of a boot at the end of which the host's first instruction saw the

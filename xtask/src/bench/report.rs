@@ -114,6 +114,12 @@ const fn goal(most: f64, floor: f64) -> Goal {
 const GOALS: &[(&str, Goal)] = &[
     ("hvc_el2", goal(60.0, 48.0)),
     ("guest_exit", goal(450.0, 159.0)),
+    ("guest_exit_gic", Goal { most: Some(450.0), floor: None }),
+    ("vgic_mmio_read", Goal { most: Some(300.0), floor: None }),
+    ("vgic_mmio_write", Goal { most: Some(300.0), floor: None }),
+    ("id_reg_trap", Goal { most: Some(150.0), floor: None }),
+    ("timer_irq", Goal { most: Some(250.0), floor: None }),
+    ("sgi_running", Goal { most: Some(2_500.0), floor: None }),
     ("lend_4k", goal(250.0, 71.0)),
     ("lend_512x4k_per_page", goal(60.0, 23.0)),
     ("lend_2m", goal(400.0, 100.0)),

@@ -44,11 +44,28 @@ impl Guest {
         Self::start_with(host, guest, &[])
     }
 
-    /// The same with a GIC.
-    fn start_with_gic(host: &mut Host, guest: *const u8) -> Outcome<Guest> {
+    /// The same with a GIC, and registers of its own.
+    pub fn start_with_gic(
+        host: &mut Host,
+        guest: *const u8,
+        registers: &[(u64, u64)],
+    ) -> Outcome<Guest> {
         let vm = host.vm(METADATA)?;
         hvc::call(call::VM_VGIC, &[vm, GICD, GICR, call::SPIS_MIN]).map_err(refused("VM_VGIC"))?;
-        Self::start_in(host, vm, guest, &[])
+        Self::start_in(host, vm, guest, registers)
+    }
+
+    /// The same with a second vCPU, which is off.
+    pub fn start_two_with_gic(
+        host: &mut Host,
+        guest: *const u8,
+        registers: &[(u64, u64)],
+    ) -> Outcome<(Guest, u64)> {
+        let vm = host.vm(METADATA)?;
+        hvc::call(call::VM_VGIC, &[vm, GICD, GICR, call::SPIS_MIN]).map_err(refused("VM_VGIC"))?;
+        let [second, ..] =
+            hvc::call(call::VCPU_CREATE, &[vm, 1]).map_err(refused("VCPU_CREATE"))?;
+        Ok((Self::start_in(host, vm, guest, registers)?, second))
     }
 
     /// The same with registers of its own.
@@ -155,7 +172,7 @@ fn guest_exits(host: &mut Host) -> Outcome {
 /// `guest_exit` of a guest with a GIC: on top come what its interrupts want done at each entry and
 /// exit, and whether one ends the wait.
 fn guest_exits_with_gic(host: &mut Host) -> Outcome {
-    let guest = Guest::start_with_gic(host, &raw const guest_wait)?;
+    let guest = Guest::start_with_gic(host, &raw const guest_wait, &[])?;
     let (state, sample) = (run::EXPECTS_WAKEUP, sample::hvc);
     println!("{}", exits_of(host, "guest_exit_gic", &guest, state, 1, sample)?);
     Ok(())

@@ -22,6 +22,7 @@
 mod borrower;
 mod exits;
 mod guest_calls;
+mod interrupts;
 mod longest;
 mod memory;
 mod sample;
@@ -46,7 +47,14 @@ extern "C" fn payload_start(tree: usize, entered: u64) -> ! {
     runner::main(
         "bench",
         tree,
-        &[CALLS, exits::TESTS, guest_calls::TESTS, memory::TESTS, longest::TESTS],
+        &[
+            CALLS,
+            exits::TESTS,
+            guest_calls::TESTS,
+            interrupts::TESTS,
+            memory::TESTS,
+            longest::TESTS,
+        ],
     )
 }
 

@@ -4,8 +4,16 @@
 
 use core::arch::global_asm;
 
+use escrow_abi::psci;
+use escrow_payloads::gic_guest::{GICD, GICR};
+
 global_asm!(include_str!("sample.S"));
-global_asm!(include_str!("bench.S"));
+global_asm!(
+    include_str!("bench.S"),
+    GICD = const GICD,
+    GICR = const GICR,
+    CPU_ON = const psci::CPU_ON_64,
+);
 
 unsafe extern "C" {
     fn sample_nothing(registers: *mut [u64; 8]) -> u64;
