@@ -37,7 +37,10 @@ impl Progress {
         self.shown = true;
         let Step { what, bytes } = step;
         // Progress that cannot be shown is no failure.
-        let _ = write!(io::stderr(), "\r\x1b[Kloading the {what}: {} MiB", bytes / MIB);
+        // Without a wrap (DECAWM), it stays one line on a narrow terminal; with one write, a signal
+        // leaves nothing half done.
+        let line = format!("\r\x1b[K\x1b[?7lloading the {what}: {} MiB\x1b[?7h", bytes / MIB);
+        let _ = io::stderr().write_all(line.as_bytes());
     }
 
     /// Takes the line away.
