@@ -201,6 +201,27 @@ pub const SPIS_MAX: u64 = 988;
 /// [`Error::Denied`](crate::Error::Denied) if the VM was started, or has such a page.
 pub const VM_PV_TIME: u32 = vendor(0x107);
 
+/// Makes a VM a protected one, whose guest may call Arm's Realm Services Interface
+/// ([`rsi`](crate::rsi)). VM handle → the bit of guest addresses that is 1 in the shared half
+///
+/// The guest's addresses have two halves of the same size. What is shared with it goes into the
+/// upper one (the shared half), and what is lent or donated into the lower one (the protected half);
+/// the other way round, calls are refused ([`Error::Denied`](crate::Error::Denied)).
+///
+/// From [`VM_START`] on, memory comes only to addresses of which the guest has said that they are
+/// RAM ([`rsi::IPA_STATE_SET`](crate::rsi::IPA_STATE_SET);
+/// [`Error::Denied`](crate::Error::Denied) elsewhere), and the guest finds it zeroed. No access
+/// in the protected half is an MMIO exit: it is a [`run::PAGE_FAULT`](crate::run::PAGE_FAULT) where
+/// the guest has said RAM, and ends in an external abort for the guest elsewhere. Only in the shared half
+/// does it matter what the host has declared as memory, for the address without the bit: there,
+/// an access is a page fault, with the bit in its address. Other accesses there are MMIO exits, without the bit in
+/// their address.
+///
+/// Only before anything was mapped for the VM ([`Error::GuestMapped`](crate::Error::GuestMapped)),
+/// before the start, and once ([`Error::Denied`](crate::Error::Denied)). No guest can have a
+/// capability for a protected VM.
+pub const VM_PROTECT: u32 = vendor(0x108);
+
 /// Key of [`VM_CONFIGURE`]: declare a range as memory.
 pub const CONFIGURE_MEMORY_ADD: u64 = 1;
 /// Key of [`VM_CONFIGURE`]: withdraw a range, or a part of one.

@@ -24,6 +24,7 @@ mod handle;
 mod memory;
 pub mod psci;
 pub mod pv_time;
+pub mod rsi;
 pub mod run;
 pub mod trng;
 

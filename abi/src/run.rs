@@ -55,6 +55,10 @@ pub const WAKE: u64 = 0x104;
 /// [`SPI_DONE`](crate::call::SPI_DONE) calls until there is none left. data 0: vCPUs to
 /// run as well, as for [`WAKE`]. The run goes on like after [`READY`].
 pub const SPI_DONE: u64 = 0x105;
+/// A call of the guest needs pages for the VM's tables. data 0: how many are missing. The host tops
+/// the VM up ([`VM_TOP_UP`](crate::call::VM_TOP_UP)), and the guest makes its call again when
+/// its vCPU runs again. The run goes on like after [`READY`].
+pub const TOP_UP: u64 = 0x106;
 
 /// Resume action: done, with the value in resume data 0 for a read.
 pub const ACTION_EMULATE: u64 = 0;

@@ -21,6 +21,14 @@ escrow_access_read:
     ldp     x0, x1, [x0]
     ret
 
+// Four words, x1 to x3 and x5, to x0.
+    .global escrow_access_write
+escrow_access_write:
+    mov     x4, xzr
+    stp     x1, x2, [x0]
+    stp     x3, x5, [x0, #16]
+    ret
+
 // Entries of four words from x0 up to x2, each word read once, to memory of EL2's own at
 // x1. x0: how far it came; if it failed, within the entry that failed.
     .global escrow_access_copy

@@ -324,6 +324,10 @@ impl Machine for Hardware {
         self.windows.read_entry(at)
     }
 
+    fn write_entry(&self, at: PhysAddr, words: [u64; 4]) -> Result<(), MemoryError> {
+        self.windows.write_entry(at, words)
+    }
+
     #[inline(always)]
     fn read_entries(&self, at: PhysAddr, entries: &mut [[u64; 4]]) -> usize {
         self.windows.read_entries(at, entries)

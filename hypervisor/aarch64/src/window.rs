@@ -146,6 +146,22 @@ impl Windows {
         Ok(words)
     }
 
+    /// Writes four words.
+    pub fn write_entry(&self, at: PhysAddr, words: [u64; 4]) -> Result<(), MemoryError> {
+        let (window, _) = windows()?;
+        let offset = at.0 % PAGE_SIZE;
+        window.through(at.0 - offset + self.tables.page, |start| {
+            access!(
+                "escrow_access_write",
+                inlateout("x0") start + offset => _,
+                in("x1") words[0],
+                in("x2") words[1],
+                in("x3") words[2],
+                in("x5") words[3]
+            )
+        })
+    }
+
     /// Reads list entries side by side in one page, through one window. Returns how many.
     pub fn read_entries(&self, at: PhysAddr, entries: &mut [[u64; 4]]) -> usize {
         const SIZE: u64 = size_of::<[u64; 4]>() as u64;

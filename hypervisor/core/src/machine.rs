@@ -113,6 +113,12 @@ pub trait Machine: Sync {
     /// is not all, the next could not be read.
     fn read_entries(&self, at: PhysAddr, entries: &mut [[u64; 4]]) -> usize;
 
+    /// Writes four words into a guest's memory, at a multiple of 32.
+    ///
+    /// # Errors
+    /// [`MemoryError`]
+    fn write_entry(&self, at: PhysAddr, words: [u64; 4]) -> Result<(), MemoryError>;
+
     /// A page comes to the hypervisor, for a table, a vCPU or a bank of SPIs: from here on
     /// [`Self::table`] and the like may be asked for it.
     fn map_metadata(&self, page: PhysAddr);

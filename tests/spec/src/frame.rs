@@ -80,6 +80,8 @@ pub enum Transition {
         /// The borrower wants it zeroed.
         sanitize: bool,
     },
+    /// `RSI_IPA_STATE_SET` of what was unlocked and not fetched.
+    Relock,
     /// `MEM_SHARE_BACK`.
     ShareBack,
     /// `MEM_TAKE_BACK`.
@@ -130,7 +132,8 @@ pub fn step(frame: Frame, event: Event) -> Result<Frame, Refusal> {
         (Unlock { sanitize: false }, Lent | UnlockedZeroed | UnlockedContents) => {
             frame.with(UnlockedContents)
         }
-        (ShareBack | Unlock { .. }, _) => return Err((Error::Denied, 0)),
+        (Relock, UnlockedZeroed | UnlockedContents) => frame.with(Lent),
+        (ShareBack | Unlock { .. } | Relock, _) => return Err((Error::Denied, 0)),
 
         // An owner lets go of what was opened to it.
         (TakeBack, SharedBack) => frame.with(Lent),
@@ -169,7 +172,7 @@ fn may_ask(frame: Frame, Event { by, transition, living }: Event) -> Result<(), 
         TakeBack | Unshare(_) | Reclaim(_) if !owns && !inherits => Err((Error::NotOwner, 0)),
         // It is the host that hears of broken memory, whoever has it.
         Poison if by != VmId::HOST || frame.state == Hypervisor => Err((Error::NotOwner, 0)),
-        ShareBack | Unlock { .. } if frame.borrower != Some(by) => Err((Error::Denied, 0)),
+        ShareBack | Unlock { .. } | Relock if frame.borrower != Some(by) => Err((Error::Denied, 0)),
         _ => Ok(()),
     }
 }
@@ -181,7 +184,7 @@ fn may_ask(frame: Frame, Event { by, transition, living }: Event) -> Result<(), 
 /// An heir never sees anything.
 pub fn contents(frame: Frame, Event { transition, living, .. }: Event) -> Contents {
     let kept = match transition {
-        Share(..) | Lend(..) | Donate(..) | ShareBack | TakeBack => true,
+        Share(..) | Lend(..) | Donate(..) | ShareBack | TakeBack | Relock => true,
         Unlock { sanitize } => !sanitize,
         Equip(_) => false,
         Unshare(_) => living.owner,

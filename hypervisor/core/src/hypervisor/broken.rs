@@ -18,7 +18,7 @@ use super::pieces::Piece;
 use super::prepared::Prepared;
 use crate::addr::PhysAddr;
 use crate::ledger::{Block, Record, VmId};
-use crate::machine::Machine;
+use crate::machine::{Machine, MemoryError};
 use crate::stage2::Unmapped;
 use crate::vm::Vm;
 
@@ -65,9 +65,27 @@ impl<M: Machine> Hypervisor<M> {
         prepared: &mut Prepared<'_>,
         mut owner: Option<&mut Party<'_>>,
     ) -> u64 {
+        self.work_on(prepared, owner.as_deref_mut(), |machine, at, size| {
+            machine.clean_to_poc(at, size)
+        })
+    }
+
+    /// Zeroes what another VM is to see. The rest as for [`Self::clean`].
+    #[cold]
+    pub(super) fn zero_extents(&self, prepared: &mut Prepared<'_>) -> u64 {
+        self.work_on(prepared, None, M::zero)
+    }
+
+    #[inline(always)]
+    fn work_on(
+        &self,
+        prepared: &mut Prepared<'_>,
+        mut owner: Option<&mut Party<'_>>,
+        work: impl Fn(&M, PhysAddr, u64) -> Result<(), MemoryError>,
+    ) -> u64 {
         let mut broken = 0;
         for extent in prepared.extents_mut() {
-            if self.machine.clean_to_poc(extent.frame, extent.size()).is_err() {
+            if work(&self.machine, extent.frame, extent.size()).is_err() {
                 broken += extent.pages as u64;
                 self.break_extent(extent, owner.as_deref_mut());
             }

@@ -213,6 +213,7 @@ impl<M: Machine> Hypervisor<M> {
                 self.vm_vgic(vm, distributor, redistributors, spis)
             },
             VM_PV_TIME(vm, at) => self.vm_pv_time(vm, at),
+            VM_PROTECT(vm) => self.vm_protect(vm),
             VCPU_CREATE(vm, index) => self.vcpu_create(vm, index),
             VCPU_SET_REGISTER(vcpu, which, value) => self.vcpu_set_register(vcpu, which, value),
             MEM_LEND(vm, at, count; progress) => {

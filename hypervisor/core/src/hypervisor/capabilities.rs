@@ -32,8 +32,13 @@ impl<M: Machine> Hypervisor<M> {
         if holder.generation != to.generation || !holder.is_live() {
             return Err(Error::HandleRevoked.into());
         }
-        if !target.is_some_and(|vm| vm.generation == object.generation && vm.is_live()) {
+        let Some(target) = target.filter(|vm| vm.generation == object.generation && vm.is_live())
+        else {
             return Err(Error::HandleRevoked.into());
+        };
+        // Whatever comes to the guest of a protected VM is zeroed, or opened by itself.
+        if target.map.as_ref().is_some_and(|map| map.shared_bit().is_some()) {
+            return Err(Error::Denied.into());
         }
         // A VM that is seen dead here stays dead; one that is not keeps its entry.
         let is_dead = |entry: &Capability| {

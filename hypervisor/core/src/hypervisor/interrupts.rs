@@ -8,6 +8,7 @@ use escrow_abi::{Error, HandleKind, call};
 use super::{Hypervisor, Refusal, check_range};
 use crate::addr::Ipa;
 use crate::machine::Machine;
+use crate::stage2::GuestMap;
 use crate::vcpu::{VIRTUAL_TIMER, virtual_timer};
 use crate::vgic::{BANKS, Bank, DISTRIBUTOR_SIZE, Effects, Input, Layout, REDISTRIBUTOR_SIZE, Spi};
 use crate::vgic::{Pages as _, Vgic};
@@ -34,6 +35,11 @@ impl<M: Machine> Hypervisor<M> {
         }
         if !(distributor | redistributors).is_multiple_of(FRAME_SIZE) {
             return Err(Error::Misaligned.into());
+        }
+        let map = vm.map.as_ref();
+        let shared = map.and_then(GuestMap::shared_bit).unwrap_or(0);
+        if (distributor | redistributors) & shared != 0 {
+            return Err(Error::Denied.into());
         }
         let end = self.guest_geometry.end();
         check_range(distributor, DISTRIBUTOR_SIZE, end)?;

@@ -65,6 +65,9 @@ impl<M: Machine> Hypervisor<M> {
             return None;
         }
         let Vm { map: Some(map), counts, .. } = &mut *locked else { return None };
+        if map.shared_bit().is_some() {
+            return None;
+        }
         let entry = map.free_page(&self.machine, at)?;
         let record = Record::borrowed(FrameState::Lent, VmId::Host, id, at);
         block.lock();
@@ -102,6 +105,9 @@ impl<M: Machine> Hypervisor<M> {
             return None;
         }
         let Vm { map: Some(map), counts, .. } = &mut *locked else { return None };
+        if map.shared_bit().is_some() {
+            return None;
+        }
         let entry = map.free_block(&self.machine, at)?;
         block.lock();
         if block.record() != Record::HOME {

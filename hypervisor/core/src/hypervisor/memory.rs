@@ -125,7 +125,7 @@ impl<M: Machine> Hypervisor<M> {
         reader: Reader<'_>,
         list: List,
     ) -> Result<Progress, Refusal> {
-        let contents = kind.hides() && self.machine.needs_clean();
+        let contents = kind.hides() && (self.machine.needs_clean() || self.is_protected(vm));
         self.in_portions(scratch, list, contents, |scratch, part| {
             self.read_list(scratch, reader, kind.form(), list, part)?;
             scratch.sort_by_guest()?;
@@ -133,6 +133,7 @@ impl<M: Machine> Hypervisor<M> {
             let Vm { map: Some(map), pool, counts, owned, .. } = &mut *vm else {
                 return Err(Error::HandleRevoked.into());
             };
+            self.check_halves(scratch.extents_mut(), kind, map)?;
             self.find_room(scratch, map, pool)?;
             let mut locked = self.lock_blocks(scratch)?;
             let prepared = locked
@@ -171,7 +172,11 @@ impl<M: Machine> Hypervisor<M> {
         }
         if kind.hides() {
             self.invalidate_host(prepared.extents());
-            pages -= self.clean(&mut prepared);
+            pages -= if map.zeroes() {
+                self.zero_extents(&mut prepared)
+            } else {
+                self.clean(&mut prepared)
+            };
         }
         self.map_extents(prepared.extents(), map, pool);
         if full {
@@ -349,10 +354,13 @@ impl<M: Machine> Hypervisor<M> {
         let mut looked = true;
         check_all(extents.iter_mut(), |extent| {
             if extent.is_block {
-                let room = match map.prepare_map_block(&self.machine, extent.guest(), &mut tables) {
+                let at = extent.guest();
+                let room = match map.prepare_map_block(&self.machine, at, &mut tables) {
                     BlockRoom::Free => Some(true),
                     BlockRoom::Taken => Some(false),
-                    BlockRoom::IfEmpty(table) => looks.make(|| map.is_empty(&self.machine, table)),
+                    BlockRoom::IfEmpty(table) => {
+                        looks.make(|| map.is_empty(&self.machine, table, at))
+                    }
                 };
                 looked &= room.is_some();
                 // What was not looked at refuses nothing: not yet.

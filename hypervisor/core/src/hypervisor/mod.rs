@@ -18,6 +18,7 @@ mod parties;
 mod pieces;
 mod portions;
 mod prepared;
+pub(crate) mod protect;
 mod ranges;
 mod reset;
 mod take;

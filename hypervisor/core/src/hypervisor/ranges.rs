@@ -15,10 +15,10 @@ use crate::vcpu::Answer;
 use crate::vm::{Run, Vm};
 
 /// Frames of one block that a guest's addresses lead to.
-struct Found {
+pub(super) struct Found {
     block: Block,
-    frame: PhysAddr,
-    piece: Piece,
+    pub frame: PhysAddr,
+    pub piece: Piece,
 }
 
 /// A range of the calling guest's addresses, and its progress: `x1`, `x2` and `x7`, or
@@ -162,7 +162,13 @@ impl<M: Machine> Hypervisor<M> {
     }
 
     /// Puts a piece into another state; its host's or owner's view follows.
-    fn set_state(&self, found: &Found, vm: &mut Vm, state: FrameState, call: (VmId, Asked)) {
+    pub(super) fn set_state(
+        &self,
+        found: &Found,
+        vm: &mut Vm,
+        state: FrameState,
+        call: (VmId, Asked),
+    ) {
         let old = found.piece.record;
         self.set_frames(found.block, found.frame, &found.piece, old.with_state(state), call);
         let (first, pages) = (page_in_block(found.frame), found.piece.pages);
@@ -280,7 +286,7 @@ impl<M: Machine> Hypervisor<M> {
 
     /// Hands the frames from a guest address on to `f`, as far as they are
     /// alike, under the lock of their block. Returns how many bytes that was.
-    fn find(
+    pub(super) fn find(
         &self,
         vm: &mut Vm,
         at: Ipa,

@@ -153,6 +153,9 @@ impl<M: Machine> Hypervisor<M> {
             return Err(Error::Denied.into());
         }
         vm.life = Life::Started;
+        if let Some(map) = &mut vm.map {
+            map.start();
+        }
         slot.allow_runs(handle.generation);
         Ok(())
     }
@@ -164,7 +167,7 @@ impl<M: Machine> Hypervisor<M> {
         let Vm { life: Life::Created, map: Some(map), pool, .. } = &mut *vm else {
             return Err(Error::Denied.into());
         };
-        if !is_new {
+        if !is_new || map.shared_bit().is_some_and(|shared| at & shared != 0) {
             return Err(Error::Denied.into());
         }
         let span = Span { at: Ipa(at), pages: 1, is_block: false };

@@ -35,6 +35,8 @@ const POISONED: u64 = 1 << 56;
 /// The hypervisor made it lead to a table ([`Descriptor::table`]). A page at level 3 has the
 /// other bits of a table's descriptor as well, and is never followed as one.
 const IS_TABLE: u64 = 1 << 57;
+/// Nothing is there, and the guest of a protected VM has said that it is RAM.
+const IS_RAM: u64 = 1 << 58;
 
 /// The attribute bits of a block or page descriptor.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -80,6 +82,9 @@ impl Descriptor {
 
     /// Broken memory was here, and nothing may come in its place.
     pub const POISONED: Descriptor = Descriptor(POISONED);
+
+    /// Nothing is there, and it is RAM to the guest of a protected VM.
+    pub const RAM: Descriptor = Descriptor(IS_RAM);
 
     /// The next level's table.
     pub const fn table(page: TablePage) -> Descriptor {
@@ -141,7 +146,17 @@ impl Descriptor {
     /// Whether nothing is there, nor kept free of anything.
     #[inline]
     pub const fn is_free(self) -> bool {
-        self.0 & !HAS_TABLE == 0
+        self.0 & !(HAS_TABLE | IS_RAM) == 0
+    }
+
+    /// Whether nothing is there, and it is RAM to the guest of a protected VM.
+    pub const fn is_ram(self) -> bool {
+        self.is_free() && self.0 & IS_RAM != 0
+    }
+
+    /// The same free entry, as RAM or not.
+    pub const fn marked(self, ram: bool) -> Descriptor {
+        Descriptor(self.0 & !IS_RAM | if ram { IS_RAM } else { 0 })
     }
 
     /// Whether it remembers what its VM owns and cannot reach at the moment.

@@ -370,10 +370,10 @@ fn a_block_takes_the_place_of_an_empty_table() {
     let BlockRoom::IfEmpty(table) = map.prepare_map_block(&machine, Ipa(0), &mut count) else {
         panic!("no table");
     };
-    assert!(!map.is_empty(&machine, table), "a page is there");
+    assert!(!map.is_empty(&machine, table, Ipa(0)), "a page is there");
     map.unmap(&machine, &mut pool, page(0), Unmapped::Free);
     assert_eq!(map.prepare_map_block(&machine, Ipa(0), &mut count), BlockRoom::IfEmpty(table));
-    assert!(map.is_empty(&machine, table));
+    assert!(map.is_empty(&machine, table, Ipa(0)));
     assert_eq!((count.tables(), pool.len()), (0, 2));
     map.map_block(&machine, &mut pool, Ipa(0), PhysAddr(BLOCK_SIZE), ram());
     assert_eq!(pool.len(), 3, "the table is free");

@@ -68,8 +68,8 @@ pub enum Outcome {
 pub struct Stage2Abort {
     /// The guest address.
     pub at: Ipa,
-    abort: Abort,
-    far: u64,
+    pub(super) abort: Abort,
+    pub(super) far: u64,
 }
 
 /// What an instruction comes to that waits.

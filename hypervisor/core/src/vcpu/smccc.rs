@@ -6,7 +6,7 @@
 use escrow_abi::psci::{
     self, DENIED, INTERNAL_FAILURE, INVALID_PARAMETERS, NOT_SUPPORTED, SUCCESS,
 };
-use escrow_abi::{call, pv_time, run};
+use escrow_abi::{call, pv_time, rsi, run};
 
 use super::context::Vcpu;
 use super::exit::{Answer, Outcome, answer};
@@ -36,6 +36,8 @@ const WORKAROUNDS: [u32; 2] = [WORKAROUND_1, WORKAROUND_3];
 pub enum Service {
     /// A call about memory, which is still in `x0`–`x7`.
     Memory,
+    /// A call of the Realm Services Interface, likewise.
+    Realm,
     /// A call about a doorbell, likewise.
     Doorbell,
     /// A call for random numbers.
@@ -102,6 +104,7 @@ impl Vcpu {
                 };
                 self.returns(if known { SUCCESS } else { NOT_SUPPORTED })
             }
+            rsi::FIRST..=rsi::LAST => Outcome::Service(Service::Realm),
             function if WORKAROUNDS.contains(&function) => {
                 Outcome::Service(Service::Workaround { function, asked: false })
             }

@@ -72,6 +72,8 @@ pub struct Slot {
     /// Where its vCPUs' stolen time is, for EL2 and for the guest.
     time_page: PageCell<TimePage>,
     time_at: AtomicU64,
+    /// Its VM is protected, as whoever has not its lock finds it.
+    protected: AtomicU32,
     counts: &'static Counts,
     vm: TicketMutex<Vm>,
 }
@@ -107,6 +109,7 @@ impl Slot {
             controller: Controller::new(),
             time_page: PageCell::new(),
             time_at: AtomicU64::new(0),
+            protected: AtomicU32::new(0),
             counts,
             vm: TicketMutex::new(Vm::new(counts)),
         }
@@ -137,6 +140,7 @@ impl Slot {
         self.first.store(0, Ordering::Relaxed);
         self.on.store(0, Ordering::Relaxed);
         self.unknown.store(0, Ordering::Relaxed);
+        self.protected.store(0, Ordering::Relaxed);
         self.doorbells.open(generation);
     }
 
@@ -296,6 +300,16 @@ impl Slot {
     /// lock; it is not started.
     pub fn set_more(&self) {
         self.first.fetch_or(MORE, Ordering::Relaxed);
+    }
+
+    /// Notes that the VM is a protected one. Needs its lock.
+    pub fn set_protected(&self) {
+        self.protected.store(1, Ordering::Relaxed);
+    }
+
+    /// Whether it is, without the lock.
+    pub fn is_protected(&self) -> bool {
+        self.protected.load(Ordering::Relaxed) != 0
     }
 
     /// The stolen time of a vCPU that is about to exist. Needs the VM's lock.

@@ -42,6 +42,7 @@ fn events(frame: Frame) -> Vec<Event> {
         Equip(STRANGER),
         Unlock { sanitize: true },
         Unlock { sanitize: false },
+        Relock,
         ShareBack,
         TakeBack,
         Unshare(0x1000),

@@ -30,6 +30,7 @@ pub(super) enum Asked {
     Donate,
     Equip,
     Unlock,
+    Relock,
     ShareBack,
     TakeBack,
     Unshare,

@@ -101,6 +101,7 @@ fn transition(asked: Asked, new: Record) -> Transition {
         Asked::Donate => Transition::Donate(spec(new.owner()), home),
         Asked::Equip => Transition::Equip(to),
         Asked::Unlock => Transition::Unlock { sanitize: new.is(FrameState::UnlockedZeroed) },
+        Asked::Relock => Transition::Relock,
         Asked::ShareBack => Transition::ShareBack,
         Asked::TakeBack => Transition::TakeBack,
         Asked::Unshare => Transition::Unshare(home),

@@ -7,6 +7,7 @@ mod histories;
 mod lists;
 mod poison;
 mod portions;
+mod protect;
 mod reset;
 mod runs;
 mod slots;

@@ -5,7 +5,7 @@
 use super::{GuestMap, Span, TableCount, index, take_table};
 use crate::addr::{BLOCK_SIZE, Ipa, PhysAddr};
 use crate::machine::{Machine, Table};
-use crate::stage2::page::{FreePage, TablePage};
+use crate::stage2::page::TablePage;
 use crate::stage2::{Attributes, Descriptor, DescriptorCell, PagePool};
 
 /// Where [`GuestMap::prepare_map`] found room.
@@ -44,12 +44,12 @@ impl GuestMap {
         let entry = slot.load();
         if let Some(table) = entry.as_table() {
             let slots = span.slots(machine.table(table));
-            return match slots.iter().position(|slot| !slot.load().is_free()) {
+            return match slots.iter().position(|slot| !self.has_room(slot.load(), span.at)) {
                 Some(taken) => Err(taken),
                 None => Ok(Room { table: Some(table) }),
             };
         }
-        if !entry.is_free() {
+        if !self.has_room(entry, span.at) {
             return Err(0);
         }
         if !entry.has_table() {
@@ -76,12 +76,13 @@ impl GuestMap {
         for level in level + 1..=2 {
             count.add(at, level);
         }
-        if entry.is_free() { BlockRoom::Free } else { BlockRoom::Taken }
+        if self.has_room(entry, at) { BlockRoom::Free } else { BlockRoom::Taken }
     }
 
-    /// Whether nothing is in a table that [`Self::prepare_map_block`] found.
-    pub fn is_empty<M: Machine>(&self, machine: &M, table: TablePage) -> bool {
-        machine.table(table).iter().all(|slot| slot.load().is_free())
+    /// Whether nothing is in a table that [`Self::prepare_map_block`] found at an address, and a block
+    /// may come.
+    pub fn is_empty<M: Machine>(&self, machine: &M, table: TablePage, at: Ipa) -> bool {
+        machine.table(table).iter().all(|slot| self.has_room(slot.load(), at))
     }
 
     /// Maps pages where [`Self::prepare_map`] found room. The caller publishes
@@ -157,6 +158,12 @@ impl GuestMap {
         let old = slot.load();
         if let Some(table) = old.as_table() {
             self.break_entry(machine, slot, at);
+            if self.halves.is_some() {
+                // No walker comes here any more. What is in the pool holds zeros.
+                for slot in machine.table(table) {
+                    machine.write_descriptor(slot, Descriptor::INVALID);
+                }
+            }
             pool.push(machine, table.into_free());
         } else if old.has_table() {
             pool.release();
@@ -174,7 +181,7 @@ impl GuestMap {
         let (mut slot, mut level) = self.walk(machine, at, 2);
         while level < 2 {
             // The pool was checked to hold what was counted.
-            let table = pool.pop(machine).map(FreePage::into_table)?;
+            let table = take_table(machine, pool, slot.load())?;
             machine.write_descriptor(slot, Descriptor::table(table));
             level += 1;
             slot = &machine.table(table)[index(at, level)];

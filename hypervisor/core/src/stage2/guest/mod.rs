@@ -16,6 +16,7 @@
 mod change;
 mod count;
 mod map;
+mod ripas;
 
 use super::page::{FreePage, TablePage};
 use super::{Descriptor, DescriptorCell, Geometry, PagePool, Stage2Context, level_shift};
@@ -25,6 +26,7 @@ use crate::machine::{Machine, Table};
 pub use change::Unmapped;
 pub use count::TableCount;
 pub use map::{BlockRoom, Room};
+pub use ripas::Found;
 
 /// The tables of a guest.
 #[derive(Debug)]
@@ -32,6 +34,16 @@ pub struct GuestMap {
     geometry: Geometry,
     root: TablePage,
     context: Stage2Context,
+    halves: Option<Halves>,
+}
+
+/// How the addresses of a protected VM's guest are divided.
+#[derive(Clone, Copy, Debug)]
+struct Halves {
+    /// This bit is 1 in the shared half.
+    shared: u64,
+    /// The VM has started: memory comes only where the guest has said RAM.
+    started: bool,
 }
 
 /// Where walks begin: known, so that they need not find out.
@@ -77,7 +89,7 @@ impl GuestMap {
     /// An empty map. The geometry is one that begins with one table at
     /// level 1 ([`GuestMap::fits`]).
     pub fn new(geometry: Geometry, root: FreePage, context: Stage2Context) -> GuestMap {
-        GuestMap { geometry, root: root.into_table(), context }
+        GuestMap { geometry, root: root.into_table(), context, halves: None }
     }
 
     /// Whether guests may have tables of this shape: 31 to 39 bits of address.
@@ -89,6 +101,44 @@ impl GuestMap {
     #[inline]
     pub fn context(&self) -> &Stage2Context {
         &self.context
+    }
+
+    /// Divides the addresses into two halves, for a protected VM. Returns the bit that is 1 in the
+    /// shared one; `None` if something was mapped before.
+    pub fn protect<M: Machine>(&mut self, machine: &M) -> Option<u64> {
+        let empty = machine.table(self.root).iter().all(|slot| slot.load() == Descriptor::INVALID);
+        let shared = self.geometry.end() >> 1;
+        empty.then(|| self.halves = Some(Halves { shared, started: false }))?;
+        Some(shared)
+    }
+
+    /// The VM starts.
+    pub fn start(&mut self) {
+        if let Some(halves) = &mut self.halves {
+            halves.started = true;
+        }
+    }
+
+    /// The bit that is 1 in the shared half, if the VM is protected.
+    #[inline(always)]
+    pub fn shared_bit(&self) -> Option<u64> {
+        self.halves.map(|halves| halves.shared)
+    }
+
+    /// Whether memory that comes has to be zeroed: the guest of a protected VM is to see nothing
+    /// that its host chose once it has started.
+    #[inline]
+    pub fn zeroes(&self) -> bool {
+        self.halves.is_some_and(|halves| halves.started)
+    }
+
+    /// Whether memory may come where this entry is.
+    #[inline(always)]
+    fn has_room(&self, entry: Descriptor, at: Ipa) -> bool {
+        match self.halves {
+            Some(Halves { shared, started: true }) if at.0 & shared == 0 => entry.is_ram(),
+            _ => entry.is_free(),
+        }
     }
 
     /// The first address beyond the guest's space.
@@ -154,7 +204,7 @@ impl GuestMap {
     }
 }
 
-/// A page for the table in the place of `entry`.
+/// A page for the table in the place of `entry`, in which all is RAM to the guest if that was.
 fn take_table<M: Machine>(
     machine: &M,
     pool: &mut PagePool,
@@ -163,7 +213,13 @@ fn take_table<M: Machine>(
     if entry.has_table() {
         pool.release();
     }
-    pool.pop(machine).map(FreePage::into_table)
+    let page = pool.pop(machine).map(FreePage::into_table)?;
+    if entry.is_ram() {
+        for slot in machine.table(page) {
+            machine.write_descriptor(slot, Descriptor::RAM);
+        }
+    }
+    Some(page)
 }
 
 #[inline(always)]

@@ -227,6 +227,14 @@ impl Machine for Fake {
         Ok(array::from_fn(|n| self.word(at.add(8 * n as u64)).load(Ordering::Relaxed)))
     }
 
+    fn write_entry(&self, at: PhysAddr, words: [u64; 4]) -> Result<(), MemoryError> {
+        self.answers(at.0, 32)?;
+        for (n, word) in words.into_iter().enumerate() {
+            self.word(at.add(8 * n as u64)).store(word, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
     fn read_entries(&self, at: PhysAddr, entries: &mut [[u64; 4]]) -> usize {
         let places = (at.0..).step_by(32);
         assert!(at.0 % PAGE_SIZE + 32 * entries.len() as u64 <= PAGE_SIZE, "{at:?}");
