@@ -34,7 +34,7 @@ pub fn make(machine: &Specification, parts: &Parts) -> Result<Vec<Box<dyn Backen
         let file = file.try_clone()?;
         let block =
             Block::new(&name, file, disk.read_only, &name).map_err(|error| match error.kind() {
-                io::ErrorKind::WouldBlock => anyhow::anyhow!("another program uses it as a disk"),
+                io::ErrorKind::WouldBlock => anyhow::anyhow!("it is in use as a disk already"),
                 _ => error.into(),
             });
         let block = block.with_context(|| format!("the disk {}", disk.path.display()))?;

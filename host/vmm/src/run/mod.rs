@@ -53,7 +53,7 @@ pub fn run(arguments: Arguments) -> Result<u8> {
         }
     };
     let device = preflight::open()?;
-    preflight::check_memory(plan.machine.ram)?;
+    preflight::check_memory(plan.machine.ram, plan.machine.populate)?;
     let (entry, listener) = Entry::take(plan.name.as_ref())?;
     let parts = Parts::open(&plan.machine, &|kind| entry.path(kind))?;
     let mut session = Session::new(listener)?;

@@ -22,8 +22,8 @@ pub fn open() -> Result<Device> {
     Device::open().map_err(|error| match error.errno {
         Errno::ENOENT | Errno::ENODEV | Errno::ENXIO => anyhow!(missing(under_escrow())),
         Errno::EACCES | Errno::EPERM => anyhow!(
-            "no access to /dev/gunyah: run this as root, or join the group that the device has \
-             (escrow): usermod -aG escrow USER"
+            "no access to /dev/gunyah: run this as root, or join the group escrow, if the module's \
+             udev rule has given the device to it: usermod -aG escrow USER"
         ),
         _ => error.into(),
     })
@@ -43,11 +43,12 @@ fn missing(under_escrow: bool) -> &'static str {
     }
 }
 
-/// Whether the host has the memory for a guest's RAM, and this user may have it.
-pub fn check_memory(ram: u64) -> Result<()> {
+/// Whether the host has the memory for a guest's RAM, and this user may have it. `at_once`: all of
+/// it is allocated before the guest starts.
+pub fn check_memory(ram: u64, at_once: bool) -> Result<()> {
     let memory = Meminfo::current().context("reading /proc/meminfo")?;
     let available = memory.mem_available.unwrap_or(memory.mem_free);
-    fits(ram, memory.mem_total, available)?;
+    fits(ram, at_once, memory.mem_total, available)?;
     if !geteuid().is_root() {
         let (limit, _) = getrlimit(Resource::RLIMIT_MEMLOCK).context("RLIMIT_MEMLOCK")?;
         may_lock(ram, limit)?;
@@ -55,12 +56,21 @@ pub fn check_memory(ram: u64) -> Result<()> {
     Ok(())
 }
 
-fn fits(ram: u64, total: u64, available: u64) -> Result<()> {
+fn fits(ram: u64, at_once: bool, total: u64, available: u64) -> Result<()> {
     if ram >= total {
         bail!(
             "{} of RAM for the guest, and the host has {} MiB in all (--memory)",
             Size(ram),
             total / MIB
+        );
+    }
+    if ram > available && at_once {
+        // The kernel would kill programs for it, this one first.
+        bail!(
+            "{} of RAM for the guest at once (--hugepages), and the host has {} MiB to spare: use \
+             less (--memory)",
+            Size(ram),
+            available / MIB
         );
     }
     if ram > available {
@@ -92,9 +102,11 @@ mod tests {
 
     #[test]
     fn too_much_memory_is_said_in_numbers() {
-        assert!(fits(512 * MIB, 1024 * MIB, 600 * MIB).is_ok());
-        assert!(fits(512 * MIB, 1024 * MIB, 100 * MIB).is_ok());
-        let error = fits(1024 * MIB, 1024 * MIB, 0).unwrap_err().to_string();
+        assert!(fits(512 * MIB, true, 1024 * MIB, 600 * MIB).is_ok());
+        assert!(fits(512 * MIB, false, 1024 * MIB, 100 * MIB).is_ok());
+        let error = fits(512 * MIB, true, 1024 * MIB, 100 * MIB).unwrap_err().to_string();
+        assert!(error.contains("512M") && error.contains("100 MiB to spare"), "{error}");
+        let error = fits(1024 * MIB, false, 1024 * MIB, 0).unwrap_err().to_string();
         assert!(error.contains("1G") && error.contains("1024 MiB"), "{error}");
         let error = may_lock(512 * MIB, 8 * MIB).unwrap_err().to_string();
         assert!(error.contains("512M") && error.contains("8 MiB"), "{error}");

@@ -21,18 +21,19 @@ const INTIDS: usize = WORDS * 32;
 
 /// What the lock of a [`Bank`] covers. Locked before that of a vCPU; bank 0 before bank 1.
 ///
-/// An SPI has a *home* from when it is pending for a vCPU, or acknowledged by it, until it
-/// is neither. Meanwhile the vCPU's page says whether it is pending and active; without a home,
-/// this one does.
+/// An SPI has a *home*, a vCPU, from when it is pending for that vCPU until it is neither pending
+/// there nor active. Meanwhile the vCPU's page says whether it is pending and active; without a
+/// home, the bank does.
 #[derive(Debug)]
 pub(super) struct BankState {
     pub lines: Lines<WORDS, INTIDS>,
-    /// Active, without a home.
+    /// SPIs that are active and have no home.
     active: Bits<WORDS>,
+    /// SPIs that have a home: its index is in `homes`.
     homed: Bits<WORDS>,
-    /// Their inputs go low when the guest deactivates them, and the host is told.
+    /// SPIs whose inputs go low when the guest deactivates them ([`super::Input::HighUntilDone`]).
     once: Bits<WORDS>,
-    /// Those that the host has not been told of.
+    /// Of these, the ones that were deactivated and that the host has not been told of.
     done: Bits<WORDS>,
     done_count: u32,
     /// `GICD_IROUTER<n>`, its low half.
@@ -89,7 +90,8 @@ impl BankState {
         self.homed.get(intid).then(|| self.homes[intid.number() as usize % INTIDS])
     }
 
-    /// Whether an SPI is neither pending nor at home anywhere.
+    /// Whether an SPI has no home, no event and a low input: a change of its configuration moves
+    /// nothing.
     #[inline(always)]
     pub fn is_quiet(&self, intid: Intid) -> bool {
         !self.homed.get(intid) && !self.lines.latch.get(intid) && !self.lines.input.get(intid)
@@ -100,7 +102,7 @@ impl BankState {
         self.homed.word(word)
     }
 
-    /// Notes where an SPI is at home; if nowhere, whether it is active.
+    /// Sets an SPI's home. `active`: it is active and has none.
     pub fn set_home(&mut self, intid: Intid, home: Option<u8>, active: bool) {
         self.homed.set(intid, home.is_some());
         self.homes[intid.number() as usize % INTIDS] = home.unwrap_or(0);
@@ -128,8 +130,8 @@ impl BankState {
         self.routes[intid.number() as usize % INTIDS] = to & ROUTE_BITS;
     }
 
-    /// Whether an interrupt that is pending at a vCPU may stay there, which takes those of
-    /// some groups that are for any.
+    /// Whether an SPI may go to a vCPU by its route. `takes`: the groups of which that vCPU takes
+    /// interrupts for any vCPU.
     pub fn is_for(&self, intid: Intid, vcpu: u8, takes: Groups) -> bool {
         let route = self.route(intid);
         if route & ROUTE_ANY != 0 {
@@ -138,7 +140,7 @@ impl BankState {
         super::vcpu_of_affinity(route) == Some(vcpu)
     }
 
-    /// Whether an input goes low with the deactivation.
+    /// Sets whether an SPI's input goes low when the guest deactivates the interrupt.
     pub fn set_once(&mut self, intid: Intid, to: bool) {
         self.once.set(intid, to);
     }
@@ -165,7 +167,7 @@ impl BankState {
         if self.done_count == 0 {
             return None;
         }
-        // A bank's sets do not say which half they are of.
+        // The sets of both banks number their SPIs from 0.
         let found = self.done.iter().next()?;
         let intid = Intid::new(first_word as u32 * 32 + found.number())?;
         self.done.set(intid, false);

@@ -36,13 +36,13 @@ pub(super) const INSIDE: u32 = 2;
 
 /// Bits of [`Cpu::flags`].
 pub(super) mod eligible {
-    /// Group 0 was enabled in its CPU interface when it was left last.
+    /// Group 0 was enabled in the vCPU's CPU interface at its last exit.
     pub const GROUP_0: u32 = 1 << 0;
-    /// The same of group 1.
+    /// Group 1 was.
     pub const GROUP_1: u32 = 1 << 1;
-    /// `GICR_CTLR.DPG0`: it takes none of group 0 that are for any.
+    /// `GICR_CTLR.DPG0`: the vCPU takes no interrupts for any vCPU of group 0.
     pub const DPG0: u32 = 1 << 2;
-    /// `GICR_CTLR.DPG1NS`: the same of group 1.
+    /// `GICR_CTLR.DPG1NS`: none of group 1.
     pub const DPG1: u32 = 1 << 3;
     /// `GICR_WAKER.ProcessorSleep`.
     pub const SLEEPS: u32 = 1 << 4;
@@ -61,24 +61,24 @@ pub(super) mod eligible {
 /// What the lock of a [`Cpu`] covers.
 ///
 /// An interrupt is in at most one of three places: in a list register, in [`Self::queue`]
-/// (pending, not active), or in [`Self::outside`] (active). In a list register, its state
-/// there is the truth, but for a new event, which waits in [`Lines::latch`].
+/// (pending, not active), or in [`Self::outside`] (active). If it is in a list register, its
+/// state is what that says, except for a new event, which waits in [`Lines::latch`].
 #[derive(Debug)]
 pub(super) struct CpuState {
-    /// Its list registers are in a CPU that is in the guest: [`Self::lr`] is older.
+    /// The vCPU is in its guest, so the CPU has its list registers: [`Self::lr`] is out of date.
     pub running: bool,
     /// List registers in use.
     pub used: u16,
     /// List registers that are to be written.
     dirty: u16,
-    /// What others want done to what is in list registers, by register.
+    /// Changes that wait for the next harvest ([`Self::post`]): a bit for each list register.
     clear_pending: u16,
     clear_active: u16,
     set_active: u16,
     /// vCPUs that wait for the list registers to be read.
     pub waiters: u32,
     lr: [u64; LIST_REGISTERS],
-    /// Deactivations by the guest of what was in no list register.
+    /// Deactivations by the guest of interrupts that were in no list register (EOIcount).
     eoi_count: u32,
     /// `GICD_CTLR.EnableGrp0` and `EnableGrp1`.
     pub enabled_groups: Groups,
@@ -86,7 +86,8 @@ pub(super) struct CpuState {
     pub sleeps: bool,
     /// Groups of which it takes interrupts for any vCPU.
     pub takes: Groups,
-    /// Groups of which an interrupt for any vCPU has found none.
+    /// Groups with an interrupt for any vCPU that no vCPU takes: the first to enable the group is
+    /// to look for it.
     pub wanted: Groups,
     /// Its own interrupts.
     pub lines: Lines<1, 32>,
@@ -94,14 +95,13 @@ pub(super) struct CpuState {
     queue: Queue,
     /// Active, in no list register.
     outside: Bits<32>,
-    /// How many these are.
+    /// How many are in [`Self::outside`].
     outside_count: u32,
-    /// Of what is in the queue, outside, or in a list register: that it is pending, or also
-    /// pending, because of an event, which ends with its acknowledgement. In a list register
-    /// that is pending, that it became so by an event.
+    /// Interrupts in one of the three places that are pending by an event (not by a level), which
+    /// their acknowledgement ends. Those that are active as well are pending again.
     held: Bits<32>,
-    /// Of what is active: that it is so by a write to ISACTIVER, so that no write to EOIR is
-    /// about it.
+    /// Active interrupts that a write to ISACTIVER made active: the guest has not acknowledged
+    /// them, so no write to EOIR ends them.
     unacknowledged: Bits<32>,
     /// A PPI that is linked with a physical one.
     link: Option<(Intid, u16)>,
@@ -112,7 +112,7 @@ pub(super) struct CpuState {
 pub(super) enum Harvest {
     /// It is still there.
     Kept,
-    /// It is not. If it is an SPI, it has no home, and where it goes is to be found out.
+    /// It is not. An SPI has no home now: [`super::Vgic::settle`] finds its next place.
     Released(Intid),
 }
 
@@ -165,8 +165,7 @@ impl Default for Cpu {
 const _: () = assert!(size_of::<Cpu>() <= escrow_abi::PAGE_SIZE as usize);
 
 impl CpuState {
-    /// Links a PPI with a physical interrupt: in a list register, the guest's deactivation
-    /// of one is that of the other.
+    /// Links a PPI with a physical interrupt: see [`super::Vgic::link`].
     pub fn link(&mut self, ppi: Intid, physical: u16) {
         self.link = Some((ppi, physical));
     }
@@ -191,7 +190,7 @@ impl CpuState {
             .find(|&n| ListRegister(self.lr[n]).number() == intid.number())
     }
 
-    /// Whether an interrupt that is at home here is pending beyond what its line says, and
+    /// Whether an interrupt whose home this is is pending beyond what its line says, and
     /// whether it is active.
     pub fn state_of(&self, intid: Intid) -> (bool, bool) {
         match self.resident(intid) {
@@ -200,7 +199,7 @@ impl CpuState {
         }
     }
 
-    /// The same of what is in a list register, with what others want done to it.
+    /// The same of an interrupt in a list register, as if the changes that wait were made.
     fn state_in(&self, n: usize) -> (bool, bool) {
         let n = n % LIST_REGISTERS;
         let (lr, bit) = (ListRegister(self.lr[n]), 1u16 << n);
@@ -209,8 +208,8 @@ impl CpuState {
         (pending, active)
     }
 
-    /// Its own interrupts that are pending, those that are active, and whether any is in a
-    /// list register.
+    /// The private interrupts that are pending, those that are active (a bit each), and whether
+    /// any is in a list register.
     pub fn private_state(&self) -> (u32, u32, bool) {
         let lines = &self.lines;
         let mut pending = lines.latch.word(0) | lines.input.word(0) & !lines.edge.word(0);
@@ -229,13 +228,13 @@ impl CpuState {
         (pending, active, any)
     }
 
-    /// Whether the last that is known of a list register is that it is offered.
+    /// Whether a list register was offered (pending, not active) when it was last saved or loaded.
     pub fn is_offered(&self, n: usize) -> bool {
         ListRegister(self.lr[n % LIST_REGISTERS]).is_offered()
     }
 
-    /// Takes over the list registers of a CPU that has left the guest; `true` if there is
-    /// something to be done about one of them before the guest goes on.
+    /// Saves the list registers of a CPU that has left the guest; `true` if one of them has to be
+    /// harvested before the guest goes on.
     pub fn save(&mut self, interface: &mut impl Interface) -> bool {
         let mut due = interface.has_maintenance();
         for n in ones(self.used.into()).map(usize::from) {
@@ -251,8 +250,8 @@ impl CpuState {
         due
     }
 
-    /// The short way of [`Self::harvest`]: one of its own that was deactivated, with nothing
-    /// else to it. `false` if this is not so.
+    /// The short way of [`Self::harvest`], for a private interrupt that was deactivated and has
+    /// nothing else to be looked at. `false` if this is not so.
     #[inline(always)]
     fn release_idle(&mut self, n: usize) -> bool {
         let n = n % LIST_REGISTERS;
@@ -273,12 +272,12 @@ impl CpuState {
         true
     }
 
-    /// One of its own is deactivated: its list register is free. What others wanted done to it has come
-    /// before that, and is moot.
+    /// A private interrupt was deactivated: its list register is free. The changes that waited for
+    /// it were made before that, and have no effect any more.
     #[inline(always)]
     fn forget_idle(&mut self, n: usize, intid: Intid) {
         let bit = 1u16 << (n % LIST_REGISTERS);
-        // The CPU's is empty as it is.
+        // That of the CPU is empty already, so it is not dirty.
         self.lr[n % LIST_REGISTERS] = 0;
         self.used &= !bit;
         for posted in [&mut self.clear_pending, &mut self.clear_active, &mut self.set_active] {
@@ -288,8 +287,9 @@ impl CpuState {
         self.unacknowledged.set(intid, false);
     }
 
-    /// An interrupt of its own whose input is high from now on, straight into a list register of
-    /// the CPU, which is about to go on in the guest. `false` if that is not all there is to do.
+    /// The input of a private interrupt is high from now on. Puts the interrupt into a list
+    /// register of the CPU, which is about to go on in the guest. `false` if the list registers
+    /// have to be filled anew instead.
     #[inline(always)]
     pub fn insert(&mut self, intid: Intid, interface: &mut impl Interface) -> bool {
         if self.used != 0
@@ -333,7 +333,8 @@ impl CpuState {
         true
     }
 
-    /// Has what others want done to a list register of a CPU in the guest wait for it.
+    /// Notes a change to the interrupt in a list register of a CPU that is in the guest: the next
+    /// harvest makes it.
     pub fn post(&mut self, n: usize, change: Change) {
         let bit = 1u16 << (n % LIST_REGISTERS);
         match change {
@@ -350,9 +351,9 @@ impl CpuState {
         }
     }
 
-    /// Brings what is known of an interrupt up to what its list register says, and the list
-    /// register up to what has changed otherwise. `bank` is that of the interrupt, if it is an
-    /// SPI: without it, nothing happens.
+    /// Looks at a list register: brings the state of its interrupt up to date with it, makes the
+    /// changes that wait, and releases it if the interrupt must not stay. `bank` is that of the
+    /// interrupt if it is an SPI: without it, nothing happens.
     pub fn harvest(&mut self, n: usize, me: u8, mut bank: Option<&mut BankState>) -> Harvest {
         let n = n % LIST_REGISTERS;
         let (lr, bit) = (ListRegister(self.lr[n]), 1u16 << n);
@@ -388,7 +389,7 @@ impl CpuState {
         let stays = bank.as_ref().is_none_or(|bank| !spi || bank.is_for(intid, me, self.takes));
         let mut told = lr.is_told();
         let kept = if active {
-            // It may be pending again beside, if it is the same that it will be then.
+            // It may be "pending and active" if its next time has the same priority and group.
             let same = lr.level() == line.level && lr.group() == line.group;
             if line.edge && forwarded && same && stays {
                 held |= latch;
@@ -410,7 +411,7 @@ impl CpuState {
         if !kept {
             latch |= held;
             held = false;
-            // In case it came to be active just now.
+            // A write to ISACTIVER may have made it active just now.
             active = false;
             self.forget(n);
             self.unacknowledged.set(intid, false);
@@ -444,14 +445,14 @@ impl CpuState {
         if kept { Harvest::Kept } else { Harvest::Released(intid) }
     }
 
-    /// Whether what a list register says beside the state is what its line says.
+    /// Whether priority, group and kind in a list register are still those of the line.
     fn is_as_loaded(&self, lr: ListRegister, line: &Line) -> bool {
         lr.level() == line.level
             && lr.group() == line.group
             && (lr.is_linked() || lr.is_told() != line.edge)
     }
 
-    /// A list register is empty.
+    /// Empties a list register.
     fn forget(&mut self, n: usize) {
         let bit = 1u16 << (n % LIST_REGISTERS);
         self.used &= !bit;
@@ -459,12 +460,12 @@ impl CpuState {
         self.lr[n % LIST_REGISTERS] = 0;
     }
 
-    /// Takes an interrupt that is pending or active out of its list register, and keeps it.
+    /// Moves an interrupt that is pending or active from its list register to the queue, or outside.
     pub fn unload(&mut self, n: usize) {
         let lr = ListRegister(self.lr[n % LIST_REGISTERS]);
         let Some(intid) = Intid::new(lr.number()) else { return };
         if lr.is_idle() {
-            // Where it goes is found out when it is harvested.
+            // The harvest finds its next place.
             return;
         }
         self.forget(n);
@@ -480,15 +481,15 @@ impl CpuState {
         self.outside_count = self.outside_count + u32::from(to) - u32::from(before);
     }
 
-    /// An interrupt that is pending by its line, and not active, waits for this vCPU. `held`:
-    /// it is pending by an event.
+    /// Adds an interrupt that is pending, and not active, to the queue. `held`: it is pending by an
+    /// event.
     pub fn enqueue(&mut self, intid: Intid, line: &Line, held: bool) {
         self.held.set(intid, held);
         self.queue.insert(intid, Note::new(line.level, line.group, !line.edge));
     }
 
-    /// Takes an interrupt that is in no list register out of the queue: whether it was
-    /// pending by an event. It may be active.
+    /// Takes an interrupt that is in no list register out of the queue, if it is in it (it may be
+    /// active). Returns whether it was pending by an event.
     pub fn dequeue(&mut self, intid: Intid) -> bool {
         self.queue.remove(intid);
         self.held.replace(intid, false)
@@ -499,15 +500,15 @@ impl CpuState {
         self.outside.get(intid)
     }
 
-    /// An interrupt that is active, in no list register, is not so any more.
+    /// Ends the activity of an interrupt that is in no list register.
     pub fn end(&mut self, intid: Intid) {
         self.set_outside(intid, false);
         self.unacknowledged.set(intid, false);
     }
 
-    /// An event of an interrupt that is active, in no list register, and not held: whether it
-    /// still waits for the deactivation. If not, it is held, and pending then. `stays`: it will
-    /// be for this vCPU.
+    /// An interrupt that is active, in no list register, may have a new event. Returns whether the
+    /// event waits for the deactivation (in `latch`). Otherwise it is held here, and the interrupt is
+    /// "pending and active". `stays`: it will be for this vCPU.
     pub fn hold(&mut self, intid: Intid, line: &Line, stays: bool) -> bool {
         let note = self.queue.note(intid);
         let same = note.level() == line.level && note.group() == line.group;
@@ -518,7 +519,8 @@ impl CpuState {
         waits
     }
 
-    /// Finds out anew whether one of its own, in no list register, is to be in the queue.
+    /// Puts a private interrupt that is in no list register into the queue, or takes it out, as its
+    /// line says now.
     pub fn refresh(&mut self, intid: Intid) {
         let latch = self.lines.latch.get(intid) | self.dequeue(intid);
         let line = Line { latch, ..self.lines.line(intid) };
@@ -533,8 +535,8 @@ impl CpuState {
         self.lines.latch.set(intid, latch);
     }
 
-    /// Changes one of its own. If it is in a list register of a CPU in the guest, the
-    /// register's number: it is not all done until that CPU has left.
+    /// Changes a private interrupt. If it is in a list register of a CPU in the guest, returns the
+    /// register's number: the change is complete when that CPU has left.
     pub fn change_private(&mut self, intid: Intid, me: u8, change: Change) -> Option<usize> {
         if let Some(n) = self.resident(intid) {
             if self.running {
@@ -565,7 +567,7 @@ impl CpuState {
         None
     }
 
-    /// One of its own that is active, in no list register, is not so any more.
+    /// Ends the activity of a private interrupt that is in no list register.
     pub fn end_private(&mut self, intid: Intid) {
         self.end(intid);
         if self.link.is_some_and(|(linked, _)| linked == intid) {
@@ -574,8 +576,8 @@ impl CpuState {
         self.refresh(intid);
     }
 
-    /// A new event of one of its own, or a new level of its input: the short way of
-    /// [`Self::change_private`], that leaves list registers alone. `false` if it changes nothing
+    /// A private interrupt has an event, or a new level of its input: the short way of
+    /// [`Self::change_private`], which leaves list registers alone. `false` if it changes nothing
     /// for the vCPU.
     #[inline(always)]
     pub fn event(&mut self, intid: Intid, change: Change) -> bool {
@@ -589,14 +591,15 @@ impl CpuState {
         true
     }
 
-    /// The interrupt that the guest has deactivated of those that are in no list register:
-    /// what it has acknowledged last is of the highest priority.
+    /// The interrupt in no list register that the guest has deactivated, for one count of EOIcount:
+    /// of those that it has acknowledged, the one of the highest priority, which it acknowledged
+    /// last.
     pub fn ended_outside(&mut self) -> Option<Intid> {
         if self.eoi_count == 0 {
             return None;
         }
         let ended = self.highest_outside(|intid| !self.unacknowledged.get(intid));
-        // What it deactivates beyond that is not active.
+        // Further deactivations are of interrupts that are not active.
         self.eoi_count = if ended.is_some() { self.eoi_count - 1 } else { 0 };
         ended
     }
@@ -609,12 +612,12 @@ impl CpuState {
         self.outside.iter().filter(fits).min_by_key(|&intid| self.queue.note(intid).level())
     }
 
-    /// Puts what matters most into the list registers. Returns what `ICH_HCR_EL2` needs.
+    /// Fills the list registers with the most urgent interrupts. Returns what `ICH_HCR_EL2` needs.
     ///
     /// Pending interrupts of groups that the guest has enabled come first, by priority, and
-    /// they are exchanged for active ones if they have to be: so as long as some are left out,
-    /// all list registers are pending at first, and when none is any more, the maintenance
-    /// interrupt (NPIE) brings the next.
+    /// replace active ones where there is no room. So if some of them are left out, all list
+    /// registers are pending at entry, and when none is pending any more, the maintenance
+    /// interrupt (NPIE) brings in the next.
     pub fn fill(&mut self, vmcr: Vmcr, registers: usize) -> u64 {
         let registers = registers.min(LIST_REGISTERS);
         let all = ((1u32 << registers) - 1) as u16;
@@ -635,7 +638,7 @@ impl CpuState {
         }
         while self.used != all
             && let Some(intid) = self.highest_outside(|intid| {
-                // Not with an event that does not come through.
+                // Not one with an event whose group is not forwarded: it would be signalled.
                 !self.held.get(intid) || forwarded.contains(self.queue.note(intid).group())
             })
         {
@@ -659,8 +662,8 @@ impl CpuState {
         if !self.queue.is_empty(first) {
             value |= hcr::NPIE;
             if first == Groups::BOTH {
-                // What is left out may be of a group, and what is in of the other. (Only in
-                // this case: QEMU 10.0 asserts VGrp0D by VENG1.)
+                // Those left out may be of one group, and those in list registers of the other.
+                // (Only if both are enabled: QEMU 10.0 asserts VGrp0D by VENG1.)
                 value |= hcr::VGRP0DIE | hcr::VGRP1DIE;
             }
         }
@@ -720,7 +723,7 @@ impl CpuState {
         self.dirty = 0;
     }
 
-    /// The banks of SPIs that are at home here and may have to be looked at on the way in.
+    /// The banks of the SPIs that are in a list register or outside: a bit each.
     pub fn banks(&self) -> u32 {
         let mut banks = 0;
         let residents = ones(self.used.into()).filter_map(|n| {
@@ -760,7 +763,7 @@ impl CpuState {
         })
     }
 
-    /// The CPU interface is reset, with nothing in it.
+    /// Resets the CPU interface: its list registers are empty.
     pub fn reset(&mut self) {
         for n in ones(self.used.into()).map(usize::from) {
             self.unload(n);

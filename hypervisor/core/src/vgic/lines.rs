@@ -14,8 +14,9 @@ pub(super) struct Lines<const W: usize, const N: usize> {
     pub edge: Bits<W>,
     /// The levels of their inputs.
     pub input: Bits<W>,
-    /// Pending whatever the input says, until acknowledged or cleared, and not with a vCPU
-    /// yet: an edge, or a write to ISPENDR.
+    /// Those that are pending by an event (an edge, or a write to ISPENDR), whatever the input is,
+    /// until they are acknowledged or cleared. Once such an interrupt is in a vCPU's queue, the
+    /// event is noted there instead (`CpuState::held`).
     pub latch: Bits<W>,
     levels: [u8; N],
 }
@@ -33,7 +34,7 @@ pub(super) struct Line {
 }
 
 impl Line {
-    /// Pending for what is known here.
+    /// Pending, by an event or by its level. What a list register says may differ.
     pub const fn is_pending(&self) -> bool {
         self.latch || self.input && !self.edge
     }
@@ -95,7 +96,7 @@ impl<const W: usize, const N: usize> Lines<W, N> {
         }
     }
 
-    /// Makes the part of a change that is about the state here.
+    /// Applies a change to the state here. That of the queue and of list registers is the caller's.
     pub fn apply(&mut self, intid: Intid, change: Change) {
         match change {
             Change::Enable(to) => self.enabled.set(intid, to),

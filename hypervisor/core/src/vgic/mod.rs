@@ -69,10 +69,10 @@
 //!
 //! More interrupts than list registers:
 //!
-//! | left out | what brings it in |
+//! | not in a list register | what brings it into one |
 //! | --- | --- |
-//! | pending, of an enabled group | those in are pending and not less urgent; NPIE when none is left |
-//! | the same while both groups are enabled | VGrp0DIE, VGrp1DIE as well: what is in may all be of the group that is disabled next |
+//! | pending, of an enabled group | all list registers have pending interrupts of at least its priority; NPIE says when none of these is left |
+//! | the same while both groups are enabled | VGrp0DIE, VGrp1DIE as well: the list registers may all have interrupts of the group that is disabled next |
 //! | pending, of a group that is disabled in the CPU interface | VGrp0EIE, VGrp1EIE |
 //! | active, EOImode 0 | EOIcount, LRENPIE: the guest ends what it acknowledged last, so the most urgent |
 //! | active, EOImode 1 | writes to DIR trap (TDIR) |
@@ -170,11 +170,11 @@ pub struct Effects {
     pub asleep: u32,
     /// There is something to tell the host: [`Vgic::take_done`].
     pub done: bool,
-    /// vCPUs in their guest that have to leave it before what was asked for is complete.
+    /// vCPUs that have to leave their guest before the access is complete: a bit each.
     waits: u32,
-    /// The vCPU whose list registers are about to be filled.
+    /// The vCPU whose list registers are about to be filled: it need not be notified.
     filling: Option<u8>,
-    /// They have left it.
+    /// The access has waited, and the vCPUs have left their guest.
     after_wait: bool,
 }
 
@@ -189,7 +189,7 @@ fn vcpu_of_affinity(affinity: u32) -> Option<u8> {
 }
 
 impl<P: Pages> Vgic<P> {
-    /// The one whose pages these are.
+    /// The interrupt controller whose state is in these pages.
     pub fn new(pages: P) -> Vgic<P> {
         Vgic(pages)
     }
@@ -224,7 +224,7 @@ impl<P: Pages> Vgic<P> {
         self.set_power(vcpu, on, effects);
     }
 
-    /// The host says something of an interrupt.
+    /// The host sets the input of an SPI.
     pub fn input(&self, spi: Spi, input: Input, effects: &mut Effects) {
         let intid = spi.intid();
         self.with_bank(intid, |bank| {
@@ -263,8 +263,9 @@ impl<P: Pages> Vgic<P> {
         self.notify(vcpu, effects);
     }
 
-    /// Links a PPI of a vCPU with a physical one: while it is in a list register, the guest's
-    /// deactivation is that of the physical interrupt. Before the vCPU runs.
+    /// Links a PPI of a vCPU with a physical one (`ICH_LR<n>_EL2.HW`): while it is in a list
+    /// register, the guest's deactivation also deactivates the physical interrupt. To be called
+    /// before the vCPU runs.
     pub fn link(&self, vcpu: u8, ppi: Intid, physical: u16) {
         if let Some(cpu) = self.0.cpu(vcpu) {
             cpu.state.lock().link(ppi, physical);
@@ -467,8 +468,8 @@ impl<P: Pages> Vgic<P> {
         for n in 0..BANKS {
             let Some(bank) = self.0.bank(n) else { continue };
             for word in 0..16 {
-                // A hold for each word: others wait for 32 SPIs at the most. Each SPI is settled by itself,
-                // and what has changed about the vCPU was stored before.
+                // The lock is taken anew for each word, so others wait for 32 SPIs at the most. That is
+                // sound: each SPI is settled by itself, and the vCPU's new flags were stored before.
                 let mut bank = bank.state.lock();
                 let lines = &bank.lines;
                 let pending = lines.latch.word(word) | lines.input.word(word) | bank.homed(word);
@@ -506,8 +507,8 @@ impl<P: Pages> Vgic<P> {
     }
 }
 
-/// Whether a change is complete only when the CPU has left the guest that has the interrupt
-/// in a list register: then the access that makes it waits.
+/// Notes that vCPU `by` waits for vCPU `vcpu` to leave its guest, if the change needs that: the
+/// interrupt is in a list register of `vcpu`, which only its CPU can access meanwhile.
 fn wait_for(waiters: &mut u32, vcpu: u8, change: Change, by: Option<u8>, effects: &mut Effects) {
     let waits = matches!(
         change,

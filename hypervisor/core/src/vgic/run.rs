@@ -11,15 +11,15 @@ use super::lr::{Groups, Interface, LIST_REGISTERS, Vmcr, hcr};
 use super::{Effects, Pages, Vgic};
 use crate::sync::{Ordering, TicketMutexGuard, fence};
 
-/// Beside the list registers in use: the maintenance interrupt may be asserted.
+/// A bit of [`Cpu::used`] above the list registers: the maintenance interrupt may be asserted.
 const WATCHED: u32 = 1 << LIST_REGISTERS;
 
 /// The locks of the banks that are needed.
 type Banks<'a> = [Option<TicketMutexGuard<'a, BankState>>; BANKS];
 
 impl<P: Pages> Vgic<P> {
-    /// A vCPU is about to enter its guest, on the CPU of a number. `all`: what is in that CPU's
-    /// virtual CPU interface is not what this vCPU left there.
+    /// A vCPU is about to enter its guest, on CPU number `on`. `all`: that CPU's virtual CPU
+    /// interface has been used by another vCPU since, so all list registers are written.
     ///
     /// A sender that makes an interrupt pending meanwhile sets `attention` first and then looks
     /// where this vCPU is; this function writes where the vCPU is first and then looks at
@@ -90,8 +90,7 @@ impl<P: Pages> Vgic<P> {
         effects.filling = None;
     }
 
-    /// Looks at the list registers of a vCPU that has SPIs, and finds a home for those that have
-    /// none any more.
+    /// Harvests the list registers of a vCPU that has SPIs, and settles those that were released.
     #[inline(never)]
     fn harvest_spis<'a>(
         &self,
@@ -147,7 +146,7 @@ impl<P: Pages> Vgic<P> {
     /// A vCPU that has left its guest waits for an interrupt: `true` if its host is not to run
     /// it until it is woken, `false` if there is an interrupt, or may be.
     ///
-    /// As in [`Self::enter`], where it is is written before the note is looked at.
+    /// As in [`Self::enter`], the place is written before `attention` is read.
     pub fn sleep(&self, me: u8, interface: &impl Interface) -> bool {
         let Some(cpu) = self.pages().cpu(me) else { return true };
         if cpu.used.load(Ordering::Relaxed) != 0
@@ -174,9 +173,9 @@ impl<P: Pages> Vgic<P> {
         self.notify(me, effects);
     }
 
-    /// The input of one of the vCPU's own interrupts is high: its timer has fired, and the CPU
-    /// has left the guest for that. The short way of [`Self::exit`], [`Self::set_private`] and
-    /// [`Self::enter`]: `false` if the last of these is to follow.
+    /// The input of a private interrupt of the vCPU is high: its timer has fired, and the CPU has
+    /// left the guest for that. The short way of [`Self::exit`], [`Self::set_private`] and
+    /// [`Self::enter`]: `false` if [`Self::enter`] has to follow.
     #[inline(always)]
     pub fn interrupt(&self, me: u8, ppi: Intid, interface: &mut impl Interface) -> bool {
         let Some(cpu) = self.pages().cpu(me).filter(|_| ppi.is_private()) else { return true };
@@ -210,9 +209,9 @@ impl<P: Pages> Vgic<P> {
     }
 }
 
-/// Looks at what is in the list registers of a vCPU that is out of its guest, and at what the
-/// guest has deactivated beside it. SPIs that have no home any more are released, as many as fit:
-/// if there are any, it is to be called again.
+/// Harvests all list registers of a vCPU that is out of its guest, and ends the interrupts outside
+/// of them that the guest has deactivated. SPIs that have no home any more are added to `released`,
+/// as many as fit: if there are any, it has to be called again.
 #[inline(always)]
 fn harvest_all(
     state: &mut CpuState,
@@ -245,8 +244,8 @@ fn bank_of<'a>(banks: &'a mut Banks<'_>, intid: Intid) -> Option<&'a mut BankSta
     banks[BankState::of(intid) % BANKS].as_deref_mut()
 }
 
-/// An interrupt that was active at a vCPU, in no list register, was deactivated. `true` if it
-/// is an SPI, which has no home any more.
+/// Ends the activity of an interrupt that is in no list register of its vCPU. `true` if it is an
+/// SPI, which has no home any more.
 pub(super) fn end_outside(
     state: &mut CpuState,
     bank: Option<&mut BankState>,
