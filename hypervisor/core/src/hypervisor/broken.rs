@@ -63,11 +63,9 @@ impl<M: Machine> Hypervisor<M> {
     pub(super) fn clean_always(
         &self,
         prepared: &mut Prepared<'_>,
-        mut owner: Option<&mut Party<'_>>,
+        owner: Option<&mut Party<'_>>,
     ) -> u64 {
-        self.work_on(prepared, owner.as_deref_mut(), |machine, at, size| {
-            machine.clean_to_poc(at, size)
-        })
+        self.work_on(prepared, owner, |machine, at, size| machine.clean_to_poc(at, size))
     }
 
     /// Zeroes what another VM is to see. The rest as for [`Self::clean`].

@@ -364,7 +364,7 @@ fn what_its_host_has_not_fetched_is_still_its_own() {
 fn devices_are_in_the_shared_half() {
     let mut guest = Guest::started(12);
     let read = Touched::Exits([run::MMIO_READ, DEVICE + 4, 4, 0]);
-    assert_eq!(guest.touches(DEVICE + 4 | SHARED, false), read);
+    assert_eq!(guest.touches((DEVICE + 4) | SHARED, false), read);
     guest.retries();
     // What is declared is memory there, too.
     assert_eq!(guest.touches(MEMORY | SHARED, false), fault(MEMORY | SHARED));
@@ -500,7 +500,7 @@ fn everything_comes_home() {
     guest.sets(MEMORY, MEMORY + SIZE, rsi::RAM);
     guest.sets(MEMORY + PAGE_SIZE, MEMORY + 3 * BLOCK_SIZE, rsi::EMPTY);
     guest.host.reclaim(&[(FREE + BLOCK_SIZE, ORDER_BLOCK)]).unwrap();
-    let shared = block(FREE + BLOCK_SIZE, MEMORY + BLOCK_SIZE | SHARED);
+    let shared = block(FREE + BLOCK_SIZE, (MEMORY + BLOCK_SIZE) | SHARED);
     guest.host.share(guest.vm, &[shared]).unwrap();
     guest.host.call(call::VM_DESTROY, &[guest.vm]).unwrap();
     guest.host.take(call::MEM_UNSHARE, &[(FREE + BLOCK_SIZE, ORDER_BLOCK)]).unwrap();

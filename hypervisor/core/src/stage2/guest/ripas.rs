@@ -62,7 +62,7 @@ impl GuestMap {
                 machine.write_descriptor(slot, entry.marked(ram));
                 return Ok(size);
             }
-            if !entry.has_table() && pool.len() == 0 {
+            if !entry.has_table() && pool.is_empty() {
                 return Err(3 - u64::from(level));
             }
             let Some(table) = take_table(machine, pool, entry) else { return Err(1) };
