@@ -17,7 +17,7 @@ const char *const escrow_event_names[ESCROW_EVENTS] = {
 	[ESCROW_KEPT] = "kept",
 };
 
-/* Events that happen meanwhile may or may not be in the sum. */
+/* Adds up all CPUs. An event that happens meanwhile may or may not be counted. */
 u64 escrow_event_total(enum escrow_event event)
 {
 	u64 sum = 0;

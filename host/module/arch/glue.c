@@ -38,8 +38,8 @@ void escrow_folio_put(struct folio *folio)
 }
 
 /*
- * folio_ref_freeze() that says what it found. Either way, *count is the count
- * as it was read, and nothing that the caller believes.
+ * As folio_ref_freeze(), and stores the count that the compare-and-swap read in *@count,
+ * whether it succeeds or not: the report to EL2 has the count that was there.
  */
 bool escrow_folio_freeze(struct folio *folio, u32 at, u32 *count)
 {
@@ -53,14 +53,14 @@ void escrow_folio_unfreeze(struct folio *folio, u32 to)
 }
 
 /*
- * False while memory_failure() has said nothing, and would. What was broken before is
- * not taken from the page allocator.
+ * False as long as the module is told of memory failures and has been told of none. Pages
+ * that broke before the module was loaded are not handed out by the page allocator.
  */
 bool escrow_may_be_poisoned;
 
 bool escrow_folio_is_poisoned(struct folio *folio)
 {
-	/* Each lend comes by here. */
+	/* Every lend calls this, so the pages are walked only if one can be marked. */
 	return READ_ONCE(escrow_may_be_poisoned) && escrow_folio_is_marked(folio);
 }
 
@@ -68,7 +68,10 @@ bool escrow_folio_is_marked(struct folio *folio)
 {
 	long i;
 
-	/* memory_failure() marks the page, and the folio only if it finds it on a list. */
+	/*
+	 * memory_failure() marks the page. It sets the folio's flag only for a folio that
+	 * is on an LRU list, so each page is checked.
+	 */
 	for (i = 0; i < folio_nr_pages(folio); i++) {
 		if (PageHWPoison(folio_page(folio, i)))
 			return true;
@@ -76,13 +79,13 @@ bool escrow_folio_is_marked(struct folio *folio)
 	return false;
 }
 
-/* EL2 has seen through a report of ours: a bug. */
+/* EL2 has refused a report of this module as false: a bug of the module. */
 void escrow_seen_through(u64 index, u64 detail)
 {
 	pr_warn_once("refused by EL2, entry %llu, detail %llu\n", index, detail);
 }
 
-/* A program's own fault, so the log tells of some. */
+/* The program is at fault, not the kernel, so the log is rate-limited. */
 void escrow_tree_refused(u64 vm, const char *why, size_t length)
 {
 	pr_warn_ratelimited("VM %#llx: its device tree is refused: %.*s\n", vm, (int)length, why);
@@ -93,7 +96,7 @@ void escrow_relax(void)
 	cpu_relax();
 }
 
-/* EL2 needs memory for a VM. */
+/* Donates pages to EL2, which needs them for the tables of a VM. */
 int escrow_top_up(struct escrow_borrower *borrower, u64 pages)
 {
 	return borrower->top_up(borrower, pages);

@@ -45,7 +45,7 @@ static bool escrow_xfer_work_pending(void)
 static bool escrow_xfer_must_return(void)
 {
 #ifdef CONFIG_MEMCG
-	/* It is to be slowed down, because its cgroup is beyond memory.high. */
+	/* The cgroup is beyond memory.high: the thread is throttled on its way to user space. */
 	if (current->memcg_nr_pages_over_high)
 		return true;
 #endif
@@ -66,43 +66,44 @@ static bool escrow_xfer_work_pending(void)
 
 #endif
 
-/* For perf: whether what interrupts this CPU has interrupted a guest. */
+/* For perf: an interrupt on this CPU has interrupted a guest. */
 static DEFINE_PER_CPU(bool, escrow_is_in_guest);
 
 /*
- * What a thread has to do before it enters a guest, since it would have to before it
- * returns to user space: give its CPU to others, and task work, such as to stop for
- * as long as its cgroup has used up its time. A signal ends the run: -EINTR.
+ * Does what Linux otherwise does on the way to user space, since a thread that runs a guest
+ * may stay away from there: it gives the CPU to other threads, and does task work (which
+ * throttles a cgroup that has used up its time, for example). -EINTR: there is a signal.
  */
 int escrow_guest_do_work(void)
 {
 	return escrow_xfer_handle_work();
 }
 
-/* Whether there is such work. With interrupts disabled, which bring more of it. */
+/* Whether there is such work. Interrupts are disabled, so that none can add any until the entry. */
 bool escrow_guest_must_work(void)
 {
 	tick_nohz_user_enter_prepare();
 	return escrow_xfer_work_pending();
 }
 
-/* Runs a guest once. With interrupts and preemption disabled; it enables interrupts meanwhile. */
+/* Runs a guest once. With interrupts and preemption disabled; enables interrupts for a moment. */
 void escrow_guest_run(const u64 registers[8], u64 results[5])
 {
 	vtime_account_guest_enter();
 	__this_cpu_write(escrow_is_in_guest, true);
 	/*
-	 * Interrupts have to be masked in PSTATE only: EL2 must see those that a
-	 * priority mask (pseudo-NMIs) would hide, and the redistributor must have been
-	 * told before.
+	 * With pseudo-NMIs, Linux masks interrupts by ICC_PMR_EL1. That would also hide
+	 * them from EL2, and they must end the guest's run. So they are masked by PSTATE
+	 * here instead; pmr_sync() waits until the redistributor has seen the new priority.
 	 */
 	local_daif_mask();
 	pmr_sync();
 	escrow_hvc_enter_guest(registers, results);
 	local_daif_restore(DAIF_PROCCTX_NOIRQ);
 	/*
-	 * The interrupt that has ended the run is handled here, so that the tick and
-	 * perf's count for the guest. The barrier makes sure that it is not later.
+	 * The interrupt that has ended the run is taken here, while this CPU still counts
+	 * as in the guest: the tick and perf charge their sample to the guest. The ISB
+	 * makes the CPU take the interrupt before the next instruction masks it again.
 	 */
 	local_irq_enable();
 	isb();
@@ -118,7 +119,7 @@ static unsigned int escrow_perf_state(void)
 	return __this_cpu_read(escrow_is_in_guest) ? PERF_GUEST_ACTIVE : 0;
 }
 
-/* The host is not to know where a guest is. */
+/* The guest's PC is secret. */
 static unsigned long escrow_perf_get_ip(void)
 {
 	return 0;
@@ -129,7 +130,7 @@ static struct perf_guest_info_callbacks escrow_perf = {
 	.get_ip = escrow_perf_get_ip,
 };
 
-/* KVM, the other one who has these, has no guests without EL2. */
+/* The callbacks have one user at a time. KVM, the other one, does not register any without EL2. */
 void escrow_guest_init(void)
 {
 	perf_register_guest_info_callbacks(&escrow_perf);

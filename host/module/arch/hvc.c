@@ -19,8 +19,9 @@
 static __always_inline void __escrow_hvc(const u64 args[8], u64 results[5])
 {
 	/*
-	 * Memory is read before and written after the registers are in use: what
-	 * looks for mistakes makes a call of each access, which would change them.
+	 * The arrays are read before the first register variable is set, and written after
+	 * the last one is read: KASAN and KCSAN turn each access into a function call, which
+	 * would overwrite the registers.
 	 */
 	u64 a0 = args[0], a1 = args[1], a2 = args[2], a3 = args[3];
 	u64 a4 = args[4], a5 = args[5], a6 = args[6], a7 = args[7];
@@ -75,7 +76,7 @@ noinstr void escrow_hvc_enter_guest(const u64 args[8], u64 results[5])
 	trace_hardirqs_on_prepare();
 	lockdep_hardirqs_on_prepare();
 	instrumentation_end();
-	/* Without context tracking, the switch itself is a quiescent state. */
+	/* Without context tracking, this call reports the quiescent state to RCU. */
 	if (!context_tracking_guest_enter()) {
 		instrumentation_begin();
 		rcu_virt_note_context_switch();
@@ -87,8 +88,8 @@ noinstr void escrow_hvc_enter_guest(const u64 args[8], u64 results[5])
 
 	lockdep_hardirqs_off(CALLER_ADDR0);
 	/*
-	 * As KVM, once more after a long stay, so that the tick need not ask this CPU for a
-	 * quiescent state. Within the tick of the entry, that was the quiescent state.
+	 * Report a quiescent state again after a run that lasted beyond a tick, as KVM does, so
+	 * that RCU need not force one on this CPU. For a shorter run, that of the entry will do.
 	 */
 	if (!context_tracking_guest_exit() && time_after(jiffies, entered)) {
 		instrumentation_begin();

@@ -44,7 +44,7 @@ static struct {
 	u32 failed;
 } plan;
 
-/* With the lock. */
+/* Whether this point must fail. Under the lock. */
 static bool escrow_inject_is_due(u32 kind, u32 function)
 {
 	if (!(plan.kinds & kind) || (plan.tgid && plan.tgid != current->tgid))
@@ -63,7 +63,7 @@ static bool escrow_inject_ask(struct escrow_inject_site *site, u32 function, u64
 	unsigned long flags;
 	bool fails;
 
-	/* Guests are entered with interrupts masked. */
+	/* Points on the way into a guest are passed with interrupts masked. */
 	raw_spin_lock_irqsave(&lock, flags);
 	if (!site->is_listed) {
 		site->is_listed = true;
@@ -101,7 +101,7 @@ static bool escrow_hvc_fails(struct escrow_inject_site *site, const u64 args[8],
 
 static u32 breaks_at, break_function;
 
-/* Once for each time that it was asked for. */
+/* Whether the page must break in this call. True once for each write to fault_break. */
 static bool escrow_inject_breaks(const u64 args[8])
 {
 	unsigned long flags;
@@ -153,7 +153,7 @@ void escrow_hvc_enter_guest(const u64 args[8], u64 results[5])
 
 static uint surplus;
 
-/* Fails as if somebody had a reference for a moment. */
+/* Fails as it would if somebody had one more reference for a moment. */
 bool escrow_folio_freeze(struct folio *folio, u32 at, u32 *count)
 {
 	if (ESCROW_FAILS(ESCROW_INJECT_REFERENCE, "escrow_folio_freeze")) {

@@ -28,7 +28,7 @@ static int totals_show(struct seq_file *m, void *data)
 }
 DEFINE_SHOW_ATTRIBUTE(totals);
 
-/* A name may have anything in it; it comes last, and blanks are escaped. */
+/* A process can have any name: it is the last column, and its blanks are escaped. */
 static void escrow_show_creator(struct seq_file *m, const struct escrow_listing *listing)
 {
 	seq_printf(m, " %d ", listing->creator);
@@ -48,7 +48,7 @@ static int memories_show(struct seq_file *m, void *data)
 
 		escrow_rs_counts(&mem->counts, counts);
 		seq_printf(m, "%llu %lld", escrow_mem_id(mem), i_size_read(mem->inode));
-		/* In the order of the names. */
+		/* The columns are those of the header line, in the order of ESCROW_COUNT_*. */
 		for (i = 0; i < ESCROW_COUNTS; i++)
 			seq_printf(m, " %llu", counts[i]);
 		escrow_show_creator(m, &mem->listing);
@@ -106,7 +106,7 @@ static unsigned int escrow_vcpus(struct escrow_vm *vm)
 {
 	unsigned int i, count = 0;
 
-	/* They are counted, not looked at: no lock keeps them. */
+	/* Without the lock a vCPU may be freed meanwhile: the pointers are not dereferenced. */
 	for (i = 0; i < ARRAY_SIZE(vm->vcpus); i++)
 		count += !!READ_ONCE(vm->vcpus[i]);
 	return count;
@@ -122,7 +122,7 @@ static int vms_show(struct seq_file *m, void *data)
 		u64 handle = READ_ONCE(vm->borrower.handle), counts[ESCROW_COUNTS];
 		struct escrow_vm_info info = {};
 		enum escrow_vm_state state = escrow_vm_state(vm);
-		/* Its creation may not have come to a handle yet. */
+		/* A VM that is still being created has no handle. */
 		int err = handle ? escrow_rs_vm_info(handle, &info) : -ENODEV;
 
 		if (err && !escrow_vm_is_closed(vm))
@@ -141,8 +141,8 @@ static int vms_show(struct seq_file *m, void *data)
 DEFINE_SHOW_ATTRIBUTE(vms);
 
 /*
- * Escrow's log. The file's position is the log's: what is not kept any more is
- * skipped, and the position says so. A read ends before a gap.
+ * Escrow's log. The file's position is a position in the log. A read skips what the ring has
+ * overwritten, and the file's position moves by that as well. A read ends before a gap.
  */
 static ssize_t log_read(struct file *file, char __user *to, size_t count, loff_t *ppos)
 {
@@ -173,7 +173,7 @@ static const struct file_operations log_fops = {
 	.llseek = default_llseek,
 };
 
-/* Without debugfs, the module does without: errors are debugfs's own matter. */
+/* Errors of debugfs are ignored, as its documentation asks: the module works without it. */
 void escrow_debugfs_init(void)
 {
 	folder = debugfs_create_dir("escrow", NULL);
@@ -185,7 +185,7 @@ void escrow_debugfs_init(void)
 	debugfs_create_file("log", 0400, folder, NULL, &log_fops);
 }
 
-/* Returns when nobody reads any more. */
+/* Removes the files, and waits for reads that are under way. */
 void escrow_debugfs_exit(void)
 {
 	debugfs_remove(folder);

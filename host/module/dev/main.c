@@ -18,7 +18,7 @@ static long escrow_dev_ioctl(struct file *file, unsigned int cmd, unsigned long 
 		return -ENODEV;
 	switch (cmd) {
 	case GUNYAH_CREATE_VM:
-		/* The only type of VM that there is. */
+		/* The argument is the type of VM; 0 is the only one. */
 		return arg ? -EINVAL : escrow_vm_create();
 	case GUNYAH_CREATE_GUEST_MEM: {
 		struct gunyah_create_guest_mem_args args;
@@ -78,13 +78,16 @@ static bool __init escrow_is_below(void)
 	return true;
 }
 
-/* Of a kernel that crashed, or was left by a kexec without this module's notifier. */
+/*
+ * Warns of VMs of an earlier kernel, which crashed, or which a kexec left without this
+ * module's notifier.
+ */
 static void __init escrow_tell_of_others(void)
 {
 	u64 vms = 0;
 
 	escrow_rs_info_vms(&vms);
-	/* dump.c tells of them. */
+	/* In a dump kernel such VMs are expected, and dump.c reports them. */
 	if (vms && !is_kdump_kernel())
 		pr_warn("%llu VMs of a kernel before this one have memory that faults here: reset the machine\n",
 			vms);
@@ -111,7 +114,7 @@ static int __init escrow_init(void)
 	escrow_poison_init();
 	escrow_dump_init();
 	escrow_debugfs_init();
-	/* Last: programs may use it before this returns. */
+	/* This is the last step: programs may use the device before misc_register() returns. */
 	err = misc_register(&escrow_dev);
 	if (err) {
 		pr_err("cannot register /dev/gunyah: %d\n", err);

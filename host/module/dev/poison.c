@@ -59,7 +59,10 @@ static void escrow_poison_look(struct escrow_mem *mem)
 		filemap_invalidate_lock(mapping);
 		err = escrow_mem_break_next(mem, &next, &lost);
 		filemap_invalidate_unlock(mapping);
-		/* Some may be out of use already when EL2 lacks memory for others. */
+		/*
+		 * With -ENOMEM a part of the pages may have been handled: the VM is told of
+		 * these now, and the loop goes on with the rest.
+		 */
 		escrow_poison_tell(&lost);
 		if (err == -ENOMEM && !escrow_mem_top_up(mem, err, lost.vm)) {
 			pr_warn("VM %#llx keeps broken memory: no memory\n", lost.vm);
@@ -81,7 +84,7 @@ static void escrow_poison_work(struct work_struct *work)
 	files = kvcalloc(count, sizeof(*files), GFP_KERNEL);
 	i = 0;
 	list_for_each_entry(mem, &escrow_memories.head, listing.link) {
-		/* A file that is going has nothing away. */
+		/* A file without references is being released: all its pages are at home. */
 		file = files ? get_file_active(&mem->file) : NULL;
 		if (file)
 			files[i++] = file;
@@ -97,8 +100,8 @@ static void escrow_poison_work(struct work_struct *work)
 }
 
 /*
- * memory_failure() may hold locks. The module stays: its exit unregisters and
- * waits for probes under way.
+ * Only schedules work: memory_failure() may hold locks here. The probe needs no reference to
+ * the module, whose exit unregisters it and waits for calls that are under way.
  */
 static void escrow_poison_probe(void *data, unsigned long pfn, int type, int result)
 {
@@ -116,7 +119,7 @@ void escrow_poison_init(void)
 {
 	for_each_kernel_tracepoint(escrow_poison_match, NULL);
 	if (!failures) {
-		/* Without CONFIG_MEMORY_FAILURE nothing is marked. */
+		/* Only CONFIG_MEMORY_FAILURE marks pages as broken. */
 		escrow_may_be_poisoned = IS_ENABLED(CONFIG_MEMORY_FAILURE);
 		return;
 	}

@@ -72,7 +72,7 @@ static int escrow_vm_map(struct escrow_vm *vm, void __user *argp)
 	return err;
 }
 
-/* What the VM's functions do before it starts. */
+/* Calls the start operation of each kind of function. */
 static int escrow_vm_start_functions(struct escrow_vm *vm)
 {
 	const struct escrow_fn_ops *const *ops;
@@ -98,9 +98,9 @@ static int escrow_vm_try_start(struct escrow_vm *vm, struct escrow_attempt *atte
 	err = escrow_rs_vm_check_start(vm->core, &binding, &guest, &size, &unmapped);
 	if (err > 0) {
 		/*
-		 * What is lent cannot be asked back from a guest that has not
-		 * run, so all that can fail comes before. The start needs no
-		 * memory, and a VM with a vCPU.
+		 * The program is lent to the guest now, and a guest that has not run gives
+		 * nothing back. So all that can fail must come before the lend. The start
+		 * itself allocates nothing, and fails only if the VM has no vCPU.
 		 */
 		err = escrow_tree_configure(vm, &binding);
 		if (!err)
@@ -122,7 +122,7 @@ static int escrow_vm_start(struct escrow_vm *vm)
 	struct escrow_attempt attempt = {};
 	int err;
 
-	/* All of it again: without the lock, all may have changed. */
+	/* The top-up drops vm->lock, so each attempt checks everything again. */
 	do {
 		err = escrow_vm_try_start(vm, &attempt);
 	} while (err == -EAGAIN && escrow_attempt_again(&attempt));
@@ -166,7 +166,7 @@ static const struct file_operations escrow_vm_fops = {
 	.release = escrow_vm_close,
 };
 
-/* CREATE_VM: a file that has the VM's reference. */
+/* CREATE_VM: makes a VM and a file, which has the reference to it. */
 int escrow_vm_create(void)
 {
 	struct escrow_vm *vm;
@@ -193,7 +193,7 @@ int escrow_vm_create(void)
 		err = PTR_ERR(file);
 		goto err_vm;
 	}
-	/* Another thread may close it at once, and the VM ends with it. */
+	/* Another thread may close the descriptor at once, which frees the VM. */
 	fd_install(fd, file);
 	return fd;
 

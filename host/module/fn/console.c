@@ -30,25 +30,25 @@
 
 #include "fn/fn.h"
 
-/* Of one VM; each has 72 KiB. */
+/* Consoles of one VM; each takes 72 KiB. */
 #define ESCROW_CONSOLES_MAX 4
-/* Guest addresses of a PL011. */
+/* A PL011 has one page of guest addresses. */
 #define ESCROW_CONSOLE_SIZE 0x1000
 /* Characters that are copied at once. */
 #define ESCROW_CONSOLE_PART 256
 
 struct escrow_console {
-	struct kref ref; /* the VM's list, and the file */
+	struct kref ref; /* held by the VM's list and by the file */
 	struct list_head link; /* in vm->consoles */
 	u64 address;
 	u32 interrupt; /* INTID, 0 if it has none */
-	spinlock_t lock; /* of the following */
+	spinlock_t lock; /* protects vm, is_wired and core */
 	struct escrow_vm *vm; /* NULL: the VM has ended, or the function is removed */
-	bool is_wired; /* the VM has that SPI */
+	bool is_wired; /* the VM has a GICv3 with this SPI */
 	struct escrow_console_core *core;
 	struct mutex read_lock; /* one reader at a time */
-	wait_queue_head_t queue; /* who reads, writes or polls */
-	struct timer_list timer; /* wakes who reads */
+	wait_queue_head_t queue; /* of readers, writers and pollers */
+	struct timer_list timer; /* wakes readers of a part of a line */
 };
 
 /* Sets the interrupt's level. With console->lock. */
@@ -61,14 +61,14 @@ static void escrow_console_set_level(struct escrow_console *console, bool high)
 	if (!vm || !console->is_wired)
 		return;
 	err = escrow_rs_spi_level(vm->borrower.handle, console->interrupt, high, &wake);
-	/* A file may be written to while its VM ends. */
+	/* -ENODEV is no error: the file may be written to while its VM ends. */
 	if (err && err != -ENODEV)
 		pr_warn_ratelimited("VM %#llx: a console's interrupt %u is not set: %d\n",
 				    vm->borrower.handle, console->interrupt, err);
 	escrow_vm_wake_some(vm, wake);
 }
 
-/* Does what follows from a change. With console->lock. */
+/* Handles events: sets the interrupt, wakes readers and writers. With console->lock. */
 static void escrow_console_tell(struct escrow_console *console, u32 events)
 {
 	if (events & ESCROW_CONSOLE_LINE)
@@ -82,8 +82,9 @@ static void escrow_console_tell(struct escrow_console *console, u32 events)
 }
 
 /*
- * A guest writes character by character. To wake who reads for each would cost the guest's
- * thread more than all else; so a line's end does, and this where there is none.
+ * A guest writes character by character, and waking the readers for each would cost the
+ * guest's thread more than all else. So the end of a line wakes them, and this timer for a
+ * part of a line.
  */
 static void escrow_console_timer(struct timer_list *timer)
 {
@@ -101,7 +102,7 @@ static void escrow_console_free(struct kref *ref)
 	kfree(console);
 }
 
-/* enum escrow_console_event, of what it is */
+/* The events (enum escrow_console_event) that hold now. */
 static u32 escrow_console_state(struct escrow_console *console, bool *has_ended)
 {
 	u32 state;
@@ -121,7 +122,7 @@ static bool escrow_console_is(struct escrow_console *console, u32 event)
 	return has_ended || state & event;
 }
 
-/* Waits for @event, or the end, if the call may. */
+/* Waits for @event or the end; -EAGAIN if the call must not wait. */
 static int escrow_console_wait(struct escrow_console *console, const struct kiocb *iocb, u32 event)
 {
 	if (iocb->ki_filp->f_flags & O_NONBLOCK || iocb->ki_flags & IOCB_NOWAIT)
@@ -145,7 +146,7 @@ static ssize_t escrow_console_copy(struct escrow_console *console, struct iov_it
 		if (!count)
 			return done;
 		copied = copy_to_iter(text, count, to);
-		/* The guest may have pushed some of it out meanwhile. */
+		/* The ring may have overrun meanwhile: the take skips what was overwritten. */
 		spin_lock(&console->lock);
 		escrow_rs_console_take(console->core, position + copied);
 		spin_unlock(&console->lock);
@@ -163,9 +164,9 @@ static ssize_t escrow_console_read(struct kiocb *iocb, struct iov_iter *to)
 	int err;
 
 	for (;;) {
-		/* After the end, nothing comes. */
+		/* Read this before the ring: after the end nothing is added to it. */
 		escrow_console_state(console, &has_ended);
-		/* Another reader has it while it copies, and no longer. */
+		/* Another reader holds the lock only while it copies, not while it waits. */
 		if (mutex_lock_killable(&console->read_lock))
 			return -EINTR;
 		done = escrow_console_copy(console, to);
@@ -261,7 +262,7 @@ static void escrow_console_count(struct escrow_console *console, u64 counts[3])
 	spin_unlock(&console->lock);
 }
 
-/* Calls of a terminal's that a serial line has without one. */
+/* The ioctls of a terminal that make sense for a serial line without one. */
 static long escrow_console_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
 {
 	struct escrow_console *console = file->private_data;
@@ -380,7 +381,7 @@ u32 escrow_consoles_highest(const struct escrow_vm *vm)
 	return highest;
 }
 
-/* With vm->lock for writing. */
+/* Adds the console to the VM's list. With vm->lock for writing. */
 static int escrow_console_join(struct escrow_vm *vm, struct escrow_console *console)
 {
 	int err;
@@ -418,7 +419,7 @@ static int escrow_console_add(struct escrow_vm *vm, const struct escrow_function
 		kref_put(&console->ref, escrow_console_free);
 		return PTR_ERR(file);
 	}
-	/* From here on, the file has the first reference. */
+	/* The reference of kref_init() now belongs to the file: its release drops it. */
 	stream_open(file_inode(file), file);
 	fd = get_unused_fd_flags(O_CLOEXEC);
 	if (fd < 0) {
@@ -442,13 +443,13 @@ err_file:
 	return err;
 }
 
-/* With vm->lock for writing, or alone with the VM. */
+/* Takes the console off the VM. With vm->lock for writing, or without users of the VM. */
 static void escrow_console_leave(struct escrow_vm *vm, struct escrow_console *console)
 {
 	list_del(&console->link);
 	vm->console_count--;
 	spin_lock(&console->lock);
-	/* The next one that has this interrupt begins with a low level. */
+	/* Lower the line, so that the next device with this INTID starts with it low. */
 	escrow_console_set_level(console, false);
 	console->vm = NULL;
 	spin_unlock(&console->lock);
@@ -475,7 +476,7 @@ static int escrow_console_remove(struct escrow_vm *vm, const struct escrow_funct
 	return err;
 }
 
-/* The last reference to the VM is gone. */
+/* Called when the last reference to the VM is gone. */
 static void escrow_consoles_end(struct escrow_vm *vm)
 {
 	struct escrow_console *console, *next;

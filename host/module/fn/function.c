@@ -13,7 +13,7 @@ static int escrow_function_read(void __user *argp, struct gunyah_fn_desc *desc,
 		return -EFAULT;
 	if (desc->arg_size > GUNYAH_FN_MAX_ARG_SIZE)
 		return -EINVAL;
-	/* One that is longer is none; there is no need to look at the rest. */
+	/* No argument is longer than *arg. Rust checks the size, so the rest is not copied. */
 	if (copy_from_user(arg, u64_to_user_ptr(desc->arg),
 			   min_t(size_t, desc->arg_size, sizeof(*arg))))
 		return -EFAULT;
@@ -39,7 +39,7 @@ static const struct escrow_fn_ops *escrow_function_ops(const struct escrow_vm *v
 	return NULL;
 }
 
-/* What a call is about, once it is checked. */
+/* Checks a call's argument, and calls the operation of that kind of function. */
 static int escrow_function_do(struct escrow_vm *vm, void __user *argp, bool add)
 {
 	const struct escrow_fn_ops *ops;

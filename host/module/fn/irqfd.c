@@ -21,27 +21,27 @@
 
 #include "fn/fn.h"
 
-/* Of one VM; each is looked for in a list. */
+/* IRQFDs of one VM: they are searched in a list. */
 #define ESCROW_IRQFDS_MAX 256
 
 struct escrow_irqfd {
 	struct list_head link; /* in vm->irqfds */
-	struct escrow_vm *vm; /* outlives it */
+	struct escrow_vm *vm; /* outlives the IRQFD */
 	u32 label;
 	struct eventfd_ctx *event;
-	struct eventfd_ctx *resample; /* NULL: none */
+	struct eventfd_ctx *resample; /* NULL: the IRQFD has no resample event */
 	wait_queue_entry_t wait;
 	poll_table poll;
-	spinlock_t lock; /* of the following; taken with interrupts off */
+	spinlock_t lock; /* protects line; taken with interrupts off */
 	struct escrow_line line;
 };
 
-/* What follows from a call about the line. */
+/* Handles the result of a call about the line: wakes vCPUs, or logs the error. */
 static void escrow_irqfd_told(const struct escrow_irqfd *irqfd, int err, u32 wake)
 {
 	struct escrow_vm *vm = irqfd->vm;
 
-	/* Eventfds may be signalled after the VM's end. */
+	/* -ENODEV is no error: an eventfd may be signalled after the VM's end. */
 	if (err < 0 && err != -ENODEV)
 		pr_warn_ratelimited("VM %#llx: the interrupt of label %u is not set: %d\n",
 				    vm->borrower.handle, irqfd->label, err);
@@ -56,7 +56,7 @@ static int escrow_irqfd_signalled(wait_queue_entry_t *wait, unsigned int mode, i
 	u32 wake = 0;
 	int err;
 
-	/* EPOLLHUP, when the last descriptor is closed, changes nothing. */
+	/* EPOLLHUP (the last descriptor was closed) is no signal. */
 	if (!(key_to_poll(key) & EPOLLIN))
 		return 0;
 	spin_lock_irqsave(&irqfd->lock, flags);
@@ -74,8 +74,8 @@ static void escrow_irqfd_queue(struct file *file, wait_queue_head_t *head, poll_
 }
 
 /*
- * What its label stands for may be there by now. 1: it is, 0: it is not. With vm->lock for
- * writing.
+ * Connects the IRQFD to the doorbell or SPI that its label names. 1: it is connected, 0: there
+ * is none with this label yet. With vm->lock for writing.
  */
 static int escrow_irqfd_connect(struct escrow_irqfd *irqfd)
 {
@@ -91,8 +91,8 @@ static int escrow_irqfd_connect(struct escrow_irqfd *irqfd)
 }
 
 /*
- * The device tree is known. An error leaves some connected, which the next try
- * connects again. With vm->lock for writing.
+ * Connects all IRQFDs, once the device tree is known. After an error some are connected; the
+ * next attempt connects these again. With vm->lock for writing.
  */
 static int escrow_irqfds_connect(struct escrow_vm *vm)
 {
@@ -120,7 +120,7 @@ static void escrow_irqfd_done(struct escrow_irqfd *irqfd, u32 intid)
 	ret = escrow_rs_line_done(&irqfd->line, irqfd->vm->borrower.handle, intid, &wake);
 	escrow_irqfd_told(irqfd, ret, wake);
 	spin_unlock_irq(&irqfd->lock);
-	/* Without the lock: it may be an eventfd of an IRQFD, this one's too. */
+	/* Signal without the lock: the eventfd may be the event of an IRQFD, even of this one. */
 	if (ret > 0)
 		eventfd_signal(irqfd->resample);
 }
@@ -213,7 +213,7 @@ static int escrow_irqfd_add(struct escrow_vm *vm, const struct escrow_function *
 	}
 	list_add_tail(&irqfd->link, &vm->irqfds);
 	vm->irqfd_count++;
-	/* Puts it into the queue, and says what was before that. */
+	/* vfs_poll() adds the IRQFD to the eventfd's queue, and tells of a signal before that. */
 	if (vfs_poll(file, &irqfd->poll) & EPOLLIN)
 		escrow_irqfd_signalled(&irqfd->wait, 0, 0, poll_to_key(EPOLLIN));
 	up_write(&vm->lock);
@@ -240,9 +240,9 @@ static void escrow_irqfd_free(struct escrow_irqfd *irqfd)
 
 	list_del(&irqfd->link);
 	irqfd->vm->irqfd_count--;
-	/* Once it is out of the queue, no callback is running or will run. */
+	/* After this, no callback is running or will run. */
 	eventfd_ctx_remove_wait_queue(irqfd->event, &irqfd->wait, &count);
-	/* The VM may be dead. */
+	/* -ENODEV, which escrow_irqfd_told() ignores, means that the VM is dead. */
 	err = escrow_rs_line_disconnect(&irqfd->line, irqfd->vm->borrower.handle, &wake);
 	escrow_irqfd_told(irqfd, err, wake);
 	eventfd_ctx_put(irqfd->event);
@@ -269,7 +269,7 @@ static int escrow_irqfd_remove(struct escrow_vm *vm, const struct escrow_functio
 	return err;
 }
 
-/* The last reference to the VM is gone. */
+/* Called when the last reference to the VM is gone. */
 static void escrow_irqfds_end(struct escrow_vm *vm)
 {
 	struct escrow_irqfd *irqfd, *next;

@@ -9,9 +9,9 @@
 #include "fn/fn.h"
 
 /*
- * Makes what the device tree configures, which is behind the binding @binding. A tree
- * that is not to be read, because the guest has it since a start that failed, has been
- * read then. With vm->lock for writing.
+ * Reads the device tree, whose memory is bound by @binding, and configures the VM by it. If
+ * the guest has the tree already, since a start that failed, it cannot be read, and was
+ * used at that start. With vm->lock for writing.
  */
 int escrow_tree_configure(struct escrow_vm *vm, const struct escrow_binding *binding)
 {
@@ -26,13 +26,16 @@ int escrow_tree_configure(struct escrow_vm *vm, const struct escrow_binding *bin
 	if (room < sizeof(head) || escrow_mem_read(binding->mem, offset, head, sizeof(head)))
 		return 0;
 	size = escrow_rs_tree_size(head);
-	/* No tree configures nothing, also where one that failed to start had something. */
+	/*
+	 * Without a tree the VM gets no interrupts. An empty one is passed on, because a start
+	 * that failed may have configured some.
+	 */
 	if (size < sizeof(head) || size > room)
 		return escrow_rs_vm_configure(vm->core, &vm->borrower, highest, head, 0);
 	tree = kvmalloc(size, GFP_KERNEL_ACCOUNT);
 	if (!tree)
 		return -ENOMEM;
-	/* A program may write to the tree meanwhile, so only this copy is used. */
+	/* Programs can change the tree in the guest's memory, so only this copy is used. */
 	err = 0;
 	if (!escrow_mem_read(binding->mem, offset, tree, size)) {
 		trimmed = escrow_rs_tree_trim(tree, size);

@@ -17,13 +17,13 @@
 
 #include "fn/fn.h"
 
-/* Whether a run that begins would be one of a VM or a vCPU that has ended. */
+/* Whether the VM or the vCPU has ended, so that no run may begin. */
 static bool escrow_vcpu_has_ended(struct escrow_vcpu *vcpu)
 {
 	return READ_ONCE(vcpu->is_removed) || escrow_vm_state(vcpu->vm) != ESCROW_VM_LIVE;
 }
 
-/* Nothing to do: the interrupt itself has ended the guest's run. */
+/* Does nothing: the interrupt itself has ended the guest's run. */
 static void escrow_vcpu_interrupted(struct irq_work *work)
 {
 }
@@ -50,15 +50,15 @@ static int escrow_vcpu_enter(struct escrow_vcpu *vcpu, const u64 registers[8], u
 	int err = 0;
 
 	/*
-	 * No event is missed: a sender changes its data first and then interrupts this
-	 * CPU, as the scheduler and escrow_vm_wake() do, also for losses. Interrupts are
-	 * disabled here, so an event that is not seen below has its interrupt pending when
-	 * the guest is entered, which ends the run at once. Preemption is disabled for one
-	 * entry, and the host's tick ends it at the latest.
+	 * No event is missed: who has an event for this thread (the scheduler,
+	 * escrow_vm_wake(), also for lost pages) writes it first and interrupts this CPU then.
+	 * Interrupts are disabled from here on. So if the checks below do not see an event, its
+	 * interrupt is pending when the guest is entered, and ends the run at once. Preemption
+	 * is disabled for one run, which the host's tick ends at the latest.
 	 */
 	preempt_disable();
 	local_irq_disable();
-	/* Before EL2 looks; see escrow_vm_wake. */
+	/* Clear it before EL2 looks for wake-ups; escrow_vm_wake() has the other order. */
 	smp_store_mb(vcpu->waiter.is_woken, false);
 	if (READ_ONCE(vcpu->run->immediate_exit))
 		err = -EINTR;
@@ -73,7 +73,7 @@ static int escrow_vcpu_enter(struct escrow_vcpu *vcpu, const u64 registers[8], u
 	return err;
 }
 
-/* Whether a vCPU that its guest has nothing to do for has a reason to go on. */
+/* Whether a vCPU that waits (WFI) has a reason to run again. */
 static bool escrow_vcpu_must_go_on(struct escrow_vcpu *vcpu)
 {
 	return READ_ONCE(vcpu->waiter.is_woken) || escrow_vcpu_has_ended(vcpu) ||
@@ -82,7 +82,7 @@ static bool escrow_vcpu_must_go_on(struct escrow_vcpu *vcpu)
 
 static void escrow_vcpu_sleep(struct escrow_vcpu *vcpu, u64 nanoseconds)
 {
-	/* What ended the sleep is looked at before the next run. */
+	/* The caller's loop checks why the sleep ended, before the next run. */
 	if (nanoseconds >= KTIME_MAX)
 		wait_event_interruptible(vcpu->waiter.queue, escrow_vcpu_must_go_on(vcpu));
 	else
@@ -130,8 +130,8 @@ static int escrow_vcpu_check(struct escrow_vcpu *vcpu, struct escrow_exit *exit)
 	int ret = 0;
 
 	/*
-	 * Once the VM runs, the answer depends only on these, and each changes only
-	 * once. A task that changes one ends runs that have begun before.
+	 * The fast path, without a lock: once the VM runs, nothing else can refuse a run, and
+	 * each of these changes only once. Who changes one also ends the run that is under way.
 	 */
 	if (vcpu->has_run && escrow_vm_state(vm) == ESCROW_VM_LIVE &&
 	    !READ_ONCE(vcpu->is_removed))
@@ -169,8 +169,8 @@ static bool escrow_vcpu_tell_loss(struct escrow_vcpu *vcpu)
 }
 
 /*
- * What the guest does where it has no memory: it may be for an IOEVENTFD or a console.
- * Otherwise, it is for the program.
+ * Handles a guest's access to an address without memory, if it belongs to an IOEVENTFD or a
+ * console. All other accesses are the program's to answer.
  */
 static void escrow_vcpu_emulate(struct escrow_vcpu *vcpu, struct escrow_step *step)
 {
@@ -215,7 +215,7 @@ static long escrow_vcpu_run(struct escrow_vcpu *vcpu)
 			return 0;
 		}
 
-		/* User space may be writing to it; each word is read once. */
+		/* User space may write to the page at any time, so each word is read once. */
 		for (i = 0; i < GUNYAH_EXIT_WORDS; i++)
 			answer[i] = READ_ONCE(vcpu->run->exit[i]);
 		err = escrow_rs_vcpu_resume(&vcpu->core, answer, registers);
@@ -269,7 +269,7 @@ static long escrow_vcpu_run(struct escrow_vcpu *vcpu)
 		default:
 			break;
 		}
-		/* Nothing waits for an answer of the program's here. */
+		/* A loss can be told here, as no exit waits for the program's answer. */
 		if (escrow_vcpu_tell_loss(vcpu))
 			return 0;
 	}
@@ -288,7 +288,7 @@ static long escrow_vcpu_ioctl(struct file *file, unsigned int cmd, unsigned long
 	long ret;
 
 	switch (cmd) {
-	/* Neither takes an argument: what a caller has left in the register is its own. */
+	/* These two take no argument, so @arg is not checked: callers leave anything there. */
 	case GUNYAH_VCPU_RUN:
 		if (mutex_lock_interruptible(&vcpu->run_lock))
 			return -EINTR;

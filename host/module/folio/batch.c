@@ -22,7 +22,7 @@ struct escrow_batch *escrow_batch_alloc(u32 capacity)
 	if (!batch)
 		return NULL;
 	batch->capacity = capacity;
-	/* Whole pages of its own: EL2 reads the list where it is. */
+	/* EL2 reads the list by its physical address: it has pages of its own. */
 	batch->list = alloc_pages_exact(escrow_list_size(capacity),
 					GFP_KERNEL_ACCOUNT | __GFP_ZERO);
 	batch->list = escrow_ram_or_other_exact(batch->list, escrow_list_size(capacity));
@@ -42,7 +42,7 @@ void escrow_batch_free(struct escrow_batch *batch)
 	kvfree(batch);
 }
 
-/* Whether one more call would be too long with that folio in it. */
+/* Whether the batch must be sent before @ef is added, so that its call does not get too long. */
 bool escrow_batch_is_full(const struct escrow_batch *batch, const struct escrow_folio *ef)
 {
 	return batch->count == batch->capacity ||
@@ -77,7 +77,10 @@ void escrow_folio_report(const struct escrow_folio *ef)
 	}
 }
 
-/* → -EHWPOISON if a folio broke on its way home: no VM has it then. Otherwise @err */
+/*
+ * Ends the reclaim of one folio, whose result was @err, and returns that; or -EHWPOISON if
+ * the folio broke on its way home, and no VM has it.
+ */
 static int escrow_batch_settle(struct escrow_batch *batch, u32 at,
 			       struct escrow_counts *counts, int err, bool quarantine)
 {
@@ -120,14 +123,14 @@ static int escrow_batch_reclaim_one(struct escrow_batch *batch, const struct esc
 
 	escrow_rs_list_entry(&batch->list[0], frame, folio_order(ef->folio), 0, 0, &none);
 	err = escrow_rs_mem_reclaim(batch->how, batch->address, 1, &done);
-	/* A page that broke on its way to EL2, in a call that failed, is nothing to take back. */
+	/* EL2 does not give back a page that broke in a call of EL2's that then failed. */
 	if (err && pages == 1 && escrow_rs_is_broken(frame))
 		return -EHWPOISON;
 	if (!err || err == -EHWPOISON || err == -ENOMEM || pages == 1 || pages > batch->capacity)
 		return err;
 	for (i = 0; i < pages; i++)
 		escrow_rs_list_entry(&batch->list[i], frame + PFN_PHYS(i), 0, 0, 0, &none);
-	/* No more than a block: EL2 takes all of them or none. */
+	/* The list has at most a block's pages: EL2 takes all of them or none. */
 	return escrow_rs_mem_reclaim(batch->how, batch->address, pages, &done);
 }
 
@@ -158,12 +161,12 @@ int escrow_batch_reclaim(struct escrow_batch *batch, struct escrow_counts *count
 		return err == -EHWPOISON ? 0 : err;
 	}
 
-	/* One of them is kept: find out which, and take the others. */
+	/* EL2 keeps one of them. Take folio by folio, to find which it is. */
 	err = 0;
 	for (i = 0; i < count; i++) {
 		int one = i < done ? escrow_batch_home(batch->folios[i]) : err;
 
-		/* What a long call had done when it ended is back. */
+		/* The first @done folios are back already: a long call ended after them. */
 		if (i >= done && (!err || quarantine))
 			one = escrow_batch_reclaim_one(batch, batch->folios[i]);
 		err = escrow_batch_settle(batch, i, counts, one, quarantine) ?: err;

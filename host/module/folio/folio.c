@@ -8,7 +8,7 @@
 
 #include "folio/folio.h"
 
-/* Broken memory that the page allocator must not have again. */
+/* Leaks a folio with broken memory, so that the page allocator never gets it. */
 static void escrow_folio_lose(const struct escrow_folio *ef)
 {
 	pr_warn("%lu pages at frame %#lx are lost: memory broke\n", folio_nr_pages(ef->folio),
@@ -41,9 +41,12 @@ struct escrow_folio *escrow_folio_alloc(struct escrow_payer *payer, struct escro
 		kfree(ef);
 		goto err_charge;
 	}
-	/* folio_alloc() would mark it as one that the kernel may split. */
+	/*
+	 * Not folio_alloc(): it marks a folio as rmappable, and Linux then splits it by its own
+	 * rules.
+	 */
 	ef->folio = page_folio(page);
-	/* One that was freed with others comes back with them. */
+	/* The allocator returns a broken page that was freed as a part of a larger block. */
 	if (unlikely(escrow_folio_is_marked(ef->folio))) {
 		escrow_folio_lose(ef);
 		kfree(ef);
@@ -59,14 +62,14 @@ err_charge:
 	return NULL;
 }
 
-/* A record of a page that is to be a folio of its own. */
+/* Allocates the record of a page that becomes a folio of its own. */
 struct escrow_folio *escrow_folio_record(struct page *page)
 {
 	struct escrow_folio *ef = kzalloc(sizeof(*ef), GFP_KERNEL_ACCOUNT);
 
 	if (!ef)
 		return NULL;
-	/* As it will be. */
+	/* The page is still a tail page: it becomes this folio when the split is done. */
 	ef->folio = (struct folio *)page;
 	INIT_LIST_HEAD(&ef->link);
 	return ef;
@@ -92,7 +95,7 @@ void escrow_folio_dissolve(struct folio *folio)
 	pgoff_t index = folio->index;
 	unsigned long i;
 
-	/* memory_failure() may be about to mark that page. */
+	/* Atomically: memory_failure() may set PG_hwpoison of that page meanwhile. */
 	set_mask_bits(&folio->_flags_1, PAGE_FLAGS_SECOND, 0);
 	for (i = 1; i < BIT(order); i++) {
 		struct page *page = head + i;
@@ -103,13 +106,13 @@ void escrow_folio_dissolve(struct folio *folio)
 		clear_compound_head(page);
 		page_folio(page)->index = index + i;
 	}
-	/* Kernels without huge pages (PREEMPT_RT) have no ClearPageCompound(). */
+	/* ClearPageCompound() does not exist in kernels without huge pages (PREEMPT_RT). */
 	ClearPageHead(head);
 	folio_ref_unfreeze(folio, 1);
 	split_page(head, order);
 }
 
-/* Frees the pages of what was a large folio; of a broken one, all that may be used. */
+/* Frees the pages of a former large folio, but for those that EL2 keeps. */
 static void escrow_folio_free_pages(struct page *head, unsigned int order)
 {
 	unsigned long i;
@@ -118,7 +121,7 @@ static void escrow_folio_free_pages(struct page *head, unsigned int order)
 		struct page *page = head + i;
 
 		WRITE_ONCE(page->mapping, NULL);
-		/* The page allocator keeps a page that is marked to itself. */
+		/* A page that is marked as broken can be freed: the allocator keeps it. */
 		if (PageHWPoison(page) || escrow_rs_is_home(PFN_PHYS(page_to_pfn(page)), 1)) {
 			escrow_payer_show(page_folio(page), false);
 			put_page(page);
@@ -142,7 +145,7 @@ static void escrow_folio_free_large(struct escrow_folio *ef, struct escrow_count
 	if (is_broken)
 		WARN_ON_ONCE(escrow_rs_folio_rest_reclaimed(&ef->state, counts, ef->folio));
 	if (escrow_rs_folio_begin_split(&ef->state, ef->folio, &refusal)) {
-		/* A reference to the folio is one to all its pages: it is freed with the last. */
+		/* Somebody has a reference to the folio. The last one who drops his frees it. */
 		escrow_folio_lose(ef);
 		escrow_rs_folio_remove(&ef->state, counts);
 		return;
@@ -152,10 +155,10 @@ static void escrow_folio_free_large(struct escrow_folio *ef, struct escrow_count
 	WARN_ON_ONCE(escrow_rs_folio_split(&ef->state, counts));
 }
 
-/* Gives up what broke, and is home. */
+/* Frees the record of a broken folio that is home, and takes it off the counts. */
 static void escrow_folio_free_small(struct escrow_folio *ef, struct escrow_counts *counts)
 {
-	/* Kernel users may have references still. */
+	/* Users in the kernel may still have references, and then the folio is not freed here. */
 	if (escrow_rs_folio_remove_broken(&ef->state, counts, ef->folio))
 		escrow_folio_lose(ef);
 	else

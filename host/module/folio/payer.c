@@ -48,12 +48,12 @@ static const char *const escrow_kind_names[ESCROW_KINDS] = {
 	[ESCROW_KIND_VM] = "VMs (vms_per_user)",
 };
 
-/* A user that has objects, or is accounted for those of others. */
+/* A user that has objects, or to whom objects of other users are accounted. */
 struct escrow_user {
 	struct list_head link; /* in users */
 	kuid_t uid;
 	unsigned int objects[ESCROW_KINDS];
-	atomic_long_t pages; /* with a limit, of this user and of those accounted to it */
+	atomic_long_t pages; /* against the limit; with those of users accounted to this one */
 };
 
 static DEFINE_MUTEX(users_lock);
@@ -87,7 +87,7 @@ static void escrow_user_forget_if_idle(struct escrow_user *it)
 	kfree(it);
 }
 
-/* One more object of a user; the record of the user is kept until that is gone. */
+/* Counts one more object of a user, whose record stays until the object is gone. */
 static struct escrow_user *escrow_user_add(kuid_t uid, enum escrow_kind kind)
 {
 	struct escrow_user *it;
@@ -189,7 +189,7 @@ void escrow_payer_show_away(struct escrow_payer *payer, const struct escrow_coun
 
 	spin_lock(&payer->away_lock);
 	escrow_rs_counts(counts, now);
-	/* Lent, and those that EL2 keeps. */
+	/* Guests have the lent pages, and EL2 keeps the quarantined ones. */
 	escrow_payer_set_away(payer, now[ESCROW_COUNT_LENT] + now[ESCROW_COUNT_QUARANTINED]);
 	spin_unlock(&payer->away_lock);
 }
@@ -207,7 +207,7 @@ static void escrow_payer_unlock(struct escrow_payer *payer, long pages)
 	atomic_long_sub(pages, &payer->answerable->pages);
 }
 
-/* Of what was never initialised as well, if it is zero. */
+/* Also ends a payer that escrow_payer_init() has not initialised, if it is all zero. */
 void escrow_payer_end(struct escrow_payer *payer)
 {
 	long lost = atomic_long_read(&payer->pages);
@@ -215,7 +215,7 @@ void escrow_payer_end(struct escrow_payer *payer)
 	if (!payer->user)
 		return;
 	escrow_payer_set_away(payer, 0);
-	/* Pages that EL2 keeps for good are not counted against anybody's limit. */
+	/* Pages that EL2 keeps for good no longer count against the user's limit. */
 	escrow_payer_add(payer, -lost);
 	if (payer->task) {
 		escrow_payer_unlock(payer, lost);
@@ -233,7 +233,7 @@ static unsigned long escrow_payer_limit(const struct escrow_payer *payer)
 	return task_rlimit(payer->task, RLIMIT_MEMLOCK) >> PAGE_SHIFT;
 }
 
-/* Whether the limit is no reason for a page to be refused. */
+/* Whether the limit allows another page. */
 bool escrow_payer_has_room(const struct escrow_payer *payer)
 {
 	return !payer->task ||
@@ -241,7 +241,7 @@ bool escrow_payer_has_room(const struct escrow_payer *payer)
 		atomic_long_read(&payer->answerable->pages) < escrow_payer_limit(payer));
 }
 
-/* Pays for a folio that is about to be made: false, if that is beyond the limit. */
+/* Charges a folio that is about to be allocated. false: that would exceed the limit. */
 bool escrow_payer_charge(struct escrow_payer *payer, long pages)
 {
 	if (payer->task) {
@@ -270,7 +270,7 @@ void escrow_payer_uncharge(struct escrow_payer *payer, long pages)
 		escrow_payer_unlock(payer, pages);
 }
 
-/* What the node has that cannot be evicted has changed by this folio. */
+/* Adds the folio to the node's figure of unevictable pages, or takes it off. */
 void escrow_payer_show(const struct folio *folio, bool is_there)
 {
 	long pages = folio_nr_pages(folio);

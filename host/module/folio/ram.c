@@ -23,13 +23,13 @@
 
 #include "folio/folio.h"
 
-/* As many as Escrow cuts RAM into; what is beyond is taken for added later. */
+/* Escrow cuts RAM into at most so many ranges. Ranges beyond would count as added later. */
 #define ESCROW_RAM_RANGES	128
-/* Blocks that are put aside in search of one of boot. */
+/* Blocks of added memory that a search holds until it finds one of boot. */
 #define ESCROW_RAM_ASIDE	64
-/* Blocks of boot that are tried to be cleared of what can move. */
+/* Blocks of boot whose movable pages are migrated away, in search of a free block. */
 #define ESCROW_RAM_CLEARED	64
-/* Other CPUs may take what was found. */
+/* Attempts, since another CPU may allocate the block that was freed. */
 #define ESCROW_RAM_RETRIES	8
 
 struct escrow_ram_range {
@@ -39,11 +39,11 @@ struct escrow_ram_range {
 
 static struct escrow_ram_range escrow_ram[ESCROW_RAM_RANGES];
 static unsigned int escrow_ram_count;
-/* Which zone gave memory of boot last. */
+/* The zone that gave memory of boot last. */
 static gfp_t escrow_ram_zone;
-/* The allocator has memory that is not. */
+/* The page allocator has memory that is not of boot. */
 static bool escrow_ram_is_not_all;
-/* Where the next block to be cleared is looked for. */
+/* Where the search for the next block to be cleared begins. */
 static unsigned long escrow_ram_next;
 static DEFINE_MUTEX(escrow_ram_lock);
 
@@ -100,7 +100,7 @@ static bool escrow_ram_has(const struct page *page, unsigned int order)
 	return escrow_ram_holds(page_to_pfn(page), 1UL << order);
 }
 
-/* The next block that is all of boot, in turns. With the lock. */
+/* The next block that lies wholly in RAM of boot; after the last comes the first. With the lock. */
 static unsigned long escrow_ram_turn(void)
 {
 	unsigned long at = ALIGN(escrow_ram_next, ESCROW_HUGE_PAGES);
@@ -119,9 +119,8 @@ static unsigned long escrow_ram_turn(void)
 }
 
 /*
- * Clears a block of boot: what programs and files have there moves to where
- * there is room, if need be to memory that was added. Its pages, each for
- * itself, or NULL.
+ * Clears a block of boot: its movable pages (of programs, of files) are migrated elsewhere,
+ * if need be to memory that was added. Returns the block, split into pages, or NULL.
  */
 static struct page *escrow_ram_clear(void)
 {
@@ -134,7 +133,7 @@ static struct page *escrow_ram_clear(void)
 		pfn = escrow_ram_turn();
 		if (!pfn)
 			break;
-		/* The kernel may have been told to use less than there is. */
+		/* "mem=" can have this kernel use less RAM than the device tree has. */
 		if (!pfn_valid(pfn) || !pfn_valid(pfn + ESCROW_HUGE_PAGES - 1))
 			continue;
 #ifdef ACR_FLAGS_NONE
@@ -183,7 +182,7 @@ static struct page *escrow_ram_search(void)
 	return page;
 }
 
-/* The bits of GFP that ask for a page's zone, or one below. */
+/* The GFP flags that ask for a page's zone, or a lower one. */
 static gfp_t escrow_ram_zone_of(const struct page *page)
 {
 	switch (page_zonenum(page)) {
@@ -200,7 +199,7 @@ static gfp_t escrow_ram_zone_of(const struct page *page)
 	}
 }
 
-/* A block of boot, its pages each for itself; or the reason that there is none, said. */
+/* A block of boot, split into pages; or NULL and a line in the log. */
 static struct page *escrow_ram_block(void)
 {
 	struct page *page = escrow_ram_search() ?: escrow_ram_clear();
@@ -212,14 +211,14 @@ static struct page *escrow_ram_block(void)
 	return page;
 }
 
-/* Frees pages from the last on down to one: the allocator gives what came last first. */
+/* Frees pages from the last down: the allocator hands out first what was freed last. */
 static void escrow_ram_free(struct page *first, unsigned long from, unsigned long end)
 {
 	while (end-- > from)
 		__free_page(first + end);
 }
 
-/* Looks in a zone, and in those below. */
+/* Allocates from a zone or a lower one; NULL if the result is not of boot. */
 static struct page *escrow_ram_in_zone(gfp_t zone, gfp_t gfp, unsigned int order)
 {
 	struct page *page = alloc_pages_noprof(gfp | zone | __GFP_NOWARN, order);
@@ -235,8 +234,8 @@ static struct page *escrow_ram_in_zone(gfp_t zone, gfp_t gfp, unsigned int order
 }
 
 /*
- * Looks in each zone: the lower ones seldom have anything that was added. There
- * the allocator reclaims what it needs to.
+ * Allocates from each zone in turn: added memory is seldom in the lower ones. The allocator
+ * reclaims there as it needs to.
  */
 static struct page *escrow_ram_in_zones(gfp_t gfp, unsigned int order)
 {
@@ -246,9 +245,9 @@ static struct page *escrow_ram_in_zones(gfp_t gfp, unsigned int order)
 }
 
 /*
- * What escrow_folio_alloc() makes a folio of: @page, which alloc_pages() gave
- * with these arguments, if it is of boot, or else another one that is. NULL
- * without; for a large one no more is done than a look at each zone.
+ * The page for escrow_folio_alloc(): @page, which alloc_pages() returned for these arguments,
+ * if it is of boot, or another one that is. NULL: there is none. For a large folio no block
+ * is cleared: only each zone is tried.
  */
 struct page *escrow_ram_or_other(struct page *page, gfp_t gfp, unsigned int order)
 {
@@ -264,7 +263,7 @@ struct page *escrow_ram_or_other(struct page *page, gfp_t gfp, unsigned int orde
 		block = escrow_ram_block();
 		if (!block)
 			break;
-		/* It is charged to whom it is for when the allocator gives it again. */
+		/* The pages go through the allocator, which charges the one to its cgroup. */
 		escrow_ram_free(block, 0, ESCROW_HUGE_PAGES);
 		page = escrow_ram_in_zone(READ_ONCE(escrow_ram_zone), gfp, order);
 	}

@@ -9,7 +9,7 @@
 
 #include "mem/mem.h"
 
-/* Copies out of a page that is there. Under the invalidate_lock. */
+/* Copies from a folio that exists. Under the invalidate_lock. */
 static int escrow_page_read(struct escrow_mem *mem, struct escrow_folio *ef, u64 offset,
 			    void *to, size_t size)
 {
@@ -21,7 +21,7 @@ static int escrow_page_read(struct escrow_mem *mem, struct escrow_folio *ef, u64
 	if (PageHWPoison(page))
 		err = -EHWPOISON;
 	else if (!escrow_rs_folio_is_reachable(&ef->state))
-		/* The guest may have given it up in the meantime. */
+		/* The guest may have unlocked it: then EL2 gives it back. */
 		err = escrow_mem_reclaim_folio(mem, ef, &lacks);
 	if (!err)
 		err = escrow_rs_folio_access(&ef->state);
@@ -33,7 +33,7 @@ static int escrow_page_read(struct escrow_mem *mem, struct escrow_folio *ef, u64
 	return err;
 }
 
-/* Copies out of a memory; pages that were never touched are zeros. */
+/* Copies from a memory; pages that do not exist yet read as zeros. */
 int escrow_mem_read(struct escrow_mem *mem, u64 offset, void *to, size_t size)
 {
 	struct address_space *mapping = escrow_mapping(mem);

@@ -16,13 +16,13 @@
 
 #include "mem/mem.h"
 
-/* Folios that are looked at before others have their turn. */
+/* Folios that are examined before the lock is dropped. */
 #define ESCROW_LOOKS 256
 
 static void escrow_mem_unmap(struct escrow_mem *mem, const struct escrow_folio *ef)
 {
 	folio_lock(ef->folio);
-	/* From here on no page fault maps the large folio as one. */
+	/* With this flag, page faults map the large folio by pages. */
 	if (folio_test_large(ef->folio))
 		folio_set_has_hwpoisoned(ef->folio);
 	unmap_mapping_range(escrow_mapping(mem), (loff_t)ef->index << PAGE_SHIFT,
@@ -46,7 +46,7 @@ int escrow_mem_reclaim_rest(struct escrow_mem *mem, struct escrow_folio *ef,
 		struct page *page = folio_page(ef->folio, i);
 		u64 frame = PFN_PHYS(page_to_pfn(page));
 
-		/* What broke on its way is not home, and not marked yet: EL2 says no. */
+		/* A page that broke on its way home is not marked yet: ask EL2 for it as well. */
 		if (!PageHWPoison(page) && !escrow_rs_is_home(frame, 1))
 			escrow_rs_list_entry(&batch->list[count++], frame, 0, 0, 0, &none);
 	}
@@ -59,7 +59,7 @@ int escrow_mem_reclaim_rest(struct escrow_mem *mem, struct escrow_folio *ef,
 	return err;
 }
 
-/* Has EL2 take the broken pages of a folio that a guest has out of use. */
+/* Has EL2 unmap the broken pages of a folio from the guest that has it. */
 static int escrow_mem_revoke(struct escrow_mem *mem, struct escrow_folio *ef,
 			     struct escrow_losses_of_folio *lost)
 {
@@ -78,7 +78,7 @@ static int escrow_mem_revoke(struct escrow_mem *mem, struct escrow_folio *ef,
 		err = escrow_rs_mem_poison(batch->address, 1);
 		if (err == -ENOMEM)
 			return err;
-		/* Refused: it has been told of before. */
+		/* If EL2 refuses it, the VM has been told of this page before. */
 		if (!err)
 			set_bit(i, lost->pages);
 	}
@@ -110,13 +110,13 @@ static int escrow_mem_break(struct escrow_mem *mem, struct escrow_folio *ef,
 	escrow_mem_show_away(mem);
 	escrow_mem_unmap(mem, ef);
 	if (!is_large) {
-		/* Not if it is known to be broken. */
+		/* This does nothing if the folio is recorded as broken already. */
 		escrow_rs_folio_broken_at_home(&ef->state, &mem->counts);
 		return 0;
 	}
 	if (escrow_rs_folio_is_broken(&ef->state) && escrow_mem_reclaim_rest(mem, ef, mem->batch))
 		return 0;
-	/* If somebody holds it, it stays large, and is mapped by pages. */
+	/* A folio that somebody holds cannot be split: it stays large and is mapped by pages. */
 	escrow_mem_split(mem, ef, NULL);
 	return 0;
 }

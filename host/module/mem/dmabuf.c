@@ -27,7 +27,7 @@
 /* MODULE_IMPORT_NS() wants a string since 6.13, and a name before. */
 MODULE_INFO(import_ns, "DMA_BUF");
 
-/* How importers are told: renamed in 7.0. See Kbuild. */
+/* 7.0 has renamed dma-buf's move_notify. Kbuild looks for the new name. */
 #ifdef ESCROW_HAS_INVALIDATE_MAPPINGS
 static bool escrow_importer_can_be_told(const struct dma_buf_attachment *attach)
 {
@@ -52,10 +52,10 @@ static void escrow_tell_importers(struct dma_buf *dmabuf)
 
 struct escrow_dmabuf {
 	struct file *memory;
-	struct file *part; /* of the memory, to be mapped */
+	struct file *part; /* of the memory: what mappings of the buffer map */
 	u64 offset;
 	u64 size;
-	struct escrow_ref ref; /* the buffer's own, as long as it is there */
+	struct escrow_ref ref; /* the buffer's own, for its whole life */
 };
 
 struct escrow_importer {
@@ -71,7 +71,7 @@ static void escrow_importer_let_go(struct escrow_ref *ref, u64 offset, u64 size)
 	struct dma_resv *resv = importer->dmabuf->resv;
 
 	dma_resv_lock(resv, NULL);
-	/* All of the buffer: importers know no parts. */
+	/* move_notify() concerns the whole buffer: dma-buf has none for a part. */
 	escrow_tell_importers(importer->dmabuf);
 	dma_resv_unlock(resv);
 }
@@ -131,7 +131,7 @@ static void escrow_dmabuf_end(struct escrow_dmabuf *buffer, struct escrow_ref *r
 	escrow_ref_end_access(ref, buffer->offset, buffer->size);
 }
 
-/* A kernel without DMABUF_MOVE_NOTIFY pins also what dynamic importers map, while they do. */
+/* Without DMABUF_MOVE_NOTIFY the kernel pins the buffer for dynamic importers as well. */
 static int escrow_dmabuf_pin(struct dma_buf_attachment *attach)
 {
 	struct escrow_importer *importer = attach->priv;
@@ -146,7 +146,7 @@ static void escrow_dmabuf_unpin(struct dma_buf_attachment *attach)
 	escrow_dmabuf_end(importer->buffer, &importer->ref);
 }
 
-/* The buffer's pages, to be freed with kvfree(); NULL without memory. */
+/* An array of the buffer's pages, to be freed with kvfree(), or NULL. */
 static struct page **escrow_dmabuf_pages(struct escrow_dmabuf *buffer)
 {
 	size_t count = buffer->size >> PAGE_SHIFT, i;
@@ -212,8 +212,8 @@ static void escrow_dmabuf_unmap(struct dma_buf_attachment *attach, struct sg_tab
 	struct escrow_importer *importer = attach->priv;
 
 	/*
-	 * Importers may give a mapping up while work for their device is under
-	 * way that uses it; its fences say when it has ended.
+	 * An importer may unmap while its device still uses the mapping: its fences are
+	 * signalled when the device has done.
 	 */
 	dma_resv_wait_timeout(attach->dmabuf->resv, DMA_RESV_USAGE_BOOKKEEP, false,
 			      MAX_SCHEDULE_TIMEOUT);
@@ -278,8 +278,8 @@ static void escrow_dmabuf_release(struct dma_buf *dmabuf)
 }
 
 /*
- * There is no vmap: it cannot fail without a warning of dma_buf_vmap()'s, and it
- * has to where a guest has a page.
+ * There is no vmap: it would have to fail where a guest has a page, and dma_buf_vmap() warns
+ * of each failure.
  */
 static const struct dma_buf_ops escrow_dmabuf_ops = {
 	.attach = escrow_dmabuf_attach,
@@ -305,7 +305,7 @@ static struct escrow_dmabuf *escrow_dmabuf_alloc(struct file *memory, u64 offset
 	buffer->memory = get_file(memory);
 	buffer->offset = offset;
 	buffer->size = size;
-	/* A mapping of the buffer must not lead to other pages of the memory. */
+	/* The part's file keeps who maps the buffer from other pages of the memory. */
 	buffer->part = escrow_part_open(memory, offset, size, flags);
 	if (IS_ERR(buffer->part)) {
 		err = PTR_ERR(buffer->part);
@@ -314,7 +314,7 @@ static struct escrow_dmabuf *escrow_dmabuf_alloc(struct file *memory, u64 offset
 	err = escrow_dmabuf_take(buffer, &buffer->ref, &escrow_static_ops, "dma-buf");
 	if (err)
 		goto err_part;
-	/* All pages exist now. An importer cannot map the buffer while one is lent. */
+	/* This allocates all pages. An importer cannot map the buffer while one of them is lent. */
 	err = escrow_dmabuf_begin(buffer, &buffer->ref);
 	if (err) {
 		escrow_dmabuf_free(buffer);
@@ -354,7 +354,7 @@ int escrow_mem_export(struct file *memory, const struct escrow_export_dmabuf_arg
 		escrow_dmabuf_free(buffer);
 		return PTR_ERR(dmabuf);
 	}
-	/* Who has the descriptor may close it at once: nothing is touched after. */
+	/* Another thread may close the descriptor at once: the buffer is not used below. */
 	fd = dma_buf_fd(dmabuf, flags & ESCROW_EXPORT_CLOEXEC ? O_CLOEXEC : 0);
 	if (fd < 0)
 		dma_buf_put(dmabuf);

@@ -17,12 +17,12 @@
 
 #include "mem/mem.h"
 
-/* Bytes around a fault that are mapped with it: what fault_around_bytes is at first. */
+/* Bytes around a fault that are mapped with it: the default of fault_around_bytes. */
 #define ESCROW_FAULT_AROUND SZ_64K
 
 /*
- * Before a wait: a reference to the file, and the fault has no lock any more, so
- * that it has to end in VM_FAULT_RETRY. NULL: it keeps its lock.
+ * Before a wait: drops the fault's lock and returns a reference to the file; the fault must
+ * end in VM_FAULT_RETRY then. NULL: the fault has to keep its lock.
  */
 static struct file *escrow_fault_let_go(struct vm_fault *vmf)
 {
@@ -35,15 +35,15 @@ static struct file *escrow_fault_let_go(struct vm_fault *vmf)
 	return file;
 }
 
-/* Whether the fault is not to wait, and to say so with its lock held. */
+/* Whether the fault must not wait, and must return VM_FAULT_RETRY with its lock held. */
 static bool escrow_fault_never_waits(const struct vm_fault *vmf)
 {
 	return fault_flag_allow_retry_first(vmf->flags) && (vmf->flags & FAULT_FLAG_RETRY_NOWAIT);
 }
 
 /*
- * The task is killed, and the fault still has its lock. Its callers look for
- * signals if it is to be tried again, and expect the lock to be gone then.
+ * For a fault that still has its lock, of a task that is killed. VM_FAULT_RETRY makes its
+ * callers look for the signal, but they expect the lock to be dropped.
  */
 static vm_fault_t escrow_fault_killed(struct vm_fault *vmf)
 {
@@ -75,9 +75,9 @@ static vm_fault_t escrow_fault_lock_index(struct vm_fault *vmf, struct address_s
 }
 
 /*
- * Locks a folio under the invalidate_lock, which keeps it in the memory: it is
- * waited for without a reference, which a lender would count. Unless it is locked,
- * the invalidate_lock is gone.
+ * Locks a folio under the invalidate_lock, which keeps the folio in the memory. So the wait
+ * needs no reference to it, which a lend would count. If this returns without the folio's
+ * lock, the invalidate_lock has been dropped.
  */
 static vm_fault_t escrow_fault_lock_folio(struct vm_fault *vmf, struct address_space *mapping,
 					  struct folio *folio)
@@ -115,10 +115,10 @@ static void escrow_fault_map_around(struct vm_fault *vmf, struct escrow_mem *mem
 	unsigned long end = min(round_down(fault, ESCROW_FAULT_AROUND) + ESCROW_FAULT_AROUND,
 				vma->vm_end);
 
-	/* Where blocks are mapped by one entry, nothing is inserted: see mmap. */
+	/* Memories with huge pages have no VM_MIXEDMAP, which inserting pages needs: see mmap. */
 	if (!(vma->vm_flags & VM_MIXEDMAP))
 		return;
-	/* userfaultfd wants to see the fault of each page. */
+	/* userfaultfd must see a fault for each page. */
 	if (userfaultfd_armed(vma))
 		return;
 	for (; at < end; at += PAGE_SIZE) {
@@ -144,10 +144,10 @@ static vm_fault_t escrow_fault_map_alone(struct vm_fault *vmf, struct page *page
 {
 	folio_set_has_hwpoisoned(page_folio(page));
 #ifdef ESCROW_HAS_INSERT_PAGE_MKWRITE
-	/* It would map as many of the folio's pages as there is room for. */
+	/* The generic path would map other pages of the folio as well: map this one only. */
 	return vmf_insert_page_mkwrite(vmf, page, vmf->flags & FAULT_FLAG_WRITE);
 #else
-	/* It maps a folio as one or, if that is marked, this page alone. */
+	/* The generic path maps the whole folio or, if that is marked as broken, this page only. */
 	return 0;
 #endif
 }
@@ -166,7 +166,7 @@ static vm_fault_t escrow_fault_of(int err)
 
 static vm_fault_t escrow_mem_fault(struct vm_fault *vmf)
 {
-	/* The file may be that of a part (dmabuf.c). */
+	/* By the inode: private_data of a part's file (part.c) is no memory. */
 	struct escrow_mem *mem = file_inode(vmf->vma->vm_file)->i_private;
 	struct address_space *mapping = escrow_mapping(mem);
 	struct escrow_folio *ef;
@@ -212,20 +212,20 @@ again:
 		ret = VM_FAULT_HWPOISON;
 		goto out;
 	}
-	/* A lend of it is being tried, and goes first. */
+	/* A lend of this folio is being retried: do not map it again meanwhile. */
 	if (escrow_folio_is_wanted(ef)) {
 		folio_unlock(ef->folio);
 		goto out;
 	}
 	if (!escrow_rs_folio_is_reachable(&ef->state)) {
-		/* The guest may have given it up in the meantime. */
+		/* The guest may have unlocked it: then EL2 gives it back. */
 		err = escrow_mem_reclaim_folio(mem, ef, &lacks);
 		if (err) {
 			folio_unlock(ef->folio);
 			ret = escrow_fault_of(err);
 			goto out;
 		}
-		/* What has come home may be the rest of one that broke. */
+		/* The folio may have broken while it was away. */
 		if (PageHWPoison(page)) {
 			folio_unlock(ef->folio);
 			ret = VM_FAULT_HWPOISON;
@@ -239,7 +239,7 @@ again:
 			goto out;
 		}
 	}
-	/* A program that fills a memory page by page has no pages around yet. */
+	/* A new page seldom has neighbours: a program is filling the memory page by page. */
 	if (was_there)
 		escrow_fault_map_around(vmf, mem);
 	folio_get(ef->folio);
@@ -249,7 +249,10 @@ out:
 	filemap_invalidate_unlock_shared(mapping);
 	if (err != -ENOMEM || !lacks)
 		return ret;
-	/* EL2 needs memory for the VM, whose end this may come to be. */
+	/*
+	 * EL2 needs memory for the VM. The top-up sleeps, and may drop the last reference to
+	 * the VM, which ends it.
+	 */
 	if (escrow_fault_never_waits(vmf))
 		return VM_FAULT_RETRY;
 	file = escrow_fault_let_go(vmf);
@@ -266,8 +269,9 @@ out:
 }
 
 /*
- * What is mapped around a fault, the fault itself maps: here no page table could be
- * made. That there is this function tells Linux that a fault needs no mmap_lock.
+ * Does nothing: the fault handler maps the pages around a fault itself, since page tables
+ * cannot be allocated here. But only an operation map_pages lets Linux take faults
+ * without the mmap_lock.
  */
 static vm_fault_t escrow_mem_map_pages(struct vm_fault *vmf, pgoff_t first, pgoff_t last)
 {

@@ -21,22 +21,22 @@ int escrow_mem_mmap(struct file *file, struct vm_area_struct *vma)
 {
 	struct escrow_mem *mem = file_inode(file)->i_private;
 
-	/* Private mappings would copy what they must not. */
+	/* A private mapping would copy pages on a write, past all the counts. */
 	if (!(vma->vm_flags & VM_MAYSHARE))
 		return -EINVAL;
 	/*
-	 * DONTEXPAND also exempts the mapping from mlock, which would keep
-	 * references to the folios in batches that cannot be drained. MIXEDMAP
-	 * lets page faults insert the pages around theirs. It does not go with
-	 * entries that map a large folio: Linux would take these for a driver's
-	 * that counts no references (vma_is_special_huge).
+	 * VM_DONTEXPAND also exempts the mapping from mlock(), whose per-CPU batches would
+	 * hold references to the folios, and modules cannot drain them. VM_MIXEDMAP lets
+	 * page faults insert neighbouring pages. A memory with huge pages goes without:
+	 * with VM_MIXEDMAP, Linux takes an entry for a whole folio as one of a driver
+	 * that counts no references (vma_is_special_huge()).
 	 */
 	vm_flags_set(vma, VM_DONTEXPAND | VM_DONTDUMP | (mem->huge ? 0 : VM_MIXEDMAP));
 	vma->vm_ops = &escrow_mem_vm_ops;
 	return 0;
 }
 
-/* Pages @first to @last become a hole, or -EBUSY and all stay. */
+/* Punches a hole: frees pages @first to @last. -EBUSY: none is freed. */
 static int escrow_mem_clear(struct escrow_mem *mem, pgoff_t first, pgoff_t last,
 			    u64 *lacks)
 {
@@ -99,7 +99,7 @@ static long escrow_mem_fallocate(struct file *file, int mode, loff_t offset, lof
 			} while (escrow_mem_top_up(mem, err, lacks));
 		}
 	} else if (end > size) {
-		/* Only ftruncate changes the size. */
+		/* fallocate() does not extend a memory: only ftruncate() changes the size. */
 		err = -EINVAL;
 	} else {
 		err = escrow_mem_allocate(mem, offset >> PAGE_SHIFT, (end - 1) >> PAGE_SHIFT);
@@ -108,7 +108,7 @@ static long escrow_mem_fallocate(struct file *file, int mode, loff_t offset, lof
 	return err;
 }
 
-/* Ends the memory before page @end, or all stays. Under the exclusive lock. */
+/* Truncates the memory at page @end. An error leaves it as it is. Under the exclusive lock. */
 static int escrow_mem_shrink(struct escrow_mem *mem, pgoff_t end, pgoff_t old, u64 *lacks)
 {
 	struct escrow_folio *ef;
@@ -119,7 +119,7 @@ static int escrow_mem_shrink(struct escrow_mem *mem, pgoff_t end, pgoff_t old, u
 	err = __escrow_mem_reclaim(mem, end, old - 1, &escrow_any_vm, false, lacks);
 	if (err)
 		return err == -ENOMEM ? err : -EBUSY;
-	/* What is beyond the end must not be reached through what is not. */
+	/* A large folio across the new end would give access to pages beyond it: split it. */
 	ef = escrow_mem_find(mem, end);
 	if (ef && ef->index < end)
 		err = escrow_mem_split(mem, ef, NULL);
@@ -194,7 +194,7 @@ static long escrow_mem_ioctl(struct file *file, unsigned int cmd, unsigned long 
 const struct file_operations escrow_mem_fops = {
 	.owner = THIS_MODULE,
 	.mmap = escrow_mem_mmap,
-	/* At addresses from which large folios can be mapped by one entry each. */
+	/* Aligns mappings so that one entry can map a large folio. */
 	.get_unmapped_area = thp_get_unmapped_area,
 	.fallocate = escrow_mem_fallocate,
 	.unlocked_ioctl = escrow_mem_ioctl,

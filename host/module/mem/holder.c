@@ -30,32 +30,32 @@
 
 #include "mem/mem.h"
 
-/* Of one memory: lends walk them, with a spinlock. */
+/* Holders of one memory: lends walk their list under a spinlock. */
 #define ESCROW_HOLDERS_MAX 256
-/* How long a lend waits for those who were told, in ms. */
+/* How long a lend waits for holders that were told to let go, in ms. */
 #define ESCROW_LET_GO_PATIENCE 200
 
 /* One folio of a holder's range. */
 struct escrow_hold {
 	struct escrow_folio *ef;
-	atomic_t accesses; /* this holder's, that have begun and not ended */
-	u32 told; /* when @let_go was last called (escrow_rs_moment()); 0: not */
+	atomic_t accesses; /* begun by this holder, and not ended */
+	u32 told; /* when @let_go was last called (escrow_rs_moment()); 0: never */
 };
 
 struct escrow_holder {
 	struct escrow_mem *mem; /* with a reference */
-	struct escrow_ref *ref; /* the holder's */
+	struct escrow_ref *ref; /* what the holder's module knows it by */
 	const struct escrow_ref_ops *ops;
-	struct list_head link; /* in mem->holders, as long as it has references */
-	bool is_leaving; /* not told any more; under mem->holders_lock */
+	struct list_head link; /* in mem->holders, until its references are dropped */
+	bool is_leaving; /* @let_go is not called any more; under mem->holders_lock */
 	char name[ESCROW_NAME_SIZE];
 	pgoff_t first;
 	pgoff_t last;
-	atomic_t accesses; /* all of its folios' */
+	atomic_t accesses; /* the sum over its folios */
 	struct work_struct work; /* calls @let_go */
 	struct task_struct *teller; /* the worker that is calling it now */
-	bool is_released; /* by the callback itself: the teller frees it */
-	pgoff_t tell_first; /* the pages to call it about; under mem->holders_lock */
+	bool is_released; /* @let_go has released the reference: @teller frees this */
+	pgoff_t tell_first; /* the pages to call @let_go for; under mem->holders_lock */
 	pgoff_t tell_last;
 	u32 count;
 	struct escrow_hold folios[] __counted_by(count);
@@ -287,7 +287,7 @@ static int escrow_holder_enlist(struct escrow_holder *holder)
 	return err;
 }
 
-/* The way back: without references, it is on the list no more. */
+/* Undoes escrow_holder_enlist(), after the references have been dropped. */
 static void escrow_holder_drop(struct escrow_holder *holder)
 {
 	struct escrow_mem *mem = holder->mem;
@@ -328,7 +328,7 @@ static int escrow_holder_fill(struct escrow_holder *holder)
 	return err;
 }
 
-/* Makes what is a hole of the range. The number of its folios. Under the same lock. */
+/* Allocates missing folios of the range. Returns the number of its folios. Under the same lock. */
 static long escrow_mem_count(struct escrow_mem *mem, pgoff_t first, pgoff_t last)
 {
 	struct escrow_folio *ef;
@@ -398,7 +398,7 @@ int escrow_ref_take(struct escrow_ref *ref, struct file *memory, u64 offset, u64
 	err = count;
 	if (count < 0)
 		goto err_unlock;
-	/* More than there can be is said to the caller, and not to the log. */
+	/* A count beyond what can be allocated is the caller's error: no warning in the log. */
 	holder = kvzalloc(struct_size(holder, folios, count), GFP_KERNEL_ACCOUNT | __GFP_NOWARN);
 	err = -ENOMEM;
 	if (!holder)
@@ -411,7 +411,7 @@ int escrow_ref_take(struct escrow_ref *ref, struct file *memory, u64 offset, u64
 	holder->last = last;
 	holder->tell_first = ULONG_MAX;
 	INIT_WORK(&holder->work, escrow_holder_work);
-	/* It stands in lists, between blanks. */
+	/* Lists in debugfs separate names by blanks and lines. */
 	strscpy(holder->name, name, sizeof(holder->name));
 	strreplace(strreplace(holder->name, ' ', '_'), '\n', '_');
 	err = escrow_holder_fill(holder);
@@ -456,7 +456,10 @@ void escrow_ref_release(struct escrow_ref *ref)
 				    __builtin_return_address(0));
 		return;
 	}
-	/* It is not told any more. It stays on the list, against holes, while it has references. */
+	/*
+	 * From here on @let_go is not called. The holder stays on the list until it has dropped
+	 * its references, since holes are refused where a holder has some.
+	 */
 	spin_lock(&holder->mem->holders_lock);
 	holder->is_leaving = true;
 	spin_unlock(&holder->mem->holders_lock);
@@ -511,7 +514,7 @@ static int escrow_hold_begin(struct escrow_holder *holder, struct escrow_hold *h
 	pgoff_t index, end = min(last, escrow_folio_next(ef) - 1);
 	int err;
 
-	/* A guest is about to have it. */
+	/* A lend has asked the holder to let go: it must not begin an access. */
 	if (escrow_rs_moment_is_within(READ_ONCE(hold->told), jiffies,
 				       msecs_to_jiffies(ESCROW_LET_GO_PATIENCE)))
 		return -EAGAIN;
@@ -649,7 +652,7 @@ int __init escrow_holders_init(void)
 	return tellers ? 0 : -ENOMEM;
 }
 
-/* Nobody holds anything: users of these functions keep the module. */
+/* No holder is left: modules that use these functions keep this one loaded. */
 void escrow_holders_exit(void)
 {
 	destroy_workqueue(tellers);

@@ -80,7 +80,7 @@ static noinline struct escrow_folio *escrow_mem_make_new(struct escrow_mem *mem,
 	if (!mem->huge)
 		return escrow_mem_add(mem, index, 0);
 
-	/* Two tasks that need two pages must not make a small and a large folio there. */
+	/* Without the lock, two tasks could make a small and a large folio that overlap. */
 	if (mutex_lock_killable(&mem->make_lock))
 		return ERR_PTR(-EINTR);
 	ef = escrow_mem_find(mem, index);
@@ -101,7 +101,7 @@ struct escrow_folio *escrow_mem_make(struct escrow_mem *mem, pgoff_t index)
 	return escrow_mem_find(mem, index) ?: escrow_mem_make_new(mem, index);
 }
 
-/* Records for the pages of a large folio, and room for them where they go. */
+/* Allocates records for the pages of a large folio, and room in the index. */
 static int escrow_mem_prepare_split(struct escrow_mem *mem, const struct escrow_folio *large,
 				    struct escrow_folio **small)
 {
@@ -113,7 +113,7 @@ static int escrow_mem_prepare_split(struct escrow_mem *mem, const struct escrow_
 		if (!small[i])
 			return -ENOMEM;
 		small[i]->index = large->index + i;
-		/* Where the large one is, there is room. */
+		/* The first entry takes the large folio's; the others need room in the xarray. */
 		err = i ? xa_reserve(&mem->folios, small[i]->index, GFP_KERNEL_ACCOUNT) : 0;
 		if (err)
 			return err;
@@ -133,7 +133,7 @@ static void escrow_mem_cancel_split(struct escrow_mem *mem, struct escrow_folio 
 	}
 }
 
-/* Puts the pages of a large folio, which is frozen, in its place. */
+/* Replaces a large folio, which is frozen, by its pages in the index. */
 static void escrow_mem_end_split(struct escrow_mem *mem, struct escrow_folio *large,
 				 struct escrow_folio **small)
 {
@@ -143,7 +143,7 @@ static void escrow_mem_end_split(struct escrow_mem *mem, struct escrow_folio *la
 	WARN_ON_ONCE(escrow_rs_folio_split(&large->state, &mem->counts));
 	for (i = 0; i < pages; i++) {
 		WARN_ON_ONCE(escrow_rs_folio_populate(&small[i]->state, 0, &mem->counts));
-		/* There is room: nothing is allocated. */
+		/* The room has been reserved, so nothing is allocated under the lock. */
 		xa_lock(&mem->folios);
 		__xa_store(&mem->folios, small[i]->index, small[i], 0);
 		xa_unlock(&mem->folios);
@@ -162,7 +162,7 @@ static void escrow_mem_end_split(struct escrow_mem *mem, struct escrow_folio *la
 int escrow_mem_split(struct escrow_mem *mem, struct escrow_folio *ef,
 		     struct escrow_attempt *attempt)
 {
-	/* Safe references, which hinder no lend, are to this folio. */
+	/* Safe references do not hinder a lend, but they hinder a split. */
 	struct escrow_refusal refusal = { .excess = escrow_rs_folio_holders(&ef->state) };
 	struct escrow_folio **small;
 	struct folio *folio = ef->folio;
@@ -189,7 +189,7 @@ int escrow_mem_split(struct escrow_mem *mem, struct escrow_folio *ef,
 				   attempt);
 	if (!err)
 		escrow_mem_end_split(mem, ef, small);
-	/* Its first page is locked as it was. */
+	/* If it was split, its first page has kept the lock. */
 	folio_unlock(folio);
 out:
 	if (err)
@@ -198,12 +198,12 @@ out:
 	return err;
 }
 
-/* Zeroes those pages of a folio that is home. Under the exclusive lock. */
+/* Zeroes pages @first to @last of a folio that is home. Under the exclusive lock. */
 static void escrow_mem_zero(struct escrow_folio *ef, pgoff_t first, pgoff_t last)
 {
 	pgoff_t index;
 
-	/* No lend runs under this lock; the access is counted nevertheless. */
+	/* No lend runs under the invalidate_lock; the access is counted as every access is. */
 	if (WARN_ON_ONCE(escrow_rs_folio_access(&ef->state)))
 		return;
 	for (index = first; index <= last; index++) {
@@ -232,7 +232,7 @@ void escrow_mem_drop(struct escrow_mem *mem, pgoff_t first, pgoff_t last)
 					min(escrow_folio_next(ef) - 1, last));
 			continue;
 		}
-		/* A page fault may have left with the folio, to map it. */
+		/* A page fault that found the folio before may have mapped it since. */
 		folio_lock(ef->folio);
 		if (folio_mapped(ef->folio))
 			unmap_mapping_range(mapping, (loff_t)index << PAGE_SHIFT,

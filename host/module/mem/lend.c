@@ -12,17 +12,17 @@
 #include "mem/mem.h"
 
 /*
- * Bytes whose user mappings go with that of a folio in them, of one page or of many:
- * at first, and when folios leave one after the other.
+ * When a folio is unmapped from user space, so are its neighbours: this many bytes at first,
+ * and more when folios are lent one after the other.
  */
 #define ESCROW_ZAP_AROUND SZ_64K
 #define ESCROW_ZAP_AHEAD SZ_2M
 #define ESCROW_ZAP_AHEAD_LARGE SZ_16M
 
-/* Pages that may be lent before the payer's figures say so; less than a VMM weighs. */
+/* Pages lent between two updates of the payer's RSS: fewer than a VMM itself has. */
 #define ESCROW_FIGURES_STEP 64
 
-/* Another VM that the folio was lent to may have given it up, or died. */
+/* Reclaims a folio from another VM, if that has unlocked it or has ended. */
 static int escrow_mem_recall(struct escrow_mem *mem, const struct escrow_borrower *to,
 			     struct escrow_folio *ef)
 {
@@ -31,7 +31,7 @@ static int escrow_mem_recall(struct escrow_mem *mem, const struct escrow_borrowe
 	if (escrow_rs_folio_borrower(&ef->state, &vm, &guest) != ESCROW_LENT ||
 	    vm == to->handle)
 		return 0;
-	/* If it stays where it is, lending it says so. */
+	/* Other errors are left to the lend, which meets and reports them. */
 	return escrow_mem_reclaim_folio(mem, ef, &lacks) == -ENOMEM ? -ENOMEM : 0;
 }
 
@@ -51,7 +51,7 @@ static noinline void escrow_mem_zap(struct escrow_mem *mem, const struct escrow_
 	loff_t end = start + folio_size(ef->folio);
 	u32 size = clamp(READ_ONCE(mem->zap_size) * 2, first, most);
 
-	/* Guesses, which another vCPU's may spoil. */
+	/* Without a lock: another vCPU may change these, and then the guess is a bad one. */
 	if (start == READ_ONCE(mem->zap_end)) {
 		end = round_up(end, size);
 	} else if (round_up(end, first) == READ_ONCE(mem->zap_start)) {
@@ -68,7 +68,7 @@ static noinline void escrow_mem_zap(struct escrow_mem *mem, const struct escrow_
 	unmap_mapping_range(escrow_mapping(mem), start, end - start, 0);
 }
 
-/* So many more pages are lent, of which the payer's figures need not say at once. */
+/* Counts lent pages; the payer's RSS is updated every ESCROW_FIGURES_STEP pages. */
 static __always_inline void escrow_mem_lent(struct escrow_mem *mem, u32 pages)
 {
 	u32 unseen = READ_ONCE(mem->unseen) + pages;
@@ -79,19 +79,19 @@ static __always_inline void escrow_mem_lent(struct escrow_mem *mem, u32 pages)
 }
 
 /*
- * Prepares one folio, which is locked. 0: it is in the batch, 1: it is where
- * it should be already.
+ * Freezes one folio, which is locked, and adds it to the batch. 0: done, 1: the guest has the
+ * folio already.
  */
 static int escrow_mem_prepare(struct escrow_mem *mem, const struct escrow_borrower *to,
 			      const struct escrow_binding *binding, struct escrow_folio *ef,
 			      u64 guest, struct escrow_batch *batch,
 			      struct escrow_attempt *attempt)
 {
-	struct escrow_report report; /* written with 0 */
-	struct escrow_refusal refusal; /* written with -EAGAIN */
+	struct escrow_report report; /* set if the call returns 0 */
+	struct escrow_refusal refusal; /* set if the call returns -EAGAIN */
 	int err;
 
-	/* With the folio locked, no mapping of it can come back. */
+	/* The folio is locked, so no page fault can map it again. */
 	if (binding->how == ESCROW_LENT && folio_mapped(ef->folio))
 		escrow_mem_zap(mem, ef);
 	err = escrow_rs_folio_begin_lend(&ef->state, ef->folio, binding->how, to->handle, guest,
@@ -105,8 +105,8 @@ static int escrow_mem_prepare(struct escrow_mem *mem, const struct escrow_borrow
 }
 
 /*
- * Ends what was prepared: with @err, all stays with the host but the first @done, which
- * EL2 had given when a long call ended.
+ * Ends the transition of each folio of the batch. With @err, all stay with the host but the
+ * first @done, which EL2 has given to the guest already.
  */
 static void escrow_mem_settle(struct escrow_mem *mem, struct escrow_borrower *to,
 			      const struct escrow_binding *binding, struct escrow_batch *batch,
@@ -150,7 +150,7 @@ static bool escrow_mem_ends_before(struct escrow_mem *mem, u64 offset)
 	return offset > i_size_read(escrow_mapping(mem)->host);
 }
 
-/* Folios in the place of a run of pages: whole ones that fit the binding. */
+/* Lends or shares pages @first to @last, folio by folio. */
 static int escrow_mem_lend_locked(struct escrow_mem *mem, struct escrow_borrower *to,
 				  const struct escrow_binding *binding, u64 offset, u64 size,
 				  bool unmapped, struct escrow_batch **batches, u32 count,
@@ -170,7 +170,7 @@ static int escrow_mem_lend_locked(struct escrow_mem *mem, struct escrow_borrower
 		if (IS_ERR(ef))
 			return PTR_ERR(ef);
 		if (unmapped && folio_mapped(ef->folio)) {
-			/* But for the safe ones, the references are not asked to go. */
+			/* The excess: all references but the index's own and the safe ones. */
 			struct escrow_refusal refusal = {
 				.excess = folio_ref_count(ef->folio) - 1 -
 					  escrow_rs_folio_holders(&ef->state),
@@ -182,7 +182,7 @@ static int escrow_mem_lend_locked(struct escrow_mem *mem, struct escrow_borrower
 		err = escrow_mem_recall(mem, to, ef);
 		if (err)
 			return err;
-		/* Of a broken one, what is whole goes alone. */
+		/* A folio with a broken page is split: its other pages are lent one by one. */
 		if (!escrow_mem_has_broken(ef) &&
 		    escrow_rs_binding_fits(binding, (u64)ef->index << PAGE_SHIFT,
 					   folio_size(ef->folio), &guest))
@@ -193,7 +193,7 @@ static int escrow_mem_lend_locked(struct escrow_mem *mem, struct escrow_borrower
 		ef = escrow_mem_find(mem, i);
 	}
 
-	/* All are prepared before the first goes, as none can be asked back. */
+	/* Prepare all before the first is lent: a lend cannot be undone. */
 	for (i = first; i <= last && err >= 0; i = escrow_folio_next(ef)) {
 		ef = escrow_mem_find(mem, i);
 		escrow_rs_binding_fits(binding, (u64)ef->index << PAGE_SHIFT, folio_size(ef->folio),
@@ -201,8 +201,8 @@ static int escrow_mem_lend_locked(struct escrow_mem *mem, struct escrow_borrower
 		if (escrow_batch_is_full(batches[at], ef))
 			at++;
 		/*
-		 * A page fault that began before may be about to map the folio.
-		 * After this, it is frozen.
+		 * A page fault that began earlier may be about to map the folio: it holds the
+		 * folio lock. Afterwards the folio is frozen, and cannot be mapped.
 		 */
 		folio_lock(ef->folio);
 		err = escrow_mem_prepare(mem, to, binding, ef, guest, batches[at], attempt);
@@ -226,7 +226,7 @@ static void escrow_mem_free_batches(struct escrow_batch **batches, u32 count)
 	kvfree(batches);
 }
 
-/* Each that is full has ESCROW_BATCH folios, or more pages than that. */
+/* Batches for @pages pages. A full batch has ESCROW_BATCH folios, or at least as many pages. */
 static struct escrow_batch **escrow_mem_alloc_batches(u64 pages, u32 *count)
 {
 	struct escrow_batch **batches;
@@ -288,7 +288,7 @@ static noinline int escrow_mem_share_folio(struct escrow_mem *mem, struct escrow
 	return err < 0 ? err : escrow_mem_send(mem, to, binding, batch);
 }
 
-/* What comes of a lend that has not happened. → 0 if that is well */
+/* Handles a lend that failed for reason @why. 0: the guest has the folio nevertheless. */
 static noinline int escrow_mem_not_lent(struct escrow_mem *mem, struct escrow_folio *ef, int why,
 					const struct escrow_refusal *refusal,
 					struct escrow_attempt *attempt)
@@ -319,11 +319,11 @@ static __always_inline int escrow_mem_lend_folio(struct escrow_mem *mem,
 						 struct escrow_attempt *attempt)
 {
 	struct folio *folio = ef->folio;
-	struct escrow_refusal refusal; /* written with ESCROW_LEND_REFUSED */
+	struct escrow_refusal refusal; /* set if the call returns ESCROW_LEND_REFUSED */
 	bool is_recalled = false;
 	int err;
 
-	/* With the folio locked, no mapping of it can come back. */
+	/* The folio is locked, so no page fault can map it again. */
 	if (folio_mapped(folio))
 		escrow_mem_zap(mem, ef);
 again:
@@ -331,7 +331,7 @@ again:
 				   PFN_PHYS(folio_pfn(folio)), binding->rights, &refusal);
 	if (unlikely(err)) {
 		if ((err == -EEXIST || err == -EBUSY) && !is_recalled) {
-			/* It is with another VM, or was when EL2 kept it. */
+			/* Another VM has it, or EL2 kept it for one: ask for it once. */
 			is_recalled = true;
 			err = escrow_mem_recall(mem, to, ef);
 			if (!err)
@@ -369,12 +369,12 @@ int escrow_mem_lend_one(struct escrow_borrower *to, const struct escrow_binding 
 		err = PTR_ERR(ef);
 		goto out;
 	}
-	/* A page of a binding fits it. */
+	/* A single page always fits; a large folio may be broken, or reach beyond the binding. */
 	if (folio_test_large(ef->folio) &&
 	    (escrow_mem_has_broken(ef) ||
 	     !escrow_rs_binding_fits(binding, (u64)ef->index << PAGE_SHIFT,
 				     folio_size(ef->folio), &at))) {
-		/* A split needs the invalidate_lock exclusively. */
+		/* Splitting takes the invalidate_lock for writing; here it is held for reading. */
 		filemap_invalidate_unlock_shared(mapping);
 		return escrow_mem_lend(to, binding, guest, PAGE_SIZE, false, attempt);
 	}

@@ -14,7 +14,7 @@
 
 #include "mem/mem.h"
 
-/* Of statfs: "ESCR". */
+/* statfs() shows this as the type of the file system: "ESCR". */
 #define ESCROW_MAGIC 0x45534352
 
 struct escrow_list escrow_memories = {
@@ -57,7 +57,7 @@ static void escrow_inode_evict(struct inode *inode)
 {
 	truncate_inode_pages_final(&inode->i_data);
 	clear_inode(inode);
-	/* An inode whose creation failed half-way has none. */
+	/* An inode whose creation failed half-way has no memory. */
 	if (inode->i_private)
 		escrow_mem_free(inode->i_private);
 }
@@ -97,9 +97,9 @@ int escrow_mem_release(struct inode *inode, struct file *file)
 	filemap_invalidate_lock(inode->i_mapping);
 	err = __escrow_mem_reclaim(mem, 0, ULONG_MAX, &escrow_any_vm, true, &lacks);
 	/*
-	 * A VM that has pages of this memory holds a reference to its file, so
-	 * nothing is away any more. Should EL2 see it otherwise, those pages
-	 * are lost rather than freed.
+	 * A VM that has pages of this memory holds a reference to the memory's file. So at
+	 * the file's release all pages are at home. If EL2 nevertheless keeps some, they
+	 * are leaked: freed, they would fault in whoever gets them next.
 	 */
 	if (WARN_ON_ONCE(err)) {
 		xa_for_each(&mem->folios, index, ef) {
@@ -113,12 +113,12 @@ int escrow_mem_release(struct inode *inode, struct file *file)
 	}
 	escrow_mem_drop(mem, 0, ULONG_MAX);
 	filemap_invalidate_unlock(inode->i_mapping);
-	/* The file still has the mount. */
+	/* This drops the inode's own reference to the mount; the file has another one. */
 	simple_release_fs(&mount, &mount_users);
 	return 0;
 }
 
-/* A file with an inode of its own, which has the memory: with an error as well. */
+/* Makes a file with an inode of its own. The inode owns the memory, also after an error. */
 static struct file *escrow_mem_file(struct escrow_mem *mem, loff_t size)
 {
 	struct inode *inode;
@@ -132,10 +132,10 @@ static struct file *escrow_mem_file(struct escrow_mem *mem, loff_t size)
 	mem->inode = inode;
 	inode->i_private = mem;
 	inode->i_op = &escrow_mem_iops;
-	/* What makes ftruncate and fallocate look at it. */
+	/* ftruncate() and fallocate() work on regular files only. */
 	inode->i_mode |= S_IFREG;
 	i_size_write(inode, size);
-	/* The file's reference to the module: whose ioctl this is has one. */
+	/* The file's reference to the module; the device's file, whose ioctl this is, has another. */
 	__module_get(THIS_MODULE);
 	file = alloc_file_pseudo(inode, mount, "[gunyah-mem]", O_RDWR | O_LARGEFILE,
 				 &escrow_mem_fops);
@@ -145,7 +145,7 @@ static struct file *escrow_mem_file(struct escrow_mem *mem, loff_t size)
 		return file;
 	}
 	file->private_data = mem;
-	/* Nobody asks when a folio was used last: it is on no LRU list. */
+	/* The folios are on no LRU list, so marking them as accessed is of no use. */
 	file->f_mode |= FMODE_NOREUSE;
 	mem->file = file;
 	return file;
@@ -179,9 +179,9 @@ int escrow_mem_create(const struct gunyah_create_guest_mem_args *args, int (*top
 	init_waitqueue_head(&mem->let_go);
 	mem->top_up = top_up;
 	/*
-	 * A kernel without huge pages (PREEMPT_RT) splits no folio and says that it has
-	 * (split_folio() in huge_mm.h): MADV_COLD or MADV_PAGEOUT of a part of a large one
-	 * would never end.
+	 * In a kernel without huge pages (PREEMPT_RT), split_folio() returns 0 and does
+	 * nothing (huge_mm.h). MADV_COLD or MADV_PAGEOUT of a part of a large folio would
+	 * retry for ever there, so such kernels get small folios only.
 	 */
 	mem->huge = IS_ENABLED(CONFIG_TRANSPARENT_HUGEPAGE) && (flags & ESCROW_MEM_HUGE);
 	mem->lend_first = flags & ESCROW_MEM_LEND_FIRST;
@@ -200,7 +200,7 @@ int escrow_mem_create(const struct gunyah_create_guest_mem_args *args, int (*top
 		goto err_mount;
 	}
 	escrow_listing_add(&escrow_memories, &mem->listing);
-	/* Another thread may close it at once, and the memory ends with it. */
+	/* Another thread may close the descriptor at once, which frees the memory. */
 	fd_install(fd, file);
 	return fd;
 

@@ -17,7 +17,7 @@
 
 #include "mem/mem.h"
 
-/* What the file's private_data points to. */
+/* The private_data of the file of a part. */
 struct escrow_part {
 	struct file *memory; /* with a reference */
 	pgoff_t first;
@@ -28,7 +28,7 @@ static int escrow_part_mmap(struct file *file, struct vm_area_struct *vma)
 {
 	const struct escrow_part *part = file->private_data;
 
-	/* Linux has checked that the sum does not wrap. */
+	/* mmap() has checked that this sum does not wrap. */
 	if (vma->vm_pgoff < part->first || vma->vm_pgoff + vma_pages(vma) > part->end)
 		return -EINVAL;
 	return escrow_mem_mmap(file, vma);
@@ -81,7 +81,7 @@ struct file *escrow_part_open(struct file *memory, u64 offset, u64 size, int fla
 		return file;
 	}
 	file->private_data = part;
-	/* As for the memory's. */
+	/* As in escrow_mem_create(): the folios are on no LRU list. */
 	file->f_mode |= FMODE_NOREUSE;
 	return file;
 }

@@ -11,14 +11,14 @@
 
 const struct escrow_filter escrow_any_vm = { .how = -1 };
 
-/* Has the payer's figures say how many pages are with guests. */
+/* Updates the payer's RSS by the number of pages that guests have. */
 void escrow_mem_show_away(struct escrow_mem *mem)
 {
 	WRITE_ONCE(mem->unseen, 0);
 	escrow_payer_show_away(&mem->payer, &mem->counts);
 }
 
-/* Takes home the rest of a large folio that broke in a part, as below. */
+/* Reclaims the sound pages of a large folio that is broken in a part. */
 static int escrow_mem_reclaim_broken(struct escrow_mem *mem, struct escrow_folio *ef, u64 *lacks)
 {
 	struct escrow_batch *batch;
@@ -71,7 +71,7 @@ int escrow_mem_reclaim_folio(struct escrow_mem *mem, struct escrow_folio *ef, u6
 	return !err && escrow_rs_folio_is_broken(&ef->state) ? -EHWPOISON : err;
 }
 
-/* Whether a folio is away, and one of those that are meant. → enum escrow_how */
+/* Whether a folio is away and matches the filter: its enum escrow_how, or negative. */
 static int escrow_mem_is_meant(const struct escrow_folio *ef,
 			       const struct escrow_filter *filter, u64 *vm)
 {
@@ -85,7 +85,7 @@ static int escrow_mem_is_meant(const struct escrow_folio *ef,
 	return how;
 }
 
-/* Reclaims what is in the memory's batch. */
+/* Reclaims the folios of the memory's batch. */
 static int escrow_mem_flush(struct escrow_mem *mem, const struct escrow_filter *filter,
 			    bool quarantine)
 {
@@ -99,14 +99,14 @@ static int escrow_mem_flush(struct escrow_mem *mem, const struct escrow_filter *
 	for (i = 0; i < count; i++) {
 		struct escrow_folio *ef = batch->folios[i];
 
-		/* Whoever has a reference in the kernel goes on with the folio. */
+		/* If a user in the kernel has a reference, the folio must stay in the index. */
 		if (escrow_rs_folio_is_reachable(&ef->state) && folio_ref_count(ef->folio) == 1)
 			escrow_mem_drop(mem, ef->index, escrow_folio_next(ef) - 1);
 	}
 	return err;
 }
 
-/* Whether a large folio broke, and it is not another VM than is meant that has the rest of it. */
+/* Whether a large folio is broken in a part, and the filter's VM has the rest, or none has. */
 static bool escrow_mem_is_rest_meant(const struct escrow_folio *ef,
 				     const struct escrow_filter *filter)
 {
@@ -144,7 +144,7 @@ int __escrow_mem_reclaim(struct escrow_mem *mem, pgoff_t first, pgoff_t last,
 		if (escrow_mem_is_rest_meant(ef, filter)) {
 			one = escrow_mem_flush(mem, filter, quarantine);
 			err = err ?: one;
-			/* While its VM lives, that has the rest. */
+			/* The VM keeps the rest of the folio as long as it lives: then no split. */
 			if (!escrow_mem_reclaim_rest(mem, ef, batch))
 				escrow_mem_split(mem, ef, NULL);
 			else if (!quarantine)
@@ -155,7 +155,7 @@ int __escrow_mem_reclaim(struct escrow_mem *mem, pgoff_t first, pgoff_t last,
 		}
 		if (has < 0)
 			continue;
-		/* One call takes folios of one VM, in one way. */
+		/* One call of EL2 takes folios of one VM that are all lent or all shared. */
 		if (escrow_batch_is_full(batch, ef) ||
 		    (batch->count && (batch->vm != borrower || batch->how != has))) {
 			one = escrow_mem_flush(mem, filter, quarantine);
@@ -173,7 +173,7 @@ int __escrow_mem_reclaim(struct escrow_mem *mem, pgoff_t first, pgoff_t last,
 	err = err ?: one;
 out:
 	escrow_mem_show_away(mem);
-	/* The last batch's: without @quarantine, no other follows an error. */
+	/* The error is the last batch's: without @quarantine, an error ends the loop. */
 	if (err == -ENOMEM)
 		*lacks = batch->vm;
 	return err;

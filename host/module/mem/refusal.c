@@ -26,9 +26,9 @@
 #define ESCROW_WANTED_MS 250
 
 /*
- * A folio, which is locked or the caller's alone, is not lent now. With an
- * @attempt it may be tried again; without, that was all. @by: who is in the
- * way, NULL: holders of safe references.
+ * Records that a lend of a folio was refused. With an @attempt the lend may be tried again;
+ * without, the refusal is final. @by: who is in the way; NULL: holders of safe references.
+ * The folio is locked, or nobody else has it.
  */
 void escrow_mem_refused(struct escrow_mem *mem, struct escrow_folio *ef,
 			const struct escrow_refusal *refusal, const char *by,
@@ -48,7 +48,7 @@ void escrow_mem_refused(struct escrow_mem *mem, struct escrow_folio *ef,
 	}
 	if (mem->lend_first)
 		WRITE_ONCE(ef->wanted, escrow_rs_moment(jiffies));
-	/* The reference, and the patience, are those of the first refusal. */
+	/* Keep the time limit of the first refusal, and whether holders have been told. */
 	last.retry = attempt->retry;
 	last.is_told = attempt->is_told;
 	last.is_refused = true;
@@ -68,7 +68,7 @@ bool escrow_folio_is_wanted(const struct escrow_folio *ef)
 	       escrow_rs_moment_is_within(wanted, jiffies, msecs_to_jiffies(ESCROW_WANTED_MS));
 }
 
-/* Nothing is waited for any more: tells of the refusal. */
+/* Ends the attempt: counts and traces the refusal. */
 void escrow_mem_give_up(const struct escrow_attempt *attempt)
 {
 	struct escrow_mem *mem = attempt->mem;
@@ -101,7 +101,7 @@ bool escrow_attempt_again(struct escrow_attempt *attempt)
 	u32 microseconds;
 	int gone;
 
-	/* The -EAGAIN may be EL2's, and not that of a refusal. */
+	/* Without a refusal, the -EAGAIN is EL2's: there is nobody to wait for. */
 	if (!attempt->is_refused)
 		return false;
 	attempt->is_refused = false;
@@ -168,7 +168,7 @@ static void escrow_mem_show_mappers(struct seq_file *m, struct escrow_mem *mem, 
 	for (node = rb_first_cached(&mapping->i_mmap); node; node = rb_next(node)) {
 		struct vm_area_struct *vma = rb_entry(node, struct vm_area_struct, shared.rb);
 
-		/* The number of mappings has no limit. */
+		/* A folio can have any number of mappings: end after some. */
 		if (looks++ == ESCROW_MAPPERS_LOOKS || shown == ESCROW_MAPPERS_SHOWN) {
 			seq_puts(m, "mapped_by:\t0 ...\n");
 			break;
@@ -183,7 +183,7 @@ static void escrow_mem_show_mappers(struct seq_file *m, struct escrow_mem *mem, 
 	i_mmap_unlock_read(mapping);
 }
 
-/* The last one of a memory: for fdinfo, or as debugfs has it. */
+/* Prints the last refusal of a memory, in the format of fdinfo or of debugfs. */
 void escrow_mem_show_refusal(struct seq_file *m, struct escrow_mem *mem, bool fdinfo)
 {
 	struct escrow_refusal refusal;

@@ -5,7 +5,7 @@
 
 #include "vm/vm.h"
 
-/* With vm->lock for writing, as what follows. */
+/* With vm->lock for writing, as the functions below. */
 int escrow_vm_bind(struct escrow_vm *vm, const struct escrow_map_request *request,
 		   struct escrow_mem *mem)
 {
@@ -20,7 +20,7 @@ int escrow_vm_bind(struct escrow_vm *vm, const struct escrow_map_request *reques
 int escrow_vm_unbind(struct escrow_vm *vm, const struct escrow_map_request *request,
 		     struct escrow_mem *mem)
 {
-	/* What the guest has of this range, it has by this binding: there is no other. */
+	/* A range is bound once in a VM, so all that this VM has of it comes from this binding. */
 	const struct escrow_filter filter = { .vm = vm->borrower.handle, .how = -1 };
 	u64 lacks;
 	int err;
@@ -28,7 +28,7 @@ int escrow_vm_unbind(struct escrow_vm *vm, const struct escrow_map_request *requ
 	err = escrow_rs_vm_begin_unbind(vm->core, request, mem);
 	if (err)
 		return err;
-	/* With vm->lock held, no vCPU fetches a page back. */
+	/* vm->lock is held, so no vCPU of this VM gets a page again meanwhile. */
 	do {
 		err = escrow_mem_reclaim(mem, request->offset, request->size, &filter,
 					 false, &lacks);

@@ -12,7 +12,7 @@
 
 /* How long the end of a VM waits for CPUs to leave its vCPUs, in ms. */
 #define DESTROY_PATIENCE 500
-/* How often VMs are looked after that EL2 keeps pages of. */
+/* How often the end of a zombie (a VM of which EL2 keeps pages) is tried again. */
 #define ZOMBIES_PERIOD HZ
 
 static void escrow_zombies_work(struct work_struct *work);
@@ -34,7 +34,7 @@ static int escrow_vm_reclaim(struct escrow_vm *vm, int how, bool quarantine)
 	int err = 0;
 	size_t i;
 
-	/* Its creation may have failed half-way. */
+	/* Without a core, the VM's creation has failed half-way: it has no bindings. */
 	if (!vm->core)
 		return 0;
 	for (i = 0; !escrow_rs_vm_binding(vm->core, i, &binding); i++) {
@@ -51,11 +51,11 @@ static void escrow_vm_unshare(struct escrow_vm *vm)
 {
 	int err;
 
-	/* To unmap a part of a block, EL2 needs one more table. */
+	/* -ENOMEM: EL2 needs a page for a table, to unmap a part of a block. */
 	do {
 		err = escrow_vm_reclaim(vm, ESCROW_SHARED, false);
 	} while (err == -ENOMEM && !escrow_vm_top_up(vm, 1));
-	/* What EL2 keeps all the same is not in the way of the rest. */
+	/* Quarantine what EL2 keeps all the same, and take the rest. */
 	if (err)
 		escrow_vm_reclaim(vm, ESCROW_SHARED, true);
 }
@@ -72,7 +72,7 @@ static int escrow_vm_destroy(struct escrow_vm *vm)
 		err = escrow_rs_vm_destroy(vm->borrower.handle);
 		if (err != -EBUSY || waited >= DESTROY_PATIENCE)
 			break;
-		/* An interrupt of its CPU ends the run that keeps it busy. */
+		/* EL2 answers "busy" while a vCPU runs: interrupt its CPU to end the run. */
 		escrow_vm_wake_all(vm);
 		msleep(pause);
 	}
@@ -90,7 +90,7 @@ static bool escrow_vm_end(struct escrow_vm *vm)
 	enum escrow_vm_event event = ESCROW_EVENT_HOME;
 
 	if (!vm->borrower.handle) {
-		/* Its creation failed. EL2 has none of its pages but broken ones. */
+		/* The creation has failed: of this VM's pages EL2 has only broken ones. */
 		if (!escrow_vm_reclaim_metadata(vm))
 			return false;
 		event = ESCROW_EVENT_UNBORN;
@@ -126,7 +126,7 @@ void escrow_vm_shut_down(struct escrow_vm *vm)
 static void escrow_vm_free(struct escrow_vm *vm)
 {
 	escrow_registry_remove(vm);
-	/* The bindings let go of their memories. */
+	/* This also frees the bindings, which drop their references to memories. */
 	escrow_rs_vm_free(vm->core);
 	escrow_batch_free(vm->batch);
 	mmu_notifier_unregister(&vm->notifier, vm->payer.mm);
@@ -145,7 +145,7 @@ static void escrow_vm_end_functions(struct escrow_vm *vm)
 	}
 }
 
-/* The VM is looked after until it can be freed. */
+/* Makes the VM a zombie: its end is tried again until EL2 has given all back. */
 static void escrow_vm_set_aside(struct escrow_vm *vm)
 {
 	mutex_lock(&zombies_lock);
@@ -169,7 +169,7 @@ static void escrow_vm_last(struct kref *ref)
 	escrow_vm_set_aside(vm);
 }
 
-/* The same where no mmu_notifier can be waited for, as freeing the VM does. */
+/* The same for callers within an mmu_notifier: freeing a VM waits for these to return. */
 static void escrow_vm_last_later(struct kref *ref)
 {
 	struct escrow_vm *vm = container_of(ref, struct escrow_vm, ref);
@@ -217,7 +217,7 @@ static void escrow_zombies_work(struct work_struct *work)
 		schedule_delayed_work(&zombies_work, ZOMBIES_PERIOD);
 }
 
-/* Looks after all zombies once, now. */
+/* Tries to end all zombies, now. */
 void escrow_vm_flush_zombies(void)
 {
 	cancel_delayed_work(&zombies_work);
@@ -227,6 +227,6 @@ void escrow_vm_flush_zombies(void)
 
 void escrow_vm_exit(void)
 {
-	/* Whatever is left holds the module; this waits for the work's return. */
+	/* No VM is left, since each holds the module. The work may still be about to return. */
 	cancel_delayed_work_sync(&zombies_work);
 }

@@ -10,7 +10,7 @@
 
 #include "vm/vm.h"
 
-/* New pages that somebody may look at in vain before a donation fails. */
+/* Pages that may have a reference of somebody else before a donation fails. */
 #define ESCROW_LOOKERS 16
 
 /* Hands @count pages to EL2 in one call. With the metadata_lock. */
@@ -36,9 +36,9 @@ static int escrow_vm_send_metadata(struct escrow_vm *vm, u32 count)
 		if (err) {
 			escrow_folio_free(ef, &vm->payer, &vm->metadata_counts);
 			/*
-			 * Who walks all pages may have a reference to any, also to one that is
-			 * ours alone. This one is freed with that reference, so the next is
-			 * another.
+			 * Code that walks all page frames (compaction, say) can take a
+			 * reference to any page for a moment. That reference frees this page,
+			 * and the next attempt gets another one.
 			 */
 			if (err == -EAGAIN && lookers++ < ESCROW_LOOKERS) {
 				err = 0;
@@ -54,7 +54,10 @@ static int escrow_vm_send_metadata(struct escrow_vm *vm, u32 count)
 		err = escrow_rs_vm_top_up(vm->borrower.handle, batch->address, batch->count, &done);
 
 	for (i = 0; i < batch->count; i++) {
-		/* EL2 keeps what an aborted long call had done; broken pages are out of use. */
+		/*
+		 * EL2 has the first @done pages, even if the call failed after them. A page that is
+		 * not home (a broken one) must not be freed either.
+		 */
 		bool gone = !err || i < done;
 
 		ef = batch->folios[i];
@@ -91,7 +94,7 @@ int escrow_vm_top_up(struct escrow_vm *vm, u64 pages)
 	return err;
 }
 
-/* The same for what a memory knows the handle of. With no lock of a memory. */
+/* The same for a VM by its handle. Called without locks of a memory. */
 int escrow_vm_top_up_handle(u64 handle)
 {
 	struct escrow_vm *vm = escrow_registry_find(handle);
@@ -100,7 +103,7 @@ int escrow_vm_top_up_handle(u64 handle)
 	if (!vm)
 		return -ENODEV;
 	err = escrow_vm_top_up(vm, 1);
-	/* This may be the end of it. */
+	/* This may be the last reference, and end the VM. */
 	escrow_vm_put(vm);
 	return err;
 }

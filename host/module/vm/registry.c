@@ -23,8 +23,8 @@
 
 enum escrow_gate {
 	ESCROW_OPEN,
-	ESCROW_SUSPENDED, /* a task that creates a VM waits */
-	ESCROW_SHUT, /* for ever: no VM is created */
+	ESCROW_SUSPENDED, /* tasks that create a VM wait */
+	ESCROW_SHUT, /* no VM is created any more */
 };
 
 struct escrow_list escrow_vms = {
@@ -33,9 +33,9 @@ struct escrow_list escrow_vms = {
 };
 
 static enum escrow_gate gate;
-/* VMs on the list that are not home; written under the lock. */
+/* VMs on the list of which EL2 has something; written under the lock. */
 static unsigned int away;
-/* When the gate changes, and when a VM comes home. */
+/* Woken when the gate changes, and when EL2 has nothing of a VM any more. */
 static DECLARE_WAIT_QUEUE_HEAD(changes);
 
 static void escrow_registry_changed(void)
@@ -74,7 +74,7 @@ void escrow_registry_remove(struct escrow_vm *vm)
 	escrow_registry_changed();
 }
 
-/* Nothing of the VM is with EL2 any more, nor will be: @event says why. */
+/* EL2 has nothing of the VM any more, for good: @event says why. */
 void escrow_registry_came_home(struct escrow_vm *vm, enum escrow_vm_event event)
 {
 	mutex_lock(&escrow_vms.lock);
@@ -168,12 +168,12 @@ void escrow_registry_shut_down(void)
 	struct escrow_vm *vm;
 
 	escrow_registry_shut();
-	/* Each is marked before the next look, so this ends. */
+	/* escrow_registry_next() skips a VM that has been shut down, so the loop ends. */
 	while ((vm = escrow_registry_next(NULL))) {
 		escrow_vm_shut_down(vm);
 		escrow_vm_put(vm);
 	}
-	/* Some may just be ending, since their last files were closed. */
+	/* Other VMs may be ending just now, because their last files were closed. */
 	escrow_vm_flush_zombies();
 	if (!wait_event_timeout(changes, !READ_ONCE(away), ESCROW_PATIENCE))
 		pr_err("Escrow keeps pages of guests: what runs next must not touch them\n");

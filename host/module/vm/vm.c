@@ -46,8 +46,8 @@ static int escrow_vm_lacks(struct escrow_borrower *borrower, u64 pages)
 static void escrow_vm_mm_release(struct mmu_notifier *notifier, struct mm_struct *mm)
 {
 	/*
-	 * This is also called when a VM is freed, by a process that need not be the one that
-	 * created it. That process may be a victim, but with another mm.
+	 * The notifier is also called when a VM is freed, maybe by another process than the
+	 * one that created it. If that process is an OOM victim, it has another mm.
 	 */
 	if (current->signal->oom_mm == mm)
 		escrow_registry_end_victims(mm);
@@ -91,8 +91,8 @@ struct escrow_vm *escrow_vm_new(const struct escrow_fn_ops *const *functions)
 	if (err)
 		goto err_notifier;
 	/*
-	 * A VM may outlive its files. Who frees it has another reference to the
-	 * module, or is waited for by its exit.
+	 * The VM's own reference to the module, as the VM may outlive its files. Whoever drops
+	 * it has another one, or is work that the module's exit waits for.
 	 */
 	__module_get(THIS_MODULE);
 	return vm;

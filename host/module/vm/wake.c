@@ -34,7 +34,7 @@ void escrow_vm_wake(struct escrow_vm *vm, u32 id)
 	struct escrow_waiter *waiter;
 	unsigned long flags;
 
-	/* Neither HVC nor ERET orders memory: a before b. */
+	/* Orders a before b: neither HVC nor ERET is a barrier. */
 	smp_mb();
 	spin_lock_irqsave(&vm->vcpus_lock, flags);
 	waiter = vm->vcpus[id];
@@ -47,7 +47,7 @@ void escrow_vm_wake(struct escrow_vm *vm, u32 id)
 	spin_unlock_irqrestore(&vm->vcpus_lock, flags);
 }
 
-/* The same for several, a bit each: those that EL2 has named. */
+/* Wakes each vCPU that has its bit set in @vcpus, as EL2 returned it. */
 void escrow_vm_wake_some(struct escrow_vm *vm, u32 vcpus)
 {
 	while (vcpus) {
@@ -56,7 +56,7 @@ void escrow_vm_wake_some(struct escrow_vm *vm, u32 vcpus)
 	}
 }
 
-/* Something has changed that all vCPUs look at. */
+/* Wakes all vCPUs, after a change that concerns each. */
 void escrow_vm_wake_all(struct escrow_vm *vm)
 {
 	u32 id;
