@@ -43,8 +43,8 @@ impl State {
     ];
 
     fn from_number(number: u32) -> State {
-        // Only `as u32` of a `State` is ever stored; the last one is the
-        // answer that lets nobody at the folio.
+        // Only `as u32` of a `State` is ever stored, so no other number occurs. If one
+        // did, `Poisoned` keeps everybody from the folio.
         Self::ALL.get(number as usize).copied().unwrap_or(State::Poisoned)
     }
 }
@@ -176,7 +176,7 @@ impl Folio {
     pub fn populate(&self, order: u32, counts: &Counts) -> Result<(), State> {
         self.expect(State::Hole)?;
         self.safe.store(1, Ordering::Relaxed);
-        // More would overflow what a folio can be.
+        // The page counts of larger orders would overflow.
         self.order.store(order.min(Self::ORDER_MAX), Ordering::Relaxed);
         self.step(State::Hole, State::Present)?;
         counts.moved(State::Hole, State::Present, self.pages());
@@ -337,7 +337,8 @@ impl Folio {
     /// safe references, read again now that none can be taken. The two
     /// are equal unless this host has miscounted; then EL2 refuses.
     fn freeze(&self, refs: &impl References) -> Result<Report, Refusal> {
-        // The state has been changed; now the count. See `access`.
+        // Orders the change of the state before the reading of the count; `access` has the
+        // fence of the other side.
         fence(Ordering::SeqCst);
         let accessible = self.accessible.load(Ordering::Acquire);
         if accessible != 0 {
@@ -524,7 +525,7 @@ impl Folio {
         if self.holders() != 0 {
             return Err(State::Poisoned);
         }
-        // One that broke at home was neither frozen nor in a guest's reach.
+        // A folio that broke at home has not been frozen, so there is nothing to thaw.
         if self.how() == How::Lent || self.vm.load(Ordering::Relaxed) != 0 {
             self.came_home(refs);
         }

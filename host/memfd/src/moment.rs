@@ -31,7 +31,8 @@ impl Moment {
 
     /// Whether it is less than so many ticks ago, or one more.
     pub const fn is_within(self, now: u64, ticks: u32) -> bool {
-        // The bit that is always set may be a tick ahead.
+        // The lowest bit is always set, to tell a moment from 0: without it, the moment is
+        // never in the future.
         let begin = self.ticks & !1;
         self.ticks != 0 && (now as u32).wrapping_sub(begin) <= ticks
     }

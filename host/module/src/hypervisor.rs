@@ -176,7 +176,7 @@ pub extern "C" fn escrow_rs_info_pages(state: u64, name: &mut [u8; 32], value: &
     };
     let bytes = uapi::state_name(frame_state);
     *name = [0; 32];
-    // All but the last byte, which stays zero.
+    // The last byte stays zero: C reads a string.
     for (to, from) in name[..31].iter_mut().zip(bytes) {
         *to = from;
     }

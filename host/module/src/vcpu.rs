@@ -142,7 +142,7 @@ pub extern "C" fn escrow_rs_vcpu_ended(
     step: &mut CStep,
 ) -> i32 {
     match vcpu.ended(*results) {
-        // What a guest does that is given its memory page by page.
+        // The frequent exit first: the guest faults on a page that it gets now.
         Ok(Step::Bring { guest, access }) => {
             (step.kind, step.at, step.access) = (StepKind::Bring as u32, guest, access);
             0

@@ -203,7 +203,7 @@ pub extern "C" fn escrow_rs_vm_bind(
         let handle = vm.handle();
         hypercall::vm_configure(&mut Hvc, &mut donor, handle, true, request.guest, request.size)
             .map_err(|error| {
-                // Whole bindings go without needing memory.
+                // Removing a whole binding allocates nothing, so it cannot fail.
                 let _ = vm.bindings.remove(&guest);
                 error.into()
             })

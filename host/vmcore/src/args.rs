@@ -56,7 +56,7 @@ const RIGHTS_FLAGS: u32 = uapi::MAP_READ | uapi::MAP_WRITE | uapi::MAP_EXEC;
 /// page-aligned or empty, `Overflow` for a range that wraps.
 pub fn map_mem(args: &uapi::MapMem) -> Result<MapRequest, Errno> {
     let guest = page_range(args.guest_addr, args.size)?;
-    // Offsets of files are signed.
+    // Linux's file offsets (loff_t) are signed.
     let file = page_range(args.offset, args.size)?;
     if file.end > i64::MAX as u64 {
         return Err(Errno::Overflow);

@@ -90,7 +90,7 @@ impl Console {
                 self.lost += 1;
             }
             self.output.push(character);
-            // Who waits for more than a line waits for no more than a part.
+            // Wake readers at the end of a line, and when a line fills a quarter of the ring.
             events.readable = character == b'\n' || self.output.len() == OUTPUT / 4;
         }
         events
@@ -209,7 +209,7 @@ mod tests {
         let mut text = [0; 4];
         let part = console.peek(&mut text);
         say(&mut console, &[2; 2]);
-        // Two of the four have gone meanwhile, so two are taken.
+        // The output has overwritten two of the four characters, so two are taken.
         console.take(part.position + 4);
         assert_eq!(console.counts().waiting, OUTPUT as u64 - 2);
         assert_eq!(console.counts().lost, 2);
@@ -221,7 +221,7 @@ mod tests {
         let text: Vec<u8> = (0..INPUT + 100).map(|n| (n % 251) as u8).collect();
         let (sent, _) = console.send(&text);
         assert_eq!(sent, INPUT);
-        // One is in the holding register of the PL011, so there is room for one more.
+        // The PL011's holding register has taken one character, so there is room for one more.
         assert_eq!(console.send(&text[sent..]).0, 1);
         assert!(!console.is_writable() && !console.send_break().0);
         assert_eq!(console.send(&text[sent + 1..]).0, 0);

@@ -81,7 +81,7 @@ mod tests {
         assert_eq!(bells.find(5), None);
         assert_eq!(bells.configure([9, 5], &mut make), Ok(()));
         assert_eq!((bells.find(5), bells.find(9), bells.find(7)), (Some(105), Some(109), None));
-        // Another tree.
+        // The next start has another tree.
         assert_eq!(bells.configure([7, 9], &mut make), Ok(()));
         assert_eq!((bells.find(5), bells.find(9), bells.find(7)), (None, Some(109), Some(107)));
         assert_eq!(bells.configure([5, 13, 20], &mut make), Err(Errno::NoSpace));

@@ -176,8 +176,8 @@ impl Vcpu {
         match Error::from_register(x0) {
             None if x0 == 0 => {}
             None => return Err(Errno::Io),
-            // The shim runs a vCPU once at a time, so what holds it is a sibling's PSCI
-            // call, for a moment. What was pending still is.
+            // The shim runs a vCPU in one thread at a time. So EL2 is busy with a PSCI call of
+            // another vCPU about this one, for a moment. The pending answer stays pending.
             Some(Error::Retry | Error::Busy) => return Ok(Step::Again),
             Some(error) => return Err(error.into()),
         }
@@ -215,11 +215,11 @@ impl Vcpu {
             run::SYSTEM_DOWN => Step::Down {
                 kind: if data0 == 0 { uapi::EXIT_TYPE_POWER_OFF } else { uapi::EXIT_TYPE_RESET },
             },
-            // Nothing in the host looks at pages that the guest opened to it, but nothing
-            // promises that either: they stay open, and the guest hears so.
+            // The guest wants pages back that it has opened to the host. The host may be
+            // using them, so they stay open, and the guest's call fails.
             run::TAKE_BACK => Step::Again,
-            // Nobody can emulate it: the guest hears of it as it would on a
-            // machine that has nothing at that address.
+            // An access that cannot be emulated: the guest takes an external abort, as on
+            // a machine without a device at that address.
             run::FAULT => {
                 self.pending = Pending::Abort;
                 Step::Again
@@ -249,7 +249,7 @@ impl Vcpu {
     pub fn page_brought(&mut self, guest: u64, result: Result<(), Errno>) -> Step {
         match result {
             Ok(()) => Step::Again,
-            // The binding went while the guest faulted: the next try is MMIO.
+            // The binding was removed since the fault: the guest's next attempt is MMIO.
             Err(Errno::NotFound) => Step::Again,
             Err(Errno::Access) => {
                 self.pending = Pending::Abort;
@@ -269,7 +269,7 @@ pub fn nanoseconds_until(now: u64, deadline: u64, frequency: u32) -> u64 {
     const SECOND: u64 = 1_000_000_000;
     let frequency = u64::from(frequency.max(1));
     let ticks = deadline.saturating_sub(now);
-    // In two parts, as `ticks * SECOND` does not fit.
+    // Seconds and rest apart, as `ticks * SECOND` can overflow.
     let rest = (ticks % frequency) * SECOND / frequency;
     (ticks / frequency).saturating_mul(SECOND).saturating_add(rest)
 }
@@ -348,7 +348,7 @@ mod tests {
             let answer = words(mmio_bytes(0x6000, 0x1122_3344_5566_7788, size as u32, 0, 0));
             let registers = vcpu.resume(answer).unwrap();
             assert_eq!(registers, [u64::from(call::VCPU_RUN), 0x77, value, 0, 0, 0, 0, 0]);
-            // Until the run that brings it has begun.
+            // The answer is pending until the run that delivers it has begun.
             assert!(vcpu.has_answer());
         }
         vcpu.ended([0, run::READY, 0, 0, 0]).unwrap();
@@ -371,7 +371,7 @@ mod tests {
             panic!("{step:?}");
         };
         vcpu.write_done();
-        // What a program may have left in the page is not read.
+        // The run page's words are ignored, whatever a program has left there.
         assert_eq!(vcpu.resume([u64::MAX; 3]).unwrap()[2..4], [0, run::ACTION_EMULATE]);
     }
 
@@ -479,7 +479,7 @@ mod tests {
         };
         vcpu.read_done(0x1_0090);
         assert!(!vcpu.has_answer());
-        // What a program may have left in the page is not read, however often it is tried.
+        // The run page's words are ignored, however often the run is tried.
         for _ in 0..2 {
             assert_eq!(vcpu.resume([u64::MAX; 3]).unwrap()[2..4], [0x90, run::ACTION_EMULATE]);
             assert_eq!(vcpu.ended([Error::Busy.to_register(), 0, 0, 0, 0]), Ok(Step::Again));

@@ -334,7 +334,7 @@ pub fn mem_unshare(hv: &mut impl Hypervisor, list: List) -> Result<AllHome, Refu
     let args = [list.address, list.count.into()];
     let refused = match call(hv, call::MEM_UNSHARE, args) {
         Ok([_, broken, ..]) => return Ok(AllHome(broken == 0)),
-        // They are shared, and come home when the VM has a table more.
+        // Shared pages of a living VM: the call succeeds after a top-up.
         Err(refused) if refused.error == Some(Error::NoMemory) => return Err(refused),
         Err(refused) => refused,
     };
@@ -385,7 +385,7 @@ pub fn host_reaches(hv: &mut impl Hypervisor, frame: u64) -> (bool, u64) {
             let state = FrameState::from_number(state);
             (matches!(state, Some(Owned | Pinned | Shared | SharedBack)), pages.max(1))
         }
-        // Anything else is a guest's own, or Escrow's.
+        // Other errors mean that the page is a guest's or Escrow's.
         Err(refused) => (refused.error == Some(Error::InvalidAddress), 1),
     }
 }
@@ -548,7 +548,7 @@ mod tests {
         let mut purse = Purse { left: 2, given: vec![] };
         mem_lend(&mut hv, &mut purse, VM, LIST).unwrap();
         assert_eq!(hv.asked.iter().map(|asked| asked[7]).collect::<Vec<_>>(), [0, 1, 1]);
-        // Without pages to give, the first entry has been lent all the same.
+        // If the top-up fails, the first entry stays lent, and is counted as done.
         let mut hv = Script::new(&[[NO_MEMORY, 0, 1, 1, 0]]);
         let error = mem_lend(&mut hv, &mut purse, VM, LIST).unwrap_err();
         assert_eq!((error.done(), Errno::from(error)), (1, Errno::NoMemory));
@@ -557,7 +557,7 @@ mod tests {
     #[test]
     fn what_a_vm_leaves_behind_is_reclaimed_from_where_unsharing_ended() {
         let dead = Error::WrongState.to_register();
-        // EL2 counts on from what it is told; of the first entry, three pages were broken.
+        // X3 has the place to go on from, and the count of broken pages so far (3) above it.
         for (x3, broken) in [(1, 0), (3 << 32 | 1, 3)] {
             let mut hv = Script::new(&[[dead, 1, 0, x3, 0], [0, 0, broken, 0, 0]]);
             assert_eq!(mem_unshare(&mut hv, LIST), Ok(AllHome(broken == 0)));
@@ -567,7 +567,7 @@ mod tests {
         let mut hv = Script::new(&[[dead, 1, 0, 2 << 32 | 1, 0], [dead, 1, 0, 0, 0]]);
         let refused = mem_unshare(&mut hv, LIST).unwrap_err();
         assert_eq!((refused.done, refused.broken), (1, 2));
-        // A living VM lacks a table: nothing is reclaimed in its place.
+        // NoMemory is returned as it is: MEM_RECLAIM is not tried in its place.
         let mut hv = Script::new(&[[NO_MEMORY, 0, 1, 1, 0]]);
         let refused = mem_unshare(&mut hv, LIST).unwrap_err();
         assert_eq!((refused.done, Errno::from(refused)), (1, Errno::NoMemory));
@@ -643,7 +643,7 @@ mod tests {
         }
         let refused = |error: Error| told([error.to_register(), 0, 0, 0, 0]);
         assert_eq!(refused(Error::InvalidAddress), (true, 1));
-        // Whatever else goes wrong, the page is left alone.
+        // After any other error, the page is not touched.
         assert_eq!(refused(Error::NotOwner), (false, 1));
         assert_eq!(refused(Error::Unimplemented), (false, 1));
         assert_eq!(told([0, 99, 0, 0, 0]), (false, 1));

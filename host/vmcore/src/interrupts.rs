@@ -216,7 +216,7 @@ mod tests {
         assert_eq!(configure(config(Some(GIC), &[]), 5), wrong, "no room");
         assert_eq!(configure(config(None, &[]), 4), None);
         assert_eq!(configure(config(Some(GIC), &[bell(5, 48)]), 4), None);
-        // Another start of the same VM.
+        // The same VM is started again.
         assert_eq!(configure(config(Some(GIC), &[bell(5, 49)]), 4), None);
         let more = Gic { room: 9, ..GIC };
         assert_eq!(configure(config(Some(more), &[]), 4), None);
@@ -230,7 +230,7 @@ mod tests {
             assert_eq!(configure(other.clone(), 3), wrong, "{other:?}");
         }
         assert_eq!(el2.gics.len(), 1);
-        // What a tree that was refused says does not count, nor what the one before said.
+        // After a refused tree, neither its labels nor those of the tree before are known.
         assert_eq!(interrupts.find(5), None);
     }
 

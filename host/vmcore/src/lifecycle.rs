@@ -84,10 +84,10 @@ impl State {
             (Destroyed, Event::Abandon) | (Stuck, Event::Destroyed) => Some(Zombie),
             (Destroyed | Zombie, Event::Home) => Some(Home),
             (Live | Closed | Home, Event::Unborn) => Some(Home),
-            // A guest may end while its VM is closed, and what is closed may be
-            // closed again. Nothing follows from either.
+            // A guest may end while its VM is closed, and a closed VM may be closed again:
+            // the state stays.
             (now, Event::Down | Event::Close) => Some(now),
-            // Escrow is asked once more: nothing has changed.
+            // The end of a zombie was tried again, with the same result.
             (Stuck | Zombie, Event::Abandon) | (Home, Event::Home) => Some(self),
             _ => None,
         }

@@ -124,8 +124,8 @@ impl Line {
             Some(Target::Spi(Interrupt { intid, level: false })) => {
                 caller.make(input(intid, call::INPUT_EDGE))
             }
-            // The level says it already. The guest may have looked at its device by now, so
-            // this signal counts, unless the program is asked.
+            // The line is high already. The guest may have read its device before this signal,
+            // so another interrupt is owed. With a resample event, the program decides that.
             Some(Target::Spi(_)) if self.is_high => {
                 self.is_owed = !self.resamples;
                 Ok(0)
@@ -154,8 +154,8 @@ impl Line {
         let mut wake = self.disconnect(caller)?;
         let Some(target) = target else { return Ok(wake) };
         if let Target::Doorbell(bell) = target {
-            // An eventfd does not tell when the interrupt is not asserted any more. So EL2
-            // clears the flag when the doorbell rings.
+            // An eventfd has no signal for "no longer asserted". So EL2 clears the flag when
+            // the doorbell rings.
             if self.is_level {
                 wake |= caller.make(Call::SetMask { bell, enabled: 1, acknowledged: 1 })?;
             }
@@ -206,7 +206,7 @@ impl Line {
             Kind::Level if was_high => {
                 caller.make(Call::Input { intid: to as u32, input: call::INPUT_LOW })
             }
-            // The next IRQFD of the label may be of the other kind.
+            // The next IRQFD with this label may be edge-triggered: undo the mask.
             Kind::Doorbell if self.is_level => {
                 caller.make(Call::SetMask { bell: to, enabled: u64::MAX, acknowledged: 0 })
             }
@@ -287,7 +287,8 @@ mod tests {
         assert_eq!(line.done(40, &mut calls), Ok((0, false)));
         assert_eq!(line.done(40, &mut calls), Ok((0, false)), "once");
         assert_eq!(calls.0, [input(40, HIGH)]);
-        // Signals meanwhile are one more, as the guest may have looked before them.
+        // Signals while the line is high make one more interrupt, as the guest may have read
+        // its device before them.
         for _ in 0..3 {
             line.signal(&mut calls).unwrap();
         }
@@ -318,7 +319,7 @@ mod tests {
         assert_eq!(line.connect(level(40), &mut calls), Ok(1));
         assert_eq!(line.connect(level(40), &mut calls), Ok(0), "once");
         assert_eq!(calls.0, [input(40, HIGH)]);
-        // Another tree: the old one is low, and the signal is the new one's.
+        // With another tree the old SPI gets low, and the new one has the signal.
         assert_eq!(line.connect(level(50), &mut calls), Ok(0b110));
         let lowered = [input(40, HIGH), input(40, call::INPUT_LOW), input(50, HIGH)];
         assert_eq!(calls.0, lowered);
@@ -334,7 +335,7 @@ mod tests {
         let mut calls = Calls::default();
         line.connect(Some(Target::Doorbell(7)), &mut calls).unwrap();
         assert_eq!(calls.0.last(), Some(&Call::Ring(7)));
-        // A level that could not be set is not high.
+        // After a call that failed, the line does not count as high.
         let mut line = Line::default();
         line.connect(level(40), &mut calls).unwrap();
         assert_eq!(line.signal(&mut refuses), Err(Errno::NoDevice));
@@ -363,16 +364,16 @@ mod tests {
             for step in steps.into_iter().chain(vec![2, 3, 2, 3]) {
                 let mut calls = Calls::default();
                 match step {
-                    // A request; another before the last is seen.
+                    // The device requests something, maybe before the last request was seen.
                     0 | 1 => {
                         guest.requests += 1;
                         line.signal(&mut calls).unwrap();
                     }
-                    // The guest takes the interrupt, sees its device, and ends it.
+                    // The guest takes the interrupt, reads its device, and ends the interrupt.
                     2 if guest.high => {
                         (guest.requests, guest.high, guest.done) = (0, false, true);
                     }
-                    // The host hears of that.
+                    // EL2 tells the host of the end.
                     3 if guest.done => {
                         guest.done = false;
                         let (_, ask) = line.done(40, &mut calls).unwrap();

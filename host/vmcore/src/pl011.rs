@@ -167,7 +167,7 @@ impl Pl011 {
 
     /// A write of the guest's, at an offset. → a character that it sends
     pub fn write(&mut self, offset: u32, value: u64, line: &mut Ring<Received>) -> Option<u8> {
-        // All registers have what counts in their lowest bytes.
+        // No register has more than 32 bits.
         let value = value as u32;
         match offset {
             DR => return self.send(value as u8),
@@ -184,7 +184,7 @@ impl Pl011 {
             DMACR => self.dmacr = value & 7,
             _ => {}
         }
-        // It may be enabled now, or have a larger FIFO.
+        // The write may have enabled the receiver, or its FIFO: take what waits.
         self.receive(line);
         None
     }
@@ -426,7 +426,7 @@ mod tests {
             let mut port = Port::new();
             port.type_in(&std::vec![b'x'; count]);
             port.start_up();
-            // The driver throws away as much as fits into its loop.
+            // The driver discards what its loop reads: 64 characters at most.
             let before = port.handle();
             assert_eq!(before.len(), count.saturating_sub(64));
             port.type_in(b"now");
@@ -507,7 +507,7 @@ mod tests {
         assert_eq!((port.read(DR), port.read(RSR)), (0x807, 8));
         port.write(RSR, 0);
         assert_eq!(port.read(RSR), 0);
-        // The line waits meanwhile.
+        // In loop-back mode, what is typed waits.
         port.type_in(b"x");
         assert_eq!(port.read(FR) & FR_RXFE, FR_RXFE);
         port.write(CR, CR_UARTEN | CR_RXE);
@@ -575,7 +575,7 @@ mod tests {
                     3 => {
                         let register = offset & 0xffc;
                         if register != DR {
-                            // Without loop-back.
+                            // Loop-back has its own test.
                             let lbe = if register == CR { CR_LBE } else { 0 };
                             prop_assert_eq!(port.write(register, value & !lbe), None);
                         }
@@ -595,7 +595,7 @@ mod tests {
                 prop_assert_eq!(port.read(MIS), ris & port.read(IMSC));
                 prop_assert_eq!(port.uart.interrupt(), port.read(MIS) != 0);
             }
-            // A driver comes, and throws away no more than it says.
+            // A driver that starts discards no more characters than its loop reads.
             port.start_up();
             let rest: Vec<u8> = typed.into_iter().collect();
             let got = port.handle();

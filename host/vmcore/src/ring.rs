@@ -31,7 +31,7 @@ impl<T: Copy + Default> Ring<T> {
 
     /// How many entries there are.
     pub fn len(&self) -> usize {
-        // It is never more than the size.
+        // The length never exceeds the ring's size, so it fits.
         (self.end - self.start) as usize
     }
 
@@ -100,7 +100,7 @@ mod tests {
         assert!((0..4u8).all(|entry| ring.push(entry)) && !ring.push(4));
         let mut seen = [0; 3];
         assert_eq!((ring.peek(&mut seen), seen), ((0, 3), [0, 1, 2]));
-        // Two of them go by another way.
+        // Two of the three that were peeked at are taken by `pop`.
         assert_eq!((ring.pop(), ring.pop(), ring.push(4)), (Some(0), Some(1), true));
         ring.skip_to(3);
         assert_eq!((ring.pop(), ring.pop(), ring.pop()), (Some(3), Some(4), None));

@@ -46,7 +46,7 @@ mod tests {
         let mut time = StolenTime::default();
         let never = |_| panic!("again");
         time.configure(None, never).unwrap();
-        // A start that EL2 refuses, and the next one.
+        // EL2 refuses the first start; the next one succeeds.
         let refused = time.configure(Some(0x1000), |_| Err(Errno::NoMemory));
         assert_eq!(refused, Err(Errno::NoMemory.into()));
         let mut given = None;

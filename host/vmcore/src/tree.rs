@@ -137,19 +137,20 @@ pub fn size(head: &[u8; HEAD]) -> Option<u32> {
 /// # Errors
 /// `TooLarge` for more than [`MAX`].
 pub fn trim(tree: &mut [u8]) -> Result<usize, Errno> {
-    // `off_dt_strings` and `size_dt_strings`. The strings come last: `Fdt` takes no other.
+    // The tree ends behind its strings (`off_dt_strings`, `size_dt_strings`): `Fdt` refuses
+    // trees in which they are not last.
     let (Some(at), Some(size)) = (header(tree, 12), header(tree, 32)) else {
         return Ok(tree.len());
     };
     let end = at.saturating_add(size);
-    // Such a header is no tree's.
+    // No valid tree has such a header: `config` ignores it.
     if end > tree.len() {
         return Ok(tree.len());
     }
     if end > MAX {
         return Err(Errno::TooLarge);
     }
-    // Of what is no tree there is so much as well.
+    // `totalsize`. A buffer too short for it holds no tree, and stays as it is.
     if let (Some(total), Ok(end)) = (tree.get_mut(4..8), u32::try_from(end)) {
         total.copy_from_slice(&end.to_be_bytes());
     }
@@ -168,7 +169,7 @@ fn header(tree: &[u8], at: usize) -> Option<usize> {
 /// `Invalid`, and why, for a GICv3 or a page that cannot be; `NoSpace` for more doorbells than
 /// [`DOORBELLS_MAX`], or than SPIs if there is a GICv3; `NoMemory`.
 pub fn config(tree: &[u8]) -> Result<Config, Refusal> {
-    // It looks at all of the tree, so that walking it cannot go wrong.
+    // `Fdt::new` checks the whole tree, so that a walk cannot fail.
     let Ok(tree) = Fdt::new(tree) else { return Ok(Config::default()) };
     let (gic, cells) = match find(&tree, b"arm,gic-v3") {
         Some((node, bus)) => (Some(gic(&node, &bus)?), cells(&node, "#interrupt-cells")),
@@ -212,7 +213,7 @@ fn find<'a>(tree: &Fdt<'a>, compatible: &[u8]) -> Option<(FdtNode<'a>, FdtNode<'
         let node = bus.children().find(|node| is(node, compatible))?;
         Some((node, bus))
     };
-    // A bus that translates addresses has something in its `ranges`, or none.
+    // An empty `ranges` means that the bus does not translate addresses.
     let same =
         |bus: &FdtNode| bus.property("ranges").is_some_and(|ranges| ranges.value().is_empty());
     on(root).or_else(|| root.children().filter(same).find_map(on))
@@ -230,14 +231,14 @@ fn gic(node: &FdtNode, bus: &FdtNode) -> Result<Gic, Refusal> {
     const NO_REG: Refusal =
         Refusal::wrong("its GICv3 has no reg of a distributor and redistributors");
     let reg = node.property("reg").ok_or(NO_REG)?;
-    // Devicetree Specification, 2.3.5: what a bus does not say is 2 and 1.
+    // Devicetree Specification, 2.3.5: the defaults are 2 and 1.
     let address = cells(bus, "#address-cells").unwrap_or(2);
     let size = cells(bus, "#size-cells").unwrap_or(1);
     let mut rest = reg.value();
     let mut next = || Some((number(&mut rest, address)?, number(&mut rest, size)?));
     let (distributor, distributor_size) = next().ok_or(NO_REG)?;
     let (redistributors, size) = next().ok_or(NO_REG)?;
-    // The binding: one cell, or two.
+    // The binding of arm,gic-v3 allows one cell or two.
     let stride = node.property("redistributor-stride").map(|stride| match stride.value().len() {
         4 | 8 => number(&mut stride.value(), stride.value().len() as u32 / 4),
         _ => None,
@@ -269,7 +270,7 @@ fn stolen_time(node: &FdtNode, bus: &FdtNode) -> Result<u64, Refusal> {
     let mut rest = reg.value();
     let at = number(&mut rest, cells(bus, "#address-cells").unwrap_or(2)).ok_or(NO_REG)?;
     let size = number(&mut rest, cells(bus, "#size-cells").unwrap_or(1)).ok_or(NO_REG)?;
-    // EL2 says the rest of what is wrong with an address.
+    // EL2 checks the address further.
     if size == PAGE_SIZE && at % PAGE_SIZE == 0 { Ok(at) } else { Err(NO_REG) }
 }
 
@@ -450,7 +451,7 @@ mod tests {
     #[test]
     fn a_gic_is_found() {
         assert_eq!(config(&tree_with(Some(&GIC), &[])).unwrap().gic, Some(FOUND));
-        // A second region of redistributors does not count, nor what else is in the node.
+        // A second region of redistributors is ignored, and so are other properties.
         let reg = [&REG[..], &[0, 0x4000_0000, 0, 0x200_0000]].concat();
         let more: [Cells; 4] = [
             ("reg", &reg),
@@ -588,7 +589,7 @@ mod tests {
             assert_eq!(one(None, Some(&interrupts)), Ok(none));
         }
         assert_eq!(one(Some(&GIC), None), Ok(none));
-        // With a partition of PPIs.
+        // A fourth cell names a partition of PPIs.
         let four: [Cells; 2] = [("#interrupt-cells", &[4]), ("reg", &REG)];
         assert_eq!(one(Some(&four), Some(&[0, 1, 1, 0])), Ok(spi(33, false)));
         for (gic, bad) in [
@@ -615,7 +616,7 @@ mod tests {
 
     #[test]
     fn depth_costs_no_stack() {
-        // Deeper than a writer would go: a node without properties within another.
+        // Nodes without properties, nested deeper than any real tree.
         let small = bells(None, []);
         let begin = u32::from_be_bytes(small[8..12].try_into().unwrap()) as usize;
         let count = 1 << 17;
@@ -625,13 +626,14 @@ mod tests {
         nodes.extend([0, 0, 0, 9]);
         let mut deep = Vec::from(&small[..begin]);
         deep.extend(&nodes);
-        // Of the whole, and of what follows: strings, of which there are none, and nodes.
+        // The header: the total size, the offset of the strings, and both sizes; there are no
+        // strings.
         let sizes = [(4, deep.len()), (12, deep.len()), (32, 0), (36, nodes.len())];
         for (at, value) in sizes {
             deep[at..at + 4].copy_from_slice(&(value as u32).to_be_bytes());
         }
         assert!(Fdt::new(&deep).is_ok(), "{:?}", Fdt::new(&deep));
-        // A thread with as much stack as the kernel has.
+        // The thread has as much stack as one of the kernel.
         let walk = std::thread::Builder::new().stack_size(16 << 10);
         let found = walk.spawn(move || config(&deep)).unwrap().join().unwrap();
         assert_eq!(found, Ok(Config::default()));
@@ -670,7 +672,7 @@ mod tests {
         }
         assert!(Fdt::new(&large).is_ok(), "{:?}", Fdt::new(&large));
         assert_eq!(trim(&mut large), Err(Errno::TooLarge));
-        // The strings, it says, are before all these.
+        // The header places the strings before the nodes.
         for (at, value) in [(12, begin), (36, 0)] {
             large[at..at + 4].copy_from_slice(&(value as u32).to_be_bytes());
         }

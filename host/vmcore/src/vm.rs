@@ -163,8 +163,8 @@ impl<M: Clone + PartialEq> Vm<M> {
             None => (self.boot_pc().ok_or(Errno::NotFound)?, 1, Rights::READ_EXECUTE),
         };
         let binding = self.bindings.find(start).ok_or(Errno::NotFound)?;
-        // Neither sum overflows: `set_dtb` has seen to it, and a binding's
-        // last page is below the end of the space.
+        // Neither sum overflows: `set_dtb` has checked the first one, and the last page of a
+        // binding is below the end of the address space.
         let guest = start & !(PAGE_SIZE - 1);
         let end = (start + size).next_multiple_of(PAGE_SIZE);
         if binding.guest.end < end {

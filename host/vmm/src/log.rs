@@ -87,7 +87,7 @@ impl<F: Read + Seek> Log<F> {
             let end = self.file.stream_position()?;
             let begin = end.saturating_sub(size as u64);
             if begin > self.position {
-                // The rest of a line that was begun is lost with the others.
+                // A line whose begin was read and whose rest is lost counts as lost.
                 let lost = begin - self.position + self.line.len() as u64;
                 items.push(Item::Lost { lost });
                 self.line.clear();
@@ -161,7 +161,7 @@ mod tests {
         let mut log = Log::new(fake);
         let lost = |lost| Item::Lost { lost };
         assert_eq!(log.read().unwrap(), [lost(4), line(4, "two"), line(8, "three")]);
-        // In the middle of a line.
+        // A read in the middle of a line returns nothing.
         log.file.all.extend(b"fo");
         assert_eq!(log.read().unwrap(), []);
         log.file.all.extend(b"ur\nfive\n");

@@ -136,7 +136,7 @@ fn main() -> ExitCode {
     };
     match result {
         Ok(status) => status,
-        // Whoever reads has seen enough.
+        // The reader of a pipe has closed it (`| head`): no error.
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("escrow: {error:#}");

@@ -23,7 +23,7 @@ pub fn write(program: Command, folder: &Path) -> Result<()> {
 
 /// The pages, by the names of their files.
 fn pages(mut program: Command) -> Result<Vec<(String, Vec<u8>)>> {
-    // It gives each subcommand its full name.
+    // This sets the full name of each subcommand.
     program.build();
     let commands = program
         .get_subcommands()

@@ -317,13 +317,13 @@ fn transitions_out_of_turn_change_nothing() {
             let (refs, folio, counts) = (Count::new(1), Folio::default(), Counts::default());
             folio.safe.store(1, Ordering::Relaxed);
             folio.state.store(state as u32, Ordering::Relaxed);
-            // States in which the real folio is frozen.
+            // In these states the real folio is frozen.
             if matches!(state, State::Lending | State::Lent | State::Quarantined | State::Poisoned)
             {
                 refs.freeze(1).unwrap();
                 folio.frozen.store(1, Ordering::Relaxed);
             }
-            // Numbers that a transition subtracts from were added to before.
+            // What these transitions subtract must have been added before.
             folio.accessible.store(u32::from(state == State::Sharing), Ordering::Relaxed);
             if state == State::TakingBack {
                 folio.accessible.store(1, Ordering::Relaxed);
@@ -344,7 +344,7 @@ fn transitions_out_of_turn_change_nothing() {
                 10 => folio.kept(true, &counts).is_ok(),
                 11 => folio.broken(&counts).is_ok(),
                 12 => folio.hold(&refs).is_ok(),
-                // Nobody has a safe reference but the memory.
+                // Refused: the memory's is the only safe reference.
                 _ => folio.unhold(&refs).is_ok(),
             };
             assert_eq!(done, belongs.contains(&method), "{state:?}, method {method}");

@@ -79,7 +79,7 @@ pub fn peek(checks: &mut Checks, prepared: &Prepared<'_>, guest: &mut Guest) -> 
     attempts.note("load by a new mapping", "SIGBUS", touch(fresh.address(), Touch::Load));
 
     let end = in_child(|| {
-        // The default action: a process that does not expect the signal.
+        // With the default action, the signal kills the process.
         // SAFETY: no handler is installed.
         let _ = unsafe { signal(Signal::SIGBUS, SigHandler::SigDfl) };
         page.read(0, 1).first().copied().unwrap_or(0) & 1
@@ -96,7 +96,7 @@ pub fn peek(checks: &mut Checks, prepared: &Prepared<'_>, guest: &mut Guest) -> 
     attempts.note("process_vm_readv", "EFAULT", readv);
     let mem = from_child(|| read_proc_mem(me, address, size).map(drop))?;
     attempts.note("/proc/PID/mem", "EIO", mem);
-    // The same calls are good for the page behind it: they work.
+    // The same calls succeed for the next page, so it is not the calls that fail.
     let neighbour = address + size;
     let readv = from_child(|| read_by_process_vm(me, neighbour, size).map(drop))?;
     attempts.note("process_vm_readv of the next page", "done", readv);

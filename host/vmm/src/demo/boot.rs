@@ -66,7 +66,7 @@ pub fn and_power_off(checks: &mut Checks, baseline: &Baseline, path: PathBuf) ->
 
     let said = listen(&mut console, &running, &token)?;
     checks.equal("the guest says", format!("{token} from Linux"), &said);
-    // The kernel's first page, which its boot has run through.
+    // The first page of the guest's kernel, which is lent since its boot.
     let code = running.ram().memory().map(TREE_ROOM, PAGE_SIZE, Protection::Read)?;
     checks.equal("the host loads from its kernel", "SIGBUS", touch(code.address(), Touch::Load));
 
@@ -107,8 +107,8 @@ fn initramfs() -> Result<File> {
 fn append(archive: &mut File, name: &str, mode: u32, contents: &[u8]) -> Result<()> {
     let size = u32::try_from(contents.len())?;
     let name_size = name.len() as u32 + 1;
-    // inode, mode, owner, group, links, time, size, two device numbers of the
-    // file and two that it is, the name's size with its end, no checksum
+    // c_ino, c_mode, c_uid, c_gid, c_nlink, c_mtime, c_filesize, c_maj, c_min,
+    // c_rmaj, c_rmin, c_namesize (with the final zero), c_chksum
     let fields = [1, mode, 0, 0, 1, 0, size, 0, 0, 0, 0, name_size, 0];
     let mut head = b"070701".to_vec();
     fields.iter().try_for_each(|field| write!(head, "{field:08x}"))?;

@@ -50,7 +50,7 @@ pub fn contents(bytes: &[u8], known: &[(&str, &[u8])]) -> String {
         return "zeros".to_owned();
     }
     for (name, pattern) in known {
-        // A part of it is enough: half a secret is no secret any more.
+        // The first 8 bytes are enough: a part of a secret must not leak either.
         let piece = &pattern[..pattern.len().min(8)];
         if !piece.is_empty() && bytes.windows(piece.len()).any(|window| window == piece) {
             return (*name).to_owned();

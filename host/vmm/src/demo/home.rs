@@ -31,8 +31,7 @@ pub fn unlock(checks: &mut Checks, prepared: &Prepared<'_>, guest: &mut Guest) -
     let count = i128::from(unlocked(&Facts::read()?)) - i128::from(unlocked(&before));
     checks.equal("pages unlocked", 1, count);
 
-    // The first touch fetches the page. It may still be refused, and then the
-    // rest cannot be tried.
+    // The first load reclaims the page. If that fails, the rest cannot be tried.
     let first = touch(page.address(), Touch::Load);
     checks.equal("the host loads", "0x00", first);
     if first != Touched::Byte(0) {
@@ -62,7 +61,7 @@ pub fn lend_again(checks: &mut Checks, prepared: &Prepared<'_>, first: &mut Gues
     let message = &message[..message.len() / 8 * 8];
     page.write(0, message);
 
-    // The second VM has a memory of its own for its program, and the page.
+    // The second VM has its program in a memory of its own, and this page.
     let own = baseline.device.create_memory(MEMORY_SIZE, Folios::Small)?;
     drop(write_program(&own)?);
     let vm = baseline.device.create_vm()?;

@@ -25,7 +25,7 @@ pub fn prepare<'a>(checks: &mut Checks, baseline: &'a Baseline) -> Result<Prepar
     let page = memory.map(PAGE_OFFSET, 2 * PAGE_SIZE, Protection::ReadWrite)?;
     checks.equal("a fresh page reads", "zeros", contents(&page.read(0, PAGE_SIZE as usize), &[]));
 
-    // No word of the secret is like the message, and neither has zeros in it.
+    // Without zero bytes, neither the secret nor the message is found in zeroed memory.
     let secret = random()? | 0x0101_0101_0101_0101;
     let message = format!("host to guest, {:016x}: tell nobody about this.", random()?);
     let message = message.into_bytes();
@@ -131,7 +131,8 @@ pub fn talk(checks: &mut Checks, prepared: &Prepared<'_>, guest: &mut Guest) -> 
 
     guest.answer(Command::Fill(PAGE_ADDRESS, PAGE_SIZE, prepared.secret))?;
     checks.equal("the page has", "the secret", guest.view_of(prepared.secret)?);
-    // The program, the page, and the fresh one.
+    // Three: the program's page, the secret's, and the one that was allocated at the guest's
+    // touch.
     checks.equal("pages lent", 3, lent_since(prepared.baseline)?);
     Ok(())
 }
@@ -142,7 +143,8 @@ fn mmio(guest: &mut Guest) -> Result<usize> {
     const VALUE: u64 = 0x8182_8384_f5f6_f7f8;
     let mut right = 0;
     for width in Width::ALL {
-        // Off the start of the window, but aligned: the guest's MMU is off.
+        // Not at the start of the window, but aligned: with its MMU off, a guest cannot make
+        // unaligned accesses.
         let address = WINDOW + SCRATCH + 8 + u64::from(width.bytes());
         let address = address.next_multiple_of(width.bytes().into());
         let size = width.bytes();
@@ -171,7 +173,7 @@ fn there_and_back(guest: &mut Guest) -> Result<&'static str> {
     let surroundings = Surroundings { data: &words, ..Surroundings::default() };
     let command = Command::Receive(SPARE_ADDRESS, size);
     guest.interpreter.execute_in(command, surroundings, |vcpu| vcpu.run())?;
-    // And what follows is zero, as in all fresh pages.
+    // The rest of the new page is zero.
     let reply = guest.interpreter.execute(Command::Send(SPARE_ADDRESS, size + 64))?;
     let same = reply.data.get(..words.len()) == Some(&words[..]);
     let zeros = reply.data.iter().skip(words.len()).all(|&word| word == 0);
@@ -182,7 +184,7 @@ fn there_and_back(guest: &mut Guest) -> Result<&'static str> {
 /// and no time of the host's CPU.
 fn nap(guest: &mut Guest) -> Result<String> {
     const NAP_MS: u64 = 100;
-    // A CPU that is emulated on a busy machine may be slow once, not always.
+    // An emulated CPU can be late: one attempt of these must be in time.
     const TRIES: u32 = 3;
     let ticks = cpu::counter_frequency() * NAP_MS / 1000;
     let mut least = Duration::MAX;

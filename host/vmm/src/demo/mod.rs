@@ -57,7 +57,7 @@ pub fn run(format: Format, kernel: Option<&std::path::Path>) -> anyhow::Result<b
         after(7, unlocked)?;
         home::lend_again(checks, after(1, prepared.as_ref())?, after(3, guest.as_mut())?)
     });
-    // Everything goes, so that what is left over shows.
+    // Free all, so that the last check sees what is left.
     drop(guest);
     drop(prepared);
     report.step("a VM's process is killed in the middle of a run", |checks| {

@@ -58,7 +58,7 @@ impl Report {
         let result = step(&mut checks);
         let checks = checks.into_list();
         let error = result.as_ref().err().map(|error| format!("{error:#}"));
-        // A step that looked at nothing has shown nothing.
+        // A step without checks counts as failed.
         let ok = error.is_none() && !checks.is_empty() && checks.iter().all(|check| check.ok);
         let step = Step { number: self.steps.len() + 1, title, checks, error, ok };
         if self.format == Format::Verbose {
@@ -100,7 +100,7 @@ impl Report {
             self.say(&format!("demo: {passed} passed, {failed} failed"));
         }
         match self.told {
-            // Whoever read has seen enough; the exit status still says how it went.
+            // A closed pipe (`| head`) is no error; the exit status tells the result.
             Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(error.into()),
             _ => {}
         }

@@ -20,7 +20,7 @@ pub fn init(token: &str) -> Result<()> {
     writeln!(out, "{token} from Linux {release}")?;
     out.flush()?;
     io::stdin().lock().read_line(&mut String::new())?;
-    // The last characters leave the UART before power goes.
+    // Wait until the UART has sent everything, before the power-off.
     tcdrain(&out)?;
     let off: Infallible = reboot(RebootMode::RB_POWER_OFF)?;
     match off {}

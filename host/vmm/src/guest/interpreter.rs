@@ -210,8 +210,8 @@ impl<'a> Exchange<'a> {
         let Some(offset) = own else {
             return Ok(self.foreign(access));
         };
-        // The program reaches its own part by aligned words of 8 bytes, and
-        // begins with fetching the operation.
+        // The guest's program accesses its window by aligned words of 8 bytes, and
+        // reads the operation first.
         let unexpected = Err(Failure::Unexpected(access));
         if size != 8 || offset % 8 != 0 || (!self.fetched && offset != protocol::OPERATION) {
             return unexpected;

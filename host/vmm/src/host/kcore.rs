@@ -57,7 +57,7 @@ impl Kcore {
 
 /// The program headers, which `data` (all headers) must hold.
 fn file_header(data: &[u8]) -> Result<(&FileHeader64<Endianness>, Endianness)> {
-    // The header is made of byte arrays and has no alignment.
+    // The header's fields are byte arrays, so any address is aligned.
     let (header, _) = pod::from_bytes::<FileHeader64<Endianness>>(data)
         .map_err(|()| anyhow!("shorter than an ELF header"))?;
     if !header.is_supported() {
@@ -155,7 +155,7 @@ mod tests {
     fn ram_is_found() {
         let data = file(&[
             (0x8000, u64::MAX, 0x1000, 0x1000),
-            // The kernel's image, and the linear map.
+            // Two segments: the kernel's image and the linear map.
             (0x9000_0000, 0x4000_4000, 0x100_0000, 0x1000),
             (0x1000_0000, 0x4000_0000, 0x9000, 0x20_0000),
         ]);

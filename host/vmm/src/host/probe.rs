@@ -91,7 +91,7 @@ pub fn touch(address: usize, touch: Touch) -> Touched {
         (Ok(signal), _) if FAULT_ADDRESS.load(Ordering::Relaxed) == address => {
             Touched::Signal(signal)
         }
-        // A signal for another address cannot come from the access.
+        // The signal was for another address, so the access has not caused it.
         (Ok(_), _) => Touched::Signal(Signal::SIGABRT),
         (Err(_), Touch::Load) => Touched::Byte(answer.value as u8),
         (Err(_), Touch::Store(value)) => Touched::Byte(value),
@@ -122,7 +122,8 @@ extern "C" fn skip(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mu
         machine.regs[1] = (signal as u64) << 32 | u64::from(info.si_code as u32);
         machine.pc += 4;
     } else {
-        // Somebody else's: let the repeated access have its normal end.
+        // The fault is not the probe's: with the default action, the repeated access kills
+        // the process.
         // SAFETY: sigaction is async-signal-safe.
         unsafe { libc::signal(signal, libc::SIG_DFL) };
     }

@@ -42,7 +42,7 @@ impl Bus {
         let found = device
             .and_then(|(window, device)| Some((window.offset(address, size as u64)?, device)));
         let Some((offset, device)) = found else { return 0 };
-        // A device that panicked ends the program: there is none that is poisoned.
+        // No lock is ever poisoned, since a panic ends the whole program.
         let mut device = device.lock().unwrap_or_else(PoisonError::into_inner);
         match access {
             MmioAccess::Read { .. } => {

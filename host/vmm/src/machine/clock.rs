@@ -44,7 +44,7 @@ mod tests {
         let before = now();
         clock.read(0, &mut time);
         assert!((before..=now()).contains(&u32::from_le_bytes(time)));
-        // A guest may set it.
+        // A guest may set the clock.
         clock.write(8, &1000_u32.to_le_bytes());
         clock.read(0, &mut time);
         assert!((1000..1010).contains(&u32::from_le_bytes(time)));

@@ -133,7 +133,7 @@ fn processors(tree: &mut FdtWriter, count: u32) -> Result<(), Error> {
         tree.property_string("device_type", "cpu")?;
         tree.property_string("compatible", "arm,armv8")?;
         tree.property_string("enable-method", "psci")?;
-        // MPIDR_EL1's affinity.
+        // `reg` has the affinity of MPIDR_EL1.
         tree.property_u32("reg", id)?;
         tree.end_node(cpu)?;
     }
@@ -147,7 +147,7 @@ fn processors(tree: &mut FdtWriter, count: u32) -> Result<(), Error> {
 fn timer(tree: &mut FdtWriter) -> Result<(), Error> {
     let timer = tree.begin_node("timer")?;
     tree.property_string("compatible", "arm,armv8-timer")?;
-    // Secure physical, physical, virtual, hypervisor physical.
+    // The order of the binding: secure physical, physical, virtual, hypervisor physical.
     let interrupts = [13, 14, 11, 10].map(|ppi| [PPI, ppi, LEVEL]);
     tree.property_array_u32("interrupts", interrupts.as_flattened())?;
     tree.property_null("always-on")?;

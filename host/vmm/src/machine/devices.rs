@@ -89,7 +89,7 @@ impl Line {
 impl InterruptLine for Line {
     fn trigger(&self) -> io::Result<()> {
         match self.0.write(1) {
-            // It was signalled more often than it can count: it is signalled.
+            // The count is at its maximum, so the eventfd is signalled already.
             Err(nix::errno::Errno::EAGAIN) => Ok(()),
             result => result.map(drop).map_err(Into::into),
         }

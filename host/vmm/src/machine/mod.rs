@@ -171,7 +171,7 @@ fn load(
     let initrd_name = machine.initrd.as_deref().unwrap_or(Path::new("")).display();
     let initrd = parts.initrd().with_context(|| format!("the initramfs {initrd_name}"))?;
     let header = kernel.header();
-    // What a kernel before 3.17 needs behind its image it does not say.
+    // Kernels before 3.17 have no image_size: leave room for their BSS.
     let kernel_size = if header.image_size == 0 { 16 * MIB } else { header.image_size };
     let initrd_size = initrd.as_ref().map(|(_, size)| *size);
     let placed = layout::place(machine.ram, header.text_offset, kernel_size, initrd_size).map_err(
@@ -241,8 +241,7 @@ impl Machine {
 
 /// A machine that runs.
 pub struct Running {
-    // In this order: the vCPUs' threads end before the VM does, and its memory
-    // goes last.
+    // Fields are dropped in this order: the vCPUs' threads, the VM, its memory.
     vcpus: Vcpus,
     vm: Vm,
     ram: Ram,

@@ -95,7 +95,7 @@ impl Parts {
         });
         let door = |kind: &str| {
             let path = place(kind);
-            // One that a killed program left: the guest's name is ours.
+            // The file of a program that was killed: this guest has the name now.
             let _ = std::fs::remove_file(&path);
             let opened = Door::open(&path).map(Arc::new);
             opened.with_context(|| format!("the socket {}", path.display()))

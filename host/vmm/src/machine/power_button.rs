@@ -82,7 +82,7 @@ struct Common {
 
 impl Common {
     fn lines(&self) -> MutexGuard<'_, Lines> {
-        // Each change is complete.
+        // A panic leaves the lines consistent: each change is one assignment.
         self.lines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -117,7 +117,7 @@ impl PowerButton {
         let common = Arc::clone(&self.0);
         let release = move || {
             thread::sleep(HELD);
-            // The guest may be gone.
+            // An error means that the guest has ended.
             let _ = common.change(|lines| lines.input &= !BUTTON);
         };
         thread::Builder::new().name("power-button".into()).spawn(release).map(drop)
@@ -150,7 +150,7 @@ impl MmioDevice for Gpio {
 
     fn write(&mut self, offset: u64, data: &[u8]) {
         let Some(&value) = data.first() else { return };
-        // An interrupt that cannot be raised is one that the guest misses.
+        // If the interrupt cannot be raised, the guest misses it: nothing else fails.
         let _ = self.0.change(|lines| match offset {
             0..register::DIRECTION => {
                 let mask = (offset >> 2) as u8;
@@ -247,7 +247,7 @@ mod tests {
         write(&mut gpio, register::MASK, BUTTON);
         assert_eq!(counter.get(), 1);
         write(&mut gpio, register::CLEAR, BUTTON);
-        // A high level is there as long as it is.
+        // A level interrupt stays pending as long as the line is high.
         write(&mut gpio, register::SENSE, BUTTON);
         set(true);
         write(&mut gpio, register::CLEAR, BUTTON);

@@ -130,7 +130,7 @@ impl Common {
     fn run(&self, mut vcpu: Vcpu) {
         let ending = self.run_to_the_end(&mut vcpu).unwrap_or_else(Ending::Failed);
         let mut first = self.ending.lock().unwrap_or_else(PoisonError::into_inner);
-        // The others end because of the first.
+        // Only the first ending counts: the others are its consequence.
         if first.is_none() && !matches!(ending, Ending::Stopped) {
             *first = Some(ending);
             // An eventfd fails to count at u64::MAX only.
@@ -142,7 +142,7 @@ impl Common {
         let mut waiting: Option<(u64, Instant)> = None;
         while !self.stopping.load(Ordering::SeqCst) {
             match vcpu.run()? {
-                // Some signal, or a stop.
+                // A signal, or the order to stop, which the loop checks.
                 Exit::Interrupted => {}
                 Exit::Mmio(access) => {
                     self.counts.mmio.fetch_add(1, Ordering::Relaxed);
@@ -187,7 +187,7 @@ fn install_kick() {
     extern "C" fn ignore(_signal: libc::c_int) {}
     static INSTALLED: Once = Once::new();
     INSTALLED.call_once(|| {
-        // No SA_RESTART: a run is to end.
+        // Without SA_RESTART, so that the signal ends a run.
         let action = SigAction::new(SigHandler::Handler(ignore), SaFlags::empty(), SigSet::empty());
         // SAFETY: the handler does nothing.
         let installed = unsafe { sigaction(KICK, &action) };

@@ -155,7 +155,7 @@ impl Arguments {
     fn checked(self) -> Result<Plan> {
         let kernel = self.kernel.context("which kernel? Give one with --kernel FILE")?;
         let cpus = self.cpus.unwrap_or(1);
-        // A file has not been through the command line's parser.
+        // The parser of the command line checks its own, not what a file says.
         if !(1..=layout::CPUS_MAX).contains(&cpus) {
             bail!("{cpus} CPUs: a guest has 1 to {}", layout::CPUS_MAX);
         }

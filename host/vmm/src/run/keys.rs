@@ -40,7 +40,7 @@ impl Keys {
                 b'q' | b'Q' => return (guest, Some(Command::Quit)),
                 b'?' | b'h' => command = Some(Command::Help),
                 ESCAPE => guest.push(ESCAPE),
-                // Neither of the two was meant for us.
+                // No command: the guest gets both bytes.
                 _ => guest.extend([ESCAPE, byte]),
             }
         }

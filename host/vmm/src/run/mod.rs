@@ -57,7 +57,7 @@ pub fn run(arguments: Arguments) -> Result<u8> {
     let (entry, listener) = Entry::take(plan.name.as_ref())?;
     let parts = Parts::open(&plan.machine, &|kind| entry.path(kind))?;
     let mut session = Session::new(listener)?;
-    // No other thread is there yet.
+    // Before the first thread is started: privileges are each thread's own.
     sandbox::drop_privileges(entry.folder())?;
     let host = Host { device, parts, entry };
     let mut boots = 0;

@@ -74,7 +74,7 @@ fn fits(ram: u64, at_once: bool, total: u64, available: u64) -> Result<()> {
         );
     }
     if ram > available {
-        // It may be that the guest does not use it all.
+        // Only a warning: the guest may not use all of its RAM.
         eprintln!(
             "escrow: warning: {} of RAM for the guest, and the host has {} MiB to spare",
             Size(ram),

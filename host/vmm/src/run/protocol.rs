@@ -60,7 +60,7 @@ pub struct Status {
 
 /// A message as a line.
 pub fn line(message: &impl Serialize) -> Vec<u8> {
-    // Nothing in a message has a form that JSON lacks.
+    // Cannot fail: all types of a message have a form in JSON.
     let mut line = serde_json::to_vec(message).unwrap_or_default();
     line.push(b'\n');
     line

@@ -138,7 +138,7 @@ impl Place {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let ours: OwnedFd = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
         nix::sys::socket::connect(ours.as_raw_fd(), &UnixAddr::new(&path_of(&file))?)?;
-        // Who listens need not be who has made the file.
+        // The listener may be another user than the file's owner.
         if getsockopt(&ours, sockopt::PeerCredentials)?.uid() != self.owner.as_raw() {
             return refused("another user listens there");
         }
@@ -196,7 +196,7 @@ impl Entry {
                 Err((_, nix::errno::Errno::EWOULDBLOCK)) => return Ok(None),
                 Err((_, errno)) => return Err(errno).with_context(failed),
             };
-            // Its last owner may have removed it between the two calls.
+            // The file may have been removed between the open and the lock.
             let now = fs::metadata(&lock).map(|metadata| metadata.ino());
             if now.ok() == Some(locked.metadata()?.ino()) {
                 let socket = folder.join(format!("{}.{CONTROL}", name.0));
@@ -238,7 +238,7 @@ impl Entry {
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        // In this order: nobody else listens there before the lock is free.
+        // The socket goes first: the lock keeps others from listening there.
         let _ = fs::remove_file(&self.socket);
         let _ = fs::remove_file(&self.lock);
     }
@@ -281,7 +281,7 @@ fn connect_in(places: &[Place], name: &Name, socket: &str) -> Result<UnixStream>
             {
                 return Err(error).context(format!("reaching guest {}", name.0));
             }
-            // What another user has there instead is no guest.
+            // A file of another user is no guest.
             Err(_) => {}
         }
     }
@@ -355,7 +355,7 @@ mod tests {
         let (entry, listener) = Entry::take_in(folder.path(), Some(&name("web"))).unwrap();
         let socket = entry.socket.clone();
         let lock = entry.lock.clone();
-        // As a kill leaves it: the files are there, the lock is free.
+        // The state after a kill: both files exist, and the lock is free.
         drop((entry, listener));
         drop(UnixListener::bind(&socket).unwrap());
         File::create(&lock).unwrap();
@@ -380,7 +380,7 @@ mod tests {
         let nobody_came = || listener.accept().unwrap_err().kind() == io::ErrorKind::WouldBlock;
         let refused = |place: &Place, name: &Name| place.connect(name, CONTROL).unwrap_err();
 
-        // A way to a socket of root's.
+        // A symbolic link to a socket of root's.
         let (web, here) = (name("web"), place(folder.path()));
         let socket = folder.path().join("web.sock");
         std::os::unix::fs::symlink(&target, &socket).unwrap();
@@ -393,14 +393,14 @@ mod tests {
         refused(&here, &web);
         assert!(nobody_came());
 
-        // The folder is a third one's.
+        // The folder belongs to a third user.
         fs::remove_file(&socket).unwrap();
         let _listener = UnixListener::bind(&socket).unwrap();
         assert!(here.connect(&web, CONTROL).is_ok());
         let others = Place { folder: here.folder.clone(), owner: Uid::from_raw(4242) };
         refused(&others, &web);
         assert!(others.names().is_empty());
-        // It is not in the way of those that are there.
+        // Guests in the other folder are found nevertheless.
         connect_in(&[others, here], &web, CONTROL).unwrap();
     }
 

@@ -64,7 +64,7 @@ fn ask_over(
     let line = read_line(&mut reader, until)?;
     let reply = protocol::parse(&line).map_err(|error| anyhow!(plain(&error)))?;
     reader.get_ref().set_read_timeout(None)?;
-    // The program may be another user's, and its words not for this terminal.
+    // The program may be another user's: keep control characters from this terminal.
     let reply = match reply {
         Reply::Status(status) => Reply::Status(Status {
             name: plain(&status.name),
@@ -122,11 +122,11 @@ fn order(name: &Name, request: Request) -> Result<BufReader<UnixStream>> {
 pub fn list(arguments: ListArguments) -> Result<()> {
     let mut guests = Vec::new();
     for place in registry::places() {
-        // For all of a user's: those that do not answer are not to hold up the others.
+        // One time limit for all guests of a user, however many do not answer.
         let until = Instant::now() + PATIENCE;
         for name in place.names() {
             let Ok(stream) = place.connect(&name, registry::CONTROL) else { continue };
-            // One that does not answer has ended, or is another version's.
+            // Skip a program that does not answer: it has ended, or has another protocol.
             if let Ok((Reply::Status(status), _)) = ask_over(stream, Request::Status, until) {
                 guests.push(Status { name: name.as_str().to_owned(), ..status });
             }
@@ -192,7 +192,7 @@ pub struct StopArguments {
 pub fn stop(arguments: &StopArguments) -> Result<()> {
     let StopArguments { name, timeout, .. } = arguments;
     let mut connection = order(name, Request::Stop)?;
-    // 0 would be for ever.
+    // A time limit of 0 would mean none.
     let patience = Duration::from_secs(*timeout).max(Duration::from_millis(1));
     connection.get_ref().set_read_timeout(Some(patience))?;
     if wait_for_end(&mut connection)? {
@@ -220,7 +220,7 @@ fn wait_for_end(connection: &mut BufReader<UnixStream>) -> Result<bool> {
     match io::copy(connection, &mut io::sink()) {
         Ok(_) => Ok(true),
         Err(error) => match error.kind() {
-            // A program that is killed itself says no more.
+            // The program was killed before it could answer.
             io::ErrorKind::ConnectionReset => Ok(true),
             io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Ok(false),
             _ => Err(error).context("waiting for the guest's end"),
@@ -236,7 +236,7 @@ pub fn console(arguments: &ConsoleArguments) -> Result<()> {
         registry::connect(&arguments.name, "hvc0")?
     } else {
         let connection = order(&arguments.name, Request::Console)?;
-        // What came together with the answer.
+        // Output that was read together with the answer.
         out.write_all(connection.buffer())?;
         out.flush()?;
         connection.into_inner()
@@ -267,7 +267,7 @@ pub fn console(arguments: &ConsoleArguments) -> Result<()> {
         };
         let count = source.read(&mut bytes)?;
         if count == 0 {
-            // The guest's output goes on.
+            // The end of the input does not end the guest's output.
             input = None;
             continue;
         }

@@ -130,8 +130,8 @@ pub fn drop_privileges(folder: &Path) -> Result<()> {
         let result =
             unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability as libc::c_ulong, 0, 0, 0) };
         match Errno::result(result) {
-            // Who may not limit them cannot gain any either; and this kernel may
-            // not have the last ones.
+            // EPERM: without CAP_SETPCAP there is nothing to drop. EINVAL: this kernel
+            // does not have that capability.
             Ok(_) | Err(Errno::EPERM | Errno::EINVAL) => {}
             Err(errno) => return Err(errno).context("giving up capabilities (PR_CAPBSET_DROP)"),
         }
@@ -188,8 +188,8 @@ pub fn filter_system_calls(connects: bool) -> Result<()> {
 /// Two filters: of what each says to a call, the stricter counts.
 fn filters(connects: bool) -> Result<[BpfProgram; 2]> {
     let arch = TargetArch::try_from(std::env::consts::ARCH)?;
-    // The flags of clone3 are in memory, where no filter sees them; the C
-    // library makes do with clone.
+    // The flags of clone3 are in memory, where a filter cannot read them. With ENOSYS, the
+    // C library uses clone.
     let no_clone3 = SeccompFilter::new(
         [(libc::SYS_clone3, Vec::new())].into(),
         SeccompAction::Allow,
@@ -302,7 +302,7 @@ mod tests {
         assert_eq!(behind_filter(|| unsafe { libc::fork() } as u8 | 2), 1);
         let other = nix::unistd::Pid::from_raw(1);
         assert_eq!(behind_filter(|| nix::sys::signal::kill(other, None).is_ok() as u8 | 2), 1);
-        // A signal that the kernel would send in our place.
+        // With these, the kernel would send a signal for this process.
         const F_SETSIG: libc::c_int = 10;
         for command in [libc::F_SETOWN, F_SETSIG] {
             // SAFETY: the call takes no pointer.

@@ -84,7 +84,7 @@ impl Session {
     /// thread and in those that it starts.
     pub fn new(listener: UnixListener) -> Result<Session> {
         let duplicate = |fd: BorrowedFd| fd.try_clone_to_owned().map(File::from);
-        // A terminal that is another job's is not to be read.
+        // A job in the background must not read the terminal.
         let ours = terminal::is_ours();
         let is_terminal = io::stdin().is_terminal();
         let input = (ours || !is_terminal).then(|| duplicate(io::stdin().as_fd())).transpose()?;
@@ -221,8 +221,8 @@ impl Session {
             if self.clients.len() < CLIENTS_MAX {
                 add(Source::Listener, self.listener.as_fd(), read);
             }
-            // What standard output does not take waits in the shim: a line that
-            // nobody reads loses the oldest, as that is documented.
+            // If standard output does not take more, the output stays in the shim's
+            // ring, which drops the oldest when it is full (as documented).
             let mut flags = PollFlags::empty();
             flags.set(read, self.to_output.is_empty());
             flags.set(write, !self.to_guest.is_empty());
@@ -261,7 +261,7 @@ impl Session {
         if signal != Signal::SIGCONT {
             return Ok(Some(Killer::Signal(signal)));
         }
-        // While it was stopped, the shell had the terminal.
+        // The shell has changed the terminal's mode while this process was stopped.
         if let Some(terminal) = &self.terminal {
             let _ = terminal.again();
         }
@@ -269,7 +269,7 @@ impl Session {
     }
 
     fn accept(&mut self) {
-        // One that went away meanwhile is none.
+        // A connection that was closed meanwhile is ignored.
         if let Ok((stream, _)) = self.listener.accept() {
             self.clients.extend(Client::new(stream));
         }
@@ -279,7 +279,7 @@ impl Session {
         if ready.contains(PollFlags::POLLOUT)
             && self.to_guest.write_to(&mut console, usize::MAX).is_err()
         {
-            // The guest is about to end.
+            // The guest is about to end: drop its input.
             self.to_guest = Buffer::default();
         }
         if ready.intersects(PollFlags::POLLIN | PollFlags::POLLHUP) {
@@ -316,7 +316,7 @@ impl Session {
             Err(_) => 0,
         };
         if count == 0 {
-            // The guest goes on without.
+            // The guest goes on without input.
             self.input = None;
             return None;
         }
@@ -475,7 +475,7 @@ mod tests {
         expect(&mut bench.screen, b"login: ");
         bench.typing.write_all(b"root\x1dq").unwrap();
         expect(&mut bench.guest, b"root\x1dq");
-        // The end of what is typed is not the guest's end.
+        // The end of the input does not end the guest.
         bench.typing.shutdown(Shutdown::Both).unwrap();
         bench.guest.write_all(b"$ ").unwrap();
         expect(&mut bench.screen, b"$ ");

@@ -53,7 +53,7 @@ impl Raw {
         // SAFETY: changes the structure alone.
         unsafe { libc::cfmakeraw(&mut raw) };
         install();
-        // Few bytes, once a run: the handlers may look at them to the end.
+        // Leaked on purpose, once a run: signal handlers may read it until the end.
         let kept = Box::leak(Box::new(before));
         BEFORE.store(kept, Ordering::SeqCst);
         let raw = Raw { raw };

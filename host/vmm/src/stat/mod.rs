@@ -40,7 +40,7 @@ pub struct Arguments {
 pub fn stat(arguments: Arguments) -> Result<()> {
     let sources = Sources::default();
     let out = io::stdout();
-    // What is wrong with the machine is said before the screen is cleared.
+    // Read once before the screen is cleared, so that an error stays visible.
     let first = sources.read()?;
     let Some(period) = arguments.watch else {
         out.lock().write_all(&text(arguments.json, &first, None)?)?;

@@ -226,7 +226,7 @@ impl Sources {
     fn lists(&self) -> Result<Lists> {
         let read = |name: &str| {
             let path = self.debugfs.join(name);
-            // Names of processes are any bytes.
+            // The name of a process need not be UTF-8.
             match fs::read(&path) {
                 Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
                 Err(error) => Err(explain(&path, &error)),
@@ -399,7 +399,7 @@ pub mod tests {
         let refused = &parse(refused, Refused::from_row).unwrap()[0];
         assert_eq!((refused.excess, &*refused.by), (-1, "a pin"));
 
-        // A later module may say more.
+        // A later version of the module may have more columns.
         let more =
             "new handle state vcpus mapped metadata free creator name\nx 0x1 created 0 0 0 0 1 a\n";
         assert_eq!(parse(more, Vm::from_row).unwrap()[0].state, "created");

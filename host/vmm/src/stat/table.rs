@@ -37,12 +37,12 @@ pub fn render(report: &Report, before: Option<&Report>, screen: Screen) -> Strin
     let mut text = String::new();
     match (before.is_some(), screen.redraw) {
         (true, true) => {
-            // The cursor goes home, and what is below is erased: no flicker.
+            // Cursor home, then erase below: this does not flicker as a cleared screen does.
             text.push_str("\x1b[H\x1b[J");
             // The last line stays free for the cursor.
             lines.truncate(screen.height.saturating_sub(1));
         }
-        // So that a reader sees where the next begins.
+        // An empty line shows where the next report begins.
         (true, false) => lines.push(String::new()),
         (false, _) => {}
     }
@@ -290,7 +290,7 @@ mod tests {
         let text = render(&now, Some(&before), FILE);
         assert!(line_with(&text, "memories").ends_with("312  +7"), "{text}");
         assert!(!line_with(&text, "lent  ").contains('+'));
-        // A module that was loaded anew has counted from 0.
+        // A module that was loaded again counts from 0.
         let text = render(&before, Some(&now), FILE);
         assert!(!text.contains('+'));
         assert!(text.ends_with("\n\n"), "one report ends where the next begins");
@@ -318,7 +318,7 @@ mod tests {
         let text = text.strip_prefix("\x1b[H\x1b[J").unwrap();
         assert_eq!(text.lines().count(), 5);
         assert!(text.lines().all(|line| line.chars().count() <= 20));
-        // Once, nothing scrolls away that cannot be scrolled back to.
+        // A single report is not cut: a terminal can scroll back.
         let text = render(&report(), None, screen);
         assert!(text.lines().count() > 20 && !text.contains('\x1b'));
     }

@@ -62,7 +62,7 @@ impl Pace {
                 Err(Errno::EINTR) => continue,
                 Err(error) => return Err(error).context("poll"),
             }
-            // Room, or nobody there: the write will say.
+            // There is room, or the reader has gone: the write tells which.
             if fds[0].any() != Some(true) {
                 return Ok(Next::End);
             }
@@ -141,7 +141,7 @@ mod tests {
     #[test]
     fn a_signal_ends_it() {
         let pace = Pace::start(LONG).unwrap();
-        // To this thread, which has it blocked.
+        // The signal is for this thread, which blocks it.
         nix::sys::signal::raise(Signal::SIGTERM).unwrap();
         let (_reader, writer) = io::pipe().unwrap();
         assert_eq!(pace.wait(writer.as_fd()).unwrap(), Next::End);
@@ -153,7 +153,7 @@ mod tests {
         let (mut reader, writer) = io::pipe().unwrap();
         let line = [b'x'; 100];
         nix::sys::signal::raise(Signal::SIGINT).unwrap();
-        // As long as there is room, lines are whole.
+        // As long as the pipe has room, whole lines are written.
         assert_eq!(pace.write(writer.as_fd(), &line).unwrap(), Next::Show);
         let more = vec![b'y'; 1 << 20];
         assert_eq!(pace.write(writer.as_fd(), &more).unwrap(), Next::End);

@@ -151,7 +151,7 @@ impl Block {
             Err(Refusal::Broken(broken)) => return Err(broken),
         };
         room.write(memory, at, &[status as u8])?;
-        // The status counts only if all that is before it was written, too.
+        // The used length covers the status only if all bytes before it were written.
         Ok(if written == at { at as u32 + 1 } else { written as u32 })
     }
 
@@ -200,7 +200,7 @@ impl Block {
             buffer.add_to(&mut vectors, memory, offset + done, STEP.min(length - done))?;
             while vectors.len() > 0 {
                 match call(&mut vectors, done) {
-                    // The file is shorter than it was, or an order waits.
+                    // The file has been truncated, or the worker has an order to carry out.
                     Ok(0) => return Err(IOERR),
                     Ok(_) if self.hurry() => return Err(IOERR),
                     Ok(moved) => done += moved as u64,
@@ -298,7 +298,7 @@ impl Backend for Block {
         put(20, &(SECTOR as u32).to_le_bytes());
         put(36, &DISCARD_SECTORS.to_le_bytes());
         put(40, &RANGES.to_le_bytes());
-        // Holes are made of the host's pages.
+        // discard_sector_alignment: a hole is punched by pages of the host.
         put(44, &8u32.to_le_bytes());
         put(48, &ZEROES_SECTORS.to_le_bytes());
         put(52, &RANGES.to_le_bytes());

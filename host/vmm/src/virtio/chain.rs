@@ -118,7 +118,7 @@ impl Buffer {
         length: u64,
     ) -> Result<(), Broken> {
         for piece in self.range(offset, length) {
-            // Which of the two accesses it is was checked with the chain.
+            // Whether the piece may be read or written was checked with the chain.
             let slices = memory.get_slices(piece.address, piece.length, Permissions::ReadWrite);
             for slice in slices.map_err(|_| Broken::OUTSIDE)? {
                 vectors.push(slice.map_err(|_| Broken::OUTSIDE)?);
@@ -137,7 +137,7 @@ impl Buffer {
                 return None;
             }
             let taken = (size - skip).min(left);
-            // Inside the piece, which was found to be inside memory.
+            // This cannot overflow: the piece was checked to be inside memory.
             let address = GuestAddress(piece.address.0 + skip);
             skip = 0;
             left -= taken;

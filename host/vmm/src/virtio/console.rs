@@ -67,7 +67,7 @@ impl Console {
 
     fn receive(&mut self, queue: &mut Virtqueue) -> Result {
         for _ in 0..SHARE {
-            // A buffer that was taken cannot be put back.
+            // Check for input first: a buffer that was taken from the queue cannot be put back.
             if !self.has_input() {
                 return Ok(Work::Done);
             }
@@ -127,7 +127,7 @@ impl Backend for Console {
         let mut events = [EpollEvent::empty(); 4];
         let count = self.epoll.wait(&mut events, EpollTimeout::ZERO).unwrap_or(0);
         let more = if count == events.len() { Work::More } else { Work::Done };
-        // Lets the first one in, also while the guest has no room for input.
+        // Accept a connection even if the guest has no room for input.
         self.has_input();
         let received = self.kicked(queues, RECEIVE)?;
         Ok(if received == Work::Done { more } else { received })
@@ -171,7 +171,7 @@ mod tests {
             while terminal.read(&mut [0]).is_err() {
                 self.driver.transfer(TRANSMIT, &[read(BUFFERS, 1)]);
             }
-            // One was written more than came out, perhaps.
+            // Read what is left: the guest may have written once more.
             while terminal.read(&mut [0]).is_ok() {}
             terminal.set_nonblocking(false).unwrap();
             terminal

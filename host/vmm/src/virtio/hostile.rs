@@ -187,7 +187,7 @@ fn play(backend: impl Backend + 'static, actions: &[Action], works: impl FnOnce(
             Action::Restart { features } => driver.start(features, SIZE),
         }
     }
-    // A last chance to do harm.
+    // Kick all queues once more at the end.
     for queue in 0..driver.device.kicks().len() {
         driver.kick(queue);
         driver.set(VIRTIO_MMIO_QUEUE_SEL, queue as u32);
@@ -206,7 +206,7 @@ proptest! {
         let file = tempfile::NamedTempFile::new().unwrap();
         let contents = vec![0x5a; 4 * 512];
         file.as_file().write_all_at(&contents, 0).unwrap();
-        // Only read: so what the driver wrote there is what it must not.
+        // The disk is read-only, so its contents must not change.
         let disk = Block::open("disk0", file.path(), true, "").unwrap();
         play(disk, &actions, |driver| {
             driver.put(BUFFERS, &[0; 16]);
@@ -229,7 +229,7 @@ proptest! {
         let (ours, theirs) = UnixStream::pair().unwrap();
         theirs.set_nonblocking(true).unwrap();
         let net = Net::new("net0", [2; 6], Box::new(Passt::connected(ours).unwrap()));
-        // Frames come all the time.
+        // Another thread sends frames all the time.
         let frame = [&100u32.to_be_bytes()[..], &[0; 100]].concat();
         let (mut reader, mut writer) = (theirs.try_clone().unwrap(), theirs);
         let _ = writer.write(&frame.repeat(50));
@@ -263,7 +263,7 @@ proptest! {
     fn a_socket_device_survives_its_driver(actions in vec(action(3), 1..80)) {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("vsock");
-        // The headers that the driver makes are, with luck, for this one.
+        // Some of the driver's headers are for the port of this listener.
         let _listener = UnixListener::bind(directory.path().join("vsock_0")).unwrap();
         let waits = Vsock::new(3, Arc::new(Door::open(&path).unwrap())).unwrap();
         let mut host = UnixStream::connect(&path).unwrap();

@@ -122,8 +122,8 @@ impl Transport {
             VIRTIO_MMIO_QUEUE_READY => self.set_ready(value),
             VIRTIO_MMIO_QUEUE_NOTIFY => {
                 if let Some(kick) = self.kicks.get(value as usize) {
-                    // An error is that it was signalled more often than it can
-                    // count: it is signalled.
+                    // An error means that the count is at its maximum: the eventfd
+                    // is signalled already.
                     let _ = kick.write(1);
                 }
             }
@@ -145,7 +145,7 @@ impl Transport {
 
     fn configure_queue(&mut self, offset: u32, value: u32) {
         let Some(queue) = self.queue_in_setup().filter(|queue| !queue.ready()) else { return };
-        // The setters leave a queue as it is where a value cannot be.
+        // The setters ignore an invalid value.
         match offset {
             VIRTIO_MMIO_QUEUE_NUM => {
                 let size = u16::try_from(value).unwrap_or(0);
@@ -190,7 +190,7 @@ impl Transport {
         let (clear, set) = match self.driver_features_selected {
             0 => (u64::from(u32::MAX), value.into()),
             1 => (u64::from(u32::MAX) << 32, u64::from(value) << 32),
-            // There are no others: a bit that is set there was not offered.
+            // No feature beyond bit 63 is offered.
             _ => return,
         };
         self.driver_features = self.driver_features & !clear | set;
@@ -200,7 +200,7 @@ impl Transport {
         if value == 0 {
             return self.reset();
         }
-        // Bits are cleared by a reset alone (§2.1.1), and one is the device's.
+        // Only a reset clears bits (§2.1.1), and NEEDS_RESET is set by the device alone.
         let before = self.status.get();
         let mut added = value & !before & 0xff & !VIRTIO_CONFIG_S_NEEDS_RESET;
         let taken = self.driver_features;
@@ -225,7 +225,7 @@ impl Transport {
             if !queue.ready() {
                 return None;
             }
-            // Made anew: a queue begins at index 0 of its rings.
+            // A new queue starts at index 0 of its rings.
             let mut running = Queue::new(queue.max_size()).ok()?;
             running.set_size(queue.size());
             let parts = |address: u64| (Some(address as u32), Some((address >> 32) as u32));
@@ -243,7 +243,7 @@ impl Transport {
     }
 
     fn reset(&mut self) {
-        // When it returns, the worker has let go of the guest's memory.
+        // When this returns, the worker accesses the guest's memory no more.
         self.worker.reset();
         self.status.reset();
         self.queues.iter_mut().for_each(QueueT::reset);
@@ -330,7 +330,7 @@ mod tests {
             u64::MAX,
         ] {
             assert!(!driver.negotiate(bad), "{bad:#x}");
-            // And no device runs without.
+            // Without the feature, the device does not run.
             driver.run();
             assert_eq!(driver.status() & VIRTIO_CONFIG_S_DRIVER_OK, 0, "{bad:#x}");
         }
@@ -356,7 +356,7 @@ mod tests {
         }
         driver.device.write(u64::from(VIRTIO_MMIO_STATUS) + 1, &[1; 4]);
         assert_eq!(driver.status(), 0);
-        // There is no configuration.
+        // This device has no configuration space.
         for offset in [VIRTIO_MMIO_CONFIG.into(), WINDOW - 8, u64::MAX - 8] {
             let mut data = [0; 8];
             driver.device.read(offset, &mut data);
@@ -413,7 +413,7 @@ mod tests {
         driver.set(VIRTIO_MMIO_STATUS, 0);
         driver.set_up(0, 64, table, available, used);
         assert_eq!(driver.register(VIRTIO_MMIO_QUEUE_READY), 0);
-        // The last ones that fit.
+        // The highest addresses that fit.
         assert!(driver.negotiate(PLAIN));
         driver.set_up(0, 64, end - 1024, end - 1024 - 134, end - 2048 - 518 + 2);
         assert_eq!(driver.register(VIRTIO_MMIO_QUEUE_READY), 1);
@@ -439,7 +439,7 @@ mod tests {
         assert_eq!(driver.register(VIRTIO_MMIO_QUEUE_READY), 0);
         driver.add(0, &[write(BUFFERS, 16)]);
         driver.kick(0);
-        // Time for a worker that still had it.
+        // Wait, in case the worker still has the queue.
         std::thread::sleep(std::time::Duration::from_millis(50));
         assert_eq!(driver.used(0), None);
         driver.set(VIRTIO_MMIO_QUEUE_READY, 1);

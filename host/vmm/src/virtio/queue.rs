@@ -74,8 +74,8 @@ impl Virtqueue {
                 let head = descriptors.head_index();
                 return Chain::collect(head, descriptors, longest, &self.memory).map(Some);
             }
-            // Tells the driver to say so, and looks again: it may have added
-            // one before it was told.
+            // Ask the driver for notifications, and look again: it may have added a
+            // buffer before it saw that.
             if !self.queue.enable_notification(&self.memory)? {
                 return Ok(None);
             }
@@ -94,12 +94,12 @@ impl Virtqueue {
         for (place, (chain, written)) in (0..).zip(others) {
             let slot = first.wrapping_add(place) % self.queue.size();
             let at = RING_HEADER + u64::from(slot) * USED_ELEMENT;
-            // The ring was found to be inside memory.
+            // The ring was checked to be inside memory.
             let at = GuestAddress(self.queue.used_ring().wrapping_add(at));
             let element = [u32::from(chain.head()).to_le_bytes(), written.to_le_bytes()].concat();
             self.memory.write_slice(&element, at).map_err(|_| Broken::OUTSIDE)?;
         }
-        // The driver sees no element before the index is behind it.
+        // The driver reads an element only when the index is beyond it: the index comes last.
         self.queue.set_next_used(first.wrapping_add(others.len() as u16));
         self.push(last, *written)
     }
@@ -112,8 +112,8 @@ impl Virtqueue {
         if before == now {
             return Ok(());
         }
-        // What was given back is visible before the driver's wish is read: it
-        // looks for buffers after it has written the wish.
+        // The used index must be visible before the driver's wish is read. The driver writes
+        // its wish first, and reads the index then.
         fence(Ordering::SeqCst);
         let wish = if self.queue.event_idx_enabled() {
             RING_HEADER + u64::from(self.queue.size()) * AVAILABLE_ELEMENT

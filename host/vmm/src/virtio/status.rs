@@ -75,7 +75,7 @@ impl Status {
 
     fn interrupt(&self, reason: u32) {
         self.interrupts.fetch_or(reason, Ordering::AcqRel);
-        // It fails only where the machine ends.
+        // This fails only if the machine is ending.
         let _ = self.line.trigger();
     }
 
@@ -86,7 +86,7 @@ impl Status {
         if self.get() & VIRTIO_CONFIG_S_DRIVER_OK != 0 {
             self.interrupt(VIRTIO_MMIO_INT_CONFIG);
         }
-        // Once for a device: a guest must not be able to fill a log.
+        // Log this once for each device, so that a guest cannot fill a log.
         if !self.told.swap(true, Ordering::Relaxed) {
             eprintln!("escrow: {}: stopped until the guest resets it: {reason}", self.name);
         }

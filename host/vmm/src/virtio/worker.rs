@@ -86,8 +86,7 @@ impl Worker {
         if matches!(order, Order::Reset | Order::End) {
             self.status.set_hurry(true);
         }
-        // Both fail only if the thread is no more: the order is carried out
-        // then.
+        // Both fail only if the thread has ended, and then nothing is left to do.
         if self.orders.send((order, done)).is_ok() && self.bell.write(1).is_ok() {
             let _ = wait.recv();
         }
@@ -98,7 +97,7 @@ impl Drop for Worker {
     fn drop(&mut self) {
         self.order(Order::End);
         if let Some(thread) = self.thread.take() {
-            // An error is a panic, which has been reported.
+            // An error means that the thread has panicked, which has been reported.
             let _ = thread.join();
         }
     }
@@ -126,7 +125,7 @@ impl Events {
     fn ready(&self, wait: bool) -> Vec<usize> {
         let mut events = [EpollEvent::empty(); 16];
         let timeout = if wait { EpollTimeout::NONE } else { EpollTimeout::ZERO };
-        // The only error that can be is EINTR.
+        // The only possible error is EINTR.
         let count = self.0.wait(&mut events, timeout).unwrap_or(0);
         events[..count].iter().map(|event| event.data() as usize).collect()
     }
@@ -152,7 +151,7 @@ impl State {
         loop {
             for number in self.events.ready(!self.pending.contains(&true)) {
                 if let Some(kick) = self.kicks.get(number) {
-                    // An error is that another has emptied it.
+                    // An error means that the eventfd has been read already.
                     let _ = kick.read();
                 }
                 match self.pending.get_mut(number) {
@@ -165,7 +164,7 @@ impl State {
             while let Ok((order, done)) = self.inbox.try_recv() {
                 let end = matches!(order, Order::End);
                 self.carry_out(order);
-                // Who gave the order waits.
+                // The thread that gave the order waits for this.
                 let _ = done.send(());
                 if end {
                     return;
