@@ -157,7 +157,7 @@ pub(crate) fn init_constant(cpu: &Cpu, controls: &Controls) -> Result<(), Missin
     VPIDR_EL2::write(cpu.midr.0.into());
     HSTR_EL2::write(0);
     HACR_EL2::write(0);
-    // What ACTLR_EL1 and the implementation's registers could open to EL1.
+    // Keeps EL1 from ACTLR_EL1 and from registers that the implementation defines.
     ACTLR_EL2::write(0);
     CNTHP_CTL_EL2::write(0);
     CNTVOFF_EL2::write(0);
@@ -173,10 +173,10 @@ pub(crate) fn init_constant(cpu: &Cpu, controls: &Controls) -> Result<(), Missin
         ICH_HFGITR_EL2::write(controls.ich_hfgitr);
     }
     if has.trf {
-        // No tracing of EL2.
+        // Prohibits trace at EL2.
         TRFCR_EL2::write(0);
     }
-    // The P bits say that the buffer belongs to a higher exception level.
+    // PMBIDR_EL1.P: the buffer belongs to a higher exception level.
     if has.spe != 0 && cpu.ids.other(Other::Pmbidr) >> 4 & 1 == 0 {
         // PCT, PA: the host may sample physical time stamps and addresses.
         PMSCR_EL2::write(1 << 6 | 1 << 4);
@@ -202,7 +202,7 @@ pub(crate) fn init_constant(cpu: &Cpu, controls: &Controls) -> Result<(), Missin
     if ICC_SRE_EL2::read() & 1 == 0 {
         return Err(MissingFeature::GicSystemRegisters);
     }
-    // The largest vector length; EL1 chooses below it.
+    // EL2 allows the largest vector length; EL1 can choose a smaller one.
     if has.sve {
         ZCR_EL2::write(0xf);
     }

@@ -47,7 +47,7 @@ const FAULTS_MAX: u32 = 8;
 /// Called from the vector with the frame that it filled.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn escrow_el2_fault(frame: &FaultFrame) -> ! {
-    // Before anything else: another exception would take their place.
+    // Read these first: another exception would overwrite them.
     let (esr, far, hpfar) = (ESR_EL2::read(), FAR_EL2::read(), HPFAR_EL2::read());
     let (pc, pstate) = (ELR_EL2::read(), SPSR_EL2::read());
     let what = match frame.kind {
@@ -60,8 +60,8 @@ unsafe extern "C" fn escrow_el2_fault(frame: &FaultFrame) -> ! {
         1 => stop_vms(),
         n if n > FAULTS_MAX => halt(),
         n => {
-            // What came of the first one has failed: no more of it than has to be, and the
-            // report last. Should that be what fails, the stacks are wiped all the same.
+            // The handling of the first fault has failed. Do only what is necessary, and the
+            // report last: if that fails again, the stacks have been wiped already.
             WIPER.wipe();
             if n < FAULTS_MAX {
                 log::error!(
@@ -127,14 +127,14 @@ impl Wiper {
         let own = TPIDR_EL2::read();
         match self.cpu.compare_exchange(0, own, Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) => {}
-            // It was in this when it failed.
+            // This CPU had begun the wipe when it failed.
             Err(cpu) if cpu == own => {}
             Err(_) => return,
         }
         let [first, second] = &self.passes;
-        // The guests' tables are among what is zeroed, so when no TLB holds anything any
-        // more, guests that run on other CPUs end up at EL2: their registers are saved to
-        // what is zeroed once more, and the way back to the host stops the CPU.
+        // The first pass zeroes the guests' tables, too. Once the TLBs are empty, guests that
+        // run on other CPUs fault to EL2: their registers are saved to memory that the second
+        // pass zeroes, and the way back to the host stops the CPU.
         self.step_again(0, || hypervisor.wipe(first));
         // SAFETY: removes cached translations only.
         unsafe { asm!("tlbi alle1is", options(nostack, preserves_flags)) };
@@ -145,12 +145,12 @@ impl Wiper {
                 core::hint::spin_loop();
             }
         });
-        // A call that another CPU was in meanwhile may have put an entry back into the host's
-        // root: a GiB that is whole again.
+        // Stop the host again: a call on another CPU may have written an entry of the host's
+        // root meanwhile (the merge of a GiB).
         self.step(2, || stop_host(hypervisor));
         self.step_again(3, || hypervisor.wipe(second));
-        // What EL2 has of guests. A CPU that is still on its second stack wipes that when it has
-        // come back to the host, or failed as well.
+        // EL2's own copies of guests' data. A CPU that is still on its second stack wipes that
+        // itself, when it returns to the host or fails as well.
         self.step(4, || {
             let runs = NoRuns::begin();
             runs.wipe();
@@ -180,7 +180,7 @@ fn count_fault() -> u32 {
     // SAFETY: null before `init_cpu`, or this CPU's data; the counter is atomic.
     match unsafe { PerCpu::current().as_ref() } {
         Some(cpu) => cpu.faults.fetch_add(1, Ordering::Relaxed).saturating_add(1),
-        // Nothing runs yet.
+        // Before the per-CPU data exist, no guest can have run.
         None => 1,
     }
 }
@@ -210,8 +210,8 @@ fn wipe_own_and_halt() -> ! {
 pub fn stop_vms() {
     if let Some(Installed { hypervisor, .. }) = installed() {
         STOPPED.store(true, Ordering::Release);
-        // Also by a CPU that fails as the second one: it says next what it has in its registers,
-        // and the first may not have come so far.
+        // A CPU that fails as the second one does this as well: it is about to report its
+        // registers, and the first CPU may not have stopped the host yet.
         stop_host(hypervisor);
         close_all();
         WIPER.wipe();

@@ -139,8 +139,8 @@ unsafe extern "C" fn escrow_host_call(frame: &mut HostFrame) {
     // refers to its scratch space.
     let scratch = unsafe { &mut (*cpu).scratch };
     if hypervisor.host_call(scratch, x) == Reply::Again {
-        // Back onto the HVC. The host takes the interrupt that is pending, if it can, and
-        // makes the call again.
+        // Return to the HVC itself: the host takes the pending interrupt, if it is not masked,
+        // and then repeats the call.
         ELR_EL2::write(ELR_EL2::read().wrapping_sub(4));
     }
 }
@@ -176,11 +176,11 @@ unsafe extern "C" fn escrow_host_sync(frame: &mut SyncFrame) {
     let instruction = match Syndrome::of(esr) {
         Syndrome::Abort(abort) => return host_abort(frame, abort),
         Syndrome::Trapped(trapped) => trapped.instruction(),
-        // The host waits without a trap.
+        // WFI and WFE of the host do not trap.
         Syndrome::Wait(_) => Instruction::Undefined,
     };
     match instruction {
-        // An HVC with another immediate than 0 is nobody's.
+        // No interface uses an HVC with another immediate than 0.
         Instruction::Call(Call { conduit: Conduit::Hvc, .. }) => frame.rest.x[0] = NOT_SUPPORTED,
         Instruction::Call(Call { immediate, .. }) => host_smc(&mut frame.rest, immediate),
         Instruction::System(access) if host_accesses(frame, access) => {}

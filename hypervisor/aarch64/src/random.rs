@@ -93,12 +93,12 @@ fn ask_firmware(words: &mut [u64]) -> bool {
     let mut answer = unsafe { smc([trng::RND_64.into(), bits, 0, 0, 0, 0, 0, 0]) };
     let there = answer[0] as i32 >= 0;
     if there {
-        // The least significant ones are in x3.
+        // TRNG_RND returns the least significant bits in X3.
         for (word, random) in words.iter_mut().zip(answer.iter().skip(1).rev()) {
             *word = *random;
         }
     }
-    // They are a guest's alone.
+    // Erase EL2's copy: the numbers are the guest's secret.
     answer.fill(0);
     black_box(&answer);
     there

@@ -82,7 +82,7 @@ fn entries(table: PhysAddr) -> &'static [AtomicU64; 512] {
 /// `asm!` that calls a function of access.S, with its failure as the result.
 macro_rules! access {
     ($function:literal, $($operands:tt)*) => {{
-        // A data abort overwrites where this CPU returns to from EL2.
+        // A data abort in the access overwrites ELR_EL2 and SPSR_EL2: save them.
         let (elr, spsr) = (ELR_EL2::read(), SPSR_EL2::read());
         let failed: u64;
         // SAFETY: the functions touch memory through the window that their caller has
@@ -174,7 +174,7 @@ impl Windows {
         let start = window.at + offset;
         let end = start + size;
         let mut come = start;
-        // How far it has come says whether it failed.
+        // The result is in `come`: it tells how far the access got.
         let _ = window.through(at.0 - offset + self.tables.page, |_| {
             access!(
                 "escrow_access_copy",
@@ -215,7 +215,7 @@ impl Windows {
                 if done.is_ok() {
                     break;
                 }
-                // What follows it may be zeroed all the same: secrets are in there.
+                // Go on behind the broken place: secrets may follow.
                 result = done;
                 next = come + if step != 0 { step } else { 64 };
             }
@@ -264,7 +264,7 @@ impl Windows {
             if old & TABLE == TABLE {
                 table = PhysAddr(old & OUTPUT);
             } else if old & VALID != 0 || level != 2 {
-                // Escrow's own, or no RAM: never a VM's metadata.
+                // Escrow's memory, or no RAM: it never becomes a VM's metadata.
                 return;
             } else {
                 let Some(spare) = self.take_spare() else { return };
@@ -447,9 +447,9 @@ fn clean_lines(start: u64, end: u64, line: u64) -> Result<(), MemoryError> {
             break;
         }
         result = done;
-        // Zeros may be in the lines behind it, and secrets still in memory. What is left need not
-        // be a multiple of what the loop does at a time: then it ends in a failure where the window
-        // does.
+        // Go on with the next line: its zeros may still be in a cache, and the secrets in
+        // memory. If the rest is no multiple of the loop's step, the loop fails at the end of the
+        // window.
         next = come + line;
     }
     result
@@ -462,8 +462,8 @@ impl Window {
     #[inline(always)]
     fn through<T>(self, descriptor: u64, f: impl FnOnce(u64) -> T) -> T {
         self.slot.store(descriptor, Ordering::Relaxed);
-        // This CPU's walker sees the descriptor, and the accesses come after (DDI 0487,
-        // "Ordering and completion of translation table walks").
+        // Makes the descriptor visible to this CPU's walker, before the accesses that follow
+        // (DDI 0487, "Ordering and completion of translation table walks").
         barrier::dsb(barrier::NSHST);
         barrier::isb(barrier::SY);
         let result = f(self.at);

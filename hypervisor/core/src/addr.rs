@@ -111,7 +111,7 @@ mod tests {
         let range = PhysRange::new(0x1000, 0x2000);
         assert!(range.contains(PhysAddr(0x1000)) && range.contains(PhysAddr(0x2fff)));
         assert!(!range.contains(PhysAddr(0xfff)) && !range.contains(PhysAddr(0x3000)));
-        // One that would wrap ends at the end of the space and holds nothing
+        // A range that would wrap is cut at the end of the address space: it contains nothing
         // below its base.
         let last = PhysRange::new(u64::MAX - 0xfff, 0x2000);
         assert_eq!(last.end(), u64::MAX);

@@ -173,7 +173,7 @@ mod tests {
         table.revoke(first).unwrap();
         assert_eq!(table.get(first), Err(Error::HandleRevoked));
         assert_eq!(table.revoke(first), Err(Error::HandleRevoked));
-        // Its place is used again, its number is not.
+        // The next capability gets its slot, but another number.
         let second = table.insert(one, none_dead).unwrap().to_register();
         assert_ne!(first, second);
         assert_eq!(table.get(first), Err(Error::HandleRevoked));
@@ -181,7 +181,7 @@ mod tests {
             table.insert(one, none_dead).unwrap();
         }
         assert_eq!(table.insert(one, none_dead), Err(Error::TableFull));
-        // What names a dead VM makes room.
+        // A capability that names a dead VM is replaced.
         table.insert(one, |entry| entry.generation == 7).unwrap();
         assert_eq!(table.get(second), Err(Error::HandleRevoked));
     }

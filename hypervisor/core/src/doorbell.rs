@@ -138,7 +138,7 @@ impl Doorbells {
 
     fn clear(&self, table: &mut Table, generation: u64) {
         table.generation = generation;
-        // What a guest has sent is its own.
+        // Clear all: flags and masks belong to the VM that had this table before.
         for doorbell in &mut table.doorbells {
             *doorbell = Doorbell::new(0);
         }
@@ -171,8 +171,8 @@ impl Doorbells {
     /// [`Error::HandleRevoked`] if that VM has no such doorbell, or no doorbells any more.
     pub fn act(&self, generation: u64, index: u8, action: Action) -> Result<u64, Error> {
         let mut table = self.table.lock();
-        // Under the lock: the VM may come to its end, and another one take its place,
-        // while this CPU waits.
+        // Check this under the lock: while this CPU waits for it, the VM may end, and
+        // another one may get the table.
         if table.generation != generation {
             return Err(Error::HandleRevoked);
         }
@@ -208,8 +208,8 @@ impl Doorbells {
         };
         let others = self.ringing.load(Ordering::Relaxed) & !(1 << index);
         self.ringing.store(others | u64::from(doorbell.ringing) << index, Ordering::Relaxed);
-        // Before whatever the caller looks at next to find out whom to wake: see
-        // `is_ringing_for_sleeper`.
+        // Orders this store before the caller's next reads, by which it finds whom to wake:
+        // see `is_ringing_for_sleeper`.
         fence(Ordering::SeqCst);
         Some(before)
     }

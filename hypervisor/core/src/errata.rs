@@ -121,8 +121,8 @@ pub mod models {
         // Derived from Cortex-A75 and A55.
         KRYO_3XX_GOLD = Model::qualcomm(0x802);
         KRYO_3XX_SILVER = Model::qualcomm(0x803);
-        // Derived from Cortex-A76 and A55. The big cores of Kryo 5xx say that
-        // they are Cortex-A77, its small ones that they are these.
+        // Derived from Cortex-A76 and A55. The big cores of Kryo 5xx have the MIDR of
+        // Cortex-A77; its small cores have that of Kryo 4xx Silver.
         KRYO_4XX_GOLD = Model::qualcomm(0x804);
         KRYO_4XX_SILVER = Model::qualcomm(0x805);
         COBALT_100 = Model::new(0x6d, 0xd49);
@@ -395,9 +395,9 @@ mod tests {
         // Qualcomm QRB5165 (Kryo 585): small and big.
         assert_eq!(Midr(0x51df_805e).model(), KRYO_4XX_SILVER);
         assert_eq!(Midr(0x411f_d0d0).model(), CORTEX_A77);
-        // Another architecture number is another CPU.
+        // With another architecture number, the MIDR names another CPU.
         assert_ne!(Midr(0x4140_d0b1).model(), CORTEX_A76);
-        // QEMU's `max`: no implementer.
+        // QEMU's `max` has no implementer.
         assert_eq!(Errata::of(Midr(0x000f_0510), 0), Errata::NONE);
     }
 

@@ -25,9 +25,9 @@ impl Gate {
 
     /// Shuts the gate; `None` if it is shut already.
     pub fn shut(&self) -> Option<Shut<'_>> {
-        // The CPU that shuts the gate looks at the slots next, each under its lock. A CPU that
-        // has passed the gate holds the lock of the new VM's slot. So the CPU that takes that
-        // lock second sees what the first has written before.
+        // The CPU that shuts the gate then examines the slots, each under its lock. A CPU
+        // that has passed the gate holds the lock of the new VM's slot. Whichever takes that
+        // lock second sees what the other has written before.
         let shuts = self.shut.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed);
         shuts.is_ok().then(|| Shut { gate: self })
     }

@@ -150,10 +150,10 @@ impl Entry {
             match (cpu.workaround_3, cpu.workaround_1) {
                 (Workaround::Needed, _) => return firmware(WORKAROUND_3),
                 (_, Workaround::Needed) => return firmware(WORKAROUND_1),
-                // The firmware knows better than the table.
+                // The firmware's answer counts more than the table.
                 (_, Workaround::NotNeeded) => {}
                 (_, Workaround::Unknown) => {
-                    // The history can be cleared all the same.
+                    // Nothing is known for branch targets, but the history can be cleared.
                     return (Entry::history(cpu).0, Hardening::OpenTargets);
                 }
             }
@@ -299,9 +299,9 @@ mod tests {
             with(A57, Needed, NotNeeded),
             (Entry::Firmware(WORKAROUND_1), Hardening::Firmware)
         );
-        // It says that this CPU's targets are safe: only the history is left.
+        // The firmware says that branch targets are safe, so only the history is cleared.
         assert_eq!(with(A72, NotNeeded, Unknown), (Entry::Loop(8), Hardening::Loop));
-        // It has nothing: the history is cleared, the rest is said.
+        // The firmware knows no call: the history is cleared, and open targets are reported.
         assert_eq!(with(A57, Unknown, Unknown), (Entry::Loop(8), Hardening::OpenTargets));
         assert_eq!(with(A73, Unknown, Unknown), (Entry::Plain, Hardening::OpenTargets));
     }
@@ -320,7 +320,7 @@ mod tests {
         for open in [OpenTargets, OpenHistory] {
             assert_eq!(both(&[NotNeeded, Firmware, open]), [NOT_SUPPORTED; 2], "{open:?}");
         }
-        // Nothing is said of stores, and of what a call of later days may be.
+        // The answer for branches says nothing of stores, or of later calls.
         assert_eq!(told(&[NotNeeded], WORKAROUND_2), NOT_SUPPORTED);
         assert_eq!(told(&[NotNeeded], WORKAROUND_4), NOT_SUPPORTED);
         assert_eq!(guest_call(Loop.bit(), WORKAROUND_3), SUCCESS);
@@ -331,7 +331,7 @@ mod tests {
 
     #[test]
     fn the_host_has_no_switch_for_stores() {
-        // It was switched on for good, or is not needed here.
+        // Both answers mean that the workaround is on for good or not needed.
         for answer in [0, 1] {
             assert_eq!(store_bypass(answer, true), NOT_REQUIRED);
             assert_eq!(store_bypass(answer, false), SUCCESS);

@@ -59,7 +59,7 @@ impl<const SIZE: usize> LogRing<SIZE> {
 impl<const SIZE: usize> Ring<SIZE> {
     fn push(&mut self, line: &[u8]) {
         let end = self.end.wrapping_add(line.len() as u64);
-        // Lines are shorter than the ring, so one that goes is there as a whole.
+        // Remove whole lines. Each is shorter than the ring, so its end is in it.
         while end.wrapping_sub(self.start) > SIZE as u64 {
             let last = self.at(self.start);
             self.start += 1;
@@ -103,7 +103,7 @@ impl Line {
     /// The line with this text.
     pub fn new(text: fmt::Arguments<'_>) -> Line {
         let mut line = Line { bytes: [0; LINE_MAX], length: 0 };
-        // Fails where the line is full.
+        // This fails when the line is full: then the text is cut.
         let _ = line.write_fmt(text);
         line.bytes[line.length] = b'\n';
         line.length += 1;

@@ -158,9 +158,10 @@ impl Observers {
         if !(self.spe || self.trf || self.trbe) {
             return stopped;
         }
-        // From here on nothing is added to what is on its way; then it arrives; only then
-        // may the buffers go (DDI 0487, "Synchronization and Statistical Profiling" and
-        // "Trace synchronization and memory barriers").
+        // The ISB: after it no record is generated. The barriers below wait until the
+        // records so far are written; only then may the buffers be disabled (DDI 0487,
+        // "Synchronization and Statistical Profiling" and "Trace synchronization and memory
+        // barriers").
         cpu.isb();
         if self.spe {
             cpu.psb_csync();
@@ -181,7 +182,7 @@ impl Observers {
 
     /// Has them go on as before. EL1's translation must be the host's again, and in force.
     pub fn start(&self, cpu: &mut impl Cpu, stopped: &Stopped) {
-        // The buffers before those that fill them.
+        // Enable the buffers before the units that write to them.
         if self.trbe {
             cpu.write(Register::Trblimitr, stopped.trblimitr);
         }
@@ -204,7 +205,7 @@ impl Observers {
             cpu.write(Register::Pmcr, stopped.pmcr);
         }
         if stopped.mdscr & MDSCR_HDE != 0 {
-            // Before `MDSCR_EL1`, some bits of which can be written under the lock alone.
+            // Lock first: some bits of `MDSCR_EL1` can be written only under the OS Lock.
             cpu.write(Register::OsLock, stopped.os_lock);
             cpu.isb();
         }
@@ -388,7 +389,7 @@ mod tests {
         for version in 0..=0xf_u64 {
             let (pmu, trf, brbe) =
                 (has(version << 8, None), has(version << 40, None), has(version << 52, None));
-            // 0xf: performance monitors, but not those of the architecture.
+            // 0xf: performance monitors that are not the architecture's.
             let architected = version != 0 && version != 0xf;
             assert_eq!(pmu, Observers { pmu: architected, ..Observers::default() });
             assert_eq!((trf.trf, trf.are_many()), (version != 0, version != 0));

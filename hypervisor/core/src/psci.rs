@@ -151,7 +151,7 @@ impl FirmwareCall {
             call::SMCCC_ARCH_FEATURES if args[1] as u32 == WORKAROUND_2 => {
                 FirmwareCall::StoreBypass { asked: true }
             }
-            // What is not on the list is not there to be asked for either.
+            // A function that is not on the list is also unknown to SMCCC_ARCH_FEATURES.
             call::SMCCC_ARCH_FEATURES if !allowed(args[1] as u32) => FirmwareCall::Refuse,
             function if allowed(function) => FirmwareCall::Forward,
             _ => FirmwareCall::Refuse,
@@ -202,7 +202,7 @@ mod tests {
             let decoded = FirmwareCall::decode(&[function as u64, 0, 0, 0]);
             assert!(matches!(decoded, FirmwareCall::Psci(_)), "{function:#x}");
         }
-        // There are no 64-bit forms of these.
+        // These functions have no 64-bit form.
         for function in [psci::VERSION, psci::CPU_OFF, psci::SYSTEM_OFF, psci::FEATURES] {
             assert_eq!(PsciCall::decode(&[(function | 1 << 30) as u64, 0, 0, 0]), None);
         }

@@ -31,7 +31,7 @@ impl<T> TicketMutex<T> {
     }
 
     pub fn lock(&self) -> TicketMutexGuard<'_, T> {
-        // Poisoned by a panic, which has failed the test.
+        // The lock is poisoned if a thread has panicked, which fails the test anyway.
         self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }

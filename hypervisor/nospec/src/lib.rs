@@ -38,7 +38,7 @@ pub fn index(index: usize, length: usize) -> Option<usize> {
 #[inline(always)]
 fn masked(index: usize, length: usize) -> usize {
     let masked;
-    // CSDB: what follows does not use a CSEL whose condition was predicted (DDI 0487,
+    // After CSDB, no instruction uses a CSEL's result by a predicted condition (DDI 0487,
     // "CSDB").
     // SAFETY: registers only.
     unsafe {

@@ -138,7 +138,7 @@ pub(crate) fn event<'a>(event: impl FnOnce() -> Event<'a>) {
             }
         }
     }
-    // What the register says is what TLB maintenance goes by.
+    // TLB maintenance uses the VMID that is in the register.
     let vmid = VTTBR_EL2::read() >> 48;
     let (kind, words) = match event {
         Event::Write { at, old, new } => (Kind::Write, [at, old, new]),
@@ -179,7 +179,7 @@ fn from_note(note: Note<'_>) -> (Kind, [u64; 3]) {
             (if zeroed { Kind::Table } else { Kind::Raw }, [at.0, size, 0])
         }
         Note::Record { at, size, record } => {
-            // At most two, each plus one.
+            // At most two VMIDs, each plus one, so that 0 means none.
             let reach =
                 record.reached_by().fold(0, |reach, vm| (reach << 16) | (vm.vmid() as u64 + 1));
             (Kind::State, [at.0, size, reach])
@@ -194,7 +194,7 @@ fn from_note(note: Note<'_>) -> (Kind, [u64; 3]) {
 /// [`Machine::write_descriptor`]: escrow_core::machine::Machine::write_descriptor
 pub(crate) fn write_descriptor(slot: &DescriptorCell, to: Descriptor) {
     let at = ptr::from_ref(slot).addr() as u64;
-    // Whoever may write it holds the lock.
+    // The caller holds the lock, so nobody else writes the entry.
     let (old, new) = (slot.load().bits(), to.bits());
     let write = || Event::Write { at, old, new };
     if to.is_valid() {

@@ -226,7 +226,7 @@ fn check(cpus: &[Cpu]) -> Result<(), String> {
                 return Err(format!("guest, {name}: trapped {trapped}"));
             }
         }
-        // What the host must not see is answered by EL2, and only that.
+        // ID registers trap if, and only if, the host must not see the CPU's values.
         let differs = !cpu.ids.same_space(&promise.host);
         if (host.hcr & hcr::TID3 != 0) != differs {
             return Err("the ID registers are trapped where they need not be, or not".into());
@@ -240,7 +240,7 @@ fn check(cpus: &[Cpu]) -> Result<(), String> {
     for (el1, seen) in [(El1::Host, &promise.host), (El1::Guest, &promise.guest)] {
         for feature in FEATURES.iter().filter(|feature| !feature.treatment(el1).shows()) {
             for (field, from) in feature.shown {
-                // From the least value on, it is the whole field that is hidden.
+                // If the least value is hidden, so is the whole field.
                 let whole = field.rank(*from) <= 0;
                 if if whole { seen.get(field) != field.absent } else { seen.has(field, *from) } {
                     return Err(format!("{el1:?} sees {}", feature.name));
@@ -317,8 +317,8 @@ fn bases() -> [Ids; 2] {
 
 #[test]
 fn every_value_of_every_field_and_every_pair_of_a_row() {
-    // No control has two rows (below), so what the fields of one row say is all
-    // that decides about its controls.
+    // No control is in two rows (see below), so the fields of one row decide about
+    // its controls.
     for base in bases() {
         for feature in FEATURES {
             for (first, _) in feature.shown {
@@ -377,8 +377,8 @@ fn every_field_has_a_row_and_every_trap_its_control() {
             }
         }
     }
-    // Each bit that traps when it is clear is in a row: what is in none is
-    // closed for good.
+    // Each bit that traps when it is clear is in a row: a register that is in none stays
+    // closed.
     for named in REGISTERS {
         for &(register, bit, _) in named.traps {
             let has = |row: &&Feature| {
@@ -403,8 +403,8 @@ fn switched_exactly_where_open() {
         for register in feature.state {
             assert!(code.contains(register), "{}: {register} is not switched", feature.name);
         }
-        // The host is never switched by half: what it has and a guest does not
-        // stays in the CPU.
+        // No feature of the host is switched: its state stays in the CPU where guests do not
+        // have the feature.
         assert!(!matches!(feature.host, Treatment::Switched | Treatment::OnDemand));
     }
 }
@@ -485,11 +485,11 @@ fn big_and_little_show_what_both_have() {
     for cpu in [&big, &little] {
         assert_eq!(promise.is_kept_by(cpu), Ok(()));
     }
-    // Neither RAS nor atomics; 40 bits of address on both.
+    // The promise has neither RAS nor atomics, and 40 bits of address.
     assert_eq!(promise.host.get(&PFR0_RAS), 0);
     assert_eq!(promise.host.get(&ISAR0_ATOMIC), 0);
     assert_eq!(promise.features.stage2.pa_bits, 40);
-    // The big one answers for itself no more; and its RAS registers are closed.
+    // On the big CPU, EL2 answers for the ID registers, and the RAS registers are closed.
     let (on_big, on_little) = (Controls::host(&big, &promise), Controls::host(&little, &promise));
     assert_ne!(on_big.hcr & hcr::TID3, 0);
     assert_ne!(on_big.hcr & hcr::TERR, 0);
@@ -504,16 +504,16 @@ fn a_cpu_that_lacks_what_was_promised_is_refused_by_name() {
     let why = promise.is_kept_by(&little).unwrap_err();
     assert!(matches!(why, Broken::Field { field, .. } if field == PFR0_FP), "{why}");
     assert_eq!(why.to_string(), "its PFR0.FP is 0x0, the host was promised 0x1");
-    // One that has all, and more, is not.
+    // A CPU that has more than was promised is accepted.
     let mut less = big;
     less.ids.set(&PFR0_RAS, 0);
     assert_eq!(Promise::of(&less).is_kept_by(&big), Ok(()));
-    // Caches and stage 2, which no ID field of the host's shows.
+    // Caches and stage 2 are compared, too, though no ID field shows them to the host.
     let mut other = big;
     other.dczid = 5;
     assert_eq!(promise.is_kept_by(&other), Err(Broken::Memory));
     assert_eq!(promise.and(&other).features.zva_block, 0);
-    // A CPU that Escrow cannot use at all.
+    // Escrow cannot use a CPU without GICv3.
     let mut other = big;
     other.ids.set(&PFR0_GIC, 0);
     let missing = Broken::Missing(MissingFeature::GicSystemRegisters);
@@ -527,7 +527,7 @@ fn pointer_authentication_of_some_cpus_is_nobody_s() {
         cpu.ids.set(&ISAR1_API, api);
         cpu
     };
-    // As QCS8300 has it, and with algorithms that differ.
+    // As on QCS8300; and with different algorithms.
     for (a, b) in [(with(1), with(0)), (with(1), with(3))] {
         let promise = Promise::of(&a).and(&b);
         assert_eq!(promise.host.get(&ISAR1_API), 0);
@@ -554,7 +554,7 @@ fn a_field_s_values_have_an_order() {
         ids[1].set(field, b);
         ids[0].common(&ids[1]).get(field)
     };
-    // PMUv3 on one and something else on the other is nothing; no PMU is less.
+    // PMUv3 on one CPU and 0xf on the other have nothing in common.
     assert_eq!(common(&DFR0_PMUVER, 0xf, 4), 0);
     assert_eq!(common(&DFR0_PMUVER, 0xf, 0xf), 0xf);
     assert_eq!(common(&DFR0_PMUVER, 4, 9), 4);

@@ -55,7 +55,7 @@ impl Model {
             Action::SetMask { enable, ack } => {
                 let was_due = self.is_due();
                 (self.enabled, self.acked) = (Self::bits(enable), Self::bits(ack));
-                // Deasserted only if it is the mask that takes the reason away.
+                // A new mask deasserts the doorbell only if that disables the flags it rang for.
                 self.rings &= self.is_due() || !was_due;
                 self.assert_if_due();
             }
@@ -95,7 +95,7 @@ proptest! {
         });
         for (n, (index, action)) in actions.into_iter().enumerate() {
             let model = &mut models[index as usize];
-            // Guests name them by label; it comes to the same.
+            // Guests name a doorbell by its label: both calls must do the same.
             let before = if n % 2 == 0 {
                 bells.act(VM, index, action)
             } else {
@@ -142,7 +142,7 @@ fn masked_flags_ring_when_they_are_enabled() {
     assert!(bells.is_ringing());
     bells.act(VM, 0, Action::SetMask { enable: 2, ack: 0 }).unwrap();
     assert!(!bells.is_ringing());
-    // A reset enables all, but there is nothing left to ring for.
+    // A reset enables all flags and clears them, so the doorbell does not ring.
     bells.act(VM, 0, Action::Reset).unwrap();
     assert!(!bells.is_ringing());
     assert_eq!(bells.act(VM, 0, Action::Send(1)), Ok(0));
@@ -153,17 +153,17 @@ fn masked_flags_ring_when_they_are_enabled() {
 fn an_acknowledged_bell_rings_until_the_next_receive() {
     let bells = one();
     bells.act(VM, 0, Action::SetMask { enable: 1, ack: 3 }).unwrap();
-    // Not enabled: not acknowledged either.
+    // A flag that is not enabled is not acknowledged either.
     bells.act(VM, 0, Action::Send(2)).unwrap();
     assert_eq!(bells.act(VM, 0, Action::Send(5)), Ok(2));
     assert!(bells.is_ringing());
     assert_eq!(bells.act(VM, 0, Action::Send(8)), Ok(4));
     assert!(bells.is_ringing());
-    // New masks are no receive.
+    // New masks do not stop the ringing.
     bells.act(VM, 0, Action::SetMask { enable: 1, ack: 0 }).unwrap();
     bells.act(VM, 0, Action::SetMask { enable: 0, ack: 0 }).unwrap();
     assert!(bells.is_ringing());
-    // Unless it rings for what they disable.
+    // But they do if they disable the flags it rings for.
     bells.act(VM, 0, Action::SetMask { enable: 4, ack: 0 }).unwrap();
     bells.act(VM, 0, Action::SetMask { enable: 1, ack: 3 }).unwrap();
     assert!(!bells.is_ringing());
@@ -183,7 +183,7 @@ fn labels_are_taken_once_and_tables_fill_up() {
         assert_eq!(bells.create(VM, !(n as u32)), Err(Error::Denied));
     }
     assert_eq!(bells.create(VM, 0), Err(Error::TableFull));
-    // Each is on its own, the last as well as the first.
+    // Doorbells are independent of each other.
     let last = DOORBELLS_MAX as u8 - 1;
     bells.act(VM, last, Action::Send(1)).unwrap();
     bells.act(VM, 0, Action::Send(1)).unwrap();
@@ -209,7 +209,7 @@ fn the_next_vm_s_doorbells_are_not_the_last_one_s() {
         assert_eq!(bells.act(VM, 0, action), Err(Error::HandleRevoked));
     }
     assert!(!bells.is_ringing());
-    // What its predecessor was sent is not its own.
+    // Flags that were sent to its predecessor are gone.
     assert_eq!(bells.act_labelled(1, Action::Receive(1)), Ok(0));
 }
 

@@ -22,17 +22,17 @@ impl TicketLock {
         while self.serving.load(Ordering::Acquire) != ticket {
             spin_loop();
         }
-        // For `read`: a reader that sees a change made under the lock sees the ticket.
+        // Pairs with `read`: a reader that sees a change made under the lock also sees the
+        // ticket.
         fence(Ordering::Release);
     }
 
     /// Reads without the lock; `None` if a CPU had it meanwhile.
     #[inline(always)]
     pub fn read<T>(&self, read: impl FnOnce() -> T) -> Option<T> {
-        // As a sequence lock reads: whoever changes what the lock covers has
-        // taken a ticket before, and so has whoever makes a page another's,
-        // before that one writes to it. If `read` sees any of it, the second
-        // look sees the ticket.
+        // This reads as a sequence lock does. A CPU takes a ticket before it changes what
+        // the lock covers, and before it gives a page to a new owner, who may write to it.
+        // If `read` sees any such change, the second look below sees the ticket.
         let ticket = self.next.load(Ordering::Acquire);
         let free = self.serving.load(Ordering::Acquire) == ticket;
         let value = read();
@@ -63,7 +63,7 @@ mod tests {
                 scope.spawn(|| {
                     for _ in 0..200 {
                         lock.lock();
-                        // A read and a write that would lose steps unlocked.
+                        // Without the lock, this would lose increments.
                         let seen = count.load(Ordering::Relaxed);
                         std::thread::yield_now();
                         count.store(seen + 1, Ordering::Relaxed);

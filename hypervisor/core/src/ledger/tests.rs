@@ -78,7 +78,7 @@ fn a_frame_that_leaves_splits_its_block_and_only_that() {
 fn whether_a_block_is_alike_shows_from_any_of_its_pages() {
     let ledger = ledger(&[PhysRange::new(0x4000_0000, 0x40_0000)]);
     let block = ledger.locate(PhysAddr(0x4000_0000)).unwrap();
-    // Guest addresses that go up, past the end of a block of theirs; and none.
+    // Guest addresses that ascend across the end of a block; and no guest addresses.
     for record in [lent(0x8000_1000), Record::HOME] {
         for odd in [None, Some(0), Some(1), Some(255), Some(510), Some(511)] {
             ledger.set_block(block, record);
@@ -110,7 +110,7 @@ fn a_block_that_leaves_is_one_record() {
     assert!(!ledger.is_split(block));
     assert_eq!(ledger.away(block), 512);
     assert_eq!(ledger.get(PhysAddr(0x4000_5000)), Some(lent(0x8000_5000)));
-    // One of its frames changes: the others keep their guest addresses.
+    // A change of one frame leaves the guest addresses of the others.
     let unlocked = lent(0x8000_5000).with_state(FrameState::UnlockedZeroed);
     ledger.set(PhysAddr(0x4000_5000), unlocked);
     assert_eq!(ledger.away(block), 512);
@@ -171,15 +171,15 @@ fn check_banks(ram: &[PhysRange]) {
 fn banks_lie_anywhere_in_any_order() {
     const M: u64 = 1 << 20;
     let machines: &[&[(u64, u64)]] = &[
-        // Unsorted, and one far up.
+        // Unsorted banks, one at a high address.
         &[(0x8_0000_0000, 2 * M), (0x4000_0000, 4 * M), (0x80_0000_0000, 2 * M)],
-        // Side by side, in pages.
+        // Adjacent banks, with sizes in pages.
         &[(0x4000_0000, 0x3000), (0x4000_3000, 0x1000), (0x4000_4000, 4 * M)],
         // Two banks and a hole in one block, another hole in one GiB.
         &[(0x4000_0000, 0x8_0000), (0x4010_0000, 0x4_0000), (0x5000_0000, 2 * M)],
-        // A hole of one page, on both sides of a block's edge; over each other.
+        // A hole of one page at the edge of a block; banks that overlap.
         &[(0x401f_e000, 0x1000), (0x4020_0000, 0x1000), (0x4020_0000, 0x3000)],
-        // Over the edge of a GiB; pages that are not whole.
+        // A bank across the edge of a GiB; parts of pages.
         &[(0x7ff0_0800, 2 * M), (0xffff_f000, 0x2000)],
     ];
     for banks in machines {

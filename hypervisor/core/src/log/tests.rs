@@ -82,7 +82,7 @@ proptest! {
 
 #[test]
 fn cpus_write_and_a_host_reads() {
-    // Lines that say of themselves whether they are whole.
+    // From each line a reader can tell whether it is whole.
     let log = LogRing::<SIZE>::new();
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -100,12 +100,12 @@ fn cpus_write_and_a_host_reads() {
         let reader = scope.spawn(|| {
             let (mut from, mut line, mut next, mut seen) = (0, Vec::new(), [0; 3], 0);
             loop {
-                // Before the read: on a busy machine the writers may be done before this begins.
+                // Read this flag before the log, so that the last turn sees all lines.
                 let is_last = done.load(Ordering::Relaxed);
                 let [to, words @ ..] = log.read(from);
                 let chunk = words.map(u64::to_le_bytes).concat();
                 let chunk: Vec<u8> = chunk.into_iter().take_while(|&byte| byte != 0).collect();
-                // Where lines were lost, the next one begins.
+                // Lines were lost: the read continues at the start of a line.
                 if to - chunk.len() as u64 != from {
                     line.clear();
                 }

@@ -314,7 +314,7 @@ mod tests {
         assert!(!Descriptor::INVALID.is_valid());
         let table = TablePage::reserved(PhysAddr(0x1000));
         assert_eq!(Descriptor::table(table).as_table(), Some(table));
-        // Walkers see a page's descriptor the same way, and EL2 does not.
+        // A page's descriptor at level 3 has the same low bits; EL2 tells them apart.
         let page = Descriptor::page(PhysAddr(0x1000), Attributes::HOST);
         assert_eq!(page.0 & 3, Descriptor::table(table).0 & 3);
         assert_eq!(page.as_table(), None);

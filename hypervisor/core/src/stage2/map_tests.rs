@@ -75,7 +75,7 @@ impl World {
 
 #[test]
 fn the_host_is_mapped_by_the_largest_entries_that_fit() {
-    // A whole GiB, then one with an edge inside a block.
+    // RAM: a whole GiB, then a part of one that ends inside a block.
     let world = world(&[PhysRange::new(GIB, GIB + 3 * BLOCK_SIZE + 5 * PAGE_SIZE)], 40);
     let edge = 2 * GIB + 3 * BLOCK_SIZE;
     assert_eq!(world.levels(GIB), 1);
@@ -83,7 +83,7 @@ fn the_host_is_mapped_by_the_largest_entries_that_fit() {
     assert_eq!(world.levels(edge), 3);
     assert_eq!(world.levels(0), 1, "MMIO");
     assert_eq!(world.levels(2 * GIB + 64 * BLOCK_SIZE), 2, "MMIO beside RAM");
-    // The host reaches what is beside RAM in the edge's block, as MMIO.
+    // In the block where RAM ends, the host reaches the rest as MMIO.
     for at in [0, GIB, edge, edge + 5 * PAGE_SIZE, 3 * GIB, (1 << 40) - 1] {
         assert!(world.reaches(at), "{at:#x}");
     }
@@ -144,7 +144,7 @@ fn mmio_beyond_the_first_tib_is_mapped_when_it_is_touched() {
         assert!(world.reaches(far(n)) && !world.reaches(far(n) + GIB));
         assert_eq!(touch(far(n) + GIB), MmioMap::Mapped, "its table is there");
     }
-    // There are as many tables as there are: the host's next one is a fault.
+    // All tables are used: an access that needs another one faults.
     assert_eq!(touch(far(6)), MmioMap::Refused);
     assert!(!world.reaches(far(6)));
     assert_eq!(touch(far(2)), MmioMap::Mapped);
@@ -161,11 +161,11 @@ fn what_is_withheld_is_a_hole_of_its_own_pages() {
     let ram = [PhysRange::new(GIB, GIB / 2 + 5 * PAGE_SIZE)];
     let edge = GIB + GIB / 2;
     let traps = [
-        // Pages of a block, two traps in one block, all of a block and more.
+        // Pages of a block; two traps in one block; a block and more.
         hidden(0x902_0000, 0x18),
         hidden(0x902_2000, 2 * PAGE_SIZE),
         hidden(0xa1f_f000, BLOCK_SIZE + 2 * PAGE_SIZE),
-        // In a block that is RAM in part, beside it, in a GiB with neither, beyond 1 TiB.
+        // In a block that is partly RAM; beside RAM; in a GiB without RAM; beyond 1 TiB.
         hidden(edge + 7 * PAGE_SIZE, PAGE_SIZE),
         hidden(edge + 4 * BLOCK_SIZE, 1),
         hidden(7 * GIB, 2 * PAGE_SIZE),
@@ -176,7 +176,7 @@ fn what_is_withheld_is_a_hole_of_its_own_pages() {
         let (first, end) = (registers.base.0 & !0xfff, registers.end().next_multiple_of(PAGE_SIZE));
         for page in (first..end).step_by(PAGE_SIZE as usize) {
             assert!(!world.reaches(page), "{page:#x}");
-            // However often the host comes back.
+            // Further accesses of the host do not map it either.
             world.map.map_mmio(&world.machine, Ipa(page));
             assert!(!world.reaches(page), "{page:#x} heals");
         }
@@ -185,11 +185,11 @@ fn what_is_withheld_is_a_hole_of_its_own_pages() {
             assert!(world.reaches(page), "{page:#x}");
         }
     }
-    // Entries elsewhere are as large as they were; the whole block has no table.
+    // Entries elsewhere keep their size; a block that is withheld as a whole needs no table.
     assert_eq!((world.levels(0x4000_0000 - 1), world.levels(0x902_0000)), (2, 3));
     assert_eq!((world.levels(0xa20_0000), world.levels(2 * GIB)), (2, 1));
     assert_eq!((world.levels(edge + 3 * PAGE_SIZE), world.levels(edge + BLOCK_SIZE)), (3, 2));
-    // What is beside the far one comes when it is touched, at once.
+    // The neighbourhood of the far one is mapped at its first access.
     let far = (3 << 40) + 8 * GIB;
     assert!(!world.reaches(far) && world.reaches(far + GIB));
     assert_eq!(world.map.map_mmio(&world.machine, Ipa(far)), MmioMap::Mapped);
@@ -253,7 +253,7 @@ fn the_tables_of_any_ram_fit_what_is_asked_for() {
     ] {
         let needed = HostMap::pages_needed(&RamMap::new(&ram).unwrap());
         assert!(try_world(&ram, bits, needed).is_ok(), "{ram:x?}");
-        // With the most that can be withheld, each in the way of tables of its own.
+        // With the maximum of withheld ranges, each of which needs tables of its own.
         let far = |n| (300 + 600 * n) * GIB - PAGE_SIZE;
         let traps: Vec<_> = (0..MAX_TRAPS as u64).map(|n| hidden(far(n), 2 * PAGE_SIZE)).collect();
         let traps = if bits == 48 { &traps[..] } else { &traps[..1] };
@@ -340,7 +340,7 @@ fn as_many_tables_are_used_as_were_counted() {
     let mut count = TableCount::new();
     let (map, mut pool) = guest(&machine, 16);
     let rooms = at.map(|at| map.prepare_map(&machine, page(at), &mut count).unwrap());
-    // Level 3: four; level 2: three.
+    // Four tables of level 3 and three of level 2.
     assert_eq!(count.tables(), 7);
     for (n, (&at, room)) in (0u64..).zip(at.iter().zip(rooms)) {
         map.map(&machine, &mut pool, page(at), room, PhysAddr(n * PAGE_SIZE), ram());
@@ -411,7 +411,7 @@ fn pages_that_fill_a_block_are_one_entry_and_their_table_stays_theirs() {
     let all = Span { at: Ipa(GIB), pages: 512, is_block: false };
     map_pages(&machine, &map, &mut pool, all, 3 * GIB);
     assert_eq!((map.lookup(&machine, Ipa(GIB)).level, pool.len()), (2, 0));
-    // It is taken apart without another table.
+    // Splitting it needs no table from the pool.
     let mut count = TableCount::new();
     map.prepare_unmap(&machine, page(GIB + 0x1000), Unmapped::Free, &mut count);
     assert_eq!(count.tables(), 0);
@@ -419,17 +419,17 @@ fn pages_that_fill_a_block_are_one_entry_and_their_table_stays_theirs() {
     assert_eq!((map.lookup(&machine, Ipa(GIB)).level, pool.len()), (3, 0));
     assert_eq!(map.frame(&machine, Ipa(GIB + 0x2000)).unwrap().0, PhysAddr(3 * GIB + 0x2000));
     assert!(map.frame(&machine, Ipa(GIB + 0x1000)).is_none());
-    // And is whole again with the page that is missing.
+    // With the missing page, the block can be merged again.
     map_pages(&machine, &map, &mut pool, page(GIB + 0x1000), 3 * GIB + 0x1000);
     map.merge(&machine, &mut pool, Ipa(GIB));
     assert_eq!((map.lookup(&machine, Ipa(GIB)).level, pool.len()), (2, 0));
     assert!(machine.invalidations(map.context().vttbr, Ipa(GIB)) >= 2, "break before make");
-    // All of it leaves, and its table is there for what comes next.
+    // After all pages are unmapped, the table stays for the next mapping.
     map.unmap(&machine, &mut pool, all, Unmapped::Free);
     map_pages(&machine, &map, &mut pool, page(GIB), 0);
     assert_eq!(map.lookup(&machine, Ipa(GIB)).level, 3);
     map.unmap(&machine, &mut pool, page(GIB), Unmapped::Free);
-    // A block in its place sets the table free.
+    // A block in the place of the table returns that to the pool.
     map.map_block(&machine, &mut pool, Ipa(GIB), PhysAddr(GIB), ram());
     assert_eq!(pool.len(), 1);
 }
@@ -444,13 +444,13 @@ fn what_is_away_comes_back_as_it_was() {
     assert!(leaf.entry.is_away() && leaf.level == 2);
     assert_eq!(map.frame(&machine, Ipa(0x7000)).unwrap().0, PhysAddr(GIB + 0x7000));
     assert_eq!(map.prepare_map(&machine, page(0x7000), &mut TableCount::new()), Err(0));
-    // One page of it.
+    // Restore one page.
     map.restore(&machine, &mut pool, page(0x7000));
     let back = map.lookup(&machine, Ipa(0x7000));
     assert_eq!(back.entry, Descriptor::page(PhysAddr(GIB + 0x7000), ram()));
     assert!(map.lookup(&machine, Ipa(0x8000)).entry.is_away());
     assert!(pool.is_empty());
-    // What broke keeps its place.
+    // A poisoned page leaves a mark in its entry.
     map.unmap(&machine, &mut pool, page(0x8000), Unmapped::Poisoned);
     assert!(map.lookup(&machine, Ipa(0x8000)).entry.is_poisoned());
     assert_eq!(map.prepare_map(&machine, page(0x8000), &mut TableCount::new()), Err(0));
