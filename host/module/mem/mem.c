@@ -135,7 +135,7 @@ static struct file *escrow_mem_file(struct escrow_mem *mem, loff_t size)
 	/* ftruncate() and fallocate() work on regular files only. */
 	inode->i_mode |= S_IFREG;
 	i_size_write(inode, size);
-	/* The file's reference to the module; the device's file, whose ioctl this is, has another. */
+	/* The file's reference to the module; the device's file has one, so this is safe. */
 	__module_get(THIS_MODULE);
 	file = alloc_file_pseudo(inode, mount, "[gunyah-mem]", O_RDWR | O_LARGEFILE,
 				 &escrow_mem_fops);
