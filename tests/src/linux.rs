@@ -40,6 +40,8 @@ dmesg | awk '/====================/ { if (text ~ /KCSAN/ && ours) printf "%s", t
 const PATIENCE: u32 = 8;
 /// What such kernels need beside the memory that a test wants, in MiB.
 const SHADOW_MIB: u64 = 512;
+/// Their log is looked at when all is over: it must hold all that they say in hours.
+const LOG: &str = " log_buf_len=4M";
 
 /// In the machine's temporary folder.
 const INITRAMFS: &str = "initramfs.cpio.gz";
@@ -89,6 +91,17 @@ pub fn may_lack(kernel: Kernel) -> &'static str {
         // Made for machines in a cloud, it has no displays.
         Kernel::Newer => "SHIM_MAY_LACK=vgem",
     }
+}
+
+/// How many tests passed, and which were left out, by what the shim's tests say; `None` if
+/// one failed, or they did not come to their end. None passed is a success if there are
+/// some that this kernel cannot run.
+#[must_use]
+pub fn verdict(lines: &[String]) -> Option<(usize, Vec<&str>)> {
+    let sum = lines.iter().find_map(|line| line.strip_suffix(" passed, 0 failed"))?;
+    let left_out = lines.iter().map(String::as_str).filter(|line| line.ends_with(" left out"));
+    let (passed, left_out) = (sum.parse().ok()?, left_out.collect::<Vec<_>>());
+    (passed + left_out.len() > 0).then_some((passed, left_out))
 }
 
 /// A machine with Debian as Escrow's host.
@@ -182,7 +195,8 @@ impl Linux {
     pub fn of(mut self, kernel: Kernel) -> Linux {
         let image = kernel.image();
         let initrd = self.folder.path().join(INITRAMFS);
-        let words = format!("{BOOTARGS}{}", self.words);
+        let log = if looks_for_mistakes() { LOG } else { "" };
+        let words = format!("{BOOTARGS}{log}{}", self.words);
         self.kernel = kernel;
         self.machine.modules.clear();
         if let Err(error) = self.machine.load_host(image, Some(&initrd), &words) {
@@ -213,8 +227,18 @@ impl Linux {
     /// # Panics
     /// It has not.
     pub fn passes(&self) -> Vec<String> {
+        self.passes_telling(|_| {})
+    }
+
+    /// The same, and has `tell` see each line when it comes.
+    ///
+    /// # Panics
+    /// As [`passes`](Self::passes).
+    pub fn passes_telling(&self, tell: impl Fn(&str)) -> Vec<String> {
         let mut serial = self.boot();
-        serial.wait_for_end();
+        while let Some(line) = serial.next_line() {
+            tell(&line);
+        }
         let done = "init: /test.sh exited with status 0";
         if !serial.lines().iter().any(|line| line.contains(done)) {
             serial.fail("the script has not succeeded");
@@ -223,5 +247,30 @@ impl Linux {
             serial.fail(line);
         }
         serial.lines().to_vec()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counts(text: &str) -> Option<(usize, usize)> {
+        let lines: Vec<_> = text.lines().map(str::to_owned).collect();
+        verdict(&lines).map(|(passed, left_out)| (passed, left_out.len()))
+    }
+
+    #[test]
+    fn tests_that_a_kernel_cannot_run_are_no_failures() {
+        let left_out = "test huge::a ... (this kernel has no huge pages) left out";
+        assert_eq!(counts("test a ... ok\n1 passed, 0 failed"), Some((1, 0)));
+        assert_eq!(counts(&format!("{left_out}\ntest a ... ok\n1 passed, 0 failed")), Some((1, 1)));
+        assert_eq!(counts(&format!("{left_out}\n0 passed, 0 failed")), Some((0, 1)));
+    }
+
+    #[test]
+    fn no_test_and_no_sum_are_failures() {
+        assert_eq!(counts("0 passed, 0 failed"), None);
+        assert_eq!(counts("test a ... ok"), None);
+        assert_eq!(counts("test a ... ok\ntest b ... FAILED: no\n1 passed, 1 failed"), None);
     }
 }

@@ -6,7 +6,7 @@ use std::fs;
 use std::time::Duration;
 
 use escrow_tests::artefacts;
-use escrow_tests::linux::{Kernel, Linux, may_lack};
+use escrow_tests::linux::{Kernel, Linux, may_lack, verdict};
 
 /// Tests that there are, at least: one that was lost passes as well.
 const AT_LEAST: usize = 27;
@@ -29,9 +29,8 @@ fn liar_on(kernel: Kernel, cpu: &str, smp: u32) {
     // What EL2 complains of, it says at once.
     linux.machine.append = "log=uart".into();
     let lines = linux.passes();
-    let sum = lines.iter().find_map(|line| line.strip_suffix(" passed, 0 failed"));
-    let passed = sum.and_then(|passed| passed.parse().ok()).unwrap_or(0);
-    let left_out = lines.iter().filter(|line| line.ends_with(" left out")).count();
+    let (passed, left_out) = verdict(&lines).expect("a sum of tests without a failure");
+    let left_out = left_out.len();
     assert!(passed + left_out >= AT_LEAST, "{passed} tests passed, {left_out} were left out");
     // EL2 has met nothing that it had not expected.
     let complaints = ["escrow: warning: ", "escrow: error: "];

@@ -10,13 +10,13 @@ use std::path::Path;
 use std::time::Duration;
 
 use escrow_tests::artefacts;
-use escrow_tests::linux::{Kernel, Linux, may_lack};
+use escrow_tests::linux::{Kernel, Linux, may_lack, verdict};
 
 /// Those who hold pages have boots of their own.
 const HOLDERS: &str = "holders::";
 /// Tests that there are, at least: one that was lost passes as well.
-const HOLDERS_AT_LEAST: u32 = 67;
-const OTHERS_AT_LEAST: u32 = 126;
+const HOLDERS_AT_LEAST: usize = 67;
+const OTHERS_AT_LEAST: usize = 126;
 
 /// Modules of Debian's that tests load, and what those need, where it is not
 /// part of the kernel.
@@ -74,7 +74,7 @@ fn run_on(
     smp: u32,
     which: &str,
     filter: &str,
-    at_least: u32,
+    at_least: usize,
     limit: Duration,
 ) {
     let program = fs::read(&artefacts().shim_tests).expect("the tests of the shim");
@@ -92,11 +92,9 @@ fn run_on(
     let mut linux = Linux::with_files(&name, cpu, smp, 1024, &script, &files).of(kernel);
     linux.limit = limit;
     let lines = linux.passes();
-    let sum = lines.iter().find_map(|line| line.strip_suffix(" passed, 0 failed"));
-    let passed = sum.and_then(|passed| passed.parse().ok()).unwrap_or(0);
-    let left_out: Vec<_> = lines.iter().filter(|line| line.ends_with(" left out")).collect();
+    let (passed, left_out) = verdict(&lines).expect("a sum of tests without a failure");
     left_out.iter().for_each(|line| println!("{line}"));
-    let seen = passed + left_out.len() as u32;
+    let seen = passed + left_out.len();
     assert!(seen >= at_least, "{passed} tests passed, {} were left out", left_out.len());
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Lives of VMs, one after the other: a process makes one, runs its guest, and
-//! is killed at a moment that it does not know.
+//! Lives of VMs: a process makes one, runs its guest, and is killed at a moment
+//! that it does not know.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
@@ -16,33 +16,94 @@ use escrow_shim_tests::say;
 use escrow_vmcore::uapi::MAP_FORCE_SHARE;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::{ForkResult, fork};
+use nix::unistd::{ForkResult, Pid, fork};
 
 use crate::random::Random;
 use crate::shared::Shared;
 
+/// A look at the kernel's memory after so many.
+const LOOK: u64 = 250;
+
+/// What lives are like.
+#[derive(Clone, Copy)]
+pub struct Lives {
+    /// How many.
+    pub number: u64,
+    /// How many at a time.
+    pub at_once: u64,
+    /// Pages of a guest's memory.
+    pub pages: u64,
+}
+
+impl Lives {
+    /// Pages that a guest stores to before it is grown up.
+    fn visited(self) -> u64 {
+        self.pages * 5 / 8
+    }
+
+    /// The first of the pages that come and go, and their number.
+    fn coming_and_going(self) -> (u64, u64) {
+        (self.pages / 4, self.pages / 2)
+    }
+}
+
 /// How far they came.
 #[derive(Default)]
 struct Stages {
+    begun: AtomicU64,
     started: AtomicU64,
     ran: AtomicU64,
 }
 
-/// So many lives. How many were killed before their guest was started, before
-/// it had its pages, and after that.
-pub fn cycles(number: u64, random: &mut Random) -> Result<[u64; 3]> {
-    // The longest life is a quarter longer than it takes to get a guest to run.
-    let longest = youth()? * 5 / 4;
+/// How many were killed before their guest was started, before it had its pages, and
+/// after that.
+pub fn cycles(lives: Lives, random: &mut Random) -> Result<[u64; 3]> {
     let stages = Shared::new(Stages::default())?;
-    for cycle in 0..number {
-        if cycle > 0 && cycle % 1000 == 0 {
-            say!("{cycle} cycles, memory: {:?}", KernelMemory::read()?);
+    let minders =
+        (0..lives.at_once).map(|_| mind(lives, &stages, random)).collect::<Result<Vec<_>>>()?;
+    for minder in minders {
+        let status = waitpid(minder, None)?;
+        ensure!(matches!(status, WaitStatus::Exited(_, 0)), "who minds the lives: {status:?}");
+    }
+    let [started, ran] = [&stages.started, &stages.ran].map(|n| n.load(Ordering::Relaxed));
+    Ok([lives.number - started, started - ran, ran])
+}
+
+/// A process that has one life after the other, until all of these have had enough.
+fn mind(lives: Lives, stages: &Stages, random: &mut Random) -> Result<Pid> {
+    let mut random = Random::new(random.next());
+    // SAFETY: this process has one thread.
+    match unsafe { fork() }.context("fork")? {
+        ForkResult::Child => {
+            let minded = mind_all(lives, stages, &mut random);
+            if let Err(error) = &minded {
+                say!("FAILED: {error:#}");
+            }
+            // SAFETY: ends this process without what the parent set up for
+            // its own end.
+            unsafe { libc::_exit(minded.is_err().into()) }
+        }
+        ForkResult::Parent { child } => Ok(child),
+    }
+}
+
+fn mind_all(lives: Lives, stages: &Stages, random: &mut Random) -> Result<()> {
+    // The longest life is a quarter longer than it takes to get a guest to run.
+    let (longest, begin) = (youth(lives)? * 5 / 4, Instant::now());
+    loop {
+        let cycle = stages.begun.fetch_add(1, Ordering::Relaxed);
+        if cycle >= lives.number {
+            return Ok(());
+        }
+        if cycle > 0 && cycle % LOOK == 0 {
+            let took = begin.elapsed().as_secs();
+            say!("{cycle} cycles after {took} s, memory: {:?}", KernelMemory::read()?);
         }
         let (kind, life) = (random.next(), random.below(longest.as_micros() as u64));
         // SAFETY: this process has one thread.
         match unsafe { fork() }.context("fork")? {
             ForkResult::Child => {
-                if let Err(error) = live(kind, &stages) {
+                if let Err(error) = live(lives, kind, stages) {
                     say!("cycle {cycle}: {error:#}");
                 }
                 // SAFETY: ends this process at once.
@@ -57,19 +118,17 @@ pub fn cycles(number: u64, random: &mut Random) -> Result<[u64; 3]> {
             }
         }
     }
-    let [started, ran] = [&stages.started, &stages.ran].map(|n| n.load(Ordering::Relaxed));
-    Ok([number - started, started - ran, ran])
 }
 
 /// How long it takes here and now until a guest has its pages.
-fn youth() -> Result<Duration> {
+fn youth(lives: Lives) -> Result<Duration> {
     let shortest = Shared::new(AtomicU64::new(u64::MAX))?;
     for kind in 0..4 {
         let begin = Instant::now();
         // SAFETY: this process has one thread.
         match unsafe { fork() }.context("fork")? {
             ForkResult::Child => {
-                let grown = grow_up(kind, &Stages::default());
+                let grown = grow_up(lives, kind, &Stages::default());
                 // Its end takes as long again.
                 shortest.fetch_min(begin.elapsed().as_micros() as u64, Ordering::Relaxed);
                 // SAFETY: ends this process at once.
@@ -84,20 +143,21 @@ fn youth() -> Result<Duration> {
     Ok(Duration::from_micros(shortest.load(Ordering::Relaxed)))
 }
 
-fn grow_up(kind: u64, stages: &Stages) -> Result<Guest> {
+fn grow_up(lives: Lives, kind: u64, stages: &Stages) -> Result<Guest> {
     let flags = if kind & 1 == 0 { 0 } else { MAP_FORCE_SHARE };
-    let guest = Guest::started(&Device::open()?, 64, flags)?;
+    let guest = Guest::started(&Device::open()?, lives.pages, flags)?;
     stages.started.fetch_add(1, Ordering::Relaxed);
-    guest.ask(Order::Visit(RAM + PAGE, 40))?;
+    guest.ask(Order::Visit(RAM + PAGE, lives.visited()))?;
     stages.ran.fetch_add(1, Ordering::Relaxed);
     Ok(guest)
 }
 
 /// Lives for ever.
-fn live(kind: u64, stages: &Stages) -> Result<()> {
-    let guest = grow_up(kind, stages)?;
+fn live(lives: Lives, kind: u64, stages: &Stages) -> Result<()> {
+    let guest = grow_up(lives, kind, stages)?;
+    let (first, pages) = lives.coming_and_going();
     guest.order(if kind & 6 == 0 {
-        Order::ComeAndGo(RAM + 16 * PAGE, 32, MODIFY_UNLOCK | MODIFY_SANITIZE)
+        Order::ComeAndGo(RAM + first * PAGE, pages, MODIFY_UNLOCK | MODIFY_SANITIZE)
     } else {
         Order::Loop
     })?;

@@ -3,7 +3,8 @@
 //! Many lives of VMs, and a crowd that does everything at once: afterwards
 //! nothing is missing, neither to Escrow nor to the kernel.
 //!
-//! `SOAK_CYCLES` lives (300), then `SOAK_SECONDS` (15) of `SOAK_PROCESSES` (8), then
+//! `SOAK_CYCLES` lives (300), `SOAK_AT_ONCE` at a time (1), each with `SOAK_PAGES`
+//! pages (64, 8 at least), then `SOAK_SECONDS` (15) of `SOAK_PROCESSES` (8), then
 //! a third as long threads that close what others are making;
 //! `SOAK_SEED` makes the same numbers again, if not the same order.
 
@@ -31,6 +32,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork};
 
 use crowd::{Place, Tally};
+use cycles::Lives;
 use random::Random;
 use shared::Shared;
 
@@ -133,16 +135,18 @@ fn wait_for(before: &Facts) -> Result<()> {
 fn soak() -> Result<()> {
     let (lives, seconds) = (number("SOAK_CYCLES", 300)?, number("SOAK_SECONDS", 15)?);
     let (processes, seed) = (number("SOAK_PROCESSES", 8)?, number("SOAK_SEED", 1)?);
+    let (at_once, pages) = (number("SOAK_AT_ONCE", 1)?, number("SOAK_PAGES", 64)?);
+    ensure!(at_once > 0 && pages >= 8, "SOAK_AT_ONCE {at_once}, SOAK_PAGES {pages}");
     let mut random = Random::new(seed);
     let facts = Facts::read()?;
-    cycles::cycles(WARM_UP, &mut random)?;
+    cycles::cycles(Lives { number: WARM_UP, at_once, pages }, &mut random)?;
     crowd(processes, Duration::from_secs(3), &mut random)?;
     closers::race(Duration::from_secs(1))?;
     wait_for(&facts)?;
     let before = KernelMemory::read()?;
 
     let begin = Instant::now();
-    let stages = cycles::cycles(lives, &mut random)?;
+    let stages = cycles::cycles(Lives { number: lives, at_once, pages }, &mut random)?;
     wait_for(&facts)?;
     let took = begin.elapsed().as_secs();
     say!(
