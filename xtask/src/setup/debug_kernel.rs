@@ -129,8 +129,6 @@ impl DebugKernel {
         for part in ["lib", "mm", "net", "security", "sound", "usr", "virt"] {
             remove(&folder.join(part))?;
         }
-        // There are none: everything is in the image.
-        fs::create_dir_all(folder.join("modules"))?;
         Ok(())
     }
 }
@@ -224,6 +222,8 @@ mod tests {
         recipe(&DebugKernel::Kasan.options()).unwrap();
         let kernel = DebugKernel::Kasan.present(&cache).unwrap();
         assert_eq!(kernel.headers.release, "6.12.1-escrow-kasan");
+        let modules = kernel.modules.canonicalize().unwrap();
+        assert_eq!(modules.file_name().unwrap(), "6.12.1-escrow-kasan");
         assert!(kernel.to_string().ends_with("(6.12.1-1)"), "{kernel}");
     }
 }

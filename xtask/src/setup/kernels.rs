@@ -99,14 +99,15 @@ impl Kernel {
     pub(super) fn of_build(folder: &Path, version: &str) -> Result<Self> {
         let release = fs::read_to_string(folder.join("include/config/kernel.release"))
             .context("the kernel has no release")?;
+        let release = release.trim().to_owned();
+        // It has no modules: all is in the image. But a kernel's folder of modules is
+        // there, and has the release's name, by which tests find what is built for it.
+        let modules = folder.join("modules").join(&release);
+        fs::create_dir_all(&modules)?;
         Ok(Self {
             image: folder.join("arch/arm64/boot/Image"),
-            headers: Headers {
-                folder: folder.to_owned(),
-                release: release.trim().to_owned(),
-                compiler: None,
-            },
-            modules: folder.join("modules"),
+            headers: Headers { folder: folder.to_owned(), release, compiler: None },
+            modules,
             version: version.to_owned(),
         })
     }
