@@ -43,7 +43,7 @@ primary_entry:
         mrs     x20, cntpct_el0
 1:
         // A loader that gives no tree may have put one just below the image:
-        // QEMU does, at the begin of RAM, when it loads the ELF file.
+        // QEMU does, at the beginning of RAM, when it loads the ELF file.
         cbnz    x19, 2f
         adr     x0, image_header
         sub     x0, x0, #(2 << 20)

@@ -134,7 +134,7 @@ pub const fn stacks_size(cpus: usize) -> u64 {
 /// it, but a VM's metadata while it is that.
 ///
 /// The image is mapped already, and keeps its own rights; guard pages are left out.
-/// `working` is Escrow's working memory: the begin of its first piece becomes tables
+/// `working` is Escrow's working memory: the beginning of its first piece becomes tables
 /// and stacks, and what is left is returned.
 ///
 /// # Errors

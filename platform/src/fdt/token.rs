@@ -49,12 +49,12 @@ pub struct Cursor<'a> {
 }
 
 impl<'a> Cursor<'a> {
-    /// At an offset, in bytes, from the begin of the structure block.
+    /// At an offset, in bytes, from the beginning of the structure block.
     pub(super) fn new(blocks: Blocks<'a>, offset: usize) -> Self {
         Self { blocks, token: offset, offset }
     }
 
-    /// Where the last token that was taken began, in bytes from the begin of
+    /// Where the last token that was taken began, in bytes from the beginning of
     /// the structure block.
     pub(super) fn token(&self) -> usize {
         self.token

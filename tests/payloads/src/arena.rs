@@ -15,7 +15,7 @@ pub const SIZE: u64 = 96 << 20;
 /// Where tests take pages from. All is free again at the start of each test.
 pub struct Arena {
     range: Range<u64>,
-    /// Pages are handed out upwards from the begin, blocks downwards from the
+    /// Pages are handed out upwards from the beginning, blocks downwards from the
     /// end.
     next_page: u64,
     next_block: u64,

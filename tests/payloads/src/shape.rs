@@ -31,7 +31,7 @@ pub enum Argument {
     EntryUsers,
     /// A physical address.
     Physical,
-    /// The begin of a range of a guest's addresses; its size follows.
+    /// The beginning of a range of a guest's addresses; its size follows.
     Guest,
     /// How many bytes the range before it has.
     Size,

@@ -79,7 +79,7 @@ fn banks_apart() {
 #[test]
 fn working_memory_in_pieces() {
     // 8 GiB want 52 MiB of working memory. What the kernel and the ramdisk leave free
-    // are 28 MiB at the begin of RAM and 32 MiB at its end.
+    // are 28 MiB at the beginning of RAM and 32 MiB at its end.
     const SIZE: u64 = 8192 * MIB;
     const KERNEL: u64 = RAM_BASE + 130 * MIB;
     let folder = tempfile::tempdir().expect("a temporary folder");

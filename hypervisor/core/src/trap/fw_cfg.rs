@@ -39,7 +39,7 @@ const WRITE_CHANNEL: u16 = 1 << 14;
 /// The device.
 pub(super) struct FwCfg {
     base: PhysAddr,
-    /// What the data register shows next is the begin of [`ID`].
+    /// What the data register shows next is the beginning of [`ID`].
     shows_id: TicketMutex<bool>,
 }
 

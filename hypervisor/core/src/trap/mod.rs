@@ -61,7 +61,7 @@ pub enum TrapError {
 /// An access that a trap answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct RegisterAccess {
-    /// Offset from the begin of the registers, in bytes; beyond all of them for an address
+    /// Offset from the beginning of the registers, in bytes; beyond all of them for an address
     /// that is before them in their page.
     offset: u64,
     /// Bytes: 1, 2, 4 or 8.

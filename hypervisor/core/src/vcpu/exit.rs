@@ -51,7 +51,7 @@ pub enum Outcome {
     Resume,
     /// The guest goes on at its exception vector.
     Inject(Exception),
-    /// The same, for it has no such register or instruction.
+    /// The guest takes an undefined instruction: it has no such register or instruction.
     Unknown(SystemAccess),
     /// The host has to know.
     Exit(Answer),
@@ -72,7 +72,7 @@ pub struct Stage2Abort {
     pub(super) far: u64,
 }
 
-/// What an instruction comes to that waits.
+/// What becomes of an instruction that waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Waiting {
     /// What the host has to know; `None` if the interrupt of the guest's timer is pending,
@@ -125,7 +125,7 @@ impl Stage2Abort {
 }
 
 impl Vcpu {
-    /// What an exit comes to. General registers and the timer must be up to date, and so must
+    /// What becomes of an exit. General registers and the timer must be up to date, and so must
     /// `SCTLR_EL1` when the exit is an abort.
     #[inline(always)]
     pub fn decode(&mut self, exit: GuestExit, ids: &GuestIds) -> Outcome {
@@ -137,7 +137,7 @@ impl Vcpu {
         }
     }
 
-    /// An instruction that does not wait.
+    /// An instruction that trapped, other than WFI and WFE.
     #[inline(always)]
     fn trapped(&mut self, trapped: Trapped, ids: &GuestIds) -> Outcome {
         match trapped.instruction() {

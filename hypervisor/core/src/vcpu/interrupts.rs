@@ -92,7 +92,7 @@ fn for_host(effects: &Effects) -> Option<Answer> {
     }
 }
 
-/// The same as a type.
+/// [`VIRTUAL_TIMER`] as an INTID's type.
 pub(crate) fn virtual_timer() -> Intid {
     const TIMER: Intid = match Intid::new(VIRTUAL_TIMER) {
         Some(timer) => timer,
@@ -139,8 +139,8 @@ impl<M: Machine> Hypervisor<M> {
         }
     }
 
-    /// A run begins, or goes on after an exit for which the vCPU has left: it enters. `all`: the CPU's virtual
-    /// CPU interface has not what this vCPU left there.
+    /// The vCPU enters its guest: a run begins, or goes on after an exit for which the vCPU has left.
+    /// `all`: another vCPU has used the CPU's virtual CPU interface since this one did.
     #[inline(always)]
     fn gic_enter(
         &self,
@@ -165,9 +165,9 @@ impl<M: Machine> Hypervisor<M> {
         }
     }
 
-    /// What a run of a vCPU with a GIC begins with, once its registers are in the CPU.
-    /// [`Next::Exit`] if it ends before the guest is entered, here and below: the
-    /// vCPU has left then.
+    /// Begins a run of a vCPU with a GIC, whose registers are in the CPU by now. The run may end
+    /// before the guest is entered ([`Next::Exit`]). If one of these functions returns that, the vCPU
+    /// has left.
     #[inline(always)]
     pub fn gic_begins(&self, run: &mut Run<'_>, cpu: &mut impl GuestCpu, all: bool) -> Next {
         if run.timer_asserted
@@ -197,8 +197,8 @@ impl<M: Machine> Hypervisor<M> {
         }
     }
 
-    /// A run is about to end with an answer for the host, and the vCPU is still inside: it
-    /// leaves. Unless it is to wait, and has an interrupt.
+    /// A run is about to end with an answer for the host, and the vCPU is still inside: it leaves. If
+    /// it was to wait and has an interrupt, it enters again instead.
     pub fn gic_ends(&self, run: &mut Run<'_>, cpu: &mut impl GuestCpu, ends: Answer) -> Next {
         let me = run.index();
         let slot = run.slot();
@@ -219,7 +219,7 @@ impl<M: Machine> Hypervisor<M> {
                 let mut effects = Effects::default();
                 vgic.set_power(me, false, &mut effects);
                 self.interrupt_inside(&vgic, &effects, None);
-                // That it is off, its next run says.
+                // The next run says that it is off.
                 return Next::Exit(for_host(&effects).unwrap_or(ends));
             }
             _ => {}
@@ -227,8 +227,8 @@ impl<M: Machine> Hypervisor<M> {
         Next::Exit(ends)
     }
 
-    /// A vCPU, which is locked, is switched on: it begins with its interrupts as reset leaves them. Returns
-    /// which vCPUs are to run because of it.
+    /// Switches on a vCPU, which is locked: its interrupts are as reset leaves them. Returns the vCPUs
+    /// that have to run because of it, a bit each.
     #[inline(never)]
     pub(super) fn gic_switched_on(&self, slot: &Slot, vcpu: u8) -> u32 {
         let vgic = self.vgic(slot);
@@ -238,7 +238,7 @@ impl<M: Machine> Hypervisor<M> {
         effects.asleep
     }
 
-    /// Tells the GIC of a vCPU that has left what has become of its timer.
+    /// Tells the GIC whether the timer of a vCPU, which has left, asserts its interrupt.
     fn gic_follow_timer(&self, run: &mut Run<'_>, cpu: &mut impl GuestCpu, effects: &mut Effects) {
         let me = run.index();
         let vgic = self.vgic(run.slot());
@@ -249,16 +249,15 @@ impl<M: Machine> Hypervisor<M> {
         }
     }
 
-    /// A physical interrupt has ended the guest's part.
+    /// Handles an exit by a physical interrupt.
     #[inline(always)]
     fn gic_interrupted(&self, run: &mut Run<'_>, cpu: &mut impl GuestCpu) -> Next {
         let me = run.index();
         let slot = run.slot();
         let vgic = self.vgic(slot);
         match cpu.pending() {
-            // If its timer does not assert it any more, it may be gone by now, and what is
-            // acknowledged would be an interrupt of the host's. If it does, it stays: the guest does
-            // not run.
+            // Only if the timer asserts it: then it stays, as the guest does not run. Otherwise it may
+            // be gone by now, and EL2 would acknowledge an interrupt of the host's.
             VIRTUAL_TIMER if run.timer.is_pending() && cpu.hold_timer() => {
                 run.timer_asserted = true;
                 if !vgic.interrupt(me, virtual_timer(), cpu) {
@@ -271,7 +270,7 @@ impl<M: Machine> Hypervisor<M> {
                 Next::Enter
             }
             ALARM if self.is_due(run) => self.physical_timer_fires(run, cpu),
-            // Without it, the host may have made the interrupt pending.
+            // If the interface does not assert it, the host has made it pending.
             MAINTENANCE if cpu.has_maintenance() => {
                 vgic.exit(me, cpu);
                 self.gic_enter(run, cpu, false, Effects::default())
@@ -283,7 +282,7 @@ impl<M: Machine> Hypervisor<M> {
         }
     }
 
-    /// A vCPU that is inside leaves, has something done, and enters again.
+    /// A vCPU that is inside leaves, `what` is done, and it enters again.
     #[inline(always)]
     pub(super) fn gic_comes_back<C: GuestCpu>(
         &self,
@@ -343,7 +342,8 @@ impl<M: Machine> Hypervisor<M> {
         offset: u32,
     ) -> Next {
         let Some(access) = abort.access() else {
-            // Registers have no cache lines, and what EL2 cannot emulate is an error of the bus.
+            // Cache maintenance of a register's address does nothing. Another access without a
+            // syndrome ends in an external abort, as an access that a device refuses.
             return match abort.is_cache_maintenance() {
                 true => {
                     run.skip_instruction();
@@ -511,12 +511,12 @@ impl<M: Machine> Hypervisor<M> {
 }
 
 impl Vcpu {
-    /// What a store writes.
+    /// The value that a store writes.
     fn stored(&self, access: DataAccess) -> u64 {
         access.stored(self.regs.read(access.register()), self.is_big_endian())
     }
 
-    /// What a load has read goes to its register.
+    /// Puts the value that a load has read into its register.
     fn load(&mut self, access: DataAccess, value: u64) {
         let value = access.loaded(value, self.is_big_endian());
         self.regs.write(access.register(), value);

@@ -10,7 +10,7 @@
 //! | otherwise | the next run begins with it |
 //!
 //! Its interrupt is level-sensitive. EL2 compares the timer with the counter whenever that may
-//! have changed something: at accesses, at the begin of a run, before the guest waits, at the alarm.
+//! have changed something: at accesses, at the beginning of a run, before the guest waits, at the alarm.
 
 use super::context::Vcpu;
 use super::interrupts::GuestCpu;
@@ -50,7 +50,8 @@ impl PhysicalTimer {
     const IMASK: u64 = 1 << 1;
     const ISTATUS: u64 = 1 << 2;
 
-    /// Whether there is anything to see to: it may fire, or is to be told of again.
+    /// Whether EL2 has to look at it: it is enabled, or the GIC believes that it asserts its
+    /// interrupt.
     #[inline(always)]
     pub(super) const fn is_in_use(&self) -> bool {
         self.ctl & Self::ENABLE != 0 || self.asserted
@@ -75,7 +76,7 @@ impl PhysicalTimer {
         if self.may_fire() && !self.is_met(now) { Some(self.cval) } else { None }
     }
 
-    /// The same, as far as the GIC knows: what a guest that waits is to be woken for.
+    /// When a guest that waits has to be woken for it, unless the GIC was told of it already.
     pub(super) const fn deadline(&self) -> Option<u64> {
         if self.may_fire() && !self.asserted { Some(self.cval) } else { None }
     }
@@ -176,14 +177,15 @@ impl<M: Machine> Hypervisor<M> {
         self.physical_timer_fires(run, cpu)
     }
 
-    /// Something may have become of the timer of a vCPU that is inside.
+    /// The timer of a vCPU that is inside may have fired, or was changed.
     pub(super) fn physical_timer_fires(&self, run: &mut Run<'_>, cpu: &mut impl GuestCpu) -> Next {
         self.gic_comes_back(run, cpu, |run, cpu, effects| {
             self.follow_physical_timer(run, cpu, effects);
         })
     }
 
-    /// Tells the GIC of a vCPU that has left what has become of its timer, and sets the alarm.
+    /// Tells the GIC whether the timer of a vCPU, which has left, asserts its interrupt, and sets the
+    /// alarm.
     pub(super) fn follow_physical_timer(
         &self,
         run: &mut Run<'_>,
@@ -196,14 +198,14 @@ impl<M: Machine> Hypervisor<M> {
             run.physical_timer.asserted = asserts;
             let me = run.index();
             self.vgic(run.slot()).set_private(me, INTID, asserts, effects);
-            // It runs: nobody has to see to that.
+            // The vCPU is in its run: its host need not be told to run it.
             effects.asleep &= !(1 << me);
         }
         cpu.set_alarm(run.physical_timer.alarm(now));
     }
 
-    /// Whether the alarm, which has come, is that of the guest's timer. Once the GIC was told, it is
-    /// off: then the host has made its interrupt pending.
+    /// Whether the alarm is due. Once the GIC was told of the timer, the alarm is off: if its interrupt
+    /// comes then, the host has made it pending.
     pub(super) fn is_due(&self, run: &Run<'_>) -> bool {
         let timer = &run.physical_timer;
         !timer.asserted && timer.asserts(self.machine.now())

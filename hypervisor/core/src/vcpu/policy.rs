@@ -248,10 +248,10 @@ impl<M: Machine> Hypervisor<M> {
         at.is_multiple_of(4) && at < self.guest_address_end()
     }
 
-    /// Has `ask` answer a call about another vCPU of the VM, and returns that one's
-    /// index. `None` if there is no such vCPU, which is the answer then, or if it is in
-    /// use just now: then the guest makes its call again. It is off, so it is in use for as long
-    /// as its last run takes to end, or its host to be told that it is off.
+    /// Has `ask` answer a guest's call about another vCPU of its VM, which is off. Returns that vCPU's
+    /// index. `None` if there is no such vCPU (the guest gets INVALID_PARAMETERS), or if it is in use
+    /// just now (the guest makes its call again). A vCPU that is off is in use only until its last run
+    /// has ended, or while its host is told that it is off.
     fn with_sibling(
         &self,
         run: &mut Run<'_>,
@@ -274,8 +274,8 @@ impl<M: Machine> Hypervisor<M> {
     }
 }
 
-/// Whether any of the vCPUs is on whose affinity from a level on is that of `target`; `None` if
-/// there are none.
+/// Whether any vCPU is on whose affinity is that of `target` from level `level` up; `None` if there
+/// is no such vCPU.
 fn is_any_on(slot: &Slot, target: u64, level: u32) -> Option<bool> {
     // Aff3 is not beside the others.
     let shift = if level == 3 { 32 } else { 8 * level };

@@ -4,7 +4,7 @@
 //! (DEN0057).
 //!
 //! Time is stolen from a vCPU that could run and that its host does not run. EL2 measures it, from
-//! the end of a run to the begin of the next one, and tells it in a page of the VM's metadata
+//! the end of a run to the beginning of the next one, and tells it in a page of the VM's metadata
 //! that the guest can read and nobody but EL2 can write ([`VM_PV_TIME`]).
 //!
 //! | a run ended | time is stolen |

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! System registers and instructions that EL1 is trapped for.
+//! Accesses to system registers, and system instructions, that trap from EL1.
 //!
-//! What is not here is an undefined instruction to it.
+//! One that is not here is an undefined instruction for the VM.
 
 use super::ids::GuestIds;
 use super::syndrome::SystemAccess;
@@ -10,12 +10,12 @@ use crate::controls::Ids;
 use crate::controls::fields::PFR0_GIC;
 
 impl SystemAccess {
-    /// What a read of the host's finds; a write is done when it answers at all.
-    /// `None`: the host has no such register. It is trapped for
-    /// identification registers that say more than the host is to see, and for
-    /// what is the implementation's: that reads as 0 and takes no writes, as
-    /// kernels look at it because of a device tree, and would not survive an
-    /// undefined instruction there.
+    /// The value that a read of the host's gets; a write is ignored. `None`: the host has no such
+    /// register.
+    ///
+    /// Two kinds of registers trap: ID registers, where the host sees less than the CPU has, and
+    /// IMPLEMENTATION DEFINED ones, which read as 0. Kernels access the latter because a device tree
+    /// names the CPU's model, and would not survive an undefined instruction there.
     pub fn by_host(self, seen: &Ids) -> Option<u64> {
         let read = self.is_read();
         match self.encoding() {
@@ -27,8 +27,8 @@ impl SystemAccess {
     }
 }
 
-/// What a read finds; a write is done when it answers at all. `None`: the
-/// guest has no such register.
+/// The value that a read of a guest's gets; a write is ignored. `None`: the guest has no such
+/// register.
 pub(super) fn emulate(access: SystemAccess, ids: &GuestIds, has_gic: bool) -> Option<u64> {
     let read = access.is_read();
     match access.encoding() {
@@ -44,9 +44,8 @@ pub(super) fn emulate(access: SystemAccess, ids: &GuestIds, has_gic: bool) -> Op
         (2, 0, 1, 1, 4) if read => Some(1 << 3),
         // The debug registers, which every Armv8 has: they hold nothing.
         (2, 0 | 3, 0 | 1 | 7, _, _) => Some(0),
-        // DC ISW, CSW, CISW. Caches by set and way are the business of who
-        // powers them down; a guest's memory is cleaned by EL2 when it changes
-        // hands.
+        // DC ISW, CSW, CISW do nothing. Cleaning by set and way is for whoever powers a cache down;
+        // EL2 cleans a guest's memory when it changes hands.
         (1, 0, 7, 6 | 10 | 14, 2) if !read => Some(0),
         _ => None,
     }

@@ -60,8 +60,8 @@ impl Spi {
     }
 }
 
-/// A set of INTIDs, 32 to a word. `W` is a power of two; where it is below 32, an INTID
-/// finds its place modulo `W` words.
+/// A set of INTIDs, 32 to a word. `W` is a power of two. If it is below 32, the set holds a range
+/// of `W` words, and an INTID is in word `INTID / 32 % W`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Bits<const W: usize>([u32; W]);
 
@@ -79,7 +79,7 @@ impl<const W: usize> Bits<W> {
         *word = if to { *word | intid.bit() } else { *word & !intid.bit() };
     }
 
-    /// Sets what may be set already: whether it was.
+    /// Sets or clears an INTID. Returns whether it was set.
     #[inline(always)]
     pub fn replace(&mut self, intid: Intid, to: bool) -> bool {
         let before = self.get(intid);

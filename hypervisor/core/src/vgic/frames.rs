@@ -121,7 +121,7 @@ const WAKER_CHILDREN_ASLEEP: u32 = 1 << 2;
 const DPG0: u32 = 1 << 24;
 const DPG1NS: u32 = 1 << 25;
 
-/// A register, or what is not one.
+/// A register, or an address that is none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Register {
     /// Reads as this; writes are ignored.
@@ -130,7 +130,7 @@ enum Register {
     TyperLow,
     TyperHigh,
     Waker,
-    /// A bit for each interrupt of a word.
+    /// A bit for each interrupt of a word of 32.
     Bits(Field, usize),
     /// A byte for each of four interrupts, or of one.
     Priority {
@@ -271,7 +271,7 @@ impl<P: Pages> Vgic<P> {
         }
     }
 
-    /// The bits of a word of SPIs that there are.
+    /// The SPIs of a word that the guest has: a bit each.
     fn spis_of(&self, word: usize) -> u32 {
         match word {
             0 => 0,
@@ -281,7 +281,8 @@ impl<P: Pages> Vgic<P> {
         }
     }
 
-    /// The SPIs of `count` from `first` on that there are, in order.
+    /// Those of the INTIDs `first` to `first + count - 1` that are SPIs of the guest, in order, each
+    /// with its distance from `first`.
     fn spis(&self, first: u32, count: u32) -> impl Iterator<Item = (u32, Intid)> {
         let all = (0..count).zip((first..).map_while(Intid::new));
         all.filter(|(_, spi)| self.spis_of(spi.word()) & spi.bit() != 0)
@@ -316,7 +317,7 @@ impl<P: Pages> Vgic<P> {
         }
     }
 
-    /// Puts together what registers say of some SPIs, `width` bits each.
+    /// Reads a register with a field of `width` bits for each of `count` SPIs.
     fn gather(
         &self,
         first: u32,
@@ -398,7 +399,7 @@ impl<P: Pages> Vgic<P> {
         }
     }
 
-    /// Makes changes to some SPIs.
+    /// Writes a register with a field for each of `count` SPIs.
     fn scatter(
         &self,
         me: u8,
@@ -550,8 +551,8 @@ fn is_wide(frame: Frame, offset: u32) -> bool {
     }
 }
 
-/// The interrupts that a write to a register of bits is about, and what happens to them; in a
-/// register of groups, that is for each bit to say.
+/// The interrupts that a write to a register of bits changes, and the change; `None` for IGROUPR,
+/// where each bit has a change of its own.
 fn changes(field: Field, value: u32, groups: u32) -> (u32, Option<Change>) {
     match field {
         Field::Group => (value ^ groups, None),
@@ -569,7 +570,8 @@ fn priority(value: u32, n: u32) -> u8 {
     (value >> (8 * n)) as u8
 }
 
-/// Private interrupts of `count` from `first` on.
+/// Those of the INTIDs `first` to `first + count - 1` that are private, each with its distance from
+/// `first`.
 fn own(first: u32, count: u32) -> impl Iterator<Item = (u32, Intid)> {
     let all = (0..count).zip((first..).map_while(Intid::new));
     all.filter(|(_, intid)| intid.is_private())

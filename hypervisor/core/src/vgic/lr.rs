@@ -25,8 +25,8 @@ pub trait Interface {
     fn vmcr(&self) -> u64;
     /// Whether `ICH_MISR_EL2` is not 0: the maintenance interrupt is asserted.
     fn has_maintenance(&self) -> bool;
-    /// The active priorities of both groups: `ICH_AP0R0_EL2 | ICH_AP1R0_EL2`, and the same of
-    /// the others as far as there are any.
+    /// The active priorities of both groups together: `ICH_AP0R<n>_EL2 | ICH_AP1R<n>_EL2`; 0 for
+    /// registers that the CPU does not have.
     fn active_priorities(&self) -> [u32; 4];
     /// The lowest bit of a priority that has a bit of its own among the active priorities: 3
     /// if `ICH_VTR_EL2.PREbits` + 1 is 5.
@@ -69,7 +69,7 @@ impl ListRegister {
     /// With HW clear: deactivation asserts the maintenance interrupt.
     const EOI: u64 = 1 << 41;
 
-    /// One without a state.
+    /// A list register whose interrupt is neither pending nor active yet.
     pub fn new(intid: Intid, level: u8, group: u8, kind: Kind) -> ListRegister {
         let kind = match kind {
             Kind::Plain => 0,
@@ -116,11 +116,12 @@ impl ListRegister {
         (self.0 >> 60) as u8 & 1
     }
 
+    /// Whether deactivation asserts the maintenance interrupt.
     pub const fn is_told(self) -> bool {
         self.0 & (ListRegister::HW | ListRegister::EOI) == ListRegister::EOI
     }
 
-    /// With the maintenance interrupt on deactivation, or without, if it is not linked.
+    /// The same, with or without the maintenance interrupt on deactivation. A linked one has none.
     pub const fn with_told(self, told: bool) -> ListRegister {
         if self.is_linked() {
             return self;
@@ -139,7 +140,7 @@ impl ListRegister {
 pub(super) enum Kind {
     /// Nothing.
     Plain,
-    /// The maintenance interrupt is asserted: its level has to be looked at.
+    /// The maintenance interrupt is asserted, so that EL2 looks at the interrupt's level.
     Told,
     /// A physical interrupt of this number is deactivated.
     Linked(u16),
@@ -155,15 +156,15 @@ pub(super) mod hcr {
     pub const LRENPIE: u64 = 1 << 2;
     /// Maintenance interrupt while group 0 is enabled.
     pub const VGRP0EIE: u64 = 1 << 4;
-    /// While it is disabled.
+    /// Maintenance interrupt while group 0 is disabled.
     pub const VGRP0DIE: u64 = 1 << 5;
-    /// While group 1 is enabled.
+    /// Maintenance interrupt while group 1 is enabled.
     pub const VGRP1EIE: u64 = 1 << 6;
-    /// While it is disabled.
+    /// Maintenance interrupt while group 1 is disabled.
     pub const VGRP1DIE: u64 = 1 << 7;
     /// Writes to `ICC_DIR_EL1` trap.
     pub const TDIR: u64 = 1 << 14;
-    /// Deactivations of what is in no list register.
+    /// EOIcount: deactivations of interrupts that are in no list register.
     pub const EOI_COUNT: u64 = 31 << 27;
     /// All of the above.
     pub const OURS: u64 =
@@ -189,7 +190,7 @@ impl Vmcr {
         Groups(self.0 as u8 & 3)
     }
 
-    /// What list registers, and `ICH_HCR_EL2`, are filled by.
+    /// The fields that decide what is in list registers and in `ICH_HCR_EL2`: VENG0, VENG1, VEOIM.
     pub const fn controls(self) -> u32 {
         self.0 as u32 & (3 | 1 << 9)
     }

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Which interrupt a vCPU is offered next.
+//! The queue of a vCPU's pending interrupts, by priority.
 //!
-//! For each group and each of the 32 priorities, a word says which words of the INTIDs have a
-//! waiting interrupt. So the next one is found without a look at all waiting interrupts: at most
-//! at the 32 of one word, and mostly at one.
+//! For each group and each of the 32 priorities, a word has a bit for each 32 INTIDs of which one
+//! waits. So the most urgent one is found with a look at 32 interrupts at most, mostly at one.
 
 use super::bits::{Bits, Intid, ones};
 use super::lr::Groups;
@@ -18,8 +17,8 @@ impl Note {
     const TOLD: u8 = 1 << 6;
 
     /// `level`: the upper five bits of its priority, which is as many as all virtual CPU
-    /// interfaces have at least (IHI 0069, "ICH_VTR_EL2", PRIbits). `told`: its deactivation is
-    /// to be noticed.
+    /// interfaces have at least (IHI 0069, "ICH_VTR_EL2", PRIbits). `told`: its deactivation
+    /// asserts the maintenance interrupt.
     #[inline(always)]
     pub const fn new(level: u8, group: u8, told: bool) -> Note {
         Note(level & 31 | (group & 1) << 5 | if told { Note::TOLD } else { 0 })
@@ -42,12 +41,12 @@ impl Note {
     }
 }
 
-/// Of the interrupts of a group that wait.
+/// Where the waiting interrupts of a group are.
 #[derive(Clone, Debug)]
 struct Waiting {
-    /// For each level, the words with something of that level.
+    /// For each level, the words of [`Queue::intids`] with an interrupt of that level: a bit each.
     words: [u32; 32],
-    /// Levels of which there is something.
+    /// The levels that have any.
     levels: u32,
 }
 
@@ -65,14 +64,13 @@ impl Queue {
         Queue { intids: Bits::EMPTY, groups: [NONE; 2], notes: [Note(0); 1024] }
     }
 
-    /// What was noted of an interrupt last.
+    /// The last note of an interrupt.
     #[inline(always)]
     pub fn note(&self, intid: Intid) -> Note {
         self.notes[intid.number() as usize % 1024]
     }
 
-    /// Notes something else of an interrupt that is not in it; or the same level and group of
-    /// one that is.
+    /// Changes the note of an interrupt. That of one in the queue must keep its level and group.
     #[inline(always)]
     pub fn set_note(&mut self, intid: Intid, note: Note) {
         self.notes[intid.number() as usize % 1024] = note;
@@ -83,7 +81,7 @@ impl Queue {
         self.intids.get(intid)
     }
 
-    /// An interrupt of a level and a group, among those of a word.
+    /// The first interrupt of a level and a group among the bits `of` of a word.
     #[inline(always)]
     fn find(&self, word: usize, of: u32, level: u8, group: u8) -> Option<Intid> {
         ones(of).filter_map(|bit| Intid::new(word as u32 * 32 + u32::from(bit))).find(|&intid| {
@@ -92,7 +90,7 @@ impl Queue {
         })
     }
 
-    /// Adds an interrupt that is not in it.
+    /// Adds an interrupt that is not in the queue.
     #[inline(always)]
     pub fn insert(&mut self, intid: Intid, note: Note) {
         self.set_note(intid, note);
@@ -121,7 +119,7 @@ impl Queue {
         }
     }
 
-    /// The interrupt of the highest priority.
+    /// The interrupt of the highest priority among those of `groups`.
     #[inline(always)]
     pub fn top(&self, groups: Groups) -> Option<Intid> {
         let levels = |group: u8| {
