@@ -20,8 +20,8 @@
 //! explains.
 //!
 //! An entry's `frame` is the caller's own address of the page: for the host the
-//! physical address, for a guest its guest address. What a guest owns and has
-//! lent it still names by the address at which it had it. A block
+//! physical address, for a guest its guest address. A guest still names pages that it
+//! owns and has lent by the address at which it had them. A block
 //! ([`ORDER_BLOCK`](crate::ORDER_BLOCK)) in a guest's list is 2 MiB of the
 //! guest's addresses that lead to one whole block of frames.
 //!
@@ -189,7 +189,7 @@ pub const SPIS_MIN: u64 = 32;
 /// The most: INTIDs 32 to 1019.
 pub const SPIS_MAX: u64 = 988;
 
-/// Has a VM's vCPUs told their stolen time. Before the start, once. VM handle, guest address of a
+/// Has EL2 tell a VM's vCPUs their stolen time. Before the start, once. VM handle, guest address of a
 /// page
 ///
 /// One metadata page, and those for tables that lead to it, are used. The guest can read it and not
@@ -212,10 +212,10 @@ pub const VM_PV_TIME: u32 = vendor(0x107);
 /// RAM ([`rsi::IPA_STATE_SET`](crate::rsi::IPA_STATE_SET);
 /// [`Error::Denied`](crate::Error::Denied) elsewhere), and the guest finds it zeroed. No access
 /// in the protected half is an MMIO exit: it is a [`run::PAGE_FAULT`](crate::run::PAGE_FAULT) where
-/// the guest has said RAM, and ends in an external abort for the guest elsewhere. Only in the shared half
-/// does it matter what the host has declared as memory, for the address without the bit: there,
-/// an access is a page fault, with the bit in its address. Other accesses there are MMIO exits, without the bit in
-/// their address.
+/// the guest has said RAM, and ends in an external abort for the guest elsewhere. An access to an
+/// unmapped address of the shared half is a page fault, with the bit in its address, if the host has
+/// declared the address without the bit as memory ([`VM_CONFIGURE`]). Otherwise it is an MMIO exit,
+/// without the bit in its address.
 ///
 /// Only before anything was mapped for the VM ([`Error::GuestMapped`](crate::Error::GuestMapped)),
 /// before the start, and once ([`Error::Denied`](crate::Error::Denied)). No guest can have a
@@ -350,9 +350,9 @@ pub const DOORBELLS_MAX: usize = 64;
 /// This is all that a host can do to a guest's interrupts. Whether, when and where the guest is
 /// interrupted follows from what it has set up in its GIC.
 ///
-/// What it answers are the vCPUs, a bit each by index, that wait
-/// ([`run::EXPECTS_WAKEUP`](crate::run::EXPECTS_WAKEUP)) and whose runs are to begin
-/// again because of it. No wake-up is lost if the thread that sleeps for a vCPU notes before
+/// The result has a bit, by index, for each vCPU that waits
+/// ([`run::EXPECTS_WAKEUP`](crate::run::EXPECTS_WAKEUP)) and that the host has to run
+/// again because of this input. No wake-up is lost if the thread that sleeps for a vCPU notes before
 /// [`VCPU_RUN`] that it has to be woken, as for [`BELL_SEND`]. A vCPU that is inside its
 /// run is interrupted by EL2: the run ends with [`run::READY`](crate::run::READY).
 ///

@@ -14,9 +14,9 @@ const fn standard(n: u32) -> u32 {
     0xC400_0000 | n
 }
 
-/// Function identifiers of the interface begin here …
+/// The first function identifier of the interface.
 pub const FIRST: u32 = standard(0x190);
-/// … and end here.
+/// The last function identifier of the interface.
 pub const LAST: u32 = standard(0x1AF);
 
 /// wanted version → lowest, highest implemented version: [`VERSION_1_0`] both
@@ -25,10 +25,13 @@ pub const VERSION: u32 = standard(0x190);
 pub const FEATURES: u32 = standard(0x191);
 /// address of a page in protected RAM, which is filled with the configuration
 pub const REALM_CONFIG: u32 = standard(0x196);
-/// base, top, RIPAS ([`EMPTY`] or [`RAM`]), flags ([`CHANGE_DESTROYED`] or 0)
-/// → where to go on: all below it is done; [`ACCEPT`] or [`REJECT`]
+/// base, top (guest addresses, page-aligned, in the protected half), RIPAS ([`EMPTY`] or [`RAM`]),
+/// flags ([`CHANGE_DESTROYED`] or 0) → the address up to which this is done; [`ACCEPT`] or [`REJECT`]
+///
+/// The guest calls again with that address as the base until it is `top`.
 pub const IPA_STATE_SET: u32 = standard(0x197);
-/// base, top → end of the pages that have the same RIPAS as the first; that RIPAS
+/// base, top (as above) → an address up to which all pages have the RIPAS of the first one, at most
+/// `top`; that RIPAS
 pub const IPA_STATE_GET: u32 = standard(0x198);
 
 /// Version 1.0: major version in bits 30:16, minor in bits 15:0.
@@ -48,7 +51,7 @@ pub const DESTROYED: u64 = 2;
 /// RIPAS: registers that EL2 answers, or a page that EL2 alone writes.
 pub const DEV: u64 = 3;
 
-/// Flag of [`IPA_STATE_SET`]: also pages that are [`DESTROYED`] are to change. They never do.
+/// Flag of [`IPA_STATE_SET`]: pages that are [`DESTROYED`] may change as well. Here they never do.
 pub const CHANGE_DESTROYED: u64 = 1;
 
 /// The request of [`IPA_STATE_SET`] was accepted.

@@ -66,7 +66,7 @@ enum Command {
     },
     /// End a guest at once
     ///
-    /// Returns when it is gone, and its memory is home.
+    /// Returns when it has ended and the host has its memory back.
     Kill {
         /// The guest's name
         name: run::Name,
@@ -78,22 +78,27 @@ enum Command {
     /// Escrow keeps the last 32 KiB. Needs root.
     Log(log::Arguments),
     /// Write the manual pages into a folder
+    ///
+    /// One for `escrow` and one for each command, in section 1. View one with
+    /// `man -l FOLDER/escrow-run.1`.
     Man {
-        /// The folder
+        /// The folder; it must exist
         folder: PathBuf,
     },
     /// Start a Linux kernel as a guest, with its console here
     ///
-    /// The guest is a machine like QEMU's `virt`: a GICv3, a PL011, a PL031. Its
-    /// RAM is lent to it: the host cannot access what the guest has touched. At a
-    /// terminal, Ctrl-] q ends the guest; all other keys are the guest's.
+    /// The guest is a machine like QEMU's `virt`: a GICv3, a PL011 (ttyAMA0), a
+    /// PL031, a power button. Its RAM is lent to it: the host cannot access what
+    /// the guest has touched. At a terminal, Ctrl-] q ends the guest, Ctrl-] ?
+    /// explains the keys; all others are the guest's, Ctrl-C too.
     #[command(after_help = run::EXIT_STATUS)]
     Run(run::Arguments),
     /// Ask a guest to power off, by its power button
     ///
     /// The guest needs a driver for the button (gpio-keys) and a program that
-    /// listens to it (systemd-logind does). Returns when the guest is gone, and
-    /// its memory is home.
+    /// listens to it (systemd-logind does). Returns when the guest has ended and
+    /// the host has its memory back. If that takes longer than --timeout, the exit
+    /// status is 1.
     Stop(run::StopArguments),
     /// Show who has which pages: what `info` shows, what the shim has counted,
     /// and each memory and VM

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Who answers which access to an address without memory.
+//! The bus: which device answers an access to which address.
 
 use std::sync::{Mutex, PoisonError};
 

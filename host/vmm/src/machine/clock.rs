@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The clock on the wall: a PL031 that tells the host's time. It has no alarm.
+//! The real-time clock: a PL031 that tells the host's time. It has no alarm.
 
 use vm_superio::Rtc;
 use vm_superio::rtc_pl031::NoEvents;

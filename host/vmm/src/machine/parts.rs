@@ -132,7 +132,7 @@ impl Parts {
         let Some(mut file) = self.initrd.as_ref() else { return Ok(None) };
         let metadata = file.metadata()?;
         if !metadata.is_file() {
-            bail!("it is no file");
+            bail!("it is not a regular file");
         }
         if metadata.len() == 0 {
             bail!("it is empty");

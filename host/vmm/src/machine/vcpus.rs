@@ -26,7 +26,7 @@ pub enum Ending {
     PowerOff,
     /// The guest asked for a reset.
     Reset,
-    /// Escrow gave up on the guest.
+    /// Escrow has ended the guest.
     Crashed,
     /// It was stopped from outside.
     Stopped,
@@ -39,7 +39,7 @@ pub enum Ending {
 pub struct Counts {
     /// Accesses to emulated devices.
     pub mmio: AtomicU64,
-    /// Pages that could not be brought in at once.
+    /// Page faults that had to be tried again.
     pub faults: AtomicU64,
 }
 
@@ -59,7 +59,7 @@ pub struct Vcpus {
     threads: Vec<(JoinHandle<()>, Stopper)>,
 }
 
-/// The signal that gets a thread out of a run.
+/// The signal that interrupts a thread's run.
 const KICK: Signal = Signal::SIGUSR1;
 /// How long a page may be in use by somebody in the host.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -160,7 +160,9 @@ impl Common {
                     waiting = Some((address, since));
                     if since.elapsed() > PATIENCE {
                         anyhow::bail!(
-                            "the page at {address:#x} cannot be lent: somebody in the host uses it"
+                            "the guest's page at {address:#x} cannot be lent: something on the host \
+                             has been using it for {} s (`escrow stat` shows refusals)",
+                            PATIENCE.as_secs()
                         );
                     }
                     thread::sleep(Duration::from_millis(1));
@@ -169,7 +171,7 @@ impl Common {
                 Exit::PageFault { errno: Errno::EHWPOISON, .. } => {}
                 Exit::PageFault { address, errno } => {
                     return Err(errno)
-                        .with_context(|| format!("bringing in the guest's page at {address:#x}"));
+                        .with_context(|| format!("allocating the guest's page at {address:#x}"));
                 }
                 Exit::Ended { status: uapi::STATUS_EXITED, kind: uapi::EXIT_TYPE_RESET } => {
                     return Ok(Ending::Reset);
@@ -182,7 +184,7 @@ impl Common {
     }
 }
 
-/// Has [`KICK`] end system calls, and do nothing else.
+/// Installs a handler for [`KICK`], so that the signal interrupts system calls and does nothing else.
 fn install_kick() {
     extern "C" fn ignore(_signal: libc::c_int) {}
     static INSTALLED: Once = Once::new();

@@ -75,9 +75,11 @@ pub struct Arguments {
     disk: Vec<Disk>,
     /// A network device, connected to a tap device of the host's or to the host's network
     ///
-    /// `tap=NAME` needs a tap device that this user may use. `user` needs the
-    /// program passt and nothing else. `,mac=52:54:00:12:34:56` sets the address;
-    /// otherwise it is random. May be repeated. Needs --share.
+    /// `tap=NAME` needs a tap device that this user may use (ip tuntap add NAME
+    /// mode tap user USER). For root, one that does not exist is made, and removed
+    /// at the end. `user` needs the program passt and nothing else.
+    /// `,mac=52:54:00:12:34:56` sets the address; otherwise it is random. May be
+    /// repeated. Needs --share.
     #[arg(long, value_name = "tap=NAME|user")]
     net: Vec<Net>,
     /// The guest's address for sockets between it and the host (vsock), 3 or more

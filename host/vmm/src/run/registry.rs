@@ -253,7 +253,7 @@ fn make_folder(folder: &Path) -> Result<()> {
     }
     let metadata = fs::symlink_metadata(folder).with_context(failed)?;
     if !metadata.is_dir() || metadata.uid() != geteuid().as_raw() || metadata.mode() & 0o022 != 0 {
-        bail!("{}: others may write there", failed());
+        bail!("{}: it must be a folder of this user's that nobody else may write to", failed());
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-/// A socket that listens. Its file is there as long as it.
+/// A Unix socket that listens. Its file is removed when this is dropped.
 pub struct Door {
     listener: UnixListener,
     path: PathBuf,
@@ -30,7 +30,8 @@ impl Door {
         &self.path
     }
 
-    /// Lets one in who waits; neither it nor this call blocks.
+    /// Accepts a connection that waits, without waiting for one. The connection
+    /// does not block either.
     pub fn accept(&self) -> io::Result<UnixStream> {
         let (stream, _) = self.listener.accept()?;
         stream.set_nonblocking(true)?;

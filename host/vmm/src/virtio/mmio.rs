@@ -38,9 +38,9 @@ const VERSION: u32 = 2;
 /// "ESCR".
 const VENDOR: u32 = 0x5243_5345;
 
-/// What a driver must take: without the first, it is one of another century;
-/// without the second, it gives addresses that bypass the rules for what a
-/// device may reach.
+/// The features that a driver must take. Without VERSION_1, it is a driver for
+/// devices before virtio 1.0. Without ACCESS_PLATFORM, it gives addresses that
+/// bypass the rules for what a device may reach.
 const NEEDED: u64 = 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_F_ACCESS_PLATFORM;
 const OFFERED: u64 = NEEDED | 1 << VIRTIO_RING_F_INDIRECT_DESC | 1 << VIRTIO_RING_F_EVENT_IDX;
 

@@ -14,9 +14,9 @@ use crate::virtio::memory::DeviceMemory;
 use crate::virtio::queue::Broken;
 use crate::virtio::vectors::Vectors;
 
-/// Bytes of a guest's that wait for a socket, at most.
+/// The most bytes from the guest that wait for a socket.
 pub const ROOM: u32 = 256 << 10;
-/// Bytes in one packet, at most.
+/// The most bytes of data in one packet.
 const PACKET: u64 = 64 << 10;
 
 /// The ports of a connection.
@@ -34,7 +34,7 @@ pub struct Connection {
     stream: UnixStream,
     /// The other side has accepted it.
     established: bool,
-    /// What is to be said to the guest.
+    /// Which packets are due for the guest.
     say_request: bool,
     say_response: bool,
     say_credit: bool,
@@ -42,17 +42,17 @@ pub struct Connection {
     say_reset: bool,
     /// The socket may have data.
     readable: bool,
-    /// It has had its last.
+    /// The socket has no more data.
     ended: bool,
-    /// It waits for its turn to say something.
+    /// The connection is in the queue of those that may send.
     pub queued: bool,
-    /// What the guest has said with SHUTDOWN.
+    /// The flags of the guest's SHUTDOWN packets.
     shut: u32,
     /// The guest's data that the socket has not taken.
     outbox: VecDeque<u8>,
     /// How much of the guest's data the socket has taken.
     taken: Wrapping<u32>,
-    /// The same, as the guest was told last.
+    /// The same, as the last packet to the guest said.
     told: Wrapping<u32>,
     /// How much was sent to the guest.
     sent: Wrapping<u32>,

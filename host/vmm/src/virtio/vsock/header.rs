@@ -9,19 +9,19 @@ pub const HOST: u64 = 2;
 /// The type of a stream.
 pub const STREAM: u16 = 1;
 
-/// A connection is asked for.
+/// VIRTIO_VSOCK_OP_REQUEST: asks for a connection.
 pub const REQUEST: u16 = 1;
-/// It is accepted.
+/// VIRTIO_VSOCK_OP_RESPONSE: accepts it.
 pub const RESPONSE: u16 = 2;
-/// It is no more.
+/// VIRTIO_VSOCK_OP_RST: refuses it, or ends it at once.
 pub const RESET: u16 = 3;
-/// One side will not receive or not send any more: see the flags.
+/// VIRTIO_VSOCK_OP_SHUTDOWN: one side will not receive, or not send, any more: see the flags.
 pub const SHUTDOWN: u16 = 4;
-/// Data.
+/// VIRTIO_VSOCK_OP_RW: data.
 pub const DATA: u16 = 5;
-/// How much room there is.
+/// VIRTIO_VSOCK_OP_CREDIT_UPDATE: tells the sender's room. All packets of a connection do.
 pub const CREDIT_UPDATE: u16 = 6;
-/// How much room is there?
+/// VIRTIO_VSOCK_OP_CREDIT_REQUEST: asks for a credit update.
 pub const CREDIT_REQUEST: u16 = 7;
 
 /// With [`SHUTDOWN`]: who sent it receives no more.
@@ -46,11 +46,11 @@ pub struct Header {
     pub kind: u16,
     /// What the packet says.
     pub operation: u16,
-    /// Of [`SHUTDOWN`].
+    /// With [`SHUTDOWN`]: [`NO_RECEIVE`], [`NO_SEND`].
     pub flags: u32,
-    /// The sender's room for data, in all.
+    /// The size of the sender's receive buffer in bytes (`buf_alloc`).
     pub room: u32,
-    /// How much data it has taken out of there, modulo 2^32.
+    /// Bytes that the sender has taken out of that buffer, modulo 2^32 (`fwd_cnt`).
     pub taken: u32,
 }
 
