@@ -51,6 +51,27 @@ impl Header {
     }
 }
 
+/// Where the last section of a kernel with an EFI stub ends in its file, in bytes, given the
+/// file's `head`; `None` if there are no PE headers in there. Signatures may follow
+/// (Microsoft, "PE Format"; Linux, arch/arm64/kernel/efi-header.S).
+pub fn sections_end(head: &[u8]) -> Option<u64> {
+    /// In the header, the offset of the PE headers.
+    const PE: usize = 60;
+    let word = |at: usize| Some(u32::from_le_bytes(*head.get(at..)?.first_chunk()?));
+    let half = |at: usize| Some(u16::from_le_bytes(*head.get(at..)?.first_chunk()?));
+    let pe = word(PE)? as usize;
+    if word(pe)? != u32::from_le_bytes(*b"PE\0\0") {
+        return None;
+    }
+    let table = pe + 24 + usize::from(half(pe + 20)?);
+    let ends = (0..usize::from(half(pe + 6)?)).map(|n| {
+        let section = table + 40 * n;
+        let (size, start) = (word(section + 16)?, word(section + 20)?);
+        Some(u64::from(start) + u64::from(size))
+    });
+    ends.collect::<Option<Vec<_>>>()?.into_iter().max()
+}
+
 #[cfg(test)]
 pub mod tests {
     use super::*;
@@ -64,6 +85,37 @@ pub mod tests {
         bytes[24..32].copy_from_slice(&0xa_u64.to_le_bytes());
         bytes[56..60].copy_from_slice(b"ARM\x64");
         bytes
+    }
+
+    /// The same with PE headers whose last section ends `behind` bytes after the file.
+    pub fn with_sections(mut bytes: Vec<u8>, behind: u32) -> Vec<u8> {
+        bytes[60..64].copy_from_slice(&64_u32.to_le_bytes());
+        bytes[64..512].fill(0);
+        bytes[64..68].copy_from_slice(b"PE\0\0");
+        bytes[70] = 2;
+        bytes[84] = 0xa0;
+        let table = 64 + 24 + 0xa0;
+        let end = bytes.len() as u32 + behind;
+        for (at, value) in [(16, 0x1000), (20, 0x400), (40 + 16, end - 0x1400), (40 + 20, 0x1400)] {
+            bytes[table + at..][..4].copy_from_slice(&u32::to_le_bytes(value));
+        }
+        bytes
+    }
+
+    #[test]
+    fn sections_tell_where_a_file_ends() {
+        let plain = image(0, 0x20_0000, 0x3000);
+        assert_eq!(sections_end(&plain), None);
+        let whole = with_sections(plain, 0x123);
+        assert_eq!(sections_end(&whole[..0x300]), Some(0x3123));
+        // A table that goes beyond what is there tells nothing.
+        assert_eq!(sections_end(&whole[..0x110]), None);
+        for length in 0..0x100 {
+            assert_eq!(sections_end(&whole[..length]), None);
+        }
+        let mut beyond = whole;
+        beyond[60..64].fill(0xff);
+        assert_eq!(sections_end(&beyond), None);
     }
 
     fn parse(image: &[u8]) -> Option<Result<Header, String>> {

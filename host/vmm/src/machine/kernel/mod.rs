@@ -15,6 +15,7 @@ use ruzstd::decoding::StreamingDecoder;
 
 use header::HEADER_SIZE;
 pub use header::Header;
+use header::sections_end;
 
 /// Why a file is no kernel that can be started.
 #[derive(Debug)]
@@ -67,6 +68,8 @@ impl<T: Read + Seek> Source for T {}
 pub struct Kernel<'a> {
     header: Header,
     image: Box<dyn Read + 'a>,
+    /// Bytes that are missing if the image ends now.
+    missing: u64,
 }
 
 impl<'a> Kernel<'a> {
@@ -106,7 +109,8 @@ impl<'a> Kernel<'a> {
             return Err(Error::Foreign(what));
         };
         let header = header?;
-        Ok(Kernel { header, image: Box::new(Cursor::new(head).chain(source)) })
+        let missing = sections_end(&head).unwrap_or(0);
+        Ok(Kernel { header, image: Box::new(Cursor::new(head).chain(source)), missing })
     }
 
     /// What its header says.
@@ -117,7 +121,13 @@ impl<'a> Kernel<'a> {
 
 impl Read for Kernel<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.image.read(buffer)
+        let count = self.image.read(buffer)?;
+        if count == 0 && !buffer.is_empty() && self.missing > 0 {
+            let error = Error::Truncated.to_string();
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, error));
+        }
+        self.missing = self.missing.saturating_sub(count as u64);
+        Ok(count)
     }
 }
 
@@ -134,7 +144,7 @@ mod tests {
     use flate2::write::GzEncoder;
     use proptest::prelude::*;
 
-    use super::header::tests::image;
+    use super::header::tests::{image, with_sections};
     use super::zboot::tests::zboot;
     use super::*;
 
@@ -198,6 +208,12 @@ mod tests {
         for file in [gzip(&plain), zboot("gzip", &gzip(&plain)), zboot("zstd", &zstd(&plain))] {
             assert!(read(&file[..file.len() - 30]).is_err());
         }
+        // What is not compressed says by its sections how long it is. A signature follows them.
+        let whole = with_sections(plain.clone(), 0);
+        assert!(read(&whole).unwrap() == whole);
+        assert!(read(&[&whole[..], &[7; 1472]].concat()).is_ok());
+        assert!(message(&whole[..whole.len() - 1]).contains("ends before"));
+        assert!(message(&gzip(&with_sections(plain, 1))).contains("ends before"));
     }
 
     proptest! {
