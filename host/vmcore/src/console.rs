@@ -21,12 +21,12 @@ pub const INPUT: usize = 1 << 12;
 pub struct Events {
     /// The interrupt's level has changed to this.
     pub line: Option<bool>,
-    /// Who reads is to be woken now.
+    /// Readers have to be woken now.
     pub readable: bool,
-    /// Who reads is to be woken soon, if nobody writes more meanwhile: a guest writes character
-    /// by character.
+    /// Readers have to be woken soon, unless the guest writes more before: it writes character by
+    /// character.
     pub readable_soon: bool,
-    /// Who writes is to be woken: there is much room again.
+    /// Writers have to be woken: there is much room again.
     pub writable: bool,
 }
 
@@ -57,7 +57,7 @@ pub struct Console {
     output: Ring<u8>,
     input: Ring<Received>,
     lost: u64,
-    /// The interrupt's level as it was told.
+    /// The interrupt's level that the caller was told last.
     line: bool,
 }
 

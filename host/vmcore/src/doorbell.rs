@@ -25,8 +25,8 @@ pub struct Doorbells {
 }
 
 impl Doorbells {
-    /// Sees to it that there are the doorbells of a device tree, and makes those
-    /// that are new. `make` answers with Escrow's handle.
+    /// Makes those doorbells of a device tree that are not there yet. `make` returns
+    /// Escrow's handle.
     ///
     /// # Errors
     /// `NoMemory`, and those of `make`. What has been made stays for the next time.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What ends a vCPU's run, what the program is told about it, and with what
-//! the next run begins.
+//! The end of a vCPU's run: what the shim does about it, what it tells the
+//! program, and the arguments of the next run.
 
 use escrow_abi::{Error, call, run};
 
@@ -45,7 +45,7 @@ const _: () = assert!(size_of::<Vcpu>() == 24);
 /// What to do after a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Run on.
+    /// Run again.
     Again,
     /// Sleep until the host's virtual counter is there or somebody wakes the
     /// vCPU; `u64::MAX` is never.

@@ -270,8 +270,8 @@ pub fn vm_vgic(
     call_with_donor(hv, donor, call::VM_VGIC, args).map(drop)
 }
 
-/// Has a VM's vCPUs, which has not been started, told their stolen time, in a page at a guest
-/// address.
+/// Has EL2 tell the vCPUs of a VM, which has not been started, their stolen time, in a page at a
+/// guest address.
 pub fn vm_pv_time(
     hv: &mut impl Hypervisor,
     donor: &mut impl Donor,

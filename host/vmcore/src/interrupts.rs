@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What of a VM's device tree EL2 has been told: the interrupt controller, the doorbells.
+//! The interrupt controller and the doorbells of a VM: the shim has EL2 make those that the VM's
+//! device tree names.
 
 use alloc::vec::Vec;
 
@@ -11,18 +12,18 @@ use crate::doorbell::Doorbells;
 use crate::line::Target;
 use crate::tree::{Bell, Config, Gic, Refusal, SPIS};
 
-/// SPIs of a VM whose tree names none that is higher, so that INTIDs end at 255: Linux sets up
-/// each one that there is as it boots.
+/// The fewest SPIs of a VM: INTIDs 32 to 255. A VM gets more if its tree names higher ones. Not
+/// more than that, as Linux sets up each SPI when it boots.
 const SPIS_USUAL: u32 = 224;
 
-/// A VM's interrupt controller, which EL2 has for good.
+/// A VM's interrupt controller. EL2 keeps it as long as the VM lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Controller {
     gic: Gic,
     spis: u32,
 }
 
-/// Who tells EL2.
+/// Makes the calls to EL2.
 pub trait Maker {
     /// Gives the VM an interrupt controller with so many SPIs.
     ///
@@ -45,12 +46,12 @@ pub trait Maker {
 pub struct Interrupts {
     controller: Option<Controller>,
     doorbells: Doorbells,
-    /// The tree's, where they stand for SPIs.
+    /// The tree's doorbells, if their labels stand for SPIs (in a VM with an interrupt controller).
     bells: Vec<Bell>,
 }
 
 impl Interrupts {
-    /// Sees to it that there is what a device tree configures. `vcpus` is one more than the
+    /// Makes what a device tree configures and EL2 does not have yet. `vcpus` is one more than the
     /// highest number of a vCPU, `highest` the highest INTID that others than the tree need.
     ///
     /// # Errors

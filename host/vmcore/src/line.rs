@@ -63,9 +63,9 @@ pub struct Line {
     /// Handle or INTID.
     to: u64,
     kind: Kind,
-    /// The IRQFD was added as level-triggered: of doorbells.
+    /// The IRQFD was added as level-triggered. It counts for doorbells alone.
     is_level: bool,
-    /// It has an eventfd for the way back: of level-sensitive SPIs.
+    /// It has a resampling eventfd. It counts for level-sensitive SPIs alone.
     resamples: bool,
     /// A level-sensitive SPI is high, and not done.
     is_high: bool,
@@ -138,8 +138,8 @@ impl Line {
         }
     }
 
-    /// The label stands for that from now on; a signal that was before is made up for. If it
-    /// stands for it already, nothing happens.
+    /// The label stands for `target` from now on. A signal that came before is passed on now. If it
+    /// stands for that already, nothing happens.
     ///
     /// # Errors
     /// EL2's. Then it is connected with nothing.
@@ -177,7 +177,7 @@ impl Line {
     }
 
     /// The guest is done with an SPI. If that is this line's, the level is low now, unless there
-    /// were signals meanwhile. → vCPUs to run, and whether to signal the eventfd of the way back
+    /// were signals meanwhile. → vCPUs to run, and whether to signal the resampling eventfd
     ///
     /// # Errors
     /// EL2's.
@@ -193,8 +193,8 @@ impl Line {
         Ok((wake, self.resamples))
     }
 
-    /// The label stands for nothing from now on. A level goes; an edge, or a flag of a doorbell,
-    /// stays. A signal that the guest has not seen is owed to what comes next.
+    /// The label stands for nothing from now on. A high level ends; an edge, or a flag of a doorbell,
+    /// stays. A signal that the guest has not seen goes to what the label stands for next.
     ///
     /// # Errors
     /// EL2's. It is disconnected all the same.

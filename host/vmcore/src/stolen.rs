@@ -6,15 +6,15 @@
 use crate::Errno;
 use crate::tree::Refusal;
 
-/// That address, as EL2 has it for good.
+/// The address of that page. EL2 keeps it as long as the VM lives.
 ///
 /// A start that fails may be tried again with another device tree, which must name the same.
 #[derive(Debug, Default)]
 pub struct StolenTime(Option<u64>);
 
 impl StolenTime {
-    /// Sees to it that there is what a device tree configures. `give` has EL2 give the VM
-    /// a page at an address.
+    /// Makes the page that a device tree names, if there is one. `give` has EL2 give the VM a page at
+    /// an address.
     ///
     /// # Errors
     /// `Invalid` for a tree that does not fit the VM, and those of `give`.

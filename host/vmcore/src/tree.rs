@@ -20,7 +20,7 @@
 //!
 //! `interrupts` is one interrupt of the tree's GICv3, in the words of its binding in Linux
 //! (`arm,gic-v3.yaml`): 0 for an SPI, its number (its INTID less 32), 1 for an edge or 4 for a high
-//! level. In a tree without a GICv3 it does not count.
+//! level. In a tree without a GICv3 it is ignored.
 //!
 //! The GICv3 is a child of the root, or of a child of the root whose addresses are the root's (a bus
 //! with an empty `ranges`).
@@ -36,8 +36,8 @@
 //!
 //! [`VM_PV_TIME`]: escrow_abi::call::VM_PV_TIME
 //!
-//! All else in there is of no concern to the shim. A tree may be anything:
-//! whoever can start a VM has written it.
+//! The shim reads nothing else in it. It does not trust the tree: whoever can start a VM has
+//! written it.
 
 use alloc::vec::Vec;
 use core::ops::Range;
@@ -122,17 +122,17 @@ impl From<Errno> for Refusal {
     }
 }
 
-/// The size of a tree that begins like this, in bytes; `None` if none does.
+/// The size in bytes of the tree whose first bytes these are; `None` if they are no tree's.
 pub fn size(head: &[u8; HEAD]) -> Option<u32> {
     let [a, b, c, d, size @ ..] = *head;
     (u32::from_be_bytes([a, b, c, d]) == MAGIC).then_some(u32::from_be_bytes(size))
 }
 
-/// Leaves away what follows a tree's strings, as a program that pads its tree to huge pages
-/// has it. → the size that the tree has, and says that it has, then
+/// Cuts off what follows a tree's strings (a program may have padded its tree to huge pages), and
+/// sets `totalsize` accordingly. → the tree's size then
 ///
-/// All of a tree is looked at several times, and a kernel without preemption does nothing else
-/// meanwhile. So there is a limit, which the padding does not count for.
+/// The shim reads all of a tree several times, and a kernel without preemption does nothing else
+/// meanwhile. So there is a limit, and the padding does not count.
 ///
 /// # Errors
 /// `TooLarge` for more than [`MAX`].
@@ -163,7 +163,7 @@ fn header(tree: &[u8], at: usize) -> Option<usize> {
     usize::try_from(u32::from_be_bytes(*bytes)).ok()
 }
 
-/// What a tree configures. What is no tree configures nothing.
+/// What a tree configures. Data that is no tree configures nothing.
 ///
 /// # Errors
 /// `Invalid`, and why, for a GICv3 or a page that cannot be; `NoSpace` for more doorbells than
@@ -206,7 +206,8 @@ pub fn config(tree: &[u8]) -> Result<Config, Refusal> {
     Ok(config)
 }
 
-/// The first node of the tree that is compatible with this, and the bus that its addresses are of.
+/// The first node of the tree that is compatible with this, and its parent, whose `#address-cells`
+/// it uses.
 fn find<'a>(tree: &Fdt<'a>, compatible: &[u8]) -> Option<(FdtNode<'a>, FdtNode<'a>)> {
     let root = tree.root();
     let on = |bus: FdtNode<'a>| {
