@@ -31,9 +31,9 @@ const AFTER_PANIC: &str = "panic=-1";
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum HugePages {
-    /// 2 MiB pages where the host has them, made when the guest first touches them
+    /// 2 MiB pages where the host has them, allocated when the guest first touches them
     Auto,
-    /// The same, but all made before the guest starts
+    /// The same, but all allocated before the guest starts
     Preallocate,
     /// 4 KiB pages
     Never,
@@ -91,19 +91,22 @@ pub struct Arguments {
     #[arg(long, value_name = "CID", value_parser = clap::value_parser!(u64).range(VSOCK_CIDS))]
     vsock: Option<u64>,
     /// What the guest's RAM is made of [default: auto]
+    ///
+    /// `--hugepages` alone is `--hugepages=preallocate`. RAM counts as locked
+    /// memory of the user (ulimit -l).
     #[arg(long, value_name = "WHEN", num_args = 0..=1, require_equals = true, default_missing_value = "preallocate")]
     hugepages: Option<HugePages>,
     /// The guest's name, for `escrow ls` and the others [default: guest-1, guest-2 …]
     #[arg(long, short, value_name = "NAME")]
     name: Option<String>,
-    /// Start the guest anew when it asks for a reset
+    /// Start the guest again when it asks for a reset
     #[arg(long)]
     reboot: bool,
     /// A file with these options, in TOML
     ///
     /// The names are those of the options: `kernel = "vmlinuz"`, `cpus = 2`,
     /// `memory = "1G"`, `share = true`. Relative paths in it are relative to the
-    /// file's folder. Options on the command line come before those in the file.
+    /// file's folder. An option on the command line replaces that of the file.
     #[arg(long, value_name = "FILE")]
     #[serde(skip)]
     config: Option<PathBuf>,
@@ -135,7 +138,7 @@ impl Arguments {
         all.checked()
     }
 
-    /// These options before those of `file`.
+    /// These options, and those of `file` where there are none here.
     fn over(self, file: Arguments) -> Arguments {
         Arguments {
             kernel: self.kernel.or(file.kernel),

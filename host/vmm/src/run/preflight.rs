@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What can be known to go wrong before anything is done, in words.
+//! What is missing for a guest, found out and told before anything is started.
 
 use std::fs;
 

@@ -29,9 +29,9 @@ pub enum Request {
 pub enum Reply {
     /// To [`Request::Status`].
     Status(Status),
-    /// It is done, or begun.
+    /// The request is carried out, or has begun to be.
     Done,
-    /// It is not.
+    /// The request is not carried out: why.
     Refused(String),
 }
 
