@@ -30,7 +30,7 @@ const AFFINITY_LEVEL_MAX: u32 = 3;
 /// The workarounds that a guest may ask for.
 const WORKAROUNDS: [u32; 2] = [WORKAROUND_1, WORKAROUND_3];
 
-/// What a guest asks for that others than its vCPU have a part in. The answer
+/// What a guest's call asks for, if that concerns more than its vCPU. The result
 /// goes to `x0`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Service {
@@ -79,7 +79,7 @@ impl Vcpu {
     #[inline(never)]
     pub(super) fn call(&mut self, immediate: u16) -> Outcome {
         let args: [u64; 8] = core::array::from_fn(|n| self.regs.x[n]);
-        // Calls have immediate 0; all others are nobody's (DEN0028, "SMC and HVC immediate value").
+        // Calls have immediate 0; others are unknown (DEN0028, "SMC and HVC immediate value").
         if immediate != 0 {
             return self.returns(NOT_SUPPORTED);
         }
@@ -98,7 +98,8 @@ impl Vcpu {
                 }
                 let known = match function {
                     call::SMCCC_VERSION | call::SMCCC_ARCH_FEATURES => true,
-                    // DEN0057, "PV_TIME_FEATURES": not of that range, and found by it.
+                    // Not an architecture call, but a guest asks for it here (DEN0057,
+                    // "PV_TIME_FEATURES").
                     pv_time::FEATURES => self.stolen.is_some(),
                     _ => false,
                 };
@@ -157,9 +158,9 @@ impl Vcpu {
                 self.returns(INVALID_PARAMETERS)
             }
             PsciCall::CpuSuspend { .. } => {
-                // Each state is a standby state that any wake-up ends. A power-down state may be
-                // as well: the call returns where a wake-up comes before power goes (DEN0022,
-                // "CPU_SUSPEND"), and here it always does.
+                // Each state is a standby state, which any wake-up ends. A power-down state is one
+                // as well: its call returns if a wake-up comes before the power goes (DEN0022,
+                // "CPU_SUSPEND"), and here it always comes before.
                 self.regs.x[0] = SUCCESS;
                 if self.timer.is_pending() && !self.has_gic {
                     return Outcome::Resume;

@@ -28,17 +28,16 @@ const NANOSECONDS: u64 = 1_000_000_000;
 /// The stolen time of a vCPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StolenTime {
-    /// Where the guest finds it.
+    /// The guest address of the vCPU's structure.
     pub(super) at: u64,
-    /// Since when it could run, as a value of the physical counter; all ones while it runs or
-    /// could not.
+    /// Since when time is stolen, as a value of the physical counter; all ones while none is.
     since: u64,
-    /// Ticks of the counter.
+    /// The stolen time so far, in ticks of the counter.
     total: u64,
 }
 
 impl StolenTime {
-    /// None yet, of the vCPU with an index whose VM has its page at a guest address.
+    /// No stolen time yet, for vCPU `index` of a VM whose page is at guest address `page`.
     pub(crate) const fn new(page: u64, index: u8) -> StolenTime {
         let at = page + index as u64 * STRUCTURE_SIZE;
         StolenTime { at, since: u64::MAX, total: 0 }
@@ -50,7 +49,7 @@ impl StolenTime {
         self.since = u64::MAX;
     }
 
-    /// A run has ended, with this for the host.
+    /// A run has ended, with this state for the host. `deadline` counts if the guest waits.
     fn end(&mut self, now: u64, state: u64, deadline: u64) {
         self.since = match state {
             run::READY | run::SWITCHED_ON | run::WAKE | run::SPI_DONE => now,
@@ -72,7 +71,7 @@ fn nanoseconds(ticks: u64, per_second: u64) -> u64 {
 }
 
 impl<M: Machine> Hypervisor<M> {
-    /// A run begins of a vCPU that is told its stolen time.
+    /// Begins a run of a vCPU that has stolen time: writes it where the guest finds it.
     // Here and below not as a `Run`, which would have to be in memory for it.
     #[cold]
     pub(crate) fn begin_timed(&self, slot: &Slot, vcpu: &mut Vcpu) {
@@ -83,7 +82,7 @@ impl<M: Machine> Hypervisor<M> {
         self.machine.store_time(page, u64::from(index) * STRUCTURE_SIZE + TIME, time);
     }
 
-    /// Such a run has ended, with this state for the host, and this deadline if the guest waits.
+    /// Ends such a run, with this state for the host, and this deadline if the guest waits.
     #[cold]
     pub fn end_timed(&self, vcpu: &mut Vcpu, state: u64, deadline: u64) {
         let now = self.machine.now();
@@ -94,7 +93,7 @@ impl<M: Machine> Hypervisor<M> {
 }
 
 impl Vcpu {
-    /// Where the guest finds the stolen time of this vCPU, if it is told.
+    /// The guest address of this vCPU's stolen time, if it has any.
     pub(super) fn stolen_time_at(&self) -> Option<u64> {
         self.stolen.map(|stolen| stolen.at)
     }
