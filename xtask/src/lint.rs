@@ -58,6 +58,7 @@ pub fn lint(workspace: &Workspace, setup: &Setup, filter: &[String]) -> Result<C
                     "escrow-workload",
                     "escrow-peers",
                     "escrow-shim-bench",
+                    "escrow-guest-bench",
                 ],
             )
             .map(denying),

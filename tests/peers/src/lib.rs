@@ -12,6 +12,7 @@
 #![cfg(all(target_os = "linux", target_arch = "aarch64"))]
 
 pub mod counter;
+pub mod exits;
 pub mod guest;
 pub mod lending;
 pub mod row;

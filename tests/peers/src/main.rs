@@ -12,6 +12,7 @@
 
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
+mod linux;
 mod rows;
 mod vm;
 
@@ -27,6 +28,8 @@ use crate::rows::Part;
 
 /// On the kernel's command line: count a whole memory, not single operations.
 const LENDING: &str = "bench=lending";
+/// Count what guests take: with how many bytes of RAM Linux is one, and where its initramfs is.
+const GUESTS: &str = "bench=guests:";
 
 fn main() -> Result<()> {
     tell("bench::kvm", measure());
@@ -46,6 +49,14 @@ fn measure() -> Result<()> {
     writeln!(io::stdout(), "bench: frequency {}", counter::frequency())?;
     let command_line = fs::read_to_string("/proc/cmdline")?;
     let says = |word: &str| command_line.split_whitespace().any(|said| said == word);
-    let part = if says(LENDING) { Part::Lending } else { Part::Operations };
+    let guests = command_line.split_whitespace().find_map(|said| said.strip_prefix(GUESTS));
+    let part = match guests {
+        Some(numbers) => {
+            let (ram, initrd) = numbers.split_once(':').context(GUESTS)?;
+            Part::Guests { ram: ram.parse()?, initrd: initrd.parse()? }
+        }
+        None if says(LENDING) => Part::Lending,
+        None => Part::Operations,
+    };
     rows::measure(part, says("kvm-arm.mode=protected"))
 }

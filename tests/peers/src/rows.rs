@@ -6,12 +6,14 @@ use anyhow::{Context, Result, ensure};
 use kvm_ioctls::Kvm;
 
 use escrow_peers::counter::Counters;
+use escrow_peers::exits;
 use escrow_peers::guest::{
     BLOCK, PAGE, PAGES_PER_BLOCK, Telling, What, Work, addresses, block, run,
 };
 use escrow_peers::lending::{self, Lender, Rows};
 use escrow_peers::row::Row;
 
+use crate::linux;
 use crate::vm::Vm;
 
 /// `SMCCC_VERSION`: the host answers it.
@@ -45,6 +47,13 @@ pub enum Part {
     Operations,
     /// A whole memory, lent and reclaimed.
     Lending,
+    /// A guest's exits, and Linux as a guest.
+    Guests {
+        /// Bytes of Linux' RAM.
+        ram: u64,
+        /// Where the device tree says that its initramfs is.
+        initrd: u64,
+    },
 }
 
 /// Counts a part of what this KVM has.
@@ -56,6 +65,10 @@ pub fn measure(part: Part, protected: bool) -> Result<()> {
         return lending::measure(&Protected(kvm), LENDING, &mut counters);
     }
     let mut bench = Bench { kvm, counters, protected };
+    if let Part::Guests { ram, initrd } = part {
+        bench.exits()?;
+        return linux::boot(&bench.kvm, ram, initrd);
+    }
     let exit = bench.calls()?;
     bench.pages(&exit)?;
     bench.blocks(&exit)?;
@@ -163,6 +176,17 @@ impl Bench {
             all.named("hvc_guest").print()?;
         }
         Ok(Exit { el2: el2.mean() / BATCH as f64, all: all.mean() })
+    }
+
+    /// Exits that the host answers: its kernel, or this program.
+    fn exits(&mut self) -> Result<()> {
+        let mut vm = self.vm(0, false)?;
+        let overhead = self.overhead(&mut vm)?;
+        let calls = work(What::Calls(SMCCC_VERSION), 0, 0, exits::COUNT);
+        let done = run(&mut vm, calls, Telling::Each, &mut self.counters)?;
+        ensure!(done.sum == exits::COUNT * 0x1_0001, "SMCCC_VERSION: {:#x}", done.sum);
+        Row::of_ticks("exit_with_host", &done, overhead).print()?;
+        exits::mmio_user(&mut vm, &mut self.counters)?.print()
     }
 
     /// Pages that the host has and the guest has not, touched one by one.

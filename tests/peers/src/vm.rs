@@ -26,6 +26,7 @@ const PROTECTED: u64 = 1 << 31;
 /// register is its offset in words of 32 bits.
 const CORE_REGISTERS: u64 = 0x6030_0000_0010_0000;
 const PC: u64 = 32 * 2;
+const X0: u64 = 0;
 const X28: u64 = 28 * 2;
 
 /// Anonymous memory; each page held its guest address at first.
@@ -36,7 +37,7 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// `size` bytes, aligned as blocks are; of blocks, if the kernel has them.
+    /// `size` bytes, aligned as blocks are; of blocks, if the kernel has them. None is there yet.
     fn new(size: u64, blocks: bool) -> Result<Memory> {
         let length = NonZeroUsize::new((size + BLOCK) as usize).context("no memory")?;
         let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
@@ -49,11 +50,17 @@ impl Memory {
         let advice = if blocks { MmapAdvise::MADV_HUGEPAGE } else { MmapAdvise::MADV_NOHUGEPAGE };
         // SAFETY: advice changes no contents.
         unsafe { madvise(at, size as usize, advice) }?;
+        Ok(memory)
+    }
+
+    /// Writes into each of the first `size` bytes' pages its guest address.
+    fn number(&self, size: u64) {
         for offset in (0..size).step_by(PAGE as usize) {
             // SAFETY: within the mapping, which nobody else knows.
-            unsafe { at.byte_add(offset as usize).cast::<u64>().write_volatile(MEMORY + offset) };
+            let page = unsafe { self.at.byte_add(offset as usize) };
+            // SAFETY: as above.
+            unsafe { page.cast::<u64>().write_volatile(MEMORY + offset) };
         }
-        Ok(memory)
     }
 }
 
@@ -90,21 +97,50 @@ pub struct Vm {
     memory: Memory,
 }
 
+/// How a VM begins.
+pub struct Boot<'a> {
+    /// What is in its memory, by guest addresses.
+    pub parts: &'a [(u64, &'a [u8])],
+    /// Its first instruction.
+    pub pc: u64,
+    /// X0 there.
+    pub x0: u64,
+}
+
 impl Vm {
     /// A VM with `blocks` blocks of memory for the guest to touch, of 2 MiB
     /// where the kernel finds such.
     pub fn new(kvm: &Kvm, protected: bool, blocks: u64, large: bool) -> Result<Vm> {
+        let size = (1 + blocks) * BLOCK;
+        let memory = Memory::new(size, large)?;
+        memory.number(size);
+        let boot = Boot { parts: &[(MEMORY, program())], pc: MEMORY, x0: 0 };
+        Vm::of(kvm, protected, memory, size, &boot)
+    }
+
+    /// A VM that is not protected, with so many bytes of memory.
+    pub fn with(kvm: &Kvm, size: u64, large: bool, boot: &Boot<'_>) -> Result<Vm> {
+        Vm::of(kvm, false, Memory::new(size, large)?, size, boot)
+    }
+
+    fn of(kvm: &Kvm, protected: bool, memory: Memory, size: u64, boot: &Boot<'_>) -> Result<Vm> {
         let vm = kvm.create_vm_with_type(if protected { PROTECTED } else { 0 });
         let vm = vm.context("KVM_CREATE_VM")?;
-        let memory = Memory::new((1 + blocks) * BLOCK, large)?;
-        let (program, to) = (program(), memory.at.as_ptr().cast());
-        // SAFETY: the first block is larger than the guest.
-        unsafe { std::ptr::copy_nonoverlapping(program.as_ptr(), to, program.len()) };
+        for (address, part) in boot.parts {
+            let offset = address.checked_sub(MEMORY).filter(|offset| {
+                offset.checked_add(part.len() as u64).is_some_and(|end| end <= size)
+            });
+            let offset = offset.with_context(|| format!("no room at {address:#x}"))?;
+            // SAFETY: within the mapping, as has just been checked; nobody else knows it.
+            let to = unsafe { memory.at.byte_add(offset as usize) }.as_ptr().cast();
+            // SAFETY: as above.
+            unsafe { std::ptr::copy_nonoverlapping(part.as_ptr(), to, part.len()) };
+        }
         let region = kvm_userspace_memory_region {
             slot: 0,
             flags: 0,
             guest_phys_addr: MEMORY,
-            memory_size: (1 + blocks) * BLOCK,
+            memory_size: size,
             userspace_addr: memory.at.as_ptr() as u64,
         };
         // SAFETY: the memory outlives the VM.
@@ -115,11 +151,16 @@ impl Vm {
         vm.get_preferred_target(&mut features).context("KVM_ARM_PREFERRED_TARGET")?;
         features.features[0] |= 1 << kvm_bindings::KVM_ARM_VCPU_PSCI_0_2;
         vcpu.vcpu_init(&features).context("KVM_ARM_VCPU_INIT")?;
-        for (register, value) in [(PC, MEMORY), (X28, DEVICE)] {
+        for (register, value) in [(PC, boot.pc), (X0, boot.x0), (X28, DEVICE)] {
             vcpu.set_one_reg(CORE_REGISTERS | register, &value.to_le_bytes())
                 .context("KVM_SET_ONE_REG")?;
         }
         Ok(Vm { vcpu, _gic: gic, _vm: vm, memory })
+    }
+
+    /// Its vCPU.
+    pub fn vcpu(&mut self) -> &mut VcpuFd {
+        &mut self.vcpu
     }
 
     /// Ends the VM. Its memory is left.

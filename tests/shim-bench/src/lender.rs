@@ -59,10 +59,15 @@ fn word(mapping: &Mapping, page: u64) -> *mut u64 {
     mapping.at(page * PAGE).cast()
 }
 
-impl Lender for Shim<'_> {
-    type Vm = Vm;
-
-    fn vm(&self, blocks: u64) -> Result<Vm> {
+impl Shim<'_> {
+    /// A VM whose memory is one block with the program and so many behind it. Before it
+    /// starts, `prepare` may add to it and to its first block, whose beginning is the
+    /// program's.
+    pub fn prepared<T>(
+        &self,
+        blocks: u64,
+        prepare: impl FnOnce(&gunyah::Vm, &Mapping) -> Result<T>,
+    ) -> Result<(Vm, T)> {
         let size = (1 + blocks) * BLOCK;
         let args = CreateMem { flags: uapi::MEM_CLOEXEC | self.flags, size, reserved: [0; 6] };
         let memory = self.device.create_mem(&args).context("CREATE_GUEST_MEM")?;
@@ -84,8 +89,17 @@ impl Lender for Shim<'_> {
                 .context("VM_SET_BOOT_CONTEXT")?;
         }
         let vcpu = vm.vcpu(0)?;
+        let prepared = prepare(&vm, &mapping)?;
         vm.start().context("VM_START")?;
-        Ok(Vm { vcpu, _vm: vm, mapping, memory })
+        Ok((Vm { vcpu, _vm: vm, mapping, memory }, prepared))
+    }
+}
+
+impl Lender for Shim<'_> {
+    type Vm = Vm;
+
+    fn vm(&self, blocks: u64) -> Result<Vm> {
+        Ok(self.prepared(blocks, |_, _| Ok(()))?.0)
     }
 
     fn end(&self, vm: Vm) -> Result<impl FnOnce() -> Result<()>> {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
 //! Counts what lending 256 MiB through the shim takes, in 4 KiB and in 2 MiB
-//! folios, and what their way home takes.
+//! folios, and what their way home takes; or what a guest's exits take.
 //!
 //! The guest and the counting are those of the peers (`tests/peers`). The lines
 //! that `cargo xtask bench` reads are those of the payload `bench`, and end with
@@ -10,11 +10,13 @@
 //! payload bench: 1 passed, 0 failed, 0 skipped
 //! ```
 //!
-//! With an argument, `lend_4k`, `lend_2m` or `lend_4k_scattered`, it only lends in that way,
-//! with the PMU off, for whoever profiles it.
+//! With the argument `exits` it counts those. With another, `lend_4k`, `lend_2m`,
+//! `lend_4k_scattered`, `mmio_user` or `exit_with_host`, it only does that, with the PMU off,
+//! for whoever profiles it.
 
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
+mod exits;
 mod lender;
 
 use std::io::{self, Write as _};
@@ -54,6 +56,9 @@ fn measure() -> Result<()> {
             pages.scattered(&mut counters, true)?.print(scattered, PAGES_PER_BLOCK)?;
             pages.fetches(&mut counters)
         }
+        Some("exits") => exits::measure(&pages, &mut counters),
+        Some("mmio_user") => exits::to_user(&pages, &mut counters),
+        Some("exit_with_host") => exits::in_kernel(&pages, &mut counters),
         Some("lend_4k") => lending::totals(&pages, &mut counters).map(drop),
         Some("lend_2m") => lending::totals(&blocks, &mut counters).map(drop),
         Some("lend_4k_scattered") => pages.scattered(&mut counters, false).map(drop),

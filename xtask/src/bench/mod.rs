@@ -12,6 +12,7 @@ mod chart;
 mod console;
 mod cpus;
 mod docs;
+mod guests;
 mod payload;
 mod peers;
 mod profile;
@@ -44,8 +45,8 @@ pub struct Args {
     /// Do not measure; take target/bench.json as it is
     #[arg(long, conflicts_with_all = ["only", "no_build"])]
     no_measure: bool,
-    /// Show the functions that the instructions of one part of `--only shim` are spent in:
-    /// `lend_4k`, `lend_2m` or `lend_4k_scattered`
+    /// Show the functions that the instructions of one part of `--only shim` or `guests` are
+    /// spent in: `lend_4k`, `lend_2m`, `lend_4k_scattered`, `mmio_user` or `exit_with_host`
     #[arg(long, value_name = "ROW", conflicts_with_all = ["only", "no_measure", "chart"])]
     profile: Option<String>,
     /// Draw the charts and write the tables of docs/performance.md
@@ -63,6 +64,8 @@ enum Part {
     Peers,
     /// A guest's memory, lent and taken back through the shim, and by pKVM
     Shim,
+    /// What guests cost on a Debian host, and on KVM
+    Guests,
     /// A Debian host's user space, with Escrow and without
     Workload,
 }
@@ -106,7 +109,7 @@ fn measure(args: &Args, workspace: &Workspace) -> Result<Vec<Row>> {
     let wanted = |part| args.only.is_none_or(|only| only == part);
     if !args.no_build {
         let mut needed = vec![What::Hypervisor];
-        let on_linux = |part| matches!(part, Part::Workload | Part::Shim);
+        let on_linux = |part| matches!(part, Part::Workload | Part::Shim | Part::Guests);
         needed.extend((!args.only.is_some_and(on_linux)).then_some(What::Payloads));
         needed.extend(args.only.is_none_or(on_linux).then_some(What::Host));
         build::build(workspace, &setup, &needed)?;
@@ -129,6 +132,13 @@ fn measure(args: &Args, workspace: &Workspace) -> Result<Vec<Row>> {
         let programs = shim::Programs { shim: &shim, kvm: &kvm };
         let measure = || shim::measure(&artefacts, &programs, &workspace.paths().bench());
         rows.extend(step("what lending through the shim takes, and what pKVM takes", measure)?);
+    }
+    if wanted(Part::Guests) {
+        let (shim, kvm) = (build::shim_bench(workspace, &setup)?, build::peers(workspace, &setup)?);
+        let guest = build::guest_bench(workspace, &setup)?;
+        let programs = guests::Programs { shim: &shim, kvm: &kvm, guest: &guest };
+        let measure = || guests::measure(&artefacts, &programs, &workspace.paths().bench());
+        rows.extend(step("what guests take, and what KVM takes", measure)?);
     }
     if wanted(Part::Workload) {
         let program = build::workload(workspace, &setup)?;

@@ -23,6 +23,8 @@ pub struct Measured {
     pub entered: Option<u64>,
     /// Its rows.
     pub rows: Vec<Row>,
+    /// What else was on the console.
+    pub lines: Vec<String>,
     /// What QEMU wrote to its log.
     pub log: String,
 }
@@ -35,7 +37,7 @@ enum Line {
     /// `bench: entered T`: the counter at the program's first instruction.
     Entered(u64),
     /// `bench: NAME min M total T n N per P`: N samples, each of P operations; or
-    /// `bench: NAME bytes B of CALL`.
+    /// `bench: NAME bytes B of CALL`, or `bench: NAME count N of UNIT`.
     Row(Row),
     /// `payload NAME: N passed, M failed, …`: the end; whether all passed.
     End(bool),
@@ -59,7 +61,7 @@ pub fn run(machine: &Machine, subject: &str) -> Result<Measured> {
                 ensure!(passed, "parts of the program failed");
                 return Ok(true);
             }
-            None => {}
+            None => measured.lines.push(line.into()),
         }
         Ok(false)
     })?;
@@ -119,6 +121,11 @@ fn parse_words(text: &str, subject: &str) -> Option<Line> {
             let row = Row::instructions(name, subject, bytes, bytes, 1);
             Some(Line::Row(Row { unit, ..row }))
         }
+        [name, "count", count, "of", unit] => {
+            let count = count.parse::<u64>().ok()? as f64;
+            let row = Row::instructions(name, subject, count, count, 1);
+            Some(Line::Row(Row { unit: unit.into(), ..row }))
+        }
         _ => None,
     }
 }
@@ -133,6 +140,8 @@ mod tests {
         assert_eq!(row, Some(Line::Row(Row::instructions("lend", "escrow", 1.0, 1.5, 2))));
         let row = parse("bench: most bytes 4096 of lend").unwrap();
         assert!(matches!(row, Some(Line::Row(row)) if (row.mean, &*row.unit) == (4096.0, BYTES)));
+        let row = parse("bench: idle count 7 of exits/s").unwrap();
+        assert!(matches!(row, Some(Line::Row(row)) if (row.mean, &*row.unit) == (7.0, "exits/s")));
         assert_eq!(parse("bench: entered 17").unwrap(), Some(Line::Entered(17)));
         let failed = parse("test bench::a ... FAILED: no").unwrap();
         assert_eq!(failed, Some(Line::Failed("bench::a ... FAILED: no".into())));

@@ -64,12 +64,30 @@ pub fn initramfs(program: &Path, folder: &Path) -> Result<PathBuf> {
 
 /// KVM, of the guests' kernel: the newest there is.
 fn kvm(artefacts: &Artefacts, initrd: &Path, arguments: &str, subject: &str) -> Result<Vec<Row>> {
+    Ok(payload::run(&kvm_machine(artefacts, initrd, arguments), subject)?.rows)
+}
+
+fn kvm_machine(artefacts: &Artefacts, initrd: &Path, arguments: &str) -> Machine {
     let mut machine = Machine::new(&artefacts.qemu, &artefacts.guest_kernel);
     machine.smp = 1;
     machine.icount = true;
     machine.initrd = Some(initrd.into());
     machine.append = format!("{KVM_BOOTARGS}{arguments}");
-    Ok(payload::run(&machine, subject)?.rows)
+    machine
+}
+
+/// What KVM takes for a guest's exits, and for the boot of Linux with so many bytes of RAM, whose
+/// initramfs is to be at `place`.
+pub fn guests(
+    artefacts: &Artefacts,
+    initrd: &Path,
+    memory_mib: u64,
+    ram: u64,
+    place: u64,
+) -> Result<Vec<Row>> {
+    let mut machine = kvm_machine(artefacts, initrd, &format!("nvhe bench=guests:{ram}:{place}"));
+    machine.memory_mib = memory_mib;
+    Ok(payload::run(&machine, NVHE)?.rows)
 }
 
 /// What pKVM takes for a guest's whole memory.

@@ -85,7 +85,7 @@ pub fn show(
         "#!/bin/sh\ngrep -i ' t ' /proc/kallsyms | sed 's/^/symbol /'\nexec /bin/shim-bench {part}\n"
     );
     let initrd = shim::initramfs(artefacts, program, &script, &paths.bench())?;
-    let mut machine = shim::machine(artefacts, &initrd)?;
+    let mut machine = shim::machine(artefacts, shim::MEMORY_MIB, &initrd)?;
     let mut argument = plugin.as_os_str().to_owned();
     argument.push(format!(",profile=1,samples={:x}", touch(program)?));
     machine.extra = vec!["-plugin".into(), argument, "-d".into(), OsString::from("plugin")];

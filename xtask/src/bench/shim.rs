@@ -16,6 +16,8 @@ use xtask::qemu::Machine;
 use super::report::{ESCROW, Row};
 use super::{payload, peers};
 
+/// RAM of the machine.
+pub const MEMORY_MIB: u64 = 1024;
 /// For the host: quiet, without random addresses.
 const BOOTARGS: &str = "console=ttyAMA0 quiet panic=-1 nokaslr norandmaps escrow.init=script";
 const SCRIPT: &str = "#!/bin/sh\nexec /bin/shim-bench\n";
@@ -65,12 +67,13 @@ pub fn initramfs(
 }
 
 fn escrow(artefacts: &Artefacts, initrd: &Path) -> Result<Vec<Row>> {
-    Ok(payload::run(&machine(artefacts, initrd)?, ESCROW)?.rows)
+    Ok(payload::run(&machine(artefacts, MEMORY_MIB, initrd)?, ESCROW)?.rows)
 }
 
 /// The machine that counts with the shim.
-pub fn machine(artefacts: &Artefacts, initrd: &Path) -> Result<Machine> {
+pub fn machine(artefacts: &Artefacts, memory_mib: u64, initrd: &Path) -> Result<Machine> {
     let mut machine = Machine::new(&artefacts.qemu, &artefacts.image);
+    machine.memory_mib = memory_mib;
     machine.smp = 1;
     machine.icount = true;
     machine.load_host(&artefacts.newer_kernel, Some(initrd), BOOTARGS)?;

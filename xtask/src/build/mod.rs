@@ -235,6 +235,13 @@ pub fn shim_bench(workspace: &Workspace, setup: &Setup) -> Result<PathBuf> {
     Ok(cargo::only(&built, Kind::Program, "escrow-shim-bench")?.to_owned())
 }
 
+/// Builds the first process of the Linux guests that `cargo xtask bench` boots. The program.
+pub fn guest_bench(workspace: &Workspace, setup: &Setup) -> Result<PathBuf> {
+    setup.cross_compiler()?;
+    let built = cargo::Build::new("escrow-guest-bench", STATIC_LINUX).run(workspace, setup)?;
+    Ok(cargo::only(&built, Kind::Program, "escrow-guest-bench")?.to_owned())
+}
+
 /// Builds the plugin for QEMU that counts what each CPU executes.
 pub fn plugin(workspace: &Workspace) -> Result<PathBuf> {
     let mut command = plain_cargo(workspace, "build");
