@@ -181,7 +181,17 @@ pub const VM_INFO: u32 = vendor(0x105);
 /// virtual IRQ for its doorbells ([`BELL_SEND`]); with it, doorbells interrupt nobody by
 /// themselves: the host sets an SPI for them.
 ///
-/// [`Error::Denied`](crate::Error::Denied) if the VM was started, or has one.
+/// No memory, and no page of stolen time, comes to the addresses of the distributor, of vCPU 0's
+/// redistributor, and of those of all other vCPUs that there are: it would hide the registers, and the guest
+/// would take what its host has put there for its GIC. Each call that would map something there is
+/// refused as if its address were taken ([`Error::GuestMapped`](crate::Error::GuestMapped)).
+///
+/// What refuses this call, in this order: [`Error::Denied`](crate::Error::Denied) if the VM was
+/// started, or has one; the number of SPIs; the alignment;
+/// [`Error::AddressOverflow`](crate::Error::AddressOverflow) if a frame is beyond the guest's
+/// space; [`Error::Overlap`](crate::Error::Overlap) if one is in the place of another;
+/// [`Error::GuestMapped`](crate::Error::GuestMapped) if something is in the place of one;
+/// [`Error::NoMemory`](crate::Error::NoMemory).
 pub const VM_VGIC: u32 = vendor(0x106);
 
 /// The fewest SPIs of [`VM_VGIC`].
@@ -197,8 +207,9 @@ pub const SPIS_MAX: u64 = 988;
 /// paravirtualized time ([`pv_time`](crate::pv_time)) name it. The address is for
 /// this alone: no memory is to be declared there.
 ///
-/// [`Error::GuestMapped`](crate::Error::GuestMapped) if something is there;
-/// [`Error::Denied`](crate::Error::Denied) if the VM was started, or has such a page.
+/// What refuses it, in this order: the address; [`Error::Denied`](crate::Error::Denied) if the VM was
+/// started, or has such a page; [`Error::GuestMapped`](crate::Error::GuestMapped) if something is there,
+/// or the VM's interrupt controller; [`Error::NoMemory`](crate::Error::NoMemory).
 pub const VM_PV_TIME: u32 = vendor(0x107);
 
 /// Makes a VM a protected one, whose guest may call Arm's Realm Services Interface
@@ -232,6 +243,11 @@ pub const CONFIGURE_MEMORY_REMOVE: u64 = 2;
 ///
 /// Before the start, the one with index 0 is switched on. Whichever comes after it is off
 /// until a sibling calls CPU_ON.
+///
+/// If the VM has an interrupt controller ([`VM_VGIC`]), there must be room for the vCPU's
+/// redistributor: [`Error::AddressOverflow`](crate::Error::AddressOverflow),
+/// [`Error::Overlap`](crate::Error::Overlap) or
+/// [`Error::GuestMapped`](crate::Error::GuestMapped) otherwise, as there.
 pub const VCPU_CREATE: u32 = vendor(0x110);
 /// Sets a register that the vCPU starts with. vCPU handle, `set << 8 | index`
 /// (sets: 0 X0–X30, 1 PC, 2 SP), value

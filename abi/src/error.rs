@@ -76,9 +76,10 @@ errors! {
     /// The frame is in a state that this call does not start from; `x2` is
     /// the state.
     WrongState = 0x203, "frame is in the wrong state";
-    /// Something is mapped at the guest address already.
+    /// Something is at the guest address already: memory, or the VM's interrupt controller.
     GuestMapped = 0x204, "guest address is in use";
-    /// Two entries of the list overlap, in frames or in guest addresses.
+    /// Two entries of the list overlap, in frames or in guest addresses; or two frames of an
+    /// interrupt controller.
     Overlap = 0x205, "list entries overlap";
     /// The frame is pinned: firmware or a device uses it.
     Pinned = 0x206, "frame is pinned";

@@ -5,14 +5,13 @@
 
 use escrow_abi::{Error, HandleKind, call};
 
-use super::{Hypervisor, Refusal, check_range};
+use super::{Hypervisor, Refusal};
 use crate::addr::Ipa;
 use crate::machine::Machine;
-use crate::stage2::GuestMap;
+use crate::stage2::Frames;
 use crate::vcpu::{VIRTUAL_TIMER, virtual_timer};
-use crate::vgic::{BANKS, Bank, DISTRIBUTOR_SIZE, Effects, Input, Layout, REDISTRIBUTOR_SIZE, Spi};
-use crate::vgic::{Pages as _, Vgic};
-use crate::vm::{GuestPages, Life, MAX_VCPUS, Slot};
+use crate::vgic::{BANKS, Bank, Effects, Input, Layout, Pages as _, Spi, Vgic};
+use crate::vm::{GuestPages, Life, MAX_VCPUS, Slot, Vm};
 
 /// Frames begin at multiples of this.
 const FRAME_SIZE: u64 = 0x1_0000;
@@ -26,7 +25,11 @@ impl<M: Machine> Hypervisor<M> {
         spis: u64,
     ) -> Result<(), Refusal> {
         let (_, _, slot, mut vm) = self.lock_named(vm, HandleKind::Vm)?;
-        if vm.life != Life::Created || slot.controller().exists() {
+        let exists = slot.controller().exists();
+        let Vm { life: Life::Created, map: Some(map), pool, .. } = &mut *vm else {
+            return Err(Error::Denied.into());
+        };
+        if exists {
             return Err(Error::Denied.into());
         }
         let whole = spis.is_multiple_of(32) && (call::SPIS_MIN..call::SPIS_MAX).contains(&spis);
@@ -36,28 +39,29 @@ impl<M: Machine> Hypervisor<M> {
         if !(distributor | redistributors).is_multiple_of(FRAME_SIZE) {
             return Err(Error::Misaligned.into());
         }
-        let map = vm.map.as_ref();
-        let shared = map.and_then(GuestMap::shared_bit).unwrap_or(0);
-        if (distributor | redistributors) & shared != 0 {
+        if (distributor | redistributors) & map.shared_bit().unwrap_or(0) != 0 {
             return Err(Error::Denied.into());
         }
-        let end = self.guest_geometry.end();
-        check_range(distributor, DISTRIBUTOR_SIZE, end)?;
-        check_range(redistributors, REDISTRIBUTOR_SIZE, end)?;
+        let layout = Layout { distributor: Ipa(distributor), redistributors: Ipa(redistributors) };
+        let there = (0..MAX_VCPUS as u8).filter(|&index| slot.vcpu(index).is_some());
+        // The first one's is taken whether or not it is there.
+        let vcpus = there.fold(1, |vcpus, index| vcpus | 1 << index);
+        let frames = Frames::new(layout, vcpus, map.frames_end())?;
+        map.must_be_free(&self.machine, &frames)?;
         // With the four INTIDs that are none.
         let intids = (32 + spis as u32).next_multiple_of(32);
         let banks = intids.div_ceil(512) as usize;
-        let free = vm.pool.len();
+        let free = pool.len();
         if free < banks as u64 {
             return Err(Refusal { detail: banks as u64 - free, ..Error::NoMemory.into() });
         }
         let mut pages = [None; BANKS];
         for page in pages.iter_mut().take(banks) {
             let none = Refusal { detail: 1, ..Error::NoMemory.into() };
-            let free = vm.pool.pop(&self.machine).ok_or(none)?;
+            let free = pool.pop(&self.machine).ok_or(none)?;
             *page = Some(free.place_bank(&self.machine, Bank::new()));
         }
-        let layout = Layout { distributor: Ipa(distributor), redistributors: Ipa(redistributors) };
+        map.keep_free(frames);
         slot.controller().open(&layout, intids, pages);
         slot.set_more();
         for index in 0..MAX_VCPUS as u8 {

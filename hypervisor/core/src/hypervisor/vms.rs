@@ -246,9 +246,19 @@ impl<M: Machine> Hypervisor<M> {
         };
         vcpu.has_gic = slot.controller().exists();
         vcpu.stolen = slot.time_of(index as u8);
-        let Some(page) = vm.pool.pop(&self.machine) else {
+        let Vm { map: Some(map), pool, .. } = &mut *vm else { return Err(Error::Denied.into()) };
+        let mut frames = None;
+        if vcpu.has_gic {
+            let more = map.frames().with(index as u8, map.frames_end())?;
+            map.must_be_free(&self.machine, &more)?;
+            frames = Some(more);
+        }
+        let Some(page) = pool.pop(&self.machine) else {
             return Err(Refusal { detail: 1, ..Error::NoMemory.into() });
         };
+        if let Some(frames) = frames {
+            map.keep_free(frames);
+        }
         slot.set_on(index as u8, vcpu.is_on());
         let has_gic = vcpu.has_gic;
         let page = page.place_vcpu(&self.machine, vcpu);

@@ -12,7 +12,7 @@ mod page;
 mod pool;
 
 pub use descriptor::{Attributes, Descriptor, DescriptorCell};
-pub use guest::{BlockRoom, Found, GuestMap, Leaf, Room, Span, TableCount, Unmapped};
+pub use guest::{BlockRoom, Found, Frames, GuestMap, Leaf, Room, Span, TableCount, Unmapped};
 pub(crate) use host::{HostBlock, HostGib};
 pub use host::{HostMap, HostMapError, MmioMap};
 pub(crate) use page::PageCell;

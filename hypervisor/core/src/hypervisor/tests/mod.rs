@@ -3,6 +3,7 @@
 mod broken;
 mod doorbells;
 pub(crate) mod fake;
+mod frames;
 mod histories;
 mod lists;
 mod poison;

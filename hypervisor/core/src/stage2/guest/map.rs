@@ -3,7 +3,7 @@
 //! Memory comes into a guest's map.
 
 use super::{GuestMap, Span, TableCount, index, take_table};
-use crate::addr::{BLOCK_SIZE, Ipa, PhysAddr};
+use crate::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE, PAGES_PER_BLOCK, PhysAddr};
 use crate::machine::{Machine, Table};
 use crate::stage2::page::TablePage;
 use crate::stage2::{Attributes, Descriptor, DescriptorCell, PagePool};
@@ -40,6 +40,24 @@ impl GuestMap {
         span: Span,
         count: &mut TableCount,
     ) -> Result<Room, usize> {
+        let room = self.room_in_tables(machine, span, count);
+        if !self.frames.may_meet(span.at, span.size()) {
+            return room;
+        }
+        match (self.frames.first_in(span), room) {
+            (None, room) => room,
+            (Some(page), Ok(_)) => Err(page),
+            (Some(page), Err(taken)) => Err(page.min(taken)),
+        }
+    }
+
+    #[inline(always)]
+    fn room_in_tables<M: Machine>(
+        &self,
+        machine: &M,
+        span: Span,
+        count: &mut TableCount,
+    ) -> Result<Room, usize> {
         let (slot, level) = self.walk(machine, span.at, 2);
         let entry = slot.load();
         if let Some(table) = entry.as_table() {
@@ -68,6 +86,10 @@ impl GuestMap {
         at: Ipa,
         count: &mut TableCount,
     ) -> BlockRoom {
+        let span = Span { at, pages: PAGES_PER_BLOCK, is_block: true };
+        if self.frames.may_meet(at, BLOCK_SIZE) && self.frames.first_in(span).is_some() {
+            return BlockRoom::Taken;
+        }
         let (slot, level) = self.walk(machine, at, 2);
         let entry = slot.load();
         if let Some(table) = entry.as_table() {
@@ -189,15 +211,16 @@ impl GuestMap {
         Some(slot)
     }
 
-    /// The entry for a page, if there is one and it is free.
+    /// The entry for a page, if there is one and it is free, and far from all [frames](super::Frames).
     #[inline(always)]
     pub fn free_page<'m, M: Machine>(&self, machine: &'m M, at: Ipa) -> Option<&'m DescriptorCell> {
         let (slot, level) = self.walk(machine, at, 3);
-        (level == 3 && slot.load().is_free()).then_some(slot)
+        let free = level == 3 && slot.load().is_free() && !self.frames.may_meet(at, PAGE_SIZE);
+        free.then_some(slot)
     }
 
     /// The entry for a block, if there is one and it is free of anything, kept-back
-    /// tables included.
+    /// tables included, and far from all [frames](super::Frames).
     #[inline(always)]
     pub fn free_block<'m, M: Machine>(
         &self,
@@ -205,7 +228,8 @@ impl GuestMap {
         at: Ipa,
     ) -> Option<&'m DescriptorCell> {
         let (slot, level) = self.walk(machine, at, 2);
-        (level == 2 && slot.load() == Descriptor::INVALID).then_some(slot)
+        let free = level == 2 && slot.load() == Descriptor::INVALID;
+        (free && !self.frames.may_meet(at, BLOCK_SIZE)).then_some(slot)
     }
 
     /// Makes 512 pages that fill 2 MiB, side by side and alike, one entry, and

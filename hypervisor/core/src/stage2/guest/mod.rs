@@ -5,7 +5,8 @@
 //! All of it is covered by the VM's lock. A change has two halves: first
 //! [`TableCount`] says how many tables it will need, then, when the pool is
 //! known to hold as many, it is made. Here is how the tables are read; [`map`] puts
-//! memory into them, [`change`] takes it out and brings it back.
+//! memory into them, [`change`] takes it out and brings it back; [`frames`] says where none
+//! comes.
 //!
 //! An entry is valid, or free, or *away*: the VM owns the memory behind it and
 //! cannot reach it at the moment; or it marks memory that broke. What came as
@@ -15,8 +16,11 @@
 
 mod change;
 mod count;
+mod frames;
 mod map;
 mod ripas;
+
+use escrow_abi::Error;
 
 use super::page::{FreePage, TablePage};
 use super::{Descriptor, DescriptorCell, Geometry, PagePool, Stage2Context, level_shift};
@@ -25,6 +29,7 @@ use crate::machine::{Machine, Table};
 
 pub use change::Unmapped;
 pub use count::TableCount;
+pub use frames::Frames;
 pub use map::{BlockRoom, Room};
 pub use ripas::Found;
 
@@ -35,6 +40,8 @@ pub struct GuestMap {
     root: TablePage,
     context: Stage2Context,
     halves: Option<Halves>,
+    /// Where no memory comes.
+    frames: Frames,
 }
 
 /// How the addresses of a protected VM's guest are divided.
@@ -78,6 +85,12 @@ impl Span {
         table.get(first..first + self.pages).unwrap_or_default()
     }
 
+    /// Bytes.
+    #[inline(always)]
+    const fn size(self) -> u64 {
+        self.pages as u64 * PAGE_SIZE
+    }
+
     /// Whether it fills 2 MiB.
     #[inline(always)]
     const fn fills(self) -> bool {
@@ -89,7 +102,8 @@ impl GuestMap {
     /// An empty map. The geometry is one that begins with one table at
     /// level 1 ([`GuestMap::fits`]).
     pub fn new(geometry: Geometry, root: FreePage, context: Stage2Context) -> GuestMap {
-        GuestMap { geometry, root: root.into_table(), context, halves: None }
+        let halves = None;
+        GuestMap { geometry, root: root.into_table(), context, halves, frames: Frames::NONE }
     }
 
     /// Whether guests may have tables of this shape: 31 to 39 bits of address.
@@ -144,6 +158,49 @@ impl GuestMap {
     /// The first address beyond the guest's space.
     pub fn end(&self) -> u64 {
         self.geometry.end()
+    }
+
+    /// The addresses where no memory comes.
+    #[inline]
+    pub fn frames(&self) -> &Frames {
+        &self.frames
+    }
+
+    /// Where the addresses end that frames can be at: those of the protected half, if the VM is
+    /// protected.
+    #[inline]
+    pub fn frames_end(&self) -> u64 {
+        self.shared_bit().unwrap_or(self.end())
+    }
+
+    /// Whether frames can be where they are.
+    ///
+    /// # Errors
+    /// [`Error::GuestMapped`]: something is at one of their addresses.
+    pub fn must_be_free<M: Machine>(&self, machine: &M, frames: &Frames) -> Result<(), Error> {
+        if frames.iter().all(|(at, size)| self.has_nothing(machine, at, size)) {
+            Ok(())
+        } else {
+            Err(Error::GuestMapped)
+        }
+    }
+
+    /// Has no memory come to the addresses of frames, which are free, from now on.
+    pub fn keep_free(&mut self, frames: Frames) {
+        self.frames = frames;
+    }
+
+    /// Whether no page of a range of addresses inside the space leads anywhere.
+    fn has_nothing<M: Machine>(&self, machine: &M, base: u64, size: u64) -> bool {
+        let mut at = base;
+        while at < base + size {
+            let Leaf { entry, level } = self.lookup(machine, Ipa(at));
+            if !entry.is_free() {
+                return false;
+            }
+            at = (at | ((1 << level_shift(level)) - 1)) + 1;
+        }
+        true
     }
 
     /// What a guest address leads to. The address must be inside the space.
