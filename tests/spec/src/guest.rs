@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! A guest: its life, its pool, its map and its capabilities.
+//! A guest: its life, its pool, its map, its capabilities and its interrupt controller.
 
 use alloc::vec::Vec;
 
@@ -8,6 +8,7 @@ use escrow_abi::Error;
 
 use crate::Refused;
 use crate::capability::Capability;
+use crate::gic::Gic;
 use crate::map::{Entry, Map, Tables};
 
 /// Where a guest is in its life.
@@ -32,7 +33,12 @@ pub struct Guest {
     pub pool: u64,
     pub(crate) map: Map,
     pub(crate) capabilities: Vec<Capability>,
-    has_vcpu: bool,
+    /// The vCPUs that there are, a bit each.
+    pub(crate) vcpus: u32,
+    /// Its interrupt controller.
+    pub gic: Option<Gic>,
+    /// The page that it reads its stolen time in.
+    pub time: Option<u64>,
 }
 
 impl Guest {
@@ -44,7 +50,9 @@ impl Guest {
             pool: metadata - 1,
             map: Map::default(),
             capabilities: Vec::new(),
-            has_vcpu: false,
+            vcpus: 0,
+            gic: None,
+            time: None,
         }
     }
 
@@ -67,19 +75,9 @@ impl Guest {
         if self.is_alive() { Ok(()) } else { Err((Error::HandleRevoked, 0, 0)) }
     }
 
-    pub(crate) fn create_vcpu(&mut self) -> Result<(), Refused> {
-        self.must_live()?;
-        if self.life != Life::Created || self.has_vcpu {
-            return Err((Error::Denied, 0, 0));
-        }
-        self.pay(Tables { needed: 1, freed: 0 }, 0)?;
-        self.has_vcpu = true;
-        Ok(())
-    }
-
     pub(crate) fn start(&mut self) -> Result<(), Refused> {
         self.must_live()?;
-        if self.life != Life::Created || !self.has_vcpu {
+        if self.life != Life::Created || self.vcpus == 0 {
             return Err((Error::Denied, 0, 0));
         }
         self.life = Life::Started;
@@ -90,6 +88,8 @@ impl Guest {
         self.must_live()?;
         self.life = Life::Dead;
         self.map = Map::default();
+        self.gic = None;
+        self.time = None;
         self.capabilities.clear();
         Ok(())
     }

@@ -6,7 +6,8 @@
 //! RAM, who may do what to it, and what becomes of it and of its contents. It
 //! needs no memory but its arguments. On top of it, [`Spec`] is the machine:
 //! all frames, the guests with their maps, pools and capabilities, and the
-//! lists that calls take.
+//! lists that calls take; and, in `gic`, what is donated for a guest's interrupt controller
+//! and stolen time.
 //!
 //! There are no locks here, no tables in memory and no blocks of records. A
 //! call works on a copy of the machine, and the copy takes the machine's place
@@ -56,6 +57,8 @@ pub mod frame;
 #[cfg(feature = "model")]
 mod capability;
 #[cfg(feature = "model")]
+mod gic;
+#[cfg(feature = "model")]
 mod guest;
 #[cfg(feature = "model")]
 mod list;
@@ -76,6 +79,7 @@ pub use frame::{Contents, Event, Frame, Living, Transition, VmId, step};
 #[cfg(feature = "model")]
 pub use {
     capability::CapId,
+    gic::Gic,
     guest::{Guest, Life},
     machine::{Asked, Spec, Target},
     map::Entry,

@@ -10,7 +10,7 @@ use alloc::vec::Vec;
 use core::ops::Range;
 
 use escrow_abi::{
-    BLOCK_SIZE, CREATE_BLOCKS_MAX, Error, FrameState, MODIFY_MAX, MemEntry, PAGE_SIZE, call,
+    BLOCK_SIZE, CREATE_BLOCKS_MAX, Error, FrameState, MODIFY_MAX, MemEntry, PAGE_SIZE, Rights, call,
 };
 
 use crate::Refused;
@@ -199,6 +199,14 @@ impl Spec {
         for (vm, (guest, entry)) in entries {
             let Some(at) = entry.frame() else { continue };
             let frame = self.frame(at);
+            if self.guest(vm).time == Some(at) {
+                // Metadata that its guest reads, and nobody else.
+                let its = frame.state == FrameState::Metadata && frame.borrower == Some(vm);
+                if !its || entry != Entry::Valid(at, Rights::READ) {
+                    return false;
+                }
+                continue;
+            }
             found += 1;
             let borrows = frame.borrower == Some(vm) && frame.guest == guest;
             let owns =
@@ -254,11 +262,6 @@ impl Spec {
                 .map_err(|refusal| piece.refuse(refusal))?;
         }
         Ok(())
-    }
-
-    /// VCPU_CREATE of the one vCPU that a guest has here.
-    pub fn create_vcpu(&mut self, vm: VmId) -> Result<(), Refused> {
-        self.guest_mut(vm).create_vcpu()
     }
 
     /// VM_START.

@@ -11,6 +11,7 @@
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::ops::Range;
 
 use escrow_abi::{BLOCK_SIZE, PAGE_SIZE, Rights};
 
@@ -45,6 +46,8 @@ pub(crate) struct Map {
     /// The GiB that have a level-2 table.
     level2: BTreeSet<u64>,
     regions: BTreeMap<u64, Arc<Region>>,
+    /// Where the interrupt controller is: nothing comes there.
+    pub kept_free: Vec<Range<u64>>,
 }
 
 /// What a change does to the pool.
@@ -63,6 +66,9 @@ impl Map {
     /// Whether nothing is in the way of a page or a block.
     pub fn is_free(&self, at: u64, size: u64) -> bool {
         let nothing = |page: &Entry| *page == Entry::Nothing;
+        if self.kept_free.iter().any(|range| at < range.end && range.start < at + size) {
+            return false;
+        }
         match self.regions.get(&(at / BLOCK_SIZE)) {
             None => true,
             Some(region) if size == PAGE_SIZE => nothing(&region.pages[page(at)]),

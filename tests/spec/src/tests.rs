@@ -40,7 +40,7 @@ fn guest(spec: &mut Spec, pool: u64) -> VmId {
     let list: Vec<_> =
         (taken..taken + pool + 2).map(|n| bare(METADATA + n * PAGE_SIZE, 0)).collect();
     let vm = spec.create(&list).unwrap();
-    spec.create_vcpu(vm).unwrap();
+    spec.create_vcpu(vm, 0).unwrap();
     spec.start(vm).unwrap();
     vm
 }
@@ -292,4 +292,66 @@ fn one_call_is_about_one_owner_and_one_borrower() {
     spec.share(HOST, Target::Vm(two), &[page(RAM + 0x1000, 0)]).unwrap();
     let both = [bare(RAM, 0), bare(RAM + 0x1000, 0)];
     assert_eq!(spec.unshare(HOST, &both), Err((Error::MixedVms, 1, 0)));
+}
+
+#[test]
+fn an_interrupt_controller_takes_pages_and_keeps_its_addresses_free() {
+    let mut spec = machine();
+    let list: Vec<_> = (0..4).map(|n| bare(METADATA + n * PAGE_SIZE, 0)).collect();
+    let vm = spec.create(&list).unwrap();
+    let target = Target::Vm(vm);
+    let (gicd, gicr) = (0x0800_0000, 0x080a_0000);
+    spec.create_vcpu(vm, 0).unwrap();
+    // INTIDs up to 1023 take two pages.
+    spec.vgic(target, gicd, gicr, call::SPIS_MAX).unwrap();
+    assert_eq!(spec.guest(vm).pool, 0);
+    assert_eq!(spec.vgic(target, gicd, gicr, call::SPIS_MAX), Err((Error::Denied, 0, 0)));
+    let taken = Err((Error::GuestMapped, 0, 0));
+    assert_eq!(spec.share(HOST, target, &[page(RAM, gicd)]), taken);
+    assert_eq!(spec.share(HOST, target, &[page(RAM, gicr + 0x1_f000)]), taken);
+    assert_eq!(spec.pv_time(target, gicr, None), taken);
+    let beside = spec.share(HOST, target, &[page(RAM, gicr + 0x2_0000)]);
+    assert_eq!(beside, Err((Error::NoMemory, 0, 2)), "tables");
+    spec.top_up(target, &[bare(METADATA + 4 * PAGE_SIZE, 0), bare(METADATA + 5 * PAGE_SIZE, 0)])
+        .unwrap();
+    spec.share(HOST, target, &[page(RAM, gicr + 0x2_0000)]).unwrap();
+    // That is where the next vCPU's redistributor would be.
+    assert_eq!(spec.create_vcpu(vm, 1), taken);
+
+    spec.spi_input(target, 40, call::INPUT_HIGH).unwrap();
+    spec.spi_input(target, 1019, call::INPUT_EDGE).unwrap();
+    spec.spi_input(target, 41, call::INPUT_HIGH).unwrap();
+    spec.spi_input(target, 41, call::INPUT_LOW).unwrap();
+    let gic = spec.guest(vm).gic.as_ref().unwrap();
+    assert_eq!((gic.pending(1), gic.pending(31)), (1 << 8, 1 << 27));
+    spec.destroy(vm).unwrap();
+    let dead = Err((Error::HandleRevoked, 0, 0));
+    assert_eq!(spec.spi_input(target, 40, call::INPUT_LOW), dead);
+    assert_eq!(spec.spi_done(target), dead);
+    // All of its pages come home, zeroed.
+    for n in 0..6 {
+        spec.reclaim(HOST, &[bare(METADATA + n * PAGE_SIZE, 0)]).unwrap();
+        assert!(spec.is_zero(METADATA + n * PAGE_SIZE));
+    }
+    spec.reclaim(HOST, &[bare(RAM, 0)]).unwrap();
+    assert_eq!(spec.existing(), 0);
+}
+
+#[test]
+fn stolen_time_is_for_its_guest_to_read() {
+    let mut spec = machine();
+    let list: Vec<_> = (0..5).map(|n| bare(METADATA + n * PAGE_SIZE, 0)).collect();
+    let vm = spec.create(&list).unwrap();
+    spec.create_vcpu(vm, 0).unwrap();
+    spec.pv_time(Target::Vm(vm), 0x1000, Some(METADATA + PAGE_SIZE)).unwrap();
+    assert_eq!(spec.guest(vm).pool, 0, "two tables, and the page");
+    assert!(spec.is_consistent());
+    spec.start(vm).unwrap();
+    assert_eq!(spec.guest(vm).entry(0x1000), Entry::Valid(METADATA + PAGE_SIZE, Rights::READ));
+    assert!(!spec.frame(METADATA + PAGE_SIZE).is_reached_by(HOST));
+    // It is not the guest's to give up, or away.
+    assert_eq!(spec.modify(vm, 0x1000, PAGE_SIZE, call::MODIFY_UNLOCK), Err(Error::Denied));
+    assert_eq!(spec.share_back(vm, 0x1000, PAGE_SIZE), Err(Error::Denied));
+    let lent = spec.donate(vm, Target::Host, &[bare(0x1000, 0)]);
+    assert_eq!(lent, Err((Error::NotOwner, 0, 0)));
 }

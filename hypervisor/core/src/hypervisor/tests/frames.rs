@@ -46,12 +46,14 @@ fn no_call_maps_memory_there() {
             assert_eq!(host.call(call::VM_PV_TIME, &[vm, at]), Err((Error::GuestMapped, 0, 0)));
         }
         if !with_table {
-            // A block of them, and one whose only page is away.
+            // A block of them: without a table for its GiB, with one, with one for it.
             let block = block(FREE + BLOCK_SIZE, GICD & !(BLOCK_SIZE - 1));
             assert_eq!(host.lend(vm, &[block]), gone);
             assert_eq!(host.lend_one(vm, &block), gone);
             assert_eq!(host.share(vm, &[block]), gone);
             assert_eq!(host.give(call::MEM_DONATE, vm, &[block]), gone);
+            host.share(vm, &[page(FREE + 0x2000, GICD + 0x100_0000)]).unwrap();
+            assert_eq!(host.lend_one(vm, &block), gone);
             host.share(vm, &[page(FREE + 0x1000, GICD - PAGE_SIZE)]).unwrap();
             assert_eq!(host.lend(vm, &[block]), gone);
             assert_eq!(host.lend_one(vm, &block), gone);

@@ -13,6 +13,7 @@
 mod borrowers;
 mod choose;
 mod compare;
+mod interrupts;
 mod lists;
 mod once;
 mod steps;

@@ -63,7 +63,7 @@ impl World<'_> {
     fn populate(&mut self, member: &Member) -> Outcome<Option<Guest>> {
         let &Member { id, handle, .. } = member;
         let real = refused(hvc::call(call::VCPU_CREATE, &[handle, 0]));
-        let spec = self.spec.create_vcpu(id);
+        let spec = self.spec.create_vcpu(id, 0);
         self.agree("VCPU_CREATE", real, &spec)?;
         let Ok([vcpu, ..]) = real else { return Ok(None) };
         let Some(pages) = self.supplies(3) else { return Ok(None) };

@@ -65,6 +65,7 @@ impl World {
         }
         for pair in self.vms.clone().iter().flatten() {
             if all || !self.spec.same_guest(&then, pair.id) {
+                self.check_interrupts(pair);
                 match self.check_guest(pair) {
                     Some(context) => {
                         let seen = Rc::new(self.check_guest_tables(pair, &context));

@@ -14,6 +14,8 @@ use crate::machine::Machine;
 
 /// The name, in tallies, of calls that others came between the portions of.
 pub const MET: &str = "a call that others came between";
+/// The name of those that would have laid memory over an interrupt controller.
+pub const FRAMES: &str = "memory over frames";
 
 impl World {
     pub(super) fn give(&mut self, who: Who, gift: Gift, to: To, entries: &[MemEntry]) {
@@ -37,7 +39,20 @@ impl World {
             Gift::Donate => spec.donate(id, target, entries),
         };
         let Some(pair) = by else {
-            return self.host_list_call(name, (function, Some(handle)), entries, apart, call);
+            let there: Vec<_> = match target {
+                Target::Vm(id) => {
+                    let at = entries.iter().map(|entry| entry.guest & !(PAGE_SIZE - 1));
+                    at.map(|at| self.spec.guest(id).entry(at)).collect()
+                }
+                _ => Vec::new(),
+            };
+            let told = self.host_list_call(name, (function, Some(handle)), entries, apart, call);
+            if let Some((Error::GuestMapped, index, _)) = told
+                && there.get(index as usize) == Some(&Entry::Nothing)
+            {
+                self.tally.call(FRAMES, false, told.map(|told| told.0));
+            }
+            return;
         };
         let (real, list) = self.list_call(&pair, function, Some(handle), entries);
         let spec = &mut self.spec;
@@ -63,7 +78,8 @@ impl World {
             Taking::Poison => spec.poison(entries),
         };
         let Some(pair) = by else {
-            return self.host_list_call(name, (function, None), entries, apart, call);
+            self.host_list_call(name, (function, None), entries, apart, call);
+            return;
         };
         let (real, list) = self.list_call(&pair, function, None, entries);
         let spec = match taking {
@@ -107,7 +123,8 @@ impl World {
     /// portions. `call` is what the specification says of some of the entries.
     ///
     /// All of the call is looked at when it begins: it is refused then, or not for anything
-    /// that was so at that time. Each portion is a call of its own.
+    /// that was so at that time. Each portion is a call of its own. Returns why the specification
+    /// refuses all of it.
     fn host_list_call(
         &mut self,
         name: &'static str,
@@ -115,7 +132,7 @@ impl World {
         entries: &[MemEntry],
         apart: bool,
         call: impl Fn(&mut Spec, &[MemEntry]) -> Result<(), Refused>,
-    ) {
+    ) -> Option<Refused> {
         let whole = unless_in_its_pages(&mut self.spec.clone(), apart, |spec| call(spec, entries));
         let args: Vec<_> = handle.into_iter().chain(self.host.list(entries)).collect();
         let mut x = [0; 8];
@@ -151,12 +168,13 @@ impl World {
             if whole.is_ok() && real.is_ok() {
                 portion(&mut self.spec, &mut done, entries.len());
             }
-            return self.agree(name, None, &real, &whole);
+            self.agree(name, None, &real, &whole);
+            return whole.err();
         }
         let Err((error, index, detail)) = real else {
             portion(&mut self.spec, &mut done, entries.len());
             self.tally.call(MET, false, None);
-            return;
+            return None;
         };
         // Some portion behind what is done cannot be made: not the whole rest, perhaps.
         portion(&mut self.spec, &mut done, x[3] as u32 as usize);
@@ -176,6 +194,7 @@ impl World {
             call(&mut self.spec.clone(), &entries[done..])
         );
         self.tally.call(MET, false, Some(error));
+        None
     }
 
     /// Makes a guest's call with a list in its memory. If that has no room
@@ -215,7 +234,9 @@ impl World {
             let Entry::Valid(frame, _) = entry else { continue };
             // What was opened to its owner may not be in its map yet.
             let seen = self.spec.frame(frame);
-            if seen.state == FrameState::SharedBack && seen.owner == pair.id {
+            let unsettled = seen.state == FrameState::SharedBack && seen.owner == pair.id;
+            // EL2 writes to the page of its stolen time as soon as the guest runs.
+            if unsettled || seen.state == FrameState::Metadata {
                 continue;
             }
             if run.0 + run.1.len() as u64 * PAGE_SIZE != at {

@@ -11,7 +11,7 @@ use super::steps::{BadList, Gift, Pages, Part, Place, Step, Taking, To, Who};
 use super::world::GUEST_END;
 
 fn create(pages: u64) -> Step {
-    Step::Create { pages, start: true }
+    Step::Create { pages, start: true, gic: None, time: None }
 }
 
 fn grant(to: usize, object: usize) -> Step {

@@ -110,6 +110,14 @@ pub enum Taking {
     Poison,
 }
 
+/// An interrupt controller.
+#[derive(Clone, Copy, Debug)]
+pub struct Frames {
+    pub distributor: u64,
+    pub redistributors: u64,
+    pub spis: u64,
+}
+
 /// What a host does that is asked to lose sight of pages.
 #[derive(Clone, Copy, Debug)]
 pub enum Reaction {
@@ -123,6 +131,29 @@ pub enum Step {
     Create {
         pages: u64,
         start: bool,
+        /// What it gets before it is started.
+        gic: Option<Frames>,
+        time: Option<u64>,
+    },
+    Vcpu {
+        vm: usize,
+        index: u64,
+    },
+    Vgic {
+        to: To,
+        frames: Frames,
+    },
+    PvTime {
+        to: To,
+        at: u64,
+    },
+    Input {
+        to: To,
+        intid: u64,
+        input: u64,
+    },
+    Done {
+        to: To,
     },
     TopUp {
         vm: usize,
@@ -331,6 +362,48 @@ fn range() -> impl Strategy<Value = (Pages, u64)> {
     ]
 }
 
+/// A page of stolen time: where memory comes as well, or not.
+fn time_page() -> impl Strategy<Value = u64> {
+    prop_oneof![
+        3 => page(),
+        2 => Just(0x0b00_0000),
+        1 => select(vec![GUEST_END - PAGE_SIZE, GUEST_END, 0x800, !0xfff]),
+    ]
+}
+
+/// Frames: where memory comes as well, or not; right and wrong ones.
+fn frames() -> impl Strategy<Value = Frames> {
+    // The first and the last pages of a block are of interest.
+    let near = select(vec![0, 0x1f_0000, 0x20_0000, 0x1e_0000, 0x3e_0000]);
+    let far = select(vec![0x0800_0000, 0x080a_0000, 0x0b00_0000, GUEST_END - 0x2_0000]);
+    let wrong = select(vec![0x8000, GUEST_END - 0x1_0000, GUEST_END, !0xffff]);
+    let at = prop_oneof![8 => near, 8 => far, 1 => wrong];
+    let spis = prop_oneof![
+        8 => select(vec![32, 64, 480, 512, 960, 988]),
+        1 => select(vec![0, 31, 33, 992, 1 << 32 | 32]),
+    ];
+    (at.clone(), at, spis).prop_map(|(distributor, redistributors, spis)| Frames {
+        distributor,
+        redistributors,
+        spis,
+    })
+}
+
+fn intid() -> impl Strategy<Value = u64> {
+    prop_oneof![
+        6 => select(vec![32, 33, 63, 64, 95, 511, 512, 543, 991, 1019]),
+        1 => select(vec![0, 27, 31, 1020, 1023, 1 << 32 | 32]),
+    ]
+}
+
+/// A VM; few of them have more than memory.
+fn create(pages: u64, start: bool) -> impl Strategy<Value = Step> {
+    (weighted(0.25, frames()), weighted(0.15, time_page())).prop_map(move |(gic, time)| {
+        let more = gic.map_or(0, |_| 2) + time.map_or(0, |_| 1);
+        Step::Create { pages: pages + more, start, gic, time }
+    })
+}
+
 /// One step. Broken memory never comes home, so only some histories have it.
 pub fn step(poison: bool) -> impl Strategy<Value = Step> {
     let bad_list = select(vec![
@@ -343,8 +416,7 @@ pub fn step(poison: bool) -> impl Strategy<Value = Step> {
     ]);
     let reaction = select(vec![Reaction::Nothing, Reaction::TakeFirst, Reaction::TakeAll]);
     let life = prop_oneof![
-        3 => (1..8u64, weighted(0.8, Just(())))
-            .prop_map(|(pages, start)| Step::Create { pages, start: start.is_some() }),
+        3 => (1..8u64, weighted(0.8, Just(()))).prop_flat_map(|(n, start)| create(n, start.is_some())),
         2 => (vm(), 1..3u64).prop_map(|(vm, pages)| Step::TopUp { vm, pages }),
         1 => vm().prop_map(|vm| Step::Start { vm }),
         2 => vm().prop_map(|vm| Step::Destroy { vm }),
@@ -352,6 +424,14 @@ pub fn step(poison: bool) -> impl Strategy<Value = Step> {
         2 => (vm(), to(), prop_oneof![4 => Just(7), 1 => 0..9u64], window())
             .prop_map(|(to, object, rights, window)| Step::Grant { to, object, rights, window }),
         1 => (vm(), to()).prop_map(|(from, which)| Step::Revoke { from, which }),
+    ];
+    let interrupts = prop_oneof![
+        2 => (vm(), select(vec![0, 1, 1, 2, 31, 32])).prop_map(|(vm, index)| Step::Vcpu { vm, index }),
+        2 => (to(), frames()).prop_map(|(to, frames)| Step::Vgic { to, frames }),
+        2 => (to(), time_page()).prop_map(|(to, at)| Step::PvTime { to, at }),
+        4 => (to(), intid(), 0..5u64)
+            .prop_map(|(to, intid, input)| Step::Input { to, intid, input }),
+        1 => to().prop_map(|to| Step::Done { to }),
     ];
     let give = prop_oneof![
         24 => (who(), gift(), to(), vec(part(), 1..4), faults())
@@ -370,7 +450,7 @@ pub fn step(poison: bool) -> impl Strategy<Value = Step> {
         1 => (vm(), fitting()).prop_map(|(vm, at)| Step::Touch { vm, at }),
         2 => (who(), fitting()).prop_map(|(who, at)| Step::Write { who, at }),
     ];
-    prop_oneof![4 => life, 9 => give, 7 => take, 7 => borrow]
+    prop_oneof![4 => life, 2 => interrupts, 9 => give, 7 => take, 7 => borrow]
 }
 
 /// Something for a new VM, so that it has what it can make calls about.
@@ -397,8 +477,8 @@ fn beginning() -> impl Strategy<Value = Vec<Step>> {
     // Mostly they may do everything.
     let all = Just((7, (0, GUEST_END)));
     let granted = prop_oneof![4 => all, 1 => (1..8u64, window())];
-    (vms, vec(pools, VMS), endowments, granted).prop_map(|(vms, pages, (a, b, c), granted)| {
-        let create = pages.into_iter().map(|pages| Step::Create { pages, start: true });
+    let created = vec(pools.prop_flat_map(|pages| create(pages, true)), VMS);
+    (vms, created, endowments, granted).prop_map(|(vms, created, (a, b, c), granted)| {
         let pairs = (0..vms).flat_map(|to| (0..vms).map(move |object| (to, object)));
         let grants = pairs.filter(|(to, object)| to != object).map(|(to, object)| Step::Grant {
             to,
@@ -406,7 +486,7 @@ fn beginning() -> impl Strategy<Value = Vec<Step>> {
             rights: granted.0,
             window: granted.1,
         });
-        create.take(vms).chain(grants).chain([a, b, c].into_iter().take(vms)).collect()
+        created.into_iter().take(vms).chain(grants).chain([a, b, c].into_iter().take(vms)).collect()
     })
 }
 

@@ -9,7 +9,7 @@ use std::fmt;
 use escrow_abi::{Error, FrameState};
 use escrow_spec::{Frame, VmId};
 
-use super::lists::MET;
+use super::lists::{FRAMES, MET};
 
 /// Counts over many histories.
 #[derive(Debug, Default)]
@@ -49,8 +49,17 @@ impl Tally {
         let rows = rows.filter(|row| !self.frames.contains_key(row)).map(|row| format!("{row:?}"));
         let seen = |error| self.calls.keys().any(|call| call.2 == Some(error));
         let errors = ERRORS.iter().filter(|error| !seen(**error)).map(|error| format!("{error:?}"));
-        let met = self.calls.keys().any(|call| call.0 == MET);
-        rows.chain(errors).chain((!met).then(|| MET.to_string())).collect()
+        let met = |name: &str| self.calls.keys().any(|call| call.0 == name);
+        let met = [MET, FRAMES].into_iter().filter(|name| !met(name)).map(str::to_string);
+        let ends = ENDS.iter().flat_map(|(name, errors)| {
+            errors
+                .iter()
+                .map(|&error| Some(error))
+                .chain([None])
+                .map(move |end| (*name, false, end))
+        });
+        let ends = ends.filter(|end| !self.calls.contains_key(end)).map(|end| format!("{end:?}"));
+        rows.chain(errors).chain(met).chain(ends).collect()
     }
 }
 
@@ -131,6 +140,61 @@ const ERRORS: &[Error] = &[
     Error::Pinned,
     Error::MixedVms,
     Error::Locked,
+];
+
+/// How calls end that are about no page in a list.
+const ENDS: &[(&str, &[Error])] = &[
+    (
+        "create vCPU",
+        &[
+            Error::InvalidArgument,
+            Error::NoMemory,
+            Error::AddressOverflow,
+            Error::Denied,
+            Error::HandleRevoked,
+            Error::GuestMapped,
+            Error::Overlap,
+        ],
+    ),
+    (
+        "vGIC",
+        &[
+            Error::InvalidSize,
+            Error::Misaligned,
+            Error::NoMemory,
+            Error::AddressOverflow,
+            Error::Denied,
+            Error::HandleNull,
+            Error::HandleRevoked,
+            Error::HandleType,
+            Error::GuestMapped,
+            Error::Overlap,
+        ],
+    ),
+    (
+        "stolen time",
+        &[
+            Error::Misaligned,
+            Error::NoMemory,
+            Error::AddressOverflow,
+            Error::Denied,
+            Error::HandleNull,
+            Error::HandleRevoked,
+            Error::HandleType,
+            Error::GuestMapped,
+        ],
+    ),
+    (
+        "SPI input",
+        &[
+            Error::InvalidArgument,
+            Error::Denied,
+            Error::HandleNull,
+            Error::HandleRevoked,
+            Error::HandleType,
+        ],
+    ),
+    ("SPI done", &[Error::Denied, Error::HandleNull, Error::HandleRevoked, Error::HandleType]),
 ];
 
 impl fmt::Display for Tally {

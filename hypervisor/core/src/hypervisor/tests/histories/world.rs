@@ -12,7 +12,7 @@ use escrow_spec::{CapId, Frame, Refused, Spec, Target, VmId};
 use super::super::fake::{ESCROW, Host, Interrupts, METADATA, PINNED, WITHHELD};
 use super::choose::{first_with_some, spoilt};
 use super::compare::{self, View};
-use super::steps::{Step, Taking, To, VMS, Who};
+use super::steps::{Frames, Step, Taking, To, VMS, Who};
 use super::tally::Tally;
 use crate::addr::PhysRange;
 
@@ -124,7 +124,12 @@ impl World {
     /// Does one step on both sides, and compares.
     pub fn apply(&mut self, step: &Step) {
         match *step {
-            Step::Create { pages, start } => self.create(pages, start),
+            Step::Create { pages, start, gic, time } => self.create(pages, start, (gic, time)),
+            Step::Vcpu { vm, index } => self.create_vcpu(vm, index),
+            Step::Vgic { to, frames } => self.vgic(to, frames),
+            Step::PvTime { to, at } => self.pv_time(to, at),
+            Step::Input { to, intid, input } => self.spi_input(to, intid, input),
+            Step::Done { to } => self.spi_done(to),
             Step::TopUp { vm, pages } => self.top_up(vm, pages),
             Step::Start { vm } => self.start(vm),
             Step::Destroy { vm } => self.destroy(vm),
@@ -211,7 +216,7 @@ impl World {
 
     // VMs.
 
-    fn create(&mut self, pages: u64, start: bool) {
+    fn create(&mut self, pages: u64, start: bool, (gic, time): (Option<Frames>, Option<u64>)) {
         let usable = |pair: &Option<Pair>| match pair {
             Some(pair) => !self.spec.guest(pair.id).is_alive(),
             None => true,
@@ -223,11 +228,19 @@ impl World {
         let spec = self.spec.create(&list);
         self.agree("create", None, &real, &spec);
         let (Ok([handle, ..]), Ok(id)) = (real, spec) else { return };
-        let real = self.host.call(call::VCPU_CREATE, &[handle, 0]);
-        let spec = self.spec.create_vcpu(id);
-        self.agree("create vCPU", None, &real, &spec);
-        let vcpu = real.ok().map(|x| x[0]);
-        self.vms[free] = Some(Pair { id, handle, vcpu, capabilities: Vec::new() });
+        self.vms[free] = Some(Pair { id, handle, vcpu: None, capabilities: Vec::new() });
+        // Before the vCPU, or with it.
+        let first = gic.is_some_and(|gic| gic.spis.is_multiple_of(64));
+        if let Some(gic) = gic.filter(|_| first) {
+            self.vgic(To::Vm(free), gic);
+        }
+        self.create_vcpu(free, 0);
+        if let Some(gic) = gic.filter(|_| !first) {
+            self.vgic(To::Vm(free), gic);
+        }
+        if let Some(at) = time {
+            self.pv_time(To::Vm(free), at);
+        }
         if start {
             self.start(free);
         }
