@@ -127,10 +127,11 @@ impl Spec {
             return refuse(Error::Denied);
         }
         let most = spis == call::SPIS_MAX;
-        if !most && (spis % 32 != 0 || !(call::SPIS_MIN..call::SPIS_MAX).contains(&spis)) {
+        if !most && (!spis.is_multiple_of(32) || !(call::SPIS_MIN..call::SPIS_MAX).contains(&spis))
+        {
             return refuse(Error::InvalidSize);
         }
-        if distributor % FRAME != 0 || redistributors % FRAME != 0 {
+        if !distributor.is_multiple_of(FRAME) || !redistributors.is_multiple_of(FRAME) {
             return refuse(Error::Misaligned);
         }
         let intids = if most { 1024 } else { 32 + spis as u32 };
