@@ -363,6 +363,9 @@ impl Session {
             Ok(Some(Wish::Request(Request::Console))) => client.connect(self.lately.contents()),
             Ok(Some(Wish::Request(Request::Kill))) => {
                 client.keep();
+                // The end of a guest with much RAM takes longer than who asks waits for an answer.
+                // What cannot be written now is written when the guest has ended.
+                let _ = client.write();
                 return Some(Killer::Command);
             }
             Ok(Some(Wish::Input(bytes))) => self.to_guest.push(&bytes),
@@ -438,6 +441,11 @@ mod tests {
             tell.send(pthread_self() as u64).unwrap();
             let console = file(console);
             let killer = session.serve(&console, theirs.as_fd(), &Stoppable(stop)).unwrap();
+            if killer.is_some() {
+                // The guest's end takes until the test closes the guest's end of the line.
+                let mut fds = [PollFd::new(console.as_fd(), PollFlags::POLLIN)];
+                poll(&mut fds, PollTimeout::NONE).unwrap();
+            }
             session.drain(&console).unwrap();
             assert_eq!(session.panicked(), killer.is_none());
             killer
