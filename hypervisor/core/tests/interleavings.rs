@@ -455,6 +455,10 @@ impl Pages for &Controller {
     fn intids(&self) -> u32 {
         64
     }
+
+    fn is_interrupted(&self) -> bool {
+        false
+    }
 }
 
 const SGI: u64 = 3;

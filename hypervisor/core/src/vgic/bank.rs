@@ -5,18 +5,20 @@
 use super::bits::{Bits, Intid};
 use super::lines::Lines;
 use super::lr::Groups;
-use crate::sync::TicketMutex;
+use crate::sync::{AtomicU32, TicketMutex};
 
 /// Shared interrupts, in a page that the host has donated: bank 0 those below 512, bank 1
 /// the others.
 pub struct Bank {
+    /// Words whose SPIs for any vCPU are to find one anew: a bit each.
+    pub(super) rest: AtomicU32,
     pub(super) state: TicketMutex<BankState>,
 }
 
 /// Banks of a distributor.
 pub const BANKS: usize = 2;
 
-const WORDS: usize = 16;
+pub(super) const WORDS: usize = 16;
 const INTIDS: usize = WORDS * 32;
 
 /// What the lock of a [`Bank`] covers. Locked before that of a vCPU; bank 0 before bank 1.
@@ -54,6 +56,7 @@ impl Bank {
     /// One of a new distributor.
     pub fn new() -> Bank {
         Bank {
+            rest: AtomicU32::new(0),
             state: TicketMutex::new(BankState {
                 lines: Lines::new(),
                 active: Bits::EMPTY,
@@ -95,6 +98,12 @@ impl BankState {
     #[inline(always)]
     pub fn is_quiet(&self, intid: Intid) -> bool {
         !self.homed.get(intid) && !self.lines.latch.get(intid) && !self.lines.input.get(intid)
+    }
+
+    /// Interrupts of a word that are not quiet.
+    #[inline(always)]
+    pub fn busy(&self, word: usize) -> u32 {
+        self.homed.word(word) | self.lines.latch.word(word) | self.lines.input.word(word)
     }
 
     /// Interrupts of a word that have a home.

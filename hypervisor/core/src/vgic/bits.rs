@@ -92,6 +92,12 @@ impl<const W: usize> Bits<W> {
         self.0[word % W]
     }
 
+    /// Puts in, or takes out, those of a word that are out, or in.
+    #[inline(always)]
+    pub fn toggle(&mut self, word: usize, bits: u32) {
+        self.0[word % W] ^= bits;
+    }
+
     /// All that are in it.
     pub fn iter(&self) -> impl Iterator<Item = Intid> {
         (0u16..).zip(self.0).flat_map(|(word, bits)| ones(bits).map(move |n| Intid(word * 32 + n)))
@@ -100,7 +106,7 @@ impl<const W: usize> Bits<W> {
 
 /// The numbers of the bits that are set, lowest first.
 #[inline(always)]
-pub(super) fn ones(mut bits: u32) -> impl Iterator<Item = u16> {
+pub(crate) fn ones(mut bits: u32) -> impl Iterator<Item = u16> {
     core::iter::from_fn(move || {
         let lowest = bits.trailing_zeros() as u16;
         bits &= bits.wrapping_sub(1);

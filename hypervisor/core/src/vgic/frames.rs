@@ -207,6 +207,45 @@ impl Register {
 }
 
 impl<P: Pages> Vgic<P> {
+    /// The short way of [`Self::access`], for what a driver does while its devices work: to enable and disable SPIs
+    /// that are not pending, and to wait for GICD_CTLR.RWP. It is complete, and nobody has to know; `None` if it is
+    /// not such an access, and nothing has happened.
+    #[inline(always)]
+    pub fn access_quickly(
+        &self,
+        frame: Frame,
+        offset: u32,
+        size: u32,
+        write: Option<u64>,
+    ) -> Option<u64> {
+        if frame != Frame::Distributor || size != 4 || !offset.is_multiple_of(4) {
+            return None;
+        }
+        let sets = match offset >> 7 {
+            2 => true,
+            3 => false,
+            _ if offset == 0 && write.is_none() => {
+                let groups = self.pages().bank(0)?.state.lock().enabled_groups;
+                return Some((CTLR_DS | CTLR_ARE | u32::from(groups.0)).into());
+            }
+            _ => return None,
+        };
+        let word = offset as usize % 0x80 / 4;
+        let of = self.spis_of(word);
+        if of == 0 {
+            return None;
+        }
+        let mut bank = self.pages().bank(word / 16)?.state.lock();
+        let enabled = bank.lines.enabled.word(word);
+        let Some(value) = write else { return Some((enabled & of).into()) };
+        let changed = value as u32 & of & if sets { !enabled } else { enabled };
+        if changed & bank.busy(word) != 0 {
+            return None;
+        }
+        bank.lines.enabled.toggle(word, changed);
+        Some(0)
+    }
+
     /// A vCPU, which is out of its guest, reads from a frame or writes to it.
     pub fn access(
         &self,
@@ -505,7 +544,7 @@ impl<P: Pages> Vgic<P> {
                 }
                 drop(state);
                 self.notify(vcpu, effects);
-                self.set_flags(cpu, eligible::DPG0 | eligible::DPG1, flags, effects);
+                self.set_flags(cpu, eligible::DPG0 | eligible::DPG1, flags, Some(me), effects);
             }
             Register::Waker => {
                 let sleeps = value & WAKER_PROCESSOR_SLEEP != 0;
@@ -521,7 +560,7 @@ impl<P: Pages> Vgic<P> {
                 self.notify(vcpu, effects);
                 drop(state);
                 let flags = if sleeps { eligible::SLEEPS } else { 0 };
-                self.set_flags(cpu, eligible::SLEEPS, flags, effects);
+                self.set_flags(cpu, eligible::SLEEPS, flags, Some(me), effects);
             }
             Register::Bits(field, 0) => {
                 let groups = cpu.state.lock().lines.group.word(0);

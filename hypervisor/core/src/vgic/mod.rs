@@ -41,7 +41,9 @@
 //! Bank 0, bank 1, one vCPU. SGIs and timers take the vCPU's alone; an SPI takes its bank's, and
 //! under it those of vCPUs, one after the other. The work under a lock is bounded: at the most it
 //! is for a register of 32 interrupts, or for all list registers. They are ticket locks, so a host
-//! that waits for one waits for each vCPU of the guest once at the most.
+//! that waits for one waits for each vCPU of the guest once at the most. What is about all SPIs, because a vCPU takes
+//! other groups of them than before, is done word by word, and left for later when the CPU has an interrupt
+//! ([`Effects::unfinished`]).
 //!
 //! # Between CPUs
 //!
@@ -66,6 +68,8 @@
 //! They are filled lazily. If a vCPU has no interrupt in them, and its `attention` is not set, its
 //! entry and its exit access none. Otherwise an exit saves them, and they stay in the CPU as well:
 //! the next entry writes only those that changed, or all if another vCPU ran on the CPU meanwhile.
+//!
+//! A CPU that has fewer list registers than the one before keeps what is left over in memory, as any overflow.
 //!
 //! More interrupts than list registers:
 //!
@@ -125,8 +129,8 @@ pub use frames::{Access, DISTRIBUTOR_SIZE, Frame, Layout, REDISTRIBUTOR_SIZE};
 pub use lr::{Interface, LIST_REGISTERS, splits_eoi};
 pub use sgi::SgiRegister;
 
-use bank::{BankState, ROUTE_ANY};
-use bits::ones;
+use bank::{BankState, ROUTE_ANY, WORDS};
+pub(crate) use bits::ones;
 use cpu::{ASLEEP, Harvest, INSIDE, OUT, eligible};
 use lines::Change;
 use lr::Groups;
@@ -144,6 +148,8 @@ pub trait Pages {
     /// How many INTIDs there are: from 64 to 1024, in steps of 32. INTIDs 1020 to 1023 are
     /// no interrupts.
     fn intids(&self) -> u32;
+    /// Whether an interrupt waits for this CPU, so that work that can be left for later is to be.
+    fn is_interrupted(&self) -> bool;
 }
 
 /// The inputs that the host can set for an SPI. It can do nothing else to it.
@@ -170,6 +176,8 @@ pub struct Effects {
     pub asleep: u32,
     /// There is something to tell the host: [`Vgic::take_done`].
     pub done: bool,
+    /// The CPU has an interrupt, so something was left for the vCPU's next entry.
+    pub unfinished: bool,
     /// vCPUs that have to leave their guest before the access is complete: a bit each.
     waits: u32,
     /// The vCPU whose list registers are about to be filled: it need not be notified.
@@ -463,24 +471,54 @@ impl<P: Pages> Vgic<P> {
         found
     }
 
-    /// Finds a vCPU anew for all SPIs that are for any and wait.
-    fn revisit(&self, effects: &mut Effects) {
-        for n in 0..BANKS {
-            let Some(bank) = self.0.bank(n) else { continue };
-            for word in 0..16 {
-                // The lock is taken anew for each word, so others wait for 32 SPIs at the most. That is
-                // sound: each SPI is settled by itself, and the vCPU's new flags were stored before.
-                let mut bank = bank.state.lock();
-                let lines = &bank.lines;
-                let pending = lines.latch.word(word) | lines.input.word(word) | bank.homed(word);
-                for bit in ones(lines.enabled.word(word) & pending) {
-                    let number = (n * 16 + word) as u32 * 32 + u32::from(bit);
-                    let Some(intid) = Intid::new(number) else { continue };
-                    let route = bank.route(intid);
-                    if route & ROUTE_ANY != 0 {
-                        self.change(&mut bank, intid, Change::Route(route), None, effects);
-                    }
+    /// Finds a vCPU anew for all SPIs that are for any and wait. See [`Self::revisit_rest`].
+    fn revisit(&self, by: Option<u8>, effects: &mut Effects) {
+        for bank in (0..BANKS).filter_map(|n| self.0.bank(n)) {
+            bank.rest.store((1 << WORDS) - 1, Ordering::Release);
+        }
+        self.revisit_rest(by, effects);
+    }
+
+    /// Does what is left to do of that. If the CPU, which is about to enter the guest of a vCPU, has an interrupt
+    /// meanwhile, its next entry goes on with it, or whichever vCPU looks at its interrupts before that. At least
+    /// one word is done. Without a vCPU, all are.
+    fn revisit_rest(&self, by: Option<u8>, effects: &mut Effects) {
+        for (n, bank) in (0..BANKS).filter_map(|n| Some((n, self.0.bank(n)?))) {
+            for word in ones(bank.rest.load(Ordering::Relaxed)) {
+                // Whoever has it looked at again sets it again.
+                let before = bank.rest.fetch_and(!(1 << word), Ordering::AcqRel);
+                if before & 1 << word == 0 {
+                    continue;
                 }
+                self.revisit_word(bank, n * WORDS + usize::from(word), effects);
+                if let Some(cpu) = by.and_then(|me| self.0.cpu(me))
+                    && self.0.is_interrupted()
+                    && self.is_unfinished()
+                {
+                    cpu.attention.store(1, Ordering::Relaxed);
+                    effects.unfinished = true;
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Whether SPIs for any vCPU are still to find one.
+    fn is_unfinished(&self) -> bool {
+        (0..BANKS).filter_map(|n| self.0.bank(n)).any(|b| b.rest.load(Ordering::Relaxed) != 0)
+    }
+
+    /// A hold of the lock for each word: others wait for 32 SPIs at the most. Each SPI is settled by itself,
+    /// and what has changed about the vCPU was stored before.
+    fn revisit_word(&self, bank: &Bank, word: usize, effects: &mut Effects) {
+        let mut bank = bank.state.lock();
+        let lines = &bank.lines;
+        let pending = lines.latch.word(word) | lines.input.word(word) | bank.homed(word);
+        for bit in ones(lines.enabled.word(word) & pending) {
+            let Some(intid) = Intid::new(word as u32 * 32 + u32::from(bit)) else { continue };
+            let route = bank.route(intid);
+            if route & ROUTE_ANY != 0 {
+                self.change(&mut bank, intid, Change::Route(route), None, effects);
             }
         }
     }

@@ -34,9 +34,8 @@ impl<P: Pages> Vgic<P> {
         effects: &mut Effects,
     ) {
         let Some(cpu) = self.pages().cpu(me) else { return };
-        cpu.place.store(INSIDE + on, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
-        if !all && cpu.attention.load(Ordering::Relaxed) == 0 {
+        let goes_on = cpu.goes_inside(on);
+        if !all && goes_on {
             if cpu.used.load(Ordering::Relaxed) == 0 {
                 return;
             }
@@ -65,7 +64,9 @@ impl<P: Pages> Vgic<P> {
         if vmcr.controls() != cpu.controls.load(Ordering::Relaxed) {
             cpu.controls.store(vmcr.controls(), Ordering::Relaxed);
             let groups = eligible::GROUP_0 | eligible::GROUP_1;
-            self.set_flags(cpu, groups, vmcr.groups().0.into(), effects);
+            self.set_flags(cpu, groups, vmcr.groups().0.into(), Some(me), effects);
+        } else if self.is_unfinished() {
+            self.revisit_rest(Some(me), effects);
         }
         let banks = cpu.banks.load(Ordering::Relaxed);
         let mut state = match banks {
@@ -126,6 +127,15 @@ impl<P: Pages> Vgic<P> {
     #[inline(always)]
     pub fn exit(&self, me: u8, interface: &mut impl Interface) {
         let Some(cpu) = self.pages().cpu(me) else { return };
+        if cpu.is_idle(interface) {
+            cpu.place.store(OUT, Ordering::Relaxed);
+        } else {
+            self.save(cpu, interface);
+        }
+    }
+
+    #[inline(never)]
+    fn save(&self, cpu: &Cpu, interface: &mut impl Interface) {
         if Vmcr(interface.vmcr()).controls() != cpu.controls.load(Ordering::Relaxed) {
             cpu.attention.store(1, Ordering::Relaxed);
         }
@@ -154,13 +164,7 @@ impl<P: Pages> Vgic<P> {
         {
             return false;
         }
-        cpu.place.store(ASLEEP, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
-        let sleeps = cpu.attention.load(Ordering::Relaxed) == 0;
-        if !sleeps {
-            cpu.place.store(OUT, Ordering::Relaxed);
-        }
-        sleeps
+        cpu.falls_asleep()
     }
 
     /// A vCPU is switched on or off, with its CPU interface reset.
@@ -169,7 +173,9 @@ impl<P: Pages> Vgic<P> {
         cpu.state.lock().reset();
         cpu.controls.store(0, Ordering::Relaxed);
         let groups = eligible::GROUP_0 | eligible::GROUP_1;
-        self.set_flags(cpu, groups | eligible::ON, if on { eligible::ON } else { 0 }, effects);
+        let flags = if on { eligible::ON } else { 0 };
+        // Nobody is to go on with what is left: one that is off does not enter.
+        self.set_flags(cpu, groups | eligible::ON, flags, None, effects);
         self.notify(me, effects);
     }
 
@@ -194,7 +200,14 @@ impl<P: Pages> Vgic<P> {
 
     /// Changes what decides about interrupts for any vCPU, and finds a vCPU anew for those
     /// that wait.
-    pub(super) fn set_flags(&self, cpu: &Cpu, which: u32, to: u32, effects: &mut Effects) {
+    pub(super) fn set_flags(
+        &self,
+        cpu: &Cpu,
+        which: u32,
+        to: u32,
+        by: Option<u8>,
+        effects: &mut Effects,
+    ) {
         let before = cpu.flags.load(Ordering::Relaxed);
         if before & which == to {
             return;
@@ -205,7 +218,50 @@ impl<P: Pages> Vgic<P> {
         state.takes = eligible::takes(flags);
         state.wanted = Groups(0);
         drop(state);
-        self.revisit(effects);
+        self.revisit(by, effects);
+    }
+}
+
+impl Cpu {
+    /// Nothing is in the list registers or to be watched, and the guest has not changed what they are filled
+    /// by: an exit leaves everything as it is.
+    #[inline(always)]
+    pub fn is_idle(&self, interface: &impl Interface) -> bool {
+        self.used.load(Ordering::Relaxed) == 0
+            && Vmcr(interface.vmcr()).controls() == self.controls.load(Ordering::Relaxed)
+    }
+
+    /// The short way of [`Vgic::enter`] for a vCPU whose virtual CPU interface is what it left there:
+    /// `true` if it is inside, on the CPU of a number, and nothing else is to be done.
+    #[inline(always)]
+    pub fn enters_idle(&self, on: u32) -> bool {
+        self.goes_inside(on) && self.used.load(Ordering::Relaxed) == 0
+    }
+
+    /// The short way of [`Vgic::exit`] and [`Vgic::sleep`]: `true` if it sleeps.
+    #[inline(always)]
+    pub fn sleeps_idle(&self, interface: &impl Interface) -> bool {
+        self.is_idle(interface) && self.falls_asleep()
+    }
+
+    /// It counts as inside. `false` if it has interrupts to look at.
+    #[inline(always)]
+    fn goes_inside(&self, on: u32) -> bool {
+        self.place.store(INSIDE + on, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        self.attention.load(Ordering::Relaxed) == 0
+    }
+
+    /// It counts as asleep, unless it has interrupts to look at.
+    #[inline(always)]
+    fn falls_asleep(&self) -> bool {
+        self.place.store(ASLEEP, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        let sleeps = self.attention.load(Ordering::Relaxed) == 0;
+        if !sleeps {
+            self.place.store(OUT, Ordering::Relaxed);
+        }
+        sleeps
     }
 }
 

@@ -110,4 +110,8 @@ impl<M: Machine> Pages for GuestPages<'_, M> {
     fn intids(&self) -> u32 {
         self.slot.controller().intids.load(Ordering::Acquire)
     }
+
+    fn is_interrupted(&self) -> bool {
+        self.machine.interrupt_pending()
+    }
 }

@@ -4,6 +4,7 @@
 //! spared, vCPUs that are switched off, what the short way costs.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
 
 use proptest::prelude::*;
 
@@ -115,6 +116,90 @@ fn what_comes_too_late_is_for_nobody() {
         world.settle();
         world.read_bits(0, 1, field, 0, false);
         assert_eq!(world.stacks[1].len() + usize::from(world.sims[1].signalled().is_some()), 1);
+    }
+}
+
+/// An enable of a group is about all SPIs that are for any vCPU. A CPU that has an interrupt does not do all of that
+/// in one go.
+#[test]
+fn what_is_about_all_spis_is_left_for_later() {
+    let mut world = ready(2, 4);
+    for pe in 0..2 {
+        world.set_interface(pe, |pe| pe.groups = [true, false]);
+        world.run(pe);
+        world.leave(pe);
+        world.enter(pe, false);
+    }
+    let spis: Vec<u32> = (1..31).map(|word| word * 32 + 3).collect();
+    for &spi in &spis {
+        world.write_route(0, spi, 1 << 31);
+        world.input(spi, Input::Edge);
+    }
+    world.settle();
+    let left = |world: &World| -> u32 {
+        world.vgic.pages().banks.iter().map(|b| b.rest.load(Ordering::Relaxed).count_ones()).sum()
+    };
+    assert_eq!(left(&world), 0);
+    // vCPU 0 enables the group, which its next exit finds.
+    world.set_interface(0, |pe| pe.groups = [true; 2]);
+    world.vgic.pages().interrupted.store(true, Ordering::Relaxed);
+    let mut entries = 0;
+    loop {
+        world.vgic.exit(0, &mut world.sims[0]);
+        let before = left(&world);
+        let mut effects = Effects::default();
+        world.vgic.enter(0, &mut world.sims[0], 0, false, &mut effects);
+        entries += 1;
+        let after = left(&world);
+        assert!(before == 0 || after == before - 1, "one word at a time: {before}, {after}");
+        assert_eq!(effects.unfinished, after != 0);
+        if after == 0 {
+            break;
+        }
+    }
+    assert_eq!(entries, 32);
+    world.vgic.pages().interrupted.store(false, Ordering::Relaxed);
+    world.settle();
+    for _ in &spis {
+        assert!(spis.contains(&world.acknowledge(0, 1)));
+        world.end(0);
+        world.settle();
+    }
+    assert_eq!(world.acknowledge(0, 1), SPURIOUS);
+}
+
+/// The CPUs of a machine need not have the same number of list registers.
+#[test]
+fn a_vcpu_moves_to_a_cpu_with_fewer_list_registers() {
+    for active in 0..2 {
+        let mut world = ready(1, 8);
+        for sgi in 0..8 {
+            world.sgi(0, SgiRegister::Group1, sgi, Some(1));
+        }
+        world.settle();
+        for _ in 0..active {
+            world.acknowledge(0, 1);
+        }
+        world.leave(0);
+        world.sims[0].lrs.truncate(2);
+        world.enter(0, true);
+        world.settle();
+        // And to one with more.
+        for n in 0..8 {
+            if n == 4 {
+                world.leave(0);
+                world.sims[0].lrs.resize(16, 0);
+                world.enter(0, true);
+                world.settle();
+            }
+            if n >= active {
+                world.acknowledge(0, 1);
+            }
+            world.end(0);
+            world.settle();
+        }
+        assert_eq!(world.acknowledge(0, 1), SPURIOUS);
+        assert_eq!(world.seen.acknowledged, 8);
     }
 }
 
