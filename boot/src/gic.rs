@@ -7,22 +7,11 @@ use core::ptr;
 
 use arrayvec::ArrayVec;
 use escrow_platform::board::{Cpu, Gicv3, MAX_CPUS};
+use escrow_platform::gicr::{self, SGI_BASE, SIZE, SIZE_GICV4, TYPER, TYPER_LAST, TYPER_VLPIS};
 use escrow_platform::range::Range;
 use escrow_platform::stage1::{MapError, PAGE, Use};
 
 use crate::mmu::El2Map;
-
-/// Offset of `GICR_TYPER`.
-const TYPER: u64 = 8;
-/// `GICR_TYPER.VLPIS`: there are two more frames, of a GICv4.
-const TYPER_VLPIS: u64 = 1 << 1;
-/// `GICR_TYPER.Last`: no further redistributor follows side by side.
-const TYPER_LAST: u64 = 1 << 4;
-/// Bytes of a redistributor: two frames, or four.
-const SIZE: u64 = 0x2_0000;
-const SIZE_GICV4: u64 = 0x4_0000;
-/// Offset of SGI_base.
-const SGI_BASE: u64 = 0x1_0000;
 
 /// The redistributors of the machine's CPUs, mapped at EL2: their frames RD_base and SGI_base.
 pub struct Redistributors(ArrayVec<(u64, u64), MAX_CPUS>);
@@ -48,8 +37,8 @@ impl Redistributors {
                         break;
                     }
                 };
-                let affinity = typer >> 32;
-                let owner = cpus.iter().find(|cpu| packed(cpu.mpidr) == affinity);
+                let affinity = gicr::affinity_of(typer);
+                let owner = cpus.iter().find(|cpu| gicr::affinity(cpu.mpidr) == affinity);
                 if let Some(cpu) = owner {
                     // SAFETY: as the caller says.
                     match unsafe { map_page(at + SGI_BASE, stage1) } {
@@ -71,11 +60,6 @@ impl Redistributors {
     pub fn of(&self, mpidr: u64) -> Option<u64> {
         self.0.iter().find(|&&(of, _)| of == mpidr).map(|&(_, at)| at)
     }
-}
-
-/// Aff3 to Aff0, a byte each, of an affinity as in `MPIDR_EL1`.
-const fn packed(mpidr: u64) -> u64 {
-    mpidr >> 8 & 0xff00_0000 | mpidr & 0xff_ffff
 }
 
 /// # Safety

@@ -14,6 +14,7 @@
 
 pub mod board;
 pub mod fdt;
+pub mod gicr;
 pub mod host_tree;
 pub mod image;
 pub mod layout;

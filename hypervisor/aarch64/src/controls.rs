@@ -70,29 +70,29 @@ pub(crate) struct Optional(u16);
 impl Optional {
     /// `HFGRTR_EL2` and `HFGWTR_EL2`. Bit 0, as switch.S has it.
     pub const HFGXTR: u16 = 1 << 0;
-    /// `HCRX_EL2`.
-    pub const HCRX: u16 = 1 << 1;
-    /// `MPAM2_EL2`.
-    pub const MPAM: u16 = 1 << 2;
-    /// The other registers of FEAT_FGT.
-    pub const FGT: u16 = 1 << 3;
-    /// The registers of FEAT_FGT2.
-    pub const FGT2: u16 = 1 << 4;
-    /// More than the observers that every CPU has ([`crate::debug`]).
-    pub const OBSERVERS: u16 = 1 << 5;
-    /// `AFSR0_EL1`, `AFSR1_EL1` and `AMAIR_EL1`.
-    pub const AUXILIARY: u16 = 1 << 6;
-    /// `ICC_SRE_EL2`, to trap `ICC_SRE_EL1`.
-    pub const ICC_SRE: u16 = 1 << 7;
     /// There is `PMCR_EL0`.
-    pub const PMU: u16 = 1 << 8;
-    /// Walks are held off meanwhile ([`crate::walks`]).
-    pub const WALKS: u16 = 1 << 9;
+    pub const PMU: u16 = 1 << 1;
     /// `VDISR_EL2`.
-    pub const VDISR: u16 = 1 << 10;
-    /// All of them, and what is below the last one.
-    pub const MOST: u16 = (Self::VDISR << 1) - 1;
-    /// What hardly any CPU needs.
+    pub const VDISR: u16 = 1 << 2;
+    /// `HCRX_EL2`.
+    pub const HCRX: u16 = 1 << 3;
+    /// `MPAM2_EL2`.
+    pub const MPAM: u16 = 1 << 4;
+    /// The other registers of FEAT_FGT.
+    pub const FGT: u16 = 1 << 5;
+    /// The registers of FEAT_FGT2.
+    pub const FGT2: u16 = 1 << 6;
+    /// More than the observers that every CPU has ([`crate::debug`]).
+    pub const OBSERVERS: u16 = 1 << 7;
+    /// `AFSR0_EL1`, `AFSR1_EL1` and `AMAIR_EL1`.
+    pub const AUXILIARY: u16 = 1 << 8;
+    /// `ICC_SRE_EL2`, to trap `ICC_SRE_EL1`.
+    pub const ICC_SRE: u16 = 1 << 9;
+    /// Walks are held off meanwhile ([`crate::walks`]).
+    pub const WALKS: u16 = 1 << 10;
+    /// All of them.
+    pub const MOST: u16 = (Self::WALKS << 1) - 1;
+    /// What hardly any CPU needs: adjacent bits, which one instruction masks.
     pub const RARE: u16 = !(Self::HFGXTR | Self::PMU | Self::VDISR);
 
     /// All that the CPU has.

@@ -7,13 +7,11 @@
 //! makes it take.
 
 use core::arch::asm;
-use core::ptr;
 
 use escrow_core::hypervisor::{Hypervisor, Scratch};
-use escrow_core::vcpu::syndrome::{Abort, Lazy, Syndrome};
+use escrow_core::vcpu::syndrome::{Abort, Lazy, Syndrome, Wait};
 use escrow_core::vcpu::{
-    Answer, Exception, FaultAddress, GeneralRegisters, GuestExit, GuestIds, Next, READY, Vcpu,
-    Waited,
+    Answer, Exception, FaultAddress, GeneralRegisters, GuestExit, GuestIds, Next, READY, Waited,
 };
 use escrow_core::vm::Run;
 
@@ -22,7 +20,7 @@ use crate::machine::Hardware;
 use crate::percpu::PerCpu;
 use crate::switch;
 use crate::sysreg::*;
-use crate::vgic::{Gic, GuestInterface};
+use crate::vgic::Gic;
 use crate::window::walk_stage1;
 
 unsafe extern "C" {
@@ -58,7 +56,7 @@ const _: () = {
 pub(crate) unsafe fn run(
     cpu: *mut PerCpu,
     hypervisor: &Hypervisor<Hardware>,
-    mut run: Run<'_>,
+    run: Run<'_>,
     x: &mut [u64; 8],
 ) {
     if let Next::Exit(answer) = hypervisor.guest_entry(&run) {
@@ -69,8 +67,10 @@ pub(crate) unsafe fn run(
     unsafe {
         // Each is compiled for itself.
         if run.does_more {
-            run_with_more(cpu, hypervisor, run, x);
+            let mut run = run;
+            run_with_more(cpu, hypervisor, &mut run, x);
         } else {
+            let mut run = run;
             run_guest(cpu, hypervisor, &mut run, x, &mut NoGic);
         }
     }
@@ -81,27 +81,25 @@ pub(crate) unsafe fn run(
 /// # Safety
 ///
 /// As for [`run`].
-#[inline(never)]
+#[inline(always)]
 unsafe fn run_with_more(
     cpu: *mut PerCpu,
     hypervisor: &Hypervisor<Hardware>,
-    mut run: Run<'_>,
+    run: &mut Run<'_>,
     x: &mut [u64; 8],
 ) {
     if run.has_gic {
-        // SAFETY: parts of this CPU's data that nothing else refers to.
-        let (gic, last_vcpu) = unsafe { (&mut (*cpu).gic, (*cpu).last_vcpu) };
-        let ran_last = last_vcpu == ptr::from_ref::<Vcpu>(&run);
-        let interface = GuestInterface::new(*gic);
-        let mut with_gic = WithGic { gic, ran_last, interface, all: false };
+        // SAFETY: a part of this CPU's data that nothing else refers to.
+        let gic = unsafe { &mut (*cpu).gic };
+        let mut with_gic = WithGic { gic, all: false };
         // SAFETY: as granted.
-        unsafe { run_guest(cpu, hypervisor, &mut run, x, &mut with_gic) };
+        unsafe { run_guest(cpu, hypervisor, run, x, &mut with_gic) };
     } else {
         // SAFETY: as granted.
-        unsafe { run_guest(cpu, hypervisor, &mut run, x, &mut NoGic) };
+        unsafe { run_guest(cpu, hypervisor, run, x, &mut NoGic) };
     }
     if run.stolen.is_some() {
-        hypervisor.end_timed(&mut run, x[1], x[4]);
+        hypervisor.end_timed(run, x[1], x[4]);
     }
 }
 
@@ -121,7 +119,7 @@ unsafe fn run_guest<I: Interrupts>(
     // SAFETY: as granted, and the host's state is in the CPU.
     let held_back = unsafe { switch::enter(cpu, hypervisor.context_of(run), run) };
     let timer_mask = gic.load(run, held_back);
-    if run.has_interrupt() {
+    if !I::HAS_GIC && run.has_interrupt() {
         set_interrupt(true);
     }
     let mut aside = Aside::Nothing;
@@ -145,19 +143,16 @@ unsafe fn run_guest<I: Interrupts>(
         let scratch = unsafe { &mut (*cpu).guest_scratch };
         let next = match kind {
             EXIT_SYNCHRONOUS => match Syndrome::of(ESR_EL2::read()) {
-                Syndrome::Wait(wait) => {
-                    let waited = hypervisor.guest_waits(run, wait, I::HAS_GIC);
-                    match gic.waits(hypervisor, run, waited) {
-                        Waited::Enter { interrupt } => {
-                            gic.set_interrupt(interrupt);
-                            continue;
-                        }
-                        Waited::Exit(answer) => {
-                            put(x, &answer);
-                            break;
-                        }
+                Syndrome::Wait(wait) => match gic.waits(hypervisor, run, wait) {
+                    Waited::Enter { interrupt } => {
+                        gic.set_interrupt(interrupt);
+                        continue;
                     }
-                }
+                    Waited::Exit(answer) => {
+                        put(x, &answer);
+                        break;
+                    }
+                },
                 Syndrome::Abort(abort) => {
                     run.el1.sctlr = SCTLR_EL1::read();
                     let exit = GuestExit::Abort(abort, address_of(abort));
@@ -232,13 +227,9 @@ trait Interrupts {
         ids: &GuestIds,
     ) -> Next;
 
-    /// What becomes of a guest that waits, which was decided without regard to a GIC.
-    fn waits(
-        &mut self,
-        hypervisor: &Hypervisor<Hardware>,
-        run: &mut Run<'_>,
-        waited: Waited,
-    ) -> Waited;
+    /// Handles an exit by an instruction that waits.
+    fn waits(&mut self, hypervisor: &Hypervisor<Hardware>, run: &mut Run<'_>, wait: Wait)
+    -> Waited;
 
     /// The guest has a virtual interrupt that does not come from a GIC, or has none.
     fn set_interrupt(&mut self, pending: bool);
@@ -281,11 +272,11 @@ impl Interrupts for NoGic {
     #[inline(always)]
     fn waits(
         &mut self,
-        _hypervisor: &Hypervisor<Hardware>,
-        _run: &mut Run<'_>,
-        waited: Waited,
+        hypervisor: &Hypervisor<Hardware>,
+        run: &mut Run<'_>,
+        wait: Wait,
     ) -> Waited {
-        waited
+        hypervisor.guest_waits(run, wait)
     }
 
     #[inline(always)]
@@ -303,9 +294,6 @@ impl Interrupts for NoGic {
 /// A vCPU with a GIC that runs on a CPU.
 struct WithGic<'a> {
     gic: &'a mut Gic,
-    /// The CPU's last run was this vCPU's.
-    ran_last: bool,
-    interface: GuestInterface,
     all: bool,
 }
 
@@ -318,13 +306,13 @@ impl Interrupts for WithGic<'_> {
             // Its interrupt goes to the guest.
             CNTV_CTL_EL0::write(run.timer.ctl);
         }
-        (self.interface, self.all) = GuestInterface::load(self.gic, run, self.ran_last);
+        self.all = self.gic.load(run);
         0
     }
 
     #[inline(always)]
     fn begins(&mut self, hypervisor: &Hypervisor<Hardware>, run: &mut Run<'_>) -> Next {
-        hypervisor.gic_begins(run, &mut self.interface, self.all)
+        hypervisor.gic_begins(run, self.gic, self.all)
     }
 
     #[inline(always)]
@@ -336,7 +324,7 @@ impl Interrupts for WithGic<'_> {
         exit: GuestExit,
         ids: &GuestIds,
     ) -> Next {
-        hypervisor.gic_exit(scratch, run, &mut self.interface, exit, ids)
+        hypervisor.gic_exit(scratch, run, self.gic, exit, ids)
     }
 
     #[inline(always)]
@@ -344,15 +332,9 @@ impl Interrupts for WithGic<'_> {
         &mut self,
         hypervisor: &Hypervisor<Hardware>,
         run: &mut Run<'_>,
-        waited: Waited,
+        wait: Wait,
     ) -> Waited {
-        match waited {
-            Waited::Exit(answer) => match hypervisor.gic_ends(run, &mut self.interface, answer) {
-                Next::Exit(answer) => Waited::Exit(answer),
-                _ => Waited::Enter { interrupt: false },
-            },
-            enter => enter,
-        }
+        hypervisor.gic_waits(run, self.gic, wait)
     }
 
     #[inline(always)]
@@ -360,12 +342,12 @@ impl Interrupts for WithGic<'_> {
 
     #[inline(always)]
     fn stops(&mut self, hypervisor: &Hypervisor<Hardware>, run: &mut Run<'_>) {
-        hypervisor.gic_ends(run, &mut self.interface, READY);
+        hypervisor.gic_ends(run, self.gic, READY);
     }
 
     #[inline(always)]
     fn store(&mut self, run: &mut Run<'_>) {
-        self.interface.store(run);
+        self.gic.store(run);
     }
 }
 

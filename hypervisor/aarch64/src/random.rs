@@ -12,9 +12,12 @@ use crate::errata::has_smccc_1_1;
 use crate::features::Promise;
 use crate::smc::smc;
 
-/// How often a word is asked for that is not there: the CPU says that it could not make one "in a
-/// reasonable period of time" (DDI 0487, "RNDRRS"), and the firmware that it has no entropy yet.
+/// How often the CPU is asked for a word that it could not make "in a
+/// reasonable period of time" (DDI 0487, "RNDRRS").
 const ATTEMPTS: u32 = 8;
+/// How often the firmware is asked that has no entropy yet, in one call of a guest's. Interrupts are off meanwhile,
+/// and the host's own calls wait for the same generator. The guest asks again (DEN0098, NO_ENTROPY).
+const FIRMWARE_ATTEMPTS: u32 = 2;
 /// TRNG 1.0.
 const VERSION_1_0: i32 = 0x1_0000;
 
@@ -53,7 +56,7 @@ impl Source {
                     })
                 })
             }),
-            Source::Firmware => (0..ATTEMPTS).any(|_| ask_firmware(words)),
+            Source::Firmware => (0..FIRMWARE_ATTEMPTS).any(|_| ask_firmware(words)),
         }
     }
 }

@@ -8,7 +8,7 @@ use core::ptr;
 use aarch64_cpu::asm::barrier;
 use escrow_core::observers::Observers;
 use escrow_core::stage2::Stage2Context;
-use escrow_core::vcpu::{El1Registers, Exception, TimerRegisters, Vcpu};
+use escrow_core::vcpu::{El1Registers, Exception, NOWHERE, TimerRegisters, Vcpu};
 
 use crate::controls::{Load as _, Optional};
 use crate::debug::ThisCpu;
@@ -68,7 +68,7 @@ pub(crate) unsafe fn enter(cpu: *mut PerCpu, context: Stage2Context, vcpu: &mut 
     if optional.has(Optional::VDISR) {
         // A guest's DISR_EL1 (DDI 0487, "DISR_EL1", HCR_EL2.AMO), which nothing traps. No
         // virtual SError is ever pending, so what is in it is what the last guest wrote.
-        VDISR_EL2::write(0);
+        VDISR_EL2::clear();
     }
     let pmcr = if optional.has(Optional::PMU) { PMCR_EL0::read() } else { 0 };
     host.long_way = Observers::act(MDSCR_EL1::read(), pmcr) | optional.rare();
@@ -90,6 +90,8 @@ pub(crate) unsafe fn enter(cpu: *mut PerCpu, context: Stage2Context, vcpu: &mut 
     let this = ptr::from_ref(vcpu);
     if *last_vcpu != this {
         *last_vcpu = this;
+        // What this CPU's virtual CPU interface has may be another one's.
+        vcpu.interface_on = NOWHERE;
         // vCPUs of a VM share a VMID, but their stage 1 need not be the same,
         // and TLB entries are told apart by VMID and ASID alone (DDI 0487,
         // "VMSAv8-64 TLB lookup"): nothing of another one may be left on this

@@ -54,6 +54,17 @@ macro_rules! registers {
     )*};
 }
 
+impl VDISR_EL2 {
+    /// Writes 0, from no register that would have to be set first.
+    #[inline(always)]
+    pub fn clear() {
+        // SAFETY: as for `write`.
+        unsafe {
+            core::arch::asm!("msr s3_4_c12_c1_1, xzr", options(nomem, nostack, preserves_flags));
+        }
+    }
+}
+
 // Identification.
 registers! {
     ID_AA64PFR0_EL1 = "id_aa64pfr0_el1";

@@ -4,7 +4,7 @@
 //! EL2 uses of the physical one (IHI 0069).
 //!
 //! A vCPU's registers stay in the CPU while the host runs, with `ICH_HCR_EL2.En` clear: they act on nothing then.
-//! They are loaded only if another vCPU ran here since, or if the vCPU ran elsewhere ([`GuestInterface::load`]).
+//! They are loaded only if another vCPU ran here since, or if the vCPU ran elsewhere ([`Gic::load`]).
 //!
 //! The host has the physical CPU interface. EL2 uses it for two things: it acknowledges the virtual timer's
 //! interrupt while a guest runs, and it interrupts other CPUs that run guests, by SGI 0, which the
@@ -13,8 +13,9 @@
 use core::ptr;
 
 use aarch64_cpu::asm::barrier;
-use escrow_core::vcpu::{ALARM, GuestCpu, MAINTENANCE, VIRTUAL_TIMER, Vcpu};
+use escrow_core::vcpu::{ALARM, GuestCpu, MAINTENANCE, NOWHERE, VIRTUAL_TIMER, Vcpu};
 use escrow_core::vgic::Interface;
+use escrow_platform::gicr;
 
 use crate::sysreg::*;
 
@@ -25,19 +26,32 @@ const SGIS: u64 = 16;
 /// `ICC_CTLR_EL1.EOImode`.
 const EOI_MODE: u64 = 1 << 1;
 
-/// What of this does not change.
-#[derive(Clone, Copy, Debug, Default)]
+/// What is to be done at the end of a run, beside what every run does.
+const HOLDS_TIMER: u8 = 1 << 0;
+/// EL2's physical timer is on.
+const HAS_ALARM: u8 = 1 << 1;
+/// `ICH_HCR_EL2` was changed.
+const HCR_CHANGED: u8 = 1 << 2;
+/// There is more than one register of active priorities for each group.
+const MORE_PRIORITIES: u8 = 1 << 3;
+
+/// A CPU's, with the registers of the vCPU in it that ran there last.
+#[derive(Debug, Default)]
 pub(crate) struct Gic {
     /// List registers, 1 to 16.
     list_registers: u8,
     /// Bits of a priority that decide about preemption: 5, 6 or 7.
     preemption_bits: u8,
+    /// The host may have disabled the private interrupts that EL2 needs.
+    is_due: bool,
+    /// [`HOLDS_TIMER`] and the like.
+    at_end: u8,
     /// The CPU's affinity: Aff3 to Aff0, a byte each.
     affinity: u32,
     /// Where EL2 has SGI_base of its redistributor; 0 if it is not known.
     private_frame: u64,
-    /// The host may have disabled the private interrupts that EL2 needs.
-    is_due: bool,
+    /// What `ICH_HCR_EL2` was set to.
+    hcr: u64,
 }
 
 impl Gic {
@@ -45,25 +59,21 @@ impl Gic {
     /// its GICR as a device.
     pub fn new(mpidr: u64, redistributor: u64) -> Gic {
         let vtr = ICH_VTR_EL2::read();
+        let preemption_bits = (vtr >> 26 & 7) as u8 + 1;
         Gic {
             list_registers: (vtr & 0x1f) as u8 + 1,
-            preemption_bits: (vtr >> 26 & 7) as u8 + 1,
-            affinity: (mpidr >> 8 & 0xff00_0000 | mpidr & 0xff_ffff) as u32,
-            private_frame: if redistributor == 0 { 0 } else { redistributor + SGI_BASE },
+            preemption_bits,
+            at_end: if preemption_bits > 5 { MORE_PRIORITIES } else { 0 },
+            affinity: gicr::affinity(mpidr),
+            private_frame: if redistributor == 0 { 0 } else { redistributor + gicr::SGI_BASE },
             is_due: redistributor != 0,
+            ..Gic::default()
         }
     }
 
     /// Enables the interrupts that EL2 needs on this CPU, if the host may have disabled them: when a
     /// CPU starts, Linux disables all private ones and then enables those that it has drivers for (`gic_cpu_config`).
     /// So this is done when a CPU runs a vCPU for the first time since it has started.
-    #[inline(always)]
-    pub fn prepare(&mut self) {
-        if self.is_due {
-            self.enable();
-        }
-    }
-
     #[cold]
     fn enable(&mut self) {
         let bits = 1u32 << MAINTENANCE | 1 << VIRTUAL_TIMER | 1 << ALARM;
@@ -71,22 +81,17 @@ impl Gic {
         // SAFETY: boot has found the frame of this CPU's redistributor and mapped it at EL2 as a
         // device. These registers are about private interrupts of this CPU alone.
         unsafe {
-            let group = (frame + IGROUPR0) as *mut u32;
+            let group = (frame + gicr::IGROUPR0) as *mut u32;
             ptr::write_volatile(group, ptr::read_volatile(group) | bits);
             // The most urgent: what is acknowledged then is the timer's, if that is pending
             // (`GuestCpu::hold_timer`).
-            ptr::write_volatile((frame + IPRIORITYR0 + VIRTUAL_TIMER as usize) as *mut u8, 0);
-            ptr::write_volatile((frame + ISENABLER0) as *mut u32, bits);
+            let priority = frame + gicr::IPRIORITYR0 + VIRTUAL_TIMER as usize;
+            ptr::write_volatile(priority as *mut u8, 0);
+            ptr::write_volatile((frame + gicr::ISENABLER0) as *mut u32, bits);
         }
         self.is_due = false;
     }
 }
-
-/// Offset of SGI_base in GICR, and of registers in that.
-const SGI_BASE: u64 = 0x1_0000;
-const IGROUPR0: usize = 0x80;
-const ISENABLER0: usize = 0x100;
-const IPRIORITYR0: usize = 0x400;
 
 /// Interrupts the CPU of an affinity by SGI 0. What was written before is seen by it.
 #[cold]
@@ -104,16 +109,6 @@ fn send(sgi: u64, affinity: u32) {
         aff3 << 48 | aff0 >> 4 << 44 | aff2 << 32 | sgi << 24 | aff1 << 16 | 1 << (aff0 & 0xf),
     );
     barrier::isb(barrier::SY);
-}
-
-/// The virtual CPU interface, with a vCPU's registers in it.
-pub(crate) struct GuestInterface {
-    gic: Gic,
-    /// What `ICH_HCR_EL2` was set to.
-    hcr: u64,
-    holds_timer: bool,
-    /// EL2's physical timer is on.
-    has_alarm: bool,
 }
 
 /// Names one of the list registers, for a macro that uses it.
@@ -142,7 +137,7 @@ macro_rules! list_register {
     (@ $register:ident, $use:ident($($argument:ident)?)) => { $register::$use($($argument)?) };
 }
 
-impl GuestInterface {
+impl Gic {
     /// An interrupt of the host's was acknowledged, in EOImode 1. It is deactivated, so that it can come
     /// again. What is level-sensitive comes at once, and SGIs are sent again. Another edge is lost: the host
     /// has changed its GIC while it runs a guest.
@@ -151,89 +146,93 @@ impl GuestInterface {
         // Without effect if it is none, or an LPI (IHI 0069, "ICC_DIR_EL1").
         ICC_DIR_EL1::write(intid);
         if intid < SGIS {
-            send(intid, self.gic.affinity);
+            send(intid, self.affinity);
         }
-    }
-
-    /// That of a CPU, without a vCPU.
-    pub fn new(gic: Gic) -> GuestInterface {
-        GuestInterface { gic, hcr: 0, holds_timer: false, has_alarm: false }
     }
 
     /// Puts a vCPU's registers into the CPU, unless they are there. Returns whether
     /// they were not: what is in the list registers is another one's then.
     #[inline(always)]
-    pub fn load(gic: &mut Gic, vcpu: &mut Vcpu, ran_last: bool) -> (GuestInterface, bool) {
-        gic.prepare();
-        let all = !ran_last || vcpu.interface_on != Some(gic.affinity);
-        let hcr = vcpu.gic.hcr | EN;
-        ICH_HCR_EL2::write(hcr);
-        let interface = GuestInterface { gic: *gic, hcr, holds_timer: false, has_alarm: false };
+    pub fn load(&mut self, vcpu: &mut Vcpu) -> bool {
+        let all = vcpu.interface_on != self.affinity.into();
         if all {
-            vcpu.interface_on = Some(gic.affinity);
-            interface.load_all(vcpu);
+            self.load_all(vcpu);
         }
-        (interface, all)
+        ICH_HCR_EL2::write(vcpu.gic.hcr);
+        all
     }
 
     #[inline(never)]
-    fn load_all(&self, vcpu: &Vcpu) {
-        let registers = &vcpu.gic;
-        ICH_VMCR_EL2::write(registers.vmcr);
-        let ap0r = registers.ap0r.map(u64::from);
-        let ap1r = registers.ap1r.map(u64::from);
-        ICH_AP0R0_EL2::write(ap0r[0]);
-        ICH_AP1R0_EL2::write(ap1r[0]);
-        if self.gic.preemption_bits > 5 {
-            ICH_AP0R1_EL2::write(ap0r[1]);
-            ICH_AP1R1_EL2::write(ap1r[1]);
+    fn load_all(&mut self, vcpu: &mut Vcpu) {
+        const { assert!(NOWHERE > u32::MAX as u64) };
+        if self.is_due {
+            self.enable();
         }
-        if self.gic.preemption_bits > 6 {
-            ICH_AP0R2_EL2::write(ap0r[2]);
-            ICH_AP1R2_EL2::write(ap1r[2]);
-            ICH_AP0R3_EL2::write(ap0r[3]);
-            ICH_AP1R3_EL2::write(ap1r[3]);
+        vcpu.interface_on = self.affinity.into();
+        let registers = &mut vcpu.gic;
+        registers.hcr |= EN;
+        ICH_VMCR_EL2::write(registers.vmcr);
+        let apr = &registers.apr;
+        ICH_AP0R0_EL2::write(apr[0][0]);
+        ICH_AP1R0_EL2::write(apr[0][1]);
+        if self.preemption_bits > 5 {
+            ICH_AP0R1_EL2::write(apr[1][0]);
+            ICH_AP1R1_EL2::write(apr[1][1]);
+        }
+        if self.preemption_bits > 6 {
+            ICH_AP0R2_EL2::write(apr[2][0]);
+            ICH_AP1R2_EL2::write(apr[2][1]);
+            ICH_AP0R3_EL2::write(apr[3][0]);
+            ICH_AP1R3_EL2::write(apr[3][1]);
         }
     }
 
     /// Stores what may have changed. The list registers are stored already.
     #[inline(always)]
     pub fn store(&mut self, vcpu: &mut Vcpu) {
-        if self.holds_timer {
+        if self.at_end != 0 {
+            self.end(vcpu);
+        }
+        vcpu.gic.vmcr = ICH_VMCR_EL2::read();
+        vcpu.gic.apr[0] = [ICH_AP0R0_EL2::read(), ICH_AP1R0_EL2::read()];
+    }
+
+    #[inline(never)]
+    fn end(&mut self, vcpu: &mut Vcpu) {
+        if self.at_end & HOLDS_TIMER != 0 {
+            // If the guest's timer still asserted it, it would be pending for the host. The timer is stored.
+            CNTV_CTL_EL0::write(0);
+            barrier::isb(barrier::SY);
             self.release_timer();
         }
-        if self.has_alarm {
+        if self.at_end & HAS_ALARM != 0 {
             // The host has nothing for its interrupt.
             self.set_alarm(None);
         }
-        let registers = &mut vcpu.gic;
-        registers.hcr = self.hcr;
-        registers.vmcr = ICH_VMCR_EL2::read();
-        registers.ap0r[0] = ICH_AP0R0_EL2::read() as u32;
-        registers.ap1r[0] = ICH_AP1R0_EL2::read() as u32;
-        if self.gic.preemption_bits > 5 {
+        if self.at_end & HCR_CHANGED != 0 {
+            vcpu.gic.hcr = self.hcr;
+        }
+        self.at_end &= MORE_PRIORITIES;
+        if self.at_end != 0 {
             self.store_others(vcpu);
         }
     }
 
     #[cold]
     fn store_others(&self, vcpu: &mut Vcpu) {
-        let registers = &mut vcpu.gic;
-        registers.ap0r[1] = ICH_AP0R1_EL2::read() as u32;
-        registers.ap1r[1] = ICH_AP1R1_EL2::read() as u32;
-        if self.gic.preemption_bits > 6 {
-            registers.ap0r[2] = ICH_AP0R2_EL2::read() as u32;
-            registers.ap1r[2] = ICH_AP1R2_EL2::read() as u32;
-            registers.ap0r[3] = ICH_AP0R3_EL2::read() as u32;
-            registers.ap1r[3] = ICH_AP1R3_EL2::read() as u32;
+        let apr = &mut vcpu.gic.apr;
+        apr[1] = [ICH_AP0R1_EL2::read(), ICH_AP1R1_EL2::read()];
+        if self.preemption_bits > 6 {
+            apr[2] = [ICH_AP0R2_EL2::read(), ICH_AP1R2_EL2::read()];
+            apr[3] = [ICH_AP0R3_EL2::read(), ICH_AP1R3_EL2::read()];
         }
     }
 }
 
-impl Interface for GuestInterface {
+impl Interface for Gic {
     #[inline(always)]
     fn list_registers(&self) -> usize {
-        self.gic.list_registers.into()
+        self.list_registers.into()
     }
 
     #[inline(always)]
@@ -254,6 +253,7 @@ impl Interface for GuestInterface {
     #[inline(always)]
     fn set_hcr(&mut self, value: u64) {
         self.hcr = value;
+        self.at_end |= HCR_CHANGED;
         ICH_HCR_EL2::write(value);
     }
 
@@ -269,10 +269,10 @@ impl Interface for GuestInterface {
 
     fn active_priorities(&self) -> [u32; 4] {
         let mut words = [ICH_AP0R0_EL2::read() | ICH_AP1R0_EL2::read(), 0, 0, 0];
-        if self.gic.preemption_bits > 5 {
+        if self.preemption_bits > 5 {
             words[1] = ICH_AP0R1_EL2::read() | ICH_AP1R1_EL2::read();
         }
-        if self.gic.preemption_bits > 6 {
+        if self.preemption_bits > 6 {
             words[2] = ICH_AP0R2_EL2::read() | ICH_AP1R2_EL2::read();
             words[3] = ICH_AP0R3_EL2::read() | ICH_AP1R3_EL2::read();
         }
@@ -280,14 +280,19 @@ impl Interface for GuestInterface {
     }
 
     fn preemption_shift(&self) -> u32 {
-        8u32.saturating_sub(self.gic.preemption_bits.into())
+        8u32.saturating_sub(self.preemption_bits.into())
     }
 }
 
-impl GuestCpu for GuestInterface {
+impl GuestCpu for Gic {
+    fn still_has_maintenance(&self) -> bool {
+        barrier::isb(barrier::SY);
+        self.has_maintenance()
+    }
+
     #[inline(always)]
     fn affinity(&self) -> u32 {
-        self.gic.affinity
+        self.affinity
     }
 
     #[inline(always)]
@@ -295,7 +300,7 @@ impl GuestCpu for GuestInterface {
         ICC_HPPIR1_EL1::read() as u32
     }
 
-    /// It is the most urgent one ([`Gic::prepare`]), and asserted, so it is the one that is
+    /// It is the most urgent one ([`Gic::enable`]), and asserted, so it is the one that is
     /// acknowledged, unless the host changes its priority or its enable just now.
     #[inline(always)]
     fn hold_timer(&mut self) -> bool {
@@ -306,7 +311,7 @@ impl GuestCpu for GuestInterface {
         ICC_EOIR1_EL1::write(intid);
         let held = intid == VIRTUAL_TIMER.into();
         if held {
-            self.holds_timer = true;
+            self.at_end |= HOLDS_TIMER;
         } else {
             self.give_back(intid);
         }
@@ -316,7 +321,7 @@ impl GuestCpu for GuestInterface {
 
     #[inline(always)]
     fn holds_timer(&self) -> bool {
-        self.holds_timer
+        self.at_end & HOLDS_TIMER != 0
     }
 
     #[inline(never)]
@@ -328,7 +333,7 @@ impl GuestCpu for GuestInterface {
         ICC_DIR_EL1::write(VIRTUAL_TIMER.into());
         ICC_CTLR_EL1::write(control);
         barrier::isb(barrier::SY);
-        self.holds_timer = false;
+        self.at_end &= !HOLDS_TIMER;
     }
 
     #[inline(never)]
@@ -338,6 +343,7 @@ impl GuestCpu for GuestInterface {
             CNTHP_CVAL_EL2::write(at);
         }
         CNTHP_CTL_EL2::write(at.is_some().into());
-        self.has_alarm = at.is_some();
+        let bit = if at.is_some() { HAS_ALARM } else { 0 };
+        self.at_end = self.at_end & !HAS_ALARM | bit;
     }
 }

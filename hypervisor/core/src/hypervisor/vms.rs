@@ -357,7 +357,7 @@ impl<M: Machine> Hypervisor<M> {
         resume: [u64; 3],
     ) -> Result<Run<'a>, NoRun> {
         let cell = self.machine.vcpu(page).try_lock().ok_or(Error::Busy)?;
-        let mut run = Run::new(cell, entered);
+        let mut run = Run::new(cell, entered, self.machine.vcpu_interrupts(page));
         run.resume(resume)?;
         Ok(run)
     }

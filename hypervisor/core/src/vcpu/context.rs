@@ -123,8 +123,8 @@ pub struct GicRegisters {
     /// `ICH_HCR_EL2`, without EOIcount.
     pub hcr: u64,
     pub vmcr: u64,
-    pub ap0r: [u32; 4],
-    pub ap1r: [u32; 4],
+    /// `ICH_AP0R<n>_EL2` and `ICH_AP1R<n>_EL2`, by n.
+    pub apr: [[u64; 2]; 4],
 }
 
 /// The SIMD and floating-point registers.
@@ -171,9 +171,12 @@ pub struct Vcpu {
     pub has_gic: bool,
     /// The GIC was told that the timer's interrupt is asserted, and not that it is not any more.
     pub(super) timer_asserted: bool,
+    /// A run of it, with a GIC, may begin with more than an entry: a timer is to be looked at, or an access is
+    /// to go on. Set by whoever makes it so, and found out anew by such a run.
+    pub(super) begins_anew: bool,
     /// The affinity of the CPU whose virtual CPU interface has what this vCPU left there, unless
-    /// another vCPU ran on it since. `None` if none has.
-    pub interface_on: Option<u32>,
+    /// another vCPU ran on it since. [`NOWHERE`] if none has.
+    pub interface_on: u64,
     /// The virtual CPU interface.
     pub gic: GicRegisters,
     /// Whether it is switched on.
@@ -196,6 +199,9 @@ pub enum Power {
     /// It waits for a sibling's CPU_ON.
     Off,
 }
+
+/// No affinity of a CPU: [`Vcpu::interface_on`].
+pub const NOWHERE: u64 = u64::MAX;
 
 /// What is in a vCPU's page.
 pub struct VcpuContents {
@@ -228,7 +234,8 @@ impl Vcpu {
             pauth: false,
             has_gic: false,
             timer_asserted: false,
-            interface_on: None,
+            begins_anew: false,
+            interface_on: NOWHERE,
             gic: GicRegisters::default(),
             asked_back: false,
             power: if index == 0 { Power::On } else { Power::Off },
@@ -275,7 +282,8 @@ impl Vcpu {
         self.fp = FpRegisters::default();
         self.pauth = false;
         self.gic = GicRegisters::default();
-        self.interface_on = None;
+        self.interface_on = NOWHERE;
+        self.begins_anew = true;
         // `timer_asserted` stays: what the GIC was told is true until it is told otherwise.
         self.pending = Pending::None;
     }

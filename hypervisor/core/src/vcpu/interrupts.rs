@@ -37,18 +37,18 @@
 
 use escrow_abi::run;
 
-use super::context::{Power, TimerRegisters, Vcpu};
+use super::context::{NOWHERE, Power, TimerRegisters, Vcpu};
 use super::exception::Exception;
 use super::exit::{Answer, GuestExit, READY, Stage2Abort, answer};
 use super::ids::GuestIds;
 use super::physical_timer::ALARM;
-use super::policy::Next;
+use super::policy::{Next, Waited};
 use super::resume::Pending;
-use super::syndrome::{DataAccess, Instruction, SystemAccess};
+use super::syndrome::{DataAccess, Instruction, SystemAccess, Wait};
 use crate::hypervisor::{Hypervisor, Scratch};
 use crate::machine::Machine;
-use crate::vgic::{Access, Effects, Frame, Interface, Intid, SgiRegister, Vgic, splits_eoi};
-use crate::vm::{GuestPages, MAX_VCPUS, Run, Slot};
+use crate::vgic::{Access, Effects, Frame, Interface, Intid, SgiRegister, Vgic, ones, splits_eoi};
+use crate::vm::{GuestPages, Run, Slot};
 
 /// The INTID of the virtual timer, the guest's and the physical one (BSA, "PPI assignments").
 pub const VIRTUAL_TIMER: u32 = 27;
@@ -61,6 +61,8 @@ pub trait GuestCpu: Interface {
     fn affinity(&self) -> u32;
     /// The INTID of the physical interrupt that is pending, if one is (`ICC_HPPIR1_EL1`).
     fn pending(&self) -> u32;
+    /// [`Interface::has_maintenance`], after registers were written that decide about it.
+    fn still_has_maintenance(&self) -> bool;
     /// Acknowledges the virtual timer's physical interrupt, which is pending and whose timer asserts
     /// it, and drops its priority: it is active from here on, and interrupts nobody. `false` if it
     /// was not the one that is acknowledged.
@@ -87,7 +89,8 @@ pub struct GicWait {
 fn for_host(effects: &Effects) -> Option<Answer> {
     match (effects.done, effects.asleep) {
         (true, asleep) => Some(answer(run::SPI_DONE, [asleep.into(), 0, 0])),
-        (false, 0) => None,
+        // It is its CPU that has an interrupt.
+        (false, 0) => effects.unfinished.then_some(READY),
         (false, asleep) => Some(answer(run::WAKE, [asleep.into(), 0, 0])),
     }
 }
@@ -132,7 +135,7 @@ impl<M: Machine> Hypervisor<M> {
 
     #[inline(never)]
     fn interrupt_all<'a>(&'a self, vgic: &Vgic<GuestPages<'a, M>>, vcpus: u32) {
-        for index in (0..MAX_VCPUS as u8).filter(|index| vcpus & 1 << index != 0) {
+        for index in ones(vcpus).map(|index| index as u8) {
             if let Some(affinity) = vgic.cpu_of(index) {
                 self.machine.interrupt_cpu(affinity);
             }
@@ -170,24 +173,53 @@ impl<M: Machine> Hypervisor<M> {
     /// has left.
     #[inline(always)]
     pub fn gic_begins(&self, run: &mut Run<'_>, cpu: &mut impl GuestCpu, all: bool) -> Next {
-        if run.timer_asserted
-            || run.physical_timer.is_in_use()
-            || matches!(run.pending, Pending::Gic(_))
+        if !all
+            && !run.begins_anew
+            && run.interrupts().enters_idle(cpu.affinity())
+            && !run.slot().is_stopped()
         {
-            return self.gic_begins_anew(run, cpu, all);
+            return Next::Enter;
         }
-        self.gic_enter(run, cpu, all, Effects::default())
+        self.gic_begins_anew(run, cpu, all)
+    }
+
+    /// Handles an exit by an instruction that waits.
+    #[inline(always)]
+    pub fn gic_waits(&self, run: &mut Run<'_>, cpu: &mut impl GuestCpu, wait: Wait) -> Waited {
+        if wait.is_plain()
+            && !run.begins_anew
+            && !run.timer.is_pending()
+            && run.interrupts().sleeps_idle(cpu)
+        {
+            run.skip_instruction();
+            let deadline = run.timer.deadline().unwrap_or(u64::MAX);
+            return Waited::Exit(answer(run::EXPECTS_WAKEUP, [0, 0, deadline]));
+        }
+        self.gic_waits_anew(run, cpu, wait)
+    }
+
+    #[inline(never)]
+    fn gic_waits_anew(&self, run: &mut Run<'_>, cpu: &mut impl GuestCpu, wait: Wait) -> Waited {
+        // There is always something to end it with, as the GIC decides what is pending.
+        let ends = run.wait(wait, true).until.unwrap_or(READY);
+        match self.gic_ends(run, cpu, ends) {
+            Next::Exit(answer) => Waited::Exit(answer),
+            _ => Waited::Enter { interrupt: false },
+        }
     }
 
     #[inline(never)]
     fn gic_begins_anew(&self, run: &mut Run<'_>, cpu: &mut impl GuestCpu, all: bool) -> Next {
         let mut effects = Effects::default();
-        // It cannot have become asserted since without interrupting a CPU.
-        run.timer_asserted = run.timer.is_pending();
-        if !run.timer_asserted {
-            let vgic = self.vgic(run.slot());
-            vgic.set_private(run.index(), virtual_timer(), false, &mut effects);
+        if run.timer_asserted {
+            // It cannot have become asserted since without interrupting a CPU.
+            run.timer_asserted = run.timer.is_pending();
+            if !run.timer_asserted {
+                let vgic = self.vgic(run.slot());
+                vgic.set_private(run.index(), virtual_timer(), false, &mut effects);
+            }
         }
+        run.begins_anew = run.timer_asserted || run.physical_timer.is_in_use();
         if run.physical_timer.is_in_use() {
             self.follow_physical_timer(run, cpu, &mut effects);
         }
@@ -243,6 +275,7 @@ impl<M: Machine> Hypervisor<M> {
         let me = run.index();
         let vgic = self.vgic(run.slot());
         run.timer_asserted = run.timer.is_pending();
+        run.begins_anew |= run.timer_asserted;
         vgic.set_private(me, virtual_timer(), run.timer_asserted, effects);
         if cpu.holds_timer() && !vgic.holds_link(me) {
             cpu.release_timer();
@@ -260,6 +293,7 @@ impl<M: Machine> Hypervisor<M> {
             // be gone by now, and EL2 would acknowledge an interrupt of the host's.
             VIRTUAL_TIMER if run.timer.is_pending() && cpu.hold_timer() => {
                 run.timer_asserted = true;
+                run.begins_anew = true;
                 if !vgic.interrupt(me, virtual_timer(), cpu) {
                     return self.gic_enter(run, cpu, false, Effects::default());
                 }
@@ -273,7 +307,13 @@ impl<M: Machine> Hypervisor<M> {
             // If the interface does not assert it, the host has made it pending.
             MAINTENANCE if cpu.has_maintenance() => {
                 vgic.exit(me, cpu);
-                self.gic_enter(run, cpu, false, Effects::default())
+                let next = self.gic_enter(run, cpu, false, Effects::default());
+                if next == Next::Enter && cpu.still_has_maintenance() {
+                    // It would end the guest's part at once, again and again, and hide the host's interrupts.
+                    vgic.exit(me, cpu);
+                    return Next::Exit(READY);
+                }
+                next
             }
             _ => {
                 vgic.exit(me, cpu);
@@ -352,15 +392,26 @@ impl<M: Machine> Hypervisor<M> {
                 false => Next::Inject(run.external_abort(abort)),
             };
         };
-        let me = run.index();
         let vgic = self.vgic(run.slot());
+        let size = access.size() as u32;
+        let value = access.is_write().then(|| run.stored(access));
+        // It stays inside: what has become of its list registers, if there is anything in them, is not asked.
+        if let Some(read) = vgic.access_quickly(frame, offset, size, value) {
+            if !access.is_write() {
+                run.load(access, read);
+            }
+            run.skip_instruction();
+            return match run.slot().is_stopped() {
+                true => self.gic_ends(run, cpu, READY),
+                false => Next::Enter,
+            };
+        }
+        let me = run.index();
         let mut effects = Effects::default();
         vgic.exit(me, cpu);
         if cpu.holds_timer() {
             self.gic_follow_timer(run, cpu, &mut effects);
         }
-        let size = access.size() as u32;
-        let value = access.is_write().then(|| run.stored(access));
         let read = (!access.is_write()).then_some((frame, offset, access));
         match vgic.access(me, frame, offset, size, value, &mut effects) {
             Access::Done(value) => {
@@ -407,6 +458,7 @@ impl<M: Machine> Hypervisor<M> {
         let slot = run.slot();
         let vgic = self.vgic(slot);
         run.pending = Pending::Gic(wait);
+        run.begins_anew = true;
         self.interrupt_inside(&vgic, &effects, Some(me));
         let mut ends = for_host(&effects);
         while ends.is_none() && vgic.poll(me, wait.waits) != 0 {
@@ -418,7 +470,7 @@ impl<M: Machine> Hypervisor<M> {
         if let Some(answer) = ends {
             if all {
                 // The list registers are still those of the vCPU that ran here before.
-                run.interface_on = None;
+                run.interface_on = NOWHERE;
             }
             return Next::Exit(answer);
         }

@@ -26,7 +26,7 @@ mod trng;
 mod unknown;
 
 pub use context::{
-    El1Registers, FpRegisters, GeneralRegisters, GicRegisters, PSTATE_RESET, Power,
+    El1Registers, FpRegisters, GeneralRegisters, GicRegisters, NOWHERE, PSTATE_RESET, Power,
     SCTLR_EL1_RESET, TimerRegisters, Vcpu, VcpuCell, VcpuContents, VcpuGuard,
 };
 pub(crate) use exception::is_aarch32;

@@ -136,7 +136,7 @@ impl Vcpu {
     #[inline(always)]
     pub(super) fn deadline_with_gic(&self) -> Option<u64> {
         let virtual_timer = self.timer.next_deadline();
-        if self.physical_timer.is_in_use() {
+        if self.begins_anew {
             earlier(virtual_timer, self.physical_timer.deadline())
         } else {
             virtual_timer
@@ -174,6 +174,7 @@ impl<M: Machine> Hypervisor<M> {
         }
         let value = run.regs.read(access.register());
         run.physical_timer.write(register, value, now);
+        run.begins_anew = true;
         self.physical_timer_fires(run, cpu)
     }
 

@@ -22,8 +22,10 @@ use crate::machine::{Machine, Note};
 use crate::stage2::GuestMap;
 use crate::vm::{MAX_VCPUS, Run, Slot};
 
-/// What the machine half does next with a run.
+/// What the machine half does next with a run. (With a tag of a byte, a copy would be one of 7 bytes and words,
+/// a call.)
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
 pub enum Next {
     /// Enter the guest.
     Enter,
@@ -40,6 +42,7 @@ pub enum Next {
 
 /// What becomes of a guest that waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
 pub enum Waited {
     /// It does not: an interrupt is pending. Enter it, with a virtual interrupt or with none.
     Enter {
@@ -73,13 +76,12 @@ impl<M: Machine> Hypervisor<M> {
         }
     }
 
-    /// Handles an exit by an instruction that waits: what ends most runs. `has_gic` is the vCPU's:
-    /// the caller is compiled for one or the other.
+    /// Handles an exit by an instruction that waits, of a vCPU without a GIC: what ends most runs.
     #[inline(always)]
-    pub fn guest_waits(&self, run: &mut Run<'_>, wait: Wait, has_gic: bool) -> Waited {
+    pub fn guest_waits(&self, run: &mut Run<'_>, wait: Wait) -> Waited {
         // A timer that is read before the doorbells may fire meanwhile: its deadline
         // has passed then, and the host does not wait for it.
-        let waiting = run.wait(wait, has_gic);
+        let waiting = run.wait(wait, false);
         waits(run, waiting)
     }
 

@@ -185,6 +185,12 @@ impl Wait {
         self.0 & 1 != 0
     }
 
+    /// WFI: for an interrupt, without a limit.
+    #[inline]
+    pub const fn is_plain(self) -> bool {
+        self.0 & 3 == 0
+    }
+
     /// WFIT and WFET have a limit.
     #[inline]
     pub const fn limit(self) -> Limit {

@@ -7,20 +7,33 @@ use core::ops::{Deref, DerefMut};
 use super::slot::{Entered, Slot};
 use crate::ledger::GuestId;
 use crate::vcpu::{Vcpu, VcpuGuard};
+use crate::vgic;
 
 /// A vCPU that this CPU has to itself, to run it.
 pub struct Run<'a> {
     // Fields drop in this order: the vCPU is given back before its VM may die.
     vcpu: VcpuGuard<'a>,
     entered: Entered<'a>,
+    /// The vCPU's interrupts.
+    interrupts: &'a vgic::Cpu,
     /// The vCPU has a GIC, or is told its stolen time. The runs of all others are compiled without
     /// what only these do.
     pub does_more: bool,
 }
 
 impl<'a> Run<'a> {
-    pub(crate) fn new(vcpu: VcpuGuard<'a>, entered: Entered<'a>) -> Run<'a> {
-        Run { vcpu, entered, does_more: false }
+    pub(crate) fn new(
+        vcpu: VcpuGuard<'a>,
+        entered: Entered<'a>,
+        interrupts: &'a vgic::Cpu,
+    ) -> Run<'a> {
+        Run { vcpu, entered, interrupts, does_more: false }
+    }
+
+    /// The vCPU's interrupts.
+    #[inline(always)]
+    pub(crate) fn interrupts(&self) -> &'a vgic::Cpu {
+        self.interrupts
     }
 
     /// The VM.

@@ -30,6 +30,8 @@ struct Cpu {
     acknowledged: Vec<u32>,
     holds_timer: bool,
     alarm: Option<u64>,
+    /// Whether the maintenance interrupt is asserted, and stays so whatever is written.
+    maintenance: [bool; 2],
 }
 
 impl Cpu {
@@ -43,14 +45,15 @@ impl Cpu {
             acknowledged: Vec::new(),
             holds_timer: false,
             alarm: None,
+            maintenance: [false; 2],
         }
     }
 
     /// A run begins, as the machine half has it. `ran_last`: no other vCPU ran here since.
     fn begins(&mut self, escrow: &Hypervisor<Fake>, run: &mut Run<'_>, ran_last: bool) -> Next {
-        let all = !ran_last || run.interface_on != Some(self.affinity);
+        let all = !ran_last || run.interface_on != self.affinity.into();
         if all {
-            run.interface_on = Some(self.affinity);
+            run.interface_on = self.affinity.into();
         }
         escrow.gic_begins(run, self, all)
     }
@@ -88,7 +91,7 @@ impl Interface for Cpu {
     }
 
     fn has_maintenance(&self) -> bool {
-        false
+        self.maintenance[0]
     }
 
     fn active_priorities(&self) -> [u32; 4] {
@@ -101,6 +104,10 @@ impl Interface for Cpu {
 }
 
 impl GuestCpu for Cpu {
+    fn still_has_maintenance(&self) -> bool {
+        self.maintenance[1]
+    }
+
     fn affinity(&self) -> u32 {
         self.affinity
     }
@@ -231,6 +238,73 @@ fn an_alarm_comes_once() {
         assert_eq!(cpu.interrupts(escrow, &mut run, ALARM), Next::Enter);
         assert_eq!(cpu.alarm, None);
         assert_eq!(cpu.interrupts(escrow, &mut run, ALARM), Next::Exit(READY));
+    });
+}
+
+/// A maintenance interrupt that stays asserted is the host's to see: entered again and again, the guest would keep
+/// it from its own.
+#[test]
+fn a_maintenance_interrupt_without_end_ends_the_run() {
+    let mut host = Host::new();
+    let [vcpu, _] = started(&mut host);
+    host.run(vcpu, |escrow, mut run| {
+        let mut cpu = Cpu::new(0);
+        assert_eq!(cpu.begins(escrow, &mut run, false), Next::Enter);
+        // The host has made it pending.
+        assert_eq!(cpu.interrupts(escrow, &mut run, MAINTENANCE), Next::Exit(READY));
+        for (stays, expected) in [(false, Next::Enter), (true, Next::Exit(READY))] {
+            assert_eq!(cpu.begins(escrow, &mut run, true), Next::Enter);
+            cpu.maintenance = [true, stays];
+            assert_eq!(cpu.interrupts(escrow, &mut run, MAINTENANCE), expected);
+            escrow.gic_ends(&mut run, &mut cpu, READY);
+            cpu.maintenance = [false; 2];
+        }
+    });
+}
+
+/// A guest that waits, and has nothing, sleeps by the short way; what comes meanwhile wakes it, or keeps it awake.
+#[test]
+fn a_guest_that_has_nothing_sleeps() {
+    let mut host = Host::new();
+    let [vcpu, _] = started(&mut host);
+    host.run(vcpu, |escrow, mut run| {
+        let wfi = match exit_of(Ec::WAIT.bits() | IL, None) {
+            GuestExit::Wait(wait) => wait,
+            other => panic!("{other:?}"),
+        };
+        let forever = |deadline| Waited::Exit([run::EXPECTS_WAKEUP, 0, 0, deadline]);
+        let mut cpu = Cpu::new(0);
+        // Its first run does what the group's enable takes.
+        assert_eq!(cpu.begins(escrow, &mut run, false), Next::Enter);
+        assert_eq!(escrow.gic_waits(&mut run, &mut cpu, wfi), forever(u64::MAX));
+        // A timer that is to fire has a deadline; one that is masked has none.
+        for (ctl, deadline) in [(0b001, 1234), (0b011, u64::MAX), (0b111, u64::MAX)] {
+            assert_eq!(cpu.begins(escrow, &mut run, true), Next::Enter);
+            (run.timer.ctl, run.timer.cval) = (ctl, 1234);
+            let pc = run.regs.pc;
+            assert_eq!(escrow.gic_waits(&mut run, &mut cpu, wfi), forever(deadline));
+            assert_eq!(run.regs.pc, pc + 4);
+        }
+        // An SGI from its sibling while it is awake: it does not sleep.
+        let vgic = escrow.vgic(run.slot());
+        let mut effects = Effects::default();
+        let mut write =
+            |frame, offset, value| vgic.access(1, frame, offset, 4, Some(value), &mut effects);
+        write(Frame::Distributor, 0, 2);
+        write(Frame::Redistributor(0), SGI_BASE + 0x80, 1);
+        write(Frame::Redistributor(0), SGI_BASE + 0x100, 1);
+        assert_eq!(cpu.begins(escrow, &mut run, true), Next::Enter);
+        let mut effects = Effects::default();
+        vgic.send(1, SgiRegister::Group1, 1, &mut effects);
+        assert_eq!(effects.inside, 1);
+        assert_eq!(escrow.gic_waits(&mut run, &mut cpu, wfi), Waited::Enter { interrupt: false });
+        assert_eq!(cpu.registers[0], PENDING);
+        // Taken and ended: it sleeps, and the next one wakes it.
+        cpu.registers[0] &= !(3 << 62);
+        assert_eq!(escrow.gic_waits(&mut run, &mut cpu, wfi), forever(u64::MAX));
+        let mut effects = Effects::default();
+        vgic.send(1, SgiRegister::Group1, 1, &mut effects);
+        assert_eq!((effects.inside, effects.asleep), (0, 1));
     });
 }
 
