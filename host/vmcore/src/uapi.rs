@@ -151,6 +151,16 @@ pub const VM_SET_BOOT_CONTEXT: u32 = iow(0xa, size_of::<BootContext>());
 ///
 /// EFAULT: a guest has a page of it.
 pub const MEM_EXPORT_DMABUF: u32 = iow(OWN, size_of::<ExportDmabuf>());
+/// On a VM, and Escrow's own: makes it a protected one, whose guest may call Arm's Realm Services
+/// Interface ([`escrow_abi::rsi`]). → how many bits the guest's addresses have
+///
+/// The highest of these bits is 1 in the shared half of the guest's addresses. Bindings are
+/// made without it. The guest has the pages of one that is lent at its addresses in the protected half, and
+/// shared, at the same addresses with the bit, those that it gives up.
+///
+/// EBUSY: the VM has, or had, a binding or a function, has started, or is protected already;
+/// EOPNOTSUPP: EL2 does not have protected VMs.
+pub const VM_PROTECT: u32 = io(OWN + 1);
 /// Numbers from here on are not Gunyah's.
 const OWN: u32 = 0x80;
 

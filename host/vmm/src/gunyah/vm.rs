@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use escrow_vmcore::uapi;
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use super::{Error, GuestMemory, Result, Vcpu, call_with_ref, call_with_value, new_descriptor};
@@ -59,6 +60,18 @@ impl Vm {
     /// Takes a range, or a part of one, out of the guest.
     pub fn unbind(&self, memory: &GuestMemory, binding: Binding) -> Result<()> {
         self.map("VM_MAP_MEM(UNMAP)", memory, binding, uapi::MAP_UNMAP)
+    }
+
+    /// Makes it a protected VM: its guest opens pages to the host, and takes them back. How many bits
+    /// the guest's addresses have: the highest is 1 in what is shared. `None` if this host
+    /// has no such VMs.
+    pub fn protect(&self) -> Result<Option<u32>> {
+        match call_with_value("ESCROW_VM_PROTECT", &self.0, uapi::VM_PROTECT, 0) {
+            Ok(bits) => Ok(u32::try_from(bits).ok()),
+            // EL2 has not got the call; the shim has not.
+            Err(Error { errno: Errno::EOPNOTSUPP | Errno::ENOTTY, .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     fn map(&self, call: &'static str, memory: &GuestMemory, at: Binding, flags: u32) -> Result<()> {

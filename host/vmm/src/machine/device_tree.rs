@@ -79,6 +79,9 @@ pub struct Description<'a> {
     pub generator_seed: [u8; 32],
     /// How many virtio devices there are.
     pub virtio: usize,
+    /// The kernel calls PSCI by SMC, not by HVC. Linux looks for Arm's Realm Services Interface
+    /// only then (`arm64_rsi_init`).
+    pub calls_by_smc: bool,
 }
 
 /// The tree of a machine.
@@ -100,6 +103,7 @@ pub fn build(machine: &Description) -> Result<Vec<u8>, Error> {
     tree.property_array_u64("reg", &[layout::RAM, machine.ram])?;
     tree.end_node(memory)?;
     processors(&mut tree, machine.cpus)?;
+    firmware(&mut tree, machine.calls_by_smc)?;
     timer(&mut tree)?;
     controller(&mut tree, machine.cpus)?;
     peripherals(&mut tree)?;
@@ -137,10 +141,13 @@ fn processors(tree: &mut FdtWriter, count: u32) -> Result<(), Error> {
         tree.property_u32("reg", id)?;
         tree.end_node(cpu)?;
     }
-    tree.end_node(cpus)?;
+    tree.end_node(cpus)
+}
+
+fn firmware(tree: &mut FdtWriter, calls_by_smc: bool) -> Result<(), Error> {
     let psci = tree.begin_node("psci")?;
     tree.property_string_list("compatible", vec!["arm,psci-1.0".into(), "arm,psci-0.2".into()])?;
-    tree.property_string("method", "hvc")?;
+    tree.property_string("method", if calls_by_smc { "smc" } else { "hvc" })?;
     tree.end_node(psci)
 }
 
@@ -257,6 +264,7 @@ mod tests {
             place_seed: 0x0102_0304_0506_0708,
             generator_seed: [9; 32],
             virtio: 2,
+            calls_by_smc: false,
         })
         .unwrap()
     }
@@ -292,6 +300,12 @@ mod tests {
         assert_eq!(cells(&get(&tree, "/pl031@9010000", "reg")), [0, 0x901_0000, 0, 0x1000]);
         assert_eq!(cells(&get(&tree, "/virtio_mmio@a000200", "interrupts")), [0, 17, 1]);
         assert!(Fdt::new(&tree).unwrap().find_node("/virtio_mmio@a000400").is_none());
+    }
+
+    #[test]
+    fn a_kernel_of_a_protected_guest_calls_by_smc() {
+        let tree = build(&Description { calls_by_smc: true, ..Description::default() }).unwrap();
+        assert_eq!(get(&tree, "/psci", "method"), b"smc\0");
     }
 
     #[test]

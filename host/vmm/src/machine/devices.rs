@@ -12,21 +12,17 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use super::bus::Bus;
 use super::device_tree::Interrupt;
 use super::parts::Parts;
-use super::{InterruptLine, Sharing, Specification, layout};
+use super::{InterruptLine, Specification, layout};
 use crate::gunyah::Vm;
 use crate::virtio::{
     Backend, Block, Console, DeviceMemory, Entropy, Net, QUEUE_NOTIFY, Transport, Vsock,
 };
 
-/// A machine's devices. A guest that has its RAM to itself has none: they could
-/// not reach their queues.
+/// The devices of a machine whose guest they can reach.
 pub fn make(machine: &Specification, parts: &Parts) -> Result<Vec<Box<dyn Backend>>> {
-    if machine.sharing == Sharing::Lent {
-        return Ok(Vec::new());
-    }
     let mut devices: Vec<Box<dyn Backend>> = vec![Box::new(Entropy)];
-    if let Some(door) = &parts.console {
-        let console = Console::new(Arc::clone(door)).context("the virtio console")?;
+    if let Some(door) = parts.console() {
+        let console = Console::new(door).context("the virtio console")?;
         devices.push(Box::new(console));
     }
     for (n, (disk, file)) in machine.disks.iter().zip(&parts.disks).enumerate() {

@@ -57,6 +57,10 @@ pub const RAM_MIN: u64 = 32 * MIB;
 /// names.
 pub const CPUS_MAX: u32 = 16;
 
+/// The longest command line: Linux has room for 2,048 bytes with its end
+/// (arch/arm64/include/uapi/asm/setup.h, COMMAND_LINE_SIZE).
+pub const CMDLINE_MAX: usize = 2047;
+
 /// The most virtio devices.
 pub const VIRTIO_DEVICES: usize = 32;
 

@@ -12,6 +12,7 @@ mod kernel;
 pub mod layout;
 mod parts;
 mod power_button;
+mod protection;
 mod ram;
 mod vcpus;
 
@@ -29,7 +30,8 @@ use devices::{Line, attach};
 use layout::{MIB, RAM};
 pub use parts::Parts;
 pub use power_button::PowerButton;
-use ram::Mapped;
+pub use protection::Protection;
+use protection::{Decision, command_line, decide};
 pub use ram::{Ram, Sharing};
 pub use vcpus::{Ending, Vcpus};
 
@@ -51,16 +53,25 @@ pub struct Specification {
     pub ram: u64,
     /// How the guest has its RAM.
     pub sharing: Sharing,
+    /// Whether RAM that is lent is protected, so that devices reach what the guest opens to them.
+    pub protection: Protection,
     /// What RAM is made of.
     pub folios: Folios,
     /// All RAM is there before the guest starts.
     pub populate: bool,
-    /// Its disks. Only a guest whose RAM is shared has any.
+    /// Its disks. Only a guest whose RAM is shared or protected has any.
     pub disks: Vec<Disk>,
     /// Its network devices, as its disks.
     pub nets: Vec<Net>,
     /// Its address for sockets between it and the host, as its disks.
     pub vsock: Option<u64>,
+}
+
+impl Specification {
+    /// Whether it names a device that has to reach the guest's RAM.
+    pub fn has_devices(&self) -> bool {
+        !self.disks.is_empty() || !self.nets.is_empty() || self.vsock.is_some()
+    }
 }
 
 /// A network device's address.
@@ -110,6 +121,7 @@ pub struct Machine {
     bus: Bus,
     button: PowerButton,
     cpus: u32,
+    decision: Decision,
 }
 
 impl Machine {
@@ -126,14 +138,23 @@ impl Machine {
             progress(Step { what: "RAM", bytes: 0 });
             ram.populate().context("making the guest's RAM")?;
         }
-        let devices = devices::make(specification, parts)?;
-        let Loaded { kernel, tree_size } =
-            load(&ram, specification, parts, devices.len(), progress)?;
+        let loaded = load(&ram, specification, parts, progress)?;
 
         let vm = device.create_vm().context("creating the VM")?;
+        let decision = decide(specification, loaded.can_be_protected, || {
+            vm.protect().context("making the VM a protected one")
+        })?;
+        let devices = match decision.has_devices() {
+            true => devices::make(specification, parts)?,
+            false => Vec::new(),
+        };
+        if devices.is_empty() {
+            parts.close();
+        }
+        let tree_size = load_tree(&ram, specification, &decision, devices.len(), loaded.placed)?;
         ram.bind(&vm, specification.sharing).context("giving the VM its RAM")?;
         vm.set_device_tree(RAM, tree_size)?;
-        vm.set_boot_pc(kernel)?;
+        vm.set_boot_pc(loaded.placed.kernel)?;
 
         let mut bus = Bus::default();
         bus.add(layout::CLOCK, Box::new(Clock::default()));
@@ -141,29 +162,28 @@ impl Machine {
         let (gpio, button) = power_button::new(Box::new(line));
         bus.add(layout::GPIO, Box::new(gpio));
         if !devices.is_empty() {
-            let memory = DeviceMemory::new(Arc::new(ram.map_all()?), None);
+            let memory = DeviceMemory::new(Arc::new(ram.map_all()?), decision.shared_bit());
             for (n, device) in devices.into_iter().enumerate() {
                 attach(&vm, &mut bus, &memory, n, device)?;
             }
         }
-        Ok(Machine { vm, ram, bus, button, cpus: specification.cpus })
+        Ok(Machine { vm, ram, bus, button, cpus: specification.cpus, decision })
     }
 }
 
 /// What has been loaded.
 struct Loaded {
-    /// The kernel's first instruction.
-    kernel: u64,
-    /// Bytes of the device tree's pages.
-    tree_size: u64,
+    /// Where everything is.
+    placed: layout::Placement,
+    /// The kernel can be the guest of a protected VM.
+    can_be_protected: bool,
 }
 
-/// Loads kernel, initramfs and device tree.
+/// Loads kernel and initramfs.
 fn load(
     ram: &Ram,
     machine: &Specification,
     parts: &Parts,
-    virtio: usize,
     progress: &mut dyn FnMut(Step),
 ) -> Result<Loaded> {
     let name = machine.kernel.display();
@@ -202,23 +222,29 @@ fn load(
             bail!("loading the initramfs {initrd_name}: it has changed meanwhile");
         }
     }
-    let tree_size = load_tree(&mapped, machine, virtio, placed)?;
-    Ok(Loaded { kernel: placed.kernel, tree_size })
+    Ok(Loaded { placed, can_be_protected: kernel.can_be_protected() })
 }
 
+/// Makes the device tree, and loads it. Bytes of its pages.
 fn load_tree(
-    mapped: &Mapped,
+    ram: &Ram,
     machine: &Specification,
+    decision: &Decision,
     virtio: usize,
     placed: layout::Placement,
 ) -> Result<u64> {
     let mut seeds = [0; 40];
     getrandom::fill(&mut seeds).context("random numbers for the guest")?;
     let (place, generator) = seeds.split_at(8);
+    let cmdline = match decision.shared_bit() {
+        Some(bit) => &command_line(machine, bit)?,
+        None => &machine.cmdline,
+    };
     let tree = device_tree::build(&Description {
         cpus: machine.cpus,
         ram: machine.ram,
-        cmdline: &machine.cmdline,
+        cmdline,
+        calls_by_smc: decision.shared_bit().is_some(),
         initrd: placed.initrd,
         place_seed: u64::from_le_bytes(place.try_into()?),
         generator_seed: generator.try_into()?,
@@ -226,11 +252,19 @@ fn load_tree(
     })
     .context("making the device tree")?;
     let room = placed.tree;
-    mapped.load(room.start, room.size, &mut &tree[..], &mut |_| {})?;
+    ram.map()?.load(room.start, room.size, &mut &tree[..], &mut |_| {})?;
     Ok((tree.len() as u64).next_multiple_of(crate::gunyah::PAGE_SIZE))
 }
 
 impl Machine {
+    /// What is to be said about it.
+    pub fn remark(&self) -> Option<&str> {
+        match &self.decision {
+            Decision::Alone(remark) => remark.as_deref(),
+            Decision::Shared | Decision::Protected(_) => None,
+        }
+    }
+
     /// The other end of its serial line.
     pub fn console(&self) -> Result<File> {
         let interrupt = layout::SERIAL_INTERRUPT.intid();
@@ -246,17 +280,19 @@ pub struct Running {
     vm: Vm,
     ram: Ram,
     button: PowerButton,
+    protected: bool,
 }
 
 impl Machine {
     /// Starts it.
     pub fn start(self) -> Result<Running> {
-        let Machine { vm, ram, bus, button, cpus } = self;
+        let Machine { vm, ram, bus, button, cpus, decision } = self;
+        let protected = decision.shared_bit().is_some();
         let vcpus =
             (0..cpus).map(|id| vm.add_vcpu(id).with_context(|| format!("creating vCPU {id}")));
         let vcpus: Vec<_> = vcpus.collect::<Result<_>>()?;
         vm.start().context("starting the VM")?;
-        Ok(Running { vcpus: Vcpus::run(vcpus, bus)?, vm, ram, button })
+        Ok(Running { vcpus: Vcpus::run(vcpus, bus)?, vm, ram, button, protected })
     }
 }
 
@@ -264,6 +300,11 @@ impl Running {
     /// Its vCPUs.
     pub fn vcpus(&self) -> &Vcpus {
         &self.vcpus
+    }
+
+    /// Whether it is protected.
+    pub fn is_protected(&self) -> bool {
+        self.protected
     }
 
     /// Its power button.
@@ -279,7 +320,7 @@ impl Running {
     /// Stops it, if it has not ended by itself, and takes everything home: how
     /// it ended, and what was its RAM.
     pub fn finish(self) -> (Ending, Ram) {
-        let Running { vcpus, vm, ram, button: _ } = self;
+        let Running { vcpus, vm, ram, button: _, protected: _ } = self;
         let ending = vcpus.finish();
         drop(vm);
         (ending, ram)

@@ -4,6 +4,7 @@
 //! They are opened once, before this program gives up what it needs for that;
 //! each start of the guest uses them anew.
 
+use std::cell::RefCell;
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufReader, Seek as _, SeekFrom};
 use std::path::PathBuf;
@@ -12,7 +13,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result, bail};
 
 use super::kernel::{self, Kernel};
-use super::{Mac, Net, NetLink, Sharing, Specification};
+use super::{Mac, Net, NetLink, Protection, Sharing, Specification};
 use crate::virtio::{Door, Link, Passt, Tap};
 
 /// Open files and sockets.
@@ -26,7 +27,7 @@ pub struct Parts {
     /// Where programs find the vsock device, if there is one.
     pub(super) vsock: Option<Arc<Door>>,
     /// Where programs find the virtio console, if there is one.
-    pub(super) console: Option<Arc<Door>>,
+    console: RefCell<Option<Arc<Door>>>,
 }
 
 /// An open network link.
@@ -100,14 +101,16 @@ impl Parts {
             let opened = Door::open(&path).map(Arc::new);
             opened.with_context(|| format!("the socket {}", path.display()))
         };
-        let shared = machine.sharing == Sharing::Shared;
+        let may_have_devices =
+            machine.sharing == Sharing::Shared || machine.protection != Protection::No;
+        let console = may_have_devices.then(|| door("hvc0")).transpose()?;
         Ok(Parts {
             kernel,
             initrd: initrd.transpose()?,
             disks: disks.collect::<Result<_>>()?,
             nets: nets.collect::<Result<_>>()?,
             vsock: machine.vsock.map(|_| door("vsock")).transpose()?,
-            console: shared.then(|| door("hvc0")).transpose()?,
+            console: RefCell::new(console),
         })
     }
 
@@ -115,7 +118,18 @@ impl Parts {
     #[cfg(target_arch = "aarch64")]
     pub fn of(kernel: File, initrd: File) -> Parts {
         let (disks, nets) = (Vec::new(), Vec::new());
-        Parts { kernel, initrd: Some(initrd), disks, nets, vsock: None, console: None }
+        let console = RefCell::default();
+        Parts { kernel, initrd: Some(initrd), disks, nets, vsock: None, console }
+    }
+
+    /// Where programs find the virtio console, if there is one.
+    pub(super) fn console(&self) -> Option<Arc<Door>> {
+        self.console.borrow().clone()
+    }
+
+    /// The guest has no devices: nobody is to find one.
+    pub(super) fn close(&self) {
+        self.console.take();
     }
 
     /// The kernel.

@@ -14,15 +14,13 @@ use super::devices::{Disk, Net};
 use super::registry::Name;
 use super::size::Size;
 use crate::gunyah::Folios;
-use crate::machine::{Sharing, Specification, layout};
+use crate::machine::layout::{self, CMDLINE_MAX};
+use crate::machine::{Protection, Sharing, Specification};
 
 /// What a guest has unless it is told otherwise.
 const MEMORY: Size = Size(512 * layout::MIB);
 /// CIDs of guests: 0 to 2 and 2^32 - 1 have meanings of their own (virtio 1.2, 5.10.4).
 const VSOCK_CIDS: Range<u64> = 3..u32::MAX as u64;
-/// The longest command line: Linux has room for 2,048 bytes with its end
-/// (arch/arm64/include/uapi/asm/setup.h, COMMAND_LINE_SIZE).
-const CMDLINE_MAX: usize = 2047;
 /// What a kernel does after a panic unless it is told otherwise: ask for a reset
 /// at once, so that this program notices.
 const AFTER_PANIC: &str = "panic=-1";
@@ -37,6 +35,18 @@ pub enum HugePages {
     Preallocate,
     /// 4 KiB pages
     Never,
+}
+
+/// Whether the guest is protected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protected {
+    /// If its kernel and Escrow can; otherwise it has no virtio devices
+    Auto,
+    /// Yes, or it does not start
+    Yes,
+    /// No: it has no virtio devices
+    No,
 }
 
 /// The options. A file has the same ones, by the same names.
@@ -68,9 +78,17 @@ pub struct Arguments {
     /// program, not root, not the kernel. With --share it can.
     #[arg(long)]
     share: bool,
+    /// Whether the guest decides which pages of its lent RAM devices reach [default: auto]
+    ///
+    /// All RAM is the guest's alone, and its kernel opens the pages that devices use for as
+    /// long as they do. That needs a kernel with support for Arm's realms (RSI), as Debian's have
+    /// from 7.3 on. `swiotlb=` is added to its command line unless it is there: data is
+    /// copied through that memory.
+    #[arg(long, value_name = "WHEN", conflicts_with = "share")]
+    protected: Option<Protected>,
     /// A disk: an image or a block device; `,ro` for one that is only read; may be repeated
     ///
-    /// The guest finds it as /dev/vda and so on. Needs --share.
+    /// The guest finds it as /dev/vda and so on. Needs --share or a protected guest.
     #[arg(long, value_name = "FILE[,ro]")]
     disk: Vec<Disk>,
     /// A network device, connected to a tap device of the host's or to the host's network
@@ -79,7 +97,7 @@ pub struct Arguments {
     /// mode tap user USER). For root, one that does not exist is made, and removed
     /// at the end. `user` needs the program passt and nothing else.
     /// `,mac=52:54:00:12:34:56` sets the address; otherwise it is random. May be
-    /// repeated. Needs --share.
+    /// repeated. Needs --share or a protected guest.
     #[arg(long, value_name = "tap=NAME|user")]
     net: Vec<Net>,
     /// The guest's address for sockets between it and the host (vsock), 3 or more
@@ -87,7 +105,7 @@ pub struct Arguments {
     /// Programs of the host connect to the socket NAME.vsock beside the guest's
     /// control socket, write `CONNECT PORT` and a newline, and read `OK`. What
     /// the guest connects to, port P of the host, is the socket NAME.vsock_P
-    /// there. Needs --share.
+    /// there. Needs --share or a protected guest.
     #[arg(long, value_name = "CID", value_parser = clap::value_parser!(u64).range(VSOCK_CIDS))]
     vsock: Option<u64>,
     /// What the guest's RAM is made of [default: auto]
@@ -146,7 +164,8 @@ impl Arguments {
             cmdline: self.cmdline.or(file.cmdline),
             cpus: self.cpus.or(file.cpus),
             memory: self.memory.or(file.memory),
-            share: self.share || file.share,
+            share: self.share || file.share && self.protected.is_none(),
+            protected: if self.share { None } else { self.protected.or(file.protected) },
             disk: if self.disk.is_empty() { file.disk } else { self.disk },
             net: if self.net.is_empty() { file.net } else { self.net },
             vsock: self.vsock.or(file.vsock),
@@ -184,6 +203,9 @@ impl Arguments {
             name.parse::<Name>().map_err(|why| anyhow::anyhow!("--name {name:?}: {why}"))
         });
         let name = name.transpose()?;
+        if self.share && self.protected.is_some() {
+            bail!("share and protected: a guest's RAM is shared or lent");
+        }
         let hugepages = self.hugepages.unwrap_or(HugePages::Auto);
         let machine = Specification {
             kernel,
@@ -192,6 +214,11 @@ impl Arguments {
             cpus,
             ram,
             sharing: if self.share { Sharing::Shared } else { Sharing::Lent },
+            protection: match self.protected {
+                Some(Protected::Yes) => Protection::Yes,
+                Some(Protected::No) => Protection::No,
+                Some(Protected::Auto) | None => Protection::Auto,
+            },
             folios: match hugepages {
                 HugePages::Never => Folios::Small,
                 HugePages::Auto | HugePages::Preallocate => Folios::Large,
@@ -201,12 +228,13 @@ impl Arguments {
             nets: self.net.into_iter().map(|net| net.0).collect(),
             vsock: self.vsock,
         };
-        let has_devices =
-            !machine.disks.is_empty() || !machine.nets.is_empty() || machine.vsock.is_some();
-        if has_devices && machine.sharing == Sharing::Lent {
+        if machine.has_devices()
+            && machine.sharing == Sharing::Lent
+            && machine.protection == Protection::No
+        {
             bail!(
-                "--disk, --net and --vsock need --share: devices reach only RAM that the host \
-                 can access"
+                "--disk, --net and --vsock need --share or a protected guest: devices reach only \
+                 RAM that the host can access"
             );
         }
         Ok(Plan { machine, name, reboot: self.reboot })
@@ -267,6 +295,7 @@ mod tests {
         assert_eq!((plan.machine.cpus, plan.machine.ram), (1, 512 * layout::MIB));
         assert_eq!(plan.machine.cmdline, "panic=-1");
         assert_eq!(plan.machine.sharing, Sharing::Lent);
+        assert_eq!(plan.machine.protection, Protection::Auto);
         assert_eq!((plan.machine.folios, plan.machine.populate), (Folios::Large, false));
         assert!(plan.name.is_none() && !plan.reboot);
     }
@@ -281,8 +310,10 @@ mod tests {
             (&["-k", "x", "-m", "9999G"], "9999G"),
             (&["-k", "x", "-n", "a/b"], "letters"),
             (&["-k", "x", "--disk", ",ro"], "FILE,ro"),
-            (&["-k", "x", "--disk", "y"], "--share"),
-            (&["-k", "x", "--net", "user"], "--share"),
+            (&["-k", "x", "--protected", "no", "--disk", "y"], "--share"),
+            (&["-k", "x", "--protected", "no", "--net", "user"], "--share"),
+            (&["-k", "x", "--protected", "maybe"], "auto, yes, no"),
+            (&["-k", "x", "--protected", "yes", "--share"], "--share"),
             (&["-k", "x", "--net", "bridge=b"], "tap=NAME"),
             (&["-k", "x", "--share", "--vsock", "2"], "2 is not in"),
             (&["-k", "x", "--config", "/nowhere"], "/nowhere"),
@@ -301,6 +332,26 @@ mod tests {
         assert_eq!(folios(&["--hugepages"]), (Folios::Large, true));
         assert_eq!(folios(&["--hugepages=never"]), (Folios::Small, false));
         assert_eq!(folios(&["--hugepages=auto"]), (Folios::Large, false));
+    }
+
+    #[test]
+    fn how_ram_is_used_is_said_by_the_command_line_or_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let both = |file: &str, words: &[&str]| {
+            let path = folder.path().join("guest.toml");
+            fs::write(&path, format!("kernel = 'x'\n{file}\n")).unwrap();
+            let config = ["--config", path.to_str().unwrap()];
+            let machine = plan(&[&config[..], words].concat()).unwrap().machine;
+            (machine.sharing, machine.protection)
+        };
+        let (auto, yes) = (Protection::Auto, Protection::Yes);
+        assert_eq!(both("", &["--protected", "yes"]), (Sharing::Lent, yes));
+        assert_eq!(both("protected = 'yes'", &[]), (Sharing::Lent, yes));
+        assert_eq!(both("protected = 'no'", &["--protected=auto"]), (Sharing::Lent, auto));
+        assert_eq!(both("share = true", &["--protected=yes"]), (Sharing::Lent, yes));
+        assert_eq!(both("protected = 'yes'", &["--share"]), (Sharing::Shared, auto));
+        let error = parse("kernel = 'x'\nshare = true\nprotected = 'yes'", Path::new(""));
+        assert!(error.unwrap().checked().unwrap_err().to_string().contains("shared or lent"));
     }
 
     #[test]

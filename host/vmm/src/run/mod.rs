@@ -102,6 +102,7 @@ impl Guest for Booted<'_> {
             cpus: machine.cpus,
             memory: machine.ram,
             shared: machine.sharing == Sharing::Shared,
+            protected: self.running.is_protected(),
             kernel: machine.kernel.display().to_string(),
             boots: self.boots,
             uptime: self.started.elapsed().as_secs(),
@@ -125,6 +126,9 @@ fn boot(
     let Host { device, parts, entry } = host;
     let machine = Machine::build(device, &plan.machine, parts, &mut |step| progress.show(step))?;
     progress.clear();
+    if let Some(remark) = machine.remark().filter(|_| boots == 1) {
+        eprintln!("escrow: {remark}");
+    }
     let console: File = machine.console()?;
     session.enter_terminal()?;
     if boots == 1 {

@@ -48,6 +48,9 @@ pub struct Status {
     pub memory: u64,
     /// Its RAM is shared with the host, not lent.
     pub shared: bool,
+    /// Its RAM is lent, and it opens parts of it to its devices.
+    #[serde(default)]
+    pub protected: bool,
     /// The kernel's file.
     pub kernel: String,
     /// How often it has started: 1, and one more for each reset.

@@ -41,7 +41,7 @@ pub struct ConsoleArguments {
     name: Name,
     /// The guest's virtio console (hvc0) instead of its serial line (ttyAMA0)
     ///
-    /// A guest whose RAM is shared has one.
+    /// A guest whose RAM is shared or protected has one.
     #[arg(long)]
     hvc: bool,
 }
@@ -148,17 +148,21 @@ fn table(guests: &[Status]) -> String {
     // Writing to a String cannot fail.
     let _ = writeln!(
         text,
-        "{:<width$} {:>8} {:>4} {:>7} {:<6} {:>5} {:>9}  KERNEL",
+        "{:<width$} {:>8} {:>4} {:>7} {:<9} {:>5} {:>9}  KERNEL",
         "NAME", "PID", "CPUS", "MEMORY", "RAM", "BOOTS", "UPTIME"
     );
     for guest in guests {
         let Status { name, pid, cpus, boots, kernel, .. } = guest;
         let memory = Size(guest.memory).to_string();
-        let ram = if guest.shared { "shared" } else { "lent" };
+        let ram = match (guest.shared, guest.protected) {
+            (true, _) => "shared",
+            (false, true) => "protected",
+            (false, false) => "lent",
+        };
         let uptime = uptime(guest.uptime);
         let _ = writeln!(
             text,
-            "{name:<width$} {pid:>8} {cpus:>4} {memory:>7} {ram:<6} {boots:>5} {uptime:>9}  {kernel}"
+            "{name:<width$} {pid:>8} {cpus:>4} {memory:>7} {ram:<9} {boots:>5} {uptime:>9}  {kernel}"
         );
     }
     text
@@ -309,14 +313,15 @@ mod tests {
             cpus: 2,
             memory: 1 << 30,
             shared: true,
+            protected: false,
             kernel: "/boot/vmlinuz".into(),
             boots: 3,
             uptime: 61,
             mmio: 9,
         };
         let expected = "\
-NAME            PID CPUS  MEMORY RAM    BOOTS    UPTIME  KERNEL
-web-server      417    2      1G shared     3      1:01  /boot/vmlinuz
+NAME            PID CPUS  MEMORY RAM       BOOTS    UPTIME  KERNEL
+web-server      417    2      1G shared        3      1:01  /boot/vmlinuz
 ";
         assert_eq!(table(&[guest]), expected);
         assert_eq!(table(&[]).lines().count(), 1);

@@ -2,12 +2,55 @@
 
 //! A buffer that the driver has put into a queue: a chain of descriptors.
 
-use virtio_queue::desc::split::Descriptor;
-use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
+use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 
 use super::memory::DeviceMemory;
 use super::queue::Broken;
 use super::vectors::Vectors;
+
+/// Bytes of a descriptor.
+const DESCRIPTOR: u64 = 16;
+
+/// A table of descriptors: the queue's own, or one that a descriptor refers to.
+#[derive(Clone, Copy, Debug)]
+pub struct Table {
+    /// The address of its first descriptor.
+    pub address: u64,
+    /// How many descriptors it has.
+    pub size: u32,
+}
+
+/// `struct virtq_desc`, read once.
+struct Descriptor {
+    address: u64,
+    length: u32,
+    flags: u16,
+    next: u16,
+}
+
+impl Descriptor {
+    fn is(&self, flag: u32) -> bool {
+        u32::from(self.flags) & flag != 0
+    }
+}
+
+impl Table {
+    fn read(self, index: u16, memory: &DeviceMemory) -> Result<Descriptor, Broken> {
+        if u32::from(index) >= self.size {
+            return Err(Broken("a chain of descriptors leaves its table"));
+        }
+        let at = self.address.checked_add(u64::from(index) * DESCRIPTOR).ok_or(Broken::OUTSIDE)?;
+        let mut bytes = [0; DESCRIPTOR as usize];
+        memory.read(at, &mut bytes)?;
+        let all = u128::from_le_bytes(bytes);
+        Ok(Descriptor {
+            address: all as u64,
+            length: (all >> 64) as u32,
+            flags: (all >> 96) as u16,
+            next: (all >> 112) as u16,
+        })
+    }
+}
 
 /// A chain of descriptors, read and checked once: what the driver writes there
 /// afterwards changes nothing.
@@ -30,48 +73,65 @@ pub struct Buffer {
 
 #[derive(Clone, Copy, Debug)]
 struct Piece {
-    address: GuestAddress,
+    address: u64,
     length: usize,
 }
 
 impl Chain {
-    /// Takes the descriptors of the chain that begins at `head`; `longest` is
-    /// the greatest number that a chain may have.
-    ///
-    /// `descriptors` ends early, without a word, where a chain goes on in a
-    /// loop, outside its table or outside memory, or has more than 2^32 bytes:
-    /// the last one that it gives says then that another follows.
-    pub fn collect(
+    /// Reads the chain that begins at `head` of a queue's table; `longest` is the greatest number of
+    /// descriptors that a chain may have.
+    pub fn read(
         head: u16,
-        descriptors: impl Iterator<Item = Descriptor>,
+        mut table: Table,
         longest: u16,
         memory: &DeviceMemory,
     ) -> Result<Chain, Broken> {
         let mut chain = Chain { head, readable: Buffer::default(), writable: Buffer::default() };
-        let mut complete = false;
-        for (number, descriptor) in descriptors.enumerate() {
-            if number >= usize::from(longest) {
-                return Err(Broken("a chain has more descriptors than the queue"));
+        let (mut index, mut indirect) = (head, false);
+        for _ in 0..longest {
+            let mut descriptor = table.read(index, memory)?;
+            if descriptor.is(VRING_DESC_F_INDIRECT) && !indirect {
+                // The chain goes on there, and ends there (§2.7.5.3.1).
+                indirect = true;
+                let size = descriptor.length / DESCRIPTOR as u32;
+                if !u64::from(descriptor.length).is_multiple_of(DESCRIPTOR) {
+                    return Err(Broken("a table has a part of a descriptor"));
+                }
+                table = Table { address: descriptor.address, size };
+                descriptor = table.read(0, memory)?;
             }
-            let (buffer, access) = if descriptor.is_write_only() {
-                (&mut chain.writable, Permissions::Write)
-            } else if chain.writable.pieces.is_empty() {
-                (&mut chain.readable, Permissions::Read)
-            } else {
-                return Err(Broken("in a chain, a readable descriptor follows a writable one"));
-            };
-            let piece = Piece { address: descriptor.addr(), length: descriptor.len() as usize };
-            if !memory.check_range(piece.address, piece.length, access) {
-                return Err(Broken("a descriptor's buffer is not in the guest's memory"));
+            if descriptor.is(VRING_DESC_F_INDIRECT) {
+                return Err(Broken("in a table, a descriptor refers to another table"));
             }
-            buffer.pieces.push(piece);
-            buffer.length += piece.length as u64;
-            complete = !descriptor.has_next();
+            chain.add(&descriptor, memory)?;
+            if !descriptor.is(VRING_DESC_F_NEXT) {
+                return Ok(chain);
+            }
+            index = descriptor.next;
         }
-        if !complete {
-            return Err(Broken("a chain of descriptors has no end, or leaves its table"));
+        Err(Broken("a chain has more descriptors than the queue, or no end"))
+    }
+
+    /// Adds the memory of one descriptor.
+    fn add(&mut self, descriptor: &Descriptor, memory: &DeviceMemory) -> Result<(), Broken> {
+        let buffer = if descriptor.is(VRING_DESC_F_WRITE) {
+            &mut self.writable
+        } else if self.writable.pieces.is_empty() {
+            &mut self.readable
+        } else {
+            return Err(Broken("in a chain, a readable descriptor follows a writable one"));
+        };
+        let piece = Piece { address: descriptor.address, length: descriptor.length as usize };
+        if !memory.contains(piece.address, piece.length) {
+            return Err(Broken("a descriptor's buffer is not in the guest's memory"));
         }
-        Ok(chain)
+        buffer.pieces.push(piece);
+        buffer.length += piece.length as u64;
+        // §2.7.5.2.
+        if self.readable.length + self.writable.length > 1 << 32 {
+            return Err(Broken("a chain has more than 4 GiB"));
+        }
+        Ok(())
     }
 
     /// The index of the first descriptor.
@@ -91,7 +151,7 @@ impl Buffer {
         let mut done = 0;
         for piece in self.range(offset, data.len() as u64) {
             let part = &mut data[done..done + piece.length];
-            memory.read_slice(part, piece.address).map_err(|_| Broken::OUTSIDE)?;
+            memory.read(piece.address, part)?;
             done += piece.length;
         }
         if done == data.len() { Ok(()) } else { Err(Broken::SHORT) }
@@ -102,7 +162,7 @@ impl Buffer {
         let mut done = 0;
         for piece in self.range(offset, data.len() as u64) {
             let part = &data[done..done + piece.length];
-            memory.write_slice(part, piece.address).map_err(|_| Broken::OUTSIDE)?;
+            memory.write(piece.address, part)?;
             done += piece.length;
         }
         if done == data.len() { Ok(()) } else { Err(Broken::SHORT) }
@@ -118,10 +178,8 @@ impl Buffer {
         length: u64,
     ) -> Result<(), Broken> {
         for piece in self.range(offset, length) {
-            // Whether the piece may be read or written was checked with the chain.
-            let slices = memory.get_slices(piece.address, piece.length, Permissions::ReadWrite);
-            for slice in slices.map_err(|_| Broken::OUTSIDE)? {
-                vectors.push(slice.map_err(|_| Broken::OUTSIDE)?);
+            for slice in memory.slices(piece.address, piece.length) {
+                vectors.push(slice?);
             }
         }
         Ok(())
@@ -138,7 +196,7 @@ impl Buffer {
             }
             let taken = (size - skip).min(left);
             // This cannot overflow: the piece was checked to be inside memory.
-            let address = GuestAddress(piece.address.0 + skip);
+            let address = piece.address + skip;
             skip = 0;
             left -= taken;
             (taken > 0).then_some(Piece { address, length: taken as usize })

@@ -17,11 +17,11 @@ use virtio_bindings::virtio_config::{
 };
 use virtio_bindings::virtio_mmio::*;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
-use virtio_queue::{Queue, QueueT};
 
 use super::backend::Backend;
 use super::memory::DeviceMemory;
 use super::queue::{Broken, Virtqueue};
+use super::rings::Rings;
 use super::status::Status;
 use super::worker::{Worker, event};
 use crate::machine::{InterruptLine, MmioDevice};
@@ -44,11 +44,17 @@ const VENDOR: u32 = 0x5243_5345;
 const NEEDED: u64 = 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_F_ACCESS_PLATFORM;
 const OFFERED: u64 = NEEDED | 1 << VIRTIO_RING_F_INDIRECT_DESC | 1 << VIRTIO_RING_F_EVENT_IDX;
 
+/// A queue as the driver sets it up.
+struct Setup {
+    rings: Rings,
+    ready: bool,
+}
+
 /// A device as its driver sees it.
 pub struct Transport {
     kind: u32,
     features: u64,
-    queues: Vec<Queue>,
+    queues: Vec<Setup>,
     memory: DeviceMemory,
     status: Arc<Status>,
     kicks: Arc<[EventFd]>,
@@ -67,8 +73,11 @@ impl Transport {
         line: Arc<dyn InterruptLine>,
     ) -> io::Result<Transport> {
         let identity = backend.identity();
-        let queues = identity.queues.iter().map(|&size| Queue::new(size));
-        let queues = queues.collect::<Result<Vec<_>, _>>().map_err(io::Error::other)?;
+        let queues = identity.queues.iter().map(|&size| {
+            let rings = Rings::new(size).ok_or(io::ErrorKind::InvalidInput)?;
+            Ok(Setup { rings, ready: false })
+        });
+        let queues = queues.collect::<io::Result<Vec<_>>>()?;
         let kicks = queues.iter().map(|_| event()).collect::<io::Result<Arc<[EventFd]>>>()?;
         let status = Arc::new(Status::new(identity.name.clone(), identity.config, line));
         let worker = Worker::spawn(&identity.name, backend, kicks.clone(), Arc::clone(&status))?;
@@ -102,8 +111,8 @@ impl Transport {
             VIRTIO_MMIO_DEVICE_ID => self.kind,
             VIRTIO_MMIO_VENDOR_ID => VENDOR,
             VIRTIO_MMIO_DEVICE_FEATURES => half(self.features, self.device_features_selected),
-            VIRTIO_MMIO_QUEUE_NUM_MAX => queue.map_or(0, |queue| queue.max_size().into()),
-            VIRTIO_MMIO_QUEUE_READY => queue.map_or(0, |queue| queue.ready().into()),
+            VIRTIO_MMIO_QUEUE_NUM_MAX => queue.map_or(0, |queue| queue.rings.max_size().into()),
+            VIRTIO_MMIO_QUEUE_READY => queue.map_or(0, |queue| queue.ready.into()),
             VIRTIO_MMIO_INTERRUPT_STATUS => self.status.interrupts(),
             VIRTIO_MMIO_STATUS => self.status.get(),
             // No shared memory region: §4.2.2 has a length of all ones for it.
@@ -135,7 +144,7 @@ impl Transport {
 
     /// The queue that is selected, if it may be changed: between the
     /// negotiation of features and the driver's start.
-    fn queue_in_setup(&mut self) -> Option<&mut Queue> {
+    fn queue_in_setup(&mut self) -> Option<&mut Setup> {
         let status = self.status.get();
         if status & VIRTIO_CONFIG_S_FEATURES_OK == 0 || status & VIRTIO_CONFIG_S_DRIVER_OK != 0 {
             return None;
@@ -144,21 +153,22 @@ impl Transport {
     }
 
     fn configure_queue(&mut self, offset: u32, value: u32) {
-        let Some(queue) = self.queue_in_setup().filter(|queue| !queue.ready()) else { return };
-        // The setters ignore an invalid value.
+        let Some(queue) = self.queue_in_setup().filter(|queue| !queue.ready) else { return };
+        let rings = &mut queue.rings;
+        let low = |place: &mut u64| *place = *place & !u64::from(u32::MAX) | u64::from(value);
+        let high = |place: &mut u64| *place = *place & u64::from(u32::MAX) | u64::from(value) << 32;
         match offset {
             VIRTIO_MMIO_QUEUE_NUM => {
-                let size = u16::try_from(value).unwrap_or(0);
-                if queue.try_set_size(size).is_err() {
+                if !rings.set_size(value) {
                     self.status.needs_reset(Broken("a queue's size cannot be"));
                 }
             }
-            VIRTIO_MMIO_QUEUE_DESC_LOW => queue.set_desc_table_address(Some(value), None),
-            VIRTIO_MMIO_QUEUE_DESC_HIGH => queue.set_desc_table_address(None, Some(value)),
-            VIRTIO_MMIO_QUEUE_AVAIL_LOW => queue.set_avail_ring_address(Some(value), None),
-            VIRTIO_MMIO_QUEUE_AVAIL_HIGH => queue.set_avail_ring_address(None, Some(value)),
-            VIRTIO_MMIO_QUEUE_USED_LOW => queue.set_used_ring_address(Some(value), None),
-            VIRTIO_MMIO_QUEUE_USED_HIGH => queue.set_used_ring_address(None, Some(value)),
+            VIRTIO_MMIO_QUEUE_DESC_LOW => low(&mut rings.descriptors),
+            VIRTIO_MMIO_QUEUE_DESC_HIGH => high(&mut rings.descriptors),
+            VIRTIO_MMIO_QUEUE_AVAIL_LOW => low(&mut rings.available),
+            VIRTIO_MMIO_QUEUE_AVAIL_HIGH => high(&mut rings.available),
+            VIRTIO_MMIO_QUEUE_USED_LOW => low(&mut rings.used),
+            VIRTIO_MMIO_QUEUE_USED_HIGH => high(&mut rings.used),
             _ => {}
         }
     }
@@ -166,19 +176,18 @@ impl Transport {
     fn set_ready(&mut self, value: u32) {
         if value == 0 {
             let index = self.queue_selected as usize;
-            let Some(queue) = self.queues.get_mut(index).filter(|queue| queue.ready()) else {
+            let Some(queue) = self.queues.get_mut(index).filter(|queue| queue.ready) else {
                 return;
             };
-            queue.set_ready(false);
+            queue.ready = false;
             // §4.2.2.1: the device does not access a queue that is not ready.
             self.worker.drop_queue(index);
             return;
         }
         let memory = self.memory.clone();
         let Some(queue) = self.queue_in_setup() else { return };
-        queue.set_ready(true);
-        if !queue.is_valid(&memory) {
-            queue.set_ready(false);
+        queue.ready = queue.rings.are_in(&memory);
+        if !queue.ready {
             self.status.needs_reset(Broken("a queue's rings are not in the guest's memory"));
         }
     }
@@ -220,24 +229,11 @@ impl Transport {
     }
 
     fn start(&mut self) {
-        let indices = self.driver_features & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
-        let queues = self.queues.iter_mut().map(|queue| {
-            if !queue.ready() {
-                return None;
-            }
-            // A new queue starts at index 0 of its rings.
-            let mut running = Queue::new(queue.max_size()).ok()?;
-            running.set_size(queue.size());
-            let parts = |address: u64| (Some(address as u32), Some((address >> 32) as u32));
-            let (low, high) = parts(queue.desc_table());
-            running.set_desc_table_address(low, high);
-            let (low, high) = parts(queue.avail_ring());
-            running.set_avail_ring_address(low, high);
-            let (low, high) = parts(queue.used_ring());
-            running.set_used_ring_address(low, high);
-            running.set_event_idx(indices);
-            running.set_ready(true);
-            Some(Virtqueue::new(running, self.memory.clone(), Arc::clone(&self.status)))
+        let by_index = self.driver_features & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
+        let queues = self.queues.iter().map(|queue| {
+            let (memory, status) = (self.memory.clone(), Arc::clone(&self.status));
+            let rings = queue.ready.then(|| queue.rings.clone());
+            rings.map(|rings| Virtqueue::new(rings, by_index, memory, status))
         });
         self.worker.start(self.driver_features, queues.collect());
     }
@@ -246,7 +242,12 @@ impl Transport {
         // When this returns, the worker accesses the guest's memory no more.
         self.worker.reset();
         self.status.reset();
-        self.queues.iter_mut().for_each(QueueT::reset);
+        for queue in &mut self.queues {
+            // Its greatest size was one before.
+            if let Some(rings) = Rings::new(queue.rings.max_size()) {
+                *queue = Setup { rings, ready: false };
+            }
+        }
         self.driver_features = 0;
         self.device_features_selected = 0;
         self.driver_features_selected = 0;

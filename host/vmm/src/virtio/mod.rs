@@ -10,8 +10,10 @@
 //! | `backend` | what a device is to its worker |
 //! | `queue` | a virtqueue, and what is wrong with one |
 //! | `chain` | a buffer that the driver has put into a queue |
+//! | `rings` | where a queue's parts are in guest memory, and what is in them |
 //! | `vectors` | I/O between files and guest memory |
 //! | `memory` | which memory devices reach, and by which addresses |
+//! | `guarded` | accesses to memory that may go away |
 //! | `door` | a socket at which programs find a device |
 //! | `block`, `console`, `entropy`, `net`, `vsock` | the devices |
 //!
@@ -26,10 +28,12 @@ mod chain;
 mod console;
 mod door;
 mod entropy;
+mod guarded;
 mod memory;
 mod mmio;
 mod net;
 mod queue;
+mod rings;
 mod status;
 mod vectors;
 mod vsock;

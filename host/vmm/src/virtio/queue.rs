@@ -6,17 +6,11 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
 use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
-use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestAddress};
 
 use super::chain::Chain;
 use super::memory::DeviceMemory;
+use super::rings::Rings;
 use super::status::Status;
-
-/// Bytes before the elements of the rings: flags and index.
-const RING_HEADER: u64 = 4;
-const AVAILABLE_ELEMENT: u64 = 2;
-const USED_ELEMENT: u64 = 8;
 
 /// A driver has broken the rules in a way that leaves nothing to go on with:
 /// the device stops until it is reset. Says what is wrong.
@@ -26,37 +20,37 @@ pub struct Broken(pub &'static str);
 impl Broken {
     /// A place that a driver has given is not in memory.
     pub const OUTSIDE: Broken = Broken("an address is not in the guest's memory");
+    /// A page that the guest has given to its device is not there: the guest has taken it back.
+    pub const GONE: Broken =
+        Broken("memory that the guest has given to the device is not there any more");
     /// A buffer has not the bytes that its device needs.
     pub const SHORT: Broken = Broken("a buffer is too short");
 }
 
-impl From<virtio_queue::Error> for Broken {
-    fn from(error: virtio_queue::Error) -> Broken {
-        Broken(match error {
-            virtio_queue::Error::InvalidAvailRingIndex => {
-                "more buffers are available than the queue has descriptors"
-            }
-            virtio_queue::Error::InvalidDescriptorIndex => {
-                "a descriptor's index is not in its table"
-            }
-            _ => "a queue's rings are not in the guest's memory",
-        })
-    }
-}
-
 /// A queue that is in use.
 pub struct Virtqueue {
-    queue: Queue,
+    rings: Rings,
+    /// The device tells, and is told, up to which index to be silent (VIRTIO_F_EVENT_IDX).
+    by_index: bool,
     memory: DeviceMemory,
     status: Arc<Status>,
+    /// The next buffer to take is this one of the driver's.
+    taken: u16,
+    /// So many were given back.
+    used: u16,
     /// Up to here, the driver has been told of buffers that were used.
     told: u16,
 }
 
 impl Virtqueue {
-    /// Takes a queue that was found valid.
-    pub fn new(queue: Queue, memory: DeviceMemory, status: Arc<Status>) -> Virtqueue {
-        Virtqueue { queue, memory, status, told: 0 }
+    /// Takes a queue whose rings were found to be in memory.
+    pub fn new(
+        rings: Rings,
+        by_index: bool,
+        memory: DeviceMemory,
+        status: Arc<Status>,
+    ) -> Virtqueue {
+        Virtqueue { rings, by_index, memory, status, taken: 0, used: 0, told: 0 }
     }
 
     /// The memory that its buffers are in.
@@ -68,46 +62,62 @@ impl Virtqueue {
     ///
     /// After `None`, the driver says when there are more.
     pub fn pop(&mut self) -> Result<Option<Chain>, Broken> {
-        loop {
-            let longest = self.queue.max_size();
-            if let Some(descriptors) = self.queue.iter(&self.memory)?.next() {
-                let head = descriptors.head_index();
-                return Chain::collect(head, descriptors, longest, &self.memory).map(Some);
-            }
+        if !self.is_more()? {
             // Ask the driver for notifications, and look again: it may have added a
             // buffer before it saw that.
-            if !self.queue.enable_notification(&self.memory)? {
+            match self.by_index {
+                true => self.rings.set_available_event(&self.memory, self.taken)?,
+                false => self.rings.set_used_flags(&self.memory, 0)?,
+            }
+            fence(Ordering::SeqCst);
+            if !self.is_more()? {
                 return Ok(None);
             }
         }
+        let head = self.rings.available(&self.memory, self.taken)?;
+        self.taken = self.taken.wrapping_add(1);
+        let chain = Chain::read(head, self.rings.table(), self.rings.max_size(), &self.memory)?;
+        Ok(Some(chain))
+    }
+
+    /// Whether the driver has made buffers available that were not taken.
+    fn is_more(&self) -> Result<bool, Broken> {
+        let waiting = self.rings.available_index(&self.memory)?.wrapping_sub(self.taken);
+        if waiting > self.rings.size() {
+            return Err(Broken("more buffers are available than the queue has descriptors"));
+        }
+        Ok(waiting > 0)
     }
 
     /// Gives a buffer back, with `written` bytes in its writable part.
     pub fn push(&mut self, chain: &Chain, written: u32) -> Result<(), Broken> {
-        Ok(self.queue.add_used(&self.memory, chain.head(), written)?)
+        self.give_back([(chain, written)].into_iter())
     }
 
     /// Gives several buffers back, which the driver sees at once.
     pub fn push_together(&mut self, used: &[(Chain, u32)]) -> Result<(), Broken> {
-        let Some(((last, written), others)) = used.split_last() else { return Ok(()) };
-        let first = self.queue.next_used();
-        for (place, (chain, written)) in (0..).zip(others) {
-            let slot = first.wrapping_add(place) % self.queue.size();
-            let at = RING_HEADER + u64::from(slot) * USED_ELEMENT;
-            // The ring was checked to be inside memory.
-            let at = GuestAddress(self.queue.used_ring().wrapping_add(at));
-            let element = [u32::from(chain.head()).to_le_bytes(), written.to_le_bytes()].concat();
-            self.memory.write_slice(&element, at).map_err(|_| Broken::OUTSIDE)?;
+        self.give_back(used.iter().map(|(chain, written)| (chain, *written)))
+    }
+
+    fn give_back<'a>(
+        &mut self,
+        used: impl Iterator<Item = (&'a Chain, u32)>,
+    ) -> Result<(), Broken> {
+        let mut index = self.used;
+        for (chain, written) in used {
+            self.rings.set_used(&self.memory, index, chain.head(), written)?;
+            index = index.wrapping_add(1);
         }
         // The driver reads an element only when the index is beyond it: the index comes last.
-        self.queue.set_next_used(first.wrapping_add(others.len() as u16));
-        self.push(last, *written)
+        self.rings.set_used_index(&self.memory, index)?;
+        self.used = index;
+        Ok(())
     }
 
     /// Interrupts the driver if it wants to know of the buffers that were given
     /// back since the last call.
     pub fn notify(&mut self) -> Result<(), Broken> {
-        let now = self.queue.next_used();
+        let now = self.used;
         let before = std::mem::replace(&mut self.told, now);
         if before == now {
             return Ok(());
@@ -115,20 +125,14 @@ impl Virtqueue {
         // The used index must be visible before the driver's wish is read. The driver writes
         // its wish first, and reads the index then.
         fence(Ordering::SeqCst);
-        let wish = if self.queue.event_idx_enabled() {
-            RING_HEADER + u64::from(self.queue.size()) * AVAILABLE_ELEMENT
-        } else {
-            0
-        };
-        let wish = GuestAddress(self.queue.avail_ring().wrapping_add(wish));
-        let wish: u16 = self.memory.load(wish, Ordering::Relaxed).map_err(|_| Broken::OUTSIDE)?;
-        let wish = u16::from_le(wish);
-        let wanted = if self.queue.event_idx_enabled() {
+        let wanted = if self.by_index {
+            let wish = self.rings.used_event(&self.memory)?;
             // The index that the driver names is among those since the last
             // time (§2.7.7.2; vring_need_event() of Linux).
             now.wrapping_sub(wish).wrapping_sub(1) < now.wrapping_sub(before)
         } else {
-            u32::from(wish) & VRING_AVAIL_F_NO_INTERRUPT == 0
+            let flags = self.rings.available_flags(&self.memory)?;
+            u32::from(flags) & VRING_AVAIL_F_NO_INTERRUPT == 0
         };
         if wanted {
             self.status.used_buffer();

@@ -6,6 +6,7 @@
 
 mod foreign;
 mod header;
+mod realm;
 mod zboot;
 
 use std::io::{self, BufReader, Cursor, Read, Seek, SeekFrom};
@@ -16,6 +17,7 @@ use ruzstd::decoding::StreamingDecoder;
 use header::HEADER_SIZE;
 pub use header::Header;
 use header::sections_end;
+use realm::Search;
 
 /// Why a file is no kernel that can be started.
 #[derive(Debug)]
@@ -70,6 +72,7 @@ pub struct Kernel<'a> {
     image: Box<dyn Read + 'a>,
     /// Bytes that are missing if the image ends now.
     missing: u64,
+    realm: Search,
 }
 
 impl<'a> Kernel<'a> {
@@ -110,12 +113,18 @@ impl<'a> Kernel<'a> {
         };
         let header = header?;
         let missing = sections_end(&head).unwrap_or(0);
-        Ok(Kernel { header, image: Box::new(Cursor::new(head).chain(source)), missing })
+        let image = Box::new(Cursor::new(head).chain(source));
+        Ok(Kernel { header, image, missing, realm: Search::default() })
     }
 
     /// What its header says.
     pub fn header(&self) -> Header {
         self.header
+    }
+
+    /// Whether it can be the guest of a protected VM, as far as what was read of it tells.
+    pub fn can_be_protected(&self) -> bool {
+        self.realm.found()
     }
 }
 
@@ -127,6 +136,7 @@ impl Read for Kernel<'_> {
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, error));
         }
         self.missing = self.missing.saturating_sub(count as u64);
+        self.realm.look_at(&buffer[..count]);
         Ok(count)
     }
 }
