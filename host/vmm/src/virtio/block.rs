@@ -386,6 +386,39 @@ mod tests {
     }
 
     #[test]
+    fn data_that_the_guest_takes_back_fails_its_request_alone() {
+        let (file, expected) = image();
+        let mut driver = Driver::started(disk(&file, false), 64);
+        let page = DATA + PAGE;
+        driver.put(DATA, &[0xee; 3 * PAGE as usize]);
+        driver.take_back(page, 1);
+        for (kind, data) in
+            [(VIRTIO_BLK_T_IN, write(page, 512)), (VIRTIO_BLK_T_OUT, read(page, 512))]
+        {
+            assert_eq!(request(&mut driver, kind, 0, &[data]).0, VIRTIO_BLK_S_IOERR);
+        }
+        assert_eq!(contents(&file), expected);
+        // So does a request that begins elsewhere, and ends there.
+        let (status, _) = request(&mut driver, VIRTIO_BLK_T_IN, 0, &[write(page - 512, 1024)]);
+        assert_eq!(status, VIRTIO_BLK_S_IOERR);
+        // Others do not, and this one does not once the page is back.
+        assert_eq!(request(&mut driver, VIRTIO_BLK_T_IN, 1, &[write(DATA, 512)]).0, 0);
+        assert_eq!(driver.get(DATA, 512), expected[512..1024]);
+        driver.share(page, 1);
+        assert_eq!(driver.get(page, 512), [0xee; 512]);
+        assert_eq!(request(&mut driver, VIRTIO_BLK_T_IN, 1, &[write(page, 512)]).0, 0);
+        assert_eq!(driver.get(page, 512), expected[512..1024]);
+
+        // A status cannot say that it has nowhere to be.
+        driver.take_back(BUFFERS, 1);
+        let chain = [read(DATA, 16), write(STATUS, 1)];
+        driver.put(DATA, &[0; 16]);
+        driver.add(0, &chain);
+        driver.kick(0);
+        driver.wait_broken();
+    }
+
+    #[test]
     fn what_is_written_is_read_and_in_the_file() {
         let (file, mut expected) = image();
         let mut driver = Driver::started(disk(&file, false), 64);

@@ -3,14 +3,16 @@
 //! A small driver, for the tests of devices: it does what a guest does, and
 //! what no guest should.
 
+use std::fs::File;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
+use nix::sys::mman::{MapFlags, ProtFlags, mmap};
 use virtio_bindings::virtio_config::*;
 use virtio_bindings::virtio_mmio::*;
 use virtio_bindings::virtio_ring::*;
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend};
 
 use super::backend::Backend;
 use super::memory::{DeviceMemory, Ram};
@@ -77,9 +79,20 @@ pub fn write(address: u64, length: u32) -> Desc {
     Desc { address, length, flags: VRING_DESC_F_WRITE as u16, next: 0 }
 }
 
+/// Bytes of a page.
+pub const PAGE: u64 = 4096;
+
 /// A guest with one device.
 pub struct Driver {
+    /// The guest's memory, as the guest has it.
     pub ram: Arc<Ram>,
+    /// The same memory, as the device has it.
+    shared: Arc<Ram>,
+    memory: File,
+    /// Nothing: accesses to it raise SIGBUS.
+    nothing: File,
+    /// Set in addresses that the device is given.
+    bit: u64,
     pub line: Arc<Line>,
     pub device: Transport,
     queues: Vec<Ring>,
@@ -96,12 +109,47 @@ struct Ring {
 impl Driver {
     /// A device that its driver has not found yet.
     pub fn new(backend: impl Backend + 'static) -> Driver {
-        let ram = Ram::from_ranges(&[(GuestAddress(RAM), RAM_SIZE as usize)]).unwrap();
-        let ram = Arc::new(ram);
+        Driver::with(backend, None)
+    }
+
+    /// A device of a guest that sets this bit in the addresses of what it shares.
+    pub fn with(backend: impl Backend + 'static, shared_bit: Option<u64>) -> Driver {
+        let (memory, nothing) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+        memory.set_len(RAM_SIZE).unwrap();
+        let map = || {
+            let file = FileOffset::new(memory.try_clone().unwrap(), 0);
+            let ranges = [(GuestAddress(RAM), RAM_SIZE as usize, Some(file))];
+            Arc::new(Ram::from_ranges_with_files(ranges).unwrap())
+        };
+        let (ram, shared) = (map(), map());
         let line = Arc::new(Line::default());
-        let memory = DeviceMemory::new(ram.clone(), None);
-        let device = Transport::new(Box::new(backend), memory, line.clone()).unwrap();
-        Driver { ram, line, device, queues: Vec::new() }
+        let reached = DeviceMemory::new(shared.clone(), shared_bit);
+        let device = Transport::new(Box::new(backend), reached, line.clone()).unwrap();
+        let (bit, queues) = (shared_bit.unwrap_or(0), Vec::new());
+        Driver { ram, shared, memory, nothing, bit, line, device, queues }
+    }
+
+    /// Takes pages away from the device, as a guest does that makes them its own again.
+    pub fn take_back(&self, address: u64, pages: u64) {
+        self.map(&self.nothing, address, pages, 0);
+    }
+
+    /// Lets the device have pages again, with what is in them.
+    pub fn share(&self, address: u64, pages: u64) {
+        self.map(&self.memory, address, pages, address - RAM);
+    }
+
+    /// Has pages of the device's be those of a file.
+    fn map(&self, file: &File, address: u64, pages: u64, offset: u64) {
+        assert!(address.is_multiple_of(PAGE) && address + pages * PAGE <= RAM + RAM_SIZE);
+        let place = self.shared.get_host_address(GuestAddress(address)).unwrap();
+        let place = std::num::NonZeroUsize::new(place.addr());
+        let length = std::num::NonZeroUsize::new((pages * PAGE) as usize).unwrap();
+        let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        let flags = MapFlags::MAP_SHARED | MapFlags::MAP_FIXED;
+        // SAFETY: the place is inside a mapping that no Rust reference is into, and that is
+        // unmapped as a whole, whatever is mapped there.
+        unsafe { mmap(place, length, access, flags, file, offset as libc::off_t) }.unwrap();
     }
 
     /// A device that runs, with all features that it offers and queues of
@@ -166,6 +214,7 @@ impl Driver {
         let base = RAM + index * RINGS;
         self.ram.write_slice(&[0; RINGS as usize], GuestAddress(base)).unwrap();
         self.queues.push(Ring { base, size, available: 0, used: 0, next: 0 });
+        let base = self.bit | base;
         self.set_up(index as u32, size, base, base + RINGS / 2, base + RINGS * 3 / 4);
     }
 
@@ -236,6 +285,11 @@ impl Driver {
     /// The table of a queue.
     pub fn table(&self, queue: usize) -> u64 {
         self.queues[queue].base
+    }
+
+    /// The ring of what was used in a queue.
+    pub fn used_ring(&self, queue: usize) -> u64 {
+        self.queues[queue].base + RINGS * 3 / 4
     }
 
     /// The ring of what is available in a queue: flags, index, ring.

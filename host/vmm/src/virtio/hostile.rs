@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Drivers that do anything at all: devices live on, and touch nothing that
-//! they were not given.
+//! Drivers that do anything at all, and take memory away while it is in use: devices live on, and
+//! touch nothing that they were not given.
 
 use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
@@ -71,6 +71,14 @@ enum Action {
         value: u64,
         write: bool,
     },
+    /// Takes a page away from the device.
+    TakeBack {
+        page: u64,
+    },
+    /// Gives it back.
+    Share {
+        page: u64,
+    },
     /// Resets and starts again.
     Restart {
         features: u64,
@@ -109,6 +117,14 @@ fn desc() -> impl Strategy<Value = Desc> {
         flags,
         next,
     })
+}
+
+/// Pages of queues, tables and buffers.
+fn page() -> impl Strategy<Value = u64> {
+    prop_oneof![
+        2 => (0..3u64, 0..4u64).prop_map(|(queue, part)| RAM + queue * 0x1_0000 + part * 0x4000),
+        1 => (0..0x22u64).prop_map(|page| BUFFERS + page * PAGE),
+    ]
 }
 
 fn action(queues: usize) -> impl Strategy<Value = Action> {
@@ -156,6 +172,8 @@ fn action(queues: usize) -> impl Strategy<Value = Action> {
                 value,
                 write,
             }),
+        2 => page().prop_map(|page| Action::TakeBack { page }),
+        3 => page().prop_map(|page| Action::Share { page }),
         2 => prop_oneof![Just(PLAIN), Just(PLAIN | INDIRECT), Just(PLAIN | INDIRECT | EVENTS)]
             .prop_map(|features| Action::Restart { features }),
     ]
@@ -184,6 +202,8 @@ fn play(backend: impl Backend + 'static, actions: &[Action], works: impl FnOnce(
             Action::Access { offset, width, .. } => {
                 driver.device.read(offset, &mut [0; 8][..width]);
             }
+            Action::TakeBack { page } => driver.take_back(page, 1),
+            Action::Share { page } => driver.share(page, 1),
             Action::Restart { features } => driver.start(features, SIZE),
         }
     }
@@ -194,6 +214,7 @@ fn play(backend: impl Backend + 'static, actions: &[Action], works: impl FnOnce(
         driver.set(VIRTIO_MMIO_QUEUE_READY, 0);
     }
     assert!(driver.get(UNTOUCHED, UNTOUCHED_SIZE) == untouched, "the device wrote elsewhere");
+    driver.share(RAM, RAM_SIZE / PAGE);
     driver.start(PLAIN | INDIRECT | EVENTS, SIZE);
     works(&mut driver);
 }

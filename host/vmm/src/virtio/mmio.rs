@@ -158,10 +158,8 @@ impl Transport {
         let low = |place: &mut u64| *place = *place & !u64::from(u32::MAX) | u64::from(value);
         let high = |place: &mut u64| *place = *place & u64::from(u32::MAX) | u64::from(value) << 32;
         match offset {
-            VIRTIO_MMIO_QUEUE_NUM => {
-                if !rings.set_size(value) {
-                    self.status.needs_reset(Broken("a queue's size cannot be"));
-                }
+            VIRTIO_MMIO_QUEUE_NUM if !rings.set_size(value) => {
+                self.status.needs_reset(Broken("a queue's size cannot be"));
             }
             VIRTIO_MMIO_QUEUE_DESC_LOW => low(&mut rings.descriptors),
             VIRTIO_MMIO_QUEUE_DESC_HIGH => high(&mut rings.descriptors),

@@ -274,6 +274,86 @@ mod tests {
     }
 
     #[test]
+    fn rings_that_the_guest_takes_back_stop_the_device_until_it_is_reset() {
+        let part = |driver: &Driver, number: usize| {
+            [driver.table(0), driver.available(0), driver.used_ring(0)][number]
+        };
+        for number in 0..3 {
+            let mut driver = Driver::started(Entropy, SIZE);
+            assert_eq!(driver.transfer(0, &[write(BUFFERS, 16)]), 16);
+            let page = part(&driver, number);
+            driver.take_back(page, 1);
+            driver.add(0, &[write(BUFFERS, 16)]);
+            driver.kick(0);
+            driver.wait_broken();
+            assert_eq!(driver.used(0), None);
+            // They cannot be used for a start either.
+            driver.start(PLAIN | EVENTS, SIZE);
+            driver.add(0, &[write(BUFFERS, 16)]);
+            driver.kick(0);
+            driver.wait_broken();
+            driver.share(page, 1);
+            driver.start(PLAIN | EVENTS, SIZE);
+            assert_eq!(driver.transfer(0, &[write(BUFFERS, 16)]), 16);
+        }
+    }
+
+    #[test]
+    fn buffers_and_tables_that_the_guest_takes_back_are_no_memory_of_the_device_s() {
+        let mut driver = Driver::started(Entropy, SIZE);
+        let page = BUFFERS + 0x3000;
+        driver.descriptor(TABLE, 0, desc(WRITE, 0));
+        for chain in [[write(page, 64)], [table(16, 0)]] {
+            driver.take_back(page, 1);
+            driver.take_back(TABLE, 1);
+            driver.add(0, &chain);
+            driver.kick(0);
+            driver.wait_broken();
+            driver.share(page, 1);
+            driver.share(TABLE, 1);
+            driver.start(PLAIN | super::super::driver::INDIRECT | EVENTS, SIZE);
+            assert_ne!(driver.transfer(0, &chain), 0);
+        }
+        // What was written before the page that is gone does not count.
+        driver.take_back(page, 1);
+        driver.add(0, &[write(page - 64, 128)]);
+        driver.kick(0);
+        driver.wait_broken();
+        assert_eq!(driver.used(0), None);
+    }
+
+    #[test]
+    fn a_protected_guest_gives_addresses_in_the_shared_half() {
+        const BIT: u64 = 1 << 38;
+        let mut driver = Driver::with(Entropy, Some(BIT));
+        driver.start(PLAIN, SIZE);
+        assert_eq!(driver.transfer(0, &[write(BIT | BUFFERS, 32)]), 32);
+        assert_ne!(driver.get(BUFFERS, 32), [0; 32]);
+        assert_eq!(driver.get(BUFFERS + 32, 32), [0; 32]);
+        driver.descriptor(TABLE, 0, Desc { address: BIT | BUFFERS, ..desc(WRITE, 0) });
+        let table = |address| Desc { address, ..table(16, 0) };
+        driver.start(PLAIN | super::super::driver::INDIRECT, SIZE);
+        assert_eq!(driver.transfer(0, &[table(BIT | TABLE)]), 16);
+
+        // One that is its own is not the device's, though the host may have the page by chance.
+        for chain in [[write(BUFFERS, 32)], [table(TABLE)]] {
+            driver.add(0, &chain);
+            driver.kick(0);
+            driver.wait_broken();
+            assert_eq!(driver.used(0), None);
+            driver.start(PLAIN | super::super::driver::INDIRECT, SIZE);
+        }
+        for wrong in 0..3 {
+            assert!(driver.negotiate(PLAIN));
+            let mut places = [RAM, RAM + 0x1000, RAM + 0x2000].map(|place| BIT | place);
+            places[wrong] &= !BIT;
+            let [table, available, used] = places;
+            driver.set_up(0, SIZE, table, available, used);
+            driver.wait_broken();
+        }
+    }
+
+    #[test]
     fn indices_wrap() {
         let mut driver = Driver::started(Entropy, 2);
         for _ in 0..(1 << 16) + 10 {
