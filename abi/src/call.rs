@@ -219,11 +219,12 @@ pub const VM_PV_TIME: u32 = vendor(0x107);
 /// upper one (the shared half), and what is lent or donated into the lower one (the protected half);
 /// the other way round, calls are refused ([`Error::Denied`](crate::Error::Denied)).
 ///
-/// From [`VM_START`] on, memory comes only to addresses of which the guest has said that they are
-/// RAM ([`rsi::IPA_STATE_SET`](crate::rsi::IPA_STATE_SET);
+/// What is declared as memory in the protected half before the start ([`VM_CONFIGURE`]) is RAM until the
+/// guest says that it is not. From [`VM_START`] on, memory comes only to addresses that are RAM in this sense, or of
+/// which the guest has said so ([`rsi::IPA_STATE_SET`](crate::rsi::IPA_STATE_SET);
 /// [`Error::Denied`](crate::Error::Denied) elsewhere), and the guest finds it zeroed. No access
 /// in the protected half is an MMIO exit: it is a [`run::PAGE_FAULT`](crate::run::PAGE_FAULT) where
-/// the guest has said RAM, and ends in an external abort for the guest elsewhere. An access to an
+/// there is RAM, and ends in an external abort for the guest elsewhere. An access to an
 /// unmapped address of the shared half is a page fault, with the bit in its address, if the host has
 /// declared the address without the bit as memory ([`VM_CONFIGURE`]). Otherwise it is an MMIO exit,
 /// without the bit in its address.

@@ -69,6 +69,36 @@ impl<M: Machine> Hypervisor<M> {
         self.slot(vm, HandleKind::Vm).is_ok_and(|(_, _, slot)| slot.is_protected())
     }
 
+    /// What a protected VM has declared before its start is RAM, until its guest says that it is not: a
+    /// kernel uses memory before it makes its first call. A realm's memory begins so as well (the RMM
+    /// specification's RMI_RTT_INIT_RIPAS).
+    ///
+    /// At the most, this looks at the entries of two tables of each level and of one of the first. What
+    /// is marked when pages for tables are missing stays marked.
+    pub(super) fn mark_declared(
+        &self,
+        vm: &mut Vm,
+        base: u64,
+        end: u64,
+        ram: bool,
+    ) -> Result<(), Refusal> {
+        let Vm { life: Life::Created, map: Some(map), pool, .. } = vm else { return Ok(()) };
+        let Some(shared) = map.shared_bit() else { return Ok(()) };
+        let (mut at, end) = (base, end.min(shared));
+        while at < end {
+            let (found, size) = map.find(&self.machine, Ipa(at));
+            let size = size.min(end - at);
+            at += match found {
+                Found::Absent { .. } => map
+                    .mark(&self.machine, pool, Ipa(at), at + size, ram)
+                    .map_err(|missing| Refusal { detail: missing, ..Error::NoMemory.into() })?,
+                Found::Present | Found::Broken => size,
+            };
+        }
+        self.machine.publish();
+        Ok(())
+    }
+
     /// What a VM is given goes into the half of its addresses that is for it, if it has two.
     #[inline(always)]
     pub(super) fn check_halves(

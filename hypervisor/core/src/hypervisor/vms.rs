@@ -140,8 +140,14 @@ impl<M: Machine> Hypervisor<M> {
         let (_, mut vm) = self.lock_live_vm(vm)?;
         let end = check_range(base, size, self.guest_geometry.end())?;
         match key {
-            call::CONFIGURE_MEMORY_ADD => vm.ranges.add(base, end)?,
-            call::CONFIGURE_MEMORY_REMOVE => vm.ranges.remove(base, end)?,
+            call::CONFIGURE_MEMORY_ADD => {
+                self.mark_declared(&mut vm, base, end, true)?;
+                vm.ranges.add(base, end)?;
+            }
+            call::CONFIGURE_MEMORY_REMOVE => {
+                self.mark_declared(&mut vm, base, end, false)?;
+                vm.ranges.remove(base, end)?;
+            }
             _ => return Err(Error::InvalidArgument.into()),
         }
         Ok(())

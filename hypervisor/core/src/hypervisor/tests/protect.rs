@@ -216,14 +216,62 @@ fn calls_without_memory() {
             assert_eq!(status, rsi::STATUS_ERROR_INPUT);
         }
     }
-    for at in [1, SHARED, u64::MAX << 12, MEMORY] {
+    for at in [1, SHARED, u64::MAX << 12, MEMORY + SIZE] {
         assert_eq!(guest.asks(rsi::REALM_CONFIG, &[at])[0], rsi::STATUS_ERROR_INPUT, "{at:#x}");
     }
 }
 
 #[test]
+fn what_is_declared_before_the_start_is_ram() {
+    let mut guest = Guest::created(12);
+    guest.lend(page(FREE, MEMORY)).unwrap();
+    let hole = MEMORY + 5 * BLOCK_SIZE + 7 * PAGE_SIZE;
+    let remove = [guest.vm, call::CONFIGURE_MEMORY_REMOVE, hole, PAGE_SIZE];
+    guest.host.call(call::VM_CONFIGURE, &remove).unwrap();
+    guest.start();
+    let (end, after) = (MEMORY + SIZE, hole + PAGE_SIZE);
+    let declared = [(MEMORY, rsi::EMPTY), (hole, rsi::RAM), (after, rsi::EMPTY), (end, rsi::RAM)];
+    assert_eq!(guest.ripas(0, end), declared);
+    assert_eq!(guest.ripas(end, SHARED), [(SHARED, rsi::EMPTY)]);
+    // Before the guest says anything, its host is asked for memory there, and it is zeroed.
+    let at = MEMORY + 4 * PAGE_SIZE;
+    assert_eq!(guest.touches(at, false), fault(at));
+    guest.host.escrow.machine.scribble(FREE + PAGE_SIZE);
+    guest.lend(page(FREE + PAGE_SIZE, at)).unwrap();
+    guest.retries();
+    assert_eq!(guest.host.guest_word(guest.vm, at), 0);
+    assert_eq!(guest.touches(hole, true), Touched::Aborts);
+    // What is declared and withdrawn later is nothing to the guest.
+    for key in [call::CONFIGURE_MEMORY_ADD, call::CONFIGURE_MEMORY_REMOVE] {
+        guest.host.call(call::VM_CONFIGURE, &[guest.vm, key, hole, BLOCK_SIZE]).unwrap();
+        assert_eq!(guest.ripas(0, end), declared);
+    }
+    // And what it has given up stays so.
+    guest.sets(MEMORY, MEMORY + BLOCK_SIZE, rsi::EMPTY);
+    assert_eq!(guest.touches(MEMORY + PAGE_SIZE, true), Touched::Aborts);
+}
+
+#[test]
+fn what_is_declared_may_need_pages_for_tables() {
+    let mut host = Host::new();
+    let (vm, _) = host.create(8);
+    host.call(call::VM_PROTECT, &[vm]).unwrap();
+    let add = |base, size| [vm, call::CONFIGURE_MEMORY_ADD, base, size];
+    // As many as there are at the most, in tables of their own each.
+    let refused = (0..8).find_map(|n| {
+        host.call(call::VM_CONFIGURE, &add(MEMORY + (n << 30) + PAGE_SIZE, PAGE_SIZE)).err()
+    });
+    assert!(matches!(refused, Some((Error::NoMemory, 0, 1..=2))), "{refused:?}");
+    // Whole entries need none, and the shared half is nothing of that.
+    host.call(call::VM_CONFIGURE, &add(1 << 37, 4 << 30)).unwrap();
+    host.call(call::VM_CONFIGURE, &add(SHARED | MEMORY, PAGE_SIZE)).unwrap();
+}
+
+#[test]
 fn nothing_is_ram_that_the_guest_does_not_say() {
     let mut guest = Guest::created(12);
+    let remove = [guest.vm, call::CONFIGURE_MEMORY_REMOVE, MEMORY, SIZE];
+    guest.host.call(call::VM_CONFIGURE, &remove).unwrap();
     guest.lend(page(FREE, MEMORY)).unwrap();
     guest.start();
     let end = MEMORY + SIZE;
@@ -376,8 +424,10 @@ fn devices_are_in_the_shared_half() {
 
 #[test]
 fn a_call_waits_for_tables_and_memory() {
-    let mut guest = Guest::started(1 + 1);
-    let range = [MEMORY + PAGE_SIZE, MEMORY + SIZE, rsi::RAM, 0];
+    // One for the table of what is declared.
+    let mut guest = Guest::started(1 + 1 + 1);
+    let base = MEMORY + (1 << 30);
+    let range = [base + PAGE_SIZE, base + SIZE, rsi::RAM, 0];
     // Level 2 and level 3.
     assert_eq!(guest.begins(rsi::IPA_STATE_SET, &range), [run::TOP_UP, 2, 0, 0]);
     let mut x = [call::VCPU_RUN as u64, guest.vcpu, 0, 9, 0, 0, 0, 0];
@@ -392,7 +442,7 @@ fn a_call_waits_for_tables_and_memory() {
     top_up(&mut guest, 4);
     guest.sets(range[0], range[1], rsi::RAM);
     // A page that is not there is asked for.
-    let at = MEMORY + 3 * PAGE_SIZE;
+    let at = base + 3 * PAGE_SIZE;
     let asked = [run::PAGE_FAULT, at, PAGE_SIZE, run::FAULT_WRITE];
     assert_eq!(guest.begins(rsi::REALM_CONFIG, &[at]), asked);
     // The host has none: the call ends with an error.
