@@ -2,13 +2,18 @@
 
 //! Protected VMs.
 
+mod histories;
+
+use std::env;
+
 use escrow_abi::{Error, FrameState, MemEntry, ORDER_BLOCK, Rights, call, psci, rsi, run};
 
 use super::fake::{FREE, HVC, Host, Interrupts, exit_of};
 use super::{block, page};
 use crate::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE};
+use crate::hypervisor::Scratch;
 use crate::vcpu::syndrome::{Ec, IL, abort};
-use crate::vcpu::{GuestExit, Next};
+use crate::vcpu::{GuestExit, GuestIds, Next};
 
 /// The bit of the shared half, of 39.
 const SHARED: u64 = 1 << 38;
@@ -25,6 +30,7 @@ struct Guest {
 /// What becomes of an access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Touched {
+    Enters,
     Aborts,
     Exits([u64; 4]),
 }
@@ -58,22 +64,27 @@ impl Guest {
         [x0, x1, x2]
     }
 
-    /// What the host is told by a call that is not.
-    fn begins(&mut self, function: u32, args: &[u64]) -> [u64; 4] {
-        let escrow = &mut self.host;
-        escrow.run(self.vcpu, |escrow, mut run| {
+    /// The same, or what the host is told by a call that is not answered yet.
+    fn asks_anything(&mut self, function: u32, args: &[u64]) -> Result<[u64; 3], [u64; 4]> {
+        self.host.run(self.vcpu, |escrow, mut run| {
             run.regs.x[0] = function.into();
             run.regs.x[1..=args.len()].copy_from_slice(args);
             let pc = run.regs.pc;
-            let ids = crate::vcpu::GuestIds::new(|_, _| 0, 39);
-            let mut scratch = crate::hypervisor::Scratch::new();
-            let next = escrow.guest_exit(&mut scratch, &mut run, HVC, &ids);
-            assert_eq!(run.regs.pc, pc.wrapping_sub(4), "it makes its call again");
-            match next {
-                Next::Exit(answer) => answer,
+            let ids = GuestIds::new(|_, _| 0, 39);
+            match escrow.guest_exit(&mut Scratch::new(), &mut run, HVC, &ids) {
+                Next::Enter => Ok([run.regs.x[0], run.regs.x[1], run.regs.x[2]]),
+                Next::Exit(answer) => {
+                    assert_eq!(run.regs.pc, pc.wrapping_sub(4), "it makes its call again");
+                    Err(answer)
+                }
                 other => panic!("{other:?}"),
             }
         })
+    }
+
+    /// What the host is told by a call that is not.
+    fn begins(&mut self, function: u32, args: &[u64]) -> [u64; 4] {
+        self.asks_anything(function, args).unwrap_err()
     }
 
     /// Makes pages RAM or empty, all that is asked for.
@@ -106,6 +117,7 @@ impl Guest {
 
     fn touches(&mut self, at: u64, write: bool) -> Touched {
         match self.host.guest_exit(self.vcpu, access(at, write)) {
+            Next::Enter => Touched::Enters,
             Next::Inject(_) => Touched::Aborts,
             Next::Exit(answer) => Touched::Exits(answer),
             other => panic!("{other:?}"),
@@ -121,6 +133,11 @@ impl Guest {
     fn lend(&mut self, entry: MemEntry) -> Result<(), Error> {
         self.host.lend(self.vm, &[entry]).map_err(|refused| refused.0)
     }
+}
+
+/// Histories of a normal run.
+fn cases() -> u32 {
+    env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(1_000)
 }
 
 /// A load or store of 4 bytes.
