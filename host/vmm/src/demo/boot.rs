@@ -21,7 +21,7 @@ use super::stage::{Baseline, random};
 use crate::gunyah::{Folios, PAGE_SIZE, Protection};
 use crate::host::{Facts, Touch, touch};
 use crate::machine::layout::{MIB, TREE_ROOM};
-use crate::machine::{Ending, Machine, Parts, Protection, Running, Sharing, Specification};
+use crate::machine::{self, Ending, Machine, Parts, Running, Sharing, Specification};
 
 /// The guest's RAM.
 const RAM: u64 = 192 * MIB;
@@ -53,7 +53,7 @@ pub fn and_power_off(checks: &mut Checks, baseline: &Baseline, path: PathBuf) ->
         cpus: 1,
         ram: RAM,
         sharing: Sharing::Lent,
-        protection: Protection::No,
+        protection: machine::Protection::No,
         folios: Folios::Large,
         populate: false,
         disks: Vec::new(),
