@@ -43,7 +43,7 @@ impl<M: Machine> Hypervisor<M> {
         if let Some(Party { vm: Vm { map: Some(map), pool, has_broken, .. }, .. }) = owner
             && map.lookup(&self.machine, extent.own).entry.is_away()
         {
-            // The entries are those that went away a moment ago, so no table is needed.
+            // These entries were unmapped just now, so their tables exist.
             map.unmap(&self.machine, pool, extent.own_span(), Unmapped::Poisoned);
             *has_broken = true;
         }

@@ -40,7 +40,7 @@ impl<M: Machine> Hypervisor<M> {
         if target.map.as_ref().is_some_and(|map| map.shared_bit().is_some()) {
             return Err(Error::Denied.into());
         }
-        // A VM that is seen dead here stays dead; one that is not keeps its entry.
+        // A dead VM stays dead. If a VM ends after this check, its entry stays for now.
         let is_dead = |entry: &Capability| {
             let slot = self.slots.get(entry.object);
             !slot.is_some_and(|slot| slot.lives(entry.generation))

@@ -35,7 +35,7 @@ impl<M: Machine> Hypervisor<M> {
         self.machine.note(|| Note::Begin(args[0]));
         let (x0, x1) = match guest_action(args) {
             Ok(action) => match run.slot().doorbells().act_labelled(args[1], action) {
-                // The flags before, which two of the calls have no use for.
+                // Only a receive returns the flags as they were before.
                 Ok(before) if matches!(action, Action::Receive(_)) => (0, before),
                 Ok(_) => (0, 0),
                 Err(error) => (error.to_register(), 0),
@@ -58,7 +58,7 @@ fn guest_action(args: &[u64; 8]) -> Result<Action, Error> {
         call::BELL_RECEIVE => (Action::Receive(a), b),
         call::BELL_RESET => (Action::Reset, a),
         call::BELL_SET_MASK => (Action::SetMask { enable: a, ack: b }, c),
-        // To ring is for those outside.
+        // A guest cannot ring its own doorbells.
         _ => return Err(Error::Denied),
     };
     if reserved != 0 || action == Action::Receive(0) {

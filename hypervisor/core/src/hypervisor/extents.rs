@@ -279,7 +279,7 @@ impl Scratch {
     /// Notes that the list goes on in a page. Once for each.
     #[inline(always)]
     pub(super) fn lies_in(&mut self, page: PhysAddr) {
-        // A list is no longer than there is room.
+        // This cannot fail: the array has room for the pages of any list.
         let _ = self.list.try_push(page);
     }
 
@@ -299,7 +299,7 @@ impl Scratch {
     /// A copied entry.
     #[inline(always)]
     pub(super) fn entry(&self, place: usize) -> [u64; 4] {
-        // All ones are no entry.
+        // No valid entry is all ones.
         self.copies.get(place).copied().unwrap_or([!0; 4])
     }
 
@@ -320,8 +320,8 @@ impl Scratch {
     #[inline(always)]
     pub(super) fn push(&mut self, extent: Extent) -> bool {
         let pages = self.pages + extent.pages as u64;
-        // An entry for a block has its own, also where another one has had it: such a list is
-        // refused, but not before all of the part was looked at.
+        // An entry for a block counts as a new block, even if another entry has named it: such
+        // a list is refused, but only after the whole part was checked.
         let is_new = extent.is_block || self.last_block != Some(extent.block);
         let blocks = self.blocks + u64::from(is_new);
         if !self.part.takes(pages, blocks) {
@@ -333,7 +333,7 @@ impl Scratch {
         self.frames_sorted &= extent.frame.0 >= self.frame_end;
         self.guests_sorted &= extent.guest().0 >= self.guest_end;
         self.set_ends(&extent);
-        // The caller's list is no longer than there is room.
+        // This cannot fail for a list: the array has room for any.
         self.extents.try_push(extent).is_ok()
     }
 
@@ -369,12 +369,12 @@ impl Scratch {
         let Scratch { extents, keys, .. } = self;
         keys.clear();
         for (place, extent) in extents.iter().enumerate() {
-            // As many keys as extents have room.
+            // This cannot fail: there is room for as many keys as extents.
             let _ = keys.try_push((address(extent) / PAGE_SIZE) << PLACE_BITS | place as u64);
         }
         keys.sort_unstable();
         let place_of = |key: u64| (key & ((1 << PLACE_BITS) - 1)) as usize;
-        // The end of what came before: a block may cover several later pages.
+        // The end of the extents so far: a block may cover several pages that follow.
         let mut end = (0, 0);
         let mut bad: Option<u16> = None;
         for &key in keys.iter() {
@@ -391,8 +391,8 @@ impl Scratch {
         if let Some(index) = bad {
             return Err(Refusal { index: index as u64, ..Error::Overlap.into() });
         }
-        // Each extent goes to its place along the cycles of the permutation; a key
-        // that is done names its own place.
+        // Permute the extents in place, cycle by cycle. A key is done when it names its own
+        // place.
         for start in 0..keys.len() {
             let mut to = start;
             loop {

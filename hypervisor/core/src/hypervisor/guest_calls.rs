@@ -116,7 +116,7 @@ impl<M: Machine> Hypervisor<M> {
         list: List,
     ) -> Result<Progress, Refusal> {
         let home = handle == Handle::HOST && kind == Give::Donate;
-        // What comes home is cleaned whatever the guest's caches show.
+        // A donation to the host is cleaned always, even if the guest's accesses were cached.
         let contents = home || kind.hides() && self.machine.needs_clean();
         self.in_portions(scratch, list, contents, |scratch, part| {
             if home {
@@ -137,8 +137,9 @@ impl<M: Machine> Hypervisor<M> {
         (list, part): (List, Part),
     ) -> Result<u64, Refusal> {
         let id = run.id();
-        // Which VM it is decides the order of the locks; it is looked up again
-        // under both. Without one, the list is looked at for the sake of its error alone.
+        // The order of the locks depends on which VM the handle names, so look it up first, and
+        // again under both locks. Without such a VM, the list is read only to find which error
+        // comes first.
         let object = run.slot().lock().capabilities.get(handle).map(|found| found.object);
         let (mut own, mut other) = self.lock_pair(Some(id), object.ok().or(Some(id)));
         let own = own.as_deref_mut().ok_or(Error::Denied)?;
@@ -198,7 +199,7 @@ impl<M: Machine> Hypervisor<M> {
             let (_, borrower) = peek(scratch, &run.slot().lock())?;
             let (mut own, mut other) = self.lock_pair(Some(id), borrower);
             let own = own.as_deref_mut().ok_or(Error::Denied)?;
-            // What the list leads to may be something else by now.
+            // The list may have changed since, and name pages of another borrower.
             let (_, now) = peek(scratch, own)?;
             if now != borrower {
                 return Err(Error::Retry.into());

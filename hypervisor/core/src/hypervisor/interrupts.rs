@@ -66,7 +66,7 @@ impl<M: Machine> Hypervisor<M> {
         slot.set_more();
         for index in 0..MAX_VCPUS as u8 {
             if let Some(page) = slot.vcpu(index) {
-                // Nobody else holds it: the VM's lock is held and it never ran.
+                // Nobody else holds this lock: the vCPU has never run, and the VM's lock is held.
                 self.machine.vcpu(page).lock().has_gic = true;
                 self.admit(slot, index);
             }

@@ -44,7 +44,7 @@ impl<M: Machine> Hypervisor<M> {
             let record = block.record();
             let mine =
                 record == Record::HOME || record.is_split() && Record::is_home(block.frame(at));
-            // What is not the host's is not looked at. All ones are no entry.
+            // Read the list only if its page is the host's. No valid entry is all ones.
             if mine { self.machine.read_entry(at).unwrap_or([!0; 4]) } else { [!0; 4] }
         })
     }

@@ -54,11 +54,11 @@ impl Entry {
     #[inline(always)]
     pub fn decode(form: Form, bits: u8, words: [u64; 4]) -> Result<Entry, (Error, u64)> {
         let [frame, guest, references, users] = words;
-        // `refcount` and `safe` are the halves of one word.
+        // `refcount` and `safe`, which must be equal, are the halves of one word.
         let excess =
             if form.reports { references ^ references.rotate_left(32) } else { references };
         let odd_guest = if form.guests {
-            // Bit 0 is the right to read, which every guest has.
+            // Bit 0 is the right to read, which must be set.
             (guest & (PAGE_SIZE - 1) & !6) ^ 1 | guest >> bits
         } else {
             guest
@@ -104,7 +104,7 @@ impl Expected {
     pub fn take(&mut self, entries: &[[u64; 4]]) -> u64 {
         let mut taken = 0;
         for &words in entries.iter().take(self.left as usize) {
-            // Not by `!=`, which is a call of memcmp.
+            // Compare word by word: `!=` on arrays calls memcmp.
             let [frame, guest, references, users] = words;
             let [next_frame, next_guest, next_references, next_users] = self.words;
             let addresses = (frame ^ next_frame) | (guest ^ next_guest);
@@ -282,7 +282,7 @@ impl<M: Machine> Hypervisor<M> {
                     let frame = frame.filter(|(_, leaf)| leaf.entry.is_valid());
                     let (frame, _) = frame.ok_or(Error::InvalidAddress)?;
                     scratch.lies_in(frame);
-                    // What is mapped for a guest stays so while it is locked.
+                    // The page stays mapped for the guest while the VM's lock is held.
                     self.copy(scratch, frame, (index, end))
                 }
             };
@@ -306,29 +306,28 @@ impl<M: Machine> Hypervisor<M> {
     ) -> Result<usize, Refusal> {
         let block = self.ledger.locate(page).ok_or(Error::InvalidAddress)?;
         scratch.lies_in(page);
-        // The page must be the host's while it is read; the host itself may
-        // still write to it, which harms nobody but the host. What is not the
-        // host's is not looked at.
+        // The page must be the host's while it is read, or it is not read. The host may write
+        // to it meanwhile: that harms nobody else.
         let mut copy = || {
             let record = self.ledger.get_in(block, page);
             if !record.host_reaches() {
                 return Err(Error::NotOwner);
             }
             if record.is(FrameState::Pinned) {
-                // Firmware's or a device's, and some of it must not be read by a CPU.
+                // Memory of firmware or of a device: a CPU's read can have side effects.
                 return Err(Error::Pinned);
             }
             Ok(self.copy(scratch, page, entries))
         };
-        // Without a lock, so that calls whose lists lie side by side do not wait for each
-        // other; with it, if the page's block changed meanwhile.
+        // Read without the block's lock, so that calls with lists in one block do not wait for
+        // each other; if the block changed meanwhile, read again under the lock.
         let copied = match block.read(&mut copy) {
             Some(copied) => copied,
             None => {
                 block.lock();
                 let copied = copy();
                 block.unlock();
-                // The first copy may be of what the page has become: a guest's.
+                // The first copy may have data of a guest that got the page: overwrite it.
                 let kept = copied.unwrap_or(0);
                 let copies = scratch.copies((entries.1 - entries.0) as usize);
                 copies.get_mut(kept..).unwrap_or_default().fill([0; 4]);
@@ -381,7 +380,7 @@ impl<M: Machine> Hypervisor<M> {
             }
             next = match reader {
                 Reader::Host | Reader::Registers(_) => entry.next(form, words),
-                // Its pages may be anywhere.
+                // Pages of a guest need not be in sequence.
                 Reader::Guest(_) => Expected::default(),
             };
             place += 1;
@@ -426,8 +425,8 @@ impl<M: Machine> Hypervisor<M> {
         if !is_block || leaf.level == 2 {
             return Ok(frame);
         }
-        // As pages: they must be those of one block. Of what the guest has to itself, the
-        // ledger knows the address.
+        // A block that is recorded page by page: all pages must be alike. For pages that only
+        // the guest has, the ledger knows the guest address.
         let block = self.ledger.locate(frame).ok_or(Error::InvalidAddress)?;
         let record = self.ledger.record_of(block);
         let known = record.is_some_and(|r| r.is(FrameState::Donated) && r.guest() == at);

@@ -249,8 +249,8 @@ impl<M: Machine> Hypervisor<M> {
                 gone.add(extent.own, extent.size());
             }
             self.invalidate_guest(map, &gone);
-            // What goes home is cleaned whatever the CPUs do by themselves: a
-            // non-cacheable mapping of the host's would read what was in memory before.
+            // Pages that go home are always cleaned: by a non-cacheable mapping, the host
+            // would otherwise read what was in memory before.
             if to.is_none() || self.machine.needs_clean() {
                 self.clean_always(&mut prepared, Some(&mut *from));
             }
@@ -295,7 +295,7 @@ impl<M: Machine> Hypervisor<M> {
         let mut locked = self.lock_blocks(scratch)?;
         let prepared = locked.prepare(|extents| {
             check_all(extents.iter_mut(), |extent| {
-                // What is there is at EL2 under its own address, and that is no reference's.
+                // EL2 maps metadata under its own address, and no Rust reference has address 0.
                 if extent.frame == PhysAddr(0) {
                     return Err(extent.refuse(Error::InvalidAddress, 0));
                 }
@@ -363,7 +363,7 @@ impl<M: Machine> Hypervisor<M> {
                     }
                 };
                 looked &= room.is_some();
-                // What was not looked at refuses nothing: not yet.
+                // An extent that was not checked yet does not refuse the call.
                 let room = room.unwrap_or(true);
                 return if room { Ok(()) } else { Err(extent.refuse(Error::GuestMapped, 0)) };
             }

@@ -284,15 +284,14 @@ impl<M: Machine> Hypervisor<M> {
         let at = fault.at.identity();
         let Some(block) = self.ledger.locate(at) else {
             let mapped = self.host.map_mmio(&self.machine, at.identity());
-            // Not a call, but the host runs on as after one.
+            // For a trace this ends as a call does: the host goes on.
             self.machine.note(|| Note::End(0));
             return match mapped {
                 MmioMap::Mapped => HostAbort::Retry,
                 MmioMap::Refused => HostAbort::Inject,
             };
         };
-        // Whoever splits or merges the block holds its lock, so what is seen
-        // here is not half-way.
+        // Splits and merges of the block hold its lock, so the entry is never half-way here.
         self.ledger.lock(block);
         let record = self.ledger.get_in(block, at);
         self.ledger.unlock(block);

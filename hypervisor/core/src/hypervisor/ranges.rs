@@ -83,8 +83,8 @@ impl<M: Machine> Hypervisor<M> {
             matches!(record.state(), Some(Lent | UnlockedZeroed | UnlockedContents))
         };
         let modify = |found: &Found, vm: &mut Vm| {
-            // If the memory is broken, the guest learns it where it reads there: its own
-            // access fails as EL2's did. On the way home, EL2 tries again and poisons it.
+            // If the memory is broken, the guest's own access fails as EL2's did. When the page
+            // comes home, EL2 zeroes it again, fails, and poisons it.
             if sanitize {
                 let _ = self.machine.zero(found.frame, found.piece.size());
             } else if flags & call::MODIFY_FLUSH != 0 {
@@ -109,8 +109,8 @@ impl<M: Machine> Hypervisor<M> {
     pub(super) fn share_back(&self, run: &Run<'_>, range: Range) -> Result<Progress, Refusal> {
         let allowed = |record: Record| record.is(FrameState::Lent) && !self.is_dead(record.owner());
         let open = |found: &Found, vm: &mut Vm| {
-            // The owner may look without caches. It may not see what the guest wrote
-            // last if the memory is broken, but nothing that is not the guest's or its own.
+            // The owner may read without caches. If the memory is broken, it may miss what the
+            // guest wrote last, but sees nothing of anybody else.
             let _ = self.machine.clean_to_poc(found.frame, found.piece.size());
             self.set_state(found, vm, FrameState::SharedBack, (run.id().into(), Asked::ShareBack));
         };
@@ -199,7 +199,7 @@ impl<M: Machine> Hypervisor<M> {
         if reached.done >= pages || reached.checked > pages || reached.kept != 0 {
             return Err(Error::InvalidArgument.into());
         }
-        // What is done need not be as it was.
+        // Pages that are done have changed, so they are not checked again.
         reached.checked = reached.checked.max(reached.done);
         loop {
             let mut vm = run.slot().lock();
@@ -245,7 +245,7 @@ impl<M: Machine> Hypervisor<M> {
     ) {
         let PreparedRange { vm, at, end } = prepared;
         let mut next = at;
-        // What was found when it was checked is still there.
+        // The pieces are those that the check found: the VM's lock is held since.
         while next < end
             && let Ok(size) = self.find(vm, Ipa(next), end - next, |found, vm| f(found, vm))
         {

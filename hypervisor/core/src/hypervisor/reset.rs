@@ -147,7 +147,7 @@ impl<M: Machine> Hypervisor<M> {
         for at in (base.0..base.0 + BLOCK_SIZE).step_by(size as usize) {
             let due = pass_of(self.ledger.get_in(block, PhysAddr(at))) == Some(pass);
             if due && take(at + size) {
-                // As far as it lets itself be zeroed: there is nothing else to be done.
+                // Broken memory cannot be zeroed: nothing else can be done for it.
                 let _ = self.machine.zero(PhysAddr(at), size);
             }
         }
@@ -161,9 +161,9 @@ fn pass_of(record: Record) -> Option<Pass> {
     let hosts = record.owner() == VmId::Host;
     match record.state() {
         Some(FrameState::Owned | FrameState::Pinned) if hosts => None,
-        // The host reads it all along.
+        // The host can read this memory anyway.
         Some(FrameState::Shared) if hosts => None,
-        // Its code and data, which this CPU runs on.
+        // Escrow's code and data, which this CPU uses.
         Some(FrameState::Hypervisor) => None,
         None if record == Record::NO_RAM => None,
         Some(FrameState::Poisoned) => Some(Pass::Broken),

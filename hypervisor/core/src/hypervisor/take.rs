@@ -188,7 +188,7 @@ impl<M: Machine> Hypervisor<M> {
                 } else {
                     caller == VmId::Host && self.is_dead(record.owner())
                 };
-                // The host may call any memory broken, also that of guests.
+                // The host may report any memory as broken, also that of guests.
                 let mine = record.owner() == caller || inherits || kind == Taking::Poison;
                 if record == Record::HYPERVISOR || !mine {
                     return refuse(Error::NotOwner, 0);
@@ -209,8 +209,8 @@ impl<M: Machine> Hypervisor<M> {
             Ok(())
         })?;
         if let Some(vm) = reacher {
-            // A block that the guest has as one entry is a block of frames, so
-            // in the order of frames its pages come together: exact.
+            // The count is exact: a guest's block entry maps a block of frames, whose pages are
+            // adjacent in the order of frames.
             enough_tables(&tables, &vm.pool, 0)?;
         }
         if let Some(Party { vm: Vm { map: Some(map), pool, .. }, .. }) = &sides.owner {
@@ -279,7 +279,7 @@ impl<M: Machine> Hypervisor<M> {
             self.machine.sync_fetches();
         }
         for extent in extents {
-            // What has broken a moment ago is out of the call.
+            // Skip pieces that broke in this call.
             let left = |piece: &Piece| broken == 0 || piece.record != Record::POISONED;
             for piece in self.pieces(extent).filter(left) {
                 let new = self.taken(extent, &piece, kind, sides);
@@ -300,8 +300,8 @@ impl<M: Machine> Hypervisor<M> {
         self.change_owners_map(extents, kind, sides, broken);
         if kind == Taking::TakeBack && self.machine.needs_clean() {
             for extent in extents {
-                // The borrower has it mapped already, so EL2 does not poison it if it is
-                // broken: an access to it will fail.
+                // If the memory is broken, EL2 does not poison it: the borrower has it mapped,
+                // and its next access fails.
                 let _ = self.machine.clean_to_poc(extent.frame, extent.size());
             }
             self.machine.sync_fetches();
@@ -369,8 +369,8 @@ impl<M: Machine> Hypervisor<M> {
         } else if shared {
             Ok(())
         } else {
-            // What is passed on is what the guest wrote last: a non-cacheable
-            // mapping of the host's would read what was in memory before.
+            // Clean, so that the next owner reads what the guest wrote last, even by a
+            // non-cacheable mapping.
             self.machine.clean_to_poc(piece.frame(extent), piece.size())
         }
     }
@@ -425,7 +425,7 @@ impl<M: Machine> Hypervisor<M> {
                 }
                 self.invalidate_guest(map, &gone);
             }
-            // Out of it already, while the ledger still said where it was.
+            // Unmapped already, while the ledger still had the address.
             Taking::Poison => {}
         }
     }

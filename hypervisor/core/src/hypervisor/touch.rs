@@ -38,7 +38,7 @@ impl<M: Machine> Hypervisor<M> {
         }
         let Some((frame, leaf)) = map.frame(&self.machine, at) else { return Touched::Nothing };
         if leaf.entry.is_valid() {
-            // Somebody else's touch has brought it.
+            // Another CPU's fault has mapped it.
             return Touched::Reachable;
         }
         let Some(block) = self.ledger.locate(frame) else { return Touched::Nothing };

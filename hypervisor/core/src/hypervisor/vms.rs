@@ -86,14 +86,14 @@ impl<M: Machine> Hypervisor<M> {
         scratch.broken = 0;
         self.read_list(scratch, Reader::Host, Form::METADATA, list, Part::AT_ONCE)?;
         scratch.sort_by_frame()?;
-        // Once it has begun, it is not made again.
+        // This call is done at once, and not in portions: so its blocks are limited.
         let mut blocks = 0;
         for_each_block(scratch.extents(), |_| blocks += 1);
         if blocks > CREATE_BLOCKS_MAX {
             return Err(Error::InvalidSize.into());
         }
         let free = self.slots.iter().filter(|(_, slot)| !slot.counts().is_taken());
-        // Another CPU may be faster.
+        // Another CPU may take the slot first: check it under its lock.
         let mut free = free.filter_map(|(id, slot)| {
             let vm = slot.lock();
             let usable = vm.life == Life::Free && vm.generation < Handle::GENERATION_MAX;
@@ -186,7 +186,7 @@ impl<M: Machine> Hypervisor<M> {
             return Err(no_memory);
         }
         let page = pool.pop(&self.machine).ok_or(no_memory)?;
-        // To a trace it is as if it were lent: the guest alone reaches it.
+        // A trace takes the page as lent: only the guest accesses it.
         let record = Record::borrowed(FrameState::Lent, VmId::Host, id, Ipa(at));
         self.machine.note(|| Note::Record { at: page.address(), size: PAGE_SIZE, record });
         let attributes = self.guest_attributes[Rights::READ.bits() as usize];
@@ -215,8 +215,7 @@ impl<M: Machine> Hypervisor<M> {
     pub(super) fn bury(&self, id: GuestId, slot: &Slot, vm: &mut Vm) {
         slot.close();
         self.sum_up_unknown(id, slot);
-        // What TLBs hold of it goes once, for all its pages and for the next VM
-        // with its VMID.
+        // One invalidation for all pages of the VM, before its VMID is used again.
         if let Some(map) = vm.map.take() {
             self.machine.note(|| Note::Drop(id.into()));
             self.machine.invalidate_all(map.context());
@@ -268,8 +267,8 @@ impl<M: Machine> Hypervisor<M> {
         slot.set_on(index as u8, vcpu.is_on());
         let has_gic = vcpu.has_gic;
         let page = page.place_vcpu(&self.machine, vcpu);
-        // Siblings find it from here on. Until the GIC has it as well, none switches it on, and
-        // it does not run.
+        // The other vCPUs can find it from here on. It cannot be switched on before the GIC has
+        // it as well.
         let cell = self.machine.vcpu(page).lock();
         slot.set_vcpu(index as u8, page);
         if has_gic {
@@ -291,7 +290,7 @@ impl<M: Machine> Hypervisor<M> {
             return Err(Error::Denied.into());
         }
         let page = slot.vcpu(handle.index).ok_or(Error::HandleRevoked)?;
-        // Nobody else holds it: the VM's lock is held and it never ran.
+        // Nobody else holds this lock: the vCPU has never run, and the VM's lock is held.
         let mut cell = self.machine.vcpu(page).lock();
         let ok = match (register >> 8, register & 0xff) {
             (0, n) if n < 31 => {
@@ -387,7 +386,7 @@ impl<M: Machine> Hypervisor<M> {
                     )
                 });
                 let away = away.map(|state| self.pages(state)).sum();
-                // Others are at it meanwhile.
+                // Other CPUs may change the counts meanwhile, so this must not underflow.
                 self.at_boot[FrameState::Owned as usize].saturating_sub(away)
             }
             _ => self.slots.iter().map(|(_, slot)| slot.counts().get(state)).sum(),
