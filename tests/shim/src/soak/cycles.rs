@@ -3,7 +3,7 @@
 //! Lives of VMs: a process makes one, runs its guest, and is killed at a moment
 //! that it does not know.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -55,6 +55,23 @@ struct Stages {
     ran: AtomicU64,
 }
 
+/// The longest life, in µs. A life ends at any moment until then.
+struct Longest(u64);
+
+impl Longest {
+    /// A quarter longer than it takes to get a guest to run.
+    fn first(lives: Lives) -> Result<Longest> {
+        Ok(Longest(youth(lives)?.as_micros() as u64 * 5 / 4))
+    }
+
+    /// A life is over. How long one takes changes with what else the machine does, so
+    /// this is kept where every fifth has its pages before its end: a sixteenth less
+    /// for one, a sixty-fourth more for each of four.
+    fn follow(&mut self, has_run: bool) {
+        self.0 = if has_run { self.0 - self.0 / 16 } else { self.0 + self.0 / 64 + 1 };
+    }
+}
+
 /// How many were killed before their guest was started, before it had its pages, and
 /// after that.
 pub fn cycles(lives: Lives, random: &mut Random) -> Result<[u64; 3]> {
@@ -88,8 +105,8 @@ fn mind(lives: Lives, stages: &Stages, random: &mut Random) -> Result<Pid> {
 }
 
 fn mind_all(lives: Lives, stages: &Stages, random: &mut Random) -> Result<()> {
-    // The longest life is a quarter longer than it takes to get a guest to run.
-    let (longest, begin) = (youth(lives)? * 5 / 4, Instant::now());
+    let (mut longest, begin) = (Longest::first(lives)?, Instant::now());
+    let has_run = Shared::new(AtomicBool::new(false))?;
     loop {
         let cycle = stages.begun.fetch_add(1, Ordering::Relaxed);
         if cycle >= lives.number {
@@ -97,13 +114,16 @@ fn mind_all(lives: Lives, stages: &Stages, random: &mut Random) -> Result<()> {
         }
         if cycle > 0 && cycle % LOOK == 0 {
             let took = begin.elapsed().as_secs();
-            say!("{cycle} cycles after {took} s, memory: {:?}", KernelMemory::read()?);
+            let Longest(most) = longest;
+            let memory = KernelMemory::read()?;
+            say!("{cycle} cycles after {took} s, the longest {most} us, memory: {memory:?}");
         }
-        let (kind, life) = (random.next(), random.below(longest.as_micros() as u64));
+        let (kind, life) = (random.next(), random.below(longest.0));
+        has_run.store(false, Ordering::Relaxed);
         // SAFETY: this process has one thread.
         match unsafe { fork() }.context("fork")? {
             ForkResult::Child => {
-                if let Err(error) = live(lives, kind, stages) {
+                if let Err(error) = live(lives, kind, stages, &has_run) {
                     say!("cycle {cycle}: {error:#}");
                 }
                 // SAFETY: ends this process at once.
@@ -115,6 +135,7 @@ fn mind_all(lives: Lives, stages: &Stages, random: &mut Random) -> Result<()> {
                 let status = waitpid(child, None)?;
                 let is_killed = matches!(status, WaitStatus::Signaled(_, Signal::SIGKILL, _));
                 ensure!(is_killed, "cycle {cycle}: {status:?}");
+                longest.follow(has_run.load(Ordering::Relaxed));
             }
         }
     }
@@ -153,8 +174,9 @@ fn grow_up(lives: Lives, kind: u64, stages: &Stages) -> Result<Guest> {
 }
 
 /// Lives for ever.
-fn live(lives: Lives, kind: u64, stages: &Stages) -> Result<()> {
+fn live(lives: Lives, kind: u64, stages: &Stages, has_run: &AtomicBool) -> Result<()> {
     let guest = grow_up(lives, kind, stages)?;
+    has_run.store(true, Ordering::Relaxed);
     let (first, pages) = lives.coming_and_going();
     guest.order(if kind & 6 == 0 {
         Order::ComeAndGo(RAM + first * PAGE, pages, MODIFY_UNLOCK | MODIFY_SANITIZE)
