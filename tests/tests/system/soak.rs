@@ -20,8 +20,15 @@ const LIMIT: Duration = Duration::from_secs(200);
 pub const FREED: &str = "slub_debug=FP";
 
 /// What the program can be told.
-const SETTINGS: [&str; 6] =
-    ["SOAK_CYCLES", "SOAK_AT_ONCE", "SOAK_PAGES", "SOAK_SECONDS", "SOAK_PROCESSES", "SOAK_SEED"];
+const SETTINGS: [&str; 7] = [
+    "SOAK_CYCLES",
+    "SOAK_MINUTES",
+    "SOAK_AT_ONCE",
+    "SOAK_PAGES",
+    "SOAK_SECONDS",
+    "SOAK_PROCESSES",
+    "SOAK_SEED",
+];
 
 /// What lines have that people want to see.
 const TOLD: [&str; 4] = ["memory: KernelMemory", " cycles in ", " lives", "closers: "];

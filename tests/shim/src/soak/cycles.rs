@@ -33,6 +33,8 @@ pub struct Lives {
     pub at_once: u64,
     /// Pages of a guest's memory.
     pub pages: u64,
+    /// No life begins after this time.
+    pub time: Duration,
 }
 
 impl Lives {
@@ -51,6 +53,7 @@ impl Lives {
 #[derive(Default)]
 struct Stages {
     begun: AtomicU64,
+    ended: AtomicU64,
     started: AtomicU64,
     ran: AtomicU64,
 }
@@ -73,7 +76,7 @@ impl Longest {
 }
 
 /// How many were killed before their guest was started, before it had its pages, and
-/// after that.
+/// after that: together as many as there were.
 pub fn cycles(lives: Lives, random: &mut Random) -> Result<[u64; 3]> {
     let stages = Shared::new(Stages::default())?;
     let minders =
@@ -82,8 +85,9 @@ pub fn cycles(lives: Lives, random: &mut Random) -> Result<[u64; 3]> {
         let status = waitpid(minder, None)?;
         ensure!(matches!(status, WaitStatus::Exited(_, 0)), "who minds the lives: {status:?}");
     }
-    let [started, ran] = [&stages.started, &stages.ran].map(|n| n.load(Ordering::Relaxed));
-    Ok([lives.number - started, started - ran, ran])
+    let all = [&stages.ended, &stages.started, &stages.ran];
+    let [ended, started, ran] = all.map(|number| number.load(Ordering::Relaxed));
+    Ok([ended - started, started - ran, ran])
 }
 
 /// A process that has one life after the other, until all of these have had enough.
@@ -109,7 +113,7 @@ fn mind_all(lives: Lives, stages: &Stages, random: &mut Random) -> Result<()> {
     let has_run = Shared::new(AtomicBool::new(false))?;
     loop {
         let cycle = stages.begun.fetch_add(1, Ordering::Relaxed);
-        if cycle >= lives.number {
+        if cycle >= lives.number || begin.elapsed() >= lives.time {
             return Ok(());
         }
         if cycle > 0 && cycle % LOOK == 0 {
@@ -135,6 +139,7 @@ fn mind_all(lives: Lives, stages: &Stages, random: &mut Random) -> Result<()> {
                 let status = waitpid(child, None)?;
                 let is_killed = matches!(status, WaitStatus::Signaled(_, Signal::SIGKILL, _));
                 ensure!(is_killed, "cycle {cycle}: {status:?}");
+                stages.ended.fetch_add(1, Ordering::Relaxed);
                 longest.follow(has_run.load(Ordering::Relaxed));
             }
         }

@@ -4,7 +4,7 @@
 //! nothing is missing, neither to Escrow nor to the kernel.
 //!
 //! `SOAK_CYCLES` lives (300), `SOAK_AT_ONCE` at a time (1), each with `SOAK_PAGES`
-//! pages (64, 8 at least), then `SOAK_SECONDS` (15) of `SOAK_PROCESSES` (8), then
+//! pages (64, 8 at least) and none after `SOAK_MINUTES`, then `SOAK_SECONDS` (15) of `SOAK_PROCESSES` (8), then
 //! a third as long threads that close what others are making;
 //! `SOAK_SEED` makes the same numbers again, if not the same order.
 
@@ -137,18 +137,19 @@ fn soak() -> Result<()> {
     let (processes, seed) = (number("SOAK_PROCESSES", 8)?, number("SOAK_SEED", 1)?);
     let (at_once, pages) = (number("SOAK_AT_ONCE", 1)?, number("SOAK_PAGES", 64)?);
     ensure!(at_once > 0 && pages >= 8, "SOAK_AT_ONCE {at_once}, SOAK_PAGES {pages}");
+    let time = Duration::from_secs(60 * number("SOAK_MINUTES", 24 * 60)?);
     let mut random = Random::new(seed);
     let facts = Facts::read()?;
-    cycles::cycles(Lives { number: WARM_UP, at_once, pages }, &mut random)?;
+    cycles::cycles(Lives { number: WARM_UP, at_once, pages, time }, &mut random)?;
     crowd(processes, Duration::from_secs(3), &mut random)?;
     closers::race(Duration::from_secs(1))?;
     wait_for(&facts)?;
     let before = KernelMemory::read()?;
 
     let begin = Instant::now();
-    let stages = cycles::cycles(Lives { number: lives, at_once, pages }, &mut random)?;
+    let stages = cycles::cycles(Lives { number: lives, at_once, pages, time }, &mut random)?;
     wait_for(&facts)?;
-    let took = begin.elapsed().as_secs();
+    let (took, lives) = (begin.elapsed().as_secs(), stages.iter().sum::<u64>());
     say!(
         "{lives} cycles in {took} s: killed before its start, before its pages, running: {stages:?}"
     );

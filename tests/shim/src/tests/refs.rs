@@ -102,19 +102,28 @@ pub fn an_access_ends_when_told() -> Result<()> {
 /// Who keeps it is waited for, not for long, and named; also who is asleep
 /// for long when it is told.
 pub fn who_keeps_is_named() -> Result<()> {
-    for manner in [Manner::Keeps, Manner::Sleeps, Manner::Static] {
+    // An emulated machine may be slow once, not always.
+    const TRIES: u32 = 5;
+    let mut late = 0;
+    let mut manners = vec![Manner::Keeps, Manner::Sleeps, Manner::Static];
+    while let Some(manner) = manners.pop() {
         let (guest, holder) = held(manner)?;
         holder.begin(HELD, 1)?;
         let begin = Instant::now();
         same(guest.order(Order::Load(AT))?, REFUSED).with_context(|| format!("{manner:?}"))?;
         let waited = begin.elapsed();
-        if manner == Manner::Static {
-            ensure!(waited < LET_GO / 2, "{waited:?} for who cannot be told");
+        let most = if manner == Manner::Static {
             same(holder.told()?, 0)?;
+            LET_GO / 2
         } else {
             ensure!(waited >= LET_GO, "{waited:?} only");
-            ensure!(waited < 5 * LET_GO, "{waited:?}");
             same(holder.told()?, 1)?;
+            5 * LET_GO
+        };
+        if waited >= most {
+            late += 1;
+            ensure!(late < TRIES, "{waited:?} for {manner:?}, {late} times too long");
+            manners.push(manner);
         }
         same(guest.memory.refusal()?, "offset=0x8000 excess=0 accessible=1".to_owned())?;
         same(refused_by(&guest)?, NAME.to_owned())?;
