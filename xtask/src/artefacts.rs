@@ -16,6 +16,10 @@ use anyhow::{Context, Result};
 /// looks for mistakes: `kasan` or `kcsan`.
 pub const DEBUG_KERNEL: &str = "ESCROW_DEBUG_KERNEL";
 
+/// The environment variable that names the folder of what only the tests that
+/// take long use.
+pub const LONG_PARTS: &str = "ESCROW_LONG_PARTS";
+
 macro_rules! artefacts {
     ($($(#[$doc:meta])* $field:ident = $variable:literal;)*) => {
         /// The files that boots are made of.

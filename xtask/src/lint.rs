@@ -7,6 +7,7 @@ mod code;
 mod floors;
 mod image;
 mod kernel;
+mod labels;
 mod seam;
 
 use std::process::Command;
@@ -68,9 +69,10 @@ pub fn lint(workspace: &Workspace, setup: &Setup, filter: &[String]) -> Result<C
     for (what, check) in checks.into_iter().filter(|(what, _)| wanted(what)) {
         tell(&mut count, what, check.and_then(|mut command| run_loudly(&mut command)));
     }
-    let others: [(_, Check<'_>); 8] = [
+    let others: [(_, Check<'_>); 9] = [
         ("floors of the shim", &|| floors::includes(workspace.root())),
         ("the shim's C and Rust agree", &|| seam::agreed(workspace.root())),
+        ("labels of programs with a C library", &|| labels::are_ours(workspace.root())),
         ("checkpatch of the modules", &|| kernel::checkpatch(workspace)),
         ("descriptors are published last", &|| kernel::descriptors(workspace)),
         ("sparse of the modules", &|| kernel::sparse(workspace, setup)),

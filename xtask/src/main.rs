@@ -76,6 +76,9 @@ struct SetupArgs {
     /// Also build the kernels that look for mistakes, for `test --debug-kernel`; takes long
     #[arg(long)]
     debug_kernel: bool,
+    /// Also get what `test --long` boots and runs in guests
+    #[arg(long)]
+    long: bool,
 }
 
 fn main() -> ExitCode {
@@ -95,12 +98,15 @@ fn main() -> ExitCode {
 fn run_task(task: Task) -> Result<ExitCode> {
     match task {
         Task::Setup(args) => {
-            let SetupArgs { refresh, no_install, peers, debug_kernel } = args;
+            let SetupArgs { refresh, no_install, peers, debug_kernel, long } = args;
             let options = setup::Options { refresh, no_install, peers, debug_kernel };
             let setup = Setup::ensure(options)?;
             setup.report()?;
             if debug_kernel {
                 setup.build_debug_kernels()?;
+            }
+            if long {
+                setup.for_long_tests()?;
             }
         }
         Task::Build(args) => {

@@ -10,7 +10,7 @@ use std::process::{Command, ExitCode, Stdio};
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 
-use xtask::artefacts::DEBUG_KERNEL;
+use xtask::artefacts::{DEBUG_KERNEL, LONG_PARTS};
 
 use crate::build::{self, What, Workspace};
 use crate::lint;
@@ -29,6 +29,9 @@ pub struct Args {
     /// Have hosts run Debian's real-time kernel (PREEMPT_RT), in the place of the usual one
     #[arg(long, conflicts_with = "debug_kernel")]
     real_time: bool,
+    /// Run the system level's tests that take long, and no others; what they need is fetched
+    #[arg(long)]
+    long: bool,
     /// Arguments for the test programs: a filter, --nocapture …
     #[arg(last = true, value_name = "TEST ARGUMENTS")]
     test: Vec<String>,
@@ -115,6 +118,7 @@ pub fn test(args: &Args) -> Result<ExitCode> {
         setup.use_real_time()?;
     }
     let levels = match &args.level {
+        None if args.long => &[Level::System],
         Some(level) => std::slice::from_ref(level),
         None => Level::value_variants(),
     };
@@ -177,7 +181,12 @@ impl Level {
                 let mut command = build::plain_cargo(workspace, "test");
                 command.args(["--no-fail-fast", "--package=escrow-tests", "--test", self.name()]);
                 command.arg("--").args(arguments);
+                // They are marked as those that are left out.
+                command.args(args.long.then_some("--ignored"));
                 command.envs(workspace.artefacts(setup)?.to_env());
+                if args.long {
+                    command.env(LONG_PARTS, setup.for_long_tests()?);
+                }
                 if let Some(kind) = args.debug_kernel {
                     command.env(DEBUG_KERNEL, kind.name());
                 }

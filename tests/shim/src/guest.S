@@ -6,6 +6,9 @@
 // interrupt is counted in x26, and masked where it came from.
 //
 // Position-independent, without a stack; x20 is the window's address.
+//
+// Labels are local to the assembler (.L): another one, `wait`, say, would take the place of
+// the C library's function for all of the program's Rust.
 
 	.macro	told
 	mrs	x25, elr_el1
@@ -32,124 +35,124 @@
 	.global	shim_guest_start
 shim_guest_start:
 	mov	x20, #0x6000
-	adr	x0, vectors
+	adr	x0, .Lvectors
 	msr	vbar_el1, x0
 	isb
-next:
+.Lnext:
 	ldr	x1, [x20]
 	ldr	x2, [x20, #8]
 	ldr	x3, [x20, #16]
 	ldr	x4, [x20, #24]
 	cmp	x1, #0
-	b.eq	load
+	b.eq	.Lload
 	cmp	x1, #1
-	b.eq	store
+	b.eq	.Lstore
 	cmp	x1, #2
-	b.eq	unlock
+	b.eq	.Lunlock
 	cmp	x1, #3
-	b.eq	loop
+	b.eq	.Lloop
 	cmp	x1, #4
-	b.eq	off
+	b.eq	.Loff
 	cmp	x1, #5
-	b.eq	visit
+	b.eq	.Lvisit
 	cmp	x1, #6
-	b.eq	come_and_go
+	b.eq	.Lcome_and_go
 	cmp	x1, #0x10
-	b.eq	store_part
+	b.eq	.Lstore_part
 	cmp	x1, #0x11
-	b.eq	count_down
+	b.eq	.Lcount_down
 	cmp	x1, #0x12
-	b.eq	make_call
+	b.eq	.Lmake_call
 	cmp	x1, #0x13
-	b.eq	make_call_for_x1
+	b.eq	.Lmake_call_for_x1
 	cmp	x1, #0x14
-	b.eq	wait
+	b.eq	.Lwait
 	cmp	x1, #0x15
-	b.eq	spin
+	b.eq	.Lspin
 	cmp	x1, #0x16
-	b.eq	wait_masked
+	b.eq	.Lwait_masked
 	cmp	x1, #0x17
-	b.eq	pending
+	b.eq	.Lpending
 	cmp	x1, #0x18
-	b.eq	translate
+	b.eq	.Ltranslate
 	cmp	x1, #0x19
-	b.eq	gic_on
+	b.eq	.Lgic_on
 	cmp	x1, #0x1a
-	b.eq	acknowledge
+	b.eq	.Lacknowledge
 	cmp	x1, #0x1b
-	b.eq	end
+	b.eq	.Lend
 	cmp	x1, #0x1c
-	b.eq	sgi
+	b.eq	.Lsgi
 	cmp	x1, #0x1d
-	b.eq	timer
+	b.eq	.Ltimer
 	cmp	x1, #0x1e
-	b.eq	timer_off
-	b	off
-load:				// of x2
+	b.eq	.Ltimer_off
+	b	.Loff
+.Lload:				// of x2
 	ldr	x0, [x2]
-	b	answer
-store:				// x3 to x2
+	b	.Lanswer
+.Lstore:				// x3 to x2
 	str	x3, [x2]
 	mov	x0, #0
-	b	answer
-store_part:			// x4 bytes of x3 to x2
+	b	.Lanswer
+.Lstore_part:			// x4 bytes of x3 to x2
 	mov	x0, #0
 	tbnz	x4, #0, 1f
 	tbnz	x4, #1, 2f
 	tbnz	x4, #2, 4f
 	str	x3, [x2]
-	b	answer
+	b	.Lanswer
 1:	strb	w3, [x2]
-	b	answer
+	b	.Lanswer
 2:	strh	w3, [x2]
-	b	answer
+	b	.Lanswer
 4:	str	w3, [x2]
-	b	answer
-count_down:			// x3, x3 - 1, ..., 1 to x2
+	b	.Lanswer
+.Lcount_down:			// x3, x3 - 1, ..., 1 to x2
 	mov	x0, x3
 1:	str	w3, [x2]
 	subs	x3, x3, #1
 	b.ne	1b
-	b	answer
-make_call:			// number x2, with x3, x4 and 0
-	bl	call
-	b	answer
-make_call_for_x1:		// the same, if X0 is 0
-	bl	call
+	b	.Lanswer
+.Lmake_call:			// number x2, with x3, x4 and 0
+	bl	.Lcall
+	b	.Lanswer
+.Lmake_call_for_x1:		// the same, if X0 is 0
+	bl	.Lcall
 	cmp	x0, #0
 	csel	x0, x1, x0, eq
-	b	answer
-call:
+	b	.Lanswer
+.Lcall:
 	mov	x0, x2
 	mov	x1, x3
 	mov	x2, x4
 	mov	x3, #0
 	hvc	#0
 	ret
-wait:				// for an interrupt
+.Lwait:				// for an interrupt
 	mov	x26, #0
 	msr	daifclr, #2
 1:	wfi
 	isb
 	cbz	x26, 1b
-	b	interrupted
-spin:				// until there is one
+	b	.Linterrupted
+.Lspin:				// until there is one
 	mov	x26, #0
 	msr	daifclr, #2
 1:	cbz	x26, 1b
-interrupted:
+.Linterrupted:
 	msr	daifset, #2
 	mov	x0, x26
-	b	answer
-wait_masked:			// for an interrupt that is not taken
+	b	.Lanswer
+.Lwait_masked:			// for an interrupt that is not taken
 	wfi
 	mrs	x0, isr_el1
-	cbz	x0, wait_masked
-	b	answer
-pending:
+	cbz	x0, .Lwait_masked
+	b	.Lanswer
+.Lpending:
 	mrs	x0, isr_el1
-	b	answer
-translate:			// by the level 1 table at x2: 39 bits, normal memory
+	b	.Lanswer
+.Ltranslate:			// by the level 1 table at x2: 39 bits, normal memory
 	mov	x0, #0xff
 	msr	mair_el1, x0
 	movz	x0, #0x3519		// T0SZ 25, write-back, inner shareable
@@ -166,30 +169,30 @@ translate:			// by the level 1 table at x2: 39 bits, normal memory
 	bic	x0, x0, #2		// unaligned accesses are no faults
 	msr	sctlr_el1, x0
 	isb
-	b	answer
-gic_on:				// the CPU interface, for group 1
+	b	.Lanswer
+.Lgic_on:				// the CPU interface, for group 1
 	mov	x0, #0xf0
 	msr	S3_0_C4_C6_0, x0	// ICC_PMR_EL1
 	mov	x0, #1
 	msr	S3_0_C12_C12_7, x0	// ICC_IGRPEN1_EL1
 	isb
 	mov	x0, #0
-	b	answer
-acknowledge:			// an interrupt: its INTID
+	b	.Lanswer
+.Lacknowledge:			// an interrupt: its INTID
 	mrs	x0, S3_0_C12_C12_0	// ICC_IAR1_EL1
 	dsb	sy
-	b	answer
-end:				// of the interrupt x2
+	b	.Lanswer
+.Lend:				// of the interrupt x2
 	msr	S3_0_C12_C12_1, x2	// ICC_EOIR1_EL1
 	isb
 	mov	x0, #0
-	b	answer
-sgi:				// as x2 says
+	b	.Lanswer
+.Lsgi:				// as x2 says
 	msr	S3_0_C12_C11_5, x2	// ICC_SGI1R_EL1
 	isb
 	mov	x0, #0
-	b	answer
-timer:				// expires in x2 ticks; how many have passed when it has
+	b	.Lanswer
+.Ltimer:				// expires in x2 ticks; how many have passed when it has
 	mrs	x21, cntvct_el0
 	msr	cntv_tval_el0, x2
 	mov	x0, #1
@@ -203,35 +206,35 @@ timer:				// expires in x2 ticks; how many have passed when it has
 	msr	daifset, #2
 	mrs	x0, cntvct_el0
 	sub	x0, x0, x21
-	b	answer
-timer_off:
+	b	.Lanswer
+.Ltimer_off:
 	msr	cntv_ctl_el0, xzr
 	isb
 	mov	x0, #0
-	b	answer
-unlock:				// x3 bytes at x2, flags x4
-	bl	modify
-answer:
+	b	.Lanswer
+.Lunlock:				// x3 bytes at x2, flags x4
+	bl	.Lmodify
+.Lanswer:
 	str	x0, [x20, #0x20]
-	b	next
-loop:
-	b	loop
-off:
+	b	.Lnext
+.Lloop:
+	b	.Lloop
+.Loff:
 	movz	w0, #0x8400, lsl #16
 	movk	w0, #0x0008
 	hvc	#0
-	b	off
-visit:				// a word in each of x3 pages at x2
+	b	.Loff
+.Lvisit:				// a word in each of x3 pages at x2
 	mov	x0, x3
 1:	str	x2, [x2]
 	add	x2, x2, #0x1000
 	subs	x3, x3, #1
 	b.ne	1b
-	b	answer
+	b	.Lanswer
 	// As visit, then unlocks each, flags x4, for ever. What has been unlocked
 	// is no longer the guest's own: it may go between any two instructions,
 	// and then the next access brings in another, with zeros.
-come_and_go:
+.Lcome_and_go:
 	mov	x21, x2
 	mov	x22, x3
 2:	mov	x23, #0
@@ -245,17 +248,17 @@ come_and_go:
 	ldr	x0, [x2]
 	cmp	x0, x2
 	ccmp	x0, #0, #4, ne	// neither its own word nor zeros
-	b.ne	answer
+	b.ne	.Lanswer
 	mov	x3, #0x1000
-	bl	modify
+	bl	.Lmodify
 	cmp	x0, #22		// InvalidAddress: it is gone
 	ccmp	x0, #0, #4, ne
-	b.ne	answer
+	b.ne	.Lanswer
 	add	x23, x23, #1
 	cmp	x23, x22
 	b.lo	4b
 	b	2b
-modify:				// x3 bytes at x2, flags x4; keeps x4
+.Lmodify:				// x3 bytes at x2, flags x4; keeps x4
 	mov	x24, x4
 	movz	w0, #0xc600, lsl #16
 	movk	w0, #0x8069
@@ -265,7 +268,7 @@ modify:				// x3 bytes at x2, flags x4; keeps x4
 	ret
 
 	.balign	0x800
-vectors:
+.Lvectors:
 	told
 	interrupt
 	.rept	3

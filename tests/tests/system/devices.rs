@@ -118,7 +118,7 @@ escrow stat | grep -E '^(lent|shared) +0 '
 "#;
 
 /// A kernel's module, as it is packed.
-fn module(kernel: Kernel, path: &str) -> Vec<u8> {
+pub fn module(kernel: Kernel, path: &str) -> Vec<u8> {
     let folder = match kernel {
         Kernel::Older => &artefacts().host_modules,
         Kernel::Newer => &artefacts().newer_modules,

@@ -24,6 +24,7 @@ sleep 2
 slept=$(($(cut -d. -f1 /proc/uptime) - start))
 ticks=$(awk -v cpus=$(nproc) '/arch_timer/ { n = 0; for (i = 2; i <= cpus + 1; i++) if ($i > 0) n++; print n; exit }' /proc/interrupts)
 echo "guest: $(uname -r): $(nproc) CPUs, timers on $ticks, slept $slept s"
+dmesg | grep 'using stolen time PV' | sed 's/^/guest says: /'
 dmesg | grep -E 'BUG:|WARNING:|Oops|stall|Internal error' | sed 's/^/guest complains: /'
 for word in $(cat /proc/cmdline); do
     case $word in
@@ -38,6 +39,7 @@ for word in $(cat /proc/cmdline); do
     do=reboot) reboot -f ;;
     do=panic) echo c > /proc/sysrq-trigger ;;
     do=wait) read forever ;;
+    do=stress | do=kernel-tests | do=connected) . /${word#do=} ;;
     do=button)
         insmod /lib/evdev.ko.xz
         insmod /lib/gpio_keys.ko.xz
@@ -53,7 +55,7 @@ poweroff -f
 /// What scripts begin with: `guest STATUS ARGUMENTS` runs one that must end with
 /// that status, `up FILE N` waits until the guest whose output is there has come
 /// up N times, and `home` sees that nothing is lent or shared.
-const FUNCTIONS: &str = r#"
+pub const FUNCTIONS: &str = r#"
 set -e
 guest() {
     want=$1; shift
@@ -80,7 +82,8 @@ home() {
 }
 "#;
 
-fn initrd() -> Vec<u8> {
+/// The initramfs of guests.
+pub fn initrd() -> Vec<u8> {
     let mut archive = Archive::new();
     for folder in ["bin", "dev", "lib", "proc", "sys"] {
         archive.directory(folder).expect("an archive");
@@ -116,6 +119,7 @@ export K='--kernel /vmlinuz --memory 256M'
 for cpus in 1 2 4; do
     guest 0 $K --cpus $cpus --cmdline quiet </dev/null
     grep "guest: .*: $cpus CPUs, timers on $cpus, slept [23] s" /tmp/out
+    grep 'guest says: .*using stolen time PV' /tmp/out
 done
 guest 0 $K --cpus 2 --cmdline quiet --share </dev/null
 grep 'guest: .*: 2 CPUs, timers on 2, slept [23] s' /tmp/out

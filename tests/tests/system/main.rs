@@ -9,6 +9,7 @@ mod dump;
 mod faults;
 mod guest;
 mod liar;
+mod long;
 mod machine;
 mod module;
 mod power;

@@ -232,7 +232,7 @@ pub(super) fn unpack(package: &Path, into: &Path) -> Result<()> {
 }
 
 /// Unpacks one folder of a package, out of many.
-fn unpack_only(package: &Path, into: &Path, folder: &str) -> Result<()> {
+pub(super) fn unpack_only(package: &Path, into: &Path, folder: &str) -> Result<()> {
     let mut archive = Command::new("dpkg-deb")
         .arg("--fsys-tarfile")
         .arg(package)

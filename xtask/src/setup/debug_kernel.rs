@@ -30,9 +30,9 @@ pub enum DebugKernel {
 }
 
 /// The kernel's source.
-const SOURCE: &str = "linux-source";
+pub(super) const SOURCE: &str = "linux-source";
 /// In its folder: the tree.
-const TREE: &str = "linux";
+pub(super) const TREE: &str = "linux";
 /// The package of it, for the series of the host's kernel.
 const PACKAGE: &str = "linux-source-6.12";
 /// In a built kernel's folder, when it is complete: what it was made of.
@@ -134,7 +134,7 @@ impl DebugKernel {
 }
 
 /// The kernel's own make, as one that gives way to whoever works here.
-fn make(tree: &Path, folder: &Path) -> Command {
+pub(super) fn make(tree: &Path, folder: &Path) -> Command {
     let mut output = OsString::from("O=");
     output.push(folder);
     let mut command = Command::new("nice");
@@ -153,7 +153,7 @@ fn missing<'a>(options: &'a str, configured: &str) -> Vec<&'a str> {
 }
 
 /// The source of the host's kernel, fetched if need be. Its version.
-fn source(cache: &Cache) -> Result<String> {
+pub(super) fn source(cache: &Cache) -> Result<String> {
     let _lock = components::lock(cache)?;
     let mut store = Store::new(cache, false);
     let host = kernels::older_version(&store).context("the host's kernel is not there")?;

@@ -9,6 +9,7 @@ mod debian;
 mod debug_kernel;
 mod flavours;
 mod kernels;
+mod long;
 mod peers;
 mod rust;
 mod system;
@@ -180,6 +181,12 @@ impl Setup {
         let mut parts = components::Store::new(&cache, false);
         self.other_kernel = Some(kernels::real_time(&mut parts)?);
         Ok(())
+    }
+
+    /// Gets what only the tests that take long use. The folder that it is in.
+    pub fn for_long_tests(&self) -> Result<PathBuf> {
+        self.cross_compiler()?;
+        long::provide(&Cache::open()?)
     }
 
     /// What is missing, a line each.
