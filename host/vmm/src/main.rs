@@ -101,9 +101,9 @@ enum Command {
     /// status is 1.
     Stop(run::StopArguments),
     /// Show who has which pages: what `info` shows, what the shim has counted,
-    /// and each memory and VM
+    /// and each guest, memory and VM
     ///
-    /// Needs root.
+    /// With a name, only that guest: its vCPUs, pages and exits. All others need root.
     Stat(stat::Arguments),
 }
 
@@ -137,7 +137,7 @@ fn main() -> ExitCode {
             manual::write(Cli::command(), &folder).map(|()| ExitCode::SUCCESS)
         }
         Command::Run(arguments) => run::run(arguments).map(ExitCode::from),
-        Command::Stat(arguments) => stat::stat(arguments).map(|()| ExitCode::SUCCESS),
+        Command::Stat(arguments) => stat::stat(&arguments).map(|()| ExitCode::SUCCESS),
     };
     match result {
         Ok(status) => status,

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
 //! The device tree that describes a machine to its kernel, and to the shim:
-//! that finds the interrupt controller in it, and which SPI an IRQFD's label
-//! means.
+//! that finds the interrupt controller in it, the page of stolen time, and
+//! which SPI an IRQFD's label means.
 
 use vm_fdt::{Error, FdtWriter};
 
@@ -110,6 +110,7 @@ pub fn build(machine: &Description) -> Result<Vec<u8>, Error> {
     for n in 0..machine.virtio {
         virtio(&mut tree, n)?;
     }
+    stolen_time(&mut tree)?;
     labels(&mut tree, machine.virtio)?;
     tree.end_node(root)?;
     tree.finish()
@@ -231,6 +232,16 @@ fn virtio(tree: &mut FdtWriter, n: usize) -> Result<(), Error> {
     tree.end_node(node)
 }
 
+/// What only the shim reads: where EL2 is to put the page of stolen time. A
+/// kernel finds it by a call (Arm DEN0057, PV_TIME_ST).
+fn stolen_time(tree: &mut FdtWriter) -> Result<(), Error> {
+    let Window { start, size } = layout::STOLEN_TIME;
+    let node = tree.begin_node(&format!("stolen-time@{start:x}"))?;
+    tree.property_string("compatible", "escrow,stolen-time")?;
+    tree.property_array_u64("reg", &[start, size])?;
+    tree.end_node(node)
+}
+
 /// What only the shim reads: which SPI an IRQFD's label means.
 fn labels(tree: &mut FdtWriter, virtio: usize) -> Result<(), Error> {
     let config = tree.begin_node("gunyah-vm-config")?;
@@ -309,9 +320,10 @@ mod tests {
     }
 
     #[test]
-    fn the_shim_finds_the_controller_and_the_labels() {
+    fn the_shim_finds_what_is_for_it() {
         let tree = example();
         let config = escrow_vmcore::tree::config(&tree).unwrap();
+        assert_eq!(config.stolen_time, Some(0x90a_0000));
         let gic = config.gic.unwrap();
         assert_eq!((gic.distributor, gic.redistributors, gic.room), (0x800_0000, 0x80a_0000, 3));
         let bells = config.bells.iter().map(|bell| (bell.label, bell.interrupt));

@@ -46,6 +46,8 @@ pub const CLOCK: Window = Window { start: 0x0901_0000, size: 0x1000 };
 pub const GPIO: Window = Window { start: 0x0903_0000, size: 0x1000 };
 /// The power button's interrupt.
 pub const GPIO_INTERRUPT: Interrupt = Interrupt::edge(7);
+/// The page in which EL2 tells the vCPUs their stolen time.
+pub const STOLEN_TIME: Window = Window { start: 0x090a_0000, size: 0x1000 };
 /// Where RAM begins. A kernel finds its device tree here.
 pub const RAM: u64 = 0x4000_0000;
 /// The largest RAM: what is left of 40 bits, the guest addresses that every CPU
@@ -132,7 +134,7 @@ mod tests {
             start: REDISTRIBUTOR.start + u64::from(CPUS_MAX - 1) * REDISTRIBUTOR.size,
             ..REDISTRIBUTOR
         };
-        let mut all = vec![DISTRIBUTOR, REDISTRIBUTOR, last, SERIAL, CLOCK, GPIO];
+        let mut all = vec![DISTRIBUTOR, REDISTRIBUTOR, last, SERIAL, CLOCK, GPIO, STOLEN_TIME];
         all.extend((0..VIRTIO_DEVICES).map(virtio));
         all.push(Window { start: RAM, size: RAM_MAX });
         assert!(all.windows(2).all(|pair| pair[0].end() <= pair[1].start), "{all:x?}");

@@ -37,6 +37,8 @@ pub enum Ending {
 /// What the vCPUs' threads have done.
 #[derive(Debug, Default)]
 pub struct Counts {
+    /// Returns of runs to this program.
+    pub exits: AtomicU64,
     /// Accesses to emulated devices.
     pub mmio: AtomicU64,
     /// Page faults that had to be tried again.
@@ -141,7 +143,9 @@ impl Common {
     fn run_to_the_end(&self, vcpu: &mut Vcpu) -> Result<Ending> {
         let mut waiting: Option<(u64, Instant)> = None;
         while !self.stopping.load(Ordering::SeqCst) {
-            match vcpu.run()? {
+            let exit = vcpu.run()?;
+            self.counts.exits.fetch_add(1, Ordering::Relaxed);
+            match exit {
                 // A signal, or the order to stop, which the loop checks.
                 Exit::Interrupted => {}
                 Exit::Mmio(access) => {

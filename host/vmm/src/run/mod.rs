@@ -24,7 +24,7 @@ mod terminal;
 use std::fs::File;
 use std::io;
 use std::process;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
@@ -32,10 +32,12 @@ use anyhow::{Context as _, Result};
 pub use arguments::Arguments;
 use arguments::Plan;
 use progress::Progress;
-use protocol::Status;
+pub use protocol::Status;
 use registry::Entry;
 pub use registry::Name;
-pub use remote::{ConsoleArguments, ListArguments, StopArguments, console, kill, list, stop};
+pub use remote::{
+    ConsoleArguments, ListArguments, StopArguments, console, guest, guests, kill, list, stop,
+};
 use session::{Guest, Session};
 pub use status::HELP as EXIT_STATUS;
 use status::Killer;
@@ -96,6 +98,8 @@ struct Booted<'a> {
 impl Guest for Booted<'_> {
     fn status(&self) -> Status {
         let Plan { machine, .. } = self.plan;
+        let counts = self.running.vcpus().counts();
+        let count = |count: &AtomicU64| count.load(Ordering::Relaxed);
         Status {
             name: self.entry.name().as_str().to_owned(),
             pid: process::id(),
@@ -106,7 +110,9 @@ impl Guest for Booted<'_> {
             kernel: machine.kernel.display().to_string(),
             boots: self.boots,
             uptime: self.started.elapsed().as_secs(),
-            mmio: self.running.vcpus().counts().mmio.load(Ordering::Relaxed),
+            exits: count(&counts.exits),
+            mmio: count(&counts.mmio),
+            faults: count(&counts.faults),
         }
     }
 

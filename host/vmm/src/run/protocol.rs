@@ -37,6 +37,7 @@ pub enum Reply {
 
 /// How a guest is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Status {
     /// Its name.
     pub name: String,
@@ -57,8 +58,12 @@ pub struct Status {
     pub boots: u64,
     /// Seconds since its last start.
     pub uptime: u64,
-    /// Accesses to emulated devices since its last start.
+    /// Returns of its vCPUs to its program since its last start.
+    pub exits: u64,
+    /// Of these, accesses to devices that the program emulates.
     pub mmio: u64,
+    /// Of these, pages that could not be brought in at once.
+    pub faults: u64,
 }
 
 /// A message as a line.

@@ -12,6 +12,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::os::unix::fs::{
     DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _,
+    PermissionsExt as _,
 };
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -216,6 +217,9 @@ impl Entry {
             _ => {}
         }
         let listener = UnixListener::bind(&self.socket).with_context(failed)?;
+        // Whatever the umask. Before this, nobody else reaches it: the folder is this user's.
+        fs::set_permissions(&self.socket, fs::Permissions::from_mode(0o600))
+            .with_context(failed)?;
         listener.set_nonblocking(true)?;
         Ok((self, listener))
     }
@@ -244,7 +248,8 @@ impl Drop for Entry {
     }
 }
 
-/// Makes a folder that only its user may use.
+/// Makes a folder that only its user may use, also of one that is there. What others
+/// may have written to is not taken.
 fn make_folder(folder: &Path) -> Result<()> {
     let failed = || format!("the folder of guests, {}", folder.display());
     match DirBuilder::new().mode(0o700).create(folder) {
@@ -254,6 +259,9 @@ fn make_folder(folder: &Path) -> Result<()> {
     let metadata = fs::symlink_metadata(folder).with_context(failed)?;
     if !metadata.is_dir() || metadata.uid() != geteuid().as_raw() || metadata.mode() & 0o022 != 0 {
         bail!("{}: it must be a folder of this user's that nobody else may write to", failed());
+    }
+    if metadata.mode() & 0o077 != 0 {
+        fs::set_permissions(folder, fs::Permissions::from_mode(0o700)).with_context(failed)?;
     }
     Ok(())
 }
@@ -300,7 +308,7 @@ fn connect_in(places: &[Place], name: &Name, socket: &str) -> Result<UnixStream>
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
+    use nix::sys::wait::WaitStatus;
 
     use super::*;
 
@@ -369,6 +377,21 @@ mod tests {
         let folder = folder();
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
         assert!(Entry::take_in(folder.path(), None).is_err());
+    }
+
+    #[test]
+    fn nobody_else_gets_in_whatever_was_there_and_whatever_the_umask() {
+        let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;
+        let folder = folder();
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let status = crate::host::in_child(|| {
+            nix::sys::stat::umask(nix::sys::stat::Mode::empty());
+            let (entry, _listener) = Entry::take_in(folder.path(), None).unwrap();
+            let door = crate::virtio::Door::open(&entry.path("hvc0")).unwrap();
+            let modes = [folder.path(), &entry.socket, &entry.lock, door.path()].map(mode);
+            (modes == [0o700, 0o600, 0o600, 0o600]).into()
+        });
+        assert!(matches!(status, Ok(WaitStatus::Exited(_, 1))), "{status:?}");
     }
 
     #[test]

@@ -118,8 +118,8 @@ fn order(name: &Name, request: Request) -> Result<BufReader<UnixStream>> {
     }
 }
 
-/// Lists the guests that run.
-pub fn list(arguments: ListArguments) -> Result<()> {
+/// The guests that run, by name.
+pub fn guests() -> Vec<Status> {
     let mut guests = Vec::new();
     for place in registry::places() {
         // One time limit for all guests of a user, however many do not answer.
@@ -133,6 +133,21 @@ pub fn list(arguments: ListArguments) -> Result<()> {
         }
     }
     guests.sort_by(|a, b| a.name.cmp(&b.name));
+    guests
+}
+
+/// How one guest is.
+pub fn guest(name: &Name) -> Result<Status> {
+    match ask(name, Request::Status)? {
+        (Reply::Status(status), _) => Ok(Status { name: name.as_str().to_owned(), ..status }),
+        (Reply::Refused(why), _) => bail!("guest {}: {why}", name.as_str()),
+        (Reply::Done, _) => bail!("guest {}: an answer to another question", name.as_str()),
+    }
+}
+
+/// Lists the guests that run.
+pub fn list(arguments: ListArguments) -> Result<()> {
+    let guests = guests();
     let text = match arguments.json {
         true => serde_json::to_string_pretty(&guests)? + "\n",
         false => table(&guests),
@@ -317,7 +332,9 @@ mod tests {
             kernel: "/boot/vmlinuz".into(),
             boots: 3,
             uptime: 61,
+            exits: 12,
             mmio: 9,
+            faults: 0,
         };
         let expected = "\
 NAME            PID CPUS  MEMORY RAM       BOOTS    UPTIME  KERNEL

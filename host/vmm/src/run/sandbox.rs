@@ -67,8 +67,6 @@ const FREELY: &[libc::c_long] = &[
     // Memory.
     libc::SYS_brk,
     libc::SYS_madvise,
-    libc::SYS_mmap,
-    libc::SYS_mprotect,
     libc::SYS_mremap,
     libc::SYS_munmap,
     libc::SYS_membarrier,
@@ -225,6 +223,10 @@ fn rules(connects: bool) -> Result<BTreeMap<i64, Vec<SeccompRule>>> {
         ioctls.push(equals(1, request)?);
     }
     rules.insert(libc::SYS_ioctl, ioctls);
+    // Memory, but none to put instructions into.
+    for call in [libc::SYS_mmap, libc::SYS_mprotect] {
+        rules.insert(call, vec![has(2, libc::PROT_EXEC as u64, 0)?]);
+    }
     let fcntls = FCNTLS.map(|command| equals(1, command as u64));
     rules.insert(libc::SYS_fcntl, fcntls.into_iter().collect::<Result<_>>()?);
     if connects {
@@ -266,6 +268,7 @@ extern "C" fn report(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c
 #[cfg(test)]
 mod tests {
     use std::fs::File;
+    use std::num::NonZeroUsize;
     use std::thread;
 
     use super::*;
@@ -309,6 +312,25 @@ mod tests {
             let set = || unsafe { libc::fcntl(0, command, libc::SIGKILL) as u8 | 2 };
             assert_eq!(behind_filter(set), 1);
         }
+    }
+
+    #[test]
+    fn instructions_cannot_be_added() {
+        use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, mprotect};
+        let size = NonZeroUsize::new(1 << 16).unwrap();
+        let map = |prot| {
+            // SAFETY: a new mapping, of which nobody else knows.
+            unsafe { mmap_anonymous(None, size, prot, MapFlags::MAP_PRIVATE) }
+        };
+        let data = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        let code = ProtFlags::PROT_READ | ProtFlags::PROT_EXEC;
+        assert_eq!(behind_filter(|| map(code).is_ok() as u8 | 2), 1);
+        let change = |prot| {
+            // SAFETY: as above.
+            map(data).is_ok_and(|at| unsafe { mprotect(at, size.get(), prot) }.is_ok())
+        };
+        assert_eq!(behind_filter(|| change(ProtFlags::PROT_READ).into()), 1);
+        assert_eq!(behind_filter(|| change(code) as u8 | 2), 1);
     }
 
     #[test]

@@ -13,6 +13,7 @@ use anyhow::{Context as _, Result, bail};
 use escrow_vmcore::uapi;
 use serde::Serialize;
 
+use super::guests::{self, Guest};
 use crate::host::Facts;
 
 /// What there is to tell at one moment. The names of its fields are those of
@@ -35,6 +36,8 @@ pub struct Report {
     pub refused: Option<Vec<Refused>>,
     /// Why there are no lists.
     pub lists_missing: Option<String>,
+    /// The guests of `escrow run`.
+    pub guests: Vec<Guest>,
 }
 
 /// Declares [`Shim`] and how it is read: one file for each field.
@@ -220,6 +223,7 @@ impl Sources {
             holders,
             refused,
             lists_missing,
+            guests: guests::read(),
         })
     }
 

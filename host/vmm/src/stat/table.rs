@@ -6,7 +6,9 @@ use std::fmt::Write as _;
 
 use escrow_abi::{FrameState, PAGE_SIZE};
 
+use super::guests::Guest;
 use super::read::{Holder, Memory, Refused, Report, Vm};
+use crate::run::Status;
 
 /// The terminal, if there is one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,9 +35,18 @@ impl Screen {
 
 /// The report as text; `before` is there if it is one of several.
 pub fn render(report: &Report, before: Option<&Report>, screen: Screen) -> String {
-    let mut lines = lines(report, before);
+    fit(lines(report, before), before.is_some(), screen)
+}
+
+/// Guests as text, likewise.
+pub fn render_guests(guests: &[Guest], before: Option<&[Guest]>, screen: Screen) -> String {
+    fit(guest_lines(guests, before), before.is_some(), screen)
+}
+
+/// Lines as they are printed; `repeats` if they are some of several.
+fn fit(mut lines: Vec<String>, repeats: bool, screen: Screen) -> String {
     let mut text = String::new();
-    match (before.is_some(), screen.redraw) {
+    match (repeats, screen.redraw) {
         (true, true) => {
             // Cursor home, then erase below: this does not flicker as a cleared screen does.
             text.push_str("\x1b[H\x1b[J");
@@ -103,6 +114,10 @@ fn lines(report: &Report, before: Option<&Report>) -> Vec<String> {
     }
     lines.push(String::new());
 
+    if !report.guests.is_empty() {
+        lines.extend(guest_lines(&report.guests, before.map(|before| &before.guests[..])));
+        lines.push(String::new());
+    }
     if let Some(why) = &report.lists_missing {
         lines.push(format!("no list of memories and VMs: {why}"));
     }
@@ -119,7 +134,7 @@ fn lines(report: &Report, before: Option<&Report>) -> Vec<String> {
             "{:<20}{:<9}{:>6}{:>10}{:>10}{:>7}  {}",
             "VM", "STATE", "VCPUS", "MAPPED", "METADATA", "FREE", "CREATOR"
         ));
-        lines.extend(vms.iter().map(vm));
+        lines.extend(vms.iter().map(|it| vm(it, &report.guests)));
     }
     if let Some(holders) = report.holders.as_ref().filter(|holders| !holders.is_empty()) {
         lines.push(String::new());
@@ -140,6 +155,31 @@ fn lines(report: &Report, before: Option<&Report>) -> Vec<String> {
     lines
 }
 
+fn guest_lines(guests: &[Guest], before: Option<&[Guest]>) -> Vec<String> {
+    let head = format!(
+        "{:<20}{:>8}{:>6}{:>10}{:>10}{:>11}{:>11}{:>8}",
+        "GUEST", "PID", "VCPUS", "LENT", "SHARED", "EXITS", "MMIO", "FAULTS"
+    );
+    let lines = guests.iter().map(|Guest { status, pages }| {
+        let Status { name, pid, cpus, exits, mmio, faults, boots, .. } = status;
+        let count = |value: Option<u64>| value.map_or("?".to_owned(), |value| value.to_string());
+        let [lent, shared] = [pages.map(|pages| pages.lent), pages.map(|pages| pages.shared)];
+        let (lent, shared) = (count(lent), count(shared));
+        let mut line = format!(
+            "{name:<20}{pid:>8}{cpus:>6}{lent:>10}{shared:>10}{exits:>11}{mmio:>11}{faults:>8}"
+        );
+        // Since a reset they are counted anew.
+        let old = before.unwrap_or_default().iter().map(|guest| &guest.status);
+        let old = old.filter(|old| (old.name == *name, old.pid, old.boots) == (true, *pid, *boots));
+        for more in old.map(|old| exits.saturating_sub(old.exits)).filter(|&more| more > 0) {
+            // Writing to a String cannot fail.
+            let _ = write!(line, "  +{more} exits");
+        }
+        line
+    });
+    std::iter::once(head).chain(lines).collect()
+}
+
 fn memory(memory: &Memory) -> String {
     let Memory { inode, present, lent, shared, quarantined, refusals, creator, .. } = memory;
     format!(
@@ -149,12 +189,17 @@ fn memory(memory: &Memory) -> String {
     )
 }
 
-fn vm(vm: &Vm) -> String {
+fn vm(vm: &Vm, guests: &[Guest]) -> String {
     let Vm { handle, state, vcpus, mapped, metadata, free, creator, .. } = vm;
-    format!(
+    let mut line = format!(
         "{handle:<20}{state:<9}{vcpus:>6}{mapped:>10}{metadata:>10}{free:>7}  {creator} {}",
         printable(&vm.name),
-    )
+    );
+    // The guest that the process runs has its own name.
+    if let Some(guest) = guests.iter().find(|guest| guest.status.pid == *creator) {
+        let _ = write!(line, " ({})", guest.status.name);
+    }
+    line
 }
 
 fn holder(holder: &Holder) -> String {
@@ -195,9 +240,23 @@ mod tests {
 
     use super::*;
     use crate::host::Facts;
+    use crate::stat::guests::Pages;
     use crate::stat::read::Shim;
 
     const FILE: Screen = Screen { width: usize::MAX, height: usize::MAX, redraw: false };
+
+    fn guest(exits: u64) -> Guest {
+        let status = Status {
+            name: "web".into(),
+            pid: 77,
+            cpus: 2,
+            exits,
+            mmio: 60,
+            faults: 3,
+            ..Status::default()
+        };
+        Guest { status, pages: Some(Pages { present: 1, lent: 300, shared: 2 }) }
+    }
 
     fn report() -> Report {
         let pages: BTreeMap<_, _> = FrameState::ALL
@@ -254,6 +313,7 @@ mod tests {
                 by: "a pin".into(),
             }]),
             lists_missing: None,
+            guests: vec![guest(100)],
         }
     }
 
@@ -270,7 +330,7 @@ mod tests {
         assert_eq!(words("memories")[..], ["memories", "0", "lends", "305"]);
         let memory = ["41", "3.0", "MiB", "1", "300", "2", "3", "9", "77", "bad?[2Jname"];
         assert_eq!(words("41")[..], memory);
-        let vm = ["0x10001", "started", "2", "302", "20", "5", "77", "vmm"];
+        let vm = ["0x10001", "started", "2", "302", "20", "5", "77", "vmm", "(web)"];
         assert_eq!(words("0x10001")[..], vm);
         assert!(!text.contains('\x1b'));
         let line = |part: &str| {
@@ -294,6 +354,26 @@ mod tests {
         let text = render(&before, Some(&now), FILE);
         assert!(!text.contains('+'));
         assert!(text.ends_with("\n\n"), "one report ends where the next begins");
+    }
+
+    #[test]
+    fn guests_are_told_by_name() {
+        let text = render(&report(), None, FILE);
+        let words: Vec<_> = line_with(&text, "web").split_whitespace().collect();
+        assert_eq!(words, ["web", "77", "2", "300", "2", "100", "60", "3"]);
+        let words = |text: &str| {
+            let line = line_with(text, "web").split_whitespace().map(str::to_owned);
+            line.collect::<Vec<_>>()
+        };
+        // Another user's, twice.
+        let others = [Guest { pages: None, ..guest(100) }];
+        let later = [Guest { pages: None, ..guest(105) }];
+        let text = render_guests(&later, Some(&others), FILE);
+        assert_eq!(words(&text)[3..], ["?", "?", "105", "60", "3", "+5", "exits"]);
+        assert!(text.starts_with("GUEST") && text.ends_with("\n\n"));
+        let mut reset = guest(5);
+        reset.status.boots = 9;
+        assert_eq!(words(&render_guests(&[reset], Some(&others), FILE)).len(), 8);
     }
 
     #[test]
@@ -352,6 +432,9 @@ mod tests {
             "/holders/0/accesses",
             "/refused/0/by",
             "/lists_missing",
+            "/guests/0/name",
+            "/guests/0/exits",
+            "/guests/0/pages/lent",
         ] {
             assert!(value.pointer(path).is_some(), "{path}");
         }

@@ -33,6 +33,8 @@ pub struct Console {
     terminal: Option<UnixStream>,
     /// For the door, and whoever has come in.
     epoll: Epoll,
+    /// Whether the driver waits for a reset.
+    status: Option<Arc<Status>>,
 }
 
 impl Console {
@@ -41,7 +43,7 @@ impl Console {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
         epoll.add(&*door, EpollEvent::new(flags, 0))?;
-        Ok(Console { door, terminal: None, epoll })
+        Ok(Console { door, terminal: None, epoll, status: None })
     }
 
     /// Whether there is something to read. Lets the next one in after the last
@@ -82,6 +84,10 @@ impl Console {
         Ok(Work::More)
     }
 
+    fn hurry(&self) -> bool {
+        self.status.as_ref().is_some_and(|status| status.hurry())
+    }
+
     fn transmit(&self, queue: &mut Virtqueue) -> Result {
         for _ in 0..SHARE {
             let Some(chain) = queue.pop()? else { return Ok(Work::Done) };
@@ -89,7 +95,8 @@ impl Console {
                 let memory = queue.memory().clone();
                 let mut vectors = Vectors::default();
                 chain.readable.add_to(&mut vectors, &memory, 0, u64::MAX)?;
-                while vectors.len() > 0 && vectors.write(terminal).is_ok() {}
+                // A chain may name 4 GiB, and a reset waits for it: the rest is lost.
+                while vectors.len() > 0 && !self.hurry() && vectors.write(terminal).is_ok() {}
             }
             queue.push(&chain, 0)?;
         }
@@ -108,7 +115,9 @@ impl Backend for Console {
         }
     }
 
-    fn start(&mut self, _features: u64, _status: Arc<Status>) {}
+    fn start(&mut self, _features: u64, status: Arc<Status>) {
+        self.status = Some(status);
+    }
 
     fn kicked(&mut self, queues: &mut Queues, index: usize) -> Result {
         match queues.get_mut(index) {
@@ -139,6 +148,8 @@ mod tests {
     use std::io::{Read, Write};
 
     use super::super::driver::*;
+    use super::super::memory::DeviceMemory;
+    use super::super::rings::Rings;
     use super::*;
 
     struct Machine {
@@ -223,6 +234,40 @@ mod tests {
         driver.kick(RECEIVE);
         driver.transfer(TRANSMIT, &[read(BUFFERS, 1)]);
         assert_eq!(driver.used(RECEIVE), None);
+    }
+
+    /// What a chain names may be 4 GiB, and a terminal that reads fast enough takes all of it.
+    #[test]
+    fn output_is_broken_off_for_a_reset() {
+        let directory = tempfile::tempdir().unwrap();
+        let door = Arc::new(Door::open(&directory.path().join("hvc0")).unwrap());
+        let mut terminal = UnixStream::connect(door.path()).unwrap();
+        terminal.set_nonblocking(true).unwrap();
+        let mut console = Console::new(door).unwrap();
+        assert!(!console.has_input() && console.terminal.is_some());
+        // A queue with one buffer of four bytes, twice.
+        let driver = Driver::new(
+            Console::new(Arc::new(Door::open(&directory.path().join("other")).unwrap())).unwrap(),
+        );
+        let memory = DeviceMemory::new(driver.ram.clone(), None);
+        let status = Arc::new(Status::new("console".into(), Vec::new(), driver.line.clone()));
+        let (table, available, used) = (RAM, RAM + 0x1000, RAM + 0x2000);
+        driver.put(table, &[BUFFERS.to_le_bytes(), u64::from(4u32).to_le_bytes()].concat());
+        driver.put(BUFFERS, b"text");
+        let mut rings = Rings::new(16).unwrap();
+        (rings.descriptors, rings.available, rings.used) = (table, available, used);
+        let queue = Virtqueue::new(rings, false, memory, status.clone());
+        let mut queues = [None, Some(queue)];
+        console.start(0, status.clone());
+        let mut seen = [0; 16];
+        for (index, hurry, expected) in [(1u16, false, Some(4)), (2, true, None)] {
+            // Flags, index, and the chain of descriptor 0 in each place.
+            driver.put(available, &[[0, 0], index.to_le_bytes()].concat());
+            status.set_hurry(hurry);
+            assert_eq!(console.kicked(&mut queues, TRANSMIT), Ok(Work::Done));
+            assert_eq!(terminal.read(&mut seen).ok(), expected);
+            assert_eq!(driver.get(used + 2, 2), index.to_le_bytes());
+        }
     }
 
     #[test]

@@ -2,8 +2,10 @@
 
 //! The socket at which programs of the host's find a device.
 
+use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
@@ -14,13 +16,15 @@ pub struct Door {
 }
 
 impl Door {
-    /// Listens at `path`.
+    /// Listens at `path`, for programs of this user alone.
     ///
     /// # Errors
     /// `AddrInUse` if there is a file.
     pub fn open(path: &Path) -> io::Result<Door> {
         let listener = UnixListener::bind(path)?;
         let door = Door { listener, path: path.to_owned() };
+        // Whatever the umask. Before this, nobody else reaches it: the folder is this user's.
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
         door.listener.set_nonblocking(true)?;
         Ok(door)
     }
