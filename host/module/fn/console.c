@@ -39,6 +39,7 @@
 
 struct escrow_console {
 	struct kref ref; /* held by the VM's list and by the file */
+	struct escrow_owner owner;
 	struct list_head link; /* in vm->consoles */
 	u64 address;
 	u32 interrupt; /* INTID, 0 if it has none */
@@ -99,6 +100,7 @@ static void escrow_console_free(struct kref *ref)
 
 	timer_shutdown_sync(&console->timer);
 	escrow_rs_console_free(console->core);
+	escrow_owner_end(&console->owner);
 	kfree(console);
 }
 
@@ -311,13 +313,18 @@ static const struct file_operations escrow_console_fops = {
 static struct escrow_console *escrow_console_new(const struct escrow_function *function)
 {
 	struct escrow_console *console = kzalloc(sizeof(*console), GFP_KERNEL_ACCOUNT);
+	int err;
 
 	if (!console)
-		return NULL;
+		return ERR_PTR(-ENOMEM);
+	/* A file may outlive its VM: the limit of VMs is none of consoles. */
+	err = escrow_owner_init(&console->owner, ESCROW_KIND_CONSOLE);
+	if (err)
+		goto err_free;
 	console->core = escrow_rs_console_new();
 	if (!console->core) {
-		kfree(console);
-		return NULL;
+		err = -ENOMEM;
+		goto err_owner;
 	}
 	kref_init(&console->ref);
 	console->address = function->address;
@@ -327,6 +334,12 @@ static struct escrow_console *escrow_console_new(const struct escrow_function *f
 	init_waitqueue_head(&console->queue);
 	timer_setup(&console->timer, escrow_console_timer, 0);
 	return console;
+
+err_owner:
+	escrow_owner_end(&console->owner);
+err_free:
+	kfree(console);
+	return ERR_PTR(err);
 }
 
 static struct escrow_console *escrow_console_find(const struct escrow_vm *vm, u64 address)
@@ -412,8 +425,8 @@ static int escrow_console_add(struct escrow_vm *vm, const struct escrow_function
 	int fd, err;
 
 	console = escrow_console_new(function);
-	if (!console)
-		return -ENOMEM;
+	if (IS_ERR(console))
+		return PTR_ERR(console);
 	file = anon_inode_getfile("[escrow-console]", &escrow_console_fops, console, O_RDWR);
 	if (IS_ERR(file)) {
 		kref_put(&console->ref, escrow_console_free);
@@ -443,18 +456,26 @@ err_file:
 	return err;
 }
 
-/* Takes the console off the VM. With vm->lock for writing, or without users of the VM. */
-static void escrow_console_leave(struct escrow_vm *vm, struct escrow_console *console)
+/*
+ * Ends the file: readers get its end, writers ENODEV. With vm->lock for writing, or without
+ * users of the VM.
+ */
+static void escrow_console_cut(struct escrow_console *console)
 {
-	list_del(&console->link);
-	vm->console_count--;
 	spin_lock(&console->lock);
 	/* Lower the line, so that the next device with this INTID starts with it low. */
 	escrow_console_set_level(console, false);
 	console->vm = NULL;
 	spin_unlock(&console->lock);
 	wake_up_interruptible_poll(&console->queue, EPOLLIN | EPOLLHUP);
-	kref_put(&console->ref, escrow_console_free);
+}
+
+/* Takes the console off the VM, likewise. The caller puts the VM's reference. */
+static void escrow_console_leave(struct escrow_vm *vm, struct escrow_console *console)
+{
+	list_del(&console->link);
+	vm->console_count--;
+	escrow_console_cut(console);
 }
 
 static int escrow_console_remove(struct escrow_vm *vm, const struct escrow_function *function,
@@ -473,7 +494,19 @@ static int escrow_console_remove(struct escrow_vm *vm, const struct escrow_funct
 	else
 		err = -ENOENT;
 	up_write(&vm->lock);
+	/* Not under the lock: it may free the console, for which it waits for other users. */
+	if (!err)
+		kref_put(&console->ref, escrow_console_free);
 	return err;
+}
+
+/* Called when the VM has ended while others have files of it. With vm->lock for writing. */
+static void escrow_consoles_shut_down(struct escrow_vm *vm)
+{
+	struct escrow_console *console;
+
+	list_for_each_entry(console, &vm->consoles, link)
+		escrow_console_cut(console);
 }
 
 /* Called when the last reference to the VM is gone. */
@@ -481,8 +514,10 @@ static void escrow_consoles_end(struct escrow_vm *vm)
 {
 	struct escrow_console *console, *next;
 
-	list_for_each_entry_safe(console, next, &vm->consoles, link)
+	list_for_each_entry_safe(console, next, &vm->consoles, link) {
 		escrow_console_leave(vm, console);
+		kref_put(&console->ref, escrow_console_free);
+	}
 }
 
 /* A guest's read. true: it is a console's, and is done. With vm->lock. */
@@ -521,5 +556,6 @@ const struct escrow_fn_ops escrow_console_ops = {
 	.add = escrow_console_add,
 	.remove = escrow_console_remove,
 	.start = escrow_consoles_connect,
+	.shut_down = escrow_consoles_shut_down,
 	.end = escrow_consoles_end,
 };

@@ -15,6 +15,8 @@
 #include <linux/list.h>
 #include <linux/minmax.h>
 #include <linux/poll.h>
+#include <linux/sched.h>
+#include <linux/sched/signal.h>
 #include <linux/slab.h>
 #include <linux/spinlock.h>
 #include <linux/wait.h>
@@ -23,6 +25,8 @@
 
 /* IRQFDs of one VM: they are searched in a list. */
 #define ESCROW_IRQFDS_MAX 256
+/* SPIs that are told under one hold of the VM's lock. */
+#define ESCROW_IRQFDS_PART 16
 
 struct escrow_irqfd {
 	struct list_head link; /* in vm->irqfds */
@@ -125,25 +129,40 @@ static void escrow_irqfd_done(struct escrow_irqfd *irqfd, u32 intid)
 		eventfd_signal(irqfd->resample);
 }
 
+/* What is done of the first @count SPIs that EL2 names: 0 if that was all. */
+static int escrow_irqfds_done_some(struct escrow_vm *vm, unsigned int count)
+{
+	struct escrow_irqfd *irqfd;
+	int intid = 0;
+
+	down_read(&vm->lock);
+	while (count--) {
+		intid = escrow_rs_spi_done(vm->borrower.handle);
+		if (intid <= 0)
+			break;
+		list_for_each_entry(irqfd, &vm->irqfds, link)
+			escrow_irqfd_done(irqfd, intid);
+	}
+	up_read(&vm->lock);
+	return intid;
+}
+
 /*
  * The guest is done with level-sensitive SPIs: their levels are low at EL2, until somebody
- * says again that they are high.
+ * says again that they are high. Other vCPUs may end some as fast as they are told here, so
+ * who waits for the lock gets it now and then, and who is killed goes.
  */
 void escrow_irqfds_done(struct escrow_vm *vm)
 {
-	struct escrow_irqfd *irqfd;
-	int intid;
+	int ret;
 
-	down_read(&vm->lock);
-	while ((intid = escrow_rs_spi_done(vm->borrower.handle)) > 0) {
-		list_for_each_entry(irqfd, &vm->irqfds, link)
-			escrow_irqfd_done(irqfd, intid);
+	do {
+		ret = escrow_irqfds_done_some(vm, ESCROW_IRQFDS_PART);
 		cond_resched();
-	}
-	up_read(&vm->lock);
-	if (intid < 0 && intid != -ENODEV)
+	} while (ret > 0 && !fatal_signal_pending(current));
+	if (ret < 0 && ret != -ENODEV)
 		pr_warn_ratelimited("VM %#llx: EL2 does not say which interrupts are done: %d\n",
-				    vm->borrower.handle, intid);
+				    vm->borrower.handle, ret);
 }
 
 static struct escrow_irqfd *escrow_irqfd_find(struct escrow_vm *vm, u32 label)

@@ -66,16 +66,22 @@ static inline void escrow_batch_reset(struct escrow_batch *batch)
 enum escrow_kind {
 	ESCROW_KIND_MEMORY,
 	ESCROW_KIND_VM,
+	ESCROW_KIND_CONSOLE,
 	ESCROW_KINDS
 };
 
 struct escrow_user;
 
-/* Who pays for an object's folios. */
-struct escrow_payer {
+/* Who has an object. */
+struct escrow_owner {
 	enum escrow_kind kind;
 	struct escrow_user *answerable; /* for its user */
 	struct escrow_user *self; /* its user, if that is another one; or NULL */
+};
+
+/* Who pays for an object's folios. */
+struct escrow_payer {
+	struct escrow_owner owner;
 	struct user_struct *user;
 	struct mm_struct *mm;
 	struct task_struct *task; /* whose RLIMIT_MEMLOCK counts; NULL: none does */
@@ -85,6 +91,8 @@ struct escrow_payer {
 };
 
 /* payer.c */
+int escrow_owner_init(struct escrow_owner *owner, enum escrow_kind kind);
+void escrow_owner_end(struct escrow_owner *owner);
 int escrow_payer_init(struct escrow_payer *payer, enum escrow_kind kind);
 void escrow_payer_end(struct escrow_payer *payer);
 bool escrow_payer_has_room(const struct escrow_payer *payer);

@@ -37,15 +37,20 @@
 static unsigned int escrow_most[ESCROW_KINDS] = {
 	[ESCROW_KIND_MEMORY] = 1024,
 	[ESCROW_KIND_VM] = 32,
+	/* 72 KiB each. A program may keep one longer than its VM. */
+	[ESCROW_KIND_CONSOLE] = 128,
 };
 module_param_named(memories_per_user, escrow_most[ESCROW_KIND_MEMORY], uint, 0644);
 MODULE_PARM_DESC(memories_per_user, "guest memories that one user may have at once");
 module_param_named(vms_per_user, escrow_most[ESCROW_KIND_VM], uint, 0644);
 MODULE_PARM_DESC(vms_per_user, "VMs that one user may have at once");
+module_param_named(consoles_per_user, escrow_most[ESCROW_KIND_CONSOLE], uint, 0644);
+MODULE_PARM_DESC(consoles_per_user, "consoles that one user may have at once");
 
 static const char *const escrow_kind_names[ESCROW_KINDS] = {
 	[ESCROW_KIND_MEMORY] = "guest memories (memories_per_user)",
 	[ESCROW_KIND_VM] = "VMs (vms_per_user)",
+	[ESCROW_KIND_CONSOLE] = "consoles (consoles_per_user)",
 };
 
 /* A user that has objects, or to whom objects of other users are accounted. */
@@ -138,8 +143,8 @@ static kuid_t escrow_user_answerable(void)
 	return uid_eq(ns->owner, GLOBAL_ROOT_UID) ? current_uid() : ns->owner;
 }
 
-/* The process that makes an object pays for it. -EDQUOT: it has too many of them. */
-int escrow_payer_init(struct escrow_payer *payer, enum escrow_kind kind)
+/* The process that makes an object has it. -EDQUOT: it has too many of them. */
+int escrow_owner_init(struct escrow_owner *owner, enum escrow_kind kind)
 {
 	kuid_t answerable = escrow_user_answerable();
 	struct escrow_user *who, *self = NULL;
@@ -154,9 +159,27 @@ int escrow_payer_init(struct escrow_payer *payer, enum escrow_kind kind)
 			return PTR_ERR(self);
 		}
 	}
-	payer->answerable = who;
-	payer->self = self;
-	payer->kind = kind;
+	owner->answerable = who;
+	owner->self = self;
+	owner->kind = kind;
+	return 0;
+}
+
+void escrow_owner_end(struct escrow_owner *owner)
+{
+	if (owner->self)
+		escrow_user_remove(owner->self, owner->kind);
+	escrow_user_remove(owner->answerable, owner->kind);
+}
+
+/* The process that makes an object pays for it. -EDQUOT: it has too many of them. */
+int escrow_payer_init(struct escrow_payer *payer, enum escrow_kind kind)
+{
+	int err;
+
+	err = escrow_owner_init(&payer->owner, kind);
+	if (err)
+		return err;
 	spin_lock_init(&payer->away_lock);
 	payer->user = get_uid(current_user());
 	payer->mm = current->mm;
@@ -204,7 +227,7 @@ static void escrow_payer_add(struct escrow_payer *payer, long pages)
 static void escrow_payer_unlock(struct escrow_payer *payer, long pages)
 {
 	atomic_long_sub(pages, &payer->user->locked_vm);
-	atomic_long_sub(pages, &payer->answerable->pages);
+	atomic_long_sub(pages, &payer->owner.answerable->pages);
 }
 
 /* Also ends a payer that escrow_payer_init() has not initialised, if it is all zero. */
@@ -222,9 +245,7 @@ void escrow_payer_end(struct escrow_payer *payer)
 		put_task_struct(payer->task);
 	}
 	mmdrop(payer->mm);
-	if (payer->self)
-		escrow_user_remove(payer->self, payer->kind);
-	escrow_user_remove(payer->answerable, payer->kind);
+	escrow_owner_end(&payer->owner);
 	free_uid(payer->user);
 }
 
@@ -238,7 +259,7 @@ bool escrow_payer_has_room(const struct escrow_payer *payer)
 {
 	return !payer->task ||
 	       (atomic_long_read(&payer->user->locked_vm) < escrow_payer_limit(payer) &&
-		atomic_long_read(&payer->answerable->pages) < escrow_payer_limit(payer));
+		atomic_long_read(&payer->owner.answerable->pages) < escrow_payer_limit(payer));
 }
 
 /* Charges a folio that is about to be allocated. false: that would exceed the limit. */
@@ -247,10 +268,10 @@ bool escrow_payer_charge(struct escrow_payer *payer, long pages)
 	if (payer->task) {
 		unsigned long limit = escrow_payer_limit(payer);
 		unsigned long user = atomic_long_add_return(pages, &payer->user->locked_vm);
-		unsigned long all = atomic_long_add_return(pages, &payer->answerable->pages);
+		unsigned long all = atomic_long_add_return(pages, &payer->owner.answerable->pages);
 
 		if (user > limit || all > limit) {
-			kuid_t uid = user > limit ? payer->user->uid : payer->answerable->uid;
+			kuid_t uid = user > limit ? payer->user->uid : payer->owner.answerable->uid;
 
 			escrow_payer_unlock(payer, pages);
 			pr_warn_ratelimited("RLIMIT_MEMLOCK of user %u (%lu KiB) allows no more guest memory\n",

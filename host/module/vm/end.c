@@ -108,16 +108,22 @@ static bool escrow_vm_end(struct escrow_vm *vm)
 
 /*
  * Ends the VM while others have files of it: from then on these answer ENODEV,
- * and closing them finds nothing left to do. The caller has a reference, and
+ * those of consoles the end of the file, and closing them finds nothing left to do. The caller has a reference, and
  * no lock. What others do with the VM they do under vm->lock, so with it for
  * writing the VM is ours; a vCPU that runs its guest has no lock, and EL2 ends
  * its run when the VM is destroyed.
  */
 void escrow_vm_shut_down(struct escrow_vm *vm)
 {
+	const struct escrow_fn_ops *const *ops;
+
 	escrow_vm_advance(vm, ESCROW_EVENT_CLOSE);
 	escrow_vm_wake_all(vm);
 	down_write(&vm->lock);
+	for (ops = vm->functions; *ops; ops++) {
+		if ((*ops)->shut_down)
+			(*ops)->shut_down(vm);
+	}
 	if (!escrow_vm_end(vm))
 		pr_err("VM %#llx: Escrow keeps pages of it\n", vm->borrower.handle);
 	up_write(&vm->lock);

@@ -57,6 +57,8 @@ struct escrow_fn_ops {
 		      const struct gunyah_fn_desc *desc, const union escrow_fn_arg *arg);
 	/* Before the VM starts; may be called again if the start fails. */
 	int (*start)(struct escrow_vm *vm);
+	/* Others have files of the VM, which ends. With vm->lock for writing. */
+	void (*shut_down)(struct escrow_vm *vm);
 	/* The VM's last reference is gone; this comes before all else that ends it. */
 	void (*end)(struct escrow_vm *vm);
 };

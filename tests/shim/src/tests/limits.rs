@@ -19,7 +19,7 @@ use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Gid, Uid, fork, setgid, setresuid, setuid};
 
-use super::{refused, same};
+use super::{console, refused, same};
 use crate::access::write;
 use crate::guest::{Guest, Order, RAM};
 use crate::gunyah::{Device, PAGE, RWX};
@@ -177,6 +177,31 @@ pub fn of_memories() -> Result<()> {
     drop(mapping);
     drop(device.memory(1)?);
     drop((other, parameter));
+    Ok(())
+}
+
+/// The same with consoles. What counts is the console, which lives as long as the VM or its file.
+pub fn of_consoles() -> Result<()> {
+    let device = Device::open()?;
+    let parameter = Parameter::set("consoles_per_user", 3)?;
+    let at = |number: u64| uapi::ConsoleArg { addr: number * 0x1000, interrupt: 0, flags: 0 };
+    let mut files = Vec::new();
+    for number in 1..=3 {
+        let vm = device.vm()?;
+        files.push(console::add(&vm, &at(number))?);
+        vm.remove_function(uapi::FUNCTION_CONSOLE, &at(number))?;
+    }
+    let vm = device.vm()?;
+    refused(console::add(&vm, &at(1)).map(drop), Errno::EDQUOT).context("their VMs are gone")?;
+    let other = as_nobody(1 << 20, || Ok(console::add(&device.vm()?, &at(1)).map(drop)?));
+    other.context("another user's")?;
+    files.pop();
+    let file = console::add(&vm, &at(1)).context("one is gone")?;
+    drop(file);
+    refused(console::add(&vm, &at(2)).map(drop), Errno::EDQUOT).context("the VM has it")?;
+    vm.remove_function(uapi::FUNCTION_CONSOLE, &at(1))?;
+    drop(console::add(&vm, &at(2))?);
+    drop((vm, parameter));
     Ok(())
 }
 

@@ -145,6 +145,7 @@ tests! {
     limits::are_seen,
     limits::of_vms,
     limits::of_memories,
+    limits::of_consoles,
     limits::of_users_of_a_user,
     limits::of_bindings,
     limits::of_functions,
