@@ -60,14 +60,14 @@ set -e
 guest() {
     want=$1; shift
     status=0
-    timeout 120 escrow run --initrd /guest-initrd "$@" > /tmp/out 2>&1 || status=$?
+    timeout ${PATIENCE:-120} escrow run --initrd /guest-initrd "$@" > /tmp/out 2>&1 || status=$?
     # A panic of the guest's is none of the host's, for which its words would be taken.
     sed 's/Kernel panic - not syncing/The guest panics/' /tmp/out
     if [ $status != $want ]; then echo "status $status, not $want: $*"; exit 1; fi
     if grep 'guest complains' /tmp/out; then exit 1; fi
 }
 up() {
-    for try in $(seq 600); do
+    for try in $(seq $((5 * ${PATIENCE:-120}))); do
         [ "$(grep -c '^guest: ' $1)" -ge $2 ] && return
         sleep 0.2
     done
@@ -175,6 +175,10 @@ escrow ls
 escrow ls | grep '^one '
 escrow ls --json | grep '"boots": 1'
 [ "$(escrow ls | awk '$1 == "two" { print $6 }')" -ge 2 ]
+escrow stat one
+escrow stat one --json | grep -E '"lent": [1-9]'
+escrow stat | grep -E '^0x.* escrow \(one\)'
+[ "$(escrow stat one --json --watch=0.2 | head -n 2 | grep -c '"exits":[1-9]')" = 2 ]
 if escrow run $K --name one </dev/null 2>/tmp/taken; then exit 1; fi
 grep 'one already' /tmp/taken
 escrow kill two

@@ -78,13 +78,13 @@ struct Host {
 
 impl Host {
     fn new(name: &'static str) -> Host {
-        let limit = Duration::from_secs(900);
+        let limit = Duration::from_secs(2400);
         Host { name, kernel: Kernel::Older, smp: 2, memory_mib: 2048, limit }
     }
 
     fn runs(&self, script: &str, files: &[(&str, &[u8])]) -> Vec<String> {
         let Host { name, kernel, smp, memory_mib, limit } = *self;
-        let script = format!("{FUNCTIONS}{script}");
+        let script = format!("PATIENCE=600\n{FUNCTIONS}{script}");
         let mut linux = Linux::with_files(name, "max", smp, memory_mib, &script, files).of(kernel);
         linux.limit = limit;
         linux.passes()
@@ -258,7 +258,7 @@ for try in $(seq 1200); do
 done
 tail -c 4000 /tmp/out | tr -cd '[:print:]\n' | fold -w 120
 grep -q 'Select a language' /tmp/out
-if grep -E 'BUG:|WARNING:|Oops|stall|Internal error|panic' /tmp/out; then exit 1; fi
+if grep -E 'BUG:|WARNING:|Oops|stall|Internal error|Kernel panic' /tmp/out; then exit 1; fi
 escrow kill installer
 status=0; wait $pid || status=$?
 [ $status = 6 ]
@@ -282,10 +282,11 @@ one() {
     fi
 }
 (cd /tests/arm64/fp; timeout 5 ./fpsimd-test; echo "fpsimd-test: $?")
-one /tests/arm64/fp/fp-stress -t 20
+one /tests/arm64/fp/fp-stress -t 10
 for test in fp-ptrace sve-ptrace za-ptrace zt-ptrace za-fork vec-syscfg sve-probe-vls; do
     one /tests/arm64/fp/$test
 done
+one /tests/arm64/fp/fp-stress -t 10
 for test in /tests/arm64/signal/*; do
     [ -x $test ] && one $test
 done
@@ -299,8 +300,9 @@ poweroff -f
 #[test]
 #[ignore = "long"]
 fn the_kernel_s_own_tests_pass() {
-    let tests = part("kernel-tests");
-    let trees = [(tests.clone(), "tests")];
+    // Some of them are not static.
+    let mut trees = programs();
+    trees.push((part("kernel-tests"), "tests"));
     let guest = with_trees(&trees, &[("kernel-tests", KERNEL_TESTS.as_bytes())]);
     let files = [("vmlinuz", &image(Kernel::Newer)[..]), ("guest-initrd", &guest)];
     let script = r#"
@@ -310,7 +312,7 @@ escrow run --kernel /vmlinuz --initrd /guest-initrd --memory 512M --cpus 2 \
 cat /tmp/out
 [ $status = 0 ]
 grep 'guest: all tests are done' /tmp/out
-[ "$(grep -c '^test .*: 0: [1-9]' /tmp/out)" -ge 12 ]
+[ "$(grep -c '^test .*: 0: ' /tmp/out)" -ge 24 ]
 if grep 'guest failed' /tmp/out; then exit 1; fi
 home
 "#;

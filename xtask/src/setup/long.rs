@@ -154,7 +154,7 @@ fn installer(store: &mut Store<'_>) -> Result<()> {
     )
 }
 
-/// The kernel's tests of the CPU's state, static: `kernel-tests/arm64/fp` and so on.
+/// The kernel's tests of the CPU's state: `kernel-tests/arm64/fp` and so on.
 fn kernel_tests(cache: &Cache) -> Result<()> {
     let version = debug_kernel::source(cache).context("the kernel's source")?;
     let _lock = components::lock_as(cache, &format!("{TESTS}.lock"))?;
@@ -173,7 +173,8 @@ fn kernel_tests(cache: &Cache) -> Result<()> {
     let mut headers = OsString::from("KHDR_INCLUDES=-isystem ");
     headers.push(work.join("usr/include"));
     let mut make = debug_kernel::make(&tree.join("tools/testing/selftests"), &work);
-    // Not all of them look at LDFLAGS.
+    // Some are linked without LDFLAGS, those of signals without CC's options as well: for them
+    // there are the programs' libraries.
     make.args(["TARGETS=arm64 vDSO", "ARM64_SUBTARGETS=fp signal"]);
     make.args(["CC=aarch64-linux-gnu-gcc -static", "LDFLAGS=-static"]);
     run_quietly(make.arg(headers).arg("all"))?;
