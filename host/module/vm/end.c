@@ -108,10 +108,10 @@ static bool escrow_vm_end(struct escrow_vm *vm)
 
 /*
  * Ends the VM while others have files of it: from then on these answer ENODEV,
- * those of consoles the end of the file, and closing them finds nothing left to do. The caller has a reference, and
- * no lock. What others do with the VM they do under vm->lock, so with it for
- * writing the VM is ours; a vCPU that runs its guest has no lock, and EL2 ends
- * its run when the VM is destroyed.
+ * those of consoles the end of the file, and closing them finds nothing left to
+ * do. The caller has a reference, and no lock. What others do with the VM they do
+ * under vm->lock, so with it for writing the VM is ours; a vCPU that runs its
+ * guest has no lock, and EL2 ends its run when the VM is destroyed.
  */
 void escrow_vm_shut_down(struct escrow_vm *vm)
 {
