@@ -66,7 +66,7 @@ pub(crate) unsafe fn run(
     // SAFETY: as granted.
     unsafe {
         // Each is compiled for itself.
-        if run.does_more {
+        if run.does_more() {
             let mut run = run;
             run_with_more(cpu, hypervisor, &mut run, x);
         } else {

@@ -59,9 +59,8 @@
 // extern "C" fn escrow_to_guest(cpu: *mut PerCpu, vcpu: *const Vcpu,
 //     vttbr: u64, vtcr: u64) -> u64
 //
-// The host's registers out of the CPU, a guest's in. Returns what is to be taken from the
-// guest's CNTV_CTL_EL0 when it is stored: IMASK if its timer has fired and is masked, so that it
-// does not end the run at once.
+// The host's registers out of the CPU, a guest's in. Returns 1 if the guest's timer has fired and
+// IMASK was set in its CNTV_CTL_EL0, so that it does not end the run at once; else 0.
     .global escrow_to_guest
 escrow_to_guest:
     el1_registers save_pair, x0, {cpu_host}
@@ -80,8 +79,7 @@ escrow_to_guest:
     and     x8, x5, #0x7                    // ENABLE and ISTATUS, not IMASK
     cmp     x8, #0x5
     cset    x0, eq
-    lsl     x0, x0, #1                      // IMASK
-    orr     x5, x5, x0
+    orr     x5, x5, x0, lsl #1              // IMASK
     msr     cntvoff_el2, x7
     msr     cntv_cval_el0, x6
     msr     cntv_ctl_el0, x5

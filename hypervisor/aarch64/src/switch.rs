@@ -137,7 +137,7 @@ pub(crate) unsafe fn exit(cpu: *mut PerCpu, vcpu: &mut Vcpu) {
 #[inline(always)]
 unsafe fn to_guest(cpu: *mut PerCpu, context: Stage2Context, vcpu: &Vcpu) -> u64 {
     // SAFETY: as granted.
-    let held_back = unsafe { escrow_to_guest(cpu, vcpu, context.vttbr, context.vtcr) };
+    let held_back = unsafe { escrow_to_guest(cpu, vcpu, context.vttbr, context.vtcr) } << 1;
     walks::note_loaded();
     trace::event(|| Event::Vttbr(context.vttbr));
     held_back

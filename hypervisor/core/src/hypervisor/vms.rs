@@ -17,6 +17,7 @@ use crate::machine::{Machine, Note};
 use crate::stage2::{GuestMap, PagePool, Span, Stage2Context, TableCount, VcpuPage};
 use crate::sync::TicketMutexGuard;
 use crate::vcpu::{Vcpu, VcpuCell};
+use crate::vgic;
 use crate::vm::{Entered, First, Life, MAX_VCPUS, Run, Slot, Vm, vm_handle};
 
 const _: () = assert!(size_of::<VcpuCell>() as u64 <= PAGE_SIZE, "a vCPU fits a page");
@@ -341,11 +342,11 @@ impl<M: Machine> Hypervisor<M> {
         let page = slot.vcpu(handle.index).ok_or(Error::HandleRevoked)?;
         let resume = [resume0, resume1, resume2];
         match slot.first() {
-            None => self.lock_vcpu(page, entered, resume),
+            None => self.lock_vcpu(page, entered, resume, None),
             Some(First::Down(reason)) => Err(NoRun::Down(reason)),
             Some(First::More) => {
-                let mut run = self.lock_vcpu(page, entered, resume)?;
-                run.does_more = true;
+                let interrupts = self.machine.vcpu_interrupts(page);
+                let mut run = self.lock_vcpu(page, entered, resume, Some(interrupts))?;
                 if run.stolen.is_some() {
                     self.begin_timed(slot, &mut run);
                 }
@@ -360,9 +361,10 @@ impl<M: Machine> Hypervisor<M> {
         page: VcpuPage,
         entered: Entered<'a>,
         resume: [u64; 3],
+        more: Option<&'a vgic::Cpu>,
     ) -> Result<Run<'a>, NoRun> {
         let cell = self.machine.vcpu(page).try_lock().ok_or(Error::Busy)?;
-        let mut run = Run::new(cell, entered, self.machine.vcpu_interrupts(page));
+        let mut run = Run::new(cell, entered, more);
         run.resume(resume)?;
         Ok(run)
     }

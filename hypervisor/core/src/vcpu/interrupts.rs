@@ -175,7 +175,7 @@ impl<M: Machine> Hypervisor<M> {
     pub fn gic_begins(&self, run: &mut Run<'_>, cpu: &mut impl GuestCpu, all: bool) -> Next {
         if !all
             && !run.begins_anew
-            && run.interrupts().enters_idle(cpu.affinity())
+            && run.has_interrupts(|interrupts| interrupts.enters_idle(cpu.affinity()))
             && !run.slot().is_stopped()
         {
             return Next::Enter;
@@ -189,7 +189,7 @@ impl<M: Machine> Hypervisor<M> {
         if wait.is_plain()
             && !run.begins_anew
             && !run.timer.is_pending()
-            && run.interrupts().sleeps_idle(cpu)
+            && run.has_interrupts(|interrupts| interrupts.sleeps_idle(cpu))
         {
             run.skip_instruction();
             let deadline = run.timer.deadline().unwrap_or(u64::MAX);

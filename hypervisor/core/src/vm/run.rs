@@ -14,26 +14,30 @@ pub struct Run<'a> {
     // Fields drop in this order: the vCPU is given back before its VM may die.
     vcpu: VcpuGuard<'a>,
     entered: Entered<'a>,
-    /// The vCPU's interrupts.
-    interrupts: &'a vgic::Cpu,
-    /// The vCPU has a GIC, or is told its stolen time. The runs of all others are compiled without
-    /// what only these do.
-    pub does_more: bool,
+    /// The vCPU's interrupts, if it has a GIC or is told its stolen time.
+    more: Option<&'a vgic::Cpu>,
 }
 
 impl<'a> Run<'a> {
     pub(crate) fn new(
         vcpu: VcpuGuard<'a>,
         entered: Entered<'a>,
-        interrupts: &'a vgic::Cpu,
+        more: Option<&'a vgic::Cpu>,
     ) -> Run<'a> {
-        Run { vcpu, entered, interrupts, does_more: false }
+        Run { vcpu, entered, more }
     }
 
-    /// The vCPU's interrupts.
+    /// The vCPU has a GIC, or is told its stolen time. The runs of all others are compiled without
+    /// what only these do.
     #[inline(always)]
-    pub(crate) fn interrupts(&self) -> &'a vgic::Cpu {
-        self.interrupts
+    pub fn does_more(&self) -> bool {
+        self.more.is_some()
+    }
+
+    /// Does something with the interrupts of a vCPU that has a GIC.
+    #[inline(always)]
+    pub(crate) fn has_interrupts(&self, which: impl FnOnce(&vgic::Cpu) -> bool) -> bool {
+        self.more.is_some_and(which)
     }
 
     /// The VM.
