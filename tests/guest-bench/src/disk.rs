@@ -7,6 +7,8 @@ use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ffi::CStr;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::fcntl::OFlag;
@@ -28,6 +30,8 @@ const LARGE: usize = 1 << 20;
 const SMALL: usize = 4096;
 /// How often that reads.
 const JUMPS: u64 = 512;
+/// How long the kernel's threads have something to do after a boot.
+const BUSY: Duration = Duration::from_secs(20);
 
 /// Page-aligned memory, for requests that pass by the page cache.
 struct Buffer {
@@ -86,6 +90,7 @@ pub fn measure(log: &mut Log) -> Result<()> {
         let parameters: &CStr = c"";
         finit_module(&file, parameters, flags).context(driver)?;
     }
+    thread::sleep(BUSY);
     let mut options = OpenOptions::new();
     options.read(true).write(true).custom_flags(OFlag::O_DIRECT.bits());
     let disk = options.open(DISK).context(DISK)?;
