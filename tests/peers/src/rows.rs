@@ -40,6 +40,9 @@ struct Bench {
     protected: bool,
 }
 
+/// How often Linux boots.
+const BOOTS: usize = 3;
+
 /// What is to be counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
@@ -67,7 +70,7 @@ pub fn measure(part: Part, protected: bool) -> Result<()> {
     let mut bench = Bench { kvm, counters, protected };
     if let Part::Guests { ram, initrd } = part {
         bench.exits()?;
-        return linux::boot(&bench.kvm, ram, initrd);
+        return (0..BOOTS).try_for_each(|_| linux::boot(&bench.kvm, ram, initrd));
     }
     let exit = bench.calls()?;
     bench.pages(&exit)?;
