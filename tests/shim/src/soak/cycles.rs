@@ -116,7 +116,7 @@ fn mind_all(lives: Lives, stages: &Stages, random: &mut Random) -> Result<()> {
         if cycle >= lives.number || begin.elapsed() >= lives.time {
             return Ok(());
         }
-        if cycle > 0 && cycle % LOOK == 0 {
+        if cycle > 0 && cycle.is_multiple_of(LOOK) {
             let took = begin.elapsed().as_secs();
             let Longest(most) = longest;
             let memory = KernelMemory::read()?;
