@@ -89,8 +89,14 @@ fn spawn(places: &[Rc<Place>], seed: u64, tally: &Shared<Tally>) -> Result<Pid> 
     }
 }
 
-/// So many processes at once, for so long; whoever ends has a successor.
-fn crowd(processes: u64, time: Duration, random: &mut Random) -> Result<Shared<Tally>> {
+/// So many processes at once, for so long; whoever ends has a successor. On a slow machine
+/// it goes on until everything was done once, for `patience` at most.
+fn crowd(
+    processes: u64,
+    time: Duration,
+    patience: Duration,
+    random: &mut Random,
+) -> Result<Shared<Tally>> {
     let device = Device::open()?;
     let places = [Place::new(&device, random)?, Place::new(&device, random)?].map(Rc::new);
     let tally = Shared::new(Tally::default())?;
@@ -98,8 +104,8 @@ fn crowd(processes: u64, time: Duration, random: &mut Random) -> Result<Shared<T
     for _ in 0..processes {
         children.push(spawn(&places, random.next(), &tally)?);
     }
-    let deadline = Instant::now() + time;
-    while Instant::now() < deadline {
+    let begin = Instant::now();
+    while begin.elapsed() < time || begin.elapsed() < patience && tally.check().is_err() {
         thread::sleep(Duration::from_micros(random.below(MOURNING)));
         let unlucky = random.of(&children).copied();
         unlucky.map_or(Ok(()), |child| kill(child, Signal::SIGKILL))?;
@@ -141,7 +147,7 @@ fn soak() -> Result<()> {
     let mut random = Random::new(seed);
     let facts = Facts::read()?;
     cycles::cycles(Lives { number: WARM_UP, at_once, pages, time }, &mut random)?;
-    crowd(processes, Duration::from_secs(3), &mut random)?;
+    crowd(processes, Duration::from_secs(3), Duration::ZERO, &mut random)?;
     closers::race(Duration::from_secs(1))?;
     wait_for(&facts)?;
     let before = KernelMemory::read()?;
@@ -159,7 +165,8 @@ fn soak() -> Result<()> {
     say!("memory: {before:?} before, {between:?} after the cycles");
     between.check_since(&before, BOUND)?;
 
-    let tally = crowd(processes, Duration::from_secs(seconds), &mut random)?;
+    let time = Duration::from_secs(seconds);
+    let tally = crowd(processes, time, time * 8, &mut random)?;
     wait_for(&facts)?;
     let lives = tally.lives.load(Ordering::Relaxed);
     say!("{processes} processes, {seconds} s, {lives} lives, done+refused: {}", tally.report());
