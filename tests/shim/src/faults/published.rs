@@ -9,6 +9,7 @@ use std::fs;
 use std::os::fd::{AsFd as _, AsRawFd as _, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use escrow_shim_tests::gunyah::{Device, PAGE, Vm, function};
@@ -26,6 +27,8 @@ tests! {
 /// How long (ms) a call lingers after it has published a descriptor.
 const LINGER: &str = "/sys/module/escrow/parameters/fault_linger";
 const ROUNDS: u32 = 5;
+/// For the other thread to close what a call has made.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// An ioctl, whose descriptor is nobody's: it may be gone by now.
 fn call<T>(fd: RawFd, request: u32, arg: *const T) -> RawFd {
@@ -50,7 +53,16 @@ fn closed_at_once(make: impl Fn() -> RawFd) -> Result<()> {
                 closed.fetch_add(close().into(), Ordering::Relaxed);
             }
         });
-        let made: Vec<RawFd> = (0..ROUNDS).map(|_| make()).collect();
+        let round = |round: u32| {
+            let made = make();
+            // On a slow machine the other thread may not have run during the call.
+            let begin = Instant::now();
+            while closed.load(Ordering::Relaxed) <= round && begin.elapsed() < PATIENCE {
+                thread::yield_now();
+            }
+            made
+        };
+        let made: Vec<RawFd> = (0..ROUNDS).map(round).collect();
         is_over.store(true, Ordering::Relaxed);
         made
     });
