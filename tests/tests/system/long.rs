@@ -327,7 +327,7 @@ fn a_program_killed_at_any_moment_leaves_nothing() {
     let script = format!(
         r#"
 counts() {{ escrow info --json | grep -v uptime; }}
-K="--kernel /vmlinuz --initrd /guest-initrd --memory 256M --cpus 2"
+K='--kernel /vmlinuz --memory 256M --cpus 2'
 # The first makes what is kept for good.
 guest 0 $K --cmdline quiet </dev/null
 home
@@ -336,7 +336,7 @@ for kill in $(seq {kills}); do
     how=
     [ $((kill % 3)) = 0 ] && how=--share
     [ $((kill % 5)) = 0 ] && how=--hugepages=never
-    escrow run $K $how --cmdline quiet </dev/null >/tmp/out 2>&1 &
+    escrow run $K --initrd /guest-initrd $how --cmdline quiet </dev/null >/tmp/out 2>&1 &
     pid=$!
     usleep $(($(od -An -N4 -tu4 /dev/urandom) % 6000000))
     kill -KILL $pid 2>/dev/null || true
