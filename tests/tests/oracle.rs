@@ -36,3 +36,8 @@ fn hostile_on_four_cpus() {
 fn model_on_four_cpus() {
     run(Run { smp: 4, ..Run::of("model") });
 }
+
+#[test]
+fn gic_on_four_cpus() {
+    run(Run { smp: 4, ..Run::of("gic") });
+}

@@ -290,6 +290,15 @@ impl GicGuest {
     /// Escrow refuses, or one ends with something else.
     pub fn run_all(&self) -> Outcome {
         cpus::need(self.vcpus.len())?;
+        self.run_in_turn()
+    }
+
+    /// The same on as many CPUs as there are: vCPUs that share one run one after the other, so none may wait
+    /// for another.
+    ///
+    /// # Errors
+    /// As those of [`Self::run_all`].
+    pub fn run_in_turn(&self) -> Outcome {
         let woken: [AtomicBool; MAX_CPUS] = [const { AtomicBool::new(false) }; MAX_CPUS];
         let wake = |mask: u64| {
             for (n, woken) in woken.iter().enumerate().filter(|(n, _)| mask & 1 << n != 0) {
@@ -298,25 +307,16 @@ impl GicGuest {
             }
             Ok(())
         };
-        cpus::try_on_all(|n| {
-            let Some(vcpu) = self.vcpus.get(n) else { return Ok(()) };
-            loop {
-                // Before the run: whoever wakes it after that is heard.
-                woken[n].store(false, Ordering::SeqCst);
-                match vcpu.run()? {
-                    Exit::Wakeup(deadline) => cpus::wait_until(
-                        || woken[n].load(Ordering::SeqCst) || counter() >= deadline,
-                        "a vCPU is not woken",
-                    )?,
-                    Exit::Wake(mask) | Exit::SpiDone(mask) => wake(mask)?,
-                    exit => {
-                        check_eq!(exit, Exit::MmioWrite(DOORBELL, 8, mailbox_at(vcpu.index)));
-                        check_eq!(vcpu.exception(), None);
-                        return Ok(());
-                    }
-                }
-            }
-        })
+        let run = |vcpu: &GicVcpu| vcpu.ends_and_wakes(&woken[vcpu.index as usize], wake);
+        cpus::try_on_all(|n| self.vcpus.iter().skip(n).step_by(cpus::count()).try_for_each(run))
+    }
+
+    /// Runs the first vCPU until its script is at its end, on this CPU, whoever is to be woken.
+    ///
+    /// # Errors
+    /// As those of [`Self::run_all`].
+    pub fn run_alone(&self) -> Outcome {
+        self.vcpus[0].ends_and_wakes(&AtomicBool::new(false), |_| Ok(()))
     }
 
     /// Takes an SPI that is done; 0 if there is none.
@@ -417,6 +417,26 @@ impl GicVcpu {
         check_eq!(self.run()?, Exit::MmioWrite(DOORBELL, 8, mailbox_at(self.index)));
         check_eq!(self.exception(), None);
         Ok(())
+    }
+
+    /// The same, with others that are to be woken meanwhile, as it is itself when it waits.
+    fn ends_and_wakes(&self, woken: &AtomicBool, wake: impl Fn(u64) -> Outcome) -> Outcome {
+        loop {
+            // Before the run: whoever wakes it after that is heard.
+            woken.store(false, Ordering::SeqCst);
+            match self.run()? {
+                Exit::Wakeup(deadline) => cpus::wait_until(
+                    || woken.load(Ordering::SeqCst) || counter() >= deadline,
+                    "a vCPU is not woken",
+                )?,
+                Exit::Wake(mask) | Exit::SpiDone(mask) => wake(mask)?,
+                exit => {
+                    check_eq!(exit, Exit::MmioWrite(DOORBELL, 8, mailbox_at(self.index)));
+                    check_eq!(self.exception(), None);
+                    return Ok(());
+                }
+            }
+        }
     }
 
     /// Gives it a script, and goes on until that is at its end.

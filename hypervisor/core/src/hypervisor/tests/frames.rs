@@ -143,7 +143,7 @@ fn frames_are_not_laid_over_what_is_there() {
 }
 
 #[test]
-fn what_an_owner_lent_on_keeps_its_address() {
+fn what_an_owner_has_keeps_its_address() {
     let mut host = Host::new();
     let (vm, _) = host.create(40);
     let (other, _) = host.create(20);

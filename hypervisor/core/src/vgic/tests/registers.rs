@@ -307,3 +307,60 @@ fn frames_are_where_the_layout_says() {
     assert_eq!(find(0x810_0000), None);
     assert_eq!(find(u64::MAX), None);
 }
+
+/// Both banks, their ends, and what is beside them in the same registers.
+#[test]
+fn each_spi_has_fields_of_its_own() {
+    let guest = Guest::new(1, 1024);
+    for word in 1..32 {
+        for field in [0x80, 0x100, 0x200, 0x300] {
+            guest.write(GICD, field + word * 4, 4, u64::MAX);
+        }
+        for half in [0, 4] {
+            guest.write(GICD, 0xc00 + word * 8 + half, 4, u64::MAX);
+        }
+    }
+    let all = || -> Vec<u64> {
+        let bits = (1..32).flat_map(|word| [0x80, 0x100, 0x200, 0x300].map(|at| at + word * 4));
+        let config = (2..64).map(|word| 0xc00 + word * 4);
+        bits.chain(config).map(|at| guest.read(GICD, at, 4)).collect()
+    };
+    let full = all();
+    assert_eq!(guest.read(GICD, 0xcfc, 4), 0x00aa_aaaa, "INTIDs from 1020 on are none");
+    for intid in [32, 63, 64, 511, 512, 543, 991, 992, 1019u32] {
+        let (at, bit) = (intid / 32 * 4, 1 << (intid % 32));
+        for set in [0x100, 0x200, 0x300] {
+            let before = guest.read(GICD, set + at, 4);
+            guest.write(GICD, set + 0x80 + at, 4, bit);
+            assert_eq!(guest.read(GICD, set + at, 4), before & !bit, "{set:#x} {intid}");
+            guest.write(GICD, set + at, 4, bit);
+            assert_eq!(all(), full, "{set:#x} {intid}");
+        }
+        let (at, bit) = (0xc00 + intid / 16 * 4, 2 << (intid % 16 * 2));
+        let before = guest.read(GICD, at, 4);
+        guest.write(GICD, at, 4, before & !bit);
+        assert_eq!(guest.read(GICD, at, 4), before & !bit, "{intid}");
+        guest.write(GICD, at, 4, before);
+        assert_eq!(all(), full, "{intid}");
+    }
+}
+
+#[test]
+fn each_vcpu_has_private_registers_of_its_own() {
+    let guest = Guest::new(3, 64);
+    for (offset, value) in [
+        (0x0000, 1 << 24),
+        (0x0014, 2),
+        (SGI + 0x80, 1 << 20),
+        (SGI + 0x100, 1 << 3),
+        (SGI + 0x200, 1 << 27),
+        (SGI + 0x300, 1 << 16),
+        (SGI + 0x408, 0x40),
+    ] {
+        let read = |n| guest.read(Frame::Redistributor(n), offset, 4);
+        let before = [0, 2].map(read);
+        guest.write(Frame::Redistributor(1), offset, 4, value);
+        assert_eq!([0, 2].map(read), before, "{offset:#x}");
+        assert_ne!(read(1), before[0], "{offset:#x}");
+    }
+}

@@ -6,10 +6,11 @@
 #![no_main]
 
 mod physical_timer;
+mod races;
 mod sgis;
 mod spis;
 mod timer;
 
 use escrow_payloads::payload;
 
-payload!("gic", timer::TESTS, physical_timer::TESTS, spis::TESTS, sgis::TESTS);
+payload!("gic", timer::TESTS, physical_timer::TESTS, spis::TESTS, sgis::TESTS, races::TESTS);

@@ -11,6 +11,7 @@ pub const TESTS: &[Test] = tests![
     one_wakes_whoever_waits,
     they_come_to_vcpus_that_run,
     storms_come_to_an_end,
+    a_crowd_s_storm_loses_nobody,
 ];
 
 const SGI: u64 = 3;
@@ -103,6 +104,42 @@ fn storms_come_to_an_end(host: &mut Host) -> Outcome {
         for vcpu in &guest.vcpus {
             check_eq!(vcpu.word(), 2);
             check!((1..=3 * SENT as u64).contains(&vcpu.count()), "{} came", vcpu.count());
+        }
+    }
+    host.end(guest.vm)
+}
+
+/// Each of eight vCPUs sends to all others; there are mostly fewer CPUs, so half of them are out of their
+/// guests at any time.
+fn a_crowd_s_storm_loses_nobody(host: &mut Host) -> Outcome {
+    const VCPUS: u64 = 8;
+    const SENT: usize = 40;
+    let guest = start(host, VCPUS)?;
+    for _ in 0..4 {
+        for vcpu in &guest.vcpus {
+            let mut script = arrayvec::ArrayVec::<Step, 64>::new();
+            script.push(Step::UNMASK);
+            script.extend([TO_OTHERS; SENT]);
+            script.push(Step::MASK);
+            vcpu.write_script(&script, &[Step::END]);
+        }
+        guest.run_in_turn()?;
+        let early = guest.vcpus.iter().map(|vcpu| vcpu.count());
+        let mut came: arrayvec::ArrayVec<u64, 8> = early.collect();
+        // What came to those that were out; then nothing is left.
+        for last in [false, true] {
+            for vcpu in &guest.vcpus {
+                let script = [Step::UNMASK, Step::loops(1000), Step::MASK];
+                vcpu.write_script(&script, &[Step::END]);
+            }
+            guest.run_in_turn()?;
+            for (came, vcpu) in came.iter_mut().zip(&guest.vcpus) {
+                check!(!last || vcpu.count() == 0, "{} more came", vcpu.count());
+                *came += vcpu.count();
+            }
+        }
+        for came in came {
+            check!((1..=(VCPUS - 1) * SENT as u64).contains(&came), "{came} came");
         }
     }
     host.end(guest.vm)

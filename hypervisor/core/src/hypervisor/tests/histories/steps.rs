@@ -35,7 +35,8 @@ pub enum Who {
 pub enum To {
     /// This VM; a guest does so by a capability that it holds, if it does.
     Vm(usize),
-    /// A guest: the n-th capability that it was ever given.
+    /// A guest: the n-th capability that it was ever given. The host: a VM that another has taken the
+    /// place of, the n-th last.
     Nth(usize),
     /// A guest: by the n-th handle that any guest was ever given.
     Anybodys(usize),

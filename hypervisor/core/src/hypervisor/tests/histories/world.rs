@@ -42,6 +42,8 @@ pub struct World {
     pub spec: Spec,
     /// The VMs that may be used: a dead one's handles stay until the next.
     pub vms: [Option<Pair>; VMS],
+    /// The handles of those that others have taken the place of.
+    dead: Vec<(u64, VmId)>,
     /// All handles that guests were ever given.
     granted: Vec<u64>,
     pub view: View,
@@ -67,6 +69,7 @@ impl World {
             checked: Spec::new(0..0, 0),
             steps: 0,
             vms: Default::default(),
+            dead: Vec::new(),
             granted: Vec::new(),
             tally: Tally::default(),
             coming: Vec::new(),
@@ -85,6 +88,7 @@ impl World {
         self.spec.set_aside(WITHHELD.base.0..WITHHELD.end(), FrameState::Hypervisor);
         self.spec.set_aside(PINNED.base.0..PINNED.end(), FrameState::Pinned);
         self.vms = Default::default();
+        self.dead.clear();
         self.granted.clear();
         // The same in each run of a history.
         *self.host.escrow.machine.interrupts.lock().unwrap() = Interrupts::Random(0x9e37_79b9);
@@ -228,7 +232,9 @@ impl World {
         let spec = self.spec.create(&list);
         self.agree("create", None, &real, &spec);
         let (Ok([handle, ..]), Ok(id)) = (real, spec) else { return };
-        self.vms[free] = Some(Pair { id, handle, vcpu: None, capabilities: Vec::new() });
+        let pair = Pair { id, handle, vcpu: None, capabilities: Vec::new() };
+        let last = self.vms[free].replace(pair);
+        self.dead.extend(last.map(|pair| (pair.handle, pair.id)));
         // Before the vCPU, or with it.
         let first = gic.is_some_and(|gic| gic.spis.is_multiple_of(64));
         if let Some(gic) = gic.filter(|_| first) {
@@ -330,7 +336,11 @@ impl World {
             (To::WrongType, Some(vcpu)) => (vcpu, Target::WrongType),
             // Not the host's to use.
             (To::Host, _) => (Handle::HOST, Target::Null),
-            (To::Nth(_) | To::Anybodys(_) | To::Null | To::WrongType, _) => (0, Target::Null),
+            (To::Nth(n), _) => match self.dead.iter().nth_back(n) {
+                Some(&(handle, id)) => (handle, Target::Vm(id)),
+                None => (0, Target::Null),
+            },
+            (To::Anybodys(_) | To::Null | To::WrongType, _) => (0, Target::Null),
         }
     }
 
