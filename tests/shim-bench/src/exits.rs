@@ -41,14 +41,14 @@ fn gic(vm: &Vm, mapping: &Mapping) -> Result<()> {
 }
 
 /// Loads that the program answers.
-pub fn to_user(shim: &Shim<'_>, counters: &mut Counters) -> Result<()> {
+fn to_user(shim: &Shim<'_>, counters: &mut Counters) -> Result<()> {
     counters.observe(false)?;
     let (mut vm, ()) = shim.prepared(0, gic)?;
     exits::mmio_user(&mut vm, counters)?.print()
 }
 
 /// Loads that the shim's vCPU loop answers: the flags of a console.
-pub fn in_kernel(shim: &Shim<'_>, counters: &mut Counters) -> Result<()> {
+fn in_kernel(shim: &Shim<'_>, counters: &mut Counters) -> Result<()> {
     counters.observe(false)?;
     let (mut vm, _console) = shim.prepared(0, |vm, mapping| {
         gic(vm, mapping)?;

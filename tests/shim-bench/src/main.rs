@@ -10,9 +10,8 @@
 //! payload bench: 1 passed, 0 failed, 0 skipped
 //! ```
 //!
-//! With the argument `exits` it counts those. With another, `lend_4k`, `lend_2m`,
-//! `lend_4k_scattered`, `mmio_user` or `exit_with_host`, it only does that, with the PMU off,
-//! for whoever profiles it.
+//! With the argument `exits` it counts those. With another, `lend_4k`, `lend_2m` or
+//! `lend_4k_scattered`, it only lends in that way, with the PMU off, for whoever profiles it.
 
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
@@ -57,8 +56,6 @@ fn measure() -> Result<()> {
             pages.fetches(&mut counters)
         }
         Some("exits") => exits::measure(&pages, &mut counters),
-        Some("mmio_user") => exits::to_user(&pages, &mut counters),
-        Some("exit_with_host") => exits::in_kernel(&pages, &mut counters),
         Some("lend_4k") => lending::totals(&pages, &mut counters).map(drop),
         Some("lend_2m") => lending::totals(&blocks, &mut counters).map(drop),
         Some("lend_4k_scattered") => pages.scattered(&mut counters, false).map(drop),
