@@ -110,6 +110,7 @@ pub const CALLS: &[Shape] = &[
     shape(call::VM_INFO, &[Vm]),
     shape(call::VM_VGIC, &[Vm, Frames, Frames, Spis]),
     shape(call::VM_PV_TIME, &[Vm, Guest]),
+    shape(call::VM_PROTECT, &[Vm]),
     shape(call::VCPU_CREATE, &[Vm, Index]),
     shape(call::VCPU_SET_REGISTER, &[Vcpu, Register, Any]),
     shape(call::MEM_SHARE, &[Vm, List, Count]),
