@@ -294,6 +294,47 @@ impl Folio {
         Ok(())
     }
 
+    /// A lent folio, of which the guest may give up a part, is no more: its pages are folios of
+    /// their own, for [`populate_lent`](Self::populate_lent). Whoever made them has ended the
+    /// freeze. → who has them
+    ///
+    /// # Errors
+    /// The state, if it is not [`State::Lent`], if it is one page, or if somebody has a safe
+    /// reference: that is to this folio.
+    pub fn split_lent(&self, counts: &Counts) -> Result<Borrower, State> {
+        let borrower = match self.borrower() {
+            Some((How::Lent, borrower)) if self.order() != 0 && self.holders() == 0 => borrower,
+            _ => return Err(self.state()),
+        };
+        self.step(State::Lent, State::Hole)?;
+        self.frozen.store(0, Ordering::Relaxed);
+        counts.moved(State::Lent, State::Hole, self.pages());
+        Ok(borrower)
+    }
+
+    /// One page of a folio that [`split_lent`](Self::split_lent) has ended, with the memory's
+    /// one reference: it is with the guest, and frozen.
+    ///
+    /// # Errors
+    /// A [`Refusal`] while somebody else has a reference for a moment. Nothing has changed
+    /// then: nobody maps the page, so nobody keeps one.
+    pub fn populate_lent(
+        &self,
+        to: Borrower,
+        refs: &impl References,
+        counts: &Counts,
+    ) -> Result<(), Refusal> {
+        self.expect(State::Hole).map_err(Refusal::State)?;
+        let count = refs.freeze(1).map_err(|count| Refusal::Excess(i64::from(count) - 1))?;
+        self.safe.store(1, Ordering::Relaxed);
+        self.order.store(0, Ordering::Relaxed);
+        self.frozen.store(count, Ordering::Relaxed);
+        self.meant_for(to);
+        self.settle(State::Lent);
+        counts.moved(State::Hole, State::Lent, 1);
+        Ok(())
+    }
+
     fn freeze_in_a_few_tries<R: References>(
         &self,
         freeze: impl Fn(&R) -> Result<Report, Refusal>,

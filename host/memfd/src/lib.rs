@@ -48,6 +48,7 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+mod ahead;
 mod counts;
 mod folio;
 mod moment;
@@ -55,6 +56,7 @@ mod refusal;
 mod retry;
 mod sync;
 
+pub use ahead::{Ahead, Window};
 pub use counts::Counts;
 pub use folio::{Borrower, Folio, How, References, Report, State};
 pub use moment::Moment;

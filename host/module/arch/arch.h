@@ -5,6 +5,7 @@
 #ifndef ESCROW_ARCH_H
 #define ESCROW_ARCH_H
 
+#include <linux/atomic.h>
 #include <linux/lockdep.h>
 #include <linux/rwsem.h>
 #include <linux/types.h>
@@ -24,6 +25,9 @@ struct folio;
 struct escrow_borrower {
 	u64 handle;
 	int (*top_up)(struct escrow_borrower *borrower, u64 pages);
+	bool is_protected; /* set before the VM has memory */
+	atomic64_t opened; /* pages that were shared with the guest of a protected VM */
+	atomic64_t taken_back; /* and those of them that became the guest's alone again */
 };
 
 /* down_read(), but faster where no task has the lock for writing. */

@@ -59,6 +59,11 @@ struct escrow_metadata {
 	u64 opaque;
 };
 
+/* Which pages a guest of a protected VM gets with the one that it touches. */
+struct escrow_ahead {
+	u64 opaque[2];
+};
+
 struct escrow_vcpu_core {
 	u64 opaque[3];
 };
@@ -200,12 +205,13 @@ enum escrow_step_kind {
 	ESCROW_STEP_WAKE = 7,
 	ESCROW_STEP_SPI_DONE = 8,
 	ESCROW_STEP_READ = 9,
+	ESCROW_STEP_TOP_UP = 10,
 };
 
 struct escrow_step {
 	u32 kind;
 	u32 down; /* of WRITE, READ: the size */
-	u64 at; /* of WAKE, SPI_DONE: vCPUs, a bit each */
+	u64 at; /* of WAKE, SPI_DONE: vCPUs, a bit each; of TOP_UP: pages */
 	u64 access; /* of WRITE: the value */
 	struct escrow_exit exit;
 };
@@ -223,6 +229,7 @@ enum escrow_console_event {
 static_assert(sizeof(struct escrow_folio_state) == 40);
 static_assert(sizeof(struct escrow_counts) == 56);
 static_assert(sizeof(struct escrow_metadata) == 8);
+static_assert(sizeof(struct escrow_ahead) == 16);
 static_assert(sizeof(struct escrow_vcpu_core) == 24);
 static_assert(sizeof(struct escrow_line) == 16);
 static_assert(sizeof(struct escrow_losses) == 144);
@@ -339,8 +346,16 @@ int escrow_rs_folio_remove_broken(struct escrow_folio_state *ef, struct escrow_c
 int escrow_rs_folio_begin_split(struct escrow_folio_state *ef, struct folio *folio,
 				struct escrow_refusal *refusal);
 int escrow_rs_folio_split(struct escrow_folio_state *ef, struct escrow_counts *counts);
+/* A lent folio, which is no more; and one of its pages. */
+int escrow_rs_folio_split_lent(struct escrow_folio_state *ef, struct escrow_counts *counts,
+			       u64 *vm, u64 *guest);
+int escrow_rs_folio_populate_lent(struct escrow_folio_state *ef, struct escrow_counts *counts,
+				  struct folio *folio, u64 vm, u64 guest);
 int escrow_rs_folio_kept(struct escrow_folio_state *ef, struct escrow_counts *counts,
 			 bool quarantine);
+/* Under the exclusive invalidate_lock. The first returns pages. */
+u64 escrow_rs_ahead_window(struct escrow_ahead *ahead, u64 page, bool *is_next);
+void escrow_rs_ahead_came(struct escrow_ahead *ahead, u64 end);
 /* At any time. */
 void escrow_rs_counts(const struct escrow_counts *counts, u64 out[ESCROW_COUNTS]);
 void escrow_rs_list_entry(struct escrow_entry *entry, u64 frame, u32 order, u64 guest, u32 rights,
@@ -444,6 +459,8 @@ bool escrow_rs_vm_advance(struct escrow_lifecycle *life, u32 event);
 /* VMs: under vm->lock, for writing unless the core is const. */
 struct escrow_vm_core *escrow_rs_vm_new(u64 handle);
 void escrow_rs_vm_free(struct escrow_vm_core *core); /* may be NULL */
+/* The bits of a guest address */
+int escrow_rs_vm_protect(struct escrow_vm_core *core);
 int escrow_rs_vm_set_dtb(struct escrow_vm_core *core,
 			 const struct gunyah_vm_dtb_config *config);
 int escrow_rs_vm_set_boot_context(struct escrow_vm_core *core,

@@ -116,7 +116,7 @@ static int vms_show(struct seq_file *m, void *data)
 {
 	struct escrow_vm *vm;
 
-	seq_puts(m, "handle state vcpus mapped metadata free creator name\n");
+	seq_puts(m, "handle state vcpus mapped metadata free opened taken_back creator name\n");
 	mutex_lock(&escrow_vms.lock);
 	list_for_each_entry(vm, &escrow_vms.head, listing.link) {
 		u64 handle = READ_ONCE(vm->borrower.handle), counts[ESCROW_COUNTS];
@@ -129,10 +129,11 @@ static int vms_show(struct seq_file *m, void *data)
 			state = ESCROW_VM_CLOSED;
 
 		escrow_rs_counts(&vm->metadata_counts, counts);
-		seq_printf(m, "%#llx %s %u %llu %llu %llu", handle,
+		seq_printf(m, "%#llx %s %u %llu %llu %llu %lld %lld", handle,
 			   escrow_vm_state_name(state, info.started), escrow_vcpus(vm), info.mapped,
 			   counts[ESCROW_COUNT_LENT] + counts[ESCROW_COUNT_QUARANTINED],
-			   info.free);
+			   info.free, atomic64_read(&vm->borrower.opened),
+			   atomic64_read(&vm->borrower.taken_back));
 		escrow_show_creator(m, &vm->listing);
 	}
 	mutex_unlock(&escrow_vms.lock);

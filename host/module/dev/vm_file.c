@@ -5,6 +5,7 @@
 #include <linux/err.h>
 #include <linux/file.h>
 #include <linux/fs.h>
+#include <linux/list.h>
 #include <linux/module.h>
 #include <linux/uaccess.h>
 
@@ -38,6 +39,24 @@ static int escrow_vm_set_boot_context(struct escrow_vm *vm, void __user *argp)
 	err = escrow_rs_vm_set_boot_context(vm->core, &context);
 	up_write(&vm->lock);
 	return err;
+}
+
+/* → how many bits the guest's addresses have */
+static int escrow_vm_protect(struct escrow_vm *vm)
+{
+	int ret;
+
+	ret = escrow_vm_lock(vm);
+	if (ret)
+		return ret;
+	if (!list_empty(&vm->irqfds) || !list_empty(&vm->consoles) || vm->ioeventfds)
+		ret = -EBUSY;
+	else
+		ret = escrow_rs_vm_protect(vm->core);
+	if (ret >= 0)
+		vm->borrower.is_protected = true;
+	up_write(&vm->lock);
+	return ret;
 }
 
 static int escrow_vm_map(struct escrow_vm *vm, void __user *argp)
@@ -110,6 +129,8 @@ static int escrow_vm_try_start(struct escrow_vm *vm, struct escrow_attempt *atte
 		if (!err)
 			err = escrow_mem_lend(&vm->borrower, &binding, guest, size, unmapped,
 					      attempt);
+		if (!err && vm->borrower.is_protected)
+			err = escrow_vm_lend_present(vm, attempt);
 		if (!err)
 			err = escrow_rs_vm_start(vm->core, &vm->borrower);
 	}
@@ -146,6 +167,8 @@ static long escrow_vm_ioctl(struct file *file, unsigned int cmd, unsigned long a
 		return escrow_function_remove(vm, argp);
 	case GUNYAH_VM_MAP_MEM:
 		return escrow_vm_map(vm, argp);
+	case ESCROW_VM_PROTECT:
+		return escrow_vm_protect(vm);
 	case GUNYAH_VM_SET_BOOT_CONTEXT:
 		return escrow_vm_set_boot_context(vm, argp);
 	default:

@@ -102,13 +102,29 @@ static int escrow_vcpu_bring(struct escrow_vcpu *vcpu, u64 guest, u64 access)
 		escrow_down_read(&vm->lock);
 		err = escrow_vm_is_closed(vm) ? -ENODEV :
 			escrow_rs_vm_find(vm->core, guest, access, &binding);
-		if (!err)
+		if (!err && unlikely(vm->borrower.is_protected))
+			err = escrow_mem_bring_protected(&vm->borrower, &binding,
+							 round_down(guest, PAGE_SIZE),
+							 vcpu->batch, attempt);
+		else if (!err)
 			err = escrow_mem_lend_one(&vm->borrower, &binding,
 						  round_down(guest, PAGE_SIZE), vcpu->batch,
 						  attempt);
 		up_read(&vm->lock);
 	} while (unlikely(err == -EAGAIN) && escrow_attempt_again(attempt));
 	escrow_attempt_end(attempt);
+	return err;
+}
+
+/* EL2 lacks pages for a call that the guest makes again. */
+static int escrow_vcpu_top_up(struct escrow_vcpu *vcpu, u64 pages)
+{
+	struct escrow_vm *vm = vcpu->vm;
+	int err;
+
+	down_read(&vm->lock);
+	err = escrow_vm_is_closed(vm) ? -ENODEV : escrow_vm_top_up(vm, pages);
+	up_read(&vm->lock);
 	return err;
 }
 
@@ -259,6 +275,12 @@ static long escrow_vcpu_run(struct escrow_vcpu *vcpu)
 		case ESCROW_STEP_SPI_DONE:
 			escrow_vm_wake_some(vcpu->vm, step.at);
 			escrow_irqfds_done(vcpu->vm);
+			break;
+		case ESCROW_STEP_TOP_UP:
+			/* The guest has not changed: a run that follows goes on with it. */
+			err = escrow_vcpu_top_up(vcpu, step.at);
+			if (err)
+				return err;
 			break;
 		case ESCROW_STEP_DOWN:
 			escrow_vcpu_down(vcpu, step.down);

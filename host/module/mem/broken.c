@@ -4,7 +4,7 @@
  *
  * memory_failure() marks the page, and does nothing more. A folio of one page is taken
  * out of use: out of the host's mappings and out of its guest. A large folio is split
- * into pages first. It cannot be split while it is lent: EL2 takes the broken page out of
+ * into pages first. It is not split while it is lent: EL2 takes the broken page out of
  * use, the guest keeps the others, and the large folio stays until they come home.
  */
 

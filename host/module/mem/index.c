@@ -198,6 +198,65 @@ out:
 	return err;
 }
 
+/* Puts the pages of a large folio, which @vm has at @guest, in its place. */
+static void escrow_mem_end_split_lent(struct escrow_mem *mem, struct escrow_folio *large,
+				      struct escrow_folio **small, u64 vm, u64 guest)
+{
+	long pages = folio_nr_pages(large->folio), i;
+
+	escrow_folio_dissolve(large->folio);
+	for (i = 0; i < pages; i++) {
+		/*
+		 * Who walks all pages may have a reference to any, for a moment. Nobody has
+		 * one for longer: the page is not mapped, and on no list.
+		 */
+		while (escrow_rs_folio_populate_lent(&small[i]->state, &mem->counts,
+						     small[i]->folio, vm, guest + PFN_PHYS(i)))
+			cond_resched();
+		xa_lock(&mem->folios);
+		__xa_store(&mem->folios, small[i]->index, small[i], 0);
+		xa_unlock(&mem->folios);
+	}
+	kfree(large);
+}
+
+/*
+ * Splits a large folio that is lent, because its guest has given up a part of it. EL2 knows pages
+ * alone, so the guest notices nothing. -EAGAIN: somebody has safe references, which are to this
+ * folio. Under the exclusive lock.
+ */
+int escrow_mem_split_lent(struct escrow_mem *mem, struct escrow_folio *ef,
+			  struct escrow_attempt *attempt)
+{
+	struct escrow_refusal refusal = { .excess = escrow_rs_folio_holders(&ef->state) };
+	struct folio *folio = ef->folio;
+	long pages = folio_nr_pages(folio);
+	struct escrow_folio **small;
+	u64 vm, guest;
+	int err;
+
+	if (refusal.excess) {
+		escrow_mem_refused(mem, ef, &refusal, NULL, attempt);
+		return -EAGAIN;
+	}
+	small = kvcalloc(pages, sizeof(*small), GFP_KERNEL_ACCOUNT);
+	if (!small)
+		return -ENOMEM;
+	err = escrow_mem_prepare_split(mem, ef, small);
+	if (!err) {
+		/* A page fault may have left with the lock. */
+		folio_lock(folio);
+		err = escrow_rs_folio_split_lent(&ef->state, &mem->counts, &vm, &guest);
+		if (!err)
+			escrow_mem_end_split_lent(mem, ef, small, vm, guest);
+		folio_unlock(folio);
+	}
+	if (err)
+		escrow_mem_cancel_split(mem, small, pages);
+	kvfree(small);
+	return err;
+}
+
 /* Zeroes pages @first to @last of a folio that is home. Under the exclusive lock. */
 static void escrow_mem_zero(struct escrow_folio *ef, pgoff_t first, pgoff_t last)
 {

@@ -6,6 +6,7 @@
 #include <linux/mm.h>
 #include <linux/pagemap.h>
 #include <linux/sched.h>
+#include <linux/sched/signal.h>
 #include <linux/sizes.h>
 
 #include "arch/events.h"
@@ -23,8 +24,8 @@
 #define ESCROW_FIGURES_STEP 64
 
 /* Reclaims a folio from another VM, if that has unlocked it or has ended. */
-static int escrow_mem_recall(struct escrow_mem *mem, const struct escrow_borrower *to,
-			     struct escrow_folio *ef)
+int escrow_mem_recall(struct escrow_mem *mem, const struct escrow_borrower *to,
+		      struct escrow_folio *ef)
 {
 	u64 vm, guest, lacks;
 
@@ -82,10 +83,9 @@ static __always_inline void escrow_mem_lent(struct escrow_mem *mem, u32 pages)
  * Freezes one folio, which is locked, and adds it to the batch. 0: done, 1: the guest has the
  * folio already.
  */
-static int escrow_mem_prepare(struct escrow_mem *mem, const struct escrow_borrower *to,
-			      const struct escrow_binding *binding, struct escrow_folio *ef,
-			      u64 guest, struct escrow_batch *batch,
-			      struct escrow_attempt *attempt)
+int escrow_mem_prepare(struct escrow_mem *mem, const struct escrow_borrower *to,
+		       const struct escrow_binding *binding, struct escrow_folio *ef,
+		       u64 guest, struct escrow_batch *batch, struct escrow_attempt *attempt)
 {
 	struct escrow_report report; /* set if the call returns 0 */
 	struct escrow_refusal refusal; /* set if the call returns -EAGAIN */
@@ -108,9 +108,9 @@ static int escrow_mem_prepare(struct escrow_mem *mem, const struct escrow_borrow
  * Ends the transition of each folio of the batch. With @err, all stay with the host but the
  * first @done, which EL2 has given to the guest already.
  */
-static void escrow_mem_settle(struct escrow_mem *mem, struct escrow_borrower *to,
-			      const struct escrow_binding *binding, struct escrow_batch *batch,
-			      int err, u32 done)
+void escrow_mem_settle(struct escrow_mem *mem, struct escrow_borrower *to,
+		       const struct escrow_binding *binding, struct escrow_batch *batch, int err,
+		       u32 done)
 {
 	u32 i;
 
@@ -131,8 +131,8 @@ static void escrow_mem_settle(struct escrow_mem *mem, struct escrow_borrower *to
 }
 
 /* Hands the batch to EL2: all of it or nothing, unless the pages change during a long call. */
-static int escrow_mem_send(struct escrow_mem *mem, struct escrow_borrower *to,
-			   const struct escrow_binding *binding, struct escrow_batch *batch)
+int escrow_mem_send(struct escrow_mem *mem, struct escrow_borrower *to,
+		    const struct escrow_binding *binding, struct escrow_batch *batch)
 {
 	u32 done = 0;
 	int err;
@@ -145,7 +145,7 @@ static int escrow_mem_send(struct escrow_mem *mem, struct escrow_borrower *to,
 	return err;
 }
 
-static bool escrow_mem_ends_before(struct escrow_mem *mem, u64 offset)
+bool escrow_mem_ends_before(struct escrow_mem *mem, u64 offset)
 {
 	return offset > i_size_read(escrow_mapping(mem)->host);
 }
@@ -269,6 +269,61 @@ int escrow_mem_lend(struct escrow_borrower *to, const struct escrow_binding *bin
 				     batches, count, attempt);
 	filemap_invalidate_unlock(mapping);
 	escrow_mem_free_batches(batches, count);
+	return err;
+}
+
+/*
+ * Finds the next pages from *@first on that are there, without a gap and in one block. Those that
+ * are out of use for good are left out: the guest finds them missing. → how many
+ */
+static u64 escrow_mem_present(struct escrow_mem *mem, pgoff_t *first, pgoff_t last)
+{
+	unsigned long at = escrow_mem_head(mem, *first);
+	struct escrow_folio *ef = xa_find(&mem->folios, &at, last, XA_PRESENT);
+	pgoff_t end;
+
+	while (ef && escrow_rs_folio_is_broken(&ef->state))
+		ef = xa_find_after(&mem->folios, &at, last, XA_PRESENT);
+	if (!ef)
+		return 0;
+	*first = max(*first, at);
+	end = min(last + 1, round_down(*first, ESCROW_HUGE_PAGES) + ESCROW_HUGE_PAGES);
+	for (at = *first; ef && at < end && !escrow_rs_folio_is_broken(&ef->state);
+	     ef = escrow_mem_find(mem, at))
+		at = escrow_folio_next(ef);
+	return min(at, end) - *first;
+}
+
+/*
+ * Lends all of the memory behind @binding that is there, before the start of a protected VM:
+ * later, EL2 would zero it. What was lent before an error stays so, until the same is done
+ * again or the VM ends. -EAGAIN as above. Under vm->lock.
+ */
+int escrow_mem_lend_present(struct escrow_borrower *to, const struct escrow_binding *binding,
+			    struct escrow_attempt *attempt)
+{
+	struct escrow_batch *batch = escrow_batch_alloc(ESCROW_BATCH);
+	struct escrow_mem *mem = binding->mem;
+	struct address_space *mapping = escrow_mapping(mem);
+	u64 end = binding->offset + binding->size, pages;
+	pgoff_t first = binding->offset >> PAGE_SHIFT;
+	int err = 0;
+
+	if (!batch)
+		return -ENOMEM;
+	filemap_invalidate_lock(mapping);
+	end = min_t(u64, end, i_size_read(mapping->host)) >> PAGE_SHIFT;
+	while (first < end && err >= 0) {
+		pages = escrow_mem_present(mem, &first, end - 1);
+		if (!pages)
+			break;
+		err = fatal_signal_pending(current) ? -EINTR :
+			escrow_mem_lend_locked(mem, to, binding, (u64)first << PAGE_SHIFT,
+					       pages << PAGE_SHIFT, false, &batch, 1, attempt);
+		first += pages;
+	}
+	filemap_invalidate_unlock(mapping);
+	escrow_batch_free(batch);
 	return err;
 }
 

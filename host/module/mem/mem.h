@@ -49,6 +49,7 @@ struct escrow_mem {
 	loff_t zap_start; /* of the range around a lent folio that was last zapped */
 	loff_t zap_end;
 	u32 zap_size; /* of these, in bytes */
+	struct escrow_ahead ahead; /* under the exclusive invalidate_lock */
 	spinlock_t refusal_lock;
 	bool was_refused;
 	u64 refused_offset;
@@ -112,6 +113,8 @@ pgoff_t escrow_mem_head(struct escrow_mem *mem, pgoff_t index);
 struct escrow_folio *escrow_mem_make(struct escrow_mem *mem, pgoff_t index);
 int escrow_mem_split(struct escrow_mem *mem, struct escrow_folio *ef,
 		     struct escrow_attempt *attempt);
+int escrow_mem_split_lent(struct escrow_mem *mem, struct escrow_folio *ef,
+			  struct escrow_attempt *attempt);
 void escrow_mem_drop(struct escrow_mem *mem, pgoff_t first, pgoff_t last);
 
 /* lend.c */
@@ -119,6 +122,25 @@ int escrow_mem_lend(struct escrow_borrower *to, const struct escrow_binding *bin
 		    u64 size, bool unmapped, struct escrow_attempt *attempt);
 int escrow_mem_lend_one(struct escrow_borrower *to, const struct escrow_binding *binding,
 			u64 guest, struct escrow_batch *batch, struct escrow_attempt *attempt);
+
+int escrow_mem_lend_present(struct escrow_borrower *to, const struct escrow_binding *binding,
+			    struct escrow_attempt *attempt);
+bool escrow_mem_ends_before(struct escrow_mem *mem, u64 offset);
+int escrow_mem_recall(struct escrow_mem *mem, const struct escrow_borrower *to,
+		      struct escrow_folio *ef);
+int escrow_mem_prepare(struct escrow_mem *mem, const struct escrow_borrower *to,
+		       const struct escrow_binding *binding, struct escrow_folio *ef,
+		       u64 guest, struct escrow_batch *batch, struct escrow_attempt *attempt);
+void escrow_mem_settle(struct escrow_mem *mem, struct escrow_borrower *to,
+		       const struct escrow_binding *binding, struct escrow_batch *batch, int err,
+		       u32 done);
+int escrow_mem_send(struct escrow_mem *mem, struct escrow_borrower *to,
+		    const struct escrow_binding *binding, struct escrow_batch *batch);
+
+/* protect.c */
+int escrow_mem_bring_protected(struct escrow_borrower *to, const struct escrow_binding *binding,
+			       u64 guest, struct escrow_batch *batch,
+			       struct escrow_attempt *attempt);
 
 /* refusal.c */
 void escrow_mem_refused(struct escrow_mem *mem, struct escrow_folio *ef,

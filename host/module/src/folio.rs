@@ -5,7 +5,7 @@
 use core::mem::MaybeUninit;
 
 use escrow_abi::{MemEntry, Rights};
-use escrow_memfd::{Borrower, Counts, Folio, How, Moment, Refusal, Retry, State};
+use escrow_memfd::{Ahead, Borrower, Counts, Folio, How, Moment, Refusal, Retry, State};
 use escrow_vmcore::Errno;
 use escrow_vmcore::hypercall::{self, CallError};
 
@@ -359,6 +359,46 @@ pub extern "C" fn escrow_rs_folio_begin_split(
 #[unsafe(no_mangle)]
 pub extern "C" fn escrow_rs_folio_split(ef: &Folio, counts: &Counts) -> i32 {
     out_of_turn(ef.split(counts))
+}
+
+/// A lent folio's pages are folios of their own: who has them is written. EBUSY: it is not lent, or
+/// somebody has a safe reference.
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_folio_split_lent(
+    ef: &Folio,
+    counts: &Counts,
+    vm: &mut u64,
+    guest: &mut u64,
+) -> i32 {
+    out_of_turn(ef.split_lent(counts).map(|borrower| (*vm, *guest) = (borrower.vm, borrower.guest)))
+}
+
+/// One of these pages, of which the caller has the one reference. EAGAIN: somebody looks at it, for
+/// a moment.
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_folio_populate_lent(
+    ef: &Folio,
+    counts: &Counts,
+    folio: FolioPtr,
+    vm: u64,
+    guest: u64,
+) -> i32 {
+    status(ef.populate_lent(Borrower { vm, guest }, &folio, counts).map_err(|why| refused(why).0))
+}
+
+/// How many pages to share from a page on that a guest touches. `is_next`: it is right behind those
+/// that came last.
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_ahead_window(ahead: &mut Ahead, page: u64, is_next: &mut bool) -> u64 {
+    let window = ahead.window(page);
+    *is_next = window.is_next;
+    window.pages
+}
+
+/// So far, they have come.
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_ahead_came(ahead: &mut Ahead, end: u64) {
+    ahead.came(end);
 }
 
 /// The counts of a memory, in the order of `enum escrow_count`.

@@ -7,7 +7,7 @@
 use core::mem::offset_of;
 
 use escrow_abi::MemEntry;
-use escrow_memfd::{Counts, Folio, How, Retry};
+use escrow_memfd::{Ahead, Counts, Folio, How, Retry};
 use escrow_vmcore::exit::Vcpu;
 use escrow_vmcore::function::Words;
 use escrow_vmcore::lifecycle::{Event, Lifecycle, State};
@@ -46,6 +46,7 @@ layout! {
     Folio = escrow_folio_state, 40 {}
     Counts = escrow_counts, 56 {}
     Metadata = escrow_metadata, 8 {}
+    Ahead = escrow_ahead, 16 {}
     Vcpu = escrow_vcpu_core, 24 {}
     Line = escrow_line, 16 {}
     Losses = escrow_losses, 144 {}
@@ -90,6 +91,7 @@ numbers! {
     ESCROW_STEP_WAKE = 7, StepKind::Wake;
     ESCROW_STEP_SPI_DONE = 8, StepKind::SpiDone;
     ESCROW_STEP_READ = 9, StepKind::Read;
+    ESCROW_STEP_TOP_UP = 10, StepKind::TopUp;
     ESCROW_CONSOLE_LINE = 1, console::LINE;
     ESCROW_CONSOLE_HIGH = 2, console::HIGH;
     ESCROW_CONSOLE_READABLE = 4, console::READABLE;

@@ -33,7 +33,7 @@ pub struct CStep {
     /// `DOWN`: the exit type. `WRITE`, `READ`: the size.
     pub(crate) down: u32,
     /// `BRING`, `WRITE`, `READ`: the guest address. `SLEEP`: the deadline.
-    /// `WAKE`, `SPI_DONE`: vCPUs, a bit each.
+    /// `WAKE`, `SPI_DONE`: vCPUs, a bit each. `TOP_UP`: pages.
     pub(crate) at: u64,
     /// `BRING`: the access. `WRITE`: the value.
     pub(crate) access: u64,
@@ -65,6 +65,8 @@ pub enum StepKind {
     SpiDone = 8,
     /// A read that a console may be for.
     Read = 9,
+    /// The VM lacks pages for its tables.
+    TopUp = 10,
 }
 
 impl From<Step> for CStep {
@@ -75,6 +77,7 @@ impl From<Step> for CStep {
             Step::Sleep { deadline } => {
                 CStep { kind: StepKind::Sleep as u32, at: deadline, ..nothing }
             }
+            Step::TopUp { pages } => CStep { kind: StepKind::TopUp as u32, at: pages, ..nothing },
             Step::Off => CStep { kind: StepKind::Off as u32, ..nothing },
             Step::Bring { guest, access } => {
                 CStep { kind: StepKind::Bring as u32, at: guest, access, ..nothing }

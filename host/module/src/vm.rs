@@ -11,7 +11,7 @@ use escrow_vmcore::args::{self, MapRequest};
 use escrow_vmcore::binding::{self, Binding, Give};
 use escrow_vmcore::exit::Vcpu;
 use escrow_vmcore::lifecycle::{self, Lifecycle};
-use escrow_vmcore::vm::{Start, Vm};
+use escrow_vmcore::vm::{Place, Start, Vm};
 use escrow_vmcore::{Errno, hypercall, uapi};
 
 use crate::kernel::{BorrowerPtr, Hvc, MemPtr, MemRef};
@@ -79,12 +79,17 @@ pub struct CBinding {
 
 impl CBinding {
     fn of(binding: &Binding<MemRef>) -> CBinding {
+        CBinding::at(&Place { binding, give: binding.give, half: 0 })
+    }
+
+    fn at(place: &Place<'_, MemRef>) -> CBinding {
+        let Place { binding, give, half } = *place;
         CBinding {
             mem: Some(binding.memory.as_ptr()),
-            guest: binding.guest.start,
+            guest: binding.guest.start + half,
             size: binding.guest.end - binding.guest.start,
             offset: binding.offset,
-            how: how(binding.give),
+            how: how(give),
             rights: binding.rights.bits().into(),
         }
     }
@@ -113,6 +118,18 @@ pub extern "C" fn escrow_rs_vm_new(handle: u64) -> Option<Box<Core>> {
 #[unsafe(no_mangle)]
 pub extern "C" fn escrow_rs_vm_free(vm: Option<Box<Core>>) {
     drop(vm);
+}
+
+/// Makes the VM a protected one. → how many bits its guest's addresses have
+///
+/// EBUSY: it is too late. EOPNOTSUPP: EL2 does not have that.
+#[unsafe(no_mangle)]
+pub extern "C" fn escrow_rs_vm_protect(vm: &mut Core) -> i32 {
+    let handle = vm.handle();
+    match vm.protect(|| hypercall::vm_protect(&mut Hvc, handle).map_err(Errno::from)) {
+        Ok(bits) => bits.cast_signed(),
+        Err(errno) => errno.to_return(),
+    }
 }
 
 /// Sets where the device tree is.
@@ -199,7 +216,7 @@ pub extern "C" fn escrow_rs_vm_bind(
         give,
         rights,
     };
-    let bound = vm.bindings.insert(binding).and_then(|()| {
+    let bound = vm.bind(binding).and_then(|()| {
         let handle = vm.handle();
         hypercall::vm_configure(&mut Hvc, &mut donor, handle, true, request.guest, request.size)
             .map_err(|error| {
@@ -257,14 +274,11 @@ pub extern "C" fn escrow_rs_binding_fits(
     }
 }
 
-/// Finds the binding of a guest address. ENOENT: nothing is bound there.
-/// EACCES: the guest may not do that.
+/// Finds the binding of a guest address, as the guest gets memory there: see [`Vm::find`]. ENOENT:
+/// nothing is bound there. EACCES: the guest may not do that.
 #[unsafe(no_mangle)]
 pub extern "C" fn escrow_rs_vm_find(vm: &Core, guest: u64, access: u64, to: &mut CBinding) -> i32 {
-    let found = vm.bindings.find(guest).ok_or(Errno::NotFound).and_then(|binding| {
-        binding.allows(access).then(|| CBinding::of(binding)).ok_or(Errno::Access)
-    });
-    store(found, to)
+    store(vm.find(guest, access).map(|place| CBinding::at(&place)), to)
 }
 
 /// The binding at a place of the list. ENOENT: there are not so many.

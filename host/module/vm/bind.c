@@ -37,3 +37,17 @@ int escrow_vm_unbind(struct escrow_vm *vm, const struct escrow_map_request *requ
 		return err;
 	return escrow_rs_vm_end_unbind(vm->core, &vm->borrower, request);
 }
+
+/* Lends all that is there: what a protected VM starts with. */
+int escrow_vm_lend_present(struct escrow_vm *vm, struct escrow_attempt *attempt)
+{
+	struct escrow_binding binding;
+	int err = 0;
+	size_t i;
+
+	for (i = 0; !err && !escrow_rs_vm_binding(vm->core, i, &binding); i++) {
+		if (binding.how == ESCROW_LENT)
+			err = escrow_mem_lend_present(&vm->borrower, &binding, attempt);
+	}
+	return err;
+}

@@ -133,6 +133,8 @@ int escrow_vm_bind(struct escrow_vm *vm, const struct escrow_map_request *reques
 int escrow_vm_unbind(struct escrow_vm *vm, const struct escrow_map_request *request,
 		     struct escrow_mem *mem);
 
+int escrow_vm_lend_present(struct escrow_vm *vm, struct escrow_attempt *attempt);
+
 /* metadata.c */
 int escrow_vm_top_up(struct escrow_vm *vm, u64 pages);
 int escrow_vm_top_up_handle(u64 handle);

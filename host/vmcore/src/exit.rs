@@ -65,6 +65,12 @@ pub enum Step {
         /// A bit each, by their numbers.
         wake: u32,
     },
+    /// Give the VM at least so many pages for its tables, then run on: the guest makes its call
+    /// again.
+    TopUp {
+        /// How many are missing.
+        pages: u64,
+    },
     /// Bring in the page at a guest address, and tell
     /// [`Vcpu::page_brought`] how that went.
     Bring {
@@ -211,6 +217,7 @@ impl Vcpu {
                     }
                 }
             }
+            run::TOP_UP => Step::TopUp { pages: data0 },
             run::PAGE_FAULT => Step::Bring { guest: data0, access: data2 },
             run::SYSTEM_DOWN => Step::Down {
                 kind: if data0 == 0 { uapi::EXIT_TYPE_POWER_OFF } else { uapi::EXIT_TYPE_RESET },
@@ -456,6 +463,15 @@ mod tests {
             assert_eq!(step, Ok(Step::Wake { vcpus: 1 << id }));
             assert_eq!(vcpu.resume([u64::MAX; 3]).unwrap()[2..4], [0, 0]);
         }
+    }
+
+    #[test]
+    fn a_call_that_lacks_tables_is_made_again() {
+        let mut vcpu = vcpu();
+        let step = vcpu.ended([0, run::TOP_UP, 3, 0, 0]);
+        assert_eq!(step, Ok(Step::TopUp { pages: 3 }));
+        assert!(!vcpu.has_answer(), "the program has no part in it");
+        assert_eq!(vcpu.resume([u64::MAX; 3]).unwrap()[2..4], [0, 0]);
     }
 
     #[test]

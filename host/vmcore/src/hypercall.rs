@@ -172,6 +172,17 @@ pub fn vm_create(hv: &mut impl Hypervisor, list: List) -> Result<u64, Refused> {
     checked_handle(handle, HandleKind::Vm)
 }
 
+/// Makes a VM, of which nothing is mapped yet, a protected one. → the bit of guest addresses that is
+/// 1 in their shared half
+pub fn vm_protect(hv: &mut impl Hypervisor, vm: u64) -> Result<u64, Refused> {
+    let [shared, ..] = call(hv, call::VM_PROTECT, [vm])?;
+    if shared.is_power_of_two() && shared > PAGE_SIZE {
+        Ok(shared)
+    } else {
+        Err(Refused { error: None, index: shared, detail: 0, done: 0, broken: 0 })
+    }
+}
+
 /// Donates the pages in `list` to the VM.
 pub fn vm_top_up(hv: &mut impl Hypervisor, vm: u64, list: List) -> Result<(), Refused> {
     call(hv, call::VM_TOP_UP, [vm, list.address, list.count.into()]).map(drop)
@@ -500,6 +511,20 @@ mod tests {
             hv.asked,
             [vgic, vgic, input, [u64::from(call::SPI_DONE), VM, 0, 0, 0, 0, 0, 0]]
         );
+    }
+
+    #[test]
+    fn the_bit_of_the_shared_half_is_one_bit() {
+        let mut hv = Script::new(&[[0, 1 << 38, 0, 0, 0]]);
+        assert_eq!(vm_protect(&mut hv, VM), Ok(1 << 38));
+        assert_eq!(hv.asked, [[u64::from(call::VM_PROTECT), VM, 0, 0, 0, 0, 0, 0]]);
+        for nonsense in [0, PAGE_SIZE, 3 << 37, u64::MAX] {
+            let refused = vm_protect(&mut Script::new(&[[0, nonsense, 0, 0, 0]]), VM);
+            assert_eq!(refused.map_err(Errno::from), Err(Errno::Io));
+        }
+        let lacks = Script::new(&[[Error::Unimplemented.to_register(), 0, 0, 0, 0]]);
+        let refused = vm_protect(&mut { lacks }, VM);
+        assert_eq!(refused.map_err(Errno::from), Err(Errno::Unsupported));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use escrow_abi::{PAGE_SIZE, Rights};
 
 use crate::Errno;
-use crate::binding::{Binding, Bindings};
+use crate::binding::{Binding, Bindings, Give};
 use crate::exit::Exit;
 use crate::interrupts::Interrupts;
 use crate::stolen::StolenTime;
@@ -43,6 +43,8 @@ pub struct Vm<M> {
     /// A register was set that v17 takes and its hypervisor does not have.
     no_register: bool,
     started: bool,
+    /// The bit that is 1 in the shared half of the guest's addresses, if the VM is protected.
+    shared_bit: Option<u64>,
     /// `EXIT_TYPE_* + 1` once the guest is down, 0 before.
     down: AtomicU32,
 }
@@ -59,6 +61,17 @@ pub struct StartRange<M> {
     pub unmapped: bool,
     /// The binding that holds all of them.
     pub binding: Binding<M>,
+}
+
+/// Where memory that a guest asks for is, and how the guest gets it there.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Place<'a, M> {
+    /// The binding behind it.
+    pub binding: &'a Binding<M>,
+    /// How the guest gets it.
+    pub give: Give,
+    /// What is added to the binding's guest addresses: the bit of the shared half, or 0.
+    pub half: u64,
 }
 
 /// What a start needs.
@@ -85,6 +98,7 @@ impl<M: Clone + PartialEq> Vm<M> {
             sp: [None; SP_REGISTERS],
             no_register: false,
             started: false,
+            shared_bit: None,
             down: AtomicU32::new(0),
         }
     }
@@ -97,6 +111,65 @@ impl<M: Clone + PartialEq> Vm<M> {
     /// Whether the VM has been started.
     pub fn is_started(&self) -> bool {
         self.started
+    }
+
+    /// Makes the VM a protected one. `ask` has Escrow do so, and returns the bit that is 1 in the
+    /// shared half of the guest's addresses. → how many bits these have
+    ///
+    /// # Errors
+    /// `Busy` if the VM has a binding or a vCPU, has started or is protected already; those of
+    /// `ask`, but `Busy` where Escrow says that it is too late.
+    pub fn protect(&mut self, ask: impl FnOnce() -> Result<u64, Errno>) -> Result<u32, Errno> {
+        let has_some = self.bindings.get(0).is_some() || self.vcpus.count() != 0;
+        if has_some || self.started || self.shared_bit.is_some() {
+            return Err(Errno::Busy);
+        }
+        let shared = ask().map_err(|errno| match errno {
+            Errno::Exists | Errno::NotPermitted => Errno::Busy,
+            errno => errno,
+        })?;
+        self.shared_bit = Some(shared);
+        Ok(shared.trailing_zeros() + 1)
+    }
+
+    /// Whether the VM is protected.
+    pub fn is_protected(&self) -> bool {
+        self.shared_bit.is_some()
+    }
+
+    /// Adds a binding.
+    ///
+    /// # Errors
+    /// `Invalid` if the VM is protected and the addresses reach into their shared half; those of
+    /// [`Bindings::insert`].
+    pub fn bind(&mut self, binding: Binding<M>) -> Result<(), Errno> {
+        if self.shared_bit.is_some_and(|shared| binding.guest.end > shared) {
+            return Err(Errno::Invalid);
+        }
+        self.bindings.insert(binding)
+    }
+
+    /// What is behind a guest address at which the guest lacks memory, for that access (`FAULT_*`
+    /// bits).
+    ///
+    /// # Errors
+    /// `NotFound` if nothing is bound there any more; `Access` if the guest may not do that, or
+    /// waits for memory in the protected half where none is to come.
+    pub fn find(&self, guest: u64, access: u64) -> Result<Place<'_, M>, Errno> {
+        let half = guest & self.shared_bit.unwrap_or(0);
+        let binding = self.bindings.find(guest & !half);
+        let place = match (binding, self.shared_bit) {
+            (Some(binding), None) => Place { binding, give: binding.give, half },
+            (Some(binding), Some(_)) if half != 0 => Place { binding, give: Give::Share, half },
+            (Some(binding), Some(_)) if binding.give == Give::Lend => {
+                Place { binding, give: Give::Lend, half }
+            }
+            // Escrow decides anew what is there: MMIO, as a rule.
+            (None, _) if self.shared_bit.is_none() || half != 0 => return Err(Errno::NotFound),
+            // Escrow knows the guest's word alone there, and would ask for ever.
+            _ => return Err(Errno::Access),
+        };
+        place.binding.allows(access).then_some(place).ok_or(Errno::Access)
     }
 
     /// Sets where the device tree is. The start looks at it, and nothing after that.
@@ -233,7 +306,6 @@ mod tests {
     use escrow_abi::BLOCK_SIZE;
 
     use super::*;
-    use crate::binding::Give;
 
     const RAM: u64 = 0x8000_0000;
 
@@ -318,6 +390,85 @@ mod tests {
         assert_eq!(vm.set_boot_context(context(0, 1)), Err(Errno::Invalid));
         let dtb = uapi::DtbConfig { guest_phys_addr: RAM, size: 1 };
         assert_eq!((vm.set_dtb(dtb), vm.dtb()), (Ok(()), None), "nobody looks at it any more");
+    }
+
+    const SHARED: u64 = 1 << 38;
+
+    fn protected(give: Give) -> Vm<char> {
+        let mut vm = Vm::new(1);
+        assert_eq!(vm.protect(|| Ok(SHARED)), Ok(39));
+        let guest = RAM..RAM + 0x40_0000;
+        let rights = Rights::READ_WRITE;
+        vm.bind(Binding { guest, memory: 'a', offset: 0, give, rights }).unwrap();
+        vm
+    }
+
+    #[test]
+    fn a_vm_is_protected_before_all_else_and_once() {
+        let ask = || Ok(SHARED);
+        assert_eq!(protected(Give::Lend).protect(ask), Err(Errno::Busy), "a binding");
+        let mut vm = Vm::<char>::new(1);
+        vm.vcpus.add(0, || Ok(10)).unwrap();
+        assert_eq!(vm.protect(ask), Err(Errno::Busy), "a vCPU");
+        let mut vm = Vm::<char>::new(1);
+        for (says, told) in [
+            (Errno::Unsupported, Errno::Unsupported),
+            (Errno::Exists, Errno::Busy),
+            (Errno::NotPermitted, Errno::Busy),
+            (Errno::NoDevice, Errno::NoDevice),
+        ] {
+            assert_eq!(vm.protect(|| Err(says)), Err(told));
+            assert!(!vm.is_protected());
+        }
+        assert_eq!(vm.protect(ask), Ok(39));
+        assert!(vm.is_protected());
+        assert_eq!(vm.protect(|| panic!("it is asked once")), Err(Errno::Busy));
+        let mut vm = Vm::<char>::new(1);
+        vm.started();
+        assert_eq!(vm.protect(ask), Err(Errno::Busy), "started");
+    }
+
+    #[test]
+    fn bindings_are_below_the_shared_half() {
+        let mut vm = protected(Give::Lend);
+        let mut bind = |guest, offset| {
+            let rights = Rights::ALL;
+            vm.bind(Binding { guest, memory: 'a', offset, give: Give::Lend, rights })
+        };
+        let at = 0x40_0000;
+        assert_eq!(bind(SHARED..SHARED + 0x1000, at), Err(Errno::Invalid));
+        assert_eq!(bind(SHARED - 0x1000..SHARED + 0x1000, at), Err(Errno::Invalid));
+        assert_eq!(bind(SHARED - 0x1000..SHARED, at), Ok(()));
+        let mut vm = bound(Rights::ALL);
+        let guest = SHARED..SHARED + 0x1000;
+        let rights = Rights::ALL;
+        let far = Binding { guest, memory: 'a', offset: at, give: Give::Lend, rights };
+        assert_eq!(vm.bind(far), Ok(()), "it has no halves");
+    }
+
+    #[test]
+    fn both_halves_lead_to_the_same_binding() {
+        let write = escrow_abi::run::FAULT_WRITE;
+        let execute = escrow_abi::run::FAULT_EXECUTE;
+        let vm = protected(Give::Lend);
+        let place = |vm: &Vm<char>, at, access| {
+            vm.find(at, access).map(|place| (place.binding.guest.start, place.give, place.half))
+        };
+        assert_eq!(place(&vm, RAM + 0x1000, write), Ok((RAM, Give::Lend, 0)));
+        assert_eq!(place(&vm, RAM + 0x1000 | SHARED, write), Ok((RAM, Give::Share, SHARED)));
+        for at in [RAM, RAM | SHARED] {
+            assert_eq!(place(&vm, at, execute), Err(Errno::Access));
+        }
+        // The guest's own word brings it nothing where nothing is bound.
+        assert_eq!(place(&vm, RAM - 1, 0), Err(Errno::Access));
+        assert_eq!(place(&vm, RAM - 1 | SHARED, 0), Err(Errno::NotFound));
+        let vm = protected(Give::Share);
+        assert_eq!(place(&vm, RAM, 0), Err(Errno::Access), "nothing shared in the protected half");
+        assert_eq!(place(&vm, RAM | SHARED, 0), Ok((RAM, Give::Share, SHARED)));
+        let vm = bound(Rights::ALL);
+        assert_eq!(place(&vm, RAM, execute), Ok((RAM, Give::Lend, 0)));
+        assert_eq!(place(&vm, RAM | SHARED, 0), Err(Errno::NotFound));
+        assert_eq!(place(&vm, RAM - 1, 0), Err(Errno::NotFound));
     }
 
     #[test]

@@ -35,6 +35,7 @@
 	.global	shim_guest_start
 shim_guest_start:
 	mov	x20, #0x6000
+	orr	x20, x20, x5		// where a protected VM's devices are
 	adr	x0, .Lvectors
 	msr	vbar_el1, x0
 	isb
@@ -87,6 +88,12 @@ shim_guest_start:
 	b.eq	.Ltimer
 	cmp	x1, #0x1e
 	b.eq	.Ltimer_off
+	cmp	x1, #0x1f
+	b.eq	.Lrealm_set
+	cmp	x1, #0x20
+	b.eq	.Lrealm_get
+	cmp	x1, #0x21
+	b.eq	.Lrealm_call
 	b	.Loff
 .Lload:				// of x2
 	ldr	x0, [x2]
@@ -211,6 +218,39 @@ shim_guest_start:
 	msr	cntv_ctl_el0, xzr
 	isb
 	mov	x0, #0
+	b	.Lanswer
+.Lrealm_set:			// RIPAS x4 from x2 to x3; 0, an error, or 0x100: rejected
+	mov	x21, x2
+	mov	x22, x3
+	mov	x23, x4
+1:	movz	x0, #0xc400, lsl #16
+	movk	x0, #0x0197
+	mov	x1, x21
+	mov	x2, x22
+	mov	x3, x23
+	mov	x4, #0
+	smc	#0
+	cbnz	x0, .Lanswer
+	mov	x0, #0x100
+	cbnz	x2, .Lanswer
+	mov	x21, x1
+	cmp	x21, x22
+	b.lo	1b
+	mov	x0, #0
+	b	.Lanswer
+.Lrealm_get:			// from x2 to x3: how far there is one RIPAS, and that
+	movz	x0, #0xc400, lsl #16
+	movk	x0, #0x0198
+	mov	x1, x2
+	mov	x2, x3
+	smc	#0
+	cbnz	x0, .Lanswer
+	orr	x0, x1, x2
+	b	.Lanswer
+.Lrealm_call:			// number x2, with x3
+	mov	x0, x2
+	mov	x1, x3
+	smc	#0
 	b	.Lanswer
 .Lunlock:				// x3 bytes at x2, flags x4
 	bl	.Lmodify

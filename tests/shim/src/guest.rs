@@ -88,6 +88,12 @@ pub enum Order {
     Timer(u64),
     /// Switch it off, and with it its interrupt, which is a level.
     TimerOff,
+    /// Give pages that RIPAS, from an address to another; the answer is 0 if all have it.
+    SetRipas(u64, u64, u64),
+    /// Ask for it: the answer is how far there is one alike, and that.
+    GetRipas(u64, u64),
+    /// Make a call of the Realm Services Interface with one argument; the answer is its X0.
+    Realm(u32, u64),
 }
 
 /// A level 1 table: the first 4 GiB where they are, as normal memory.
@@ -123,6 +129,9 @@ impl Order {
             Order::Sgi(to) => [0x1c, to, 0, 0],
             Order::Timer(ticks) => [0x1d, ticks, 0, 0],
             Order::TimerOff => [0x1e, 0, 0, 0],
+            Order::SetRipas(base, top, ripas) => [0x1f, base, top, ripas],
+            Order::GetRipas(base, top) => [0x20, base, top, 0],
+            Order::Realm(function, arg) => [0x21, function.into(), arg, 0],
         }
     }
 

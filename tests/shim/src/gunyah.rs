@@ -316,6 +316,12 @@ impl Vm {
         self.remove_function(uapi::FUNCTION_VCPU, &uapi::VcpuArg { id })
     }
 
+    /// `VM_PROTECT`: the bit that is 1 in the shared half of the guest's addresses.
+    pub fn protect(&self) -> Result<u64, Errno> {
+        let bits = ask(&self.0, uapi::VM_PROTECT, 0)?;
+        1u64.checked_shl((bits - 1) as u32).ok_or(Errno::EPROTO)
+    }
+
     /// `VM_START`
     pub fn start(&self) -> Result<(), Errno> {
         ask(&self.0, uapi::VM_START, 0).map(drop)

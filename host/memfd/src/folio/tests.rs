@@ -355,3 +355,50 @@ fn transitions_out_of_turn_change_nothing() {
         }
     }
 }
+
+#[test]
+fn a_lent_folio_becomes_lent_pages() {
+    let refs = Count::new(1);
+    let (folio, counts) = (Folio::default(), Counts::default());
+    folio.populate(2, &counts).unwrap();
+    assert_eq!(folio.split_lent(&counts), Err(State::Present), "at home it is split otherwise");
+    folio.begin_lend(GUEST, &refs).unwrap();
+    assert_eq!(folio.split_lent(&counts), Err(State::Lending));
+    folio.lent(&counts).unwrap();
+    folio.hold(&refs).unwrap();
+    assert_eq!(folio.split_lent(&counts), Err(State::Lent), "a safe reference is to all of it");
+    folio.unhold(&refs).unwrap();
+    assert_eq!(folio.split_lent(&counts), Ok(GUEST));
+    assert_eq!((folio.state(), counts.lent(), counts.present()), (State::Hole, 0, 0));
+    for n in 0..4 {
+        // As the kernel makes them: each with one reference.
+        let refs = Count::new(1);
+        let (page, to) = (Folio::default(), Borrower { guest: GUEST.guest + n * 0x1000, ..GUEST });
+        assert!(refs.try_get(), "somebody looks at it");
+        assert_eq!(page.populate_lent(to, &refs, &counts), Err(Refusal::Excess(1)));
+        assert_eq!((page.state(), counts.lent()), (State::Hole, n));
+        refs.put();
+        page.populate_lent(to, &refs, &counts).unwrap();
+        assert!(!refs.try_get(), "frozen");
+        assert_eq!(page.populate_lent(to, &refs, &counts), Err(Refusal::State(State::Lent)));
+        assert_eq!(page.borrower(), Some((How::Lent, to)));
+        assert_eq!(counts.lent(), n + 1);
+    }
+    // It comes home as any other.
+    let refs = Count::new(1);
+    let page = Folio::default();
+    page.populate_lent(GUEST, &refs, &counts).unwrap();
+    assert_eq!(page.begin_take_back(&counts), Ok(How::Lent));
+    page.taken_back(&refs, &counts).unwrap();
+    assert_eq!((refs.count.get(), page.state()), (1, State::Present));
+    page.remove(&counts).unwrap();
+    assert_eq!((counts.lent(), counts.present()), (4, 0));
+}
+
+#[test]
+fn a_lent_page_is_not_split() {
+    let refs = Count::new(1);
+    let (folio, counts) = lent(&refs);
+    assert_eq!(folio.split_lent(&counts), Err(State::Lent));
+    assert!(!refs.try_get());
+}

@@ -135,6 +135,10 @@ pub struct Vm {
     pub metadata: u64,
     /// Those of them that are free.
     pub free: u64,
+    /// Pages that a protected VM's guest has opened to the host.
+    pub opened: u64,
+    /// Those of them that are the guest's alone again.
+    pub taken_back: u64,
     /// Process that created it.
     pub creator: u32,
     /// That process's name then.
@@ -323,6 +327,8 @@ impl Vm {
             mapped: row.number("mapped")?,
             metadata: row.number("metadata")?,
             free: row.number("free")?,
+            opened: row.number("opened")?,
+            taken_back: row.number("taken_back")?,
             creator: row.number("creator")?,
             name: row.text("name")?,
         })
@@ -384,8 +390,8 @@ pub mod tests {
     pub const MEMORIES: &str = "inode size present lent shared quarantined poisoned refusals retries creator name\n\
                                 41 1048576 3 2 1 0 0 5 6 77 shim-tests\n\
                                 42 4096 0 0 0 0 0 0 0 78 odd\\040na\\134me\n";
-    const VMS: &str = "handle state vcpus mapped metadata free creator name\n\
-                       0x1234 started 2 3 20 4 77 shim-tests\n";
+    const VMS: &str = "handle state vcpus mapped metadata free opened taken_back creator name\n\
+                       0x1234 started 2 3 20 4 9 8 77 shim-tests\n";
 
     #[test]
     fn lists_are_read_by_the_names_of_their_columns() {
@@ -395,6 +401,7 @@ pub mod tests {
         assert_eq!(memories[1].name, "odd na\\me");
         let vms = parse(VMS, Vm::from_row).unwrap();
         assert_eq!((vms[0].handle.as_str(), vms[0].mapped, vms[0].free), ("0x1234", 3, 4));
+        assert_eq!((vms[0].opened, vms[0].taken_back), (9, 8));
 
         let holders = "inode offset size references accesses name\n41 4096 8192 2 1 dma-buf:vgem\n";
         let holder = &parse(holders, Holder::from_row).unwrap()[0];
@@ -404,8 +411,7 @@ pub mod tests {
         assert_eq!((refused.excess, &*refused.by), (-1, "a pin"));
 
         // A later version of the module may have more columns.
-        let more =
-            "new handle state vcpus mapped metadata free creator name\nx 0x1 created 0 0 0 0 1 a\n";
+        let more = "new handle state vcpus mapped metadata free opened taken_back creator name\nx 0x1 created 0 0 0 0 0 0 1 a\n";
         assert_eq!(parse(more, Vm::from_row).unwrap()[0].state, "created");
         assert_eq!(parse("handle state vcpus\n", Vm::from_row).unwrap(), []);
     }

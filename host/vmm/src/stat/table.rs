@@ -131,8 +131,8 @@ fn lines(report: &Report, before: Option<&Report>) -> Vec<String> {
     }
     if let Some(vms) = &report.vms {
         lines.push(format!(
-            "{:<20}{:<9}{:>6}{:>10}{:>10}{:>7}  {}",
-            "VM", "STATE", "VCPUS", "MAPPED", "METADATA", "FREE", "CREATOR"
+            "{:<20}{:<9}{:>6}{:>10}{:>10}{:>7}{:>9}{:>11}  {}",
+            "VM", "STATE", "VCPUS", "MAPPED", "METADATA", "FREE", "OPENED", "TAKEN BACK", "CREATOR"
         ));
         lines.extend(vms.iter().map(|it| vm(it, &report.guests)));
     }
@@ -190,9 +190,9 @@ fn memory(memory: &Memory) -> String {
 }
 
 fn vm(vm: &Vm, guests: &[Guest]) -> String {
-    let Vm { handle, state, vcpus, mapped, metadata, free, creator, .. } = vm;
+    let Vm { handle, state, vcpus, mapped, metadata, free, opened, taken_back, creator, .. } = vm;
     let mut line = format!(
-        "{handle:<20}{state:<9}{vcpus:>6}{mapped:>10}{metadata:>10}{free:>7}  {creator} {}",
+        "{handle:<20}{state:<9}{vcpus:>6}{mapped:>10}{metadata:>10}{free:>7}{opened:>9}{taken_back:>11}  {creator} {}",
         printable(&vm.name),
     );
     // The guest that the process runs has its own name.
@@ -294,6 +294,8 @@ mod tests {
                 mapped: 302,
                 metadata: 20,
                 free: 5,
+                opened: 11,
+                taken_back: 10,
                 creator: 77,
                 name: "vmm".into(),
             }]),
@@ -330,7 +332,7 @@ mod tests {
         assert_eq!(words("memories")[..], ["memories", "0", "lends", "305"]);
         let memory = ["41", "3.0", "MiB", "1", "300", "2", "3", "9", "77", "bad?[2Jname"];
         assert_eq!(words("41")[..], memory);
-        let vm = ["0x10001", "started", "2", "302", "20", "5", "77", "vmm", "(web)"];
+        let vm = ["0x10001", "started", "2", "302", "20", "5", "11", "10", "77", "vmm", "(web)"];
         assert_eq!(words("0x10001")[..], vm);
         assert!(!text.contains('\x1b'));
         let line = |part: &str| {

@@ -16,6 +16,7 @@ mod irqfd;
 mod lent;
 mod limits;
 mod memory;
+mod protect;
 mod refs;
 mod scheduled;
 mod shared;
@@ -55,6 +56,14 @@ tests! {
     lent::rights_are_kept,
     lent::beyond_the_end,
     lent::part_of_a_binding_goes,
+    protect::is_asked_for_first,
+    protect::pages_are_opened_and_taken_back,
+    protect::a_pin_holds_off_taking_back,
+    protect::what_goes_while_it_is_open,
+    protect::tables_come_when_a_call_lacks_them,
+    protect::parts_of_blocks,
+    protect::a_long_run_is_opened,
+    protect::killed_at_any_moment,
     huge::a_block_leaves_and_comes_home_as_one,
     huge::what_fits_no_block_goes_page_by_page,
     huge::a_hole_in_a_block_is_zeros,
