@@ -455,13 +455,13 @@ mod tests {
             vm.find(at, access).map(|place| (place.binding.guest.start, place.give, place.half))
         };
         assert_eq!(place(&vm, RAM + 0x1000, write), Ok((RAM, Give::Lend, 0)));
-        assert_eq!(place(&vm, RAM + 0x1000 | SHARED, write), Ok((RAM, Give::Share, SHARED)));
+        assert_eq!(place(&vm, (RAM + 0x1000) | SHARED, write), Ok((RAM, Give::Share, SHARED)));
         for at in [RAM, RAM | SHARED] {
             assert_eq!(place(&vm, at, execute), Err(Errno::Access));
         }
         // The guest's own word brings it nothing where nothing is bound.
         assert_eq!(place(&vm, RAM - 1, 0), Err(Errno::Access));
-        assert_eq!(place(&vm, RAM - 1 | SHARED, 0), Err(Errno::NotFound));
+        assert_eq!(place(&vm, (RAM - 1) | SHARED, 0), Err(Errno::NotFound));
         let vm = protected(Give::Share);
         assert_eq!(place(&vm, RAM, 0), Err(Errno::Access), "nothing shared in the protected half");
         assert_eq!(place(&vm, RAM | SHARED, 0), Ok((RAM, Give::Share, SHARED)));
