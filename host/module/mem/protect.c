@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * Floor 2: memory of protected VMs. The guest's addresses have two halves. What is lent is in
- * the protected half, what is shared at the same address in the shared half; a page is in one of them
- * at a time, and comes home in between. The binding says which half is meant: of one that is
- * shared, the guest addresses have the bit of the shared half.
+ * the protected half, and what is shared in the shared half, at the same address with one more
+ * bit. A page is in one of them at a time, and comes home in between. A binding says which half
+ * is meant: the guest addresses of one that is shared have the bit.
  *
- * All of this is under the exclusive invalidate_lock but for lends of pages that are home, which
- * are most.
+ * A lend of a page that is home has the invalidate_lock shared, as in other VMs; all else here
+ * has it exclusively.
  */
 
 #include <linux/err.h>
