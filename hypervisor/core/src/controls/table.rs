@@ -303,7 +303,7 @@ features! {
     "FEAT_PAuth_LR, PACM" [ISAR3_PACM 1] Open Trapped { enable(Reg::Hcrx, hcrx::PACMEN) }; ""
 
     // ID_AA64MMFR0_EL1 to MMFR4: memory.
-    "addresses" [MMFR0_PARANGE 1] Open Open; "a guest sees no more than it has guest addresses"
+    "addresses" [MMFR0_PARANGE 1] Open Open; "a guest sees the smallest size that holds its guest addresses"
     "translation of EL1&0" [MMFR0_ASIDBITS 1, MMFR0_BIGEND 1, MMFR0_BIGENDEL0 1, MMFR0_TGRAN16 1, MMFR0_TGRAN64 0,
         MMFR0_TGRAN4 0, MMFR0_EXS 1, MMFR1_HAFDBS 1, MMFR1_HPDS 1, MMFR1_PAN 1, MMFR1_ETS 1, MMFR1_AFP 1,
         MMFR1_NTLBPA 1, MMFR1_ECBHB 1, MMFR2_CNP 1, MMFR2_UAO 1, MMFR2_LSM 1, MMFR2_VARANGE 1, MMFR2_CCIDX 1,

@@ -22,10 +22,11 @@ impl GuestIds {
     /// have.
     pub fn of(seen: &Ids, address_bits: u8) -> GuestIds {
         let mut ids = *seen;
-        // PARange, rounded down to a size that has a number.
-        let sizes = [32u8, 36, 40, 42, 44, 48];
-        let fits = sizes.iter().filter(|&&bits| bits <= address_bits).count();
-        let most = fits.saturating_sub(1) as u64;
+        // PARange, rounded up to a size that has a number: Linux takes no address beyond it
+        // for an output address (TCR_EL1.IPS), and the highest bit is the shared half's. What is
+        // beyond the guest's addresses ends in a fault of stage 2.
+        let sizes = [32u8, 36, 40, 42, 44];
+        let most = sizes.iter().filter(|&&bits| bits < address_bits).count() as u64;
         ids.set(&MMFR0_PARANGE, ids.get(&MMFR0_PARANGE).min(most));
         GuestIds(ids)
     }
@@ -90,8 +91,8 @@ mod tests {
     #[test]
     fn addresses_fit_the_guest_and_the_cpu() {
         let range = |raw, bits| GuestIds::new(move |_, _| raw, bits).read(7, 0) & 0xf;
-        assert_eq!(range(6, 39), 1);
-        assert_eq!(range(6, 48), 5);
+        assert_eq!([36, 37, 39, 40, 41].map(|bits| range(6, bits)), [1, 2, 2, 2, 3]);
+        assert_eq!([42, 44, 45, 48].map(|bits| range(6, bits)), [3, 4, 5, 5]);
         assert_eq!(range(1, 48), 1);
         assert_eq!(range(6, 32), 0);
     }
