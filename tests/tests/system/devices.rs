@@ -41,6 +41,13 @@ for driver in DRIVERS; do
     insmod /lib/${driver##*/}.ko.xz || fail "$driver"
 done
 
+# A guest that has been here before, and has done all this.
+if grep -q again /proc/cmdline && dd if=/dev/vda bs=512 skip=49151 2>/dev/null | grep -q again; then
+    echo "guest is back"
+    poweroff -f
+fi
+dmesg | grep -o 'RME: Using RSI.*'
+
 # The source of entropy.
 grep -q virtio /sys/class/misc/hw_random/rng_current || fail "no entropy"
 [ "$(dd if=/dev/hwrng bs=1k count=4 2>/dev/null | wc -c)" = 4096 ] || fail "too little entropy"
@@ -59,6 +66,9 @@ for writer in "4096 0" "65536 1" "1048576 2" "12288 3"; do
 done
 wait
 dd if=/tmp/random of=/dev/vda bs=512 count=1001 seek=33333 conv=notrunc 2>/dev/null
+if grep -q again /proc/cmdline; then
+    echo again | dd of=/dev/vda bs=512 seek=49151 conv=notrunc 2>/dev/null
+fi
 blkdiscard -o 20971520 -l 1048576 /dev/vda || fail "discard"
 sync
 if dd if=/tmp/random of=/dev/vdb bs=4k count=1 2>/dev/null; then fail "a disk that is only read"; fi
@@ -84,6 +94,7 @@ nc -w 5 192.168.7.1 5002 > /tmp/down || fail "cannot receive"
 echo "guest net: $(sum /tmp/down)"
 grep -E 'virtio[0-9]|eth0' /proc/interrupts
 dmesg | grep -E 'BUG:|WARNING:|Oops|stall|Internal error|virtio.*(error|broken|fail)' | sed 's/^/guest complains: /'
+grep -q again /proc/cmdline && reboot -f
 poweroff -f
 "#;
 
@@ -94,27 +105,38 @@ sum() { sha256sum $1 | cut -c1-64; }
 insmod /tun.ko.xz
 tunctl -t tap0
 ifconfig tap0 192.168.7.1 netmask 255.255.255.0 up
-dd if=/dev/urandom of=/tmp/disk bs=1M count=24 2>/dev/null
 dd if=/dev/urandom of=/tmp/read-only bs=1M count=3 2>/dev/null
 before=$(sum /tmp/read-only)
 dd if=/dev/urandom of=/tmp/for-guest bs=1M count=8 2>/dev/null
-tail -f /dev/null | nc -l -p 5001 > /tmp/from-guest &
-nc -l -p 5002 < /tmp/for-guest >/dev/null &
-{
-    status=0
-    escrow run --kernel /vmlinuz --initrd /guest-initrd --memory 256M --cpus 2 --share \
-        --disk /tmp/disk --disk /tmp/read-only,ro --net tap=tap0 --vsock 5 \
-        --cmdline quiet </dev/null 2>&1 || status=$?
-    echo "status $status"
-} | tr -d '\r' | tee /tmp/out
-grep 'status 0' /tmp/out
-if grep -E 'guest (failed|complains)|stopped until' /tmp/out; then exit 1; fi
-grep "guest disks: $(sum /tmp/disk) $before" /tmp/out
-[ $(sum /tmp/read-only) = $before ]
-grep "guest net: $(sum /tmp/for-guest)" /tmp/out
-[ $(stat -c %s /tmp/from-guest) = 8388608 ]
-[ "$(head -c 4194304 /tmp/from-guest | sha256sum)" = "$(tail -c 4194304 /tmp/from-guest | sha256sum)" ]
-escrow stat | grep -E '^(lent|shared) +0 '
+# A guest with that command line, and all the other options.
+guest() {
+    cmdline=$1
+    shift
+    dd if=/dev/urandom of=/tmp/disk bs=1M count=24 2>/dev/null
+    tail -f /dev/null | nc -l -p 5001 > /tmp/from-guest &
+    nc -l -p 5002 < /tmp/for-guest >/dev/null &
+    {
+        status=0
+        escrow run --kernel /vmlinuz --initrd /guest-initrd --memory 256M --cpus 2 \
+            --disk /tmp/disk --disk /tmp/read-only,ro --net tap=tap0 --vsock 5 \
+            --cmdline "$cmdline" "$@" </dev/null 2>&1 || status=$?
+        echo "status $status"
+    } | tr -d '\r' | tee /tmp/out
+    grep 'status 0' /tmp/out
+    if grep -E 'guest (failed|complains)|stopped until' /tmp/out; then exit 1; fi
+    grep "guest disks: $(sum /tmp/disk) $before" /tmp/out
+    [ $(sum /tmp/read-only) = $before ]
+    grep "guest net: $(sum /tmp/for-guest)" /tmp/out
+    [ $(stat -c %s /tmp/from-guest) = 8388608 ]
+    [ "$(head -c 4194304 /tmp/from-guest | sha256sum)" = "$(tail -c 4194304 /tmp/from-guest | sha256sum)" ]
+    escrow stat | grep -E '^(lent|shared) +0 '
+}
+guest quiet --share
+if grep 'Using RSI' /tmp/out; then exit 1; fi
+# On memory of its own, of which it opens what devices use. It starts twice.
+guest 'quiet again' --protected yes --reboot
+grep 'RME: Using RSI version 1.0' /tmp/out
+grep 'guest is back' /tmp/out
 "#;
 
 /// A kernel's module, as it is packed.
@@ -152,6 +174,6 @@ fn a_guest_uses_them_with_linux_s_drivers() {
     let tun = module(host, "drivers/net/tun");
     let files = [("vmlinuz", &kernel[..]), ("guest-initrd", &initrd(guest)), ("tun.ko.xz", &tun)];
     let mut linux = Linux::with_files("devices", "max", 2, 1536, SCRIPT, &files).of(host);
-    linux.limit = Duration::from_secs(300);
+    linux.limit = Duration::from_secs(600);
     linux.passes();
 }
