@@ -222,7 +222,7 @@ pub const VM_PV_TIME: u32 = vendor(0x107);
 /// What is declared as memory in the protected half before the start ([`VM_CONFIGURE`]) is RAM until the
 /// guest says that it is not. From [`VM_START`] on, memory comes only to addresses that are RAM in this sense, or of
 /// which the guest has said so ([`rsi::IPA_STATE_SET`](crate::rsi::IPA_STATE_SET);
-/// [`Error::Denied`](crate::Error::Denied) elsewhere), and the guest finds it zeroed. No access
+/// [`Error::GuestMapped`](crate::Error::GuestMapped) elsewhere), and the guest finds it zeroed. No access
 /// in the protected half is an MMIO exit: it is a [`run::PAGE_FAULT`](crate::run::PAGE_FAULT) where
 /// there is RAM, and ends in an external abort for the guest elsewhere. An access to an
 /// unmapped address of the shared half is a page fault, with the bit in its address, if the host has
@@ -230,8 +230,11 @@ pub const VM_PV_TIME: u32 = vendor(0x107);
 /// without the bit in its address.
 ///
 /// Only before anything was mapped for the VM ([`Error::GuestMapped`](crate::Error::GuestMapped)),
-/// before the start, and once ([`Error::Denied`](crate::Error::Denied)). No guest can have a
-/// capability for a protected VM.
+/// before the start, and once ([`Error::Denied`](crate::Error::Denied)). No guest is granted a
+/// capability for a protected VM, and one of before is worth nothing
+/// ([`Error::Denied`](crate::Error::Denied)). Before the start, a declaration of memory that would
+/// look at more than 4,096 entries of the VM's tables is refused
+/// ([`Error::InvalidSize`](crate::Error::InvalidSize)): it is to be made in smaller ranges.
 pub const VM_PROTECT: u32 = vendor(0x108);
 
 /// Key of [`VM_CONFIGURE`]: declare a range as memory.

@@ -155,7 +155,9 @@ impl<M: Machine> Hypervisor<M> {
             if vm.generation != capability.generation || !vm.is_live() {
                 return Err(Error::HandleRevoked);
             }
-            if !capability.has(kind.right()) {
+            // A VM may have become a protected one since the grant: nothing but what EL2 zeroes comes to it.
+            let is_protected = vm.map.as_ref().is_some_and(|map| map.shared_bit().is_some());
+            if is_protected || !capability.has(kind.right()) {
                 return Err(Error::Denied);
             }
             Ok((capability, vm))

@@ -20,6 +20,9 @@ use crate::vm::{Life, Run, Slot, Vm};
 /// Entries that a call looks at before it returns to its guest, which goes on where it stopped.
 const STEPS: usize = 512;
 
+/// Entries that one declaration of memory looks at, at the most.
+const DECLARED_LOOKS: usize = 4096;
+
 /// What a guest's call of the Realm Services Interface comes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RealmCall {
@@ -73,8 +76,8 @@ impl<M: Machine> Hypervisor<M> {
     /// kernel uses memory before it makes its first call. A realm's memory begins so as well (the RMM
     /// specification's RMI_RTT_INIT_RIPAS).
     ///
-    /// At the most, this looks at the entries of two tables of each level and of one of the first. What
-    /// is marked when pages for tables are missing stays marked.
+    /// This looks at as many entries as an interrupt can wait for. A range that takes more, for there are many
+    /// tables in it, is refused. What is marked when pages for tables are missing, or then, stays marked.
     pub(super) fn mark_declared(
         &self,
         vm: &mut Vm,
@@ -85,7 +88,13 @@ impl<M: Machine> Hypervisor<M> {
         let Vm { life: Life::Created, map: Some(map), pool, .. } = vm else { return Ok(()) };
         let Some(shared) = map.shared_bit() else { return Ok(()) };
         let (mut at, end) = (base, end.min(shared));
+        let mut looks = 0;
         while at < end {
+            looks += 1;
+            if looks > DECLARED_LOOKS {
+                self.machine.publish();
+                return Err(Error::InvalidSize.into());
+            }
             let (found, size) = map.find(&self.machine, Ipa(at));
             let size = size.min(end - at);
             at += match found {
@@ -284,12 +293,11 @@ impl<M: Machine> Hypervisor<M> {
                     let mine = record.holder() == Some(run.id());
                     let to = match (ram, record.state()) {
                         (false, Some(FrameState::Lent)) if mine => FrameState::UnlockedZeroed,
-                        (
-                            false,
-                            Some(FrameState::UnlockedZeroed | FrameState::UnlockedContents),
-                        ) => {
-                            return;
+                        // What it gave up by its other call, with its contents, is zeroed now as well.
+                        (false, Some(FrameState::UnlockedContents)) if mine => {
+                            FrameState::UnlockedZeroed
                         }
+                        (false, Some(FrameState::UnlockedZeroed)) => return,
                         // What it owns, what it has opened, the page with its stolen time.
                         (false, _) => {
                             rejected = true;
@@ -297,6 +305,11 @@ impl<M: Machine> Hypervisor<M> {
                         }
                         (true, Some(FrameState::UnlockedZeroed | FrameState::UnlockedContents)) => {
                             FrameState::Lent
+                        }
+                        // Its owner still sees what the guest has opened by its other call.
+                        (true, Some(FrameState::SharedBack)) => {
+                            rejected = true;
+                            return;
                         }
                         _ => return,
                     };

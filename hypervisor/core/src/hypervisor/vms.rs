@@ -142,12 +142,12 @@ impl<M: Machine> Hypervisor<M> {
         let end = check_range(base, size, self.guest_geometry.end())?;
         match key {
             call::CONFIGURE_MEMORY_ADD => {
-                self.mark_declared(&mut vm, base, end, true)?;
                 vm.ranges.add(base, end)?;
+                self.mark_declared(&mut vm, base, end, true)?;
             }
             call::CONFIGURE_MEMORY_REMOVE => {
-                self.mark_declared(&mut vm, base, end, false)?;
                 vm.ranges.remove(base, end)?;
+                self.mark_declared(&mut vm, base, end, false)?;
             }
             _ => return Err(Error::InvalidArgument.into()),
         }

@@ -5,6 +5,7 @@
 mod histories;
 
 use std::env;
+use std::sync::atomic::Ordering;
 
 use escrow_abi::{Error, FrameState, MemEntry, ORDER_BLOCK, Rights, call, psci, rsi, run};
 
@@ -509,11 +510,16 @@ fn what_it_has_in_other_ways_it_cannot_give_up_so() {
     guest.host.call(call::VM_PV_TIME, &[guest.vm, 0x0b00_0000]).unwrap();
     guest.start();
     guest.host.guest_call(guest.vcpu, call::MEM_SHARE_BACK, &[at, PAGE_SIZE]).unwrap();
-    for at in [MEMORY, at, 0x0b00_0000] {
+    for (at, opened) in [(MEMORY, false), (at, true), (0x0b00_0000, false)] {
         let [status, next, response] =
             guest.asks(rsi::IPA_STATE_SET, &[at, at + PAGE_SIZE, rsi::EMPTY, 0]);
         assert_eq!((status, next, response), (rsi::STATUS_SUCCESS, at, rsi::REJECT));
-        guest.sets(at, at + PAGE_SIZE, rsi::RAM);
+        let [_, next, response] =
+            guest.asks(rsi::IPA_STATE_SET, &[at, at + PAGE_SIZE, rsi::RAM, 0]);
+        match opened {
+            true => assert_eq!((next, response), (at, rsi::REJECT)),
+            false => assert_eq!((next, response), (at + PAGE_SIZE, rsi::ACCEPT)),
+        }
     }
     assert_eq!(guest.ripas(0x0b00_0000, 0x0b00_1000), [(0x0b00_1000, rsi::DEV)]);
 }
@@ -580,4 +586,82 @@ fn everything_comes_home() {
     assert_eq!(metadata, 24);
     let owned = guest.host.escrow.pages(FrameState::Owned);
     assert_eq!(owned + metadata, before[FrameState::Owned as usize]);
+}
+
+/// A capability of before does not lead into a protected VM.
+#[test]
+fn no_guest_gives_it_anything() {
+    let mut host = Host::new();
+    let (target, _) = host.create(12);
+    let (giver, _) = host.create(12);
+    let rights = call::RIGHT_SHARE | call::RIGHT_LEND | call::RIGHT_DONATE;
+    let grant = [giver, target, rights, 0, 2 * SHARED];
+    let [capability, ..] = host.call(call::CAP_GRANT, &grant).unwrap();
+    let own = [page(FREE, MEMORY), page(FREE + PAGE_SIZE, MEMORY + PAGE_SIZE)];
+    host.give(call::MEM_DONATE, giver, &own).unwrap();
+    let [vcpu, ..] = host.call(call::VCPU_CREATE, &[giver, 0]).unwrap();
+    host.call(call::VM_START, &[giver]).unwrap();
+    host.call(call::VM_PROTECT, &[target]).unwrap();
+    let declare = [target, call::CONFIGURE_MEMORY_ADD, MEMORY, SIZE];
+    host.call(call::VM_CONFIGURE, &declare).unwrap();
+    host.call(call::VCPU_CREATE, &[target, 0]).unwrap();
+    for started in [false, true] {
+        if started {
+            host.call(call::VM_START, &[target]).unwrap();
+        }
+        for function in [call::MEM_SHARE, call::MEM_LEND, call::MEM_DONATE] {
+            for half in [0, SHARED] {
+                let entry = page(MEMORY + PAGE_SIZE, MEMORY | half);
+                host.write_list(&[entry], |_| FREE);
+                let refused = host.guest_call(vcpu, function, &[capability, MEMORY, 1]);
+                assert_eq!(refused, Err((Error::Denied, 0, 0)), "{function:#x}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_declaration_s_work_is_bounded() {
+    let mut host = Host::new();
+    let (vm, _) = host.create(40);
+    host.call(call::VM_PROTECT, &[vm]).unwrap();
+    let configure = |key, base, size| [vm, key, base, size];
+    let add = call::CONFIGURE_MEMORY_ADD;
+    for n in 0..16 {
+        let one = configure(add, MEMORY + n * BLOCK_SIZE, PAGE_SIZE);
+        host.call(call::VM_CONFIGURE, &one).unwrap();
+    }
+    for key in [add, call::CONFIGURE_MEMORY_REMOVE] {
+        let before = host.escrow.machine.tables_found.load(Ordering::Relaxed);
+        let refused = host.call(call::VM_CONFIGURE, &configure(key, 0, SHARED));
+        assert_eq!(refused, Err((Error::InvalidSize, 0, 0)));
+        let looks = host.escrow.machine.tables_found.load(Ordering::Relaxed) - before;
+        assert!(looks <= 4096 * 7, "{looks}");
+    }
+    // A few tables are no reason.
+    host.call(call::VM_CONFIGURE, &configure(add, MEMORY, 4 * BLOCK_SIZE)).unwrap();
+}
+
+#[test]
+fn a_late_vcpu_s_registers_are_no_ram() {
+    let mut guest = Guest::created(16);
+    // The second redistributor would be in the first of its RAM.
+    let gic = [guest.vm, 0x0800_0000, MEMORY - 0x2_0000, call::SPIS_MIN];
+    guest.host.call(call::VM_VGIC, &gic).unwrap();
+    guest.start();
+    let late = guest.host.call(call::VCPU_CREATE, &[guest.vm, 1]);
+    assert_eq!(late, Err((Error::GuestMapped, 0, 0)));
+}
+
+#[test]
+fn what_is_given_up_with_contents_is_zeroed_all_the_same() {
+    let mut guest = Guest::created(16);
+    guest.lend(page(FREE, MEMORY)).unwrap();
+    guest.start();
+    guest.host.escrow.machine.scribble(FREE);
+    let unlock = [0, MEMORY, PAGE_SIZE, call::MODIFY_UNLOCK];
+    guest.host.guest_call(guest.vcpu, call::MODIFY_PAGES, &unlock).unwrap();
+    guest.sets(MEMORY, MEMORY + PAGE_SIZE, rsi::EMPTY);
+    guest.host.reclaim(&[(FREE, 0)]).unwrap();
+    assert_eq!(guest.host.word_of(FREE), 0);
 }

@@ -195,7 +195,8 @@ impl GuestMap {
         let mut at = base;
         while at < base + size {
             let Leaf { entry, level } = self.lookup(machine, Ipa(at));
-            if !entry.is_free() {
+            // Memory may come where the guest of a protected VM has RAM.
+            if !entry.is_free() || entry.is_ram() {
                 return false;
             }
             at = (at | ((1 << level_shift(level)) - 1)) + 1;

@@ -399,7 +399,9 @@ impl Both {
                 Place::Frame(frame) => {
                     let state = &mut model.frames[frame as usize];
                     *state = match *state {
-                        State::Lent(at) if !ram => State::Unlocked(at, false),
+                        State::Lent(at) | State::Unlocked(at, _) if !ram => {
+                            State::Unlocked(at, false)
+                        }
                         State::Unlocked(at, _) if ram => State::Lent(at),
                         other => other,
                     };
