@@ -146,7 +146,12 @@ fn install() {
 }
 
 /// Has the function that is interrupted return its failure.
-extern "C" fn fail(signal: libc::c_int, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
+extern "C" fn fail(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    // SAFETY: the kernel passes a valid pointer.
+    let code = unsafe { (*info).si_code };
+    // Codes of those that a program sends are 0 or less (sigaction(2)); that of memory which broke
+    // without an access to it is the other one that no access raises.
+    let by_access = code > 0 && code != libc::BUS_MCEERR_AO;
     // SAFETY: the kernel passes a valid pointer that this handler alone uses.
     let machine = unsafe { &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext };
     #[cfg(target_arch = "aarch64")]
@@ -159,12 +164,18 @@ extern "C" fn fail(signal: libc::c_int, _: *mut libc::siginfo_t, context: *mut l
         &raw const escrow_guarded_failed,
     ]
     .map(|label| label.addr());
-    if (begin..end).contains(&(*pc as usize)) {
+    if by_access && (begin..end).contains(&(*pc as usize)) {
         *pc = failed as _;
     } else {
-        // Somebody else's: let the repeated access have its normal end.
-        // SAFETY: `signal` is async-signal-safe.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+        // Somebody else's: let the repeated access, or the signal that comes once more when this
+        // handler returns, have its normal end.
+        // SAFETY: both are async-signal-safe.
+        unsafe {
+            libc::signal(signal, libc::SIG_DFL);
+            if !by_access {
+                libc::raise(signal);
+            }
+        }
     }
 }
 
@@ -244,6 +255,18 @@ mod tests {
             }
             // SAFETY: the address is mapped; the access raises SIGBUS.
             unsafe { slice.ptr_guard().as_ptr().read_volatile() }
+        });
+        assert!(matches!(status, Ok(WaitStatus::Signaled(_, Signal::SIGBUS, _))), "{status:?}");
+    }
+
+    #[test]
+    fn a_signal_that_is_sent_ends_the_program() {
+        let status = in_child(|| {
+            let (region, _file) = two_pages();
+            if load(&region.get_slice(0, 2).unwrap()) != Ok(0) {
+                return 99;
+            }
+            nix::sys::signal::raise(Signal::SIGBUS).map_or(98, |()| 97)
         });
         assert!(matches!(status, Ok(WaitStatus::Signaled(_, Signal::SIGBUS, _))), "{status:?}");
     }
