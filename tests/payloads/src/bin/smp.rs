@@ -132,13 +132,17 @@ fn neighbours_of_lent_pages_notice_nothing(host: &mut Host) -> Outcome {
                     count += 1;
                     check_eq!(probe::write(at, count), Ok(()));
                     check_eq!(probe::read(at), Ok(count));
+                    used.fetch_add(1, Ordering::Relaxed);
                 }
             }
-            used.fetch_add(count, Ordering::Relaxed);
             return Ok(());
         }
         let churn = || -> Outcome {
-            for _ in 0..1000 {
+            // Until the others had their turn as well: they may have no time of their own.
+            for round in 0..1_000_000 {
+                if round >= 1000 && used.load(Ordering::Relaxed) > 1000 {
+                    break;
+                }
                 lists.share(vm, &[page_at(lent, 0x1000)]).map_err(refused("MEM_SHARE"))?;
                 lists.unshare(&[frame(lent)]).map_err(refused("MEM_UNSHARE"))?;
             }
