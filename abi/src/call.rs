@@ -234,7 +234,9 @@ pub const VM_PV_TIME: u32 = vendor(0x107);
 /// capability for a protected VM, and one of before is worth nothing
 /// ([`Error::Denied`](crate::Error::Denied)). Before the start, a declaration of memory that would
 /// look at more than 4,096 entries of the VM's tables is refused
-/// ([`Error::InvalidSize`](crate::Error::InvalidSize)): it is to be made in smaller ranges.
+/// ([`Error::InvalidSize`](crate::Error::InvalidSize)): it is to be made in smaller ranges. The range is declared
+/// nevertheless, and a part of it may be RAM to the guest. The same holds after
+/// [`Error::NoMemory`](crate::Error::NoMemory); the call, made again after [`VM_TOP_UP`], does the rest.
 pub const VM_PROTECT: u32 = vendor(0x108);
 
 /// Key of [`VM_CONFIGURE`]: declare a range as memory.
