@@ -21,6 +21,7 @@ pub mod call;
 pub mod errata;
 mod error;
 mod handle;
+pub mod measurement;
 mod memory;
 pub mod psci;
 pub mod pv_time;
