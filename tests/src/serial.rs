@@ -18,6 +18,9 @@ use crate::artefacts;
 /// time limits.
 const AT_A_TIME: usize = 2;
 
+/// Lines of a console that a failure repeats: where a log cannot be fetched, they are all there is.
+const SHOWN: usize = 40;
+
 static RUNNING: Mutex<usize> = Mutex::new(0);
 static ENDED: Condvar = Condvar::new();
 
@@ -190,7 +193,12 @@ impl Serial {
             Ok(path) => format!("its console is in {}", path.display()),
             Err(error) => format!("its console cannot be kept: {error}"),
         };
-        panic!("{}: {why}; {kept}", self.name);
+        panic!("{}: {why}; {kept}, which ends in{}", self.name, self.last());
+    }
+
+    fn last(&self) -> String {
+        let last = self.lines.len().saturating_sub(SHOWN);
+        self.lines[last..].iter().map(|line| format!("\n  {line}")).collect()
     }
 
     fn keep(&self) -> std::io::Result<PathBuf> {
@@ -214,7 +222,9 @@ impl Drop for Serial {
         // and once more does no harm.
         if thread::panicking() {
             match self.keep() {
-                Ok(path) => eprintln!("{}: see {}", self.name, path.display()),
+                Ok(path) => {
+                    eprintln!("{}: see {}, which ends in{}", self.name, path.display(), self.last())
+                }
                 Err(error) => eprintln!("{}: {error}", self.name),
             }
         }

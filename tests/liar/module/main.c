@@ -148,11 +148,17 @@ static struct miscdevice liar_dev = {
 /* So that programs can be seen after drivers have prepared for the machine's end. */
 static uint linger_ms;
 module_param(linger_ms, uint, 0444);
-MODULE_PARM_DESC(linger_ms, "how long the machine's end waits for programs");
+MODULE_PARM_DESC(linger_ms, "how long the machine's end waits for programs, at the most");
+static bool linger_over;
+module_param(linger_over, bool, 0644);
+MODULE_PARM_DESC(linger_over, "the programs have ended: the machine's end goes on");
 
 static int liar_linger(struct notifier_block *block, unsigned long event, void *data)
 {
-	msleep(linger_ms);
+	unsigned long end = jiffies + msecs_to_jiffies(linger_ms);
+
+	while (!READ_ONCE(linger_over) && time_before(jiffies, end))
+		msleep(20);
 	return NOTIFY_DONE;
 }
 

@@ -125,7 +125,7 @@ const CROWD: u32 = 29;
 /// module. A program that has all its files open sees its guest end; then the machine does.
 fn ends_tear_guests_down_on(kernel: Kernel, command: &str) {
     let script = format!(
-        "insmod /lib/modules/$(uname -r)/liar.ko linger_ms=5000
+        "insmod /lib/modules/$(uname -r)/liar.ko linger_ms=60000
         storm() {{ shim-tests --storm >/tmp/storm$1 2>&1 & }}
         storm 1; first=$!
         storm 2; second=$!
@@ -152,7 +152,8 @@ fn ends_tear_guests_down_on(kernel: Kernel, command: &str) {
         wait $crowd $first $second
         cat /tmp/crowd /tmp/storm1 /tmp/storm2
         dmesg | grep -E 'BUG|WARNING|Oops|Internal error' | sed 's/^/FAILED: /'
-        echo all is told",
+        echo all is told
+        echo 1 >/sys/module/liar/parameters/linger_over",
         holding()
     );
     let linux = linux(&format!("end-{}", command.replace(' ', "")), kernel, 1024, &script, &[]);
