@@ -68,6 +68,11 @@ impl Group {
         fs::write(self.0.join(file), value).with_context(|| format!("{file} = {value}"))
     }
 
+    /// Whether the kernel has this file of it.
+    pub(super) fn has(&self, file: &str) -> Result<bool> {
+        Ok(fs::exists(self.0.join(file))?)
+    }
+
     /// What a file of it says.
     pub(super) fn get(&self, file: &str) -> Result<String> {
         fs::read_to_string(self.0.join(file)).with_context(|| file.to_owned())

@@ -14,6 +14,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork};
 
+use escrow_shim_tests::runner::Lacking;
+
 use super::accounting::Group;
 use super::same;
 use crate::guest::{Guest, Order};
@@ -141,6 +143,7 @@ pub fn guest_time_is_told() -> Result<()> {
 /// `cpu.max`: by the millisecond, throughout, and a signal is answered all the same.
 pub fn a_quota_holds() -> Result<()> {
     let group = Group::with("quota", "cpu")?;
+    ensure!(group.has("cpu.max")?, Lacking("quotas of processor time".to_owned()));
     group.set("cpu.max", "20000 100000")?;
     let runner = Runner::start()?;
     group.set("cgroup.procs", &runner.0.to_string())?;
