@@ -57,6 +57,27 @@ void escrow_hvc(const u64 args[8], u64 results[5])
 	__escrow_hvc(args, results);
 }
 
+/* The jiffy in which this CPU has reported a quiescent state. */
+static DEFINE_PER_CPU(unsigned long, escrow_quiet);
+
+/*
+ * Reports a quiescent state to RCU, once a jiffy, so that it need not force one on this CPU. KVM
+ * does so at each entry. But RCU looks for quiescent states at ticks, and what begins to wait for
+ * one after a report has the next by the end of the next tick, or sooner if it asks this CPU to
+ * reschedule: then the guest is left. Interrupts are disabled.
+ */
+static __always_inline void escrow_note_quiescence(void)
+{
+	unsigned long now = jiffies;
+
+	if (likely(__this_cpu_read(escrow_quiet) == now))
+		return;
+	instrumentation_begin();
+	__this_cpu_write(escrow_quiet, now);
+	rcu_virt_note_context_switch();
+	instrumentation_end();
+}
+
 /*
  * The call that enters a guest. With interrupts disabled.
  *
@@ -70,32 +91,21 @@ void escrow_hvc(const u64 args[8], u64 results[5])
  */
 noinstr void escrow_hvc_enter_guest(const u64 args[8], u64 results[5])
 {
-	unsigned long entered = jiffies;
-
 	instrumentation_begin();
 	trace_hardirqs_on_prepare();
 	lockdep_hardirqs_on_prepare();
 	instrumentation_end();
-	/* Without context tracking, this call reports the quiescent state to RCU. */
-	if (!context_tracking_guest_enter()) {
-		instrumentation_begin();
-		rcu_virt_note_context_switch();
-		instrumentation_end();
-	}
+	/* Without context tracking, the quiescent state has to be reported to RCU. */
+	if (!context_tracking_guest_enter())
+		escrow_note_quiescence();
 	lockdep_hardirqs_on(CALLER_ADDR0);
 
 	__escrow_hvc(args, results);
 
 	lockdep_hardirqs_off(CALLER_ADDR0);
-	/*
-	 * Report a quiescent state again after a run that lasted beyond a tick, as KVM does, so
-	 * that RCU need not force one on this CPU. For a shorter run, that of the entry will do.
-	 */
-	if (!context_tracking_guest_exit() && time_after(jiffies, entered)) {
-		instrumentation_begin();
-		rcu_virt_note_context_switch();
-		instrumentation_end();
-	}
+	/* After a run that lasted beyond a tick, again, as KVM does. */
+	if (!context_tracking_guest_exit())
+		escrow_note_quiescence();
 	instrumentation_begin();
 	trace_hardirqs_off_finish();
 	instrumentation_end();

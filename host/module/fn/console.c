@@ -18,6 +18,8 @@
 #include <linux/minmax.h>
 #include <linux/mutex.h>
 #include <linux/poll.h>
+#include <linux/rculist.h>
+#include <linux/rcupdate.h>
 #include <linux/seq_file.h>
 #include <linux/slab.h>
 #include <linux/spinlock.h>
@@ -50,6 +52,7 @@ struct escrow_console {
 	struct mutex read_lock; /* one reader at a time */
 	wait_queue_head_t queue; /* of readers, writers and pollers */
 	struct timer_list timer; /* wakes readers of a part of a line */
+	struct rcu_head rcu;
 };
 
 /* Sets the interrupt's level. With console->lock. */
@@ -101,7 +104,8 @@ static void escrow_console_free(struct kref *ref)
 	timer_shutdown_sync(&console->timer);
 	escrow_rs_console_free(console->core);
 	escrow_owner_end(&console->owner);
-	kfree(console);
+	/* A guest's access may have found it before it left its VM: escrow_console_answers(). */
+	kfree_rcu(console, rcu);
 }
 
 /* The events (enum escrow_console_event) that hold now. */
@@ -342,11 +346,12 @@ err_free:
 	return ERR_PTR(err);
 }
 
+/* With vm->lock, or in a read-side critical section of RCU: so a guest's accesses take no lock. */
 static struct escrow_console *escrow_console_find(const struct escrow_vm *vm, u64 address)
 {
 	struct escrow_console *console;
 
-	list_for_each_entry(console, &vm->consoles, link) {
+	list_for_each_entry_rcu(console, &vm->consoles, link, lockdep_is_held(&vm->lock)) {
 		if (address - console->address < ESCROW_CONSOLE_SIZE)
 			return console;
 	}
@@ -411,7 +416,7 @@ static int escrow_console_join(struct escrow_vm *vm, struct escrow_console *cons
 		return err;
 	kref_get(&console->ref);
 	console->vm = vm;
-	list_add_tail(&console->link, &vm->consoles);
+	list_add_tail_rcu(&console->link, &vm->consoles);
 	vm->console_count++;
 	return 0;
 }
@@ -473,7 +478,7 @@ static void escrow_console_cut(struct escrow_console *console)
 /* Takes the console off the VM, likewise. The caller puts the VM's reference. */
 static void escrow_console_leave(struct escrow_vm *vm, struct escrow_console *console)
 {
-	list_del(&console->link);
+	list_del_rcu(&console->link);
 	vm->console_count--;
 	escrow_console_cut(console);
 }
@@ -520,35 +525,62 @@ static void escrow_consoles_end(struct escrow_vm *vm)
 	}
 }
 
-/* A guest's read. true: it is a console's, and is done. With vm->lock. */
+/*
+ * Whether a console answers a guest that has found it: it may have left the VM since, and only its
+ * lock is still there. If so, with console->lock, until escrow_console_answered().
+ */
+static __always_inline bool escrow_console_answers(struct escrow_console *console)
+{
+	spin_lock(&console->lock);
+	if (likely(console->vm))
+		return true;
+	spin_unlock(&console->lock);
+	return false;
+}
+
+static __always_inline void escrow_console_answered(struct escrow_console *console, u32 events)
+{
+	if (events)
+		escrow_console_tell(console, events);
+	spin_unlock(&console->lock);
+}
+
+/* A guest's read. true: it is a console's, and is done. */
 bool escrow_console_guest_reads(const struct escrow_vm *vm, u64 address, u32 size, u64 *value)
 {
-	struct escrow_console *console = escrow_console_find(vm, address);
+	struct escrow_console *console;
+	bool done = false;
 	u32 events;
 
-	if (!console)
-		return false;
-	spin_lock(&console->lock);
-	events = escrow_rs_console_guest_reads(console->core, address - console->address, size,
-					       value);
-	escrow_console_tell(console, events);
-	spin_unlock(&console->lock);
-	return true;
+	rcu_read_lock();
+	console = escrow_console_find(vm, address);
+	if (console && escrow_console_answers(console)) {
+		events = escrow_rs_console_guest_reads(console->core, address - console->address,
+						       size, value);
+		escrow_console_answered(console, events);
+		done = true;
+	}
+	rcu_read_unlock();
+	return done;
 }
 
 /* The same for a write. */
 bool escrow_console_guest_writes(const struct escrow_vm *vm, u64 address, u64 value)
 {
-	struct escrow_console *console = escrow_console_find(vm, address);
+	struct escrow_console *console;
+	bool done = false;
 	u32 events;
 
-	if (!console)
-		return false;
-	spin_lock(&console->lock);
-	events = escrow_rs_console_guest_writes(console->core, address - console->address, value);
-	escrow_console_tell(console, events);
-	spin_unlock(&console->lock);
-	return true;
+	rcu_read_lock();
+	console = escrow_console_find(vm, address);
+	if (console && escrow_console_answers(console)) {
+		events = escrow_rs_console_guest_writes(console->core, address - console->address,
+							value);
+		escrow_console_answered(console, events);
+		done = true;
+	}
+	rcu_read_unlock();
+	return done;
 }
 
 const struct escrow_fn_ops escrow_console_ops = {

@@ -40,7 +40,7 @@ void escrow_irqfds_done(struct escrow_vm *vm);
 /* ioeventfd.c */
 extern const struct escrow_fn_ops escrow_ioeventfd_ops;
 
-bool escrow_ioeventfd_write(const struct escrow_vm *vm, u64 address, u32 size, u64 data);
+bool escrow_ioeventfd_write(struct escrow_vm *vm, u64 address, u32 size, u64 data);
 
 /* console.c */
 extern const struct escrow_fn_ops escrow_console_ops;

@@ -25,7 +25,7 @@ static int escrow_ioeventfd_add(struct escrow_vm *vm, const struct escrow_functi
 		return err;
 	}
 	if (!vm->ioeventfds) {
-		vm->ioeventfds = escrow_rs_ioeventfds_new();
+		WRITE_ONCE(vm->ioeventfds, escrow_rs_ioeventfds_new());
 		err = vm->ioeventfds ? 0 : -ENOMEM;
 	}
 	if (err)
@@ -56,13 +56,20 @@ static int escrow_ioeventfd_remove(struct escrow_vm *vm, const struct escrow_fun
 }
 
 /*
- * A guest's write. true: it matched an IOEVENTFD and is done. With vm->lock, which
- * keeps the event from being released meanwhile; once a removal has returned, its
- * event is not signalled.
+ * A guest's write. true: it matched an IOEVENTFD and is done. vm->lock keeps the event from
+ * being released meanwhile; once a removal has returned, its event is not signalled.
  */
-bool escrow_ioeventfd_write(const struct escrow_vm *vm, u64 address, u32 size, u64 data)
+bool escrow_ioeventfd_write(struct escrow_vm *vm, u64 address, u32 size, u64 data)
 {
-	return vm->ioeventfds && escrow_rs_ioeventfd_write(vm->ioeventfds, address, size, data);
+	bool done;
+
+	/* A table that is there stays until the VM's end: without one there is nothing to find. */
+	if (!READ_ONCE(vm->ioeventfds))
+		return false;
+	escrow_down_read(&vm->lock);
+	done = escrow_rs_ioeventfd_write(vm->ioeventfds, address, size, data);
+	up_read(&vm->lock);
+	return done;
 }
 
 static void escrow_ioeventfds_end(struct escrow_vm *vm)

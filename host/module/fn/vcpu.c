@@ -173,15 +173,20 @@ static void escrow_vcpu_tell(struct escrow_vcpu *vcpu, const struct escrow_exit 
 	WRITE_ONCE(run->exit_reason, exit->reason);
 }
 
-/* Tells the program of a loss, if there is one. → whether it did */
-static bool escrow_vcpu_tell_loss(struct escrow_vcpu *vcpu)
+static noinline bool escrow_vcpu_tell_next_loss(struct escrow_vcpu *vcpu)
 {
 	struct escrow_exit exit;
 
-	if (likely(!READ_ONCE(vcpu->vm->has_losses)) || !escrow_vm_tell_loss(vcpu->vm, &exit))
+	if (!escrow_vm_tell_loss(vcpu->vm, &exit))
 		return false;
 	escrow_vcpu_tell(vcpu, &exit);
 	return true;
+}
+
+/* Tells the program of a loss, if there is one. → whether it did */
+static __always_inline bool escrow_vcpu_tell_loss(struct escrow_vcpu *vcpu)
+{
+	return unlikely(READ_ONCE(vcpu->vm->has_losses)) && escrow_vcpu_tell_next_loss(vcpu);
 }
 
 /*
@@ -194,13 +199,11 @@ static void escrow_vcpu_emulate(struct escrow_vcpu *vcpu, struct escrow_step *st
 	u64 value;
 	bool done;
 
-	escrow_down_read(&vm->lock);
 	if (step->kind == ESCROW_STEP_WRITE)
 		done = escrow_ioeventfd_write(vm, step->at, step->down, step->access) ||
 		       escrow_console_guest_writes(vm, step->at, step->access);
 	else
 		done = escrow_console_guest_reads(vm, step->at, step->down, &value);
-	up_read(&vm->lock);
 	if (!done) {
 		step->kind = ESCROW_STEP_EXIT;
 		return;
@@ -217,18 +220,26 @@ static long escrow_vcpu_run(struct escrow_vcpu *vcpu)
 	u64 answer[GUNYAH_EXIT_WORDS], registers[8], results[5];
 	struct escrow_exit exit = {};
 	struct escrow_step step = {};
+	bool is_checked = false;
 	int err, i;
 
 	for (;;) {
-		err = escrow_guest_do_work();
-		if (err)
-			return err;
-		err = escrow_vcpu_check(vcpu, &exit);
-		if (err < 0)
-			return err;
-		if (err) {
-			escrow_vcpu_tell(vcpu, &exit);
-			return 0;
+		/*
+		 * escrow_vcpu_enter() looks at all of this as well, where interrupts are disabled,
+		 * and refuses to enter; so a turn that follows a run need not.
+		 */
+		if (!is_checked) {
+			err = escrow_guest_do_work();
+			if (err)
+				return err;
+			err = escrow_vcpu_check(vcpu, &exit);
+			if (err < 0)
+				return err;
+			if (err) {
+				escrow_vcpu_tell(vcpu, &exit);
+				return 0;
+			}
+			is_checked = true;
 		}
 
 		/* User space may write to the page at any time, so each word is read once. */
@@ -239,6 +250,7 @@ static long escrow_vcpu_run(struct escrow_vcpu *vcpu)
 			return err;
 		err = escrow_vcpu_enter(vcpu, registers, results);
 		if (err == -EAGAIN) {
+			is_checked = false;
 			if (!escrow_rs_vcpu_has_answer(&vcpu->core) &&
 			    escrow_vcpu_tell_loss(vcpu))
 				return 0;

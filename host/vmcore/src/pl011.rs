@@ -104,6 +104,11 @@ pub struct Pl011 {
     dmacr: u32,
 }
 
+/// Whether a read at an offset takes a character out of the FIFO. No other read changes anything.
+pub fn read_takes(offset: u32) -> bool {
+    offset & !3 == DR
+}
+
 impl Default for Pl011 {
     fn default() -> Self {
         Pl011 {
@@ -134,17 +139,28 @@ impl Pl011 {
     /// A read of the guest's: of 1 to 8 bytes, at an offset. It may make room for what is on the
     /// line.
     pub fn read(&mut self, offset: u32, size: u32, line: &mut Ring<Received>) -> u64 {
+        let taken = if read_takes(offset) { self.take(line).into() } else { 0 };
+        self.part(offset, size, taken)
+    }
+
+    /// The same of a register whose read takes nothing.
+    pub fn peek(&self, offset: u32, size: u32) -> u64 {
+        self.part(offset, size, 0)
+    }
+
+    fn part(&self, offset: u32, size: u32, taken: u32) -> u64 {
         let shift = 8 * (offset & 3);
-        let value = u64::from(self.register(offset & !3, line)) >> shift;
+        let value = u64::from(self.register(offset & !3, taken)) >> shift;
         match size {
             0..8 => value & ((1 << (8 * size)) - 1),
             _ => value,
         }
     }
 
-    fn register(&mut self, register: u32, line: &mut Ring<Received>) -> u32 {
+    /// `taken`: what DR reads.
+    fn register(&self, register: u32, taken: u32) -> u32 {
         match register {
-            DR => self.take(line).into(),
+            DR => taken,
             RSR => self.rsr,
             FR => self.flags(),
             ILPR => self.ilpr,

@@ -21,7 +21,8 @@
 //! ```
 //!
 //! With `profile=1` it counts at all exception levels instead, how often each instruction
-//! is executed in samples of accesses that fault, and tells at QEMU's end:
+//! is executed in samples of accesses that fault, and with `profile=2` in all samples
+//! ([`profile::Samples`]). It tells at QEMU's end:
 //!
 //! ```text
 //! samples 65536
@@ -51,7 +52,7 @@ struct Options {
     from: u64,
     to: u64,
     samples: Vec<u64>,
-    profile: bool,
+    profile: Option<profile::Samples>,
 }
 
 static OPTIONS: OnceLock<Options> = OnceLock::new();
@@ -80,7 +81,8 @@ pub unsafe extern "C" fn qemu_plugin_install(
     // SAFETY: the functions have the types that the interface asks for, and live
     // as long as QEMU.
     unsafe {
-        if profile {
+        if let Some(samples) = profile {
+            profile::count_only(samples);
             api::qemu_plugin_register_vcpu_tb_trans_cb(plugin, translate_for_profile);
             api::qemu_plugin_register_atexit_cb(plugin, tell_profile, null_mut());
         } else {
@@ -100,7 +102,13 @@ fn parse<'a>(words: impl Iterator<Item = &'a CStr>) -> Option<Options> {
             "from" => options.from = hex(value)?,
             "to" => options.to = hex(value)?,
             "samples" => options.samples = value.split(':').map(hex).collect::<Option<_>>()?,
-            "profile" => options.profile = hex(value)? != 0,
+            "profile" => {
+                options.profile = match hex(value)? {
+                    1 => Some(profile::Samples::Repeated),
+                    2 => Some(profile::Samples::All),
+                    _ => return None,
+                };
+            }
             _ => return None,
         }
     }

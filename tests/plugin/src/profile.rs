@@ -2,8 +2,7 @@
 
 //! How often each instruction is executed within samples, whoever executes it: for a
 //! machine with one CPU. A sample is a load or a call at one address, up to the
-//! instruction behind it. Only those samples count in which it was executed again before they
-//! ended, because it faulted the first time.
+//! instruction behind it: see [`Samples`].
 
 use std::collections::HashMap;
 use std::ffi::CString;
@@ -13,12 +12,29 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 /// Instructions that are told apart.
 const PLACES: usize = 1 << 21;
 
+/// Which samples count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Samples {
+    /// Those in which the load was executed again before they ended, because it faulted the first
+    /// time.
+    Repeated,
+    /// All: the load is emulated, and executed once.
+    All,
+}
+
 /// How often each was executed in the samples.
 static COUNTS: [AtomicU64; PLACES] = [const { AtomicU64::new(0) }; PLACES];
 /// The place of each address.
 static ADDRESSES: Mutex<Option<HashMap<u64, usize>>> = Mutex::new(None);
 static INSIDE: AtomicBool = AtomicBool::new(false);
+/// Whether a sample counts from its first instruction on.
+static ALL: AtomicBool = AtomicBool::new(false);
 static SAMPLES: AtomicU64 = AtomicU64::new(0);
+
+/// Which samples count from now on.
+pub fn count_only(samples: Samples) {
+    ALL.store(samples == Samples::All, Relaxed);
+}
 
 /// The number by which an address counts; the last one is shared by those that find no
 /// room.
@@ -31,7 +47,7 @@ pub fn place(address: u64) -> usize {
 
 /// The first instruction of a sample is about to be executed, once more if it faulted.
 pub fn begin(place: usize) {
-    if INSIDE.swap(true, Relaxed) {
+    if INSIDE.swap(true, Relaxed) || ALL.load(Relaxed) {
         SAMPLES.fetch_add(1, Relaxed);
         count(place);
     }

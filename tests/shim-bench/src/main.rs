@@ -11,7 +11,8 @@
 //! ```
 //!
 //! With the argument `exits` it counts those. With another, `lend_4k`, `lend_2m` or
-//! `lend_4k_scattered`, it only lends in that way, with the PMU off, for whoever profiles it.
+//! `lend_4k_scattered`, it only lends in that way, and with `mmio_user` or `exit_with_host` it has
+//! only those exits, with the PMU off, for whoever profiles it.
 
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
@@ -56,6 +57,7 @@ fn measure() -> Result<()> {
             pages.fetches(&mut counters)
         }
         Some("exits") => exits::measure(&pages, &mut counters),
+        Some(row @ ("mmio_user" | "exit_with_host")) => exits::only(&pages, row, &mut counters),
         Some("lend_4k") => lending::totals(&pages, &mut counters).map(drop),
         Some("lend_2m") => lending::totals(&blocks, &mut counters).map(drop),
         Some("lend_4k_scattered") => pages.scattered(&mut counters, false).map(drop),

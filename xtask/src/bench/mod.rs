@@ -45,8 +45,8 @@ pub struct Args {
     /// Do not measure; take target/bench.json as it is
     #[arg(long, conflicts_with_all = ["only", "no_build"])]
     no_measure: bool,
-    /// Show the functions that the instructions of one part of `--only shim` are spent in:
-    /// `lend_4k`, `lend_2m` or `lend_4k_scattered`
+    /// Show the functions that the instructions of one part of `--only shim` or `--only guests` are
+    /// spent in: `lend_4k`, `lend_2m`, `lend_4k_scattered`, `mmio_user` or `exit_with_host`
     #[arg(long, value_name = "ROW", conflicts_with_all = ["only", "no_measure", "chart"])]
     profile: Option<String>,
     /// Draw the charts and write the tables of docs/performance.md

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Which functions the instructions of a lend through the shim are spent in: of the host's
-//! kernel, of the module and of EL2. A plugin of QEMU's counts each instruction between a
-//! guest's load and its next instruction; the host's kernel names its own functions.
+//! Which functions the instructions of a lend through the shim, or of an exit, are spent in: of
+//! the host's kernel, of the module and of EL2. A plugin of QEMU's counts each instruction between
+//! a guest's load and its next instruction; the host's kernel names its own functions.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -22,7 +22,9 @@ use super::shim;
 const ESCROW_AT: u64 = RAM_BASE + 2 * MIB;
 /// Where the guest's program begins, for the guest: `escrow_peers::guest::MEMORY`.
 const GUEST_AT: u64 = 0x4000_0000;
-/// Functions with less than this for each lend are not shown.
+/// Parts whose samples are exits, not lends.
+const EXITS: [&str; 2] = ["mmio_user", "exit_with_host"];
+/// Functions with less than this for each sample are not shown.
 const LEAST: f64 = 0.5;
 /// The plugin makes the machine several times slower.
 const TIME_LIMIT: Duration = Duration::from_secs(1800);
@@ -72,7 +74,7 @@ fn is_mapping_symbol(name: &str) -> bool {
     name.is_empty() || name.starts_with('$')
 }
 
-/// Runs a part of the program `shim-bench` and shows the functions of its lends, the
+/// Runs a part of the program `shim-bench` and shows the functions of its lends or exits, the
 /// dearest first.
 pub fn show(
     artefacts: &Artefacts,
@@ -87,7 +89,9 @@ pub fn show(
     let initrd = shim::initramfs(artefacts, program, &script, &paths.bench())?;
     let mut machine = shim::machine(artefacts, shim::MEMORY_MIB, &initrd)?;
     let mut argument = plugin.as_os_str().to_owned();
-    argument.push(format!(",profile=1,samples={:x}", touch(program)?));
+    // A load that is lent for is executed again; one that is emulated is not.
+    let samples = if EXITS.contains(&part) { 2 } else { 1 };
+    argument.push(format!(",profile={samples},samples={:x}", touch(program)?));
     machine.extra = vec!["-plugin".into(), argument, "-d".into(), OsString::from("plugin")];
 
     let mut symbols = Symbols::default();
@@ -138,13 +142,13 @@ fn table(log: &str, symbols: &Symbols) -> Result<String> {
             _ => {}
         }
     }
-    ensure!(samples > 0, "the plugin saw no lend: {log}");
+    ensure!(samples > 0, "the plugin saw no sample: {log}");
     let each = |count: u64| count as f64 / samples as f64;
     let all = each(functions.values().sum());
     let mut functions: Vec<_> = functions.into_iter().collect();
     functions.sort_by_key(|&(name, count)| (std::cmp::Reverse(count), name));
     let mut text =
-        format!("instructions of each of {samples} lends, by function:\n{all:9.1} all\n");
+        format!("instructions of each of {samples} samples, by function:\n{all:9.1} all\n");
     for (name, count) in functions {
         if each(count) >= LEAST {
             text += &format!("{:9.1} {name}\n", each(count));
