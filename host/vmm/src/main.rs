@@ -19,6 +19,7 @@ mod machine;
 mod manual;
 mod run;
 mod stat;
+mod verify_token;
 mod virtio;
 
 use std::io;
@@ -105,6 +106,12 @@ enum Command {
     ///
     /// With a name, only that guest: its vCPUs, pages and exits. All others need root.
     Stat(stat::Arguments),
+    /// Verify the attestation token of a protected guest
+    ///
+    /// Runs on any machine. The token is to be signed by the machine with
+    /// --platform-key, and to be what is expected. What it claims is printed, else
+    /// there is a line for each thing that is wrong, and the exit status is 1.
+    VerifyToken(verify_token::Arguments),
 }
 
 /// How the demo reports.
@@ -138,6 +145,7 @@ fn main() -> ExitCode {
         }
         Command::Run(arguments) => run::run(arguments).map(ExitCode::from),
         Command::Stat(arguments) => stat::stat(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::VerifyToken(arguments) => verify_token::verify_token(&arguments).map(passed),
     };
     match result {
         Ok(status) => status,
