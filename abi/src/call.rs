@@ -233,10 +233,13 @@ pub const VM_PV_TIME: u32 = vendor(0x107);
 /// before the start, and once ([`Error::Denied`](crate::Error::Denied)). No guest is granted a
 /// capability for a protected VM, and one of before is worth nothing
 /// ([`Error::Denied`](crate::Error::Denied)). Before the start, a declaration of memory that would
-/// look at more than 4,096 entries of the VM's tables is refused
-/// ([`Error::InvalidSize`](crate::Error::InvalidSize)): it is to be made in smaller ranges. The range is declared
-/// nevertheless, and a part of it may be RAM to the guest. The same holds after
-/// [`Error::NoMemory`](crate::Error::NoMemory); the call, made again after [`VM_TOP_UP`], does the rest.
+/// look at more than 2,048 entries of the VM's tables is refused
+/// ([`Error::InvalidSize`](crate::Error::InvalidSize)): it is to be made in smaller ranges. It may lack pages for
+/// tables as well ([`Error::NoMemory`](crate::Error::NoMemory)).
+///
+/// The answer to a page fault in the protected half is no [`run::ACTION_FAULT`](crate::run::ACTION_FAULT)
+/// ([`Error::InvalidArgument`](crate::Error::InvalidArgument)), and there is no such answer to a call of the guest's
+/// that waits for memory or tables. Nothing in the shared half can be executed, whatever rights a list names.
 pub const VM_PROTECT: u32 = vendor(0x108);
 
 /// Key of [`VM_CONFIGURE`]: declare a range as memory.

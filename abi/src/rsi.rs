@@ -37,7 +37,10 @@ pub const REALM_CONFIG: u32 = standard(0x196);
 /// base, top (guest addresses, page-aligned, in the protected half), RIPAS ([`EMPTY`] or [`RAM`]),
 /// flags ([`CHANGE_DESTROYED`] or 0) → the address up to which this is done; [`ACCEPT`] or [`REJECT`]
 ///
-/// The guest calls again with that address as the base until it is `top`.
+/// The guest calls again with that address as the base until it is `top`. Rejected are: [`RAM`] where there is none
+/// and the host has declared no memory ([`call::VM_CONFIGURE`](crate::call::VM_CONFIGURE)), [`RAM`] where the
+/// guest has opened a page by [`call::MEM_SHARE_BACK`](crate::call::MEM_SHARE_BACK), and [`EMPTY`] of what it has in
+/// another way than lent.
 pub const IPA_STATE_SET: u32 = standard(0x197);
 /// base, top (as above) → an address up to which all pages have the RIPAS of the first one, at most
 /// `top`; that RIPAS

@@ -275,7 +275,7 @@ pub extern "C" fn escrow_rs_binding_fits(
 }
 
 /// Finds the binding of a guest address, as the guest gets memory there: see [`Vm::find`]. ENOENT:
-/// nothing is bound there. EACCES: the guest may not do that.
+/// nothing is bound there. EACCES: the guest may not do that. EPERM: it waits for RAM that does not come.
 #[unsafe(no_mangle)]
 pub extern "C" fn escrow_rs_vm_find(vm: &Core, guest: u64, access: u64, to: &mut CBinding) -> i32 {
     store(vm.find(guest, access).map(|place| CBinding::at(&place)), to)

@@ -402,6 +402,9 @@ mod tests {
         let exit = exit_of(Ok(vcpu.page_brought(0x8000_0000, Err(Errno::Again))));
         assert_eq!(exit.reason, uapi::EXIT_PAGE_FAULT);
         assert_eq!(exit.words, [0x8000_0000, u64::from(-11i32 as u32), 0]);
+        // Where Escrow takes no abort, so is the guest's end.
+        let exit = exit_of(Ok(vcpu.page_brought(0x8000_0000, Err(Errno::NotPermitted))));
+        assert_eq!(exit.words, [0x8000_0000, u64::from(-1i32 as u32), 0]);
         for (action, number) in [
             (uapi::RESUME_HANDLED, run::ACTION_RETRY),
             (uapi::RESUME_RETRY, run::ACTION_RETRY),

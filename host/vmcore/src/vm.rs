@@ -153,8 +153,9 @@ impl<M: Clone + PartialEq> Vm<M> {
     /// bits).
     ///
     /// # Errors
-    /// `NotFound` if nothing is bound there any more; `Access` if the guest may not do that, or
-    /// waits for memory in the protected half where none is to come.
+    /// `NotFound` if nothing is bound there any more; `Access` if the guest may not do that;
+    /// `NotPermitted` in the protected half, where it is RAM to the guest and none is to come. Escrow refuses an abort
+    /// in its place, so the guest is at its end.
     pub fn find(&self, guest: u64, access: u64) -> Result<Place<'_, M>, Errno> {
         let half = guest & self.shared_bit.unwrap_or(0);
         let binding = self.bindings.find(guest & !half);
@@ -166,10 +167,14 @@ impl<M: Clone + PartialEq> Vm<M> {
             }
             // Escrow decides anew what is there: MMIO, as a rule.
             (None, _) if self.shared_bit.is_none() || half != 0 => return Err(Errno::NotFound),
-            // Escrow knows the guest's word alone there, and would ask for ever.
-            _ => return Err(Errno::Access),
+            // Escrow would ask for ever.
+            _ => return Err(Errno::NotPermitted),
         };
-        place.binding.allows(access).then_some(place).ok_or(Errno::Access)
+        let refusal = match self.shared_bit {
+            Some(_) if half == 0 => Errno::NotPermitted,
+            _ => Errno::Access,
+        };
+        place.binding.allows(access).then_some(place).ok_or(refusal)
     }
 
     /// Sets where the device tree is. The start looks at it, and nothing after that.
@@ -456,14 +461,14 @@ mod tests {
         };
         assert_eq!(place(&vm, RAM + 0x1000, write), Ok((RAM, Give::Lend, 0)));
         assert_eq!(place(&vm, (RAM + 0x1000) | SHARED, write), Ok((RAM, Give::Share, SHARED)));
-        for at in [RAM, RAM | SHARED] {
-            assert_eq!(place(&vm, at, execute), Err(Errno::Access));
-        }
-        // The guest's own word brings it nothing where nothing is bound.
-        assert_eq!(place(&vm, RAM - 1, 0), Err(Errno::Access));
+        assert_eq!(place(&vm, RAM | SHARED, execute), Err(Errno::Access));
+        // Escrow takes no abort for RAM.
+        assert_eq!(place(&vm, RAM, execute), Err(Errno::NotPermitted));
+        assert_eq!(place(&vm, RAM - 1, 0), Err(Errno::NotPermitted));
         assert_eq!(place(&vm, (RAM - 1) | SHARED, 0), Err(Errno::NotFound));
         let vm = protected(Give::Share);
-        assert_eq!(place(&vm, RAM, 0), Err(Errno::Access), "nothing shared in the protected half");
+        let refusal = place(&vm, RAM, 0);
+        assert_eq!(refusal, Err(Errno::NotPermitted), "nothing shared in the protected half");
         assert_eq!(place(&vm, RAM | SHARED, 0), Ok((RAM, Give::Share, SHARED)));
         let vm = bound(Rights::ALL);
         assert_eq!(place(&vm, RAM, execute), Ok((RAM, Give::Lend, 0)));

@@ -173,6 +173,13 @@ impl Common {
                 }
                 // Running again lets the guest take the abort.
                 Exit::PageFault { errno: Errno::EHWPOISON, .. } => {}
+                // The module answers no access to a protected guest's RAM with an abort.
+                Exit::PageFault { address, errno: Errno::EPERM } => {
+                    anyhow::bail!(
+                        "the guest uses RAM at {address:#x} in a way that its memory does not allow, \
+                         or that it has no more"
+                    );
+                }
                 Exit::PageFault { address, errno } => {
                     return Err(errno)
                         .with_context(|| format!("allocating the guest's page at {address:#x}"));

@@ -6,7 +6,7 @@
 use core::ops::Range;
 
 use arrayvec::ArrayVec;
-use escrow_abi::{Error, LIST_MAX, MemEntry};
+use escrow_abi::{Error, LIST_MAX, MemEntry, Rights};
 
 use super::Refusal;
 use super::list::{ENTRIES_PER_PAGE, Expected};
@@ -47,6 +47,12 @@ impl Extent {
     #[inline(always)]
     pub fn rights(&self) -> usize {
         (self.guest % 8) as usize
+    }
+
+    /// The VM that gets it may read and write at the most.
+    pub fn forbid_execution(&mut self) {
+        const EXECUTE: u64 = (Rights::ALL.bits() - Rights::READ_WRITE.bits()) as u64;
+        self.guest &= !EXECUTE;
     }
 
     /// Its pages at their addresses in the VM that gets them.

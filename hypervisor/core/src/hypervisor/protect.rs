@@ -14,14 +14,14 @@ use crate::addr::{Ipa, PAGE_SIZE};
 use crate::ledger::Record;
 use crate::machine::{Machine, MemoryError};
 use crate::stage2::{Found, GuestMap};
-use crate::vcpu::Answer;
+use crate::vcpu::{Answer, Outcome, Stage2Abort};
 use crate::vm::{Life, Run, Slot, Vm};
 
 /// Entries that a call looks at before it returns to its guest, which goes on where it stopped.
 const STEPS: usize = 512;
 
-/// Entries that one declaration of memory looks at, at the most.
-const DECLARED_LOOKS: usize = 4096;
+/// Entries that one declaration of memory looks at, at the most; if it is refused then, as many again.
+const DECLARED_LOOKS: usize = 2048;
 
 /// What a guest's call of the Realm Services Interface comes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,43 +72,74 @@ impl<M: Machine> Hypervisor<M> {
         self.slot(vm, HandleKind::Vm).is_ok_and(|(_, _, slot)| slot.is_protected())
     }
 
+    /// Declares memory, or withdraws it: all of it or, if that is refused, nothing.
+    ///
     /// What a protected VM has declared before its start is RAM, until its guest says that it is not: a
     /// kernel uses memory before it makes its first call. A realm's memory begins so as well (the RMM
     /// specification's RMI_RTT_INIT_RIPAS).
-    ///
-    /// This looks at as many entries as an interrupt can wait for. A range that takes more, for there are many
-    /// tables in it, is refused. What is marked when pages for tables are missing, or then, stays marked.
-    pub(super) fn mark_declared(
+    pub(super) fn declare(
         &self,
         vm: &mut Vm,
         base: u64,
         end: u64,
-        ram: bool,
+        add: bool,
     ) -> Result<(), Refusal> {
-        let Vm { life: Life::Created, map: Some(map), pool, .. } = vm else { return Ok(()) };
-        let Some(shared) = map.shared_bit() else { return Ok(()) };
-        let (mut at, end) = (base, end.min(shared));
-        let mut looks = 0;
-        while at < end {
-            looks += 1;
-            if looks > DECLARED_LOOKS {
-                self.machine.publish();
-                return Err(Error::InvalidSize.into());
-            }
-            let (found, size) = map.find(&self.machine, Ipa(at));
-            let size = size.min(end - at);
-            at += match found {
-                Found::Absent { .. } => map
-                    .mark(&self.machine, pool, Ipa(at), at + size, ram)
-                    .map_err(|missing| Refusal { detail: missing, ..Error::NoMemory.into() })?,
-                Found::Present | Found::Broken => size,
-            };
+        let is_marked = vm.life == Life::Created;
+        let shared = vm.map.as_ref().and_then(GuestMap::shared_bit).filter(|_| is_marked);
+        let before = shared.map(|_| vm.ranges.clone());
+        match add {
+            true => vm.ranges.add(base, end)?,
+            false => vm.ranges.remove(base, end)?,
         }
+        let (Some(shared), Some(before)) = (shared, before) else { return Ok(()) };
+        let marked = self.mark_declared(vm, base, end.min(shared), DECLARED_LOOKS);
+        let marked = marked.map_err(|(reached, refusal)| {
+            // The tables for what was there are still there.
+            vm.ranges = before;
+            let _ = self.mark_declared(vm, base, reached, usize::MAX);
+            refusal
+        });
         self.machine.publish();
-        Ok(())
+        marked
     }
 
-    /// What a VM is given goes into the half of its addresses that is for it, if it has two.
+    /// Marks what is absent as RAM where memory is declared, before the start.
+    ///
+    /// # Errors
+    /// How far it came, and why no further. It looks at as many entries as an interrupt can wait for: there may be
+    /// many tables in a range.
+    fn mark_declared(
+        &self,
+        vm: &mut Vm,
+        base: u64,
+        end: u64,
+        looks: usize,
+    ) -> Result<(), (u64, Refusal)> {
+        let Vm { map: Some(map), pool, ranges, .. } = vm else { return Ok(()) };
+        let mut at = base;
+        for _ in 0..looks {
+            if at >= end {
+                return Ok(());
+            }
+            let (found, size) = map.find(&self.machine, Ipa(at));
+            let (ram, next) = ranges.look(Ipa(at));
+            let to = next.min(end).min(at + size);
+            at = match found {
+                Found::Absent { .. } => match map.mark(&self.machine, pool, Ipa(at), to, ram) {
+                    Ok(size) => at + size,
+                    Err(missing) => {
+                        let refusal = Refusal { detail: missing, ..Error::NoMemory.into() };
+                        return Err((at, refusal));
+                    }
+                },
+                Found::Present | Found::Broken => to,
+            };
+        }
+        if at < end { Err((at, Error::InvalidSize.into())) } else { Ok(()) }
+    }
+
+    /// What a VM is given goes into the half of its addresses that is for it, if it has two. Its host may
+    /// write at any time to what is shared, so the guest executes nothing of it.
     #[inline(always)]
     pub(super) fn check_halves(
         &self,
@@ -119,6 +150,9 @@ impl<M: Machine> Hypervisor<M> {
         let Some(shared) = map.shared_bit() else { return Ok(()) };
         check_all(extents.iter_mut(), |extent| {
             let is_shared = extent.guest().0 & shared != 0;
+            if is_shared {
+                extent.forbid_execution();
+            }
             if is_shared == kind.hides() { Err(extent.refuse(Error::Denied, 0)) } else { Ok(()) }
         })
     }
@@ -161,18 +195,51 @@ impl<M: Machine> Hypervisor<M> {
         slot.controller().exists() && self.vgic(slot).pages().find(Ipa(at)).is_some()
     }
 
+    /// Decides about an abort of a protected VM's guest.
+    #[cold]
+    pub(crate) fn settle_protected(
+        &self,
+        run: &mut Run<'_>,
+        vm: &mut Vm,
+        abort: &Stage2Abort,
+        shared: u64,
+    ) -> Outcome {
+        let at = abort.at;
+        if at.0 & shared == 0 {
+            if !self.may_come(run.slot(), vm, at) {
+                return run.unreachable(abort);
+            }
+            return run.waits_for_ram(abort);
+        }
+        // Nothing is executed there, so no page that comes would do.
+        if abort.is_fetch() {
+            return run.unreachable(abort);
+        }
+        let own = Ipa(at.0 & !shared);
+        if vm.ranges.contains(own) {
+            return run.settle(abort, true);
+        }
+        let mut of_device = *abort;
+        of_device.at = own;
+        run.settle(&of_device, false)
+    }
+
     /// Whether the guest of a protected VM may wait for memory at an address in the protected half at
     /// which it has faulted.
-    #[cold]
-    pub(crate) fn may_come(&self, slot: &Slot, vm: &mut Vm, at: Ipa) -> bool {
-        let end = vm.map.as_ref().map_or(0, GuestMap::end);
-        let at = at.align_down(PAGE_SIZE).0;
-        // What it has given up and its host has not fetched is still there.
-        let present = |vm: &Vm| {
-            let map = vm.map.as_ref();
-            map.is_some_and(|map| map.find(&self.machine, Ipa(at)).0 == Found::Present)
-        };
-        at < end && (present(vm) || self.ripas(slot, vm, at, end).0 == rsi::RAM)
+    fn may_come(&self, slot: &Slot, vm: &mut Vm, at: Ipa) -> bool {
+        let Some(map) = &vm.map else { return false };
+        let (end, at) = (map.end(), at.align_down(PAGE_SIZE).0);
+        if at >= end {
+            return false;
+        }
+        let present = map.find(&self.machine, Ipa(at)).0 == Found::Present;
+        match self.ripas(slot, vm, at, end).0 {
+            rsi::RAM => true,
+            // What it has given up and its host has not fetched is still there.
+            rsi::EMPTY => present,
+            // The page with its stolen time is for reading, whatever its host does.
+            _ => false,
+        }
     }
 
     /// A call of the Realm Services Interface, by the guest of a VM that may be no protected one.
@@ -275,11 +342,18 @@ impl<M: Machine> Hypervisor<M> {
         if self.is_device(run.slot(), at) {
             return Ok((PAGE_SIZE, 0));
         }
-        let Vm { map: Some(map), pool, .. } = &mut *vm else { return Ok((top - at, 0)) };
+        let Vm { map: Some(map), pool, ranges, .. } = &mut *vm else { return Ok((top - at, 0)) };
         let (found, size) = map.find(&self.machine, Ipa(at));
         let size = size.min(top - at);
         match found {
             Found::Broken => Ok((size, 0)),
+            // Marks take tables, and the host pays for them: no more than its declarations need.
+            Found::Absent { ram: false } if ram => {
+                let (true, end) = ranges.look(Ipa(at)) else { return Err(Stop::Rejected) };
+                let end = end.min(at + size);
+                let marked = map.mark(&self.machine, pool, Ipa(at), end, true);
+                Ok((marked.map_err(Stop::NoMemory)?, 0))
+            }
             Found::Absent { .. } => {
                 let marked = map.mark(&self.machine, pool, Ipa(at), at + size, ram);
                 Ok((marked.map_err(Stop::NoMemory)?, 0))

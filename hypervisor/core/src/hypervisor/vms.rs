@@ -141,17 +141,10 @@ impl<M: Machine> Hypervisor<M> {
         let (_, mut vm) = self.lock_live_vm(vm)?;
         let end = check_range(base, size, self.guest_geometry.end())?;
         match key {
-            call::CONFIGURE_MEMORY_ADD => {
-                vm.ranges.add(base, end)?;
-                self.mark_declared(&mut vm, base, end, true)?;
-            }
-            call::CONFIGURE_MEMORY_REMOVE => {
-                vm.ranges.remove(base, end)?;
-                self.mark_declared(&mut vm, base, end, false)?;
-            }
-            _ => return Err(Error::InvalidArgument.into()),
+            call::CONFIGURE_MEMORY_ADD => self.declare(&mut vm, base, end, true),
+            call::CONFIGURE_MEMORY_REMOVE => self.declare(&mut vm, base, end, false),
+            _ => Err(Error::InvalidArgument.into()),
         }
-        Ok(())
     }
 
     pub(super) fn vm_start(&self, vm: u64) -> Result<(), Refusal> {

@@ -107,6 +107,11 @@ impl Stage2Abort {
         self.abort.fault() == Fault::Translation
     }
 
+    /// Whether the guest fetches an instruction.
+    pub(crate) fn is_fetch(&self) -> bool {
+        self.abort.is_fetch()
+    }
+
     /// The load or store that it is of, if it can be emulated.
     #[inline(always)]
     pub(super) fn access(&self) -> Option<DataAccess> {
@@ -244,6 +249,14 @@ impl Vcpu {
         self.fault(abort, far, at)
     }
 
+    /// The guest of a protected VM touched RAM that is not there. Its host lets it wait, and does not choose an
+    /// instruction that fails.
+    pub(crate) fn waits_for_ram(&mut self, stage2: &Stage2Abort) -> Outcome {
+        let outcome = self.settle(stage2, true);
+        self.pending = Pending::Again;
+        outcome
+    }
+
     #[inline(always)]
     fn mmio(&mut self, at: Ipa, access: DataAccess, far: u64) -> Outcome {
         self.pending = Pending::Mmio { access, far };
@@ -256,7 +269,7 @@ impl Vcpu {
     }
 
     /// The guest touched memory that is its own and that it cannot have.
-    pub(super) fn unreachable(&mut self, stage2: &Stage2Abort) -> Outcome {
+    pub(crate) fn unreachable(&mut self, stage2: &Stage2Abort) -> Outcome {
         Outcome::Inject(stage2.external(self.regs.pstate))
     }
 

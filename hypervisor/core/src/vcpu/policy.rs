@@ -8,12 +8,11 @@ use escrow_abi::{psci, run};
 
 use super::context::{Power, Vcpu};
 use super::exception::Exception;
-use super::exit::{Answer, GuestExit, Outcome, READY, Stage2Abort, Waiting, answer};
+use super::exit::{Answer, GuestExit, Outcome, READY, Waiting, answer};
 use super::ids::GuestIds;
 use super::resume::Pending;
 use super::smccc::Service;
 use super::syndrome::Wait;
-use crate::addr::Ipa;
 use crate::hardening::{guest_call, guest_features};
 use crate::hypervisor::guest_calls::GuestCall;
 use crate::hypervisor::protect::RealmCall;
@@ -98,8 +97,7 @@ impl<M: Machine> Hypervisor<M> {
         let mut outcome = run.decode(exit, ids);
         if let Outcome::Abort(abort) = outcome {
             let mut vm = run.slot().lock();
-            let mut at = abort.at;
-            let mut is_memory = vm.ranges.contains(at);
+            let is_memory = vm.ranges.contains(abort.at);
             let touched = if (vm.owned != 0 || vm.has_broken) && abort.is_translation() {
                 let touched = self.guest_touches(run.id(), &mut vm, abort.at);
                 // Not a call, but the guest may run on as after one.
@@ -108,25 +106,14 @@ impl<M: Machine> Hypervisor<M> {
             } else {
                 Touched::Nothing
             };
-            let mut reachable = true;
             let shared = vm.map.as_ref().and_then(GuestMap::shared_bit);
-            if let (Some(shared), Touched::Nothing) = (shared, touched) {
-                if at.0 & shared == 0 {
-                    is_memory = true;
-                    reachable = self.may_come(run.slot(), &mut vm, at);
-                } else {
-                    is_memory = vm.ranges.contains(Ipa(at.0 & !shared));
-                    if !is_memory {
-                        at = Ipa(at.0 & !shared);
-                    }
+            outcome = match (touched, shared) {
+                (Touched::Nothing, Some(shared)) => {
+                    self.settle_protected(run, &mut vm, &abort, shared)
                 }
-            }
-            drop(vm);
-            outcome = match touched {
-                Touched::Nothing if !reachable => run.unreachable(&abort),
-                Touched::Nothing => run.settle(&Stage2Abort { at, ..abort }, is_memory),
-                Touched::Unreachable => run.unreachable(&abort),
-                Touched::Reachable => Outcome::Resume,
+                (Touched::Nothing, None) => run.settle(&abort, is_memory),
+                (Touched::Unreachable, _) => run.unreachable(&abort),
+                (Touched::Reachable, _) => Outcome::Resume,
             };
         }
         let next = match outcome {
@@ -171,7 +158,7 @@ impl<M: Machine> Hypervisor<M> {
                 Some(RealmCall::Return(answer)) => run.regs.x[..3].copy_from_slice(&answer),
                 Some(RealmCall::Ask(answer)) => {
                     run.regs.pc = run.regs.pc.wrapping_sub(4);
-                    run.pending = Pending::Call;
+                    run.pending = Pending::Again;
                     return Next::Exit(answer);
                 }
             },

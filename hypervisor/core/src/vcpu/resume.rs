@@ -2,7 +2,7 @@
 
 //! What the host answers to an exit, applied to the vCPU.
 
-use escrow_abi::{Error, rsi, run};
+use escrow_abi::{Error, run};
 
 use super::context::{SCTLR_EE, Vcpu};
 use super::exception::{Exception, is_aarch32};
@@ -31,8 +31,9 @@ pub enum Pending {
         /// Whether `ACTION_EMULATE` counts as `ACTION_RETRY`.
         emulate_retries: bool,
     },
-    /// A call that the guest makes again, once its host has done what was missing.
-    Call,
+    /// What the guest does again, once its host has done what was missing: an access to RAM of a protected
+    /// VM, or a call. The host has no say in how it ends.
+    Again,
     /// An access to the guest's GIC that waits for other vCPUs. The host has nothing to answer.
     Gic(GicWait),
 }
@@ -80,15 +81,10 @@ impl Vcpu {
             (Pending::Gic(_), _) => return Err(Error::InvalidArgument),
             (Pending::Mmio { .. }, run::ACTION_EMULATE) => self.skip_instruction(),
             (Pending::Abort { emulate_retries: true, .. }, run::ACTION_EMULATE)
-            | (Pending::Call, run::ACTION_EMULATE)
+            | (Pending::Again, run::ACTION_EMULATE)
             | (_, run::ACTION_RETRY) => {}
             (Pending::Mmio { access, far }, run::ACTION_FAULT) => {
                 self.inject(Exception::external_abort(access.abort(), far, self.regs.pstate));
-            }
-            // It gets an error in the place of an abort.
-            (Pending::Call, run::ACTION_FAULT) => {
-                self.regs.x[0] = rsi::STATUS_ERROR_INPUT;
-                self.skip_instruction();
             }
             (Pending::Abort { abort, far, .. }, run::ACTION_FAULT) => {
                 self.inject(Exception::external_abort(abort, far, self.regs.pstate));

@@ -11,7 +11,7 @@ use crate::addr::Ipa;
 pub const MAX_MEMORY_RANGES: usize = 64;
 
 /// Guest addresses declared as memory.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct MemoryRanges {
     ranges: ArrayVec<(u64, u64), MAX_MEMORY_RANGES>,
 }
@@ -26,6 +26,13 @@ impl MemoryRanges {
     pub fn contains(&self, at: Ipa) -> bool {
         let after = self.ranges.partition_point(|r| r.0 <= at.0);
         after > 0 && at.0 < self.ranges[after - 1].1
+    }
+
+    /// The same, and where that changes next.
+    pub fn look(&self, at: Ipa) -> (bool, u64) {
+        let ends = self.ranges.iter().flat_map(|&(base, end)| [(false, base), (true, end)]);
+        let next = ends.into_iter().find(|&(_, to)| at.0 < to);
+        next.unwrap_or((false, u64::MAX))
     }
 
     /// Declares `base..end`; joins what touches it.
@@ -90,6 +97,9 @@ mod tests {
         assert_eq!(declared(&ranges), [(0x4000, 0x6000)]);
         assert!(ranges.contains(Ipa(0x4000)) && ranges.contains(Ipa(0x5fff)));
         assert!(!ranges.contains(Ipa(0x3fff)) && !ranges.contains(Ipa(0x6000)));
+        let looks = [0x3fff, 0x4000, 0x5fff, 0x6000].map(|at| ranges.look(Ipa(at)));
+        let expected = [(false, 0x4000), (true, 0x6000), (true, 0x6000), (false, u64::MAX)];
+        assert_eq!(looks, expected);
     }
 
     #[test]

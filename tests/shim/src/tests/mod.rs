@@ -61,6 +61,7 @@ tests! {
     protect::a_pin_holds_off_taking_back,
     protect::what_goes_while_it_is_open,
     protect::tables_come_when_a_call_lacks_them,
+    protect::ram_that_is_gone_ends_the_guest,
     protect::parts_of_blocks,
     protect::a_long_run_is_opened,
     protect::killed_at_any_moment,

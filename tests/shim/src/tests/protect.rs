@@ -22,6 +22,9 @@ use crate::gunyah::{Device, Exit, Memory, PAGE, RWX};
 /// Pages of a block.
 const BLOCK: u64 = 512;
 
+/// What the guest tells of a range that EL2 has not changed.
+const REJECTED: u64 = 0x100;
+
 /// The guest's address of a page.
 const fn at(page: u64) -> u64 {
     RAM + page * PAGE
@@ -203,8 +206,8 @@ pub fn what_goes_while_it_is_open() -> Result<()> {
     same(guest.run()?, Exit::Write(ANSWER, 0x5a))?;
     same(read(&guest.mapping, 11 * PAGE)?, at(11) | shared).context("its contents stay")?;
     same(protected.ask(Order::Load(at(13)))?, 0x13)?;
-    // Where nothing is bound, its word does not make it wait for ever.
-    protected.set(11, 12, rsi::RAM)?;
+    // Where nothing is bound, nothing becomes RAM.
+    same(protected.ask(Order::SetRipas(at(11), at(12), rsi::RAM))?, REJECTED)?;
     guest.expect_abort(Order::Load(at(11)))?;
     // All that is away comes home.
     let Protected { guest: Guest { memory, mapping, vm, vcpu }, .. } = protected;
@@ -216,15 +219,32 @@ pub fn what_goes_while_it_is_open() -> Result<()> {
 
 /// More tables than a VM begins with.
 pub fn tables_come_when_a_call_lacks_them() -> Result<()> {
+    const PAGES: u64 = 64 * BLOCK;
     let device = Device::open()?;
-    let protected = Protected::started(&device, device.memory(64)?, 64)?;
+    let protected = Protected::started(&device, device.memory(PAGES)?, PAGES)?;
     for n in 1..64 {
         let page = n * BLOCK + 1;
-        protected.set(page, page + 2, rsi::RAM).with_context(|| format!("table {n}"))?;
-        let told = protected.ask(Order::GetRipas(at(page), at(page + BLOCK)))?;
-        same(told, at(page + 2) | rsi::RAM)?;
+        protected.set(page, page + 2, rsi::EMPTY).with_context(|| format!("table {n}"))?;
+        let told = protected.ask(Order::GetRipas(at(page), at(page + BLOCK - 1)))?;
+        same(told, at(page + 2) | rsi::EMPTY)?;
     }
-    Ok(())
+    // What is not its memory takes none.
+    let beyond = PAGES + 7 * BLOCK + 1;
+    same(protected.ask(Order::SetRipas(at(beyond), at(beyond + 1), rsi::RAM))?, REJECTED)
+}
+
+/// RAM that the guest has and that does not come any more ends it: its host answers no access to RAM with an
+/// abort.
+pub fn ram_that_is_gone_ends_the_guest() -> Result<()> {
+    let device = Device::open()?;
+    let protected = Protected::started(&device, device.memory(16)?, 16)?;
+    let guest = &protected.guest;
+    guest.vm.unbind(at(9), &guest.memory, 9, 1)?;
+    let end = Exit::PageFault(at(9), Errno::EPERM);
+    same(guest.order(Order::Load(at(9)))?, end)?;
+    same(guest.run()?, end).context("again")?;
+    guest.vcpu.refuse_page(uapi::RESUME_FAULT);
+    refused(guest.vcpu.run(), Errno::EINVAL).context("an abort")
 }
 
 /// A block that is lent, or open, as one is divided when its pages are no longer alike.

@@ -131,6 +131,11 @@ impl Guest {
         drop(self.host.escrow.host_runs(&mut x).expect("a run"));
     }
 
+    fn declares(&mut self, base: u64, size: u64) {
+        let add = [self.vm, call::CONFIGURE_MEMORY_ADD, base, size];
+        self.host.call(call::VM_CONFIGURE, &add).unwrap();
+    }
+
     fn lend(&mut self, entry: MemEntry) -> Result<(), Error> {
         self.host.lend(self.vm, &[entry]).map_err(|refused| refused.0)
     }
@@ -306,7 +311,8 @@ fn nothing_is_ram_that_the_guest_does_not_say() {
     assert_eq!(guest.host.lend_one(guest.vm, &entry), Err((Error::GuestMapped, 0, 0)));
     let whole = block(FREE + BLOCK_SIZE, MEMORY + BLOCK_SIZE);
     assert_eq!(guest.lend(whole), Err(Error::GuestMapped));
-    // It says RAM: now the host is asked for it.
+    // It says RAM of what is declared: now the host is asked for it.
+    guest.declares(MEMORY, SIZE);
     guest.sets(MEMORY, end, rsi::RAM);
     assert_eq!(guest.ripas(0, end), [(MEMORY, rsi::EMPTY), (end, rsi::RAM)]);
     assert_eq!(guest.touches(at, false), fault(at));
@@ -314,10 +320,105 @@ fn nothing_is_ram_that_the_guest_does_not_say() {
     guest.lend(whole).unwrap();
     guest.retries();
     assert_eq!(guest.ripas(0, end), [(MEMORY, rsi::EMPTY), (end, rsi::RAM)]);
-    // What it has not declared as memory is RAM all the same.
-    let beyond = end + BLOCK_SIZE;
-    guest.sets(beyond, beyond + PAGE_SIZE, rsi::RAM);
-    assert_eq!(guest.touches(beyond, false), fault(beyond));
+}
+
+/// Its marks take tables, and its host pays for them: so no more than what is declared needs.
+#[test]
+fn what_is_not_declared_cannot_become_ram() {
+    let mut guest = Guest::created(40);
+    let end = MEMORY + SIZE;
+    let far = end + 100 * BLOCK_SIZE;
+    guest.lend(page(FREE, far)).unwrap();
+    guest.start();
+    let pool = |guest: &mut Guest| guest.host.call(call::VM_INFO, &[guest.vm]).unwrap()[3];
+    let before = pool(&mut guest);
+    for n in 0..64 {
+        let at = end + n * BLOCK_SIZE + PAGE_SIZE;
+        let refused = guest.asks(rsi::IPA_STATE_SET, &[at, at + PAGE_SIZE, rsi::RAM, 0]);
+        assert_eq!(refused, [rsi::STATUS_SUCCESS, at, rsi::REJECT]);
+        guest.sets(at, at + PAGE_SIZE, rsi::EMPTY);
+        assert_eq!(guest.touches(at, false), Touched::Aborts);
+    }
+    assert_eq!(pool(&mut guest), before);
+    assert_eq!(guest.ripas(end, far), [(far, rsi::EMPTY)]);
+    // It comes as far as that goes.
+    let [_, next, response] = guest.asks(rsi::IPA_STATE_SET, &[MEMORY, far, rsi::RAM, 0]);
+    assert_eq!((next, response), (end, rsi::ACCEPT));
+    // What it was lent there is RAM, until it gives that up and its host fetches it.
+    let one = [far, far + PAGE_SIZE, rsi::RAM, 0];
+    guest.sets(far, far + PAGE_SIZE, rsi::EMPTY);
+    assert_eq!(guest.asks(rsi::IPA_STATE_SET, &one)[2], rsi::ACCEPT);
+    guest.sets(far, far + PAGE_SIZE, rsi::EMPTY);
+    guest.host.reclaim(&[(FREE, 0)]).unwrap();
+    assert_eq!(guest.asks(rsi::IPA_STATE_SET, &one)[2], rsi::REJECT);
+    // What is declared later may become RAM, and what is withdrawn may no more.
+    guest.declares(far, 2 * PAGE_SIZE);
+    let [_, next, response] = guest.asks(rsi::IPA_STATE_SET, &[far, far + BLOCK_SIZE, rsi::RAM, 0]);
+    assert_eq!((next, response), (far + 2 * PAGE_SIZE, rsi::ACCEPT));
+    let withdraw = [guest.vm, call::CONFIGURE_MEMORY_REMOVE, far, 2 * PAGE_SIZE];
+    guest.host.call(call::VM_CONFIGURE, &withdraw).unwrap();
+    guest.sets(far, far + PAGE_SIZE, rsi::EMPTY);
+    assert_eq!(guest.asks(rsi::IPA_STATE_SET, &one)[2], rsi::REJECT);
+    let rest = [far + PAGE_SIZE, far + 2 * PAGE_SIZE, rsi::RAM, 0];
+    assert_eq!(guest.asks(rsi::IPA_STATE_SET, &rest)[2], rsi::ACCEPT, "it is still RAM");
+}
+
+/// The host lets it wait, or ends it: it does not choose an instruction of the guest's that fails.
+#[test]
+fn its_host_answers_no_access_to_ram_with_an_abort() {
+    let mut guest = Guest::started(12);
+    let answers = |guest: &mut Guest, action, value| {
+        let mut x = [call::VCPU_RUN as u64, guest.vcpu, value, action, 0, 0, 0, 0];
+        guest.host.escrow.host_runs(&mut x).ok_or(Error::from_register(x[0])).map(|run| run.regs.pc)
+    };
+    let refused = Err(Some(Error::InvalidArgument));
+    for action in [run::ACTION_RETRY, run::ACTION_EMULATE] {
+        let pc = guest.host.run(guest.vcpu, |_, run| run.regs.pc);
+        assert_eq!(
+            guest.touches(MEMORY, true),
+            Touched::Exits([run::PAGE_FAULT, MEMORY, PAGE_SIZE, run::FAULT_WRITE,])
+        );
+        for (action, value) in [(run::ACTION_FAULT, 0), (3, 0), (run::ACTION_RETRY, 1)] {
+            assert_eq!(answers(&mut guest, action, value), refused);
+        }
+        assert_eq!(answers(&mut guest, action, 0), Ok(pc), "the same instruction");
+    }
+    // A call neither.
+    let config = [run::PAGE_FAULT, MEMORY, PAGE_SIZE, run::FAULT_WRITE];
+    assert_eq!(guest.begins(rsi::REALM_CONFIG, &[MEMORY]), config);
+    assert_eq!(answers(&mut guest, run::ACTION_FAULT, 0), refused);
+    guest.retries();
+    // In the shared half it does what it likes.
+    assert_eq!(guest.touches(MEMORY | SHARED, false), fault(MEMORY | SHARED));
+    answers(&mut guest, run::ACTION_FAULT, 0).unwrap();
+}
+
+#[test]
+fn nothing_in_the_shared_half_is_executed() {
+    let mut guest = Guest::started(12);
+    let entry = page(FREE, MEMORY | SHARED);
+    guest.host.share(guest.vm, &[entry]).unwrap();
+    let rights = guest.host.guest_rights(guest.vm, MEMORY | SHARED);
+    assert_eq!(rights, Rights::READ_WRITE);
+    for (at, fault) in [(MEMORY, 0xf), (MEMORY + PAGE_SIZE, 0x7), (DEVICE, 0x7)] {
+        let fetch = Ec::INSTRUCTION_ABORT_LOWER.bits() | IL | fault;
+        let next = guest.host.guest_exit(guest.vcpu, exit_of(fetch, Some(Ipa(at | SHARED))));
+        assert!(matches!(next, Next::Inject(_)), "{at:#x}: {next:?}");
+    }
+}
+
+/// Its host could do nothing about a write there, and the guest would try for ever.
+#[test]
+fn a_write_to_the_page_with_stolen_time_is_an_abort() {
+    let mut guest = Guest::created(12);
+    let time = MEMORY + 5 * PAGE_SIZE;
+    let withdraw = [guest.vm, call::CONFIGURE_MEMORY_REMOVE, time, PAGE_SIZE];
+    guest.host.call(call::VM_CONFIGURE, &withdraw).unwrap();
+    guest.host.call(call::VM_PV_TIME, &[guest.vm, time]).unwrap();
+    guest.start();
+    let esr = Ec::DATA_ABORT_LOWER.bits() | IL | abort::ISV | 2 << 22 | 3 << 16 | 1 << 6 | 0xf;
+    let next = guest.host.guest_exit(guest.vcpu, exit_of(esr, Some(Ipa(time))));
+    assert!(matches!(next, Next::Inject(_)), "{next:?}");
 }
 
 #[test]
@@ -445,6 +546,7 @@ fn a_call_waits_for_tables_and_memory() {
     // One for the table of what is declared.
     let mut guest = Guest::started(1 + 1 + 1);
     let base = MEMORY + (1 << 30);
+    guest.declares(base, SIZE);
     let range = [base + PAGE_SIZE, base + SIZE, rsi::RAM, 0];
     // Level 2 and level 3.
     assert_eq!(guest.begins(rsi::IPA_STATE_SET, &range), [run::TOP_UP, 2, 0, 0]);
@@ -463,11 +565,7 @@ fn a_call_waits_for_tables_and_memory() {
     let at = base + 3 * PAGE_SIZE;
     let asked = [run::PAGE_FAULT, at, PAGE_SIZE, run::FAULT_WRITE];
     assert_eq!(guest.begins(rsi::REALM_CONFIG, &[at]), asked);
-    // The host has none: the call ends with an error.
-    let mut x = [call::VCPU_RUN as u64, guest.vcpu, 0, run::ACTION_FAULT, 0, 0, 0, 0];
-    let run = guest.host.escrow.host_runs(&mut x).expect("a run");
-    assert_eq!(run.regs.x[0], rsi::STATUS_ERROR_INPUT);
-    drop(run);
+    guest.retries();
     assert_eq!(guest.begins(rsi::REALM_CONFIG, &[at]), asked);
     guest.lend(page(FREE, at)).unwrap();
     guest.host.escrow.machine.scribble(FREE);
@@ -557,7 +655,9 @@ fn the_gic_is_a_device_that_the_host_cannot_play() {
         (DEVICE, rsi::EMPTY),
     ];
     assert_eq!(guest.ripas(0x0700_0000, DEVICE), expected);
-    guest.sets(distributor, redistributors, rsi::RAM);
+    guest.sets(distributor, distributor + 0x1_0000, rsi::RAM);
+    let behind = [distributor + 0x1_0000, redistributors, rsi::RAM, 0];
+    assert_eq!(guest.asks(rsi::IPA_STATE_SET, &behind)[2], rsi::REJECT);
     let [_, _, state] = guest.asks(rsi::IPA_STATE_GET, &[distributor, distributor + PAGE_SIZE]);
     assert_eq!(state, rsi::DEV);
 }
@@ -640,6 +740,39 @@ fn a_declaration_s_work_is_bounded() {
     }
     // A few tables are no reason.
     host.call(call::VM_CONFIGURE, &configure(add, MEMORY, 4 * BLOCK_SIZE)).unwrap();
+}
+
+#[test]
+fn a_refused_declaration_changes_nothing() {
+    // The root, a table below it, one for each page.
+    let mut host = Host::new();
+    let (vm, _) = host.create(1 + 1 + 16);
+    host.call(call::VM_PROTECT, &[vm]).unwrap();
+    let configure = |key, base, size| [vm, key, base, size];
+    let (add, remove) = (call::CONFIGURE_MEMORY_ADD, call::CONFIGURE_MEMORY_REMOVE);
+    let mut expected = Vec::new();
+    for n in 0..16 {
+        let at = MEMORY + n * BLOCK_SIZE;
+        host.call(call::VM_CONFIGURE, &configure(add, at, PAGE_SIZE)).unwrap();
+        expected.extend([(at, rsi::EMPTY), (at + PAGE_SIZE, rsi::RAM)]);
+    }
+    expected.push((SHARED, rsi::EMPTY));
+    for key in [add, remove] {
+        let refused = host.call(call::VM_CONFIGURE, &configure(key, MEMORY, SHARED - MEMORY));
+        assert_eq!(refused, Err((Error::InvalidSize, 0, 0)));
+    }
+    // Whole entries, and at their end a page that takes two tables.
+    let far = configure(add, MEMORY + (1 << 30) - BLOCK_SIZE, BLOCK_SIZE + PAGE_SIZE);
+    assert_eq!(host.call(call::VM_CONFIGURE, &far), Err((Error::NoMemory, 0, 2)));
+    let one = host.fresh_metadata(1);
+    let [list, count] = host.list(&one);
+    host.call(call::VM_TOP_UP, &[vm, list, count]).unwrap();
+    let [vcpu, ..] = host.call(call::VCPU_CREATE, &[vm, 0]).unwrap();
+    host.call(call::VM_START, &[vm]).unwrap();
+    let mut guest = Guest { host, vm, vcpu };
+    assert_eq!(guest.ripas(0, SHARED), expected);
+    let read = Touched::Exits([run::MMIO_READ, far[2], 4, 0]);
+    assert_eq!(guest.touches(far[2] | SHARED, false), read);
 }
 
 #[test]

@@ -66,6 +66,12 @@ enum Step {
         to: u64,
         ram: bool,
     },
+    /// Its host declares it as memory, or withdraws that.
+    Declares {
+        from: u64,
+        to: u64,
+        add: bool,
+    },
     Unlocks {
         at: u64,
         contents: bool,
@@ -105,6 +111,7 @@ struct Model {
     zero: Vec<bool>,
     protected: Vec<Place>,
     shared: BTreeMap<u64, Place>,
+    declared: Vec<bool>,
 }
 
 impl Size {
@@ -138,6 +145,7 @@ impl Model {
             zero: vec![false; PAGES as usize],
             protected: vec![Place::Absent { ram: false }; PAGES as usize],
             shared: BTreeMap::new(),
+            declared: vec![true; PAGES as usize],
         }
     }
 
@@ -306,6 +314,15 @@ impl Both {
                 model.frames[frame as usize] = State::Broken;
             }
             Step::Says { from, to, ram } => self.says(from, to, ram),
+            Step::Declares { from, to, add } => {
+                let key = match add {
+                    true => call::CONFIGURE_MEMORY_ADD,
+                    false => call::CONFIGURE_MEMORY_REMOVE,
+                };
+                let range = [guest.vm, key, address(from), (to - from) * PAGE_SIZE];
+                guest.host.call(call::VM_CONFIGURE, &range).unwrap();
+                model.declared[from as usize..to as usize].fill(add);
+            }
             Step::Unlocks { at, contents } => {
                 let flags = match contents {
                     true => call::MODIFY_UNLOCK,
@@ -357,15 +374,19 @@ impl Both {
                     false => (model.protected[at as usize], address(at)),
                 };
                 let touched = guest.touches(to, false);
+                let declared = model.declared[at as usize];
                 let asked = touched == fault(to);
+                let is_mmio = touched == Touched::Exits([run::MMIO_READ, address(at), 4, 0]);
                 let right = match place {
+                    Place::Broken => touched == Touched::Aborts,
+                    _ if shared && !declared => is_mmio,
                     // A fault that was on its way when the page came.
                     Place::Frame(_) => asked || touched == Touched::Enters,
                     Place::Absent { ram } if ram || shared => asked,
-                    Place::Absent { .. } | Place::Broken => touched == Touched::Aborts,
+                    Place::Absent { .. } => touched == Touched::Aborts,
                 };
                 assert!(right, "{touched:x?}");
-                if asked {
+                if asked || is_mmio {
                     guest.retries();
                 }
             }
@@ -377,12 +398,13 @@ impl Both {
         let Both { guest, model } = self;
         let (mut at, top) = (address(from), address(to));
         let ripas = if ram { rsi::RAM } else { rsi::EMPTY };
-        // What it owns, it cannot give up so.
-        let owned = (from..to).find(|&n| {
-            let owned = |frame| matches!(model.frame(frame), State::Owned(_));
-            !ram && matches!(model.protected[n as usize], Place::Frame(frame) if owned(frame))
+        // What it owns, it cannot give up so; and nothing becomes RAM that is not declared.
+        let refused = (from..to).find(|&n| match model.protected[n as usize] {
+            Place::Frame(frame) => !ram && matches!(model.frame(frame), State::Owned(_)),
+            Place::Absent { ram: false } => ram && !model.declared[n as usize],
+            Place::Absent { ram: true } | Place::Broken => false,
         });
-        let end = owned.unwrap_or(to);
+        let end = refused.unwrap_or(to);
         while at < top {
             let [status, next, response] = guest.asks(rsi::IPA_STATE_SET, &[at, top, ripas, 0]);
             assert_eq!(status, rsi::STATUS_SUCCESS);
@@ -479,6 +501,8 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (number(), size()).prop_map(|(frame, size)| Step::Unshare { frame, size }),
         1 => number().prop_map(|frame| Step::Poison { frame }),
         8 => (range(), any::<bool>()).prop_map(|((from, to), ram)| Step::Says { from, to, ram }),
+        1 => (range(), any::<bool>())
+            .prop_map(|((from, to), add)| Step::Declares { from, to, add }),
         1 => (number(), any::<bool>()).prop_map(|(at, contents)| Step::Unlocks { at, contents }),
         2 => (number(), any::<bool>()).prop_map(|(at, shared)| Step::GuestWrites { at, shared }),
         2 => number().prop_map(|frame| Step::HostWrites { frame }),
