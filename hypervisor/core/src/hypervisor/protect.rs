@@ -20,6 +20,9 @@ use crate::vm::{Life, Run, Slot, Vm};
 /// Entries that a call looks at before it returns to its guest, which goes on where it stopped.
 const STEPS: usize = 512;
 
+/// Entries of these before it looks for interrupts, where each may be one of many alike.
+const STEPS_AT_ONCE: usize = 32;
+
 /// Entries that one declaration of memory looks at, at the most; if it is refused then, as many again.
 const DECLARED_LOOKS: usize = 2048;
 
@@ -278,8 +281,10 @@ impl<M: Machine> Hypervisor<M> {
         let mut vm = slot.lock();
         let (ripas, size) = self.ripas(slot, &mut vm, base, top);
         let mut at = base + size;
-        for _ in 1..STEPS {
-            if at >= top {
+        for step in 1..STEPS {
+            // A step may compare the records of a block.
+            let is_pause = step % STEPS_AT_ONCE == 0 && self.machine.interrupt_pending();
+            if at >= top || is_pause {
                 break;
             }
             let (next, size) = self.ripas(slot, &mut vm, at, top);

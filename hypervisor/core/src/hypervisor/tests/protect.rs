@@ -720,6 +720,23 @@ fn no_guest_gives_it_anything() {
     }
 }
 
+/// Each step may compare the records of a block.
+#[test]
+fn a_question_is_answered_in_parts() {
+    let mut guest = Guest::created(16);
+    for n in 0..100 {
+        guest.lend(page(FREE + 2 * n * PAGE_SIZE, MEMORY + n * PAGE_SIZE)).unwrap();
+    }
+    guest.start();
+    let end = MEMORY + 100 * PAGE_SIZE;
+    let asked = [rsi::STATUS_SUCCESS, end, rsi::RAM];
+    assert_eq!(guest.asks(rsi::IPA_STATE_GET, &[MEMORY, end]), asked);
+    *guest.host.escrow.machine.interrupts.lock().unwrap() = Interrupts::Always;
+    let [_, next, _] = guest.asks(rsi::IPA_STATE_GET, &[MEMORY, end]);
+    assert!((MEMORY + PAGE_SIZE..=MEMORY + 32 * PAGE_SIZE).contains(&next), "{next:#x}");
+    assert_eq!(guest.ripas(MEMORY, end), [(end, rsi::RAM)]);
+}
+
 #[test]
 fn a_declaration_s_work_is_bounded() {
     let mut host = Host::new();
