@@ -88,6 +88,15 @@ impl Multiplication {
         Self { number, left: COLUMNS, sum: ProjectivePoint::IDENTITY }
     }
 
+    fn number(&self) -> Scalar {
+        let mut bytes = FieldBytes::from(self.number);
+        bytes.reverse();
+        // It is below the order.
+        let number = reduce(&bytes);
+        bytes.zeroize();
+        number
+    }
+
     /// Goes on. The result comes with the call after the last column: the division that it takes is as long
     /// as many columns.
     fn go_on(&mut self, comb: &Comb, columns: Columns) -> Option<AffinePoint> {
@@ -119,21 +128,29 @@ impl Drop for Multiplication {
 pub struct Signing {
     hash: [u8; COORDINATE],
     multiplication: Multiplication,
+    /// What the multiplication came to.
+    point: Option<AffinePoint>,
 }
 
 impl Signing {
     /// Begins to sign a SHA-384.
     #[must_use]
     pub fn new(key: &PrivateKey, hash: [u8; COORDINATE]) -> Self {
-        let number = ephemeral(key, &hash);
-        Self { hash, multiplication: Multiplication::new(&number) }
+        let mut number = ephemeral(key, &hash);
+        let multiplication = Multiplication::new(&number);
+        number.zeroize();
+        Self { hash, multiplication, point: None }
     }
 
     /// Goes on, with the same key and comb each time. The signature, when it is done.
     pub fn go_on(&mut self, key: &PrivateKey, comb: &Comb, columns: Columns) -> Option<Signature> {
-        let point = self.multiplication.go_on(comb, columns)?;
-        let mut number = ephemeral(key, &self.hash);
+        let Some(point) = &self.point else {
+            // The end has a division of its own: not in the same call either.
+            self.point = self.multiplication.go_on(comb, columns);
+            return None;
+        };
         let r = reduce(&point.x());
+        let mut number = self.multiplication.number();
         let mut secret = *key.secret().to_nonzero_scalar();
         // Neither is 0: one number in 2^384 has that come out.
         let inverse = number.invert().unwrap_or(Scalar::ZERO);
