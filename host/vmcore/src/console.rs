@@ -77,6 +77,13 @@ impl Console {
         if !pl011::read_takes(offset) {
             return (self.uart.peek(offset, size), Events::default());
         }
+        self.guest_takes(offset, size)
+    }
+
+    /// A read of DR: apart, as the registers that it needs are no concern of the other reads.
+    #[cold]
+    #[inline(never)]
+    fn guest_takes(&mut self, offset: u32, size: u32) -> (u64, Events) {
         let before = self.input.len();
         let value = self.uart.read(offset, size, &mut self.input);
         (value, self.events(before))
