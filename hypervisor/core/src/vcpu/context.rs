@@ -13,15 +13,15 @@ use super::resume::Pending;
 use super::stolen::StolenTime;
 use crate::vgic;
 
-/// A vCPU in the page that was donated for it. Whoever runs the vCPU holds the
-/// lock for as long as the guest is inside, and nobody waits for it meanwhile: it is
-/// tried, or taken before the first run. So it need not be fair.
+/// A vCPU in the page that was donated for it. The CPU that runs the vCPU holds the
+/// lock during the whole run. No other CPU spins on it meanwhile: others use `try_lock`, or
+/// take the lock before the vCPU's first run. So an unfair spin lock is enough.
 pub type VcpuCell = SpinMutex<Vcpu>;
 
 /// A vCPU that is locked.
 pub type VcpuGuard<'a> = SpinMutexGuard<'a, Vcpu>;
 
-/// The general registers, and where the guest is.
+/// The general registers, PC and PSTATE.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct GeneralRegisters {
@@ -47,11 +47,11 @@ impl GeneralRegisters {
     }
 }
 
-/// What EL1 and EL0 own of the system registers, other than the timer's.
+/// The system registers of EL1 and EL0, other than the timers'.
 ///
-/// `AFSR0_EL1`, `AFSR1_EL1` and `AMAIR_EL1` are unused on the many CPUs where
-/// they hold nothing. The pointer-authentication keys are low and high halves of IA, IB, DA, DB
-/// and GA in this order; unused where the CPU has none.
+/// `AFSR0_EL1`, `AFSR1_EL1` and `AMAIR_EL1` are not switched on CPUs that have them as RES0, as most
+/// do. `keys` has the low and high halves of the pointer-authentication keys IA, IB, DA, DB
+/// and GA, in this order; it is unused on CPUs without pointer authentication.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 #[allow(missing_docs)] // The names are the architecture's.
@@ -86,12 +86,12 @@ pub struct El1Registers {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct TimerRegisters {
-    /// `CNTV_CTL_EL0`: bit 0 enable, bit 1 masked, bit 2 the condition was met
-    /// when the guest was left.
+    /// `CNTV_CTL_EL0`: bit 0 ENABLE, bit 1 IMASK, bit 2 ISTATUS (the condition was met
+    /// at the last exit).
     pub ctl: u64,
     /// `CNTV_CVAL_EL0`.
     pub cval: u64,
-    /// `CNTVOFF_EL2`: what the guest's counter is behind the physical one.
+    /// `CNTVOFF_EL2`: the physical count minus the guest's virtual count.
     pub offset: u64,
 }
 
@@ -100,7 +100,7 @@ impl TimerRegisters {
     const IMASK: u64 = 1 << 1;
     const ISTATUS: u64 = 1 << 2;
 
-    /// Whether the timer was asserting its interrupt when the guest was left.
+    /// Whether the timer asserted its interrupt at the last exit.
     pub const fn is_pending(&self) -> bool {
         self.ctl & (Self::ENABLE | Self::IMASK | Self::ISTATUS) == Self::ENABLE | Self::ISTATUS
     }
@@ -157,7 +157,7 @@ pub const PSTATE_RESET: u64 = 0x3c5;
 pub struct Vcpu {
     /// General registers; first, for the world switch.
     pub regs: GeneralRegisters,
-    /// `VMPIDR_EL2`: who the guest thinks this CPU is.
+    /// `VMPIDR_EL2`: what the guest reads as `MPIDR_EL1`.
     pub vmpidr: u64,
     /// The virtual timer.
     pub timer: TimerRegisters,
@@ -169,19 +169,20 @@ pub struct Vcpu {
     pub pauth: bool,
     /// Its VM has a GIC ([`VM_VGIC`](escrow_abi::call::VM_VGIC)).
     pub has_gic: bool,
-    /// The GIC was told that the timer's interrupt is asserted, and not that it is not any more.
+    /// The level of the virtual timer's interrupt that the vGIC was last given: true is asserted.
     pub(super) timer_asserted: bool,
-    /// A run of it, with a GIC, may begin with more than an entry: a timer is to be looked at, or an access is
-    /// to go on. Set by whoever makes it so, and found out anew by such a run.
+    /// The next run of this vCPU, which has a GIC, may not take the short way into the guest: a timer has to be
+    /// compared with the counter, or an access that waits has to be continued. Code that causes either sets this;
+    /// a run that finds it set computes it again.
     pub(super) begins_anew: bool,
-    /// The affinity of the CPU whose virtual CPU interface has what this vCPU left there, unless
-    /// another vCPU ran on it since. [`NOWHERE`] if none has.
+    /// The affinity of the CPU that ran this vCPU last: its virtual CPU interface still has this vCPU's
+    /// registers, unless another vCPU ran there since. [`NOWHERE`] if there is no such CPU.
     pub interface_on: u64,
     /// The virtual CPU interface.
     pub gic: GicRegisters,
     /// Whether it is switched on.
     pub(super) power: Power,
-    /// Its host was asked to lose sight of pages, and the guest's call goes on.
+    /// The host was asked to give up its access to pages (MEM_ASK_BACK), and the guest has yet to repeat the call.
     pub(crate) asked_back: bool,
     /// What the host has yet to answer.
     pub(super) pending: Pending,
@@ -194,9 +195,9 @@ pub struct Vcpu {
 /// Whether a vCPU is switched on, as PSCI means it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Power {
-    /// It runs when it is run.
+    /// `VCPU_RUN` enters the guest.
     On,
-    /// It waits for a sibling's CPU_ON.
+    /// It waits for another vCPU's CPU_ON.
     Off,
 }
 
@@ -245,13 +246,14 @@ impl Vcpu {
         }
     }
 
-    /// One that joins a VM which runs: whatever its index, it waits for a sibling.
+    /// A vCPU that is added to a started VM: whatever its index, it is off until another vCPU
+    /// switches it on.
     pub fn late(index: u8) -> Vcpu {
         Vcpu { power: Power::Off, ..Vcpu::new(index) }
     }
 
-    /// The affinity of the vCPU with an index. Level 0 holds 16, for what a
-    /// GICv3's SGI target list can address.
+    /// The affinity of the vCPU with an index. Aff0 is below 16, as the target list of
+    /// `ICC_SGI1R_EL1` has 16 bits (IHI 0069).
     pub const fn affinity_of(index: u8) -> u64 {
         (index as u64 & 0xf) | (index as u64 >> 4) << 8
     }
@@ -272,7 +274,8 @@ impl Vcpu {
         self.power == Power::On
     }
 
-    /// Back to reset, but for what the VM was set up with.
+    /// Resets the vCPU's registers. What the VM's configuration decides stays: the affinity, the
+    /// counter's offset, the GIC, the stolen time.
     pub(super) fn reset(&mut self) {
         let offset = self.timer.offset;
         self.regs = GeneralRegisters { pstate: PSTATE_RESET, ..Default::default() };
@@ -284,12 +287,12 @@ impl Vcpu {
         self.gic = GicRegisters::default();
         self.interface_on = NOWHERE;
         self.begins_anew = true;
-        // `timer_asserted` stays: what the GIC was told is true until it is told otherwise.
+        // `timer_asserted` stays: the vGIC keeps the level that it was given until the next run
+        // gives it the new one.
         self.pending = Pending::None;
     }
 
-    /// Goes on behind the 32-bit instruction that the guest is at, which was
-    /// carried out for it.
+    /// Advances the PC past the 32-bit instruction that was emulated.
     pub fn skip_instruction(&mut self) {
         self.regs.pc = self.regs.pc.wrapping_add(4);
         self.regs.pstate = after_instruction(self.regs.pstate);

@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Taking an exception to EL1 in a VM's place: what the CPU would do
-//! (DDI 0487, pseudocode `AArch64.TakeException`), for a guest's registers in
-//! memory as for the host's in the CPU.
+//! Exceptions that EL2 injects into EL1: what the CPU does when it takes one
+//! (DDI 0487, pseudocode `AArch64.TakeException`). Guests' registers are in memory,
+//! the host's in the CPU; both use this.
 
 use super::syndrome::{Abort, Ec, IL, abort};
 
 /// A synchronous exception to be taken at EL1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Exception {
-    /// What `ESR_EL1` will say.
+    /// The value for `ESR_EL1`.
     pub esr: u64,
-    /// What `FAR_EL1` will say; `None` leaves it alone.
+    /// The value for `FAR_EL1`; `None` leaves it as it is.
     pub far: Option<u64>,
 }
 
@@ -50,7 +50,7 @@ mod sctlr {
     pub const SPINTMASK: u64 = 1 << 62;
 }
 
-/// What an EL1 has that shows in PSTATE when it takes an exception.
+/// Features of EL1 that have a PSTATE bit which exception entry sets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PstateFeatures {
     /// FEAT_MTE: PSTATE.TCO.
@@ -119,8 +119,8 @@ impl Exception {
     /// An undefined instruction.
     pub const UNDEFINED: Exception = Exception { esr: IL, far: None };
 
-    /// The exception that tells EL1 of an abort that it met in the PSTATE `interrupted`, as
-    /// a synchronous external abort.
+    /// The synchronous external abort that EL1 takes for an abort which interrupted it in the PSTATE
+    /// `interrupted`.
     pub const fn external_abort(abort: Abort, far: u64, interrupted: u64) -> Exception {
         let status = if abort.is_walk() {
             // On a table walk: the level of the table, as stage 2 reports it.
@@ -131,14 +131,13 @@ impl Exception {
         Self::with_status(abort, far, interrupted, status)
     }
 
-    /// The exception that tells a Linux host of an access to memory that it
-    /// does not have.
+    /// The exception that a Linux host takes for an access to memory that it
+    /// does not own.
     ///
-    /// A data access gets an alignment fault: of all that the architecture
-    /// has, it is the one that Linux neither retries for ever (translation,
-    /// permission) nor dies of without asking its exception tables (external
-    /// abort). An instruction fetch and a table walk have no exception tables
-    /// to ask; they get an external abort.
+    /// A data access gets an alignment fault. Linux retries a translation or permission
+    /// fault for ever, and dies of an external abort without a look at its exception tables. An
+    /// alignment fault is the only abort for which it looks for a fixup and does not retry.
+    /// For an instruction fetch and a table walk there are no fixups; they get an external abort.
     pub const fn for_host(abort: Abort, far: u64, interrupted: u64) -> Exception {
         if !abort.is_fetch() && !abort.is_walk() {
             Self::with_status(abort, far, interrupted, abort::ALIGNMENT)
@@ -155,8 +154,8 @@ impl Exception {
             (false, true) => Ec::INSTRUCTION_ABORT_LOWER,
             (false, false) => Ec::INSTRUCTION_ABORT_SAME,
         };
-        // What of the syndrome is EL1's business as well. ISV and what it
-        // covers are not: EL1 sees them in stage-2 aborts only.
+        // The fields of the syndrome that mean the same at EL1. ISV and the fields that it
+        // validates are for stage-2 aborts, which EL1 does not take.
         let kept = if data { IL | abort::WNR | abort::CM | abort::FNV } else { IL | abort::FNV };
         Exception { esr: ec.bits() | abort.esr() & kept | status, far: Some(far) }
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Why a guest left its own code, and what follows from it for the vCPU's registers.
+//! Exits of guests: their reasons, and what each does to the vCPU's registers.
 
 use escrow_abi::run;
 
@@ -15,18 +15,18 @@ use super::syndrome::{
 use super::trapped;
 use crate::addr::{Ipa, PAGE_SIZE};
 
-/// Why a guest left its own code.
+/// Why a guest exited to EL2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GuestExit {
-    /// By an instruction that waits.
+    /// WFI, WFE, WFIT or WFET.
     Wait(Wait),
-    /// By an abort, and where.
+    /// An instruction or data abort, and its address.
     Abort(Abort, FaultAddress),
-    /// By another instruction that it executed.
+    /// Another instruction that trapped.
     Trapped(Trapped),
-    /// By a physical interrupt.
+    /// A physical interrupt.
     Interrupt,
-    /// By an SError, which is imprecise: it may be the host's or a device's doing.
+    /// An SError. It is asynchronous, so its cause may be the host or a device.
     SError,
 }
 
@@ -35,8 +35,8 @@ pub enum GuestExit {
 pub struct FaultAddress {
     /// `FAR_EL2`.
     pub far: u64,
-    /// The guest address in full; `None` if it could not be found out (the
-    /// guest's tables have changed since).
+    /// The whole IPA. `None` if EL2 could not translate `far`, because the guest has changed its
+    /// stage-1 tables since.
     pub ipa: Option<Ipa>,
 }
 
@@ -53,13 +53,13 @@ pub enum Outcome {
     Inject(Exception),
     /// The guest takes an undefined instruction: it has no such register or instruction.
     Unknown(SystemAccess),
-    /// The host has to know.
+    /// The run ends, with this answer for the host.
     Exit(Answer),
-    /// The guest asks for something that is not the vCPU's alone.
+    /// The guest makes a call that needs more than its vCPU's registers.
     Service(Service),
     /// The guest waits.
     Wait(Waiting),
-    /// The guest touched an address that stage 2 does not let it touch.
+    /// The guest accessed an address that its stage 2 does not map, or not with such rights.
     Abort(Stage2Abort),
 }
 
@@ -72,13 +72,13 @@ pub struct Stage2Abort {
     pub(super) far: u64,
 }
 
-/// What becomes of an instruction that waits.
+/// How an instruction that waits (WFI and the like) ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Waiting {
-    /// What the host has to know; `None` if the interrupt of the guest's timer is pending,
-    /// and there is no GIC to ask whether that counts.
+    /// The answer for the host if the vCPU waits. `None` if it need not: the guest's timer asserts its
+    /// interrupt, and the vCPU has no GIC that might mask it.
     pub until: Option<Answer>,
-    /// Whether a pending interrupt ends it.
+    /// Whether a pending interrupt ends the wait.
     pub interruptible: bool,
 }
 
@@ -91,7 +91,7 @@ pub(super) const fn answer(state: u64, data: [u64; 3]) -> Answer {
 pub const READY: Answer = answer(run::READY, [0; 3]);
 
 impl Stage2Abort {
-    /// An abort, if it is one at a known address.
+    /// A translation or permission fault at a known IPA; `None` for other aborts.
     #[inline(always)]
     pub(super) fn of(abort: Abort, address: &FaultAddress) -> Option<Stage2Abort> {
         match abort.fault() {
@@ -102,7 +102,7 @@ impl Stage2Abort {
         }
     }
 
-    /// Whether stage 2 has no entry, not one that allows less.
+    /// Whether it is a translation fault, not a permission fault.
     pub(super) fn is_translation(&self) -> bool {
         self.abort.fault() == Fault::Translation
     }
@@ -112,13 +112,13 @@ impl Stage2Abort {
         self.abort.is_fetch()
     }
 
-    /// The load or store that it is of, if it can be emulated.
+    /// The load or store that caused it, if EL2 or the host can emulate that.
     #[inline(always)]
     pub(super) fn access(&self) -> Option<DataAccess> {
         self.abort.access()
     }
 
-    /// Whether it is of a cache maintenance instruction, and not of a walk.
+    /// Whether a cache maintenance instruction caused it, and not a stage-1 table walk.
     pub(super) fn is_cache_maintenance(&self) -> bool {
         self.abort.is_cache_maintenance() && !self.abort.is_walk()
     }
@@ -130,8 +130,8 @@ impl Stage2Abort {
 }
 
 impl Vcpu {
-    /// What becomes of an exit. General registers and the timer must be up to date, and so must
-    /// `SCTLR_EL1` when the exit is an abort.
+    /// Decodes an exit. General registers and the timer must be stored in the vCPU, and for an abort
+    /// `SCTLR_EL1` as well.
     #[inline(always)]
     pub fn decode(&mut self, exit: GuestExit, ids: &GuestIds) -> Outcome {
         match exit {
@@ -153,20 +153,21 @@ impl Vcpu {
                 self.call(immediate)
             }
             Instruction::System(access) => self.system(access, ids),
-            // Unless the machine half gives it the registers: see `Trapped::uses`.
+            // Before it injects this, the machine half asks `Trapped::uses`: it may grant the
+            // registers instead.
             Instruction::Vectors | Instruction::Keys | Instruction::Undefined => {
                 Outcome::Inject(Exception::UNDEFINED)
             }
         }
     }
 
-    /// WFI and WFE, with and without a deadline of their own. `has_gic` is the vCPU's.
+    /// Handles WFI, WFE, WFIT and WFET. `has_gic`: the vCPU has a GIC.
     #[inline(always)]
     pub(super) fn wait(&mut self, wait: Wait, has_gic: bool) -> Waiting {
         self.skip_instruction();
         if wait.is_for_event() {
-            // Events are not modelled, and it may be for another vCPU that
-            // the guest waits: the host may run that.
+            // EL2 does not model events. The guest may wait for an event (SEV) of another
+            // vCPU, so the run ends and the host can run that one.
             return Waiting { until: Some(READY), interruptible: false };
         }
         let timer = if has_gic {
@@ -200,7 +201,7 @@ impl Vcpu {
                 self.skip_instruction();
                 Outcome::Resume
             }
-            // The machine half may give it the keys: see `Trapped::uses`.
+            // The machine half may grant the keys instead: see `Trapped::uses`.
             None if access.is_key() => Outcome::Inject(Exception::UNDEFINED),
             None => Outcome::Unknown(access),
         }
@@ -213,7 +214,8 @@ impl Vcpu {
             Fault::External => {
                 Outcome::Inject(Exception::external_abort(abort, far, self.regs.pstate))
             }
-            // Stage 2 is not the guest's to repair.
+            // A TLB conflict and the like: the cause may be stage 2, which the guest cannot
+            // change. So the host gets it.
             Fault::Other => self.fault(abort, far, ipa.unwrap_or_default()),
             Fault::Translation | Fault::Permission => match ipa {
                 Some(at) => Outcome::Abort(Stage2Abort { at, abort, far }),
@@ -222,7 +224,7 @@ impl Vcpu {
         }
     }
 
-    /// Decides about an abort, given whether its address is declared memory.
+    /// Decides what an abort becomes. `is_memory`: the host has declared the address as memory.
     #[inline(always)]
     pub fn settle(&mut self, stage2: &Stage2Abort, is_memory: bool) -> Outcome {
         let Stage2Abort { at, abort, far } = *stage2;
@@ -234,7 +236,7 @@ impl Vcpu {
                 access |= run::FAULT_WRITE;
             }
             self.pending = Pending::Abort { abort, far, emulate_retries: true };
-            // Where in the page is the guest's own business.
+            // The host needs only the page to repair the fault, so it does not get the offset.
             let page = at.align_down(PAGE_SIZE);
             return Outcome::Exit(answer(run::PAGE_FAULT, [page.0, PAGE_SIZE, access]));
         }
@@ -242,15 +244,15 @@ impl Vcpu {
             return self.mmio(at, access, far);
         }
         if abort.is_cache_maintenance() && !abort.is_walk() {
-            // What is no memory has no cache lines.
+            // Maintenance of an address without memory has no effect: no cache line is there.
             self.skip_instruction();
             return Outcome::Resume;
         }
         self.fault(abort, far, at)
     }
 
-    /// The guest of a protected VM touched RAM that is not there. Its host lets it wait, and does not choose an
-    /// instruction that fails.
+    /// Handles an access of a protected VM's guest to RAM that is not mapped. The host can make the guest wait
+    /// until the RAM is there, but cannot answer with an external abort: it could so choose an instruction to fail.
     pub(crate) fn waits_for_ram(&mut self, stage2: &Stage2Abort) -> Outcome {
         let outcome = self.settle(stage2, true);
         self.pending = Pending::Again;
@@ -268,7 +270,7 @@ impl Vcpu {
         })
     }
 
-    /// The guest touched memory that is its own and that it cannot have.
+    /// Handles an access to memory that the guest owns and that cannot be mapped: an external abort.
     pub(crate) fn unreachable(&mut self, stage2: &Stage2Abort) -> Outcome {
         Outcome::Inject(stage2.external(self.regs.pstate))
     }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What a guest reads of the CPU in its ID registers: what the table of
-//! features ([`crate::controls`]) lets it have, and zeros for the rest.
+//! A guest's ID registers: the features that the table in [`crate::controls`] lets guests
+//! use, and zeros for the rest.
 
 use crate::controls::fields::MMFR0_PARANGE;
 use crate::controls::{El1, Ids};
@@ -22,9 +22,9 @@ impl GuestIds {
     /// have.
     pub fn of(seen: &Ids, address_bits: u8) -> GuestIds {
         let mut ids = *seen;
-        // PARange, rounded up to a size that has a number: Linux takes no address beyond it
-        // for an output address (TCR_EL1.IPS), and the highest bit is the shared half's. What is
-        // beyond the guest's addresses ends in a fault of stage 2.
+        // PARange, rounded up to a size that has an encoding: Linux uses no output address beyond it
+        // (TCR_EL1.IPS), and the highest address bit selects the shared half. An address between the
+        // end of the IPA space and that size faults at stage 2.
         let sizes = [32u8, 36, 40, 42, 44];
         let most = sizes.iter().filter(|&&bits| bits < address_bits).count() as u64;
         ids.set(&MMFR0_PARANGE, ids.get(&MMFR0_PARANGE).min(most));
@@ -74,7 +74,7 @@ mod tests {
     #[test]
     fn what_works_is_shown() {
         let ids = GuestIds::new(|_, _| 0x2222_2222_2222_2222, 40);
-        // A value that nobody has looked at is the newest known one.
+        // A field's value that is newer than the table reads as the newest one in the table.
         assert_eq!(fields(ids.read(4, 0), &[0, 4, 16, 20, 56]), [1, 1, 1, 1, 1]);
         assert_eq!(fields(ids.read(6, 1), &[4, 8, 24, 28]), [2, 2, 1, 1]);
         assert_eq!(fields(ids.read(6, 0), &[4, 20]), [2; 2]);

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! vCPUs with a GIC: what their runs and exits do about interrupts.
+//! Interrupts in the runs and exits of vCPUs with a GIC.
 //!
-//! [`Vgic`] has the state and decides. This connects it: to the runs of a vCPU and the exits of
-//! its guest, to the CPU that runs it ([`GuestCpu`]), and to its host, which learns which vCPUs to
+//! [`Vgic`] has the state and decides. This module calls it from the runs of a vCPU and the exits of
+//! its guest, connects it with the CPU that runs the vCPU ([`GuestCpu`]), and tells the host which vCPUs to
 //! run and which SPIs are done.
 //!
-//! While a vCPU is inside its guest, the vGIC knows (`Vgic::enter`), and whoever has an interrupt for it
-//! interrupts its CPU. Before an exit changes or reads what the list registers hold, and before the
-//! host gets the CPU, the vCPU leaves (`Vgic::exit`), and enters again on its way back.
+//! `Vgic::enter` marks a vCPU as inside its guest: a CPU that makes an interrupt pending for it then
+//! interrupts its CPU. Before an exit reads or changes the state of the list registers, and before the
+//! host gets the CPU, the vCPU *leaves* (`Vgic::exit`); it *enters* again before it goes on.
 //!
 //! | exit | what happens |
 //! | --- | --- |
@@ -22,18 +22,18 @@
 //!
 //! # The virtual timer
 //!
-//! Its physical interrupt is EL2's while a guest with a GIC runs: EL2 acknowledges it, and puts the virtual one
-//! into a list register that is linked with it (ICH_LR.HW). The guest deactivates both, without an
-//! exit. So the timer interrupts the guest's CPU once for each time that it fires, without the host. From the
+//! EL2 takes its physical interrupt while a guest with a GIC runs: EL2 acknowledges it, and puts the virtual one
+//! into a list register that is linked with it (`ICH_LR<n>_EL2.HW`). The guest's deactivation deactivates both,
+//! without an exit. So each time the timer fires, there is one exit, and the host is not involved. From the
 //! acknowledgement to the deactivation, the CPU *holds* the physical interrupt
-//! ([`GuestCpu::holds_timer`]). That ends at the end of the run at the latest. If the timer is still
-//! asserted when the next run begins, on whatever CPU, it interrupts that one at once, and is held
+//! ([`GuestCpu::holds_timer`]). EL2 deactivates it at the end of the run at the latest. If the timer still
+//! asserts it when the next run begins, on any CPU, it interrupts that CPU at once, and is held
 //! again.
 //!
 //! The physical timer is emulated ([`physical_timer`](super::physical_timer)).
 //!
-//! The host can make the physical interrupt pending without the timer. So it counts only if the
-//! guest's own timer is asserted.
+//! The host can make the physical interrupt pending without the timer (GICR_ISPENDR0). So EL2 acknowledges
+//! it only if the guest's timer asserts it.
 
 use escrow_abi::run;
 
@@ -55,7 +55,7 @@ pub const VIRTUAL_TIMER: u32 = 27;
 /// The INTID of the physical maintenance interrupt (likewise).
 pub const MAINTENANCE: u32 = 25;
 
-/// The CPU that runs a vCPU with a GIC, by which the vCPU's interrupts come and go.
+/// What this module needs of the CPU that runs a vCPU with a GIC.
 pub trait GuestCpu: Interface {
     /// Its affinity: Aff3 to Aff0, a byte each.
     fn affinity(&self) -> u32;
@@ -64,32 +64,31 @@ pub trait GuestCpu: Interface {
     /// [`Interface::has_maintenance`], after registers were written that decide about it.
     fn still_has_maintenance(&self) -> bool;
     /// Acknowledges the virtual timer's physical interrupt, which is pending and whose timer asserts
-    /// it, and drops its priority: it is active from here on, and interrupts nobody. `false` if it
-    /// was not the one that is acknowledged.
+    /// it, and drops its priority: it is active from here on, so it is not signalled again. `false` if the CPU
+    /// interface acknowledged another interrupt.
     fn hold_timer(&mut self) -> bool;
-    /// Whether that was done, and [`Self::release_timer`] not.
+    /// Whether the CPU holds that interrupt: acknowledged, and not yet released by [`Self::release_timer`].
     fn holds_timer(&self) -> bool;
-    /// Deactivates that interrupt, if the guest has not.
+    /// Deactivates that interrupt, unless the guest has.
     fn release_timer(&mut self);
-    /// Has [`ALARM`] come at this value of the physical counter, or not at all. Without effect once the
-    /// run has ended.
+    /// Sets [`ALARM`] to this value of the physical counter, or off. It is off after the end of the run.
     fn set_alarm(&mut self, at: Option<u64>);
 }
 
-/// What an access of a guest waits for.
+/// An access of a guest to its GIC that waits for other vCPUs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GicWait {
     /// vCPUs that have to leave their guests.
     waits: u32,
-    /// How it ends; `None` if there is nothing to be read.
+    /// For a load: the register to read when the wait is over.
     read: Option<(Frame, u32, DataAccess)>,
 }
 
-/// What the host has to know of the effects of something, if anything.
+/// The answer for the host that these effects require, if any.
 fn for_host(effects: &Effects) -> Option<Answer> {
     match (effects.done, effects.asleep) {
         (true, asleep) => Some(answer(run::SPI_DONE, [asleep.into(), 0, 0])),
-        // It is its CPU that has an interrupt.
+        // Work was left because this CPU has an interrupt, which the host takes.
         (false, 0) => effects.unfinished.then_some(READY),
         (false, asleep) => Some(answer(run::WAKE, [asleep.into(), 0, 0])),
     }
@@ -118,8 +117,8 @@ impl<M: Machine> Hypervisor<M> {
         Vgic::new(GuestPages::new(slot, &self.machine))
     }
 
-    /// Interrupts the CPUs of vCPUs that are inside their guests. `me` is not among them: it
-    /// sees for itself.
+    /// Interrupts the CPUs of vCPUs that are inside their guests, other than `me`: that one runs this
+    /// code, and looks at its interrupts before it enters its guest.
     #[inline(always)]
     pub(crate) fn interrupt_inside<'a>(
         &'a self,
@@ -168,9 +167,8 @@ impl<M: Machine> Hypervisor<M> {
         }
     }
 
-    /// Begins a run of a vCPU with a GIC, whose registers are in the CPU by now. The run may end
-    /// before the guest is entered ([`Next::Exit`]). If one of these functions returns that, the vCPU
-    /// has left.
+    /// Begins a run of a vCPU with a GIC, whose registers are loaded. The run may end before the guest is
+    /// entered ([`Next::Exit`]). Whenever one of these functions returns `Exit`, the vCPU has left.
     #[inline(always)]
     pub fn gic_begins(&self, run: &mut Run<'_>, cpu: &mut impl GuestCpu, all: bool) -> Next {
         if !all
@@ -200,7 +198,7 @@ impl<M: Machine> Hypervisor<M> {
 
     #[inline(never)]
     fn gic_waits_anew(&self, run: &mut Run<'_>, cpu: &mut impl GuestCpu, wait: Wait) -> Waited {
-        // There is always something to end it with, as the GIC decides what is pending.
+        // With a GIC, `until` is never `None`: the vGIC decides whether an interrupt is pending.
         let ends = run.wait(wait, true).until.unwrap_or(READY);
         match self.gic_ends(run, cpu, ends) {
             Next::Exit(answer) => Waited::Exit(answer),
@@ -212,7 +210,8 @@ impl<M: Machine> Hypervisor<M> {
     fn gic_begins_anew(&self, run: &mut Run<'_>, cpu: &mut impl GuestCpu, all: bool) -> Next {
         let mut effects = Effects::default();
         if run.timer_asserted {
-            // It cannot have become asserted since without interrupting a CPU.
+            // Only from asserted to not asserted: a timer that becomes asserted interrupts the
+            // CPU, and that exit tells the vGIC.
             run.timer_asserted = run.timer.is_pending();
             if !run.timer_asserted {
                 let vgic = self.vgic(run.slot());
@@ -230,7 +229,7 @@ impl<M: Machine> Hypervisor<M> {
     }
 
     /// A run is about to end with an answer for the host, and the vCPU is still inside: it leaves. If
-    /// it was to wait and has an interrupt, it enters again instead.
+    /// the guest waits but has an interrupt, the vCPU enters again instead.
     pub fn gic_ends(&self, run: &mut Run<'_>, cpu: &mut impl GuestCpu, ends: Answer) -> Next {
         let me = run.index();
         let slot = run.slot();
@@ -251,7 +250,7 @@ impl<M: Machine> Hypervisor<M> {
                 let mut effects = Effects::default();
                 vgic.set_power(me, false, &mut effects);
                 self.interrupt_inside(&vgic, &effects, None);
-                // The next run says that it is off.
+                // If there is another answer first, the next run answers POWERED_OFF.
                 return Next::Exit(for_host(&effects).unwrap_or(ends));
             }
             _ => {}
@@ -259,8 +258,8 @@ impl<M: Machine> Hypervisor<M> {
         Next::Exit(ends)
     }
 
-    /// Switches on a vCPU, which is locked: its interrupts are as reset leaves them. Returns the vCPUs
-    /// that have to run because of it, a bit each.
+    /// Switches on a vCPU, which is locked, with its CPU interface reset. Returns the vCPUs
+    /// that the host has to run because of it, a bit each.
     #[inline(never)]
     pub(super) fn gic_switched_on(&self, slot: &Slot, vcpu: u8) -> u32 {
         let vgic = self.vgic(slot);
@@ -270,7 +269,7 @@ impl<M: Machine> Hypervisor<M> {
         effects.asleep
     }
 
-    /// Tells the GIC whether the timer of a vCPU, which has left, asserts its interrupt.
+    /// Gives the vGIC the level of the virtual timer of a vCPU, which has left.
     fn gic_follow_timer(&self, run: &mut Run<'_>, cpu: &mut impl GuestCpu, effects: &mut Effects) {
         let me = run.index();
         let vgic = self.vgic(run.slot());
@@ -289,8 +288,8 @@ impl<M: Machine> Hypervisor<M> {
         let slot = run.slot();
         let vgic = self.vgic(slot);
         match cpu.pending() {
-            // Only if the timer asserts it: then it stays, as the guest does not run. Otherwise it may
-            // be gone by now, and EL2 would acknowledge an interrupt of the host's.
+            // Only if the timer asserts it: then it stays pending, as the guest cannot change its timer
+            // now. Otherwise it may not be pending any more, and EL2 would acknowledge one of the host's.
             VIRTUAL_TIMER if run.timer.is_pending() && cpu.hold_timer() => {
                 run.timer_asserted = true;
                 run.begins_anew = true;
@@ -304,12 +303,12 @@ impl<M: Machine> Hypervisor<M> {
                 Next::Enter
             }
             ALARM if self.is_due(run) => self.physical_timer_fires(run, cpu),
-            // If the interface does not assert it, the host has made it pending.
+            // If the virtual CPU interface does not assert it, the host has made it pending, and takes it.
             MAINTENANCE if cpu.has_maintenance() => {
                 vgic.exit(me, cpu);
                 let next = self.gic_enter(run, cpu, false, Effects::default());
                 if next == Next::Enter && cpu.still_has_maintenance() {
-                    // It would end the guest's part at once, again and again, and hide the host's interrupts.
+                    // It would cause an exit at once, for ever, and the host would never get an interrupt.
                     vgic.exit(me, cpu);
                     return Next::Exit(READY);
                 }
@@ -322,7 +321,7 @@ impl<M: Machine> Hypervisor<M> {
         }
     }
 
-    /// A vCPU that is inside leaves, `what` is done, and it enters again.
+    /// A vCPU that is inside leaves, `what` runs, and the vCPU enters again.
     #[inline(always)]
     pub(super) fn gic_comes_back<C: GuestCpu>(
         &self,
@@ -336,8 +335,8 @@ impl<M: Machine> Hypervisor<M> {
         self.gic_enter(run, cpu, false, effects)
     }
 
-    /// Handles an exit other than by an instruction that waits. See [`Vcpu::decode`] for what of the
-    /// registers must be in memory.
+    /// Handles an exit other than by an instruction that waits. [`Vcpu::decode`] says which registers must
+    /// be in memory.
     #[inline(always)]
     pub fn gic_exit(
         &self,
@@ -382,8 +381,9 @@ impl<M: Machine> Hypervisor<M> {
         offset: u32,
     ) -> Next {
         let Some(access) = abort.access() else {
-            // Cache maintenance of a register's address does nothing. Another access without a
-            // syndrome ends in an external abort, as an access that a device refuses.
+            // Cache maintenance of a register's address does nothing. Another access without a valid
+            // syndrome cannot be emulated: an external abort, as a device gives for an access that it
+            // does not support.
             return match abort.is_cache_maintenance() {
                 true => {
                     run.skip_instruction();
@@ -395,7 +395,7 @@ impl<M: Machine> Hypervisor<M> {
         let vgic = self.vgic(run.slot());
         let size = access.size() as u32;
         let value = access.is_write().then(|| run.stored(access));
-        // It stays inside: what has become of its list registers, if there is anything in them, is not asked.
+        // An access that does not depend on the list registers: the vCPU stays inside.
         if let Some(read) = vgic.access_quickly(frame, offset, size, value) {
             if !access.is_write() {
                 run.load(access, read);
@@ -421,7 +421,7 @@ impl<M: Machine> Hypervisor<M> {
         }
     }
 
-    /// An access is done: the guest goes on behind it.
+    /// Completes an access: the guest goes on at the next instruction.
     #[inline(always)]
     fn gic_completes(
         &self,
@@ -442,9 +442,9 @@ impl<M: Machine> Hypervisor<M> {
         self.gic_enter(run, cpu, all, effects)
     }
 
-    /// An access waits until vCPUs have left their guests. This vCPU has left its own, so it cannot be one
-    /// that another waits for. If the host has an interrupt meanwhile, or something to do, the run ends, and the next
-    /// one goes on with the access.
+    /// An access waits until other vCPUs have left their guests. This vCPU has left its own, so no other
+    /// waits for it, and there is no deadlock. If the host has an interrupt or something to do meanwhile, the run
+    /// ends, and the next run continues the access.
     #[inline(never)]
     fn gic_wait(
         &self,
@@ -469,7 +469,7 @@ impl<M: Machine> Hypervisor<M> {
         }
         if let Some(answer) = ends {
             if all {
-                // The list registers are still those of the vCPU that ran here before.
+                // This vCPU's list registers were not written: the CPU has those of the vCPU before.
                 run.interface_on = NOWHERE;
             }
             return Next::Exit(answer);
@@ -485,7 +485,8 @@ impl<M: Machine> Hypervisor<M> {
         self.gic_completes(run, cpu, all, Effects::default(), value, read)
     }
 
-    /// A trapped access to a register of the CPU interface; `None` if it is none.
+    /// Handles a trapped access to a register of the CPU interface or the physical timer; `None` for other
+    /// registers.
     #[inline(always)]
     fn gic_register(
         &self,

@@ -9,8 +9,8 @@
 //! | while the guest waits | its host runs it at the deadline ([`EXPECTS_WAKEUP`](escrow_abi::run::EXPECTS_WAKEUP)) |
 //! | otherwise | the next run begins with it |
 //!
-//! Its interrupt is level-sensitive. EL2 compares the timer with the counter whenever that may
-//! have changed something: at accesses, at the beginning of a run, before the guest waits, at the alarm.
+//! Its interrupt is level-sensitive. EL2 computes the level when it may have changed: at an access to the
+//! timer, at the beginning of a run, before the guest waits, and at the alarm.
 
 use super::context::Vcpu;
 use super::interrupts::GuestCpu;
@@ -33,7 +33,7 @@ pub struct PhysicalTimer {
     ctl: u64,
     /// `CNTP_CVAL_EL0`.
     cval: u64,
-    /// The GIC was told that its interrupt is asserted, and not that it is not any more.
+    /// The level of its interrupt that the vGIC was last given: true is asserted.
     asserted: bool,
 }
 
@@ -50,8 +50,8 @@ impl PhysicalTimer {
     const IMASK: u64 = 1 << 1;
     const ISTATUS: u64 = 1 << 2;
 
-    /// Whether EL2 has to look at it: it is enabled, or the GIC believes that it asserts its
-    /// interrupt.
+    /// Whether EL2 has to compute its level: it is enabled, or the vGIC was last told that it asserts
+    /// its interrupt.
     #[inline(always)]
     pub(super) const fn is_in_use(&self) -> bool {
         self.ctl & Self::ENABLE != 0 || self.asserted
@@ -76,12 +76,12 @@ impl PhysicalTimer {
         if self.may_fire() && !self.is_met(now) { Some(self.cval) } else { None }
     }
 
-    /// When a guest that waits has to be woken for it, unless the GIC was told of it already.
+    /// When a guest that waits has to be woken for it; `None` if the vGIC has its interrupt already.
     pub(super) const fn deadline(&self) -> Option<u64> {
         if self.may_fire() && !self.asserted { Some(self.cval) } else { None }
     }
 
-    /// As a reset leaves it. What the GIC was told stays true until it is told otherwise.
+    /// The timer after a reset. `asserted` stays: the vGIC keeps the level until it gets another one.
     pub(super) const fn reset(&self) -> PhysicalTimer {
         PhysicalTimer { ctl: 0, cval: 0, asserted: self.asserted }
     }
@@ -132,7 +132,7 @@ impl Register {
 }
 
 impl Vcpu {
-    /// When the first of the timers will assert its interrupt that does not yet.
+    /// The earliest deadline of the timers that do not assert their interrupt yet.
     #[inline(always)]
     pub(super) fn deadline_with_gic(&self) -> Option<u64> {
         let virtual_timer = self.timer.next_deadline();
@@ -178,15 +178,14 @@ impl<M: Machine> Hypervisor<M> {
         self.physical_timer_fires(run, cpu)
     }
 
-    /// The timer of a vCPU that is inside may have fired, or was changed.
+    /// Updates the level of a vCPU that is inside, when its timer may have fired or was changed.
     pub(super) fn physical_timer_fires(&self, run: &mut Run<'_>, cpu: &mut impl GuestCpu) -> Next {
         self.gic_comes_back(run, cpu, |run, cpu, effects| {
             self.follow_physical_timer(run, cpu, effects);
         })
     }
 
-    /// Tells the GIC whether the timer of a vCPU, which has left, asserts its interrupt, and sets the
-    /// alarm.
+    /// Gives the vGIC the level of the timer of a vCPU, which has left, and sets the alarm.
     pub(super) fn follow_physical_timer(
         &self,
         run: &mut Run<'_>,
@@ -199,14 +198,14 @@ impl<M: Machine> Hypervisor<M> {
             run.physical_timer.asserted = asserts;
             let me = run.index();
             self.vgic(run.slot()).set_private(me, INTID, asserts, effects);
-            // The vCPU is in its run: its host need not be told to run it.
+            // The vCPU is in its run, so the host need not be told to run it.
             effects.asleep &= !(1 << me);
         }
         cpu.set_alarm(run.physical_timer.alarm(now));
     }
 
-    /// Whether the alarm is due. Once the GIC was told of the timer, the alarm is off: if its interrupt
-    /// comes then, the host has made it pending.
+    /// Whether the alarm is due. Once the vGIC has the timer's level, the alarm is off: an interrupt of it
+    /// that comes then was made pending by the host.
     pub(super) fn is_due(&self, run: &Run<'_>) -> bool {
         let timer = &run.physical_timer;
         !timer.asserted && timer.asserts(self.machine.now())

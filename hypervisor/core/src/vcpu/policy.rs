@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The exits that need more than the vCPU: its VM's memory, its siblings.
+//! Exits that need more than the vCPU's registers: its VM's memory, or its other vCPUs.
 
 use core::array;
 
@@ -21,8 +21,8 @@ use crate::machine::{Machine, Note};
 use crate::stage2::GuestMap;
 use crate::vm::{MAX_VCPUS, Run, Slot};
 
-/// What the machine half does next with a run. (With a tag of a byte, a copy would be one of 7 bytes and words,
-/// a call.)
+/// What the machine half does next with a run. (`repr(u64)`: with a tag of one byte, the compiler copies
+/// the padding by a call of `memcpy`.)
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u64)]
 pub enum Next {
@@ -39,11 +39,11 @@ pub enum Next {
     Exit(Answer),
 }
 
-/// What becomes of a guest that waits.
+/// What the machine half does with a guest that executed an instruction that waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u64)]
 pub enum Waited {
-    /// It does not: an interrupt is pending. Enter it, with a virtual interrupt or with none.
+    /// An interrupt is pending, so the guest does not wait. Enter it, with a virtual interrupt or with none.
     Enter {
         /// Whether there is one.
         interrupt: bool,
@@ -66,7 +66,7 @@ const AFFINITY_ON: u64 = 0;
 const AFFINITY_OFF: u64 = 1;
 
 impl<M: Machine> Hypervisor<M> {
-    /// What a run begins with.
+    /// Decides whether a run enters the guest at all.
     #[inline(always)]
     pub fn guest_entry(&self, run: &Run<'_>) -> Next {
         match run.power {
@@ -75,11 +75,12 @@ impl<M: Machine> Hypervisor<M> {
         }
     }
 
-    /// Handles an exit by an instruction that waits, of a vCPU without a GIC: what ends most runs.
+    /// Handles an exit by an instruction that waits, of a vCPU without a GIC. Most runs end so, hence
+    /// a function of its own.
     #[inline(always)]
     pub fn guest_waits(&self, run: &mut Run<'_>, wait: Wait) -> Waited {
-        // A timer that is read before the doorbells may fire meanwhile: its deadline
-        // has passed then, and the host does not wait for it.
+        // The timer is read before the doorbells. If it fires in between, the host gets a deadline
+        // that has passed, and runs the vCPU again at once.
         let waiting = run.wait(wait, false);
         waits(run, waiting)
     }
@@ -100,7 +101,7 @@ impl<M: Machine> Hypervisor<M> {
             let is_memory = vm.ranges.contains(abort.at);
             let touched = if (vm.owned != 0 || vm.has_broken) && abort.is_translation() {
                 let touched = self.guest_touches(run.id(), &mut vm, abort.at);
-                // Not a call, but the guest may run on as after one.
+                // For the trace this ends as a call does: from here on the guest may use what changed.
                 self.machine.note(|| Note::End(0));
                 touched
             } else {
@@ -126,11 +127,11 @@ impl<M: Machine> Hypervisor<M> {
             }
             Outcome::Wait(waiting) => return waits(run, waiting).into(),
             Outcome::Service(service) => self.serve(scratch, run, service),
-            // `settle` has no aborts left.
+            // `settle` never returns an abort.
             Outcome::Abort(_) => Next::Enter,
         };
-        // A VM that is being ended is left at its next exit, whatever it was.
-        // An exception must not be lost, though, if it is not.
+        // The run of a VM that is being ended stops at its next exit. An exception is not replaced by
+        // that: the machine half injects it first, and then makes the same check.
         let enters = matches!(next, Next::Enter | Next::EnterWith { .. });
         if enters && run.slot().is_stopped() { Next::Exit(READY) } else { next }
     }
@@ -144,7 +145,7 @@ impl<M: Machine> Hypervisor<M> {
                 run.regs.x[7] = args[7];
                 match called {
                     GuestCall::Return(answer) => run.regs.x[..4].copy_from_slice(&answer),
-                    // The interrupt that is pending ends the run as soon as it goes on.
+                    // The guest repeats the call. The host's pending interrupt ends the run before that.
                     GuestCall::Again => run.regs.pc = run.regs.pc.wrapping_sub(4),
                     GuestCall::Ask(answer) => {
                         // The guest makes its call again when the host has answered.
@@ -169,7 +170,8 @@ impl<M: Machine> Hypervisor<M> {
             }
             Service::Workaround { function, asked } => {
                 let hardening = self.machine.hardening();
-                // Not a choice of functions: that would be an indirect branch.
+                // Two direct calls: a call of a function that was chosen before would be an indirect
+                // branch, which an attacker can train.
                 run.regs.x[0] = match asked {
                     true => guest_features(hardening, function),
                     false => guest_call(hardening, function),
@@ -190,7 +192,7 @@ impl<M: Machine> Hypervisor<M> {
                 return Next::Exit(answer(run::POWERED_OFF, [0; 3]));
             }
             Service::CpuOn { target, entry, context } => {
-                // In the order of Trusted Firmware-A: who, where, and whether it is on.
+                // The order of checks is Trusted Firmware-A's: target, entry point, power state.
                 let refusal = match is_any_on(run.slot(), target, 0) {
                     None => Some(psci::INVALID_PARAMETERS),
                     Some(_) if !self.is_entry(entry) => Some(psci::INVALID_ADDRESS),
@@ -211,9 +213,9 @@ impl<M: Machine> Hypervisor<M> {
                     }
                     answer
                 });
-                // Only EL2 knows, and only this CPU can tell: whoever looks after the
-                // other vCPU may be asleep. What it sees when it looks is what `on` has
-                // written under the lock of that vCPU, which is free again by now.
+                // The host's thread of the other vCPU may be asleep, so this run ends to tell the
+                // host to wake it. `on` has written the vCPU's state under its lock, which is
+                // released by now: the thread's next run sees it.
                 if let (Some(index), psci::SUCCESS) = (index, run.regs.x[0]) {
                     return Next::Exit(match woken {
                         0 => answer(run::SWITCHED_ON, [index.into(), 0, 0]),
@@ -232,15 +234,15 @@ impl<M: Machine> Hypervisor<M> {
         Next::Enter
     }
 
-    /// Whether a vCPU may begin there: an instruction's place among the guest's addresses.
+    /// Whether an entry point is valid: aligned to an instruction, and inside the guest's IPA space.
     fn is_entry(&self, at: u64) -> bool {
         at.is_multiple_of(4) && at < self.guest_address_end()
     }
 
-    /// Has `ask` answer a guest's call about another vCPU of its VM, which is off. Returns that vCPU's
-    /// index. `None` if there is no such vCPU (the guest gets INVALID_PARAMETERS), or if it is in use
-    /// just now (the guest makes its call again). A vCPU that is off is in use only until its last run
-    /// has ended, or while its host is told that it is off.
+    /// Answers a guest's call about another vCPU of its VM, which is off, by `ask`. Returns that vCPU's
+    /// index. `None` if there is no such vCPU (the guest gets INVALID_PARAMETERS), or if its lock is
+    /// taken (the guest repeats the call). The lock of a vCPU that is off is only held until its last run
+    /// has ended, or by a `VCPU_RUN` that answers POWERED_OFF, so the repetition ends.
     fn with_sibling(
         &self,
         run: &mut Run<'_>,
@@ -266,7 +268,7 @@ impl<M: Machine> Hypervisor<M> {
 /// Whether any vCPU is on whose affinity is that of `target` from level `level` up; `None` if there
 /// is no such vCPU.
 fn is_any_on(slot: &Slot, target: u64, level: u32) -> Option<bool> {
-    // Aff3 is not beside the others.
+    // Aff3 is in bits 39:32, not next to Aff2 in 23:16.
     let shift = if level == 3 { 32 } else { 8 * level };
     let siblings = (0..MAX_VCPUS as u8)
         .filter(|&index| Vcpu::affinity_of(index) >> shift == target >> shift)
@@ -279,7 +281,7 @@ fn call_of(run: &Run<'_>) -> [u64; 8] {
     array::from_fn(|n| run.regs.x[n])
 }
 
-/// What becomes of a guest that waits.
+/// Decides whether a guest that executed an instruction that waits has an interrupt to go on for.
 #[inline(always)]
 fn waits(run: &Run<'_>, waiting: Waiting) -> Waited {
     let is_interrupted = || waiting.interruptible && run.has_interrupt_to_wait_for();
@@ -289,8 +291,8 @@ fn waits(run: &Run<'_>, waiting: Waiting) -> Waited {
     }
 }
 
-/// The guest goes on, because an interrupt is pending. It may have come since the guest
-/// was entered.
+/// The guest goes on, because an interrupt is pending. It may have become pending after the guest was
+/// entered, so HCR_EL2.VI is to be set now.
 #[inline(always)]
 fn waits_no_more(run: &Run<'_>) -> Waited {
     if run.slot().is_stopped() {
@@ -300,7 +302,7 @@ fn waits_no_more(run: &Run<'_>) -> Waited {
 }
 
 impl Vcpu {
-    /// PSCI CPU_ON, as the vCPU that is to be switched on.
+    /// PSCI CPU_ON, of this vCPU by another one.
     fn on(&mut self, entry: u64, context: u64) -> u64 {
         if self.power == Power::On {
             return psci::ALREADY_ON;

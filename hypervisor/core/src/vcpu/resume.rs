@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What the host answers to an exit, applied to the vCPU.
+//! Applies the host's answer to an exit to the vCPU.
 
 use escrow_abi::{Error, run};
 
@@ -12,7 +12,7 @@ use super::syndrome::{Abort, DataAccess};
 /// An exit that the host has yet to answer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Pending {
-    /// None: the guest just goes on.
+    /// No exit waits for an answer.
     #[default]
     None,
     /// The access of an MMIO exit.
@@ -22,7 +22,7 @@ pub enum Pending {
         /// Its guest virtual address.
         far: u64,
     },
-    /// An abort that only retrying or injecting settles.
+    /// An abort that cannot be emulated: the guest retries the access, or takes an external abort.
     Abort {
         /// The abort.
         abort: Abort,
@@ -31,8 +31,8 @@ pub enum Pending {
         /// Whether `ACTION_EMULATE` counts as `ACTION_RETRY`.
         emulate_retries: bool,
     },
-    /// What the guest does again, once its host has done what was missing: an access to RAM of a protected
-    /// VM, or a call. The host has no say in how it ends.
+    /// The guest executes the instruction again when the host has mapped what was missing: an access to RAM
+    /// of a protected VM, or a call. The host cannot make it fail.
     Again,
     /// An access to the guest's GIC that waits for other vCPUs. The host has nothing to answer.
     Gic(GicWait),
@@ -44,8 +44,8 @@ impl Vcpu {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`] if the data is not 0 where it is reserved, or
-    /// the action is none; the exit then stays unanswered.
+    /// [`Error::InvalidArgument`] if reserved data is not 0, or the action is not one that this
+    /// exit allows; the exit then stays unanswered.
     #[inline(always)]
     pub fn resume(&mut self, data: [u64; 3]) -> Result<(), Error> {
         let [value, action, reserved] = data;
@@ -57,7 +57,7 @@ impl Vcpu {
         self.settle_pending(value, action, reserved)
     }
 
-    /// Not as an array: that would be written to memory whether or not it is used.
+    /// Takes words, not an array: the compiler would write an array to memory on the fast path as well.
     fn settle_pending(&mut self, value: u64, action: u64, reserved: u64) -> Result<(), Error> {
         let pending = self.pending;
         let read = match pending {
@@ -76,7 +76,7 @@ impl Vcpu {
             return Err(Error::InvalidArgument);
         }
         match (pending, action) {
-            // It goes on when the run does.
+            // The run that begins continues this access (`gic_begins_anew`).
             (Pending::Gic(_), 0) => return Ok(()),
             (Pending::Gic(_), _) => return Err(Error::InvalidArgument),
             (Pending::Mmio { .. }, run::ACTION_EMULATE) => self.skip_instruction(),

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! A guest's calls, by `HVC #0` or `SMC #0`: SMCCC, PSCI, and what it shares
-//! with Gunyah's guests.
+//! A guest's calls, by `HVC #0` or `SMC #0`: those of SMCCC and PSCI, and those that
+//! Gunyah's guests make as well.
 
 use escrow_abi::psci::{
     self, DENIED, INTERNAL_FAILURE, INVALID_PARAMETERS, NOT_SUPPORTED, SUCCESS,
@@ -30,7 +30,7 @@ const AFFINITY_LEVEL_MAX: u32 = 3;
 /// The workarounds that a guest may ask for.
 const WORKAROUNDS: [u32; 2] = [WORKAROUND_1, WORKAROUND_3];
 
-/// What a guest's call asks for, if that concerns more than its vCPU. The result
+/// A call that needs more than the vCPU's registers. The result
 /// goes to `x0`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Service {
@@ -42,13 +42,13 @@ pub enum Service {
     Doorbell,
     /// A call for random numbers.
     Random(TrngCall),
-    /// PSCI CPU_SUSPEND, with what it comes to unless an interrupt is pending.
+    /// PSCI CPU_SUSPEND, with the answer for the host unless an interrupt is pending.
     Suspend(Answer),
     /// SMCCC_ARCH_FEATURES about a workaround of the CPUs' speculation, if `asked`, or its call.
     Workaround {
         /// The function.
         function: u32,
-        /// Whether it is only asked for.
+        /// Whether the guest asks for support (SMCCC_ARCH_FEATURES), and does not call it.
         asked: bool,
     },
     /// Switches the VM off, or asks for a reset: the reason for
@@ -75,7 +75,7 @@ pub enum Service {
 }
 
 impl Vcpu {
-    /// A call, with the PC behind it.
+    /// Handles a call. The PC is after the instruction.
     #[inline(never)]
     pub(super) fn call(&mut self, immediate: u16) -> Outcome {
         let args: [u64; 8] = core::array::from_fn(|n| self.regs.x[n]);
@@ -169,7 +169,7 @@ impl Vcpu {
                 Outcome::Service(Service::Suspend(answer(run::EXPECTS_WAKEUP, [0, 0, deadline])))
             }
             PsciCall::CpuOff => {
-                // Should it fail, DENIED is what the guest finds.
+                // The call returns only if it fails; the guest then reads DENIED.
                 self.regs.x[0] = DENIED;
                 Outcome::Service(Service::CpuOff)
             }

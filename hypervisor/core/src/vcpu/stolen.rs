@@ -3,14 +3,14 @@
 //! Stolen time, as guests ask for it: Arm's "Paravirtualized Time for Arm-based Systems"
 //! (DEN0057).
 //!
-//! Time is stolen from a vCPU that could run and that its host does not run. EL2 measures it, from
-//! the end of a run to the beginning of the next one, and tells it in a page of the VM's metadata
-//! that the guest can read and nobody but EL2 can write ([`VM_PV_TIME`]).
+//! Stolen time is time in which a vCPU could run and its host does not run it. EL2 measures it, from
+//! the end of a run to the beginning of the next one, and writes it into a page of the VM's metadata
+//! that is read-only for the guest and not mapped for the host ([`VM_PV_TIME`]).
 //!
 //! | a run ended | time is stolen |
 //! | --- | --- |
-//! | for the host's own reason, or to tell it something | from then on |
-//! | because the guest waits | from the deadline of its timer on, if it has passed |
+//! | for an interrupt of the host, or with a notice for the host | from the run's end |
+//! | because the guest waits | from the deadline of its timer, if that passes |
 //! | otherwise: the guest waits for its host's answer, or is off | never |
 //!
 //! [`VM_PV_TIME`]: escrow_abi::call::VM_PV_TIME
@@ -71,8 +71,8 @@ fn nanoseconds(ticks: u64, per_second: u64) -> u64 {
 }
 
 impl<M: Machine> Hypervisor<M> {
-    /// Begins a run of a vCPU that has stolen time: writes it where the guest finds it.
-    // Here and below not as a `Run`, which would have to be in memory for it.
+    /// Begins a run of a vCPU that has stolen time: writes the time into the guest's page.
+    // This and the next function take a `Vcpu`, not a `Run`: that would have to be in memory for the call.
     #[cold]
     pub(crate) fn begin_timed(&self, slot: &Slot, vcpu: &mut Vcpu) {
         let (index, page) = (vcpu.index(), slot.time_page());
@@ -82,7 +82,7 @@ impl<M: Machine> Hypervisor<M> {
         self.machine.store_time(page, u64::from(index) * STRUCTURE_SIZE + TIME, time);
     }
 
-    /// Ends such a run, with this state for the host, and this deadline if the guest waits.
+    /// Ends such a run. `state` is the run's state for the host, `deadline` the guest's if it waits.
     #[cold]
     pub fn end_timed(&self, vcpu: &mut Vcpu, state: u64, deadline: u64) {
         let now = self.machine.now();

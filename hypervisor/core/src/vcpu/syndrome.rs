@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! `ESR_EL2`: why a VM came to EL2 by a synchronous exception, as a type for each class
-//! of them (DDI 0487, "ESR_EL2").
+//! Syndromes of synchronous exceptions to EL2 (DDI 0487, "ESR_EL2"), a type for each
+//! exception class that EL2 handles; all others are [`Instruction::Undefined`].
 //!
-//! Each type holds the syndrome and takes a field out of it where it is asked for, so
-//! that an exit pays for those alone that it needs. There is a type for every class that
-//! EL2 does something about; all others are [`Instruction::Undefined`].
+//! Each type holds the whole syndrome and decodes a field when it is read, so an exit decodes
+//! only the fields that it needs.
 
 #[cfg(test)]
 mod tests;
@@ -96,11 +95,11 @@ pub enum Syndrome {
     Trapped(Trapped),
 }
 
-/// An instruction that came to EL2, other than one that waits.
+/// An instruction that trapped to EL2, other than one that waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Trapped(u64);
 
-/// Which instruction came to EL2.
+/// Which instruction trapped to EL2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Instruction {
     /// HVC or SMC.
@@ -116,7 +115,7 @@ pub enum Instruction {
 }
 
 impl Syndrome {
-    /// What an `ESR_EL2` says.
+    /// Decodes the class of an `ESR_EL2`.
     #[inline(always)]
     pub const fn of(esr: u64) -> Syndrome {
         match Ec::of(esr) {
@@ -127,7 +126,7 @@ impl Syndrome {
     }
 }
 
-/// Registers that a guest gets when it first uses them.
+/// Registers that are switched to the guest's when it first uses them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lazy {
     /// The vector registers, for this run.
@@ -137,7 +136,7 @@ pub enum Lazy {
 }
 
 impl Trapped {
-    /// Which registers it uses that the guest may not have been given yet.
+    /// The registers that the instruction uses, if they are switched on first use.
     #[inline]
     pub const fn uses(self) -> Option<Lazy> {
         match self.instruction() {
@@ -167,14 +166,14 @@ impl Trapped {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Wait(u64);
 
-/// How long an instruction waits at the most.
+/// The limit of a wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Limit {
-    /// As long as it takes.
+    /// No limit.
     None,
-    /// Until the virtual counter has reached what is in this register.
+    /// Until the virtual counter has reached the value of this register.
     Register(usize),
-    /// There is one, and the CPU does not say which register has it.
+    /// There is a limit, but the syndrome does not say in which register.
     Unknown,
 }
 
@@ -209,9 +208,9 @@ impl Wait {
 /// How a call is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Conduit {
-    /// By HVC: the return address is behind it.
+    /// HVC: `ELR_EL2` is the address after it.
     Hvc,
-    /// By SMC, which is trapped (`HCR_EL2.TSC`): the return address is its own.
+    /// SMC, which traps (`HCR_EL2.TSC`): `ELR_EL2` is its own address.
     Smc,
 }
 
@@ -266,15 +265,14 @@ impl SystemAccess {
     }
 }
 
-/// What a fault status means to EL2.
+/// Fault status codes, as EL2 tells them apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// Nothing is mapped there, or its access flag is clear.
     Translation,
     /// What is mapped there does not allow the access.
     Permission,
-    /// The memory system's, not translation's: a synchronous external abort or a parity error, also on
-    /// a table walk.
+    /// A synchronous external abort or a parity or ECC error, also on a table walk.
     External,
     /// Something else: a TLB conflict and the like.
     Other,
@@ -291,7 +289,7 @@ impl Abort {
         self.0
     }
 
-    /// Why. Level -1 (FEAT_LPA2) counts with the other levels.
+    /// The kind of fault, at any level, level -1 (FEAT_LPA2) included.
     #[inline]
     pub const fn fault(self) -> Fault {
         match self.0 & abort::STATUS {
@@ -302,41 +300,40 @@ impl Abort {
         }
     }
 
-    /// Whether it is of a fetch.
+    /// Whether it is an instruction abort.
     #[inline]
     pub const fn is_fetch(self) -> bool {
         matches!(Ec::of(self.0), Ec::INSTRUCTION_ABORT_LOWER)
     }
 
-    /// Whether it is of a stage-1 table walk.
+    /// Whether a stage-1 table walk caused it.
     #[inline]
     pub const fn is_walk(self) -> bool {
         self.0 & abort::S1PTW != 0
     }
 
-    /// Whether it is of a cache maintenance instruction by address, which says of itself
-    /// that it writes.
+    /// Whether a cache maintenance instruction by address caused it. Its syndrome has WnR set.
     #[inline]
     pub const fn is_cache_maintenance(self) -> bool {
         !self.is_fetch() && self.0 & abort::CM != 0
     }
 
-    /// Whether memory was to be written. A walk that updates an entry is a write as well.
+    /// Whether the access was a write, also one of a walk that updates a descriptor.
     #[inline]
     pub const fn is_write(self) -> bool {
         !self.is_fetch() && self.0 & (abort::WNR | abort::CM) == abort::WNR
     }
 
-    /// The load or store of one general register that it is of, if it is and the CPU describes it
-    /// (ISV): what can be emulated.
+    /// The load or store of one general register that caused it, if the syndrome describes one
+    /// (ISV). Only such an access can be emulated.
     #[inline]
     pub const fn access(self) -> Option<DataAccess> {
         let plain = self.0 & (abort::ISV | abort::S1PTW | abort::CM) == abort::ISV;
         if plain && !self.is_fetch() { Some(DataAccess(self.0)) } else { None }
     }
 
-    /// The VM's address, given `FAR_EL2` and ways to read `HPFAR_EL2`, and to have stage 1
-    /// translate `FAR_EL2` again: `PAR_EL1` then. `None` if it cannot be found out.
+    /// The IPA of the access. `hpfar` reads `HPFAR_EL2`; `translate` translates `FAR_EL2` by stage 1
+    /// and returns `PAR_EL1`. `None` if that translation fails.
     #[inline(always)]
     pub fn ipa(
         self,
@@ -386,22 +383,21 @@ impl DataAccess {
         self.0 & abort::WNR != 0
     }
 
-    /// Bits of a register that the access leaves out.
+    /// Bits of a 64-bit register above the size of the access.
     #[inline]
     const fn unused_bits(self) -> u32 {
         64 - 8 * self.size() as u32
     }
 
-    /// What a store of a register writes: the value, without what is beyond
-    /// the size of the access.
+    /// The value that a store writes: the register's, truncated to the size of the access.
     #[inline]
     pub const fn stored(self, register: u64, big_endian: bool) -> u64 {
         let value = register << self.unused_bits();
         if big_endian { value.swap_bytes() } else { value >> self.unused_bits() }
     }
 
-    /// What a load of `value` puts into its register. What is beyond the size
-    /// of the access does not count.
+    /// The value that a load of `value` writes into its register. Bits of `value` above the size of
+    /// the access are ignored.
     #[inline]
     pub const fn loaded(self, value: u64, big_endian: bool) -> u64 {
         let unused = self.unused_bits();

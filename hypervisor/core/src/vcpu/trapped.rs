@@ -2,7 +2,7 @@
 
 //! Accesses to system registers, and system instructions, that trap from EL1.
 //!
-//! One that is not here is an undefined instruction for the VM.
+//! All others are undefined instructions for the VM.
 
 use super::ids::GuestIds;
 use super::syndrome::SystemAccess;
@@ -10,8 +10,7 @@ use crate::controls::Ids;
 use crate::controls::fields::PFR0_GIC;
 
 impl SystemAccess {
-    /// The value that a read of the host's gets; a write is ignored. `None`: the host has no such
-    /// register.
+    /// What the host reads; a write is ignored. `None`: the host has no such register.
     ///
     /// Two kinds of registers trap: ID registers, where the host sees less than the CPU has, and
     /// IMPLEMENTATION DEFINED ones, which read as 0. Kernels access the latter because a device tree
@@ -27,25 +26,24 @@ impl SystemAccess {
     }
 }
 
-/// The value that a read of a guest's gets; a write is ignored. `None`: the guest has no such
-/// register.
+/// What a guest reads; a write is ignored. `None`: the guest has no such register.
 pub(super) fn emulate(access: SystemAccess, ids: &GuestIds, has_gic: bool) -> Option<u64> {
     let read = access.is_read();
     match access.encoding() {
         // ID_AA64PFR0_EL1 of a VM with a GIC: system registers of a GICv3.
         (3, 0, 0, 4, 0) if read && has_gic => Some(ids.read(4, 0) | 1 << PFR0_GIC.shift),
-        // REVIDR_EL1, AIDR_EL1: nothing to say.
+        // REVIDR_EL1, AIDR_EL1: IMPLEMENTATION DEFINED revisions, which guests do not see.
         (3, 0, 0, 0, 6) | (3, 1, 0, 0, 7) if read => Some(0),
         // The ID registers.
         (3, 0, 0, crm @ 1..=7, op2) if read => Some(ids.read(crm, op2)),
         // ACTLR_EL1: no auxiliary controls.
         (3, 0, 1, 0, 1) => Some(0),
-        // OSLSR_EL1: an OS lock there is, and it is open.
+        // OSLSR_EL1: the OS Lock is implemented (OSLM 0b10) and unlocked.
         (2, 0, 1, 1, 4) if read => Some(1 << 3),
-        // The debug registers, which every Armv8 has: they hold nothing.
+        // The debug registers, which every Armv8 CPU has: RAZ/WI.
         (2, 0 | 3, 0 | 1 | 7, _, _) => Some(0),
-        // DC ISW, CSW, CISW do nothing. Cleaning by set and way is for whoever powers a cache down;
-        // EL2 cleans a guest's memory when it changes hands.
+        // DC ISW, CSW, CISW do nothing. Maintenance by set/way is for software that powers a cache
+        // down, which a guest never does; EL2 cleans a guest's memory when its owner changes.
         (1, 0, 7, 6 | 10 | 14, 2) if !read => Some(0),
         _ => None,
     }

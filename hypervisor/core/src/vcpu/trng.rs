@@ -3,8 +3,8 @@
 //! A guest's calls for random numbers: Arm's True Random Number Generator Firmware Interface 1.0
 //! (DEN0098).
 //!
-//! They come from the CPU or from the firmware ([`Machine::random`]), never from the host. On a
-//! machine that has neither, a guest is told that there is no such interface.
+//! The numbers come from the CPU or from the firmware ([`Machine::random`]), never from the host. On a
+//! machine where neither has a source, the calls return NOT_SUPPORTED.
 
 use core::hint::black_box;
 
@@ -99,8 +99,8 @@ impl<M: Machine> Hypervisor<M> {
                 *register = word & u64::MAX.checked_shr(64 - here as u32).unwrap_or(0);
             }
         }
-        // They are the guest's alone: nothing of them stays on this stack. The compiler may not
-        // leave the stores out, as it does not know who looks.
+        // Random bits of a guest must not stay on EL2's stack. `black_box` keeps the compiler from
+        // removing the stores as dead.
         words.fill(0);
         black_box(&words);
         if complete { SUCCESS } else { trng::NO_ENTROPY }

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! System registers that a guest uses and that it does not have. It takes an undefined
-//! instruction, as on a CPU without them, and the log tells of the first of each VM: a kernel
-//! that stops early in its boot often does so for this.
+//! Accesses of a guest to system registers that it does not have. The guest takes an undefined
+//! instruction, as on a CPU without them. EL2 logs the first access of each VM: it is a frequent
+//! reason for a kernel to stop early in its boot.
 //!
-//! A line at the first one, and at the end of the VM a line with their number: a guest cannot
-//! fill the log. The encoding is all that is told of the guest.
+//! There is one line for the first access, and one with their number when the VM ends, so a guest cannot
+//! fill the log. A line has the register's encoding, and nothing else about the guest's state.
 
 use super::syndrome::SystemAccess;
 use crate::hypervisor::Hypervisor;
@@ -30,7 +30,7 @@ impl<M: Machine> Hypervisor<M> {
         )));
     }
 
-    /// The VM in a slot is about to be gone.
+    /// Logs how many accesses there were, when a VM's slot is about to be freed.
     pub(crate) fn sum_up_unknown(&self, id: GuestId, slot: &Slot) {
         let count = slot.unknown();
         if count > 1 {
