@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! A guest: how it is entered, and what it exits for.
+//! Runs of guests: entry, and dispatch of exits.
 //!
-//! While EL2 handles an exit, the guest's EL1 registers stay in the CPU; they
-//! are stored when the run ends, or when the guest takes an exception that EL2
-//! makes it take.
+//! While EL2 handles an exit, the guest's EL1 registers stay in the CPU. They
+//! are stored when the run ends; those that exception entry changes also when EL2
+//! injects an exception.
 
 use core::arch::asm;
 
@@ -45,8 +45,8 @@ const _: () = {
     assert!(offset_of!(GeneralRegisters, pstate) == 256);
 };
 
-/// Runs a vCPU until its host has to know something, and puts that into the host's `x0`
-/// to `x4`. The run is passed on, not referred to, which would have it in memory.
+/// Runs a vCPU until there is an answer for the host, and writes that into the host's `x0`
+/// to `x4`. `run` is passed by value: by reference it would have to be in memory.
 ///
 /// # Safety
 ///
@@ -65,7 +65,7 @@ pub(crate) unsafe fn run(
     }
     // SAFETY: as granted.
     unsafe {
-        // Each is compiled for itself.
+        // Two copies of `run`, so that the compiler can optimise each path on its own.
         if run.does_more() {
             let mut run = run;
             run_with_more(cpu, hypervisor, &mut run, x);
@@ -137,7 +137,7 @@ unsafe fn run_guest<I: Interrupts>(
         // force; the guest's stage 2 keeps it to its own memory.
         let kind = unsafe { enter_guest(&mut run.regs) };
         switch::save_timer(&mut run.timer, timer_mask);
-        // A call for each kind of exit, so that each is compiled for it.
+        // A separate call for each kind of exit: the compiler inlines and specialises each.
         let ids = &hypervisor.machine.guest_ids;
         // SAFETY: as granted; nothing else refers to it.
         let scratch = unsafe { &mut (*cpu).guest_scratch };
@@ -194,7 +194,7 @@ unsafe fn run_guest<I: Interrupts>(
     }
 
     if aside != Aside::Nothing {
-        // SAFETY: the registers are the guest's, the room holds the host's.
+        // SAFETY: the registers in the CPU are the guest's; `host_vectors` has the host's.
         unsafe {
             let (features, host) = (&(*cpu).features, &(*cpu).host_controls);
             fp::restore_host(features, host, &(*cpu).host_vectors, &mut run.fp, aside);
@@ -205,16 +205,16 @@ unsafe fn run_guest<I: Interrupts>(
     unsafe { switch::exit(cpu, run) };
 }
 
-/// The part that a GIC has in a run, or that it has not.
+/// The steps of a run that differ between vCPUs with and without a GIC.
 trait Interrupts {
     /// Whether the vCPU has a GIC.
     const HAS_GIC: bool;
 
-    /// The guest's state is about to be in use: the timer's is, and `held_back` is what
-    /// [`switch::save_timer`] is to take off again. Returns what it is to take off.
+    /// Loads the vCPU's part of the virtual CPU interface. The timer is loaded already; `held_back` has the
+    /// bits of `CNTV_CTL_EL0` that [`switch::enter`] added. Returns the bits that [`switch::save_timer`] is to clear.
     fn load(&mut self, run: &mut Run<'_>, held_back: u64) -> u64;
 
-    /// What the run begins with.
+    /// Decides whether the guest is entered.
     fn begins(&mut self, hypervisor: &Hypervisor<Hardware>, run: &mut Run<'_>) -> Next;
 
     /// Handles an exit.
@@ -231,17 +231,17 @@ trait Interrupts {
     fn waits(&mut self, hypervisor: &Hypervisor<Hardware>, run: &mut Run<'_>, wait: Wait)
     -> Waited;
 
-    /// The guest has a virtual interrupt that does not come from a GIC, or has none.
+    /// Sets or clears the virtual interrupt of a guest without a GIC (`HCR_EL2.VI`).
     fn set_interrupt(&mut self, pending: bool);
 
-    /// The run ends without a decision of the hypervisor's.
+    /// The run ends because the VM was stopped while an exception was injected.
     fn stops(&mut self, hypervisor: &Hypervisor<Hardware>, run: &mut Run<'_>);
 
-    /// The guest's state is about to leave the CPU.
+    /// Stores the vCPU's part of the virtual CPU interface, before the world switch.
     fn store(&mut self, run: &mut Run<'_>);
 }
 
-/// A vCPU without a GIC: all physical interrupts are the host's.
+/// A vCPU without a GIC: the host takes all physical interrupts.
 struct NoGic;
 
 impl Interrupts for NoGic {
@@ -303,7 +303,7 @@ impl Interrupts for WithGic<'_> {
     #[inline(always)]
     fn load(&mut self, run: &mut Run<'_>, held_back: u64) -> u64 {
         if held_back != 0 {
-            // Its interrupt goes to the guest.
+            // The vGIC gives its interrupt to the guest, so it need not be masked.
             CNTV_CTL_EL0::write(run.timer.ctl);
         }
         self.all = self.gic.load(run);
@@ -351,7 +351,7 @@ impl Interrupts for WithGic<'_> {
     }
 }
 
-/// What a run ended with, in the host's registers.
+/// Writes a run's answer into the host's registers.
 #[inline(always)]
 fn put(x: &mut [u64; 8], answer: &Answer) {
     let [state, a, b, c] = *answer;
@@ -367,9 +367,8 @@ fn put(x: &mut [u64; 8], answer: &Answer) {
 #[inline(always)]
 unsafe fn enter_guest(registers: &mut GeneralRegisters) -> u64 {
     let kind;
-    // SAFETY: as granted. What it changes is listed: all that the compiler may
-    // not keep across it. That saves storing registers here that the caller of
-    // the caller has stored already.
+    // SAFETY: as granted. All registers that it changes are clobbers. So the compiler saves
+    // only those that it uses here; the vector has saved the host's already.
     unsafe {
         asm!(
             "bl {enter}",
@@ -385,8 +384,8 @@ unsafe fn enter_guest(registers: &mut GeneralRegisters) -> u64 {
     kind
 }
 
-/// Gives a guest registers of its own, if it was for them that it met an
-/// undefined instruction.
+/// Switches the vector registers or the pointer-authentication keys to the guest's, if the
+/// trapped instruction uses them and they are not the guest's yet. Returns whether it did.
 ///
 /// # Safety
 ///
@@ -415,8 +414,8 @@ unsafe fn grant_registers(cpu: *mut PerCpu, run: &mut Run<'_>, aside: &mut Aside
     }
 }
 
-/// Gives the guest whose state is in the CPU a virtual interrupt, or takes it away. The
-/// host's own controls have none, so it is gone with the run.
+/// Sets or clears the virtual interrupt of the guest whose state is in the CPU. The switch to the
+/// host loads the host's `HCR_EL2`, where VI is 0.
 #[cold]
 fn set_interrupt(pending: bool) {
     let others = HCR_EL2::read() & !HCR_VI;
@@ -430,8 +429,8 @@ fn address_of(abort: Abort) -> FaultAddress {
     FaultAddress { far, ipa: abort.ipa(far, HPFAR_EL2::read, || translate(far)) }
 }
 
-/// What `PAR_EL1` says of an address by the guest's stage 1; `None` if its tables cannot be
-/// read. The guest's own `PAR_EL1` is kept.
+/// Translates an address by the guest's stage 1 and returns `PAR_EL1`; `None` if the walk of its tables
+/// faults. The guest's `PAR_EL1` is preserved.
 fn translate(far: u64) -> Option<u64> {
     let par = PAR_EL1::read();
     let el0 = SPSR_EL2::read() & 0x1f == 0;

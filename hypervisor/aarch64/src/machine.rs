@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What `escrow-core` needs from the machine: memory that EL2 reaches under
-//! its own physical address, and TLB and cache upkeep.
+//! The machine half of `escrow-core`'s [`Machine`]: access to memory, which EL2 maps at its
+//! physical address, and TLB and cache maintenance.
 
 use core::arch::asm;
 use core::ptr;
@@ -32,7 +32,7 @@ use crate::trace::{self, Event};
 use crate::walks::Walks;
 use crate::window::{El2Tables, Windows, Zeroing};
 
-/// What the exception handlers work on.
+/// What the exception handlers use.
 pub struct Installed {
     /// The hypervisor.
     pub hypervisor: &'static Hypervisor<Hardware>,
@@ -42,7 +42,7 @@ pub struct Installed {
 
 static INSTALLED: AtomicPtr<Installed> = AtomicPtr::new(ptr::null_mut());
 
-/// Gives the exception handlers what they work on. To be called before the
+/// Sets what the exception handlers use. To be called before the
 /// host is entered on any CPU.
 pub fn install(installed: &'static Installed) {
     INSTALLED.store(ptr::from_ref(installed).cast_mut(), Ordering::Release);
@@ -59,17 +59,18 @@ pub(crate) fn installed() -> Option<&'static Installed> {
 #[derive(Debug)]
 pub struct Hardware {
     zeroing: Zeroing,
-    /// Memory that comes to a guest is cleaned: not with FEAT_S2FWB on CPUs whose
-    /// fetches see what data caches hold (`CTR_EL0.IDC` and `DIC`).
+    /// Caches have to be cleaned for memory that is given to a guest. Not so with FEAT_S2FWB on CPUs
+    /// where instruction fetches are coherent with data caches (`CTR_EL0.IDC` and `DIC`).
     needs_clean: bool,
     /// Instruction caches need not be invalidated (`CTR_EL0.DIC`).
     fetch_sees_writes: bool,
     /// FEAT_TLBIRANGE.
     tlb_ranges: bool,
-    /// The errata of all CPUs that have run a VM ([`Errata`]), and how their entries are hardened.
+    /// The errata of all CPUs that have run a VM ([`Errata`]), and their mitigations of speculation
+    /// at entry to EL2.
     errata: AtomicU32,
     hardening: AtomicU32,
-    /// What all CPUs have.
+    /// The features that all CPUs have.
     pub(crate) promise: Promise,
     /// EL2's own map.
     pub(crate) windows: Windows,
@@ -79,7 +80,7 @@ pub struct Hardware {
     random: Source,
 }
 
-/// Issues a TLB maintenance instruction, and says so.
+/// Issues a TLB maintenance instruction, and records it in the trace.
 macro_rules! tlbi {
     ($event:expr, $operation:literal $(, $argument:expr)?) => {
         trace::event(|| $event);
@@ -102,14 +103,15 @@ fn dsb_ishst() {
     trace::event(|| Event::DsbIshst);
 }
 
-/// Waits for TLB maintenance as well.
+/// Waits for stores and TLB maintenance, on all CPUs.
 #[inline(always)]
 fn dsb_ish() {
     barrier::dsb(barrier::ISH);
     trace::event(|| Event::DsbIsh);
 }
 
-/// What was written to registers and completed before holds from here on.
+/// Makes writes of system registers, and maintenance that is complete, effective for the next
+/// instructions.
 #[inline(always)]
 fn isb() {
     barrier::isb(barrier::SY);
@@ -117,7 +119,7 @@ fn isb() {
 }
 
 impl Hardware {
-    /// The machine whose CPUs keep this promise, with EL2's tables.
+    /// The machine whose CPUs have these features, with EL2's tables.
     pub fn new(promise: &Promise, tables: El2Tables) -> Hardware {
         let features = &promise.features;
         Hardware {
@@ -137,13 +139,13 @@ impl Hardware {
         }
     }
 
-    /// What stage 2 can do on all CPUs.
+    /// The stage-2 features of all CPUs.
     pub fn stage2(&self) -> Stage2Features {
         self.promise.features.stage2
     }
 
-    /// Removes what TLBs hold of stage 2 at a range of addresses of the VM that is
-    /// selected; complete with the next DSB.
+    /// Invalidates stage-2 TLB entries of a range of IPAs, of the VM that `VTTBR_EL2` selects;
+    /// complete with the next DSB.
     #[inline(always)]
     fn invalidate_stage2(&self, base: Ipa, size: u64) {
         let page = base.0 >> 12;
@@ -151,8 +153,8 @@ impl Hardware {
         if pages == 1 {
             tlbi!(Event::TlbiIpas2e1is { ipa: base.0, size }, "tlbi ipas2e1is", page);
         } else if self.tlb_ranges && pages <= 32 * 64 {
-            // RIPAS2E1IS covers (NUM + 1) * 2^(5 * SCALE + 1) pages; what is
-            // beyond the range goes as well, which is no harm.
+            // RIPAS2E1IS covers (NUM + 1) * 2^(5 * SCALE + 1) pages. Entries after the range
+            // may be invalidated as well: they are walked again.
             let (scale, unit) = if pages <= 64 { (0, 2) } else { (1, 64) };
             let num = pages.div_ceil(unit) - 1;
             // TG in bits 47:46: 4 KiB; SCALE in 45:44, NUM in 43:39.
@@ -164,14 +166,14 @@ impl Hardware {
                 tlbi!(Event::TlbiIpas2e1is { ipa, size: PAGE_SIZE }, "tlbi ipas2e1is", page);
             }
         } else {
-            // There may have been pages where now is a block, so one address
-            // does not stand for all.
+            // The range may have been mapped by pages before it became a block, and an
+            // invalidation by address removes one page's entry only.
             tlbi!(Event::TlbiVmalls12e1is, "tlbi vmalls12e1is");
         }
     }
 
-    /// A CPU is about to run VMs, for the first time or again. Returns whether any of
-    /// this is new.
+    /// Notes the errata of a CPU that is about to run VMs, for the first time or again. Returns whether any
+    /// of them is new.
     pub(crate) fn meet(&self, errata: Errata, hardening: Hardening) -> bool {
         let old = self.errata.fetch_or(errata.bits(), Ordering::Relaxed);
         let bit = hardening.bit() as u32;
@@ -187,19 +189,19 @@ impl Hardware {
         !known || errata.bits() & !old != 0
     }
 
-    /// Waits for `TLBI`s of stage 2 that were issued before, on all CPUs and on this one:
-    /// the one way in which an invalidation ends. Afterwards no access is under way that was translated by
-    /// what they removed (DDI 0487, "Completion and completeness of TLB maintenance instructions").
+    /// Waits until the stage-2 `TLBI`s that this CPU has issued are complete on all CPUs. Every
+    /// invalidation ends here. Afterwards no access is in progress that used a removed
+    /// entry (DDI 0487, "Completion and completeness of TLB maintenance instructions").
     ///
-    /// On CPUs with [`Errata::REPEAT_TLBI`], a store of such a CPU may still be under way after the
-    /// `DSB`. It is over when another `TLBI`, of anything, and its `DSB` are. The one here
-    /// removes address 0 of EL2's own translation, which is not mapped.
+    /// If a CPU has [`Errata::REPEAT_TLBI`], a store of that CPU may still be in progress after the
+    /// `DSB`. It is complete after another `TLBI`, of any address, and a `DSB`. The one here
+    /// is for address 0 of EL2's own translation, which is not mapped.
     ///
-    /// The erratum counts if *any* CPU has it. One that arrives meanwhile cannot be missed: it sets
-    /// the bit, executes a `DSB`, and only then walks EL1's tables, with nothing in its TLBs
-    /// ([`init_cpu`](crate::init_cpu)); and here a descriptor became invalid, a `DSB`
-    /// was executed, and only then is the bit read. If the bit is still clear, that CPU
-    /// finds the descriptor invalid.
+    /// The repetition is needed if *any* CPU has the erratum. A CPU that starts meanwhile sets
+    /// the bit, executes a `DSB`, and only then walks EL1's tables, with empty TLBs
+    /// ([`init_cpu`](crate::init_cpu)). Here the descriptor is made invalid, a `DSB`
+    /// is executed, and only then is the bit read. So if the bit is still clear here, that CPU's
+    /// walks read the invalid descriptor.
     #[inline(always)]
     pub(crate) fn finish(&self) {
         dsb_ish();
@@ -210,9 +212,9 @@ impl Hardware {
         isb();
     }
 
-    /// Puts a VM into `VTTBR_EL2`, for TLB maintenance under its VMID, unless it is there.
-    /// What [`Self::exit_vmid_context`] needs. No closure does the maintenance in between: it would
-    /// not be inlined.
+    /// Selects a VM in `VTTBR_EL2`, for TLB maintenance under its VMID, unless it is selected already.
+    /// Returns what [`Self::exit_vmid_context`] restores. Two functions, not one with a closure: the compiler
+    /// would not inline the closure.
     #[inline(always)]
     fn enter_vmid_context(&self, context: &Stage2Context) -> Option<SavedContext> {
         let is_there = VTTBR_EL2::read() == context.vttbr;
@@ -226,7 +228,7 @@ impl Hardware {
         }
     }
 
-    /// Goes to a VM that is not the one whose EL1 registers are in the CPU. What to return to.
+    /// Selects a VM that is not the one whose EL1 registers are in the CPU. Returns what to restore.
     #[cold]
     #[inline(never)]
     fn switch_context(&self, context: &Stage2Context) -> SavedContext {
@@ -238,7 +240,7 @@ impl Hardware {
     }
 }
 
-/// The context that was in `VTTBR_EL2`, and how its walks go on.
+/// The context that was in `VTTBR_EL2`, and how to allow its table walks again.
 type SavedContext = (Stage2Context, Option<Walks>);
 
 #[cold]
@@ -250,9 +252,9 @@ fn restore_context(own: &Stage2Context, walks: Option<Walks>) {
     }
 }
 
-/// Waits for walks that began before the exception to EL2, which may go on at EL2. To be
-/// called before registers change that EL1&0 is translated by, or such a walk could see a part
-/// of them (DDI 0487, R_LFHQG).
+/// Waits for walks of EL1&0 that began before the exception to EL2, which may continue at EL2. To be
+/// called before the registers of the EL1&0 translation change: such a walk could use old and new
+/// values mixed (DDI 0487, R_LFHQG).
 #[inline(always)]
 pub(crate) fn finish_walks() {
     barrier::dsb(barrier::NSH);
@@ -358,8 +360,8 @@ impl Machine for Hardware {
 
     fn zero(&self, at: PhysAddr, size: u64) -> Result<(), MemoryError> {
         trace::event(|| Event::Zero { at: at.0, size });
-        // Cleaned also with FEAT_S2FWB: the host's stage 2 does not force anything, and a
-        // non-cacheable mapping of its own would read what memory held before.
+        // Cleaned also with FEAT_S2FWB: the host's stage 2 does not force cacheability, and the
+        // host could map the page non-cacheable and read the old contents from memory.
         let result = self.windows.zero(at, size, &self.zeroing);
         trace::event(|| Event::DsbSy);
         result
@@ -389,8 +391,8 @@ impl Machine for Hardware {
 
     #[inline(always)]
     fn interrupt_pending(&self) -> bool {
-        // At EL2 it shows what physical interrupts and SErrors are pending, whatever
-        // masks them (DDI 0487, "ISR_EL1").
+        // At EL2 it has the pending physical interrupts and SErrors, also those that PSTATE masks
+        // (DDI 0487, "ISR_EL1").
         ISR_EL1::read() != 0
     }
 
@@ -438,9 +440,9 @@ impl Machine for Hardware {
         for (base, size) in ranges {
             self.invalidate_stage2(base, size);
         }
-        // Stage-2 entries are gone before the combined ones go, which could be
-        // made of them again (DDI 0487, "Invalidation of TLB entries from stage 2
-        // translations").
+        // Stage-2 entries must be invalid before the combined ones are invalidated: a walk could
+        // make a combined entry from a stage-2 entry again (DDI 0487, "Invalidation of TLB entries
+        // from stage 2 translations").
         dsb_ish();
         tlbi!(Event::TlbiVmalle1is, "tlbi vmalle1is");
         self.finish();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The world switch: the host's registers out of the CPU and a guest's in, and back.
+//! The world switch: saves the host's registers and loads a guest's, and the reverse.
 
 use core::arch::asm;
 use core::ptr;
@@ -18,8 +18,8 @@ use crate::sysreg::*;
 use crate::trace::{self, Event};
 use crate::walks::{self, Walks};
 
-// The assembly knows of these structures what lib.rs and the assertions below
-// tell it.
+// The assembly uses the offsets in these structures that lib.rs and the assertions below
+// define.
 #[allow(improper_ctypes)]
 unsafe extern "C" {
     fn escrow_to_guest(cpu: *mut PerCpu, vcpu: *const Vcpu, vttbr: u64, vtcr: u64) -> u64;
@@ -33,7 +33,8 @@ unsafe extern "C" {
 /// `HCR_EL2.APK` and `API`: pointer authentication is not trapped.
 const HCR_PAUTH: u64 = 1 << 40 | 1 << 41;
 
-// [`HostRegisters::long_way`] is either that, or something is to be done.
+// [`HostRegisters::long_way`] is `Observers::act` or-ed with bits of `Optional`: it is
+// [`Observers::NONE_ACTS`] only if no bit of `Optional` is set.
 const _: () = assert!(Optional::MOST as u64 & Observers::NONE_ACTS == 0);
 
 // What switch.S relies on.
@@ -50,11 +51,10 @@ const _: () = {
     assert!(offset_of!(Vcpu, timer) + offset_of!(TimerRegisters, offset) == vmpidr + 24);
 };
 
-/// Takes the host's state out of the CPU and puts the guest's in. Returns
-/// what [`save_timer`] takes off again, if the guest's timer is kept from
-/// interrupting: one that has fired
-/// would end each run before it has begun, until there is a virtual GIC to
-/// hand its interrupt to. The guest sees it masked meanwhile.
+/// Saves the host's state and loads the guest's. If the guest's timer asserts its
+/// interrupt, it is loaded with IMASK set: otherwise its physical interrupt would end the run at
+/// once, and a vCPU without a GIC cannot be given it. The guest reads IMASK as 1 meanwhile.
+/// Returns the bits of `CNTV_CTL_EL0` that were added, for [`save_timer`] to clear.
 ///
 /// # Safety
 ///
@@ -66,8 +66,9 @@ pub(crate) unsafe fn enter(cpu: *mut PerCpu, context: Stage2Context, vcpu: &mut 
     let (host, last_vcpu, optional) =
         unsafe { (&mut (*cpu).host, &mut (*cpu).last_vcpu, (*cpu).optional) };
     if optional.has(Optional::VDISR) {
-        // A guest's DISR_EL1 (DDI 0487, "DISR_EL1", HCR_EL2.AMO), which nothing traps. No
-        // virtual SError is ever pending, so what is in it is what the last guest wrote.
+        // With HCR_EL2.AMO, a guest's accesses to DISR_EL1 go to VDISR_EL2 and do not trap (DDI 0487,
+        // "DISR_EL1"). EL2 never makes a virtual SError pending, so its value is what the last guest
+        // wrote: this guest must not read it.
         VDISR_EL2::clear();
     }
     let pmcr = if optional.has(Optional::PMU) { PMCR_EL0::read() } else { 0 };
@@ -81,7 +82,8 @@ pub(crate) unsafe fn enter(cpu: *mut PerCpu, context: Stage2Context, vcpu: &mut 
             to_guest(cpu, context, vcpu)
         }
     };
-    // Nothing is invalidated by it before the exception return.
+    // The exception return synchronises the context; the trace records it here. The TLB
+    // maintenance below has an ISB of its own.
     trace::event(|| Event::Isb);
     if vcpu.pauth {
         // SAFETY: the keys are the host's.
@@ -90,12 +92,11 @@ pub(crate) unsafe fn enter(cpu: *mut PerCpu, context: Stage2Context, vcpu: &mut 
     let this = ptr::from_ref(vcpu);
     if *last_vcpu != this {
         *last_vcpu = this;
-        // What this CPU's virtual CPU interface has may be another one's.
+        // This CPU's virtual CPU interface may have the registers of another vCPU.
         vcpu.interface_on = NOWHERE;
-        // vCPUs of a VM share a VMID, but their stage 1 need not be the same,
-        // and TLB entries are told apart by VMID and ASID alone (DDI 0487,
-        // "VMSAv8-64 TLB lookup"): nothing of another one may be left on this
-        // CPU.
+        // vCPUs of a VM share a VMID, but may use one ASID for different stage-1 tables.
+        // TLB entries match by VMID and ASID alone (DDI 0487, "VMSAv8-64 TLB lookup"), so
+        // entries of another vCPU must go from this CPU.
         barrier::isb(barrier::SY);
         // SAFETY: removes cached translations only.
         unsafe { asm!("tlbi vmalle1", options(nostack, preserves_flags)) };
@@ -104,7 +105,7 @@ pub(crate) unsafe fn enter(cpu: *mut PerCpu, context: Stage2Context, vcpu: &mut 
     held_back
 }
 
-/// The way back. The guest's timer is stored already.
+/// Saves the guest's state and loads the host's. The guest's timer is stored already.
 ///
 /// # Safety
 ///
@@ -158,8 +159,8 @@ unsafe fn to_host(cpu: *const PerCpu, vcpu: &mut Vcpu) {
     }
 }
 
-/// [`to_guest`] where something more is to be done: the little that Linux needs each time,
-/// or [`enter_rarely`].
+/// [`to_guest`] for a CPU where more has to be switched: only what a Linux host needs at each
+/// entry, or all of it ([`enter_rarely`]).
 ///
 /// # Safety
 ///
@@ -177,7 +178,7 @@ unsafe fn enter_long_way(cpu: *mut PerCpu, context: Stage2Context, vcpu: &mut Vc
     }
 }
 
-/// The way back from [`enter_long_way`].
+/// The reverse of [`enter_long_way`].
 ///
 /// # Safety
 ///
@@ -207,7 +208,8 @@ unsafe fn enter_rarely(cpu: *mut PerCpu, context: Stage2Context, vcpu: &mut Vcpu
     // SAFETY: parts of this CPU's data that nothing else refers to.
     let (host, controls, observers, optional) =
         unsafe { (&mut (*cpu).host, &(*cpu).guest_controls, &(*cpu).observers, (*cpu).optional) };
-    // While EL1's translation is still the host's, for the buffers to be drained.
+    // Before EL1's translation changes: the buffers of the trace and of profiling are drained
+    // through the host's.
     host.stopped = observers.stop(&mut ThisCpu);
     let walks =
         optional.has(Optional::WALKS).then(|| (Walks::hold(), Walks::hold_in(&mut vcpu.el1)));
@@ -254,7 +256,7 @@ unsafe fn exit_rarely(cpu: *mut PerCpu, vcpu: &mut Vcpu) {
         of_host.restore_in(&mut host.el1);
         of_host.resume();
     }
-    // The host's translation is in force before anything writes through it.
+    // The ISB makes the host's translation effective before the units write through it again.
     barrier::isb(barrier::SY);
     observers.start(&mut ThisCpu, &host.stopped);
 }
@@ -285,9 +287,9 @@ pub(crate) unsafe fn inject(vcpu: &mut Vcpu, exception: Exception) {
     }
 }
 
-/// Puts the host's keys aside and loads the guest's, which it may use from now
-/// on and will have from the start in its next runs: one that uses them uses
-/// them all the time.
+/// Saves the host's keys, loads the guest's and clears the trap. From now on they are switched at
+/// each entry of this vCPU: a kernel that uses pointer authentication once uses it at each
+/// function call.
 ///
 /// # Safety
 ///

@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The GIC's part in a CPU's runs of guests: its virtual CPU interface (`ICH_*_EL2`), and what
-//! EL2 uses of the physical one (IHI 0069).
+//! A CPU's virtual CPU interface (`ICH_*_EL2`), and the registers of the physical GIC that EL2
+//! uses (IHI 0069).
 //!
-//! A vCPU's registers stay in the CPU while the host runs, with `ICH_HCR_EL2.En` clear: they act on nothing then.
-//! They are loaded only if another vCPU ran here since, or if the vCPU ran elsewhere ([`Gic::load`]).
+//! A vCPU's registers stay in the CPU while the host runs, with `ICH_HCR_EL2.En` clear: they have no effect then.
+//! They are loaded again only if another vCPU ran here since, or this one ran on another CPU ([`Gic::load`]).
 //!
-//! The host has the physical CPU interface. EL2 uses it for two things: it acknowledges the virtual timer's
+//! The host owns the physical CPU interface. EL2 uses it for two things: it acknowledges the virtual timer's
 //! interrupt while a guest runs, and it interrupts other CPUs that run guests, by SGI 0, which the
-//! host takes. Linux has no SGI to spare, and takes one more than it has sent as it takes any.
+//! host takes. Linux uses all SGIs that it may, and leaves none for EL2; it tolerates an SGI 0 that no
+//! CPU of its own has sent.
 
 use core::ptr;
 
@@ -26,7 +27,8 @@ const SGIS: u64 = 16;
 /// `ICC_CTLR_EL1.EOImode`.
 const EOI_MODE: u64 = 1 << 1;
 
-/// What is to be done at the end of a run, beside what every run does.
+/// The bits of `Gic::at_end`: extra work at the end of a run. This one: the virtual timer's physical
+/// interrupt may have to be deactivated.
 const HOLDS_TIMER: u8 = 1 << 0;
 /// EL2's physical timer is on.
 const HAS_ALARM: u8 = 1 << 1;
@@ -35,12 +37,12 @@ const HCR_CHANGED: u8 = 1 << 2;
 /// There is more than one register of active priorities for each group.
 const MORE_PRIORITIES: u8 = 1 << 3;
 
-/// A CPU's, with the registers of the vCPU in it that ran there last.
+/// The virtual CPU interface of a CPU. It has the registers of the vCPU that ran there last.
 #[derive(Debug, Default)]
 pub(crate) struct Gic {
     /// List registers, 1 to 16.
     list_registers: u8,
-    /// Bits of a priority that decide about preemption: 5, 6 or 7.
+    /// Bits of a priority that are compared for preemption (`ICH_VTR_EL2.PREbits` + 1): 5, 6 or 7.
     preemption_bits: u8,
     /// The host may have disabled the private interrupts that EL2 needs.
     is_due: bool,
@@ -55,8 +57,8 @@ pub(crate) struct Gic {
 }
 
 impl Gic {
-    /// The calling CPU's, whose `MPIDR_EL1` this is. `redistributor` is 0 or where EL2 has mapped
-    /// its GICR as a device.
+    /// That of the calling CPU, whose `MPIDR_EL1` this is. `redistributor` is the address at which EL2 has
+    /// mapped its GICR as a device, or 0.
     pub fn new(mpidr: u64, redistributor: u64) -> Gic {
         let vtr = ICH_VTR_EL2::read();
         let preemption_bits = (vtr >> 26 & 7) as u8 + 1;
@@ -71,9 +73,9 @@ impl Gic {
         }
     }
 
-    /// Enables the interrupts that EL2 needs on this CPU, if the host may have disabled them: when a
-    /// CPU starts, Linux disables all private ones and then enables those that it has drivers for (`gic_cpu_config`).
-    /// So this is done when a CPU runs a vCPU for the first time since it has started.
+    /// Enables the PPIs that EL2 needs on this CPU. When a CPU starts, Linux disables all of its SGIs and
+    /// PPIs and then enables those that it has drivers for (`gic_cpu_config`). So this is called when a
+    /// CPU runs a vCPU for the first time since its start.
     #[cold]
     fn enable(&mut self) {
         let bits = 1u32 << MAINTENANCE | 1 << VIRTUAL_TIMER | 1 << ALARM;
@@ -83,7 +85,7 @@ impl Gic {
         unsafe {
             let group = (frame + gicr::IGROUPR0) as *mut u32;
             ptr::write_volatile(group, ptr::read_volatile(group) | bits);
-            // The most urgent: what is acknowledged then is the timer's, if that is pending
+            // The highest priority: if the timer's interrupt is pending, ICC_IAR1_EL1 returns it
             // (`GuestCpu::hold_timer`).
             let priority = frame + gicr::IPRIORITYR0 + VIRTUAL_TIMER as usize;
             ptr::write_volatile(priority as *mut u8, 0);
@@ -93,7 +95,7 @@ impl Gic {
     }
 }
 
-/// Interrupts the CPU of an affinity by SGI 0. What was written before is seen by it.
+/// Interrupts the CPU of an affinity by SGI 0. That CPU then sees this CPU's earlier stores.
 #[cold]
 pub(crate) fn interrupt(affinity: u32) {
     send(0, affinity);
@@ -138,9 +140,9 @@ macro_rules! list_register {
 }
 
 impl Gic {
-    /// An interrupt of the host's was acknowledged, in EOImode 1. It is deactivated, so that it can come
-    /// again. What is level-sensitive comes at once, and SGIs are sent again. Another edge is lost: the host
-    /// has changed its GIC while it runs a guest.
+    /// Undoes the acknowledgement of an interrupt of the host's, in EOImode 1: deactivates it, so that it can
+    /// be signalled again. A level-sensitive one becomes pending at once, and an SGI is sent again. Another
+    /// edge is lost; that only happens if the host changes its GIC while this CPU runs a guest.
     #[cold]
     fn give_back(&self, intid: u64) {
         // Without effect if it is none, or an LPI (IHI 0069, "ICC_DIR_EL1").
@@ -150,8 +152,8 @@ impl Gic {
         }
     }
 
-    /// Puts a vCPU's registers into the CPU, unless they are there. Returns whether
-    /// they were not: what is in the list registers is another one's then.
+    /// Loads a vCPU's registers, unless the CPU has them already. Returns whether it loaded them: the list
+    /// registers still have another vCPU's contents then.
     #[inline(always)]
     pub fn load(&mut self, vcpu: &mut Vcpu) -> bool {
         let all = vcpu.interface_on != self.affinity.into();
@@ -187,7 +189,7 @@ impl Gic {
         }
     }
 
-    /// Stores what may have changed. The list registers are stored already.
+    /// Stores the registers that may have changed. The list registers are stored already.
     #[inline(always)]
     pub fn store(&mut self, vcpu: &mut Vcpu) {
         if self.at_end != 0 {
@@ -200,13 +202,14 @@ impl Gic {
     #[inline(never)]
     fn end(&mut self, vcpu: &mut Vcpu) {
         if self.at_end & HOLDS_TIMER != 0 {
-            // If the guest's timer still asserted it, it would be pending for the host. The timer is stored.
+            // A timer that still asserts the interrupt would make it pending for the host once it is
+            // deactivated. The guest's timer is stored already, so it can be switched off.
             CNTV_CTL_EL0::write(0);
             barrier::isb(barrier::SY);
             self.release_timer();
         }
         if self.at_end & HAS_ALARM != 0 {
-            // The host has nothing for its interrupt.
+            // The host has no handler for the alarm's interrupt.
             self.set_alarm(None);
         }
         if self.at_end & HCR_CHANGED != 0 {
@@ -300,8 +303,8 @@ impl GuestCpu for Gic {
         ICC_HPPIR1_EL1::read() as u32
     }
 
-    /// It is the most urgent one ([`Gic::enable`]), and asserted, so it is the one that is
-    /// acknowledged, unless the host changes its priority or its enable just now.
+    /// The timer's interrupt has the highest priority ([`Gic::enable`]) and is asserted. So ICC_IAR1_EL1
+    /// returns it, unless the host changes its priority or enable at this moment.
     #[inline(always)]
     fn hold_timer(&mut self) -> bool {
         let control = ICC_CTLR_EL1::read();
@@ -338,7 +341,7 @@ impl GuestCpu for Gic {
 
     #[inline(never)]
     fn set_alarm(&mut self, at: Option<u64>) {
-        // Enabled, or not. What is written is in force by the return to the guest.
+        // Enabled, or not. The exception return to the guest makes the writes effective.
         if let Some(at) = at {
             CNTHP_CVAL_EL2::write(at);
         }
