@@ -258,7 +258,7 @@ for try in $(seq 1200); do
 done
 tail -c 4000 /tmp/out | tr -cd '[:print:]\n' | fold -w 120
 grep -q 'Select a language' /tmp/out
-if grep -E 'BUG:|WARNING:|Oops|stall|Internal error|Kernel panic' /tmp/out; then exit 1; fi
+if grep -E 'BUG:|WARNING:|Oops|detected stall|Internal error|Kernel panic' /tmp/out; then exit 1; fi
 escrow kill installer
 status=0; wait $pid || status=$?
 [ $status = 6 ]
