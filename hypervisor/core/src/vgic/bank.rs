@@ -10,7 +10,7 @@ use crate::sync::{AtomicU32, TicketMutex};
 /// Shared interrupts, in a page that the host has donated: bank 0 those below 512, bank 1
 /// the others.
 pub struct Bank {
-    /// Words whose SPIs for any vCPU are to find one anew: a bit each.
+    /// Words whose SPIs for any vCPU are to be routed again: a bit each.
     pub(super) rest: AtomicU32,
     pub(super) state: TicketMutex<BankState>,
 }
@@ -35,7 +35,7 @@ pub(super) struct BankState {
     homed: Bits<WORDS>,
     /// SPIs whose inputs go low when the guest deactivates them ([`super::Input::HighUntilDone`]).
     once: Bits<WORDS>,
-    /// Of these, the ones that were deactivated and that the host has not been told of.
+    /// Those of them that were deactivated and not yet reported to the host.
     done: Bits<WORDS>,
     done_count: u32,
     /// `GICD_IROUTER<n>`, its low half.
@@ -166,12 +166,12 @@ impl BankState {
         self.lines.input.get(intid)
     }
 
-    /// Whether there is something to tell the host.
+    /// Whether there are deactivated SPIs to report to the host.
     pub fn has_done(&self) -> bool {
         self.done_count != 0
     }
 
-    /// Takes one SPI to tell the host of; `None` if there is none.
+    /// Takes one deactivated SPI to report to the host; `None` if there is none.
     pub fn take_done(&mut self, first_word: usize) -> Option<Intid> {
         if self.done_count == 0 {
             return None;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! A vCPU's page: its redistributor, and what its list registers hold.
+//! A vCPU's page: the state of its redistributor, its queue and its list registers.
 
 use super::bank::BankState;
 use super::bits::{Bits, Intid, ones};
@@ -15,7 +15,7 @@ mod fill;
 pub struct Cpu {
     /// Something has changed since its list registers were filled.
     pub(super) attention: AtomicU32,
-    /// Where it is: [`OUT`], [`ASLEEP`], or [`INSIDE`] plus the number of the CPU.
+    /// Its place: [`OUT`], [`ASLEEP`], or [`INSIDE`] plus the number of the CPU.
     pub(super) place: AtomicU32,
     /// The list registers that are in use. Written under the lock.
     pub(super) used: AtomicU32,
@@ -24,12 +24,12 @@ pub struct Cpu {
     pub(super) banks: AtomicU32,
     /// [`Vmcr::controls`], when its list registers were filled.
     pub(super) controls: AtomicU32,
-    /// What decides about interrupts that are for any vCPU: see [`eligible`].
+    /// Which interrupts for any vCPU it takes: bits of [`eligible`].
     pub(super) flags: AtomicU32,
     pub(super) state: TicketMutex<CpuState>,
 }
 
-/// Not in its guest; its next entry looks at its interrupts.
+/// Not in its guest; its next entry reads [`Cpu::attention`].
 pub(super) const OUT: u32 = 0;
 /// Its host does not run it until it is woken.
 pub(super) const ASLEEP: u32 = 1;
@@ -109,12 +109,12 @@ pub(super) struct CpuState {
     link: Option<(Intid, u16)>,
 }
 
-/// What became of an interrupt when its list register was looked at.
+/// What [`CpuState::harvest`] did with a list register's interrupt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Harvest {
-    /// It is still there.
+    /// It is still in the list register.
     Kept,
-    /// It is not. An SPI has no home now: [`super::Vgic::settle`] finds its next place.
+    /// It was released. An SPI has no home now: [`super::Vgic::settle`] routes it again.
     Released(Intid),
 }
 
@@ -172,15 +172,15 @@ impl CpuState {
         self.link = Some((ppi, physical));
     }
 
-    /// Whether the linked PPI is pending or active, as far as is known here: its physical
-    /// one has to be active meanwhile.
+    /// Whether the linked PPI is pending or active, by the state of the last harvest. Meanwhile the physical
+    /// interrupt has to be active.
     pub fn holds_link(&self) -> bool {
         self.link.is_some_and(|(ppi, _)| {
             self.resident(ppi).is_some() || self.queue.contains(ppi) || self.outside.get(ppi)
         })
     }
 
-    /// Groups whose interrupts come through to the CPU interface.
+    /// Groups whose interrupts are forwarded to the CPU interface.
     pub fn forwarded(&self) -> Groups {
         if self.sleeps { Groups(0) } else { self.enabled_groups }
     }
@@ -201,7 +201,7 @@ impl CpuState {
         }
     }
 
-    /// The same of an interrupt in a list register, as if the changes that wait were made.
+    /// The same of an interrupt in a list register, with the posted changes applied.
     fn state_in(&self, n: usize) -> (bool, bool) {
         let n = n % LIST_REGISTERS;
         let (lr, bit) = (ListRegister(self.lr[n]), 1u16 << n);
@@ -252,8 +252,8 @@ impl CpuState {
         due
     }
 
-    /// The short way of [`Self::harvest`], for a private interrupt that was deactivated and has
-    /// nothing else to be looked at. `false` if this is not so.
+    /// The fast path of [`Self::harvest`], for a private interrupt that was deactivated and has
+    /// no event or posted change. `false` if the fast path does not apply.
     #[inline(always)]
     fn release_idle(&mut self, n: usize) -> bool {
         let n = n % LIST_REGISTERS;
@@ -274,12 +274,12 @@ impl CpuState {
         true
     }
 
-    /// A private interrupt was deactivated: its list register is free. The changes that waited for
-    /// it were made before that, and have no effect any more.
+    /// Frees the list register of a private interrupt that was deactivated. Posted changes count as
+    /// made before the deactivation, so they have no effect any more.
     #[inline(always)]
     fn forget_idle(&mut self, n: usize, intid: Intid) {
         let bit = 1u16 << (n % LIST_REGISTERS);
-        // That of the CPU is empty already, so it is not dirty.
+        // The CPU's register is empty already, so it need not be written.
         self.lr[n % LIST_REGISTERS] = 0;
         self.used &= !bit;
         for posted in [&mut self.clear_pending, &mut self.clear_active, &mut self.set_active] {
@@ -289,9 +289,9 @@ impl CpuState {
         self.unacknowledged.set(intid, false);
     }
 
-    /// The input of a private interrupt is high from now on. Puts the interrupt into a list
-    /// register of the CPU, which is about to go on in the guest. `false` if the list registers
-    /// have to be filled anew instead.
+    /// Sets the input of a private interrupt high, and puts the interrupt into a list register of the CPU,
+    /// which then goes on in the guest. `false` if the list registers have to be filled
+    /// again instead.
     #[inline(always)]
     pub fn insert(&mut self, intid: Intid, interface: &mut impl Interface) -> bool {
         if self.used != 0
@@ -299,18 +299,18 @@ impl CpuState {
         {
             let lr = ListRegister(interface.list_register(n));
             if !lr.is_linked() || !lr.is_idle() {
-                // Its level is looked at when it is deactivated.
+                // Its level is evaluated when it is deactivated.
                 self.lines.input.set(intid, true);
                 return true;
             }
-            // The guest has deactivated it, and with it the physical one, which is why that could
-            // come again.
+            // The guest has deactivated it and the linked physical interrupt: otherwise that could
+            // not have been signalled again.
             self.forget_idle(n, intid);
         }
         self.lines.input.set(intid, true);
         let line = self.lines.line(intid);
         if !line.enabled {
-            // Its level is looked at when it is enabled.
+            // Its level is evaluated when it is enabled.
             return true;
         }
         let count = interface.list_registers().min(LIST_REGISTERS);
@@ -335,8 +335,8 @@ impl CpuState {
         true
     }
 
-    /// Notes a change to the interrupt in a list register of a CPU that is in the guest: the next
-    /// harvest makes it.
+    /// Posts a change to the interrupt in a list register of a CPU that is in the guest: the next
+    /// harvest applies it.
     pub fn post(&mut self, n: usize, change: Change) {
         let bit = 1u16 << (n % LIST_REGISTERS);
         match change {
@@ -353,9 +353,9 @@ impl CpuState {
         }
     }
 
-    /// Looks at a list register: brings the state of its interrupt up to date with it, makes the
-    /// changes that wait, and releases it if the interrupt must not stay. `bank` is that of the
-    /// interrupt if it is an SPI: without it, nothing happens.
+    /// Harvests a list register: updates the state of its interrupt from it, applies the posted
+    /// changes, and empties it if the interrupt must not stay. `bank` is that of the
+    /// interrupt if it is an SPI; for an SPI without it, nothing happens.
     pub fn harvest(&mut self, n: usize, me: u8, mut bank: Option<&mut BankState>) -> Harvest {
         let n = n % LIST_REGISTERS;
         let (lr, bit) = (ListRegister(self.lr[n]), 1u16 << n);
@@ -379,7 +379,7 @@ impl CpuState {
             match &mut bank {
                 Some(bank) if spi => input = bank.finish(intid),
                 _ if lr.is_linked() => {
-                    // If it is still asserted, it is the physical one that says so.
+                    // If the timer still asserts it, the physical interrupt is signalled again.
                     self.lines.input.set(intid, false);
                     input = false;
                 }
@@ -391,7 +391,8 @@ impl CpuState {
         let stays = bank.as_ref().is_none_or(|bank| !spi || bank.is_for(intid, me, self.takes));
         let mut told = lr.is_told();
         let kept = if active {
-            // It may be "pending and active" if its next time has the same priority and group.
+            // A list register has one priority and group: it may be "pending and active" only if
+            // the new event has the same.
             let same = lr.level() == line.level && lr.group() == line.group;
             if line.edge && forwarded && same && stays {
                 held |= latch;
@@ -467,7 +468,7 @@ impl CpuState {
         let lr = ListRegister(self.lr[n % LIST_REGISTERS]);
         let Some(intid) = Intid::new(lr.number()) else { return };
         if lr.is_idle() {
-            // The harvest finds its next place.
+            // It is not pending or active: the harvest releases it.
             return;
         }
         self.forget(n);
@@ -483,8 +484,7 @@ impl CpuState {
         self.outside_count = self.outside_count + u32::from(to) - u32::from(before);
     }
 
-    /// Adds an interrupt that is pending, and not active, to the queue. `held`: it is pending by an
-    /// event.
+    /// Adds a pending, inactive interrupt to the queue. `held`: it is pending by an event, not by its level.
     pub fn enqueue(&mut self, intid: Intid, line: &Line, held: bool) {
         self.held.set(intid, held);
         self.queue.insert(intid, Note::new(line.level, line.group, !line.edge));
@@ -508,9 +508,9 @@ impl CpuState {
         self.unacknowledged.set(intid, false);
     }
 
-    /// An interrupt that is active, in no list register, may have a new event. Returns whether the
-    /// event waits for the deactivation (in `latch`). Otherwise it is held here, and the interrupt is
-    /// "pending and active". `stays`: it will be for this vCPU.
+    /// Notes a possible new event of an interrupt that is active, in no list register. Returns whether the
+    /// event has to wait for the deactivation (in `latch`). Otherwise it is held here, and the interrupt is
+    /// "pending and active". `stays`: the interrupt is still for this vCPU.
     pub fn hold(&mut self, intid: Intid, line: &Line, stays: bool) -> bool {
         let note = self.queue.note(intid);
         let same = note.level() == line.level && note.group() == line.group;
@@ -521,8 +521,8 @@ impl CpuState {
         waits
     }
 
-    /// Puts a private interrupt that is in no list register into the queue, or takes it out, as its
-    /// line says now.
+    /// Adds a private interrupt that is in no list register to the queue, or removes it, by the present
+    /// state of its line.
     pub fn refresh(&mut self, intid: Intid) {
         let latch = self.lines.latch.get(intid) | self.dequeue(intid);
         let line = Line { latch, ..self.lines.line(intid) };
@@ -578,9 +578,8 @@ impl CpuState {
         self.refresh(intid);
     }
 
-    /// A private interrupt has an event, or a new level of its input: the short way of
-    /// [`Self::change_private`], which leaves list registers alone. `false` if it changes nothing
-    /// for the vCPU.
+    /// The fast path of [`Self::change_private`] for an event or a new input level of a private interrupt,
+    /// which does not access list registers. `false` if nothing changes for the vCPU.
     #[inline(always)]
     pub fn event(&mut self, intid: Intid, change: Change) -> bool {
         if self.queue.contains(intid) && change == Change::Pend {
@@ -601,7 +600,7 @@ impl CpuState {
             return None;
         }
         let ended = self.highest_outside(|intid| !self.unacknowledged.get(intid));
-        // Further deactivations are of interrupts that are not active.
+        // No such interrupt is left: the guest has written EOIR for inactive interrupts.
         self.eoi_count = if ended.is_some() { self.eoi_count - 1 } else { 0 };
         ended
     }
@@ -636,8 +635,7 @@ impl CpuState {
         Intid::new(ListRegister(self.lr[n % LIST_REGISTERS]).number())
     }
 
-    /// Whether nothing has to be done before the guest goes on with the list registers as
-    /// they are.
+    /// Whether the guest can go on with the list registers unchanged.
     pub fn is_clean(&self) -> bool {
         self.dirty | self.clear_pending | self.clear_active | self.set_active == 0
     }

@@ -115,7 +115,7 @@ impl<const W: usize, const N: usize> Lines<W, N> {
         }
     }
 
-    /// Whether a change changes nothing, here and elsewhere.
+    /// Whether a change has no effect, neither on these lines nor on the queue and list registers.
     pub fn is_moot(&self, intid: Intid, change: Change) -> bool {
         match change {
             Change::Enable(to) => self.enabled.get(intid) == to,

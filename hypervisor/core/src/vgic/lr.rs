@@ -66,7 +66,7 @@ impl ListRegister {
     const ACTIVE: u64 = 1 << 63;
     const HW: u64 = 1 << 61;
     const GROUP_1: u64 = 1 << 60;
-    /// With HW clear: deactivation asserts the maintenance interrupt.
+    /// EOI, which counts with HW clear: deactivation asserts the maintenance interrupt.
     const EOI: u64 = 1 << 41;
 
     /// A list register whose interrupt is neither pending nor active yet.
@@ -148,7 +148,7 @@ pub(super) enum Kind {
 
 /// Bits of `ICH_HCR_EL2`.
 pub(super) mod hcr {
-    /// Maintenance interrupt while at most one list register is in use. Not needed.
+    /// Maintenance interrupt while at most one list register is in use. This module never sets it.
     pub const UIE: u64 = 1 << 1;
     /// Maintenance interrupt while no list register is pending.
     pub const NPIE: u64 = 1 << 3;

@@ -2,8 +2,8 @@
 
 //! The interrupt controller of a guest: a GICv3, without an ITS (IHI 0069).
 //!
-//! It is state in memory and functions on that state. The runs and exits of vCPUs call it
-//! (`vcpu/interrupts.rs`), and the host's calls about SPIs (`hypervisor/interrupts.rs`).
+//! It is state in memory and functions on that state. They are called by the runs and exits of vCPUs
+//! (`vcpu/interrupts.rs`), and by the host's calls about SPIs (`hypervisor/interrupts.rs`).
 //!
 //! Its inputs are accesses to its frames
 //! ([`Vgic::access`]), writes to the registers that send SGIs ([`Vgic::send`]) and to `ICC_DIR_EL1`
@@ -27,33 +27,33 @@
 //! | [`Bank`] | 1, or 2 if there are INTIDs from 512 on | its own | 512 SPIs: enables, groups, triggers, levels, priorities, routes, homes; bank 0 has `GICD_CTLR` |
 //! | [`Cpu`] | one for each vCPU | its own | the redistributor, the queue, the list registers, interrupts that are active in none |
 //!
-//! # Where an interrupt is
+//! # Where an interrupt's state is
 //!
-//! An SPI that is neither pending for a vCPU nor acknowledged is in its bank alone. Once it is
-//! enabled and pending, it gets a *home*: the vCPU that its route says. From there to the end of
-//! its activity, the home's page has its state: in the queue, in a list register, or *outside*
-//! (active, with no list register). Then it is the bank's again. A private interrupt is always at
-//! home. A new event of what is in a list register waits beside it, as a *latch*, until the
-//! register is looked at (*harvested*): if the interrupt is still pending then, the two are one.
+//! The state of an SPI that is neither pending for a vCPU nor active is in its bank alone. Once the SPI is
+//! enabled and pending, it gets a *home*: the vCPU that its route selects. From then until it is
+//! inactive again, the home's page has its state: in the queue, in a list register, or *outside*
+//! (active, in no list register). Then its state is in the bank again. The home of a private interrupt is
+//! always its own vCPU. A new event of an interrupt in a list register is noted as a *latch*, until EL2
+//! *harvests* the register (reads it back): if the interrupt is still pending then, both are one event.
 //!
 //! # Locks
 //!
-//! Bank 0, bank 1, one vCPU. SGIs and timers take the vCPU's alone; an SPI takes its bank's, and
-//! under it those of vCPUs, one after the other. The work under a lock is bounded: at the most it
-//! is for a register of 32 interrupts, or for all list registers. They are ticket locks, so a host
-//! that waits for one waits for each vCPU of the guest once at the most. What is about all SPIs, because a vCPU takes
-//! other groups of them than before, is done word by word, and left for later when the CPU has an interrupt
-//! ([`Effects::unfinished`]).
+//! The order is bank 0, bank 1, one vCPU. SGIs and timers take the vCPU's lock alone; an SPI takes its
+//! bank's, and under it those of vCPUs, one after the other. The work under a lock is bounded: at most
+//! one register of 32 interrupts, or all list registers. They are ticket locks, so a host
+//! that waits for one waits for each vCPU of the guest at most once. When a vCPU takes SPIs for any vCPU of
+//! other groups than before, all such SPIs are routed again: word by word, and the rest is left for later
+//! when the CPU has an interrupt ([`Effects::unfinished`]).
 //!
 //! # Between CPUs
 //!
 //! While a CPU is in the guest, only that CPU accesses its list registers. A sender that has an
-//! event for its vCPU changes the pages, sets [`Cpu::attention`], and then looks at where the vCPU
-//! is. *Inside* its guest: the CPU is interrupted (by an SGI that the host takes). *Asleep*: the
-//! host has to run it again. *Out*: the vCPU itself looks before it goes inside. The vCPU writes
-//! where it is and then looks at `attention`. Both have a full barrier in between, so one of the
-//! two sees the other ("store buffering", DDI 0487, "Barrier litmus tests"). A sender that finds
-//! `attention` set already has nothing more to do, so many SGIs cause one interrupt.
+//! event for a vCPU changes the pages, sets [`Cpu::attention`], and then reads the vCPU's place.
+//! *Inside* its guest: the sender interrupts the CPU (by an SGI that the host takes). *Asleep*: the
+//! host has to run the vCPU again. *Out*: nothing, as the vCPU reads `attention` before it goes inside. The
+//! vCPU writes its place and then reads `attention`. Both have a full barrier in between, so at least one
+//! sees the store of the other ("store buffering", DDI 0487, "Barrier litmus tests"). A sender that finds
+//! `attention` already set has nothing more to do, so many SGIs cause one interrupt.
 //!
 //! Some accesses need the state of a list register of another CPU that is in the guest: reads of
 //! ISPENDR and ISACTIVER, writes of ICENABLER, ICPENDR, ISACTIVER, ICACTIVER and DIR, and clearing
@@ -69,7 +69,8 @@
 //! entry and its exit access none. Otherwise an exit saves them, and they stay in the CPU as well:
 //! the next entry writes only those that changed, or all if another vCPU ran on the CPU meanwhile.
 //!
-//! A CPU that has fewer list registers than the one before keeps what is left over in memory, as any overflow.
+//! If a vCPU moves to a CPU with fewer list registers, interrupts without one stay in memory, as in the
+//! table below.
 //!
 //! More interrupts than list registers:
 //!
@@ -145,10 +146,10 @@ pub trait Pages {
     fn bank(&self, n: usize) -> Option<&Bank>;
     /// The page of a vCPU.
     fn cpu(&self, index: u8) -> Option<&Cpu>;
-    /// How many INTIDs there are: from 64 to 1024, in steps of 32. INTIDs 1020 to 1023 are
-    /// no interrupts.
+    /// The number of INTIDs: from 64 to 1024, in steps of 32. INTIDs 1020 to 1023 are special
+    /// (IHI 0069, "INTIDs"), no interrupts.
     fn intids(&self) -> u32;
-    /// Whether an interrupt waits for this CPU, so that work that can be left for later is to be.
+    /// Whether a physical interrupt is pending for this CPU: work that can be left for later then is.
     fn is_interrupted(&self) -> bool;
 }
 
@@ -176,7 +177,7 @@ pub struct Effects {
     pub asleep: u32,
     /// There is something to tell the host: [`Vgic::take_done`].
     pub done: bool,
-    /// The CPU has an interrupt, so something was left for the vCPU's next entry.
+    /// A physical interrupt is pending for this CPU, so work was left for the vCPU's next entry.
     pub unfinished: bool,
     /// vCPUs that have to leave their guest before the access is complete: a bit each.
     waits: u32,
@@ -265,7 +266,8 @@ impl<P: Pages> Vgic<P> {
         if state.lines.is_moot(ppi, change) {
             return;
         }
-        // A list register that is not inside is looked at: what was pending by its level may not be.
+        // If the vCPU is out, its list registers are harvested: an interrupt that was pending by its
+        // level may not be pending any more.
         state.change_private(ppi, vcpu, change);
         drop(state);
         self.notify(vcpu, effects);
@@ -286,7 +288,7 @@ impl<P: Pages> Vgic<P> {
         self.0.cpu(vcpu).is_some_and(|cpu| cpu.state.lock().holds_link())
     }
 
-    /// A vCPU has written `ICC_DIR_EL1`. It is out of its guest; its EOImode is 1.
+    /// A vCPU in EOImode 1 has written `ICC_DIR_EL1`. It has left its guest.
     pub fn deactivate(&self, me: u8, number: u32, effects: &mut Effects) -> Access {
         if let Some(intid) = Intid::new(number) {
             if intid.is_private() {
@@ -309,7 +311,7 @@ impl<P: Pages> Vgic<P> {
         ones(waits).filter(waits_for).map(|index| 1 << index).sum()
     }
 
-    /// Works on the bank of an SPI that the guest has.
+    /// Calls `f` with the locked bank of an SPI, if the guest has such an SPI.
     fn with_bank(&self, intid: Intid, f: impl FnOnce(&mut BankState)) {
         if intid.is_private() || intid.number() >= self.0.intids() {
             return;
@@ -319,11 +321,12 @@ impl<P: Pages> Vgic<P> {
         }
     }
 
-    /// Makes a vCPU look at its interrupts.
+    /// Sets a vCPU's `attention`, and notes in `effects` whether it has to be interrupted or woken.
     fn notify(&self, vcpu: u8, effects: &mut Effects) {
         let Some(cpu) = self.0.cpu(vcpu) else { return };
         if effects.filling == Some(vcpu) || cpu.attention.swap(1, Ordering::AcqRel) != 0 {
-            // It is about to look at its interrupts; or the first to set `attention` has told it.
+            // Its list registers are being filled; or the sender that set `attention` first has
+            // notified it.
             return;
         }
         fence(Ordering::SeqCst);
@@ -352,7 +355,7 @@ impl<P: Pages> Vgic<P> {
             return;
         }
         if bank.is_quiet(intid) && change.is_set_up() {
-            // The short way: it goes nowhere.
+            // Fast path: the change does not make the SPI pending for a vCPU.
             bank.lines.apply(intid, change);
             if let Change::Route(route) = change {
                 bank.set_route(intid, route);
@@ -372,7 +375,7 @@ impl<P: Pages> Vgic<P> {
                     }
                     state.post(n, change);
                     let urgent = match change {
-                        // When it is deactivated, its level is looked at.
+                        // A level is evaluated when the interrupt is deactivated.
                         Change::Input(true) => bank.lines.edge.get(intid),
                         Change::Input(false) => offered,
                         _ => true,
@@ -419,11 +422,12 @@ impl<P: Pages> Vgic<P> {
         }
     }
 
-    /// Finds the place of an SPI that is in no list register and no queue.
+    /// Puts an SPI that is in no list register and no queue where its state requires: into the queue of
+    /// the vCPU that it is for, or nowhere.
     fn settle(&self, bank: &mut BankState, intid: Intid, effects: &mut Effects) {
         let line = bank.lines.line(intid);
         if let Some(home) = bank.home(intid) {
-            // Active there.
+            // It is active at its home.
             if let Some(cpu) = self.0.cpu(home) {
                 let mut state = cpu.state.lock();
                 let stays = bank.is_for(intid, home, state.takes);
@@ -443,8 +447,8 @@ impl<P: Pages> Vgic<P> {
         }
     }
 
-    /// The vCPU that an SPI goes to. Where any will do, one that runs, then one that is about
-    /// to, then one that has to be woken.
+    /// The vCPU that an SPI goes to. For an SPI for any vCPU (1 of N): one that is inside, else one that is
+    /// out, else one that is asleep.
     fn target(&self, route: u32, group: u8, effects: &mut Effects) -> Option<(u8, &Cpu)> {
         if route & ROUTE_ANY == 0 {
             let index = vcpu_of_affinity(route)?;
@@ -458,7 +462,7 @@ impl<P: Pages> Vgic<P> {
         };
         let found = self.cpus().filter(|(_, cpu)| takes(cpu)).min_by_key(|(_, cpu)| effort(cpu));
         if found.is_none() {
-            // The first to enable the group finds it.
+            // No vCPU takes it. The first that enables the group looks for it.
             for (index, cpu) in self.cpus() {
                 let mut state = cpu.state.lock();
                 if !state.wanted.contains(group) {
@@ -471,7 +475,7 @@ impl<P: Pages> Vgic<P> {
         found
     }
 
-    /// Finds a vCPU anew for all SPIs that are for any and wait. See [`Self::revisit_rest`].
+    /// Routes all pending SPIs for any vCPU again. See [`Self::revisit_rest`].
     fn revisit(&self, by: Option<u8>, effects: &mut Effects) {
         for bank in (0..BANKS).filter_map(|n| self.0.bank(n)) {
             bank.rest.store((1 << WORDS) - 1, Ordering::Release);
@@ -479,13 +483,13 @@ impl<P: Pages> Vgic<P> {
         self.revisit_rest(by, effects);
     }
 
-    /// Does what is left to do of that. If the CPU, which is about to enter the guest of a vCPU, has an interrupt
-    /// meanwhile, its next entry goes on with it, or whichever vCPU looks at its interrupts before that. At least
-    /// one word is done. Without a vCPU, all are.
+    /// Does the words that are left of that. `by` is the vCPU whose guest this CPU is about to enter. If a physical
+    /// interrupt is pending, the rest is left to the next entry of any vCPU of the VM; at least one word is
+    /// done, so each entry makes progress. Without `by`, all words are done.
     fn revisit_rest(&self, by: Option<u8>, effects: &mut Effects) {
         for (n, bank) in (0..BANKS).filter_map(|n| Some((n, self.0.bank(n)?))) {
             for word in ones(bank.rest.load(Ordering::Relaxed)) {
-                // Whoever has it looked at again sets it again.
+                // Cleared before the work: a change that comes meanwhile sets the bit again.
                 let before = bank.rest.fetch_and(!(1 << word), Ordering::AcqRel);
                 if before & 1 << word == 0 {
                     continue;
@@ -503,13 +507,13 @@ impl<P: Pages> Vgic<P> {
         }
     }
 
-    /// Whether SPIs for any vCPU are still to find one.
+    /// Whether SPIs for any vCPU are still to be routed again.
     fn is_unfinished(&self) -> bool {
         (0..BANKS).filter_map(|n| self.0.bank(n)).any(|b| b.rest.load(Ordering::Relaxed) != 0)
     }
 
-    /// A hold of the lock for each word: others wait for 32 SPIs at the most. Each SPI is settled by itself,
-    /// and what has changed about the vCPU was stored before.
+    /// Routes the SPIs of one word again, under one hold of the bank's lock: others wait for 32 SPIs at most.
+    /// The vCPU's changed state was stored before, so each SPI is routed by the new state.
     fn revisit_word(&self, bank: &Bank, word: usize, effects: &mut Effects) {
         let mut bank = bank.state.lock();
         let lines = &bank.lines;

@@ -2,13 +2,14 @@
 
 //! The queue of a vCPU's pending interrupts, by priority.
 //!
-//! For each group and each of the 32 priorities, a word has a bit for each 32 INTIDs of which one
-//! waits. So the most urgent one is found with a look at 32 interrupts at most, mostly at one.
+//! Two levels of bitmaps: for each group and each of the 32 priorities, a word has a bit for each
+//! 32 INTIDs of which at least one is queued. So a search for the highest priority checks 32 interrupts
+//! at most, and mostly one.
 
 use super::bits::{Bits, Intid, ones};
 use super::lr::Groups;
 
-/// What is noted of an interrupt that is in the queue, in a list register, or active.
+/// Priority, group and kind of an interrupt that is in the queue, in a list register, or active.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Note(u8);
 
@@ -64,7 +65,7 @@ impl Queue {
         Queue { intids: Bits::EMPTY, groups: [NONE; 2], notes: [Note(0); 1024] }
     }
 
-    /// The last note of an interrupt.
+    /// The note of an interrupt that was written last.
     #[inline(always)]
     pub fn note(&self, intid: Intid) -> Note {
         self.notes[intid.number() as usize % 1024]

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! A vCPU's way into its guest, out of it, and to sleep.
+//! Entry of a vCPU into its guest, exit, and sleep.
 
 use arrayvec::ArrayVec;
 
@@ -122,8 +122,8 @@ impl<P: Pages> Vgic<P> {
         }
     }
 
-    /// A vCPU has left its guest, and others, or its host, are about to get to it. Its virtual
-    /// CPU interface is as the guest left it.
+    /// A vCPU has left its guest. Its virtual CPU interface is as the guest left it. Afterwards other
+    /// CPUs, or the host, may use its state.
     #[inline(always)]
     pub fn exit(&self, me: u8, interface: &mut impl Interface) {
         let Some(cpu) = self.pages().cpu(me) else { return };
@@ -153,8 +153,8 @@ impl<P: Pages> Vgic<P> {
         cpu.place.store(OUT, Ordering::Relaxed);
     }
 
-    /// A vCPU that has left its guest waits for an interrupt: `true` if its host is not to run
-    /// it until it is woken, `false` if there is an interrupt, or may be.
+    /// A vCPU that has left its guest waits for an interrupt: `true` if it sleeps until it is
+    /// woken, `false` if there is an interrupt, or may be.
     ///
     /// As in [`Self::enter`], the place is written before `attention` is read.
     pub fn sleep(&self, me: u8, interface: &impl Interface) -> bool {
@@ -174,14 +174,14 @@ impl<P: Pages> Vgic<P> {
         cpu.controls.store(0, Ordering::Relaxed);
         let groups = eligible::GROUP_0 | eligible::GROUP_1;
         let flags = if on { eligible::ON } else { 0 };
-        // Nobody is to go on with what is left: one that is off does not enter.
+        // No vCPU (`None`): all work is done at once, as a vCPU that is off has no next entry.
         self.set_flags(cpu, groups | eligible::ON, flags, None, effects);
         self.notify(me, effects);
     }
 
-    /// The input of a private interrupt of the vCPU is high: its timer has fired, and the CPU has
-    /// left the guest for that. The short way of [`Self::exit`], [`Self::set_private`] and
-    /// [`Self::enter`]: `false` if [`Self::enter`] has to follow.
+    /// The vCPU's timer has fired and caused an exit: its input is high. The fast path of
+    /// [`Self::exit`], [`Self::set_private`] and [`Self::enter`] in one; `false` if [`Self::enter`] has to
+    /// follow.
     #[inline(always)]
     pub fn interrupt(&self, me: u8, ppi: Intid, interface: &mut impl Interface) -> bool {
         let Some(cpu) = self.pages().cpu(me).filter(|_| ppi.is_private()) else { return true };
@@ -198,8 +198,7 @@ impl<P: Pages> Vgic<P> {
         is_in
     }
 
-    /// Changes what decides about interrupts for any vCPU, and finds a vCPU anew for those
-    /// that wait.
+    /// Changes which interrupts for any vCPU a vCPU takes, and routes the pending ones again.
     pub(super) fn set_flags(
         &self,
         cpu: &Cpu,
@@ -223,28 +222,28 @@ impl<P: Pages> Vgic<P> {
 }
 
 impl Cpu {
-    /// Nothing is in the list registers or to be watched, and the guest has not changed what they are filled
-    /// by: an exit leaves everything as it is.
+    /// Whether an exit has nothing to do: no list register is in use, no maintenance interrupt is enabled, and
+    /// the guest has not changed the controls that filling depends on.
     #[inline(always)]
     pub fn is_idle(&self, interface: &impl Interface) -> bool {
         self.used.load(Ordering::Relaxed) == 0
             && Vmcr(interface.vmcr()).controls() == self.controls.load(Ordering::Relaxed)
     }
 
-    /// The short way of [`Vgic::enter`] for a vCPU whose virtual CPU interface is what it left there:
-    /// `true` if it is inside, on the CPU of a number, and nothing else is to be done.
+    /// The fast path of [`Vgic::enter`] for a vCPU whose virtual CPU interface is as it left it: `true` if it
+    /// is inside, on the CPU `on`, and nothing else is to be done.
     #[inline(always)]
     pub fn enters_idle(&self, on: u32) -> bool {
         self.goes_inside(on) && self.used.load(Ordering::Relaxed) == 0
     }
 
-    /// The short way of [`Vgic::exit`] and [`Vgic::sleep`]: `true` if it sleeps.
+    /// The fast path of [`Vgic::exit`] and [`Vgic::sleep`]: `true` if the vCPU sleeps.
     #[inline(always)]
     pub fn sleeps_idle(&self, interface: &impl Interface) -> bool {
         self.is_idle(interface) && self.falls_asleep()
     }
 
-    /// It counts as inside. `false` if it has interrupts to look at.
+    /// Marks the vCPU as inside. `false` if its `attention` is set.
     #[inline(always)]
     fn goes_inside(&self, on: u32) -> bool {
         self.place.store(INSIDE + on, Ordering::Relaxed);
@@ -252,7 +251,7 @@ impl Cpu {
         self.attention.load(Ordering::Relaxed) == 0
     }
 
-    /// It counts as asleep, unless it has interrupts to look at.
+    /// Marks the vCPU as asleep, unless its `attention` is set.
     #[inline(always)]
     fn falls_asleep(&self) -> bool {
         self.place.store(ASLEEP, Ordering::Relaxed);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Where the interrupt controller of a slot's VM is: its pages, and its addresses in the guest.
+//! The interrupt controller of a slot's VM: its pages, and the guest addresses of its frames.
 
 use core::array;
 
@@ -49,11 +49,11 @@ impl Controller {
                 cell.set(page);
             }
         }
-        // A host that finds it without the VM's lock finds the rest.
+        // Release: a CPU that reads this without the VM's lock sees the stores above.
         self.intids.store(intids, Ordering::Release);
     }
 
-    /// Lets go of its pages.
+    /// Forgets its pages.
     pub(super) fn close(&self) {
         self.intids.store(0, Ordering::Relaxed);
         self.banks.iter().for_each(PageCell::clear);
@@ -68,8 +68,8 @@ impl Controller {
     }
 }
 
-/// The pages of the interrupt controller of a slot's VM. Whoever has this has entered the slot, or
-/// holds the VM's lock: so they stay what they are.
+/// The pages of the interrupt controller of a slot's VM. Code that has a value of this type is in a run of
+/// the slot, or holds the VM's lock: so the pages are not freed meanwhile.
 pub struct GuestPages<'a, M> {
     slot: &'a Slot,
     machine: &'a M,

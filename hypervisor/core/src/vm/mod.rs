@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Guests: what EL2 keeps of each, and how a guest lives and dies.
+//! Guest VMs: their state at EL2, and their states from creation to death.
 //!
 //! | state | handles | what may happen |
 //! | --- | --- | --- |
 //! | free | none | the slot may be taken |
 //! | created | valid | configured, filled, given vCPUs |
 //! | started | valid | its vCPUs run |
-//! | ending | only to ask again for its end | runs end, none begin |
-//! | dead | none | its pages go home; with the last one the slot is free |
+//! | ending | only to repeat the call that ends it | runs end, none begin |
+//! | dead | none | its pages return to their owners; with the last one the slot is free |
 
 mod controller;
 mod ranges;
@@ -29,23 +29,23 @@ pub use slot::{Entered, First, Slot, Slots};
 /// vCPUs of a VM.
 pub const MAX_VCPUS: usize = 32;
 
-/// Where a VM is in its life.
+/// The states of a VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Life {
     /// There is none.
     Free,
-    /// Being put together.
+    /// It is being configured.
     Created,
     /// Its vCPUs may run.
     Started,
     /// No run may begin any more.
     Ending,
-    /// No run is left; pages go home.
+    /// No run is left; its pages return to their owners.
     Dead,
 }
 
-/// What is known of a slot's VM without its lock: pages that it has, by state, and
-/// whether there is one. Written under the lock.
+/// The part of a VM's state that is read without its lock: the number of its pages, by state, and
+/// whether the slot has a VM. Written under the lock.
 #[derive(Debug, Default)]
 pub struct Counts {
     pages: [AtomicU64; FrameState::ALL.len()],
@@ -59,14 +59,14 @@ impl Counts {
         self.pages[state as usize].load(Ordering::Relaxed)
     }
 
-    /// More are.
+    /// Adds pages to a state's number.
     #[inline(always)]
     pub fn add(&self, state: FrameState, pages: u64) {
         // The lock makes a read and a write one step.
         self.pages[state as usize].store(self.get(state) + pages, Ordering::Relaxed);
     }
 
-    /// Fewer are.
+    /// Subtracts pages from a state's number.
     #[inline(always)]
     pub fn remove(&self, state: FrameState, pages: u64) {
         self.pages[state as usize].store(self.get(state) - pages, Ordering::Relaxed);
@@ -83,7 +83,7 @@ impl Counts {
         states.map(|state| self.get(state)).sum()
     }
 
-    /// Whether there is a VM in the slot, be it a dead one whose pages are not all home.
+    /// Whether the slot has a VM, also a dead one some of whose pages have not been returned.
     pub fn is_taken(&self) -> bool {
         self.taken.load(Ordering::Relaxed)
     }
@@ -96,9 +96,9 @@ impl Counts {
 /// What is covered by a VM's lock.
 #[derive(Debug)]
 pub struct Vm {
-    /// Where it is in its life.
+    /// Its state.
     pub life: Life,
-    /// Its handle as long as that is worth something, 0 otherwise.
+    /// Its handle while that is valid, 0 otherwise.
     pub live_handle: u64,
     /// How many VMs have lived in this slot, this one included.
     pub generation: u64,
@@ -152,18 +152,18 @@ impl Vm {
         self.generation
     }
 
-    /// No call but the one for its end is to name it any more.
+    /// Makes its handle invalid for all calls but the one that ends it.
     fn end(&mut self) {
         self.life = Life::Ending;
         self.live_handle = 0;
     }
 
-    /// Whether its handles are worth something: created or started.
+    /// Whether its handles are valid: created or started.
     pub fn is_live(&self) -> bool {
         matches!(self.life, Life::Created | Life::Started)
     }
 
-    /// Frees the slot of a dead VM whose last page is home.
+    /// Frees the slot of a dead VM when its last page was returned.
     pub fn free_if_empty(&mut self) {
         if self.life == Life::Dead && self.owned == 0 && self.counts.is_empty() {
             self.life = Life::Free;

@@ -50,8 +50,8 @@ impl<'a> Run<'a> {
         self.entered.slot()
     }
 
-    /// Whether the vCPU has a virtual interrupt pending: the first one has, as long as a
-    /// doorbell of its VM rings.
+    /// Whether the vCPU has a virtual interrupt pending: vCPU 0 has while a doorbell of its VM has
+    /// unmasked flags set.
     #[inline(always)]
     pub fn has_interrupt(&self) -> bool {
         self.entered.slot().doorbells().is_ringing() && self.takes_interrupts()
@@ -63,7 +63,8 @@ impl<'a> Run<'a> {
         self.entered.slot().doorbells().is_ringing_for_sleeper() && self.takes_interrupts()
     }
 
-    /// A guest with a GIC has no other interrupts.
+    /// Whether doorbells are virtual IRQs (HCR_EL2.VI): not for a guest with a GIC, whose only interrupts
+    /// are the GIC's.
     fn takes_interrupts(&self) -> bool {
         !self.vcpu.has_gic && self.vcpu.affinity() == Vcpu::affinity_of(0)
     }

@@ -50,21 +50,21 @@ impl Slots {
 /// What each run works on comes first, within reach of an instruction's offset.
 #[repr(C)]
 pub struct Slot {
-    /// CPUs inside a run of this VM, or about to find that they may not be.
+    /// The number of CPUs in a run of this VM, and of CPUs in [`Self::enter`] that have not checked yet whether they may.
     runs: AtomicU32,
     id: GuestId,
     /// The generation that lives here; 0 while none does.
     living_generation: AtomicU64,
     /// The generation that may run now; 0 while none may.
     running_generation: AtomicU64,
-    /// What a run looks at before it begins; 0 for most: why the guest is down, plus one, and
+    /// What a run checks before it begins, 0 for most VMs: the reason why the guest is down, plus one, and
     /// [`MORE`].
     first: AtomicU64,
     /// The vCPUs' pages.
     vcpus: [PageCell<VcpuPage>; MAX_VCPUS],
     vttbr: AtomicU64,
     doorbells: Doorbells,
-    /// Which vCPUs are on, as their siblings find it without their locks: a bit each, by index.
+    /// Which vCPUs are on, a bit each, by index. Other vCPUs read it without the vCPU's lock.
     on: AtomicU32,
     /// How often its guest used a system register that it does not have.
     unknown: AtomicU32,
@@ -72,7 +72,7 @@ pub struct Slot {
     /// Where its vCPUs' stolen time is, for EL2 and for the guest.
     time_page: PageCell<TimePage>,
     time_at: AtomicU64,
-    /// Its VM is protected, as whoever has not its lock finds it.
+    /// Whether its VM is protected, for readers without its lock.
     protected: AtomicU32,
     counts: &'static Counts,
     vm: TicketMutex<Vm>,
@@ -128,12 +128,12 @@ impl Slot {
         self.vm.lock()
     }
 
-    /// What is known of the VM without its lock.
+    /// The part of the VM's state that is read without its lock.
     pub fn counts(&self) -> &'static Counts {
         self.counts
     }
 
-    /// Makes `vm`, just created in this slot, ready to be put together.
+    /// Initialises the slot for a VM that was just created in it.
     pub fn open(&self, context: &Stage2Context, generation: u64) {
         self.living_generation.store(generation, Ordering::Relaxed);
         self.vttbr.store(context.vttbr, Ordering::Relaxed);
@@ -144,8 +144,8 @@ impl Slot {
         self.doorbells.open(generation);
     }
 
-    /// Notes that the VM is dead, and lets go of the pages of its vCPUs and its interrupt
-    /// controller. Needs the VM's lock; no run is under way.
+    /// Notes that the VM is dead, and forgets the pages of its vCPUs and its interrupt
+    /// controller. Needs the VM's lock; no run may be in progress.
     pub fn close(&self) {
         self.living_generation.store(0, Ordering::Relaxed);
         self.controller.close();
@@ -155,7 +155,7 @@ impl Slot {
         }
     }
 
-    /// Whether a generation lives here, without a lock: one that is dead stays so.
+    /// Whether a generation lives here. Needs no lock: a generation that is dead stays dead.
     pub fn lives(&self, generation: u64) -> bool {
         self.living_generation.load(Ordering::Relaxed) == generation
     }
@@ -171,16 +171,16 @@ impl Slot {
         self.running_generation.store(generation, Ordering::Release);
     }
 
-    /// Allows no further run; `true` if none is under way either, and all that runs
-    /// did is done. Needs the VM's lock.
+    /// Allows no further run. `true` if no run is in progress either, and the stores of all runs are
+    /// visible. Needs the VM's lock.
     pub fn stop_runs(&self) -> bool {
         self.running_generation.store(0, Ordering::Relaxed);
         // An addition, not a load: see `enter`.
         self.runs.fetch_add(0, Ordering::AcqRel) == 0
     }
 
-    /// Ends the VM: its handles are worth nothing any more, its doorbells are gone,
-    /// and no run begins. `true` if none is under way either.
+    /// Ends the VM: its handles become invalid, its doorbells are removed,
+    /// and no run begins. `true` if no run is in progress either.
     pub fn end(&self, vm: &mut Vm) -> bool {
         vm.end();
         self.doorbells.close();
@@ -195,9 +195,9 @@ impl Slot {
     /// Enters a run, if runs of `generation` are allowed.
     ///
     /// This adds to the count, then reads the generation; [`Self::stop_runs`] writes the
-    /// generation, then adds nothing to the count. One of the two additions comes first,
-    /// and the second one sees it: either the stop sees the run, or the run sees what was
-    /// written before the stop's addition, which it acquires.
+    /// generation, then adds 0 to the count. The second of the two additions reads the value of the
+    /// first: either `stop_runs` reads the run's count, or this function acquires the generation that
+    /// was written before.
     pub fn enter(&self, generation: u64) -> Option<Entered<'_>> {
         self.runs.fetch_add(1, Ordering::Acquire);
         let entered = Entered { slot: self };
@@ -209,7 +209,7 @@ impl Slot {
         if index as usize >= self.vcpus.len() {
             return None;
         }
-        // What is left of the number is one of an entry, also speculatively.
+        // The remainder is a valid index, also in speculation.
         self.vcpus[index as usize % self.vcpus.len()].get()
     }
 
@@ -228,7 +228,7 @@ impl Slot {
 
     /// Whether a vCPU is on.
     pub fn is_on(&self, index: u8) -> bool {
-        // Acquire: who finds it off sees what it did.
+        // Acquire: a reader that finds the vCPU off sees the stores of its runs.
         self.on.load(Ordering::Acquire) & 1 << (index & 31) != 0
     }
 

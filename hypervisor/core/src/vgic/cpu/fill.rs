@@ -16,7 +16,7 @@ impl CpuState {
     pub fn fill(&mut self, vmcr: Vmcr, registers: usize) -> u64 {
         let registers = registers.min(LIST_REGISTERS);
         let all = ((1u32 << registers) - 1) as u16;
-        // The CPU where it was before may have had more.
+        // The vCPU's last CPU may have had more list registers.
         for n in ones(u32::from(self.used & !all)).map(usize::from) {
             self.unload(n);
         }
@@ -37,7 +37,8 @@ impl CpuState {
         }
         while self.used != all
             && let Some(intid) = self.highest_outside(|intid| {
-                // Not one with an event whose group is not forwarded: it would be signalled.
+                // An active interrupt with an event is "pending and active" in a list register, and is
+                // signalled even if the distributor does not forward its group: keep it outside.
                 !self.held.get(intid) || forwarded.contains(self.queue.note(intid).group())
             })
         {
