@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What EL2 itself has to know of a CPU.
+//! The features of a CPU that EL2 itself uses or has to handle.
 
 use core::fmt;
 
@@ -10,7 +10,7 @@ use crate::errata::models::{CORTEX_A35, CORTEX_A53, CORTEX_A57, CORTEX_A72, CORT
 use crate::errata::{Errata, Midr, Model, Remedy};
 use crate::stage2::Stage2Features;
 
-/// What a CPU says of itself.
+/// The identification registers of a CPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cpu {
     /// Its identification registers.
@@ -109,10 +109,10 @@ impl Cpu {
         ids
     }
 
-    /// Whether `AFSR0_EL1`, `AFSR1_EL1` and `AMAIR_EL1` may hold anything. What
-    /// they are for is the implementer's to say. Arm's own cores say that they
-    /// are RES0, and QEMU's `max` (implementer 0) that they are 0; it is not
-    /// found out by writing to them, since their bits may do anything.
+    /// Whether `AFSR0_EL1`, `AFSR1_EL1` and `AMAIR_EL1` may hold anything. They are
+    /// IMPLEMENTATION DEFINED. Arm's own cores have them as RES0, and QEMU's `max` (implementer 0)
+    /// as 0. EL2 decides by the implementer and does not probe them by a write, whose effect is
+    /// IMPLEMENTATION DEFINED as well.
     pub const fn has_auxiliary_registers(&self) -> bool {
         !matches!(self.implementer(), SOFTWARE | ARM)
     }
@@ -141,7 +141,7 @@ impl Cpu {
 const SOFTWARE: u32 = 0x00;
 const ARM: u32 = 0x41;
 
-/// What EL2 uses of a CPU, or must take care of.
+/// The features of a CPU that EL2 uses, or has to handle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Features {
     /// What stage 2 can do.

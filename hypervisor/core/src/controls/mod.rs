@@ -4,13 +4,13 @@
 //! the control registers of EL2, and to the identification registers that the
 //! host and guests see.
 //!
-//! All of it comes from one table ([`FEATURES`]). The host gets what the CPUs
-//! have, as if there were no EL2; a guest gets the base architecture with
-//! floating point and pointer authentication. What an EL1 does not get is
-//! closed to it and hidden from it by the same word of the table, so that one
-//! cannot be without the other. What the table does not know is closed and
-//! hidden for both: a CPU that is newer than Escrow shows no feature whose
-//! registers would be undefined, or would be left open.
+//! All of it comes from one table ([`FEATURES`]). The host gets the features of the CPUs,
+//! as if there were no EL2; a guest gets the base architecture with
+//! floating point and pointer authentication. One entry of the table both traps a feature
+//! and hides it from the ID registers of an EL1 that does not get it, so
+//! neither can be forgotten. Features that the table does not have are trapped and
+//! hidden for the host and guests: on a CPU newer than Escrow, no feature is shown that traps, and
+//! none is accessible whose registers EL2 does not switch.
 //!
 //! | module | subject |
 //! | --- | --- |

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What all CPUs have: what the host, its guests and EL2's tables rely on.
+//! The features that all CPUs have: the host, its guests and EL2's tables rely on them.
 
 use core::fmt;
 
@@ -36,9 +36,9 @@ pub enum Broken {
         /// The value that was promised.
         promised: u64,
     },
-    /// AArch32's registers say less than the host was told.
+    /// Its AArch32 ID registers show less than the host was shown.
     Aarch32,
-    /// It does less in stage 2 or with its caches than EL2 relies on.
+    /// It lacks a feature of stage 2 or the caches that EL2 relies on.
     Memory,
 }
 

@@ -5,9 +5,9 @@ use crate::sync::{AtomicU32, Ordering, fence, spin_loop};
 /// A ticket lock without a guard.
 ///
 /// A call over a list holds up to 512 of these at once; guards for them would
-/// need an array as long. What it protects is atomic of its own, so a lock that
-/// is forgotten or given back twice is a hang or a race over records, never
-/// unsound memory.
+/// need an array as long. The data that it protects are atomics, so code that forgets to unlock
+/// or unlocks twice causes a hang or a race over records, but never undefined
+/// behaviour.
 #[derive(Debug, Default)]
 pub struct TicketLock {
     next: AtomicU32,
@@ -27,12 +27,12 @@ impl TicketLock {
         fence(Ordering::Release);
     }
 
-    /// Reads without the lock; `None` if a CPU had it meanwhile.
+    /// Reads without the lock; `None` if a CPU held it meanwhile.
     #[inline(always)]
     pub fn read<T>(&self, read: impl FnOnce() -> T) -> Option<T> {
-        // This reads as a sequence lock does. A CPU takes a ticket before it changes what
-        // the lock covers, and before it gives a page to a new owner, who may write to it.
-        // If `read` sees any such change, the second look below sees the ticket.
+        // This reads as a sequence lock does. A CPU takes a ticket before it changes data that
+        // the lock covers, and before it gives a page to a new owner, which may write to it.
+        // If `read` sees any such change, the second load of `next` below sees the ticket.
         let ticket = self.next.load(Ordering::Acquire);
         let free = self.serving.load(Ordering::Acquire) == ticket;
         let value = read();

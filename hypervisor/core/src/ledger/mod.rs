@@ -1,27 +1,27 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The ledger: who holds each page of RAM.
+//! The ledger: state, owner and borrower of each page of RAM.
 //!
-//! RAM is counted in 2 MiB blocks. A block whose frames are all alike is one
-//! record; when a part of it changes hands, it is split, and each of its 512
-//! frames has a record of its own until all are alike again, in whatever state. The
-//! memory of all records is set aside at boot, so a split cannot fail.
+//! RAM is recorded in 2 MiB blocks. A block whose frames are all alike has one
+//! record. When a part of it changes its state, the block is split: each of its 512
+//! frames has a record of its own until all are alike again, in any state. The
+//! memory for all records is set aside at boot, so a split cannot fail.
 //!
 //! # In memory
 //!
-//! What there is of a block ([`BlockCell`]) leads to all that belongs to it: its
-//! frames' records and the host's table for them. The cells of a GiB lie side by
-//! side ([`Gib`]), and a directory has an entry for each GiB. So an address leads
-//! to its block in two steps, however many banks of RAM there are and wherever
-//! they lie, and no piece of that memory is larger than a GiB's cells or the
+//! A block's cell ([`BlockCell`]) points to its frames' records and to the host's
+//! level-3 table for them. The cells of a GiB are an array ([`Gib`]), and a directory has
+//! an entry for each GiB. So a block is found by its address in two loads, however
+//! many banks of RAM there are and wherever they are. The largest piece of
+//! contiguous memory that this needs is a GiB's cells or the
 //! directory.
 //!
 //! # Locks
 //!
 //! Each block has a lock. It covers the block's record, its frames' records
 //! and the host's stage-2 entries for it, so calls on different memory do not
-//! wait for each other. Whoever takes several takes them in ascending order,
-//! and after a VM's lock if it needs one.
+//! wait for each other. A call takes the locks of several blocks in ascending order,
+//! and after those of VMs.
 //!
 //! A frame that a VM borrows or owns changes its record only under that VM's lock,
 //! or both VMs', the one with the lower number first.
@@ -56,8 +56,8 @@ const ADDRESS_BITS: u32 = 48;
 /// The records of a block's frames.
 pub type Frames = [AtomicU64; PAGES_PER_BLOCK];
 
-/// What there is of one block. A cache line, so that CPUs that work on
-/// neighbouring blocks do not slow each other down. All zeros is a block that
+/// The data of one block. It fills a cache line, so that CPUs that work on
+/// neighbouring blocks do not share one (false sharing). All zeros is a block that
 /// is no RAM.
 #[derive(Debug, Default)]
 #[repr(C, align(64))]
@@ -74,7 +74,7 @@ pub struct BlockCell {
 #[cfg(not(loom))]
 const _: () = assert!(size_of::<BlockCell>() == 64);
 
-/// What there is of a GiB that has RAM. All zeros is one that has none.
+/// The data of a GiB that has RAM. All zeros is one that has none.
 #[derive(Debug)]
 pub struct Gib {
     blocks: [BlockCell; BLOCKS_PER_GIB],
@@ -103,7 +103,7 @@ pub trait Reserve {
     /// A directory of so many entries, all `None`.
     fn directory(&mut self, gibs: usize) -> Option<&'static mut [Option<&'static Gib>]>;
 
-    /// What stands for one GiB, all zeros.
+    /// The data of one GiB, all zeros.
     fn gib(&mut self) -> Option<&'static mut Gib>;
 
     /// Room for frames' records, with any contents: for as many blocks as there
@@ -145,8 +145,8 @@ impl Block {
         self.cell.lock.unlock();
     }
 
-    /// Reads without the lock; `None` if a CPU had it meanwhile, and the result
-    /// is worth nothing.
+    /// Reads without the lock. `None` if a CPU held the lock meanwhile, so the result may be
+    /// inconsistent.
     #[inline(always)]
     pub fn read<T>(&self, read: impl FnOnce() -> T) -> Option<T> {
         self.cell.lock.read(read)
@@ -425,10 +425,10 @@ impl Ledger {
         }
     }
 
-    /// The record that stands for a whole block; `None` if its frames have their own. Those
-    /// are not alike then: each change that leaves them alike ends in a merge
-    /// ([`HostMap::merge`](crate::stage2::HostMap::merge)), but that of broken memory, which
-    /// no call is about.
+    /// The record of a whole block; `None` if its frames have records of their own. The frames then
+    /// differ: each call that makes them alike ends in a merge
+    /// ([`HostMap::merge`](crate::stage2::HostMap::merge)). Only a change to broken memory does
+    /// not, as no call can name such frames.
     #[inline(always)]
     pub fn record_of(&self, block: Block) -> Option<Record> {
         match self.records(block) {
@@ -437,7 +437,7 @@ impl Ledger {
         }
     }
 
-    /// The record that could stand for a whole block; `None` if its frames differ.
+    /// The record that a whole block has or could be merged into; `None` if its frames differ.
     pub fn whole_block(&self, block: Block) -> Option<Record> {
         let records = self.records(block);
         let first = records.get(0);
@@ -509,8 +509,8 @@ impl Ledger {
         block.set_record(Record::split(away + were_home - are_home));
     }
 
-    /// Does what [`Self::set_frames`] does, for frames that are all at home and
-    /// a record that is not. Whether none of the block's frames is at home then.
+    /// [`Self::set_frames`] for frames that are all at home and a record that is not
+    /// [`Record::HOME`]. Returns whether none of the block's frames is at home afterwards.
     #[inline(always)]
     pub fn leave_home(&self, block: Block, first: usize, pages: usize, record: Record) -> bool {
         let Some(frames) = block.frames.get(first..first + pages) else {
@@ -616,9 +616,8 @@ impl Records {
     }
 
     /// Whether the frames around `pages` alike ones, from the `first` on, are alike as well,
-    /// up to the ends of the block. It looks from the inside out: in a range of a guest's
-    /// addresses that is changed page by page, the next page to be changed mostly lies
-    /// beside the last one.
+    /// up to the ends of the block. It compares from the inside out: while a range is changed page by
+    /// page, a neighbour of the last page mostly differs still, so the first comparison fails.
     pub fn go_on_around(&self, first: usize, pages: usize) -> bool {
         let Records::Split(frames) = self else { return true };
         let start = load(&frames[first % PAGES_PER_BLOCK]);

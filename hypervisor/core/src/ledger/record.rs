@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The record of a frame: its state, its owner, its borrower, and where the
-//! borrower sees it, in one 64-bit word.
+//! The record of a frame: its state, its owner, its borrower, and the borrower's IPA of it,
+//! in one 64-bit word.
 
 use core::fmt;
 use core::num::NonZeroU16;
@@ -79,7 +79,7 @@ impl From<GuestId> for VmId {
     }
 }
 
-/// What the ledger knows of a frame.
+/// The ledger's record of a frame.
 ///
 /// | bits | meaning |
 /// | --- | --- |
@@ -101,7 +101,8 @@ const KIND_NO_RAM: u64 = 0xE;
 const KIND_SPLIT: u64 = 0xF;
 
 impl Record {
-    /// The host's alone: where every frame of the host begins and ends.
+    /// Owned by the host, and not lent or shared: a frame that is *at home*. All RAM of the host starts
+    /// and ends in this state.
     pub const HOME: Record = Record(0);
     /// Not RAM: the rest of a block at the edge of a RAM range.
     pub const NO_RAM: Record = Record(KIND_NO_RAM << KIND_SHIFT);
@@ -234,7 +235,7 @@ impl Record {
         if self.has_guest_address() { Record(self.0 + pages) } else { self }
     }
 
-    /// The VMs whose address spaces may hold the frame.
+    /// The VMs whose stage 2 may map the frame.
     pub fn reached_by(self) -> impl Iterator<Item = VmId> {
         use FrameState::{
             Donated, Lent, Owned, Pinned, Shared, SharedBack, UnlockedContents, UnlockedZeroed,
@@ -248,7 +249,7 @@ impl Record {
         owner.into_iter().chain(borrower)
     }
 
-    /// Whether the host's address space holds the frame.
+    /// Whether the host's stage 2 maps the frame.
     pub const fn host_reaches(self) -> bool {
         matches!(self.owner(), VmId::Host)
             && matches!(

@@ -32,10 +32,10 @@ const SOFTWARE: u64 = 0xf << 55;
 const HAS_TABLE: u64 = 1 << 55;
 /// Broken memory was here.
 const POISONED: u64 = 1 << 56;
-/// The hypervisor made it lead to a table ([`Descriptor::table`]). A page at level 3 has the
-/// other bits of a table's descriptor as well, and is never followed as one.
+/// A table descriptor that [`Descriptor::table`] wrote. A page descriptor at level 3 has the same bits 1:0
+/// as a table descriptor; without this bit, code never follows it as one.
 const IS_TABLE: u64 = 1 << 57;
-/// Nothing is there, and the guest of a protected VM has said that it is RAM.
+/// Nothing is mapped, and the guest of a protected VM has declared the address as RAM (RIPAS RAM).
 const IS_RAM: u64 = 1 << 58;
 
 /// The attribute bits of a block or page descriptor.
@@ -43,17 +43,16 @@ const IS_RAM: u64 = 1 << 58;
 pub struct Attributes(u64);
 
 impl Attributes {
-    /// Whatever the host reaches, RAM and devices: all rights, and its stage 1 alone
-    /// says how it is accessed.
+    /// All that the host may access, RAM and devices: all rights, and its stage 1 alone
+    /// decides the memory type.
     ///
     /// The memory types of both stages combine to the stricter one: Device before
     /// Normal, Non-cacheable before Write-Back (DDI 0487, D8.6 "Combining stage 1 and
     /// stage 2 memory type attributes"; FEAT_S2FWB is off for the host, `HCR_EL2.FWB`).
-    /// So Write-Back here leaves the choice to stage 1: a device is Device where the host
-    /// maps it as such, and all of its Device accesses stay what they are. EL2 cannot
-    /// make it better than that: it does not know which addresses beside the RAM of
-    /// boot are memory (memory that is added later, buffers in BARs) and which are
-    /// registers. The host does, as it would without Escrow.
+    /// So Write-Back here leaves the choice to stage 1: what the host maps as Device
+    /// is accessed as Device. EL2 cannot choose a stricter type for devices: it does not know which
+    /// addresses outside the RAM of boot are memory (memory that is added later, buffers in BARs)
+    /// and which are registers. The host knows, as it does without Escrow.
     pub const HOST: Attributes =
         Attributes(READ | WRITE | INNER_SHAREABLE | ACCESS_FLAG | 0b1111 << 2);
 
@@ -83,7 +82,7 @@ impl Descriptor {
     /// Broken memory was here, and nothing may come in its place.
     pub const POISONED: Descriptor = Descriptor(POISONED);
 
-    /// Nothing is there, and it is RAM to the guest of a protected VM.
+    /// Nothing is mapped, and the address is RAM for the guest of a protected VM.
     pub const RAM: Descriptor = Descriptor(IS_RAM);
 
     /// The next level's table.
@@ -101,8 +100,7 @@ impl Descriptor {
         Descriptor(at.0 & ADDRESS | attributes.0 | TABLE_OR_PAGE | VALID)
     }
 
-    /// A note in the host's map: the frame is not the host's, and its owner, a guest, has it at this
-    /// address.
+    /// A note in the host's map, an invalid entry: a guest owns the frame, and has it at this IPA.
     pub const fn owners(at: Ipa) -> Descriptor {
         Descriptor(at.0 & ADDRESS)
     }
@@ -118,7 +116,7 @@ impl Descriptor {
         self.0
     }
 
-    /// What these bits say, which a test found in a table.
+    /// The descriptor with these bits, which a test read from a table.
     #[cfg(test)]
     pub const fn found(bits: u64) -> Descriptor {
         Descriptor(bits)
@@ -143,7 +141,7 @@ impl Descriptor {
         Descriptor(self.0.wrapping_add(pages * PAGE_SIZE))
     }
 
-    /// Whether nothing is there, nor kept free of anything.
+    /// Whether nothing is mapped, and the entry is not reserved for anything.
     #[inline]
     pub const fn is_free(self) -> bool {
         self.0 & !(HAS_TABLE | IS_RAM) == 0
@@ -159,7 +157,7 @@ impl Descriptor {
         Descriptor(self.0 & !IS_RAM | if ram { IS_RAM } else { 0 })
     }
 
-    /// Whether it remembers what its VM owns and cannot reach at the moment.
+    /// Whether it is invalid and records memory that its VM owns and cannot access at the moment.
     pub const fn is_away(self) -> bool {
         !self.is_valid() && !self.is_free() && !self.is_poisoned()
     }
@@ -180,18 +178,18 @@ impl Descriptor {
         Descriptor(self.0 | HAS_TABLE)
     }
 
-    /// What is left when its memory goes for good, with what is kept back.
+    /// The entry after its memory was unmapped for good: a kept-back table stays noted.
     pub const fn emptied(self) -> Descriptor {
         Descriptor(self.0 & HAS_TABLE)
     }
 
-    /// What is left when its memory turned out to be broken.
+    /// The entry after its memory turned out to be broken.
     pub const fn poisoned(self) -> Descriptor {
         Descriptor(self.0 & HAS_TABLE | POISONED)
     }
 
-    /// What is left when its memory goes for a time: not valid, the rest as it
-    /// was. Hardware looks at nothing else in an invalid descriptor (DDI 0487, D8.3).
+    /// The entry while its memory is unmapped for a time: not valid, all other bits
+    /// unchanged. Hardware ignores them in an invalid descriptor (DDI 0487, D8.3).
     pub const fn away(self) -> Descriptor {
         Descriptor(self.0 & !VALID)
     }
@@ -232,8 +230,8 @@ impl DescriptorCell {
         Descriptor(self.0.load(Ordering::Relaxed))
     }
 
-    /// The descriptor, of an entry that another CPU may be making: what it leads to is seen
-    /// as it was when it was made.
+    /// The descriptor of an entry that another CPU may be writing (an acquire load): the table that it
+    /// points to is seen with its contents of then.
     #[inline(always)]
     pub fn load_acquire(&self) -> Descriptor {
         Descriptor(self.0.load(Ordering::Acquire))
@@ -247,7 +245,7 @@ impl DescriptorCell {
         self.0.store(to.0, Ordering::Release);
     }
 
-    /// Has a page that is no table lead to the next one of its pool. The entry is not valid.
+    /// Links a page that is no table to the next one of its pool. The entry is not valid.
     pub(super) fn set_link(&self, next: Option<&FreePage>) {
         self.0.store(next.map_or(0, |page| page.address().0), Ordering::Relaxed);
     }

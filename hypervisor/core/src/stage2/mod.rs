@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Stage 2: what a VM's addresses stand for.
+//! Stage 2: the translation of a VM's IPAs.
 //!
 //! The formats follow the Arm Architecture Reference Manual (DDI 0487), D8
 //! "The AArch64 Virtual Memory System Architecture", for the 4 KiB granule.
@@ -19,7 +19,7 @@ pub(crate) use page::PageCell;
 pub use page::{BankPage, FreePage, TablePage, TimePage, VcpuPage};
 pub use pool::PagePool;
 
-/// What the CPUs' stage 2 can do, the least of all CPUs.
+/// The stage-2 features that all CPUs have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stage2Features {
     /// Bits of physical address, 32 to 48.

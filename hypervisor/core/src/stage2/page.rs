@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What is in a page of the hypervisor's: nothing yet, a translation table, a vCPU, or a part
+//! Types for the hypervisor's pages by their contents: free, a translation table, a vCPU, or a part
 //! of a guest's interrupt controller.
 //!
 //! [`Machine::table`], [`Machine::vcpu`] and [`Machine::bank`] make a reference out of an address. They take
@@ -10,8 +10,8 @@
 //! that [`Descriptor::table`] wrote. A [`VcpuPage`] is where a vCPU was placed, and a
 //! [`BankPage`] where a bank of SPIs was.
 //!
-//! How long a page stays what it is, they do not say. A guest's pages are found through its
-//! map and its slot, which let go of them when the VM dies; the host's tables stay for ever.
+//! The types do not express lifetimes. A guest's pages are found through its
+//! map and its slot, which forget them when the VM dies; the host's tables are never freed.
 
 use core::marker::PhantomData;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -22,8 +22,8 @@ use crate::machine::Machine;
 use crate::vcpu::Vcpu;
 use crate::vgic;
 
-/// A zeroed page that nothing is in. There is one of it: it becomes a table, or is where a
-/// vCPU or a bank of SPIs is placed, or goes back into its pool.
+/// A free, zeroed page. There is one value for each such page: it is consumed when the page becomes a
+/// table, when a vCPU or a bank of SPIs is placed in it, or when it returns to its pool.
 #[derive(Debug, PartialEq, Eq)]
 pub struct FreePage(PhysAddr);
 
@@ -223,7 +223,7 @@ impl Placed for BankPage {
     }
 }
 
-/// A place for the page of something, which others may look for meanwhile.
+/// A cell for a page's address, which other CPUs may read at any time.
 #[derive(Debug)]
 pub(crate) struct PageCell<P>(crate::sync::AtomicU64, PhantomData<P>);
 

@@ -23,7 +23,7 @@ impl PagePool {
         PagePool { head: None, free: 0, kept_back: 0 }
     }
 
-    /// How many there are to be used.
+    /// How many can be taken.
     #[inline]
     pub fn len(&self) -> u64 {
         self.free

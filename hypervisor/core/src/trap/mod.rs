@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Pages of devices that the host does not reach by itself.
+//! Pages of devices that the host cannot access directly.
 //!
-//! They have no entry in the host's stage 2, for good. What the host loads or
-//! stores there comes to EL2 as an abort ([`Traps::access`]), which answers it
-//! as the page's device does ([`Device`]). All other addresses that are no RAM
-//! are the host's, at no cost.
+//! They never have an entry in the host's stage 2. A load or store of the host
+//! there is an abort to EL2 ([`Traps::access`]), which emulates it
+//! as the page's device does ([`Device`]). All other addresses outside RAM
+//! are mapped for the host, and do not trap.
 //!
-//! Which pages these are is decided at boot and does not change, so that an abort
-//! looks at a short list without a lock. An access takes at most one lock, held
-//! for one access to a device: a host that does nothing but trap costs EL2 a
-//! bounded time each.
+//! The list of pages is set at boot and does not change, so an abort
+//! searches a short list without a lock. An access takes at most one lock, held
+//! for one access to a device: each access of the host costs EL2 a
+//! bounded time.
 
 mod fw_cfg;
 #[cfg(test)]
@@ -32,11 +32,11 @@ pub const MAX_TRAPS: usize = 8;
 pub struct Trap {
     /// Where they are. All pages that they touch are withheld.
     pub registers: PhysRange,
-    /// What the host finds there.
+    /// How EL2 answers accesses to them.
     pub kind: TrapKind,
 }
 
-/// What the host finds at the addresses of a trap.
+/// How EL2 answers accesses to the registers of a trap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TrapKind {
     /// Nothing: every access is refused.
@@ -70,8 +70,8 @@ struct RegisterAccess {
     stored: Option<u64>,
 }
 
-/// What answers the accesses to a trap. `None` refuses; stores have a value
-/// that is not looked at.
+/// A device that answers the accesses to a trap. `None` refuses the access; the value that is returned
+/// for a store is ignored.
 trait Device<M: Machine> {
     fn access(&self, machine: &M, access: RegisterAccess) -> Option<u64>;
 }
@@ -100,7 +100,7 @@ struct Entry {
 /// All traps, in ascending order.
 pub struct Traps(ArrayVec<Entry, MAX_TRAPS>);
 
-/// An abort of the host at an address that stage 2 does not have.
+/// An abort of the host at an address that its stage 2 does not map.
 #[derive(Clone, Copy, Debug)]
 pub struct HostFault {
     /// The address.
@@ -131,10 +131,10 @@ impl RegisterFile for GeneralRegisters {
     }
 }
 
-/// What became of an access to a trap.
+/// The result of an access to a trap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trapped {
-    /// It is done: the host goes on behind the instruction.
+    /// It was emulated: the host goes on after the instruction.
     Done,
     /// It is refused: the host gets a fault.
     Refused,

@@ -50,7 +50,7 @@ impl Slots {
 /// What each run works on comes first, within reach of an instruction's offset.
 #[repr(C)]
 pub struct Slot {
-    /// The number of CPUs in a run of this VM, and of CPUs in [`Self::enter`] that have not checked yet whether they may.
+    /// The number of CPUs in a run of this VM, and in [`Self::enter`] before the check whether they may run it.
     runs: AtomicU32,
     id: GuestId,
     /// The generation that lives here; 0 while none does.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Memory leaves a guest's map, for good or for a time, and comes back.
+//! Unmapping of a guest's memory, for good or for a time, and restoring it.
 
 use super::{GuestMap, Span, TableCount, take_table};
 use crate::addr::Ipa;
@@ -12,7 +12,7 @@ use crate::stage2::{Descriptor, DescriptorCell, PagePool};
 pub enum Unmapped {
     /// Nothing.
     Free,
-    /// What the guest needs to have it back: it is the owner.
+    /// An invalid entry that keeps address and rights: the guest owns the memory, and it can be restored.
     Away,
     /// A mark that keeps the address taken.
     Poisoned,
@@ -22,7 +22,7 @@ pub enum Unmapped {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Change {
     Unmap(Unmapped),
-    /// What is away comes back.
+    /// Makes entries that are away valid again.
     Restore,
 }
 
@@ -79,7 +79,7 @@ impl GuestMap {
         self.change(machine, pool, span, Change::Unmap(to));
     }
 
-    /// Puts pages that were away back into reach; the caller publishes them.
+    /// Maps pages again that were away; the caller publishes them.
     pub fn restore<M: Machine>(&self, machine: &M, pool: &mut PagePool, span: Span) {
         self.change(machine, pool, span, Change::Restore);
     }

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Guest addresses at which the interrupt controller is: no memory comes there.
+//! Guest addresses of the interrupt controller's frames. No memory may be mapped there.
 //!
-//! EL2 answers a guest's accesses to them because they fault. Memory would hide the
-//! registers, and the guest would take what its host has put there for its GIC.
+//! EL2 emulates a guest's accesses to the frames, which fault at stage 2. If the host could map
+//! memory there, the guest would use that memory's contents as its GIC's registers.
 
 use escrow_abi::Error;
 
@@ -78,15 +78,15 @@ impl Frames {
         there.map(move |n| layout.redistributors.0.saturating_add(n * REDISTRIBUTOR_SIZE))
     }
 
-    /// Whether any may be in the way of something. It takes a look at one range only: memory is
-    /// mostly far from all of them.
+    /// Whether a range may overlap a frame. A quick check against one range that has all frames: most
+    /// memory is outside of it.
     #[inline(always)]
     pub fn may_meet(&self, at: Ipa, size: u64) -> bool {
         // Within the space of addresses, so this does not wrap.
         at.0 < self.base + self.size && self.base < at.0 + size
     }
 
-    /// The first of the pages of a span that is in the place of one.
+    /// The first of the pages of a span that overlaps a frame.
     #[cold]
     pub fn first_in(&self, span: Span) -> Option<usize> {
         let size = span.pages as u64 * PAGE_SIZE;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Memory comes into a guest's map.
+//! Mapping of memory for a guest.
 
 use super::{GuestMap, Span, TableCount, index, take_table};
 use crate::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE, PAGES_PER_BLOCK, PhysAddr};
@@ -22,8 +22,8 @@ pub enum BlockRoom {
     Free,
     /// The address is taken.
     Taken,
-    /// There is this level-3 table, and room if that is empty: a look at all of it, which
-    /// the caller counts.
+    /// A level-3 table is there; there is room if it is empty. That check reads all 512 entries, so
+    /// the caller counts it as work.
     IfEmpty(TablePage),
 }
 
@@ -160,7 +160,7 @@ impl GuestMap {
             return None;
         }
         let table = take_table(machine, pool, entry)?;
-        // The table is empty before it is seen.
+        // The table was zeroed before this entry makes it visible.
         machine.write_descriptor(slot, Descriptor::table(table));
         Some(machine.table(table))
     }
@@ -181,7 +181,7 @@ impl GuestMap {
         if let Some(table) = old.as_table() {
             self.break_entry(machine, slot, at);
             if self.halves.is_some() {
-                // No walker comes here any more. What is in the pool holds zeros.
+                // No walker uses this table any more. Pages in the pool must be zeroed.
                 for slot in machine.table(table) {
                     machine.write_descriptor(slot, Descriptor::INVALID);
                 }

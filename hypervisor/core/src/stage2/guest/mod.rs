@@ -2,17 +2,17 @@
 
 //! A guest's stage 2, in pages that its host donated.
 //!
-//! All of it is covered by the VM's lock. A change has two halves: first
-//! [`TableCount`] says how many tables it will need, then, when the pool is
-//! known to hold as many, it is made. Here is how the tables are read; [`map`] puts
-//! memory into them, [`change`] takes it out and brings it back; [`frames`] says where none
-//! comes.
+//! All of it is covered by the VM's lock. A change has two steps: first
+//! [`TableCount`] counts the tables that it will need; then, if the pool has
+//! as many, the change is made. This file reads the tables; [`map`] maps
+//! memory, [`change`] unmaps and restores it, and [`frames`] has the addresses where none may
+//! be mapped.
 //!
-//! An entry is valid, or free, or *away*: the VM owns the memory behind it and
-//! cannot reach it at the moment; or it marks memory that broke. What came as
-//! 512 pages and fills 2 MiB is one entry all the same; the table page that it
-//! does without is kept back for it, so that taking it apart again never needs
-//! one.
+//! An entry is valid, or free, or *away* (the VM owns the memory and
+//! cannot access it at the moment), or it marks broken memory. 512 adjacent pages that were mapped
+//! one by one and fill 2 MiB are merged into one entry; their table page is kept
+//! back for that entry, so that splitting it again never needs a
+//! page.
 
 mod change;
 mod count;
@@ -49,11 +49,11 @@ pub struct GuestMap {
 struct Halves {
     /// This bit is 1 in the shared half.
     shared: u64,
-    /// The VM has started: memory comes only where the guest has said RAM.
+    /// The VM has started: memory may be mapped only where the guest has declared RAM.
     started: bool,
 }
 
-/// Where walks begin: known, so that they need not find out.
+/// The level at which walks start: a constant, so that they need not compute it.
 const START_LEVEL: u8 = 1;
 
 /// What a guest address leads to.
@@ -72,8 +72,8 @@ pub struct Span {
     pub at: Ipa,
     /// How many: 1 to 512.
     pub pages: usize,
-    /// They are one entry of a list. 512 pages that are not have a table of their own as
-    /// far as the pool is concerned, whatever their order in the list.
+    /// They are one entry of a list. For 512 pages that are not one entry, the pool must have a table
+    /// page, in whatever order the list has them.
     pub is_block: bool,
 }
 
@@ -139,14 +139,14 @@ impl GuestMap {
         self.halves.map(|halves| halves.shared)
     }
 
-    /// Whether memory that comes has to be zeroed: the guest of a protected VM is to see nothing
-    /// that its host chose once it has started.
+    /// Whether memory has to be zeroed before it is mapped: after its start, the guest of a protected VM
+    /// must not read contents that its host chose.
     #[inline]
     pub fn zeroes(&self) -> bool {
         self.halves.is_some_and(|halves| halves.started)
     }
 
-    /// Whether memory may come where this entry is.
+    /// Whether memory may be mapped in the place of this entry.
     #[inline(always)]
     fn has_room(&self, entry: Descriptor, at: Ipa) -> bool {
         match self.halves {
@@ -160,7 +160,7 @@ impl GuestMap {
         self.geometry.end()
     }
 
-    /// The addresses where no memory comes.
+    /// The addresses where no memory may be mapped.
     #[inline]
     pub fn frames(&self) -> &Frames {
         &self.frames
@@ -185,7 +185,7 @@ impl GuestMap {
         }
     }
 
-    /// Has no memory come to the addresses of frames, which are free, from now on.
+    /// Reserves the addresses of frames, which are free: no memory can be mapped there from now on.
     pub fn keep_free(&mut self, frames: Frames) {
         self.frames = frames;
     }

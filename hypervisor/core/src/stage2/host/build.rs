@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The host's tables are built, before any CPU uses them.
+//! Builds the host's tables, before any CPU uses them.
 
 use core::sync::atomic::Ordering;
 

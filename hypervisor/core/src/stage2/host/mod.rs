@@ -2,13 +2,12 @@
 
 //! The host's stage 2: an identity map of the whole machine, with holes.
 //!
-//! RAM is mapped in 1 GiB, 2 MiB and 4 KiB entries, the largest that fit what
-//! the ledger says. Everything else is the host's as well, in entries of 1 GiB:
-//! devices, and memory that is added later. But for pages that EL2 withholds
-//! ([`Traps`]): they have no entry, and those beside them are smaller for it. A
+//! RAM is mapped in entries of 1 GiB, 2 MiB and 4 KiB, the largest that the
+//! ledger allows. All other addresses are mapped for the host as well, in entries of 1 GiB:
+//! devices, and memory that is added later. The exception are pages that EL2 withholds
+//! ([`Traps`]): they have no entry, for good, and their neighbours have smaller entries. A
 //! level-2 table for each GiB with RAM and a level-3 table for each block of RAM
-//! are set aside at boot, so taking a page out of the map never needs memory.
-//! What is withheld is withheld for good.
+//! are set aside at boot, so unmapping a page never needs memory.
 //!
 //! A block's entry and its level-3 table are covered by the block's lock in
 //! the ledger. The entry of a whole GiB is covered by [`HostMap`]'s own lock,
@@ -43,7 +42,7 @@ const NEVER_WHOLE: u32 = 1 << 30;
 pub struct HostGib {
     /// Its level-2 table.
     table: TableCell,
-    /// Blocks that are away, and the flags above.
+    /// The number of blocks that are not mapped as a whole, and the flags above.
     away: AtomicU32,
 }
 
@@ -86,16 +85,16 @@ impl HostMap {
         }
     }
 
-    /// Maps what is at an address that the host touched and the map lacks.
+    /// Maps an address outside RAM that the host accessed and that has no entry yet.
     ///
-    /// For addresses outside RAM, and not for what is withheld.
+    /// Not to be called for withheld pages.
     pub fn map_mmio<M: Machine>(&self, machine: &M, at: Ipa) -> MmioMap {
         if at.0 >= self.geometry.end() {
             return MmioMap::Refused;
         }
         let gib = at.0 / GIB;
         if self.gib(gib).is_some() {
-            // All of a GiB with RAM was mapped at boot; a split is under way.
+            // A GiB with RAM was mapped at boot. It faulted because another CPU splits its entry.
             return MmioMap::Mapped;
         }
         let mut spare = self.level1.lock();
@@ -159,14 +158,14 @@ impl HostMap {
         }
     }
 
-    /// Notes where frames of a block are in the map of their owner, a guest, that gives them to
-    /// another guest for a time: the ledger only says where that one has them. They are at
-    /// addresses side by side, from `at` on.
+    /// Notes where a guest that lends or shares frames of a block with another guest has them in its own
+    /// map: the ledger has the borrower's address only. The owner's addresses are adjacent, from
+    /// `at` on.
     ///
-    /// The host reaches no frame of a guest's, so the notes are in the place of the host's
-    /// entries for the pages: invalid ones, of which the hardware ignores all other bits (DDI
-    /// 0487, D8.3). As long as the block is one record, its table is in no walker's way, and
-    /// has the notes all the same. Needs the block's lock.
+    /// The host cannot access frames that a guest owns, so the notes are in the place of the host's
+    /// entries for the pages: invalid descriptors, whose other bits hardware ignores (DDI
+    /// 0487, D8.3). While the block is one record, its level-3 table is not linked, but
+    /// has the notes as well. Needs the block's lock.
     pub fn note_owners<M: Machine>(
         &self,
         machine: &M,
@@ -182,8 +181,8 @@ impl HostMap {
         }
     }
 
-    /// Where the owner has the first of such frames, and how many of them it has side by side
-    /// in 2 MiB: at least one. Needs the block's lock.
+    /// The owner's address of the first of such frames, and how many it has at adjacent addresses
+    /// in the same 2 MiB: at least one. Needs the block's lock.
     pub fn owners<M: Machine>(
         &self,
         machine: &M,
@@ -240,8 +239,8 @@ impl HostMap {
         self.replace(machine, slot, table, base, BLOCK_SIZE);
     }
 
-    /// Makes a split block whose frames are alike one record and one entry
-    /// again; whether it was one. Needs the block's lock.
+    /// Merges a split block whose frames are alike into one record and one entry.
+    /// Returns whether it did. Needs the block's lock.
     #[inline]
     pub fn merge<M: Machine>(
         &self,
@@ -269,7 +268,7 @@ impl HostMap {
         if record.host_reaches() {
             self.map_block(machine, base);
         } else if let Some(slot) = self.level2_slot(machine, base) {
-            // Walkers may hold the way to the table, which is to be filled anew.
+            // TLBs may cache the entry that points to the table, which is about to be filled again.
             self.replace(machine, slot, Descriptor::INVALID, base, BLOCK_SIZE);
         }
         true
