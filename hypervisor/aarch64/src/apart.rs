@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Guests' data in EL2's own memory: registers that were pushed, copies of lists. It is kept
-//! apart from all else, so that it can be wiped.
+//! Guests' data in EL2's own memory: saved registers, copies of lists. It is kept
+//! separate from other data, so that it can be wiped.
 //!
 //! Each CPU has a second stack, which it uses from the vector of a `VCPU_RUN` to the return
 //! to the host, and a scratch area for the calls of guests. EL2 has a guest's registers or
-//! contents nowhere else. At the end of the machine one CPU wipes both of all CPUs,
-//! while the others go on with the host. They are not stopped for it, for the firmware may
-//! refuse, and then the machine goes on.
+//! memory contents nowhere else. Before the machine is reset or switched off, one CPU wipes both of all CPUs,
+//! while the others run the host. They are not stopped, as the firmware may
+//! refuse the call, and then the machine goes on.
 //!
 //! So that no CPU is on its second stack while it is wiped, the two agree by two words
 //! ([`Apart`]):
@@ -35,7 +35,7 @@ use aarch64_cpu::asm::barrier;
 use crate::host::HostFrame;
 use crate::percpu::{FAULT_STACK_TOP, PerCpu, STACK_SIZE};
 
-/// How a CPU and the one that wipes its second stack agree.
+/// The words by which a CPU and the CPU that wipes its second stack synchronise.
 #[derive(Debug)]
 #[repr(C)]
 pub(crate) struct Apart {
@@ -89,7 +89,7 @@ fn all() -> impl Iterator<Item = *mut PerCpu> {
     })
 }
 
-/// CPUs do not go to their second stacks as long as this exists. All VMs have ended, and none is
+/// While this exists, no CPU switches to its second stack. All VMs have ended, and none is
 /// created meanwhile.
 #[must_use = "the stacks are in use again when this is dropped"]
 #[derive(Debug)]
@@ -108,10 +108,10 @@ impl NoRuns {
         NoRuns(())
     }
 
-    /// Wipes what EL2 has of guests. `false`: a CPU is still about to leave its second stack;
-    /// what the others have is gone. To be called again then: each CPU has to be seen off its
-    /// second stack once, not all of them at the same time, which a host could prevent by runs
-    /// that do not begin.
+    /// Wipes guests' data in EL2's memory. `false`: a CPU still uses its second stack; the others'
+    /// are wiped. The call is to be repeated then. Each CPU has to be found off its
+    /// second stack once, not all at the same time: the host could prevent that by a stream of
+    /// `VCPU_RUN`s that fail.
     pub fn wipe(&self) -> bool {
         let mut all_wiped = true;
         for cpu in all() {

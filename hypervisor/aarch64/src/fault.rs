@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! An exception that EL2 took from itself: a bug in Escrow. It is reported,
-//! and the machine stops: what EL2 knows may be wrong from here on.
+//! An exception from EL2 to EL2: a bug in Escrow. It is reported,
+//! and the machine stops, as EL2's state may be inconsistent.
 //!
-//! What is done then may fail as well. The CPU that wipes what guests have goes on with the rest
-//! of it, behind what failed ([`Wiper`]), as long as it has no more than [`FAULTS_MAX`] faults.
+//! The handler may fault as well. The CPU that wipes guests' memory then continues
+//! after the step that failed ([`Wiper`]), up to [`FAULTS_MAX`] faults.
 
 use core::arch::asm;
 use core::fmt;
@@ -21,7 +21,7 @@ use crate::percpu::{PerCpu, cpu_index};
 use crate::sysreg::*;
 use crate::window::close_all;
 
-/// What vectors.S found in the registers.
+/// The registers that vectors.S saved.
 #[repr(C)]
 pub(crate) struct FaultFrame {
     x: [u64; 31],
@@ -39,7 +39,7 @@ pub const LAST_WORDS: &str = "escrow::last-words";
 /// Deepest backtrace.
 const FRAMES_MAX: usize = 32;
 
-/// How often a CPU may fail before it stops where it is.
+/// How many faults a CPU may take before it stops at once.
 const FAULTS_MAX: u32 = 8;
 
 /// # Safety
@@ -109,19 +109,19 @@ static WIPER: Wiper = Wiper {
     passes: [const { WipeProgress::new() }; 2],
 };
 
-/// The CPU that wipes what guests had, and how far it has come. It may fail in it, and then
-/// goes on behind what failed.
+/// The CPU that wipes guests' memory, and its progress. If a step faults, it continues with the
+/// next one.
 struct Wiper {
     /// The CPU's `TPIDR_EL2`; 0 if there is none yet.
     cpu: AtomicU64,
-    /// Steps that it is done with, or that it is in and does not make again.
+    /// The number of steps that are not made again: complete ones, and one that [`Self::step`] has begun.
     done: AtomicUsize,
     /// The two passes over memory.
     passes: [WipeProgress; 2],
 }
 
 impl Wiper {
-    /// Makes the steps that are left, unless another CPU does, or has.
+    /// Makes the remaining steps, unless another CPU is the wiper.
     fn wipe(&self) {
         let Some(Installed { hypervisor, .. }) = installed() else { return };
         let own = TPIDR_EL2::read();
@@ -158,7 +158,7 @@ impl Wiper {
         });
     }
 
-    /// Makes a step. One that fails is not made again.
+    /// Makes a step. A step that faults is not repeated.
     fn step(&self, number: usize, step: impl FnOnce()) {
         if self.done.load(Ordering::Relaxed) <= number {
             self.done.store(number + 1, Ordering::Relaxed);
@@ -166,7 +166,8 @@ impl Wiper {
         }
     }
 
-    /// Makes a step. One that fails is made again: it goes on by itself behind what failed.
+    /// Makes a step that keeps its own progress: if it faults, it is called again and continues after
+    /// the place that failed.
     fn step_again(&self, number: usize, step: impl FnOnce()) {
         if self.done.load(Ordering::Relaxed) <= number {
             step();
@@ -191,7 +192,7 @@ pub fn stop_machine() -> ! {
     wipe_own_and_halt()
 }
 
-/// Wipes what the calling CPU has of guests in EL2's memory, and stops it for good.
+/// Wipes guests' data in the calling CPU's part of EL2's memory, and stops the CPU for good.
 fn wipe_own_and_halt() -> ! {
     // The stacks hold what was reported, and that may be a guest's.
     match NonNull::new(PerCpu::current()) {
@@ -204,9 +205,9 @@ fn wipe_own_and_halt() -> ! {
 /// Stops all other CPUs for good, as far as they run VMs or come back to them, and
 /// zeroes what guests have or had.
 ///
-/// To be called before anything is said: a UART that the host has stopped may never
-/// answer, and DRAM keeps its contents over the reset that follows. No lock is taken,
-/// for the CPU that failed may have it.
+/// To be called before anything is logged: a UART that the host has stopped may never become
+/// ready, and DRAM may keep its contents over the reset that follows. It takes no lock:
+/// the CPU that failed may hold it.
 pub fn stop_vms() {
     if let Some(Installed { hypervisor, .. }) = installed() {
         STOPPED.store(true, Ordering::Release);

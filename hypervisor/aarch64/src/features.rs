@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What the calling CPU says of itself.
+//! The identification registers of the calling CPU.
 
 pub use escrow_core::controls::{Broken, Cpu, Features, MissingFeature, Promise};
 use escrow_core::controls::{Ids, Other, fields};

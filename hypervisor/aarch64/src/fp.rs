@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Floating point, SIMD and the vector extensions: the host's until a guest
-//! touches them in a run, then the guest's until that run ends.
+//! The lazy switch of floating point, SIMD and the vector extensions: the registers are the host's
+//! until a guest uses them in a run, then the guest's until that run ends.
 //!
 //! A guest has V0 to V31. The host may be using SVE, or be in SME's streaming
 //! mode, when its VCPU_RUN comes, so all of the vector registers it can have
@@ -51,11 +51,11 @@ unsafe extern "C" {
     fn escrow_sve_load(registers: *const HostVectors, ffr: bool);
 }
 
-/// What of the host's vector registers is put aside, and has to be given back.
+/// Which of the host's vector registers are saved, and have to be restored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "the host's registers are lost unless they are given back"]
 pub(crate) enum Aside {
-    /// Nothing: they are in the CPU.
+    /// None: they are in the CPU.
     Nothing,
     /// All of them.
     Registers,
@@ -66,8 +66,7 @@ pub(crate) enum Aside {
     },
 }
 
-/// Puts the host's registers aside and loads the guest's, which it may use
-/// from now on.
+/// Saves the host's registers, loads the guest's and ends the trap.
 ///
 /// # Safety
 ///
@@ -102,7 +101,7 @@ pub(crate) unsafe fn load_guest(
     if streaming { Aside::Streaming { fpmr } } else { Aside::Registers }
 }
 
-/// Stores the guest's registers, and gives the host its own back.
+/// Stores the guest's registers, and restores the host's.
 ///
 /// # Safety
 ///

@@ -78,8 +78,8 @@ pub trait Firmware: Sync {
 
 /// Answers an `HVC #0` of the host: the hot path.
 ///
-/// What needs nothing but its number is answered here, before the rest has a
-/// stack frame set up.
+/// Calls that need only their number are answered here, before
+/// `escrow_host_call` sets up its stack frame.
 ///
 /// # Safety
 ///

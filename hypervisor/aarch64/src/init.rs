@@ -39,7 +39,7 @@ pub fn install_vectors() {
 ///
 /// # Errors
 ///
-/// The GIC's CPU interface does not listen to system registers.
+/// The GIC's CPU interface cannot be used by system registers (`ICC_SRE_EL2.SRE` stays 0).
 ///
 /// # Safety
 ///

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What EL2 keeps for each CPU. `TPIDR_EL2` points to it.
+//! EL2's per-CPU data. `TPIDR_EL2` points to it.
 
 use core::mem::{MaybeUninit, offset_of};
 use core::ptr::{self, NonNull};
@@ -21,19 +21,19 @@ use crate::sysreg::TPIDR_EL2;
 use crate::vgic::Gic;
 use crate::window::Window;
 
-/// Bytes of stack for reporting a fault at EL2, whose own stack may be what
-/// is broken.
+/// Bytes of the stack for the report of a fault at EL2. It is separate, as the fault may be an
+/// overflow of the CPU's own stack.
 pub(crate) const FAULT_STACK_SIZE: usize = 8192;
 
 #[repr(C, align(16))]
 pub(crate) struct FaultStack([MaybeUninit<u8>; FAULT_STACK_SIZE]);
 
-/// What of the host is put aside whenever a guest runs.
+/// The host's registers that are saved while a guest runs.
 #[derive(Default)]
 #[repr(C)]
 pub(crate) struct HostRegisters {
     pub el1: El1Registers,
-    /// `ELR_EL2`: where the host goes on.
+    /// `ELR_EL2`: the host's return address.
     pub pc: u64,
     /// `SPSR_EL2`.
     pub pstate: u64,
@@ -41,9 +41,9 @@ pub(crate) struct HostRegisters {
     pub timer_ctl: u64,
     /// `CNTV_CVAL_EL0`.
     pub timer_cval: u64,
-    /// What watched when they were put aside.
+    /// The observers that were active and stopped when they were saved.
     pub stopped: Stopped,
-    /// Not 0: the way back to the host is the long one ([`crate::switch`]).
+    /// Not 0: the switch has to do more than usual, in both directions ([`crate::switch`]).
     pub long_way: u64,
 }
 
@@ -80,15 +80,15 @@ pub struct PerCpu {
     pub(crate) errata: Errata,
     /// What hardened vectors need to know ([`Vectors`](crate::errata::Vectors)).
     pub(crate) hardening: u32,
-    /// The last vCPU that ran here, only to compare. Another VM's vCPU may
-    /// come to be at the same place, but none of that VM's has run here before:
-    /// its VMID is new.
+    /// The address of the last vCPU that ran here, only for comparison. A vCPU of a later VM may get
+    /// the same address; then no vCPU of that VM has run here before, and no
+    /// TLB entry has its VMID.
     pub(crate) last_vcpu: *const Vcpu,
     /// Where EL2 has mapped its redistributor; 0 if it has not.
     redistributor: u64,
     /// What EL2 uses of its GIC.
     pub(crate) gic: Gic,
-    /// What was installed: here, for calls to find it soon.
+    /// The installed hypervisor, here as well so that calls find it in one load.
     pub(crate) hypervisor: Option<&'static Hypervisor<Hardware>>,
     pub(crate) scratch: Scratch,
     pub(crate) host_vectors: MaybeUninit<HostVectors>,

@@ -21,14 +21,14 @@ const FIRMWARE_ATTEMPTS: u32 = 2;
 /// TRNG 1.0.
 const VERSION_1_0: i32 = 0x1_0000;
 
-/// Where they come from.
+/// The source of random numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Source {
-    /// Nowhere.
+    /// There is no source.
     None,
-    /// From the CPU that asks. All CPUs have FEAT_RNG.
+    /// The calling CPU. All CPUs have FEAT_RNG.
     Cpu,
-    /// From the firmware.
+    /// The firmware.
     Firmware,
 }
 

@@ -18,7 +18,7 @@ const _: () = assert!(DOORBELLS_MAX <= u64::BITS as usize);
 /// An enabled flag is never set while the bell is silent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Doorbell {
-    /// What its guest calls it.
+    /// The label by which its guest names it.
     label: u32,
     ringing: bool,
     flags: u64,
@@ -31,7 +31,7 @@ impl Doorbell {
         Doorbell { label, ringing: false, flags: 0, enable: u64::MAX, ack: 0 }
     }
 
-    /// Sets flags. Whether it rings already makes no difference to what happens.
+    /// Sets flags. The effect is the same whether it rings already or not.
     /// Returns the flags before.
     fn send(&mut self, flags: u64) -> u64 {
         let before = self.flags;
@@ -43,8 +43,8 @@ impl Doorbell {
         before
     }
 
-    /// Clears flags. What rings because of flags that its ack mask has cleared is silent
-    /// from here on. Returns the flags before.
+    /// Clears flags, and stops the ringing, also that for flags which the ack mask has cleared
+    /// already. Returns the flags before.
     fn receive(&mut self, clear: u64) -> u64 {
         let before = self.flags;
         self.flags &= !clear;
@@ -56,9 +56,9 @@ impl Doorbell {
         *self = Doorbell::new(self.label);
     }
 
-    /// Flags that were set while they were not enabled make it ring once they are. It
-    /// falls silent if what it rings for is not enabled any more, but not if that has been
-    /// acknowledged: then its guest has yet to hear of it.
+    /// Sets the masks. Flags that are set and become enabled make it ring. It stops ringing
+    /// if the flags that it rings for are disabled, but not if the ack mask has cleared them
+    /// already: then the guest has not received them yet.
     fn set_mask(&mut self, enable: u64, ack: u64) {
         let was_due = self.is_due();
         (self.enable, self.ack) = (enable, ack);
@@ -82,7 +82,7 @@ pub enum Action {
     Send(u64),
     /// Clears flags.
     Receive(u64),
-    /// Makes it as good as new.
+    /// Resets flags and masks.
     Reset,
     /// Sets its masks.
     SetMask {
@@ -102,8 +102,8 @@ struct Table {
 
 /// The doorbells of the VM in a slot.
 ///
-/// They have a lock of their own, behind the VM's if both are held. What is done under it
-/// takes a few instructions: the host rings with its interrupts off.
+/// They have a lock of their own, taken after the VM's. It is held for a few
+/// instructions only: the host rings with its interrupts off.
 #[derive(Debug)]
 pub struct Doorbells {
     table: TicketMutex<Table>,
@@ -118,13 +118,13 @@ impl Default for Doorbells {
 }
 
 impl Doorbells {
-    /// Nobody's.
+    /// The doorbells of a free slot.
     pub fn new() -> Doorbells {
         let table = Table { generation: 0, doorbells: ArrayVec::new_const() };
         Doorbells { table: TicketMutex::new(table), ringing: AtomicU64::new(0) }
     }
 
-    /// They are the VM's of this generation, and there is none yet.
+    /// Assigns them to the VM of this generation, which has none yet.
     pub fn open(&self, generation: u64) {
         let mut table = self.table.lock();
         self.clear(&mut table, generation);
@@ -179,8 +179,8 @@ impl Doorbells {
         self.act_on(&mut table, index.into(), action).ok_or(Error::HandleRevoked)
     }
 
-    /// The same to the doorbell with a label, for the guest in whose run this is: as long
-    /// as that lasts, no other VM comes to be in its slot.
+    /// The same to the doorbell with a label, for the guest whose run makes the call: the slot is not
+    /// given to another VM during a run, so the generation need not be checked.
     ///
     /// # Errors
     /// [`Error::HandleNull`] if there is none.
@@ -208,14 +208,14 @@ impl Doorbells {
         };
         let others = self.ringing.load(Ordering::Relaxed) & !(1 << index);
         self.ringing.store(others | u64::from(doorbell.ringing) << index, Ordering::Relaxed);
-        // Orders this store before the caller's next reads, by which it finds whom to wake:
+        // Orders this store before the caller's next loads, by which it finds the thread to wake:
         // see `is_ringing_for_sleeper`.
         fence(Ordering::SeqCst);
         Some(before)
     }
 
-    /// Whether any rings. One that begins to ring at this very moment may be missed, but
-    /// not by a CPU that is interrupted after that for its sake and then asks again.
+    /// Whether any rings (a relaxed load). It may miss a doorbell that another CPU rings at the same
+    /// time; that CPU then interrupts this one, which asks again.
     #[inline(always)]
     pub fn is_ringing(&self) -> bool {
         self.ringing.load(Ordering::Relaxed) != 0
@@ -223,11 +223,10 @@ impl Doorbells {
 
     /// Whether any rings, for a vCPU that is about to wait until one does.
     ///
-    /// Its host has noted, before it entered EL2, that from here on it needs to be woken;
-    /// whoever rings looks at that note after the call. Each writes first and reads then,
-    /// with a barrier between the two: at least one of them sees what the other has
-    /// written, so either the vCPU does not wait, or it is woken. Entering EL2 and leaving
-    /// it are no barriers (DDI 0487, "Memory barriers").
+    /// Before it entered EL2, the vCPU's host has stored that its thread will sleep. A CPU that rings
+    /// loads that after its call. Both sides store first and load then, with a full barrier in
+    /// between, so at least one of them sees the other's store: either the vCPU does not wait, or it
+    /// is woken. Exception entry and return are no barriers (DDI 0487, "Memory barriers").
     #[inline(always)]
     pub fn is_ringing_for_sleeper(&self) -> bool {
         fence(Ordering::SeqCst);

@@ -2,9 +2,9 @@
 
 //! Escrow's log: the last lines, in memory of its own, for the host to read.
 //!
-//! Once the host runs, the serial port is the host's: it may stop its clock, or
-//! hold its line. EL2 does not wait for what the host owns, so its lines go here,
-//! and the host fetches them by [`LOG_READ`](escrow_abi::call::LOG_READ).
+//! Once the host runs, it owns the serial port: it may stop its clock, or
+//! stop its flow. EL2 does not wait for a device of the host, so it writes its lines here,
+//! and the host reads them by [`LOG_READ`](escrow_abi::call::LOG_READ).
 //!
 //! The log is a stream of bytes, and each byte has a position in it, counted from
 //! boot on. The newest lines take the place of the oldest, which go as a whole:

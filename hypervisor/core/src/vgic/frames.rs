@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The registers that a guest finds at addresses: GICD, and for each vCPU GICR (RD_base and
+//! The memory-mapped registers of a guest's GIC: GICD, and for each vCPU GICR (RD_base and
 //! SGI_base). IHI 0069, "The GIC Programmers' Model".
 //!
 //! A guest sees one security state (`GICD_CTLR.DS` is 1) and affinity routing that is always
@@ -56,7 +56,7 @@ pub enum Frame {
     Redistributor(u8),
 }
 
-/// What becomes of an access.
+/// The result of an access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
     /// It is complete; the value if it was a read.
@@ -75,7 +75,7 @@ impl Access {
     }
 }
 
-/// Where a guest finds its frames.
+/// The guest addresses of the frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
     /// GICD, 64 KiB.
@@ -104,7 +104,7 @@ impl Layout {
     }
 }
 
-/// Product 0x45; the implementer has no number of JEDEC's.
+/// Product 0x45; Implementer 0, as Escrow has no JEDEC code.
 const IIDR: u32 = 0x45 << 24;
 /// PIDR4 to 7, PIDR0 to 3, CIDR0 to 3, of a distributor. ArchRev in PIDR2 is 3.
 const IDS: [u8; 12] = [0x44, 0, 0, 0, 0x92, 0xb4, 0x3b, 0, 0x0d, 0xf0, 0x05, 0xb1];
@@ -121,7 +121,7 @@ const WAKER_CHILDREN_ASLEEP: u32 = 1 << 2;
 const DPG0: u32 = 1 << 24;
 const DPG1NS: u32 = 1 << 25;
 
-/// A register, or an address that is none.
+/// A decoded offset: a register, or a reserved address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Register {
     /// Reads as this; writes are ignored.
@@ -207,9 +207,9 @@ impl Register {
 }
 
 impl<P: Pages> Vgic<P> {
-    /// The short way of [`Self::access`], for what a driver does while its devices work: to enable and disable SPIs
-    /// that are not pending, and to wait for GICD_CTLR.RWP. It is complete, and nobody has to know; `None` if it is
-    /// not such an access, and nothing has happened.
+    /// The fast path of [`Self::access`], for accesses that drivers make often: enabling and disabling SPIs
+    /// that are not pending, and reads of GICD_CTLR for RWP. Such an access is complete, and no vCPU has to be
+    /// notified. `None` if it is another access; then nothing was changed.
     #[inline(always)]
     pub fn access_quickly(
         &self,
@@ -266,7 +266,7 @@ impl<P: Pages> Vgic<P> {
         Access::of(value, effects)
     }
 
-    /// The value of a read that had to wait: as of when the last of those vCPUs has left.
+    /// The value of a read that had to wait, after the last of those vCPUs has left.
     pub fn read_after_wait(&self, me: u8, frame: Frame, offset: u32, size: u32) -> u64 {
         self.read(me, frame, offset, size, &mut Effects { after_wait: true, ..Default::default() })
     }
