@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
 //! The harness of the QEMU test suite: boots a machine, reads its console with
-//! a time limit, and keeps what it said if a test fails.
+//! a time limit, and keeps the console's output if a test fails.
 //!
 //! The tests themselves are the programs in `tests/tests`, one for each level
 //! of `cargo xtask test`, which builds what they boot and tells them by the
@@ -16,7 +16,7 @@ use std::sync::OnceLock;
 
 use xtask::artefacts::Artefacts;
 
-/// What there is to boot.
+/// The artefacts that can be booted.
 ///
 /// # Panics
 /// The program was not started by `cargo xtask test`.

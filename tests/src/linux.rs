@@ -14,18 +14,18 @@ use xtask::qemu::Machine;
 use crate::artefacts;
 use crate::serial::Serial;
 
-/// What the host says of lines of its kernel's log that must not be.
+/// What the host's script prints about lines of its kernel's log that are failures.
 const TROUBLE: &str = "the host complains";
-/// What such lines have.
+/// Patterns of such lines.
 const SIGNS: [&str; 5] = ["BUG:", "WARNING:", "Oops", "SError", "Internal error"];
 
-/// What such lines have of kernels that look for mistakes. Data races are told
-/// apart, see [`REPORTS`].
+/// Further patterns for debug kernels: UBSAN, debug objects, hung tasks, kmemleak. Data races are handled
+/// by [`REPORTS`].
 const MORE_SIGNS: [&str; 4] = ["UBSAN:", "ODEBUG:", "INFO: task", "new suspected memory leaks"];
-/// Asks for leaks, and looks at reports of data races. They stand between lines
+/// Asks kmemleak for leaks, and reads KCSAN's reports of data races. A report stands between lines
 /// of equality signs; each access is a headline with its stack below. The kernel
-/// has races of its own, also where a module has called it, so the module's are
-/// those with the module among the three innermost functions of an access.
+/// has races of its own, also in functions that a module calls. So a race counts as the module's
+/// if the module is among the three innermost functions of an access.
 const REPORTS: &str = r#"
 if [ -e /sys/kernel/debug/kmemleak ]; then
     # What is young may have its pointer in a register still.
@@ -36,20 +36,19 @@ dmesg | awk '/====================/ { if (text ~ /KCSAN/ && ours) printf "%s", t
     / by (task|interrupt)/ { depth = 0; text = text $0 RS; next }
     { if (++depth <= 3 && /\[escrow\]/) ours = 1; text = text $0 RS }' | sed 's/^/TROUBLE: /'
 "#;
-/// How much longer such kernels take.
+/// The factor by which debug kernels are slower.
 const PATIENCE: u32 = 8;
-/// What such kernels need beside the memory that a test wants, in MiB.
+/// Memory in MiB that a debug kernel needs beside that which a test asks for.
 const SHADOW_MIB: u64 = 512;
-/// Their log is looked at when all is over: it must hold all that they say in hours.
+/// The size of a debug kernel's log: it is read at the end, and must hold the messages of hours.
 const LOG: &str = " log_buf_len=4M";
 
 /// In the machine's temporary folder.
 const INITRAMFS: &str = "initramfs.cpio.gz";
-/// A machine that is emulated slowly is no news about Escrow.
+/// `nosoftlockup`: a soft lockup on a slowly emulated machine is no fault of Escrow.
 const BOOTARGS: &str = "console=ttyAMA0 panic=-1 nosoftlockup escrow.init=script";
 
-/// Whether the release's own kernel has been replaced by one that looks for
-/// mistakes.
+/// Whether a debug kernel replaces the release's own kernel.
 pub fn looks_for_mistakes() -> bool {
     std::env::var_os(DEBUG_KERNEL).is_some()
 }
@@ -74,13 +73,13 @@ impl Kernel {
     }
 }
 
-/// Whether Debian's real-time kernel has taken the place of the release's own.
+/// Whether Debian's real-time kernel replaces the release's own.
 fn is_real_time() -> bool {
     let release = artefacts().host_modules.canonicalize();
     release.is_ok_and(|folder| folder.to_string_lossy().contains("-rt-"))
 }
 
-/// What a kernel may lack of what tests need: a variable for those that run there.
+/// Features that tests need and a kernel may lack, as a variable for the tests that run there.
 #[must_use]
 pub fn may_lack(kernel: Kernel) -> &'static str {
     match kernel {
@@ -93,9 +92,9 @@ pub fn may_lack(kernel: Kernel) -> &'static str {
     }
 }
 
-/// How many tests passed, and which were left out, by what the shim's tests say; `None` if
-/// one failed, or they did not come to their end. None passed is a success if there are
-/// some that this kernel cannot run.
+/// The number of tests that passed, and the names of those that were skipped, from the output of the shim's
+/// tests; `None` if one failed, or the output has no end. No test passed is a success if
+/// some were skipped because this kernel cannot run them.
 #[must_use]
 pub fn verdict(lines: &[String]) -> Option<(usize, Vec<&str>)> {
     let sum = lines.iter().find_map(|line| line.strip_suffix(" passed, 0 failed"))?;
@@ -230,7 +229,7 @@ impl Linux {
         self.passes_telling(|_| {})
     }
 
-    /// The same, and has `tell` see each line when it comes.
+    /// The same, and calls `tell` with each line when it comes.
     ///
     /// # Panics
     /// As [`passes`](Self::passes).

@@ -16,7 +16,7 @@ use crate::serial::Serial;
 /// Where QEMU puts Escrow's image: an `Image` goes 2 MiB above the start of RAM.
 const ESCROW: u64 = RAM_BASE + (2 << 20);
 
-/// How one run is to be.
+/// The settings of one run.
 #[derive(Clone, Debug)]
 pub struct Run {
     /// The payload.
@@ -29,22 +29,22 @@ pub struct Run {
     pub memory_mib: u64,
     /// More words for the payload's command line.
     pub arguments: &'static str,
-    /// Which build of Escrow.
+    /// The build of Escrow.
     pub escrow: Build,
     /// Whether the virtual clock counts instructions.
     pub icount: bool,
-    /// How long it may take.
+    /// The time limit.
     pub limit: Duration,
 }
 
 /// A build of Escrow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Build {
-    /// The one that people run.
+    /// The release build.
     Release,
-    /// One that writes down what it does to tables.
+    /// One that records its changes of tables, TLBs and memory (`docs/trace.md`).
     Traced,
-    /// One that holds every call against the specification.
+    /// One that checks every call against the executable specification.
     Oracle,
 }
 
@@ -91,9 +91,9 @@ impl Run {
         self.judge(&self.machine()).1.lines().to_vec()
     }
 
-    /// The same on an Escrow that writes down what it does to tables. That must
-    /// keep the rules of the architecture (`docs/trace.md`). Returns what there was
-    /// to check.
+    /// The same on an Escrow that records its changes of tables, and checks the record against the
+    /// rules of the architecture (`docs/trace.md`). Returns the counts of what was
+    /// checked.
     ///
     /// # Panics
     /// As for [`Self::passes`]; or a rule is broken, or there is no trace.
@@ -197,7 +197,7 @@ impl Run {
     }
 }
 
-/// What a payload said.
+/// A payload's output, parsed.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Verdict {
     announced: usize,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! A machine that runs, and what it says.
+//! A running machine, and its console.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -14,8 +14,8 @@ use xtask::qemu::Machine;
 
 use crate::artefacts;
 
-/// Machines that run at a time: more would only make each other miss their
-/// time limits.
+/// The number of machines that run at a time: with more, each would be too slow for its
+/// time limit.
 const AT_A_TIME: usize = 2;
 
 /// Lines of a console that a failure repeats: where a log cannot be fetched, they are all there is.
@@ -29,7 +29,7 @@ struct Place;
 
 impl Place {
     fn take() -> Place {
-        // A test that failed with the lock held left a number as good as any.
+        // A test that panicked with the lock held leaves a valid number, so poisoning is ignored.
         let mut running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
         while *running == AT_A_TIME {
             running = ENDED.wait(running).unwrap_or_else(PoisonError::into_inner);
@@ -48,14 +48,14 @@ impl Drop for Place {
 
 /// The console of a machine under test.
 ///
-/// When the test fails, what the machine said is kept in
+/// When the test fails, the console's output is kept in
 /// `target/test-logs/NAME.log`, and the failure names that file.
 pub struct Serial {
     name: String,
     command: String,
     lines: Vec<String>,
     session: Option<Session>,
-    /// What a panic of the kernel's says that is no failure.
+    /// The text of a kernel panic that the test expects.
     crash: Option<String>,
     deadline: Instant,
     limit: Duration,
@@ -86,7 +86,7 @@ impl Serial {
         }
     }
 
-    /// What the machine has said so far.
+    /// The output so far.
     pub fn lines(&self) -> &[String] {
         &self.lines
     }
@@ -106,7 +106,7 @@ impl Serial {
         }
     }
 
-    /// QEMU has ended: it must have been by the machine's own wish.
+    /// QEMU has ended: fails unless its exit status is a success.
     fn check_ending(&mut self) {
         let Some(session) = self.session.take() else { return };
         match session.finish() {
@@ -123,7 +123,7 @@ impl Serial {
             let is_expected = self.crash.take_if(|crash| line.contains(&**crash)).is_some();
             let is_panic = line.contains("Kernel panic - not syncing") && !is_expected;
             if line.contains("Escrow has failed") || is_panic {
-                // What follows is part of the story.
+                // Lines after the first sign of a failure belong to the log as well.
                 let end = Instant::now() + Duration::from_millis(300);
                 while let Some(Event::Line(line)) = self.session.as_mut().map(|s| s.next(end)) {
                     self.lines.push(line);
@@ -134,7 +134,7 @@ impl Serial {
         event
     }
 
-    /// The kernel is to panic, once, and to say this: that is no failure.
+    /// Expects one kernel panic with this text.
     pub fn expect_crash(&mut self, text: &str) {
         self.crash = Some(text.into());
     }
@@ -161,7 +161,7 @@ impl Serial {
         while self.next_line().is_some() {}
     }
 
-    /// Checks that the machine says nothing more, and has not ended either.
+    /// Checks that the machine prints nothing more, and has not ended either.
     ///
     /// # Panics
     /// It does, or has.
@@ -183,7 +183,7 @@ impl Serial {
         }
     }
 
-    /// Ends the test as failed, and keeps what the machine said.
+    /// Fails the test, and keeps the console's output.
     ///
     /// # Panics
     /// Always.
@@ -218,8 +218,8 @@ impl Serial {
 
 impl Drop for Serial {
     fn drop(&mut self) {
-        // An assertion of the test itself has failed; `fail` keeps the log, too,
-        // and once more does no harm.
+        // An assertion of the test itself may have failed. After `fail` the log is only
+        // written a second time.
         if thread::panicking() {
             match self.keep() {
                 Ok(path) => {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Payloads on an Escrow that holds every call against the specification
-//! (`hypervisor/core/src/hypervisor/oracle`): what the table of transitions does not
-//! allow, and what the ledger or a stage-2 table says otherwise, stops the machine.
+//! Payloads on an Escrow that checks every call against the executable specification
+//! (`hypervisor/core/src/hypervisor/oracle`). A transition that the specification does not
+//! allow, or a ledger or stage-2 table that differs from it, stops the machine.
 
 use escrow_tests::payload::{Build, Run};
 

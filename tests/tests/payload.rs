@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use escrow_tests::payload::Run;
 
-/// A payload's tests must be as many as they were, at least: one that was
-/// lost passes as well.
+/// Checks that a payload has run at least so many tests: one that is no longer registered would not
+/// fail otherwise.
 fn run(run: Run, at_least: usize) {
     let passed = run.passes();
     println!("{}: {passed} passed", run.payload);

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Payloads on an Escrow that writes down what it does to tables, TLBs and
-//! memory: all of it keeps the rules of the architecture (`docs/trace.md`),
-//! whichever CPU does what.
+//! Payloads on an Escrow that records its changes of tables, TLBs and
+//! memory. The record of all CPUs is checked against the rules of the architecture
+//! (`docs/trace.md`).
 //!
-//! QEMU itself would not notice: it needs no break-before-make.
+//! Without the record, a violation would pass on QEMU, which does not need break-before-make.
 
 use escrow_tests::payload::Run;
 use escrow_trace::Counts;
 
-/// A run must be about something.
+/// Checks that the trace of a run is not empty.
 fn run(run: Run) -> Counts {
     let name = format!("{} on {} x {}", run.payload, run.smp, run.cpu);
     let counts = run.keeps_the_rules();

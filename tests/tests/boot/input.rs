@@ -70,7 +70,7 @@ fn boot(tree: &Tree) -> Machine {
 
 #[test]
 fn a_good_tree_boots() {
-    // What the other tests change something about is all right as it is.
+    // The unchanged tree, which the other tests break, boots.
     let tree = tree();
     let mut serial = Serial::boot("input-good", &boot(&tree), Duration::from_secs(60));
     serial.wait_for("payload runtime: 6 passed, 0 failed");

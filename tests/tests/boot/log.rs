@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Where Escrow's log goes: to the serial port until the host runs, and from then
-//! on to the host that asks for it.
+//! Escrow's log: it goes to the serial port until the host runs; from then on the
+//! host reads it.
 
 use escrow_tests::linux::Linux;
 

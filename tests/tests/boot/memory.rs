@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Memory that is not what the device tree says of it.
+//! Memory that differs from the device tree's description.
 
 use std::time::Duration;
 

@@ -15,7 +15,7 @@ const CPU: &str = "cortex-a76";
 /// Memory of the host, and of that what is reserved for the dump kernel.
 const MEMORY_MIB: u64 = 1376;
 const RESERVED_MIB: u64 = 416;
-/// What is lent is this at least, and no page of it was zero for its guest.
+/// The least number of lent pages; none of them is all zeros for the guest.
 const LENT: u64 = 90_000;
 
 /// A program of Debian's and all libraries that come with it, each by the name that programs ask
@@ -82,17 +82,17 @@ const MAKEDUMPFILE: &str = "
     rm /tmp/dump
     echo makedumpfile too";
 
-/// And then it is left for another kernel, which would be at home in lent pages: nothing but a
-/// header, as it is not to get its turn.
+/// Then another kernel is loaded for kexec, whose destination would be lent pages: only a
+/// header, as it must not run.
 const KEXEC: &str = r"head -c 4096 /dev/zero >/tmp/image
     printf '\000\020\000\000\000\000\000\000' | dd of=/tmp/image bs=1 seek=16 conv=notrunc 2>/dev/null
     shim-tests --kexec /tmp/image /test.sh || exit 1
     shim-tests --reboot-kexec
     echo still here";
 
-/// Each block of memory is told to go offline, and says no at once: all of it is of boot. Some
-/// have nothing in them that would keep Linux from waiting for them to be free, and get as far as
-/// its notifiers.
+/// Tries to take each memory block offline. It fails at once: all of it is RAM of boot, which arm64's
+/// memory notifier refuses to take offline. Linux calls the notifiers only for blocks without
+/// unmovable pages, of which there are some.
 const OFFLINE: &str = "for block in /sys/devices/system/memory/memory[0-9]*; do
         [ $(cat $block/state) = online ] || continue
         status=0
@@ -142,7 +142,7 @@ fn a_crash_is_dumped_on(kernel: Kernel) {
     linux.limit = Duration::from_secs(400);
     let mut serial = linux.boot();
     serial.expect_crash("Kernel panic - not syncing: sysrq triggered crash");
-    // What the host says just before may not have left its UART when it crashes.
+    // Output just before the crash may still be in the UART, and be lost.
     serial.wait_for("the dump kernel");
     serial.wait_for("the dump is whole");
     serial.wait_for("all is dumped");

@@ -12,7 +12,7 @@ use escrow_tests::artefacts;
 use escrow_tests::linux::{Kernel, Linux, may_lack, verdict};
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
 
-/// Tests that there are, at least: one that was lost passes as well.
+/// The least number of tests: one that is no longer registered would not fail otherwise.
 const AT_LEAST: usize = 47;
 /// In the module of a build for tests: a record for each place that may fail.
 const SITES: &str = "escrow_faults";
@@ -38,7 +38,7 @@ fn faults_on(kernel: Kernel, cpu: &str, smp: u32) {
     let mut files = vec![("bin/shim-faults".to_owned(), program)];
     let mut number = None;
     for (release, module) in modules(&artefacts().fault_modules) {
-        // What only one of the kernels has, it fails on that.
+        // A place that only one of the kernels compiles fails on that kernel.
         number = number.max(Some(sites(&module)));
         let holder = artefacts().modules.join(&release).join("holder.ko");
         let holder = fs::read(holder).expect("the tests' module");
@@ -72,7 +72,7 @@ fn on_the_newer_kernel() {
     faults_on(Kernel::Newer, "max", 2);
 }
 
-/// What fails on purpose is in no module that is not for tests.
+/// Fault injection is compiled only into the test build of the module.
 #[test]
 fn are_in_no_other_module() {
     let mut seen = 0;

@@ -9,8 +9,8 @@ use escrow_tests::artefacts;
 use escrow_tests::linux::{Kernel, Linux};
 use xtask::initramfs::Archive;
 
-/// The guest's first process: says how it is, and does what `do=` on its
-/// kernel's command line says.
+/// The guest's first process: prints the guest's state, and does what `do=` on its
+/// kernel's command line asks for.
 const INIT: &str = r#"#!/bin/sh
 export PATH=/bin
 /bin/busybox mount -t proc proc /proc

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! A host that lends pages behind its own back lives: see `tests/liar`.
+//! A host whose module lends pages that its kernel still uses survives: see `tests/liar`.
 
 use std::fs;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use escrow_tests::artefacts;
 use escrow_tests::linux::{Kernel, Linux, may_lack, verdict};
 
-/// Tests that there are, at least: one that was lost passes as well.
+/// The least number of tests: one that is no longer registered would not fail otherwise.
 const AT_LEAST: usize = 27;
 
 fn liar_on(kernel: Kernel, cpu: &str, smp: u32) {
@@ -26,13 +26,13 @@ fn liar_on(kernel: Kernel, cpu: &str, smp: u32) {
     let name = format!("liar-{kernel:?}-{cpu}-{smp}");
     let mut linux = Linux::with_files(&name, cpu, smp, 1024, &script, &files).of(kernel);
     linux.limit = Duration::from_secs(240);
-    // What EL2 complains of, it says at once.
+    // EL2's warnings are printed at once.
     linux.machine.append = "log=uart".into();
     let lines = linux.passes();
     let (passed, left_out) = verdict(&lines).expect("a sum of tests without a failure");
     let left_out = left_out.len();
     assert!(passed + left_out >= AT_LEAST, "{passed} tests passed, {left_out} were left out");
-    // EL2 has met nothing that it had not expected.
+    // EL2 has logged no warning or error.
     let complaints = ["escrow: warning: ", "escrow: error: "];
     let is_complaint = |line: &&String| complaints.iter().any(|text| line.contains(text));
     assert_eq!(lines.iter().find(is_complaint), None);

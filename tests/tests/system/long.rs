@@ -187,10 +187,10 @@ home
     Host::new("long-four").runs(script, &files);
 }
 
-/// What guests complain of when they have been under load: also clocks and timers.
+/// Messages of a guest's kernel that are failures after load, those of clocks and timers included.
 const COMPLAINTS: &str = "BUG:|WARNING:|Oops|stall|Internal error|hung task|soft lockup|clocksource.*unstable|interrupt took too long";
 
-/// Works on memory, on the CPU's state, with timers, signals and threads; what it computes is
+/// `stress-ng`: load on memory, the CPU, timers, signals and threads, with the results
 /// verified.
 const STRESS: &str = "stress-ng --verify --metrics-brief --timeout SECONDSs --temp-path /tmp \
     --cpu 1 --vm 1 --vm-bytes 32M --matrix 1 --timer 1 --timer-freq 1000 --switch 1 --fork 1 \
@@ -267,7 +267,7 @@ home
     Host::new("long-installer").runs(script, &files);
 }
 
-/// The kernel's tests that the guest runs. What a CPU has not is skipped by the test itself.
+/// The kernel's selftests that the guest runs. A test skips itself if the CPU lacks its feature.
 const KERNEL_TESTS: &str = r#"
 mkdir -p /tmp; mount -t tmpfs tmpfs /tmp
 one() {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The module comes and goes: never while it is in use, and then without a
-//! trace.
+//! Loading and unloading of the module: it cannot be unloaded while it is in use, and leaves
+//! nothing behind when it is.
 
 use std::fs;
 
@@ -62,8 +62,8 @@ fn comes_and_goes_on(kernel: Kernel) {
     let memory = lines.iter().find_map(|line| line.strip_prefix("memory of the kernel: "));
     let used: Vec<i64> =
         memory.expect("a line").split(' ').map(|kib| kib.parse().expect("KiB")).collect();
-    // What is lost in a round is lost in every one; the rest of the kernel takes and gives
-    // as it likes, but hardly so both times. A page in each round would be 100 KiB.
+    // A leak of the module occurs in each round. The rest of the kernel allocates and frees as
+    // well, but hardly so much in both intervals. A page in each round would be 100 KiB.
     let lost = used.windows(2).map(|pair| pair[1] - pair[0]).min().expect("two differences");
     assert!(lost < i64::from(TIMES) * 4, "{used:?} KiB");
 }

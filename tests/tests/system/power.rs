@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Sleep, and the machine's end, while a guest has pages of the host.
+//! Sleep states, kexec, reboot and power-off while a guest has pages of the host.
 
 use std::fs;
 use std::time::Duration;

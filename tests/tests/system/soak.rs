@@ -19,7 +19,7 @@ const LIMIT: Duration = Duration::from_secs(200);
 /// Checks of the slab allocator's: freed objects are overwritten, and looked at again.
 pub const FREED: &str = "slub_debug=FP";
 
-/// What the program can be told.
+/// The variables that the program reads.
 const SETTINGS: [&str; 7] = [
     "SOAK_CYCLES",
     "SOAK_MINUTES",
@@ -51,7 +51,7 @@ fn soak_on(kernel: Kernel, cpu: &str, smp: u32) {
     let files = [("bin/shim-soak", program.as_slice())];
     let name = format!("soak-{kernel:?}-{cpu}-{smp}");
     let linux = Linux::with_files(&name, cpu, smp, 1024, &script, &files).of(kernel);
-    // What is freed is overwritten: who uses it all the same does not get far.
+    // Freed memory is overwritten (poisoned), so a use after free fails soon.
     let mut linux = linux.with_word(FREED);
     linux.limit = limit;
     // A long one is watched by `--nocapture`.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! `escrow stat` tells what there is while a guest has pages.
+//! `escrow stat` while a guest has pages.
 
 use std::fs;
 
