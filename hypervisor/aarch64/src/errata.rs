@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What the calling CPU's errata and predictors ask of EL2. The tables are in
+//! Workarounds for the calling CPU's errata, and mitigations for its branch predictors. The tables are in
 //! `escrow_core::errata` and `escrow_core::hardening`; here they are applied.
 
 use escrow_abi::call;
@@ -27,7 +27,7 @@ fn describe(midr: Midr, errata: Errata, hardening: Hardening) {
     }
 }
 
-/// The vectors that a CPU uses, and what they do against trained predictors.
+/// The vectors that a CPU uses, and their mitigation against trained branch predictors.
 pub(crate) struct Vectors {
     pub host: u64,
     pub guest: u64,
@@ -66,7 +66,7 @@ impl Vectors {
     }
 }
 
-/// What the calling CPU needs.
+/// The workarounds and mitigations that the calling CPU needs.
 fn choose(identity: &Cpu, firmware: &Firmware) -> (Entry, Hardening) {
     Entry::choose(&hardening::Cpu {
         midr: identity.midr,

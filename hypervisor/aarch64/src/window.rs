@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! EL2's own map while VMs run: what is in it, and what it is reached through.
+//! EL2's own stage 1 while VMs run: its contents, and windows for access to other memory.
 //!
 //! EL2 maps Escrow's image and working memory, and the pages that a host has donated
 //! for a VM's tables and vCPUs, as long as they are metadata. The memory of the host and of
-//! guests is not mapped at EL2: no instruction there, not even one that is executed
-//! speculatively and thrown away, reaches it. Where EL2 has to (lists, zeroing,
-//! cleaning), the CPU maps it for that long at an address of its own, a *window*. So
-//! memory changes hands without any invalidation for EL2's own map.
+//! guests is not mapped at EL2, so no instruction there can access it, not even in
+//! speculation. Where EL2 has to access it (lists, zeroing, cleaning), the CPU maps it
+//! for that time at an address that only this CPU uses, a *window*. So
+//! memory changes its owner without TLB maintenance for EL2's own map.
 //!
 //! Each access through a window may fail, for the memory may ([`MemoryError`]), and so may a
 //! walk of a VM's own tables ([`walk_stage1`]): the instructions are all in access.S.
@@ -25,7 +25,7 @@ use crate::features::Features;
 use crate::percpu::PerCpu;
 use crate::sysreg::{DISR_EL1, ELR_EL2, HCR_EL2, ID_AA64PFR0_EL1, ISR_EL1, SPSR_EL2, id_field};
 
-/// Where windows of one page are, each CPU's in a cache line of descriptors of its own.
+/// The address of windows of one page. The descriptors of each CPU are in a cache line of their own.
 pub const PAGE_WINDOWS: u64 = 511 << 39;
 /// The same for windows of one block of 2 MiB.
 pub const BLOCK_WINDOWS: u64 = PAGE_WINDOWS + (1 << 30);
@@ -215,7 +215,7 @@ impl Windows {
                 if done.is_ok() {
                     break;
                 }
-                // Go on behind the broken place: secrets may follow.
+                // Continue after the broken memory: there may be secrets after it.
                 result = done;
                 next = come + if step != 0 { step } else { 64 };
             }
@@ -271,18 +271,18 @@ impl Windows {
                 for slot in entries(spare) {
                     slot.store(0, Ordering::Relaxed);
                 }
-                // The table is empty before walkers find it. Nobody else is at this entry,
-                // for it stands for the block.
+                // The table is empty before walkers can find it. No other CPU writes this entry:
+                // it is for this block, whose lock is held.
                 barrier::dsb(barrier::ISHST);
                 entry.store(spare.0 | TABLE, Ordering::Release);
                 table = spare;
             }
         }
         entries(table)[index(page, 3)].store(page.0 + self.tables.page, Ordering::Release);
-        // All CPUs' walkers see it (DDI 0487, "Ordering and completion of translation
-        // table walks"), and so do the instructions that follow. Other CPUs learn of the
-        // page from memory that is written after this, so none of them can have
-        // translated its address before.
+        // Makes it visible to all CPUs' walkers (DDI 0487, "Ordering and completion of translation
+        // table walks") and to the next instructions. Other CPUs read the page's address
+        // from memory that is written after this, so none of them can have
+        // translated it before.
         barrier::dsb(barrier::ISHST);
         barrier::isb(barrier::SY);
     }
@@ -298,8 +298,8 @@ impl Windows {
         None
     }
 
-    /// Takes pages of metadata, of one block, out of the map, and begins to invalidate
-    /// them: the caller finishes that. Needs the block's lock.
+    /// Unmaps pages of metadata, of one block, and issues the TLB maintenance: the caller waits for
+    /// its completion. Needs the block's lock.
     pub fn unmap(&self, at: PhysAddr, size: u64) {
         let Some(table) = self.level3(at) else { return };
         let pages = (at.0..at.0 + size).step_by(PAGE_SIZE as usize).map(PhysAddr);
@@ -376,8 +376,8 @@ pub fn walk_stage1(at: u64, el0: bool) -> Result<(), MemoryError> {
     }
 }
 
-/// Closes the calling CPU's windows, whatever it was doing: what failed may have been at
-/// work through one, and a window that is opened twice leads where it led first.
+/// Closes the calling CPU's windows after a fault: the code that failed may have had one
+/// open, and opening it again would keep the old translation in the TLB.
 pub(crate) fn close_all() {
     if let Ok((page, block)) = windows() {
         for window in [page, block] {
@@ -397,8 +397,8 @@ pub(crate) struct Zeroing {
     sets: bool,
     /// Bytes that `DC ZVA` zeroes at a time; 0 if it must not be used.
     step: u64,
-    /// Bytes of a cache line. Smaller ones than there are, down to a sixteenth of a page:
-    /// to clean a line twice is no harm.
+    /// Bytes of a cache line, or less: cleaning a line twice does no harm. At most a sixteenth of a
+    /// page, as the loops of access.S take 16 lines of a page at a time.
     line: u64,
 }
 
@@ -447,7 +447,7 @@ fn clean_lines(start: u64, end: u64, line: u64) -> Result<(), MemoryError> {
             break;
         }
         result = done;
-        // Go on with the next line: its zeros may still be in a cache, and the secrets in
+        // Continue with the next line: its zeros may still be in a cache, and the secrets in
         // memory. If the rest is no multiple of the loop's step, the loop fails at the end of the
         // window.
         next = come + line;
@@ -456,9 +456,8 @@ fn clean_lines(start: u64, end: u64, line: u64) -> Result<(), MemoryError> {
 }
 
 impl Window {
-    /// Does something with what a descriptor leads to, at the address that is handed to
-    /// it. No exception but those of access.S is taken meanwhile, so the CPU has its
-    /// window to itself.
+    /// Maps a descriptor's memory in the window, and calls the closure with its address. No exception but
+    /// those of access.S is taken meanwhile, so no other code of this CPU uses the window.
     #[inline(always)]
     fn through<T>(self, descriptor: u64, f: impl FnOnce(u64) -> T) -> T {
         self.slot.store(descriptor, Ordering::Relaxed);
@@ -475,8 +474,8 @@ impl Window {
     fn close(self) {
         self.slot.store(0, Ordering::Relaxed);
         barrier::dsb(barrier::NSHST);
-        // No other CPU has ever translated the address. Whoever opens the window next has
-        // an ISB before its accesses.
+        // Local TLB maintenance is enough: no other CPU translates this address. Code that opens the window
+        // next executes an ISB before its accesses.
         // SAFETY: removes a translation that is not used any more.
         unsafe {
             asm!("tlbi vale2, {}", in(reg) self.at >> 12, options(nostack, preserves_flags));
@@ -486,11 +485,11 @@ impl Window {
     }
 }
 
-/// SErrors while EL2 works on memory: without this they are EL1's, whose memory
-/// it is not.
+/// Takes SErrors while EL2 accesses memory: without this they would be routed to EL1, although EL2's
+/// access is their cause.
 struct SErrors {
     hcr: u64,
-    /// One was pending before, which is somebody else's.
+    /// An SError was pending before, which no access of EL2 has caused.
     before: bool,
     /// With FEAT_RAS: `DISR_EL1`, which is the host's, and holds what the host wrote to it.
     deferred: Option<u64>,
