@@ -230,7 +230,7 @@ pub const VM_PV_TIME: u32 = vendor(0x107);
 /// without the bit in its address.
 ///
 /// Only before anything was mapped for the VM ([`Error::GuestMapped`](crate::Error::GuestMapped)),
-/// before the start, and once ([`Error::Denied`](crate::Error::Denied)). No guest is granted a
+/// before memory was declared, before the start, and once ([`Error::Denied`](crate::Error::Denied)). No guest is granted a
 /// capability for a protected VM, and one of before is worth nothing
 /// ([`Error::Denied`](crate::Error::Denied)). Before the start, a declaration of memory that would
 /// look at more than 2,048 entries of the VM's tables is refused

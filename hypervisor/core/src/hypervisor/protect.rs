@@ -8,7 +8,7 @@ use escrow_abi::{Error, FrameState, HandleKind, Rights, rsi, run};
 use super::extents::{Extent, check_all};
 use super::memory::Give;
 use super::oracle::Asked;
-use super::portions::PORTION_PAGES;
+use super::portions::{PORTION_BLOCKS, PORTION_PAGES};
 use super::{Hypervisor, Refusal};
 use crate::addr::{Ipa, PAGE_SIZE};
 use crate::ledger::Record;
@@ -58,10 +58,11 @@ impl<M: Machine> Hypervisor<M> {
     pub(super) fn vm_protect(&self, vm: u64) -> Result<u64, Refusal> {
         let (_, _, slot, mut vm) = self.lock_named(vm, HandleKind::Vm)?;
         let has_gic = slot.controller().exists();
-        let Vm { life: Life::Created, map: Some(map), .. } = &mut *vm else {
+        let Vm { life: Life::Created, map: Some(map), ranges, .. } = &mut *vm else {
             return Err(Error::Denied.into());
         };
-        if has_gic || map.shared_bit().is_some() {
+        // Declarations of before would be marked nowhere.
+        if has_gic || !ranges.is_empty() || map.shared_bit().is_some() {
             return Err(Error::Denied.into());
         }
         let shared = map.protect(&self.machine).ok_or(Error::GuestMapped)?;
@@ -303,15 +304,17 @@ impl<M: Machine> Hypervisor<M> {
         let mut at = base;
         loop {
             let mut vm = slot.lock();
-            let mut pages = 0;
-            for _ in 0..STEPS {
-                if at >= top || pages >= PORTION_PAGES {
+            let (mut pages, mut blocks) = (0, 0);
+            for _ in 0..STEPS_AT_ONCE {
+                if at >= top || pages >= PORTION_PAGES || blocks >= PORTION_BLOCKS {
                     break;
                 }
                 match self.set_ripas(run, &mut vm, at, top, ram) {
                     Ok((size, changed)) => {
                         at += size;
                         pages += changed;
+                        // A change of a single page may split its block, or merge it.
+                        blocks += changed.min(1);
                     }
                     // The guest has come further, and calls for the rest.
                     Err(_) if at > base => {

@@ -22,6 +22,11 @@ impl MemoryRanges {
         MemoryRanges { ranges: ArrayVec::new_const() }
     }
 
+    /// Whether nothing is declared.
+    pub fn is_empty(&self) -> bool {
+        self.ranges.is_empty()
+    }
+
     /// Whether an address is declared.
     pub fn contains(&self, at: Ipa) -> bool {
         let after = self.ranges.partition_point(|r| r.0 <= at.0);

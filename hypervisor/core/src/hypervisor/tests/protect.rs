@@ -13,6 +13,7 @@ use super::fake::{FREE, HVC, Host, Interrupts, exit_of};
 use super::{block, page};
 use crate::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE};
 use crate::hypervisor::Scratch;
+use crate::hypervisor::portions::PORTION_BLOCKS;
 use crate::vcpu::syndrome::{Ec, IL, abort};
 use crate::vcpu::{GuestExit, GuestIds, Next};
 
@@ -188,6 +189,12 @@ fn a_vm_is_protected_before_anything_else() {
     let (vm, _) = host.create(8);
     host.call(call::VM_VGIC, &[vm, 0x0800_0000, 0x080a_0000, call::SPIS_MIN]).unwrap();
     assert_eq!(host.call(call::VM_PROTECT, &[vm]), Err((Error::Denied, 0, 0)));
+    let (vm, _) = host.create(8);
+    let declared = |key| [vm, key, MEMORY, PAGE_SIZE];
+    host.call(call::VM_CONFIGURE, &declared(call::CONFIGURE_MEMORY_ADD)).unwrap();
+    assert_eq!(host.call(call::VM_PROTECT, &[vm]), Err((Error::Denied, 0, 0)));
+    host.call(call::VM_CONFIGURE, &declared(call::CONFIGURE_MEMORY_REMOVE)).unwrap();
+    host.call(call::VM_PROTECT, &[vm]).unwrap();
     let mut guest = Guest::started(8);
     assert_eq!(guest.host.call(call::VM_PROTECT, &[guest.vm]), Err((Error::Denied, 0, 0)));
     // Nobody is given a capability for it, and it may have some.
@@ -735,6 +742,24 @@ fn a_question_is_answered_in_parts() {
     let [_, next, _] = guest.asks(rsi::IPA_STATE_GET, &[MEMORY, end]);
     assert!((MEMORY + PAGE_SIZE..=MEMORY + 32 * PAGE_SIZE).contains(&next), "{next:#x}");
     assert_eq!(guest.ripas(MEMORY, end), [(end, rsi::RAM)]);
+}
+
+#[test]
+fn changes_are_made_in_parts() {
+    let mut guest = Guest::created(16);
+    for n in 0..40 {
+        guest.lend(page(FREE + 2 * n * PAGE_SIZE, MEMORY + n * PAGE_SIZE)).unwrap();
+    }
+    guest.start();
+    let end = MEMORY + 40 * PAGE_SIZE;
+    *guest.host.escrow.machine.interrupts.lock().unwrap() = Interrupts::Always;
+    // As many as may each be in a block of its own, which a change splits or merges.
+    for ripas in [rsi::EMPTY, rsi::RAM] {
+        let [_, next, _] = guest.asks(rsi::IPA_STATE_SET, &[MEMORY, end, ripas, 0]);
+        assert_eq!(next, MEMORY + PORTION_BLOCKS * PAGE_SIZE);
+        guest.sets(next, end, ripas);
+        assert_eq!(guest.ripas(MEMORY, end), [(end, ripas)]);
+    }
 }
 
 #[test]

@@ -379,9 +379,10 @@ impl Both {
                 let is_mmio = touched == Touched::Exits([run::MMIO_READ, address(at), 4, 0]);
                 let right = match place {
                     Place::Broken => touched == Touched::Aborts,
-                    _ if shared && !declared => is_mmio,
                     // A fault that was on its way when the page came.
-                    Place::Frame(_) => asked || touched == Touched::Enters,
+                    Place::Frame(_) if touched == Touched::Enters => true,
+                    _ if shared && !declared => is_mmio,
+                    Place::Frame(_) => asked,
                     Place::Absent { ram } if ram || shared => asked,
                     Place::Absent { .. } => touched == Touched::Aborts,
                 };
