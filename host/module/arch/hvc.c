@@ -57,12 +57,13 @@ void escrow_hvc(const u64 args[8], u64 results[5])
 	__escrow_hvc(args, results);
 }
 
-/* The jiffy in which this CPU has reported a quiescent state. */
+/* The jiffy in which this CPU has reported a quiescent state, and the thread that it was of. */
 static DEFINE_PER_CPU(unsigned long, escrow_quiet);
+static DEFINE_PER_CPU(struct task_struct *, escrow_quiet_thread);
 
 /*
- * Reports a quiescent state to RCU, once a jiffy, so that it need not force one on this CPU. KVM
- * does so at each entry. But RCU looks for quiescent states at ticks, and what begins to wait for
+ * Reports a quiescent state to RCU, once a jiffy and thread, so that it need not force one: RCU
+ * asks CPUs, Tasks RCU asks threads. KVM does so at each entry. But RCU looks for quiescent states at ticks, and what begins to wait for
  * one after a report has the next by the end of the next tick, or sooner if it asks this CPU to
  * reschedule: then the guest is left. Interrupts are disabled.
  */
@@ -70,10 +71,12 @@ static __always_inline void escrow_note_quiescence(void)
 {
 	unsigned long now = jiffies;
 
-	if (likely(__this_cpu_read(escrow_quiet) == now))
+	if (likely(__this_cpu_read(escrow_quiet) == now &&
+		   __this_cpu_read(escrow_quiet_thread) == current))
 		return;
 	instrumentation_begin();
 	__this_cpu_write(escrow_quiet, now);
+	__this_cpu_write(escrow_quiet_thread, current);
 	rcu_virt_note_context_switch();
 	instrumentation_end();
 }
