@@ -16,6 +16,7 @@
 #include <linux/gfp.h>
 #include <linux/mm.h>
 #include <linux/mutex.h>
+#include <linux/rcupdate.h>
 #include <linux/rwsem.h>
 #include <linux/slab.h>
 #include <linux/types.h>
@@ -114,6 +115,7 @@ static inline int escrow_real_lock_interruptible(struct mutex *lock)
 #undef get_zeroed_page
 #undef alloc_pages
 #undef free_page
+#undef kfree_rcu
 #undef mutex_lock_interruptible
 
 #define ESCROW_FAULTY(kind, what, failure, call)	\
@@ -140,6 +142,12 @@ static inline int escrow_real_lock_interruptible(struct mutex *lock)
 
 #define kfree(block) ((kfree)(escrow_inject_gives_up(block)))
 #define kvfree(block) ((kvfree)(escrow_inject_gives_up(block)))
+/* Counted when it is given to RCU. kvfree_rcu() is the same macro. */
+#define kfree_rcu(block, head)				\
+	do {						\
+		escrow_inject_gives_up(block);		\
+		kvfree_rcu(block, head);		\
+	} while (0)
 #define free_pages_exact(block, size)			\
 	((free_pages_exact)((void *)escrow_inject_gives_up(block), size))
 #define free_page(page)					\
