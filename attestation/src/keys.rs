@@ -2,8 +2,13 @@
 
 //! Keys on the curve P-384.
 //!
-//! The *platform key* is the machine's. From it and from the measurement of EL2's image comes the *realm
-//! key*, so another EL2 on the same machine has another one. Private keys are zeroed where they end.
+//! The *platform key* is the machine's. From it and from what the platform claims comes the *realm key*. So
+//! another EL2 on the same machine has another one, and so has the same EL2 in another configuration: what a
+//! token says of the platform fits no guest's part that was signed under other claims.
+//!
+//! Private keys are zeroed where they end, and so are the numbers of a signature from which the key can be computed.
+//! Not zeroed: the state of RFC 6979's generator, for which its crate has no means, and copies that the compiler leaves
+//! on the stack when a value moves.
 
 use core::convert::Infallible;
 use core::fmt;
@@ -19,6 +24,7 @@ use sha2::{Digest, Sha256, Sha384};
 use zeroize::Zeroize;
 
 use crate::cose::Signature;
+use crate::platform::PlatformClaims;
 use crate::writers::{Encode, Encoded};
 
 /// Bytes of a coordinate, and of a private key.
@@ -29,9 +35,6 @@ pub const POINT_SIZE: usize = 1 + 2 * COORDINATE;
 
 /// From this anybody can derive the development key, with which machines sign that have none of their own.
 const DEVELOPMENT: &[u8] = b"Escrow: the development key, which is public and proves nothing";
-
-/// The hash of a measured EL2.
-pub type ImageDigest = [u8; 32];
 
 /// A private key.
 pub struct PrivateKey(SecretKey);
@@ -49,11 +52,13 @@ impl PrivateKey {
         Self::derive(DEVELOPMENT, b"escrow development platform key", &[])
     }
 
-    /// The key that signs what an EL2 with that image says of its guests.
+    /// The key that signs what EL2 says of its guests, on a platform of which it claims that. The claims' challenge
+    /// is the hash of this key: it is left out.
     #[must_use]
-    pub fn realm_key(&self, image: &ImageDigest) -> Self {
+    pub fn realm_key(&self, platform: &PlatformClaims<'_>) -> Self {
+        let context = PlatformClaims { challenge: &[], ..*platform }.sha384();
         let mut secret: [u8; COORDINATE] = self.0.to_bytes().into();
-        let key = Self::derive(&secret, b"escrow realm key", image);
+        let key = Self::derive(&secret, b"escrow realm key", &context);
         secret.zeroize();
         key
     }

@@ -16,7 +16,7 @@ use p384::elliptic_curve::{Curve, PrimeField};
 use p384::{AffinePoint, FieldBytes, NistP384, ProjectivePoint, Scalar, U384};
 use rfc6979::KGenerator;
 use sha2::Sha384;
-use zeroize::Zeroize;
+use zeroize::{Zeroize, Zeroizing};
 
 use crate::cose::Signature;
 use crate::keys::{COORDINATE, PrivateKey, PublicKey};
@@ -133,12 +133,13 @@ pub struct Signing {
 }
 
 impl Signing {
-    /// Begins to sign a SHA-384.
+    /// Begins to sign a SHA-384. `fresh` goes into the derivation of the secret number (RFC 6979, 3.6): it is to be
+    /// another one each time that a key signs. Else two signatures of the same hash share their number, and a fault
+    /// in the computation of one of them tells the key. Where no faults are feared it may be empty.
     #[must_use]
-    pub fn new(key: &PrivateKey, hash: [u8; COORDINATE]) -> Self {
-        let mut number = ephemeral(key, &hash);
+    pub fn new(key: &PrivateKey, hash: [u8; COORDINATE], fresh: &[u8]) -> Self {
+        let number = ephemeral(key, &hash, fresh);
         let multiplication = Multiplication::new(&number);
-        number.zeroize();
         Self { hash, multiplication, point: None }
     }
 
@@ -150,13 +151,14 @@ impl Signing {
             return None;
         };
         let r = reduce(&point.x());
-        let mut number = self.multiplication.number();
-        let mut secret = *key.secret().to_nonzero_scalar();
+        // With the signature, each of these tells the key.
+        let number = Zeroizing::new(self.multiplication.number());
+        let secret = Zeroizing::new(*key.secret().to_nonzero_scalar());
         // Neither is 0: one number in 2^384 has that come out.
-        let inverse = number.invert().unwrap_or(Scalar::ZERO);
-        let s = inverse * (reduce(&self.hash.into()) + r * secret);
-        secret.zeroize();
-        number.zeroize();
+        let inverse = Zeroizing::new(number.invert().unwrap_or(Scalar::ZERO));
+        let product = Zeroizing::new(r * *secret);
+        let sum = Zeroizing::new(reduce(&self.hash.into()) + *product);
+        let s = *inverse * *sum;
         let mut signature = [0; 2 * COORDINATE];
         let (first, second) = signature.split_at_mut(COORDINATE);
         first.copy_from_slice(&r.to_repr());
@@ -172,7 +174,8 @@ impl Publishing {
     /// Begins with the public key of `key`.
     #[must_use]
     pub fn new(key: &PrivateKey) -> Self {
-        Self(Multiplication::new(&key.secret().to_nonzero_scalar()))
+        let secret = Zeroizing::new(*key.secret().to_nonzero_scalar());
+        Self(Multiplication::new(&secret))
     }
 
     /// Goes on, with the same comb each time. The key, when it is done.
@@ -183,14 +186,14 @@ impl Publishing {
 }
 
 /// The secret number of one signature.
-fn ephemeral(key: &PrivateKey, hash: &[u8; COORDINATE]) -> Scalar {
+fn ephemeral(key: &PrivateKey, hash: &[u8; COORDINATE], fresh: &[u8]) -> Zeroizing<Scalar> {
     let mut secret = key.secret().to_bytes();
-    let mut numbers = KGenerator::<Sha384, U384>::new(&secret, hash, &[], &NistP384::ORDER);
+    let mut numbers = KGenerator::<Sha384, U384>::new(&secret, hash, fresh, &NistP384::ORDER);
     secret.zeroize();
     let mut bytes = FieldBytes::default();
     numbers.fill_next_k(&mut bytes);
     // It is below the order.
-    let number = reduce(&bytes);
+    let number = Zeroizing::new(reduce(&bytes));
     bytes.zeroize();
     number
 }

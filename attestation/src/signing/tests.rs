@@ -42,7 +42,7 @@ fn the_combs_points_are_what_they_are_said_to_be() {
 
 fn sign(key: &PrivateKey, hash: [u8; 48], columns: usize) -> (Signature, usize) {
     let comb = Comb::new();
-    let mut signing = Signing::new(key, hash);
+    let mut signing = Signing::new(key, hash, &[]);
     let mut calls = 1;
     loop {
         match signing.go_on(key, &comb, Columns(columns)) {
@@ -108,6 +108,23 @@ fn the_group_is_what_the_comb_thinks() {
     assert_eq!(publish(&one, 96).to_point()[..], *generator.as_bytes());
     assert!(PrivateKey::from_bytes(&[0; 48]).is_none());
     assert!(PrivateKey::from_bytes(&[0xFF; 48]).is_none());
+}
+
+/// A fault in one of two signatures of the same hash tells the key if both have the same secret number.
+#[test]
+fn two_signatures_of_one_hash_do_not_share_their_number() {
+    let key = PrivateKey::from_bytes(&[0x42; 48]).unwrap();
+    let (comb, hash) = (Comb::new(), [0x77; 48]);
+    let signatures = [&b""[..], b"1", b"2", b"1"].map(|fresh| {
+        let mut signing = Signing::new(&key, hash, fresh);
+        let steps = core::iter::from_fn(|| Some(signing.go_on(&key, &comb, Columns(96))));
+        steps.flatten().next().unwrap()
+    });
+    let public = publish(&key, 96);
+    assert!(signatures.iter().all(|signature| public.has_signed(&hash, signature)));
+    let r = signatures.map(|signature| <[u8; 48]>::try_from(&signature[..48]).unwrap());
+    assert!(r[0] != r[1] && r[1] != r[2] && r[0] != r[2]);
+    assert_eq!(signatures[1], signatures[3]);
 }
 
 proptest! {

@@ -24,7 +24,7 @@ fn public(key: &PrivateKey) -> PublicKey {
 }
 
 fn sign(key: &PrivateKey, hash: [u8; 48]) -> Signature {
-    let (comb, mut signing) = (Comb::new(), Signing::new(key, hash));
+    let (comb, mut signing) = (Comb::new(), Signing::new(key, hash, &[]));
     core::iter::from_fn(|| Some(signing.go_on(key, &comb, Columns(96)))).flatten().next().unwrap()
 }
 
@@ -66,11 +66,17 @@ fn token_with(
     change_realm: impl FnOnce(&mut RealmClaims<'_>),
 ) -> (Vec<u8>, PublicKey) {
     let machine = PrivateKey::development();
-    let guest = machine.realm_key(&IMAGE);
-    let (machine_key, guest_key) = (public(&machine), public(&guest));
-    let (challenge, instance) = (guest_key.binding(), machine_key.instance());
-    let mut platform = platform_claims(&challenge, &instance);
+    let machine_key = public(&machine);
+    let instance = machine_key.instance();
+    let mut platform = platform_claims(&[0; 32], &instance);
     change_platform(&mut platform);
+    let guest = machine.realm_key(&platform);
+    let guest_key = public(&guest);
+    let challenge = guest_key.binding();
+    // A test may have put another one into the claims.
+    if platform.challenge == [0; 32] {
+        platform.challenge = &challenge;
+    }
     let mut realm = realm_claims(guest_key, algorithm);
     change_realm(&mut realm);
     let token = Token {
@@ -94,9 +100,11 @@ fn what_is_written_is_read() {
     for algorithm in [HashAlgorithm::Sha256, HashAlgorithm::Sha512] {
         let (bytes, key) = token_with(algorithm, |_| {}, |_| {});
         let claims = verify(&bytes, &key).unwrap();
-        let guest = public(&PrivateKey::development().realm_key(&IMAGE));
+        let instance = key.instance();
+        let guest = PrivateKey::development().realm_key(&platform_claims(&[0; 32], &instance));
+        let guest = public(&guest);
         assert_eq!(claims.realm, realm_claims(guest, algorithm));
-        let (challenge, instance) = (guest.binding(), key.instance());
+        let challenge = guest.binding();
         assert_eq!(claims.platform, platform_claims(&challenge, &instance));
         assert!(claims.platform.is_for_development());
     }
@@ -122,15 +130,66 @@ fn a_machine_in_production_is_one_with_its_own_key() {
 }
 
 #[test]
-fn an_image_has_its_own_realm_key() {
+fn what_the_platform_claims_has_its_own_realm_key() {
     let machine = PrivateKey::development();
-    let keys = [
-        public(&machine),
-        public(&machine.realm_key(&[1; 32])),
-        public(&machine.realm_key(&[2; 32])),
+    let claims = platform_claims(&[0; 32], &[1; 33]);
+    let image = |measurement| {
+        let component = Component { measurement, ..*claims.components.iter().next().unwrap() };
+        PlatformClaims { components: Components::one(component), ..claims }
+    };
+    let open = Config { dma_confined: !claims.config.dma_confined, ..claims.config };
+    let own = Config { development_key: !claims.config.development_key, ..claims.config };
+    let all = [
+        claims,
+        image(&[0x12; 32]),
+        PlatformClaims { config: open, ..claims },
+        PlatformClaims { config: own, ..claims },
+        PlatformClaims { lifecycle: platform::LIFECYCLE_SECURED, ..claims },
+        PlatformClaims { instance: &[2; 33], ..claims },
+        PlatformClaims { implementation: &[3; 32], ..claims },
+        PlatformClaims { algorithm: HashAlgorithm::Sha512, ..claims },
     ];
-    assert!(keys[0] != keys[1] && keys[1] != keys[2] && keys[0] != keys[2]);
-    assert_eq!(public(&machine.realm_key(&[1; 32])), keys[1]);
+    let keys = all.map(|claims| public(&machine.realm_key(&claims)));
+    for (n, key) in keys.iter().enumerate() {
+        assert!(*key != public(&machine) && !keys[..n].contains(key), "{n}");
+    }
+    // The challenge comes from the key.
+    let bound = PlatformClaims { challenge: &[4; 32], ..claims };
+    assert_eq!(public(&machine.realm_key(&bound)), keys[0]);
+}
+
+/// What a machine says of itself at one time is of no use with what it says of a guest at another time.
+#[test]
+fn parts_of_two_tokens_do_not_fit() {
+    let token = |lifecycle, dma_confined| {
+        let change = |platform: &mut PlatformClaims<'_>| {
+            platform.lifecycle = lifecycle;
+            platform.config.dma_confined = dma_confined;
+        };
+        token_with(HashAlgorithm::Sha256, change, |_| {})
+    };
+    let join = |platform: &[u8], realm: &[u8]| {
+        let mut bytes = vec![0; 2 * MAX_SIZE];
+        let mut to = Encoder::new(Window::new(0, &mut bytes));
+        to.tag(TOKEN).unwrap().map(2).unwrap().u32(PLATFORM).unwrap().bytes(platform).unwrap();
+        to.u32(REALM).unwrap().bytes(realm).unwrap();
+        let used = to.into_writer().used();
+        bytes.truncate(used);
+        bytes
+    };
+    let (now, key) = token(platform::LIFECYCLE_TEST, false);
+    let (platform_now, realm_now) = split(&now).unwrap();
+    assert!(verify(&join(platform_now, realm_now), &key).is_ok());
+    for other in [
+        token(platform::LIFECYCLE_SECURED, false).0,
+        token(platform::LIFECYCLE_TEST, true).0,
+        token(platform::LIFECYCLE_SECURED, true).0,
+    ] {
+        let (platform, realm) = split(&other).unwrap();
+        assert!(verify(&join(platform, realm), &key).is_ok());
+        assert_eq!(verify(&join(platform, realm_now), &key), Err(TokenError::Binding));
+        assert_eq!(verify(&join(platform_now, realm), &key), Err(TokenError::Binding));
+    }
 }
 
 /// An implementation of COSE that has nothing to do with this one reads both parts, and agrees on what is signed.
@@ -186,7 +245,7 @@ fn each_link_between_the_parts_is_checked() {
             platform: &platform,
             platform_signature: &sign(&machine, platform_digest(&platform)),
             realm: &realm,
-            realm_signature: &sign(&machine.realm_key(&IMAGE), realm_digest(&realm)),
+            realm_signature: &sign(&machine.realm_key(&platform), realm_digest(&realm)),
         };
         let mut bytes = vec![0; token.size()];
         token.write(0, &mut bytes);

@@ -10,6 +10,7 @@ use std::str::FromStr;
 
 use anyhow::{Context as _, Result, bail};
 use escrow_attestation::keys::{PrivateKey, PublicKey};
+use escrow_attestation::platform::EL2;
 use escrow_attestation::realm::CHALLENGE_SIZE;
 use escrow_attestation::signing::{Columns, Comb, Publishing};
 use escrow_attestation::token::{Claims, verify};
@@ -25,10 +26,10 @@ const MAX_FILE: u64 = 64 << 10;
 pub struct Arguments {
     /// The token, as the guest got it
     file: PathBuf,
-    /// The challenge that the guest was to put into it, as hexadecimal digits; zeros come behind a shorter one
+    /// The challenge that the guest was to put into it, as hexadecimal digits: all 64 bytes
     #[arg(long, value_name = "HEX")]
     challenge: Option<Hex>,
-    /// The initial measurement that the guest is to have, as `escrow run` prints it
+    /// The initial measurement that the guest is to have: as many bytes as the token's hash algorithm has
     #[arg(long, value_name = "HEX")]
     measurement: Option<Hex>,
     /// The measurement that EL2's image is to have
@@ -41,6 +42,10 @@ pub struct Arguments {
     /// proves nothing: the key is public
     #[arg(long)]
     allow_development_key: bool,
+    /// Take a token of a machine whose devices can reach the guest's memory by DMA. Such a token proves nothing
+    /// if the machine's host is hostile
+    #[arg(long)]
+    allow_open_dma: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -139,8 +144,17 @@ fn read(file: &Path) -> Result<Vec<u8>> {
 fn appraise(token: &[u8], key: &PublicKey, expected: &Arguments) -> Result<Report, Vec<String>> {
     let claims = verify(token, key).map_err(|error| vec![error.to_string()])?;
     let mut failures = Vec::new();
-    if claims.platform.is_for_development() && !expected.allow_development_key {
-        failures.push(match claims.platform.config.development_key {
+    // Whoever has the development key can say in a token what he wants to: what counts is the key itself.
+    let is_development_key = *key == development_key();
+    if claims.platform.config.development_key != is_development_key {
+        failures.push(match is_development_key {
+            true => "it is signed with the development key, and denies it".into(),
+            false => "it claims to be signed with the development key, and is not".into(),
+        });
+    }
+    let is_for_development = is_development_key || claims.platform.is_for_development();
+    if is_for_development && !expected.allow_development_key {
+        failures.push(match is_development_key {
             true => "it is signed with the development key, which is public".into(),
             false => format!(
                 "the machine is none in production: its lifecycle is {:#06x}",
@@ -148,20 +162,25 @@ fn appraise(token: &[u8], key: &PublicKey, expected: &Arguments) -> Result<Repor
             ),
         });
     }
+    if !claims.platform.config.dma_confined && !expected.allow_open_dma {
+        failures.push("DMA is not confined: the machine's devices can reach the guest".into());
+    }
     if let Some(Hex(challenge)) = &expected.challenge {
-        let mut wanted = [0; CHALLENGE_SIZE];
-        match wanted.get_mut(..challenge.len()) {
-            Some(place) => place.copy_from_slice(challenge),
-            None => failures.push(format!("no challenge is longer than {CHALLENGE_SIZE} bytes")),
+        // One that can be guessed says nothing of the token's age.
+        match challenge.len() == CHALLENGE_SIZE {
+            true => compare(&mut failures, "challenge", claims.realm.challenge, challenge),
+            false => failures.push(format!(
+                "a challenge has {CHALLENGE_SIZE} bytes, and --challenge has {}",
+                challenge.len()
+            )),
         }
-        compare(&mut failures, "challenge", claims.realm.challenge, &wanted);
     }
     if let Some(Hex(measurement)) = &expected.measurement {
         compare(&mut failures, "initial measurement", claims.realm.initial, measurement);
     }
     if let Some(Hex(wanted)) = &expected.image {
         let images = claims.platform.components.iter();
-        let mut images = images.filter(|part| part.kind == escrow_attestation::platform::EL2);
+        let mut images = images.filter(|part| part.kind == EL2);
         match (images.next(), images.next()) {
             (Some(image), None) => {
                 compare(&mut failures, "measurement of EL2's image", image.measurement, wanted);
@@ -169,7 +188,11 @@ fn appraise(token: &[u8], key: &PublicKey, expected: &Arguments) -> Result<Repor
             _ => failures.push("there is not one EL2 among its software components".into()),
         }
     }
-    if failures.is_empty() { Ok(Report::of(&claims, expected)) } else { Err(failures) }
+    if failures.is_empty() {
+        Ok(Report::of(&claims, is_development_key, expected))
+    } else {
+        Err(failures)
+    }
 }
 
 /// Notes if what is claimed is not what is wanted.
@@ -207,6 +230,7 @@ struct Platform {
     lifecycle: u16,
     dma_confined: bool,
     instance: String,
+    image_expected: bool,
     components: Vec<Part>,
 }
 
@@ -219,7 +243,7 @@ struct Part {
 }
 
 impl Report {
-    fn of(claims: &Claims<'_>, expected: &Arguments) -> Self {
+    fn of(claims: &Claims<'_>, development_key: bool, expected: &Arguments) -> Self {
         let parts = claims.platform.components.iter();
         Self {
             guest: Guest {
@@ -232,10 +256,11 @@ impl Report {
                 personalization: hex(claims.realm.personalization),
             },
             platform: Platform {
-                development_key: claims.platform.config.development_key,
+                development_key,
                 lifecycle: claims.platform.lifecycle,
                 dma_confined: claims.platform.config.dma_confined,
                 instance: hex(claims.platform.instance),
+                image_expected: expected.image.is_some(),
                 components: parts
                     .map(|part| Part {
                         name: part.kind.to_owned(),
@@ -280,7 +305,9 @@ impl Report {
         for part in &platform.components {
             // What a token says is for a terminal: no control characters.
             let name = format!("{} {}", part.name.escape_debug(), part.version.escape_debug());
-            line(&name, &part.measurement);
+            // --image is about EL2 alone.
+            let is_compared = platform.image_expected && part.name == EL2;
+            line(&name, &compared(&part.measurement, is_compared));
         }
         text
     }
