@@ -63,9 +63,10 @@ static DEFINE_PER_CPU(struct task_struct *, escrow_quiet_thread);
 
 /*
  * Reports a quiescent state to RCU, once a jiffy and thread, so that it need not force one: RCU
- * asks CPUs, Tasks RCU asks threads. KVM does so at each entry. But RCU looks for quiescent states at ticks, and what begins to wait for
- * one after a report has the next by the end of the next tick, or sooner if it asks this CPU to
- * reschedule: then the guest is left. Interrupts are disabled.
+ * asks CPUs, Tasks RCU asks threads. KVM does so at each entry. But RCU looks for quiescent
+ * states at ticks, and what begins to wait for one after a report has the next by the end of the
+ * next tick, or sooner if it asks this CPU to reschedule: then the guest is left. Interrupts are
+ * disabled.
  */
 static __always_inline void escrow_note_quiescence(void)
 {

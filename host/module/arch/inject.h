@@ -145,8 +145,10 @@ static inline int escrow_real_lock_interruptible(struct mutex *lock)
 /* Counted when it is given to RCU. kvfree_rcu() is the same macro. */
 #define kfree_rcu(block, head)				\
 	do {						\
-		escrow_inject_gives_up(block);		\
-		kvfree_rcu(block, head);		\
+		typeof(block) block_ = (block);		\
+							\
+		escrow_inject_gives_up(block_);		\
+		kvfree_rcu(block_, head);		\
 	} while (0)
 #define free_pages_exact(block, size)			\
 	((free_pages_exact)((void *)escrow_inject_gives_up(block), size))
