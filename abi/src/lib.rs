@@ -21,7 +21,6 @@ pub mod call;
 pub mod errata;
 mod error;
 mod handle;
-pub mod measurement;
 mod memory;
 pub mod psci;
 pub mod pv_time;

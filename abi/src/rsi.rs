@@ -23,15 +23,6 @@ pub const LAST: u32 = standard(0x1AF);
 pub const VERSION: u32 = standard(0x190);
 /// index of a register of features → its value, which is 0 for all of them
 pub const FEATURES: u32 = standard(0x191);
-/// index: 0 the initial measurement, 1 to [`EXTENSIBLE`](crate::measurement::EXTENSIBLE) those that
-/// the guest extends → the measurement (eight words, the first byte is the lowest of the first word)
-pub const MEASUREMENT_READ: u32 = standard(0x192);
-/// index (from 1 on), size in bytes (at most [`VALUE_SIZE`](crate::measurement::VALUE_SIZE)), eight words
-/// that begin with these bytes
-///
-/// The measurement is then the digest of what it was, without the zeros behind a shorter digest, with these bytes
-/// behind it.
-pub const MEASUREMENT_EXTEND: u32 = standard(0x193);
 /// address of a page in protected RAM, which is filled with the configuration
 pub const REALM_CONFIG: u32 = standard(0x196);
 /// base, top (guest addresses, page-aligned, in the protected half), RIPAS ([`EMPTY`] or [`RAM`]),
@@ -74,6 +65,5 @@ pub const REJECT: u64 = 1;
 /// [`REALM_CONFIG`]: offset of the number of bits of guest address, 64 bits. The highest of them
 /// is 1 in the shared half.
 pub const CONFIG_IPA_BITS: u64 = 0;
-/// [`REALM_CONFIG`]: offset of the algorithm of measurements
-/// ([`Algorithm`](crate::measurement::Algorithm)), 64 bits.
+/// [`REALM_CONFIG`]: offset of the algorithm of measurements, 64 bits: 0 is SHA-256.
 pub const CONFIG_HASH_ALGORITHM: u64 = 8;
