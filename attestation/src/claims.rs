@@ -4,9 +4,9 @@
 
 use core::fmt;
 
-use minicbor::Decoder;
-use minicbor::data::Type;
-use minicbor::decode::Error;
+use cbor4ii::core::dec::IgnoredAny;
+
+use crate::cbor::{Decoder, Error};
 
 /// `eat_profile` (RFC 9711)
 pub(crate) const PROFILE: u32 = 265;
@@ -104,11 +104,11 @@ pub(crate) fn algorithm(
     from: &mut Decoder<'_>,
     claim: &'static str,
 ) -> Result<HashAlgorithm, ClaimError> {
-    HashAlgorithm::named(from.str()?).ok_or(ClaimError::Value(claim))
+    HashAlgorithm::named(from.item::<&str>()?).ok_or(ClaimError::Value(claim))
 }
 
 /// Entries that a map of claims has at the most.
-const MAX_CLAIMS: u64 = 32;
+const MAX_CLAIMS: usize = 32;
 
 /// Has `claim` read the value of each claim whose key is a number. It returns whether it knows the key;
 /// the values of others are passed over, as RFC 8392 demands.
@@ -119,25 +119,22 @@ pub(crate) fn read_map<'a>(
     let mut from = Decoder::new(bytes);
     let entries = from.map()?.filter(|n| *n <= MAX_CLAIMS).ok_or(ClaimError::Malformed)?;
     for _ in 0..entries {
-        let known = match from.datatype()? {
-            Type::String => {
-                from.str()?;
-                false
-            }
-            _ => {
-                let key = from.i64()?;
-                claim(&mut from, key)?
-            }
+        let known = if from.is_at_text() {
+            from.item::<&str>()?;
+            false
+        } else {
+            let key = from.item::<i64>()?;
+            claim(&mut from, key)?
         };
         if !known {
             pass_over(&mut from)?;
         }
     }
-    if from.position() == bytes.len() { Ok(()) } else { Err(ClaimError::Trailing) }
+    if from.is_at_end() { Ok(()) } else { Err(ClaimError::Trailing) }
 }
 
 /// Passes over a value.
 fn pass_over(from: &mut Decoder<'_>) -> Result<(), ClaimError> {
-    from.skip()?;
+    from.item::<IgnoredAny>()?;
     Ok(())
 }

@@ -4,14 +4,13 @@
 
 use core::convert::Infallible;
 
-use minicbor::data::Tag;
-use minicbor::encode::Write;
-use minicbor::{Decoder, Encoder};
+use cbor4ii::core::enc::Write;
 
+use crate::cbor::{Decoder, Encoded, Encoder};
 use crate::keys::PublicKey;
 use crate::platform::PlatformClaims;
 use crate::realm::RealmClaims;
-use crate::writers::{Encode, Encoded, bytes_head};
+use crate::writers::{Encode, bytes_head};
 
 /// Bytes of a signature.
 pub const SIGNATURE_SIZE: usize = 96;
@@ -20,7 +19,7 @@ pub const SIGNATURE_SIZE: usize = 96;
 pub type Signature = [u8; SIGNATURE_SIZE];
 
 /// `COSE_Sign1_Tagged`
-pub(crate) const SIGN1: Tag = Tag::new(18);
+pub(crate) const SIGN1: u64 = 18;
 
 /// The protected header: a map, of `alg` (1) to ES384 (-35).
 const PROTECTED: [u8; 4] = [0xA1, 0x01, 0x38, 0x22];
@@ -50,7 +49,7 @@ impl Payload for &[u8] {
     }
 
     fn put<W: Write<Error = Infallible>>(&self, to: &mut Encoder<W>) -> Encoded {
-        let Ok(()) = to.writer_mut().write_all(self);
+        let Ok(()) = to.writer_mut().push(self);
         Ok(())
     }
 }
@@ -58,7 +57,7 @@ impl Payload for &[u8] {
 impl<P: Payload> Encode for ToBeSigned<P> {
     fn encode<W: Write<Error = Infallible>>(&self, to: &mut Encoder<W>) -> Encoded {
         // No external data.
-        to.array(4)?.str("Signature1")?.bytes(&PROTECTED)?.bytes(&[])?;
+        to.array(4)?.item("Signature1")?.bytes(&PROTECTED)?.bytes(&[])?;
         bytes_head(to, self.0.size())?;
         self.0.put(to)
     }
@@ -111,7 +110,7 @@ impl<'a> Sign1<'a> {
         }
         let payload = from.bytes().ok()?;
         let signature = from.bytes().ok()?.try_into().ok()?;
-        (from.position() == bytes.len()).then_some(Self { payload, signature })
+        (from.is_at_end()).then_some(Self { payload, signature })
     }
 
     /// Whether `key` has signed it.

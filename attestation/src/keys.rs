@@ -13,19 +13,19 @@
 use core::convert::Infallible;
 use core::fmt;
 
+use cbor4ii::core::enc::Write;
 use hmac::digest::common::Key;
 use hmac::{Hmac, KeyInit, Mac};
-use minicbor::encode::Write;
-use minicbor::{Decoder, Encoder};
 use p384::SecretKey;
 use p384::ecdsa::signature::hazmat::PrehashVerifier;
 use p384::ecdsa::{self, VerifyingKey};
 use sha2::{Digest, Sha256, Sha384};
 use zeroize::Zeroize;
 
+use crate::cbor::{Decoder, Encoded, Encoder};
 use crate::cose::Signature;
 use crate::platform::PlatformClaims;
-use crate::writers::{Encode, Encoded};
+use crate::writers::Encode;
 
 /// Bytes of a coordinate, and of a private key.
 pub const COORDINATE: usize = 48;
@@ -174,8 +174,8 @@ const Y: i8 = -3;
 
 impl Encode for CoseKey<'_> {
     fn encode<W: Write<Error = Infallible>>(&self, to: &mut Encoder<W>) -> Encoded {
-        to.map(4)?.i8(TYPE)?.u8(EC2)?.i8(CURVE)?.u8(P384)?;
-        to.i8(X)?.bytes(&self.0.x)?.i8(Y)?.bytes(&self.0.y)?.ok()
+        to.map(4)?.item(TYPE)?.item(EC2)?.item(CURVE)?.item(P384)?;
+        to.item(X)?.bytes(&self.0.x)?.item(Y)?.bytes(&self.0.y)?.ok()
     }
 }
 
@@ -185,15 +185,15 @@ impl CoseKey<'_> {
         let mut from = Decoder::new(bytes);
         let (mut kind, mut curve, mut x, mut y) = (None, None, None, None);
         for _ in 0..from.map().ok()?.filter(|n| *n == 4)? {
-            match from.i8().ok()? {
-                TYPE => kind = Some(from.u8().ok()?),
-                CURVE => curve = Some(from.u8().ok()?),
+            match from.item::<i8>().ok()? {
+                TYPE => kind = Some(from.item::<u8>().ok()?),
+                CURVE => curve = Some(from.item::<u8>().ok()?),
                 X => x = Some(from.bytes().ok()?),
                 Y => y = Some(from.bytes().ok()?),
                 _ => return None,
             }
         }
-        if kind? != EC2 || curve? != P384 || from.position() != bytes.len() {
+        if kind? != EC2 || curve? != P384 || !from.is_at_end() {
             return None;
         }
         let key = PublicKey { x: x?.try_into().ok()?, y: y?.try_into().ok()? };

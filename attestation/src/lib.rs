@@ -27,6 +27,7 @@ pub mod realm;
 pub mod signing;
 pub mod token;
 
+mod cbor;
 mod claims;
 mod writers;
 

@@ -4,11 +4,11 @@
 
 use core::convert::Infallible;
 
-use minicbor::encode::Write;
-use minicbor::{Decoder, Encoder};
+use cbor4ii::core::enc::Write;
 
+use crate::cbor::{Decoder, Encoded, Encoder};
 use crate::claims::{self, CHALLENGE, ClaimError, HashAlgorithm, PROFILE, exactly, put};
-use crate::writers::{Encode, Encoded};
+use crate::writers::Encode;
 
 /// The profile that the claims follow.
 pub const PROFILE_NAME: &str = "tag:arm.com,2023:cca_platform#1.0.0";
@@ -134,24 +134,24 @@ pub struct PlatformClaims<'a> {
 
 impl Encode for PlatformClaims<'_> {
     fn encode<W: Write<Error = Infallible>>(&self, to: &mut Encoder<W>) -> Encoded {
-        to.map(8)?.u32(CHALLENGE)?.bytes(self.challenge)?;
-        to.u32(INSTANCE)?.bytes(self.instance)?;
-        to.u32(PROFILE)?.str(PROFILE_NAME)?;
-        to.u32(LIFECYCLE)?.u16(self.lifecycle)?;
-        to.u32(IMPLEMENTATION_ID)?.bytes(self.implementation)?;
-        to.u32(COMPONENTS)?.array(self.components.iter().count() as u64)?;
+        to.map(8)?.item(CHALLENGE)?.bytes(self.challenge)?;
+        to.item(INSTANCE)?.bytes(self.instance)?;
+        to.item(PROFILE)?.item(PROFILE_NAME)?;
+        to.item(LIFECYCLE)?.item(self.lifecycle)?;
+        to.item(IMPLEMENTATION_ID)?.bytes(self.implementation)?;
+        to.item(COMPONENTS)?.array(self.components.iter().count())?;
         for component in self.components.iter() {
-            let entries = 4 + u64::from(component.algorithm.is_some());
-            to.map(entries)?.u32(COMPONENT_TYPE)?.str(component.kind)?;
-            to.u32(COMPONENT_MEASUREMENT)?.bytes(component.measurement)?;
-            to.u32(COMPONENT_VERSION)?.str(component.version)?;
-            to.u32(COMPONENT_SIGNER)?.bytes(component.signer)?;
+            let entries = 4 + usize::from(component.algorithm.is_some());
+            to.map(entries)?.item(COMPONENT_TYPE)?.item(component.kind)?;
+            to.item(COMPONENT_MEASUREMENT)?.bytes(component.measurement)?;
+            to.item(COMPONENT_VERSION)?.item(component.version)?;
+            to.item(COMPONENT_SIGNER)?.bytes(component.signer)?;
             if let Some(algorithm) = component.algorithm {
-                to.u32(COMPONENT_ALGORITHM)?.str(algorithm.name())?;
+                to.item(COMPONENT_ALGORITHM)?.item(algorithm.name())?;
             }
         }
-        to.u32(CONFIG)?.bytes(&self.config.encode())?;
-        to.u32(HASH_ALGORITHM)?.str(self.algorithm.name())?.ok()
+        to.item(CONFIG)?.bytes(&self.config.encode())?;
+        to.item(HASH_ALGORITHM)?.item(self.algorithm.name())?.ok()
     }
 }
 
@@ -169,14 +169,14 @@ impl<'a> PlatformClaims<'a> {
             match u32::try_from(n) {
                 Ok(CHALLENGE) => put(&mut challenge, n, from.bytes()?)?,
                 Ok(INSTANCE) => put(&mut instance, n, exactly(from, "instance ID")?)?,
-                Ok(PROFILE) => put(&mut profile, n, from.str()?)?,
-                Ok(LIFECYCLE) => put(&mut lifecycle, n, from.u16()?)?,
+                Ok(PROFILE) => put(&mut profile, n, from.item::<&str>()?)?,
+                Ok(LIFECYCLE) => put(&mut lifecycle, n, from.item::<u16>()?)?,
                 Ok(IMPLEMENTATION_ID) => {
                     put(&mut implementation, n, exactly(from, "implementation ID")?)?;
                 }
                 Ok(COMPONENTS) => put(&mut list, n, components(from)?)?,
                 // A hint, which nobody follows here.
-                Ok(SERVICE) => put(&mut service, n, from.str()?)?,
+                Ok(SERVICE) => put(&mut service, n, from.item::<&str>()?)?,
                 Ok(CONFIG) => put(&mut config, n, from.bytes()?)?,
                 Ok(HASH_ALGORITHM) => {
                     put(&mut algorithm, n, claims::algorithm(from, "hash algorithm")?)?;
@@ -223,7 +223,7 @@ impl<'a> PlatformClaims<'a> {
 
 fn components<'a>(from: &mut Decoder<'a>) -> Result<Components<'a>, ClaimError> {
     const WRONG: ClaimError = ClaimError::Value("software components");
-    let count = from.array()?.and_then(|count| usize::try_from(count).ok()).ok_or(WRONG)?;
+    let count = from.array()?.ok_or(WRONG)?;
     let mut list = [None; MAX_COMPONENTS];
     if count == 0 {
         return Err(WRONG);
@@ -239,11 +239,11 @@ fn component<'a>(from: &mut Decoder<'a>) -> Result<Component<'a>, ClaimError> {
     let (mut kind, mut measurement, mut version) = (None, None, None);
     let (mut signer, mut algorithm) = (None, None);
     for _ in 0..from.map()?.filter(|n| *n <= 5).ok_or(WRONG)? {
-        let n = from.u32()?;
+        let n = from.item::<u32>()?;
         match n {
-            COMPONENT_TYPE => put(&mut kind, n.into(), from.str()?)?,
+            COMPONENT_TYPE => put(&mut kind, n.into(), from.item::<&str>()?)?,
             COMPONENT_MEASUREMENT => put(&mut measurement, n.into(), from.bytes()?)?,
-            COMPONENT_VERSION => put(&mut version, n.into(), from.str()?)?,
+            COMPONENT_VERSION => put(&mut version, n.into(), from.item::<&str>()?)?,
             COMPONENT_SIGNER => put(&mut signer, n.into(), from.bytes()?)?,
             COMPONENT_ALGORITHM => {
                 put(&mut algorithm, n.into(), claims::algorithm(from, "software components")?)?;

@@ -4,12 +4,12 @@
 
 use core::convert::Infallible;
 
-use minicbor::encode::Write;
-use minicbor::{Decoder, Encoder};
+use cbor4ii::core::enc::Write;
 
+use crate::cbor::{Decoder, Encoded, Encoder};
 use crate::claims::{self, CHALLENGE, ClaimError, HashAlgorithm, PROFILE, exactly, put};
 use crate::keys::{CoseKey, PublicKey};
-use crate::writers::{Encode, Encoded, bytes_head};
+use crate::writers::{Encode, bytes_head};
 
 /// The profile that the claims follow.
 pub const PROFILE_NAME: &str = "tag:arm.com,2023:realm#1.0.0";
@@ -48,20 +48,20 @@ pub struct RealmClaims<'a> {
 
 impl Encode for RealmClaims<'_> {
     fn encode<W: Write<Error = Infallible>>(&self, to: &mut Encoder<W>) -> Encoded {
-        to.map(8)?.u32(CHALLENGE)?.bytes(self.challenge)?;
-        to.u32(PROFILE)?.str(PROFILE_NAME)?;
-        to.u32(PERSONALIZATION)?.bytes(self.personalization)?;
-        to.u32(HASH_ALGORITHM)?.str(self.algorithm.name())?;
-        to.u32(PUBLIC_KEY)?;
+        to.map(8)?.item(CHALLENGE)?.bytes(self.challenge)?;
+        to.item(PROFILE)?.item(PROFILE_NAME)?;
+        to.item(PERSONALIZATION)?.bytes(self.personalization)?;
+        to.item(HASH_ALGORITHM)?.item(self.algorithm.name())?;
+        to.item(PUBLIC_KEY)?;
         let key = CoseKey(&self.key);
         bytes_head(to, key.size())?;
         key.encode(to)?;
-        to.u32(INITIAL_MEASUREMENT)?.bytes(self.initial)?;
-        to.u32(EXTENSIBLE_MEASUREMENTS)?.array(REGISTERS as u64)?;
+        to.item(INITIAL_MEASUREMENT)?.bytes(self.initial)?;
+        to.item(EXTENSIBLE_MEASUREMENTS)?.array(REGISTERS)?;
         for measurement in self.extensible {
             to.bytes(measurement)?;
         }
-        to.u32(PUBLIC_KEY_HASH_ALGORITHM)?.str(self.key_algorithm.name())?.ok()
+        to.item(PUBLIC_KEY_HASH_ALGORITHM)?.item(self.key_algorithm.name())?.ok()
     }
 }
 
@@ -78,7 +78,7 @@ impl<'a> RealmClaims<'a> {
         claims::read_map(bytes, |from, n| {
             match u32::try_from(n) {
                 Ok(CHALLENGE) => put(&mut challenge, n, exactly(from, "challenge")?)?,
-                Ok(PROFILE) => put(&mut profile, n, from.str()?)?,
+                Ok(PROFILE) => put(&mut profile, n, from.item::<&str>()?)?,
                 Ok(PERSONALIZATION) => {
                     put(&mut personalization, n, exactly(from, "personalization value")?)?;
                 }
@@ -120,7 +120,7 @@ impl<'a> RealmClaims<'a> {
 }
 
 fn registers<'a>(from: &mut Decoder<'a>) -> Result<[&'a [u8]; REGISTERS], ClaimError> {
-    if from.array()? != Some(REGISTERS as u64) {
+    if from.array()? != Some(REGISTERS) {
         return Err(ClaimError::Value("extensible measurements"));
     }
     let mut registers: [&[u8]; REGISTERS] = [&[]; REGISTERS];

@@ -5,23 +5,22 @@
 use core::convert::Infallible;
 use core::fmt;
 
-use minicbor::data::Tag;
-use minicbor::encode::Write;
-use minicbor::{Decoder, Encoder};
+use cbor4ii::core::enc::Write;
 use sha2::{Digest, Sha256, Sha512};
 
+use crate::cbor::{Decoder, Encoded, Encoder};
 use crate::claims::{ClaimError, HashAlgorithm};
 use crate::cose::{Sign1, Signature, Signed};
 use crate::keys::PublicKey;
 use crate::platform::PlatformClaims;
 use crate::realm::RealmClaims;
-use crate::writers::{Encode, Encoded, Window, bytes_head};
+use crate::writers::{Encode, Window, bytes_head};
 
 /// Bytes that a token of one software component has at the most, if its version and its kind have together no
 /// more than 64 of them.
 pub const MAX_SIZE: usize = 2048;
 
-const TOKEN: Tag = Tag::new(399);
+const TOKEN: u64 = 399;
 const PLATFORM: u32 = 44234;
 const REALM: u32 = 44241;
 
@@ -42,10 +41,10 @@ impl Encode for Token<'_> {
     fn encode<W: Write<Error = Infallible>>(&self, to: &mut Encoder<W>) -> Encoded {
         let platform = Signed { claims: self.platform, signature: self.platform_signature };
         let realm = Signed { claims: self.realm, signature: self.realm_signature };
-        to.tag(TOKEN)?.map(2)?.u32(PLATFORM)?;
+        to.tag(TOKEN)?.map(2)?.item(PLATFORM)?;
         bytes_head(to, platform.size())?;
         platform.encode(to)?;
-        to.u32(REALM)?;
+        to.item(REALM)?;
         bytes_head(to, realm.size())?;
         realm.encode(to)
     }
@@ -166,14 +165,14 @@ fn split(token: &[u8]) -> Result<(&[u8], &[u8]), TokenError> {
     }
     let (mut platform, mut realm) = (None, None);
     for _ in 0..2 {
-        let place = match from.u32().map_err(malformed)? {
+        let place = match from.item::<u32>().map_err(malformed)? {
             PLATFORM => &mut platform,
             REALM => &mut realm,
             _ => return Err(TokenError::Malformed),
         };
         *place = Some(from.bytes().map_err(malformed)?);
     }
-    if from.position() != token.len() {
+    if !from.is_at_end() {
         return Err(TokenError::Trailing);
     }
     platform.zip(realm).ok_or(TokenError::Malformed)

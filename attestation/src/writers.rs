@@ -4,12 +4,10 @@
 
 use core::convert::Infallible;
 
-use minicbor::Encoder;
-use minicbor::encode::{Error, Write};
+use cbor4ii::core::enc::Write;
 use sha2::{Digest, Sha384};
 
-/// What an encoder that cannot fail returns.
-pub(crate) type Encoded = Result<(), Error<Infallible>>;
+use crate::cbor::{Encoded, Encoder};
 
 /// Counts the bytes.
 #[derive(Default)]
@@ -18,7 +16,7 @@ struct Count(usize);
 impl Write for Count {
     type Error = Infallible;
 
-    fn write_all(&mut self, bytes: &[u8]) -> Result<(), Infallible> {
+    fn push(&mut self, bytes: &[u8]) -> Result<(), Infallible> {
         self.0 = self.0.saturating_add(bytes.len());
         Ok(())
     }
@@ -30,7 +28,7 @@ struct Hash(Sha384);
 impl Write for Hash {
     type Error = Infallible;
 
-    fn write_all(&mut self, bytes: &[u8]) -> Result<(), Infallible> {
+    fn push(&mut self, bytes: &[u8]) -> Result<(), Infallible> {
         self.0.update(bytes);
         Ok(())
     }
@@ -59,7 +57,7 @@ impl<'a> Window<'a> {
 impl Write for Window<'_> {
     type Error = Infallible;
 
-    fn write_all(&mut self, bytes: &[u8]) -> Result<(), Infallible> {
+    fn push(&mut self, bytes: &[u8]) -> Result<(), Infallible> {
         let skipped = bytes.len().min(self.skip);
         self.skip -= skipped;
         let (bytes, room) = (&bytes[skipped..], &mut self.out[self.used..]);
@@ -95,7 +93,7 @@ pub(crate) fn bytes_head<W: Write<Error = Infallible>>(
     to: &mut Encoder<W>,
     size: usize,
 ) -> Encoded {
-    to.bytes_len(size as u64)?.ok()
+    to.bytes_len(size)?.ok()
 }
 
 #[cfg(test)]
@@ -106,7 +104,7 @@ mod tests {
 
     impl Encode for Sample {
         fn encode<W: Write<Error = Infallible>>(&self, to: &mut Encoder<W>) -> Encoded {
-            to.array(2)?.bytes(b"0123456789")?.str("abc")?.ok()
+            to.array(2)?.bytes(b"0123456789")?.item("abc")?.ok()
         }
     }
 

@@ -171,8 +171,8 @@ fn parts_of_two_tokens_do_not_fit() {
     let join = |platform: &[u8], realm: &[u8]| {
         let mut bytes = vec![0; 2 * MAX_SIZE];
         let mut to = Encoder::new(Window::new(0, &mut bytes));
-        to.tag(TOKEN).unwrap().map(2).unwrap().u32(PLATFORM).unwrap().bytes(platform).unwrap();
-        to.u32(REALM).unwrap().bytes(realm).unwrap();
+        to.tag(TOKEN).unwrap().map(2).unwrap().item(PLATFORM).unwrap().bytes(platform).unwrap();
+        to.item(REALM).unwrap().bytes(realm).unwrap();
         let used = to.into_writer().used();
         bytes.truncate(used);
         bytes
