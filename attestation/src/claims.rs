@@ -127,14 +127,8 @@ pub(crate) fn read_map<'a>(
             claim(&mut from, key)?
         };
         if !known {
-            pass_over(&mut from)?;
+            from.item::<IgnoredAny>()?;
         }
     }
     if from.is_at_end() { Ok(()) } else { Err(ClaimError::Trailing) }
-}
-
-/// Passes over a value.
-fn pass_over(from: &mut Decoder<'_>) -> Result<(), ClaimError> {
-    from.item::<IgnoredAny>()?;
-    Ok(())
 }
