@@ -98,7 +98,8 @@ impl<M: Machine> Hypervisor<M> {
         let (Some(shared), Some(before)) = (shared, before) else { return Ok(()) };
         let marked = self.mark_declared(vm, base, end.min(shared), DECLARED_LOOKS);
         let marked = marked.map_err(|(reached, refusal)| {
-            // The tables for what was there are still there.
+            // The tables for what was there are still there, so this needs none: before the start, what the
+            // guest has been lent does not come back, and takes no table with it.
             vm.ranges = before;
             let _ = self.mark_declared(vm, base, reached, usize::MAX);
             refusal
